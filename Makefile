@@ -1,0 +1,53 @@
+# `make help` lists what there is. Needs Python 3.11 or later (choose one with PYTHON=...) and nothing else.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := schemas producers stream_processors deploy tests
+
+# PostgreSQL's files may lie elsewhere than in .durabill, when root made them: remove() knows where.
+define STOP_STACK
+from deploy.kafka import LocalKafka
+from deploy.postgres import LocalPostgres
+from deploy.stack import DEFAULT_DATA_DIR
+LocalKafka(DEFAULT_DATA_DIR).stop()
+LocalPostgres(DEFAULT_DATA_DIR).remove()
+endef
+export STOP_STACK
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint demo bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+venv: $(STAMP) ## .venv with everything that Durabill and its tests need
+
+# Brought up to date when pyproject.toml changed; made when it is not there, or its Python is gone by then.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Durabill needs Python 3.11 or later, $(PYTHON) is %d.%d. Choose one with: make PYTHON=..." % v[:2])'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "No virtual environment could be made. On Debian: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+test: lint ## lint, then every test, against a real Kafka and PostgreSQL
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(SOURCES)
+
+demo: $(STAMP) ## the whole engine with a fleet of faulty clients; ARGS="--json" and so on
+	$(BIN)/durabill demo $(ARGS)
+
+bench: $(STAMP) ## measurements (tests/bench)
+	$(BIN)/python -m pytest tests/bench $(ARGS)
+
+clean: ## stops the local stack, then removes its data, .venv and caches
+	@if [ -x $(BIN)/python ] && [ -d .durabill ]; then $(BIN)/python -c "$$STOP_STACK"; fi
+	rm -rf .durabill $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

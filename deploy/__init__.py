@@ -1,0 +1,1 @@
+"""How Durabill is run: the local stack (Kafka, PostgreSQL), topics and the `durabill` command."""

@@ -1,0 +1,225 @@
+"""What the commands share: settings as flags, the local stack's addresses, output.
+
+Nothing heavy is imported here, so that `durabill --help` answers at once.
+"""
+
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from stream_processors.settings import Settings
+
+Command = Callable[..., None]
+Progress = Callable[[str, int, int], None]
+"""Called as progress(phase, done, total) now and then."""
+
+CONNECTION = (
+    "bootstrap_servers",
+    "security_protocol",
+    "sasl_mechanism",
+    "sasl_username",
+    "sasl_password",
+    "ssl_ca_location",
+    "ssl_certificate_location",
+    "ssl_key_location",
+    "ssl_key_password",
+    "data_dir",
+)
+TOPICS = ("segments_topic", "totals_topic", "dead_letters_topic", "application_id")
+POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s")
+
+SETTING_HELP = {
+    "bootstrap_servers": "Where Kafka is: host:port[,host:port]. Default: the local stack's.",
+    "security_protocol": "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
+    "sasl_mechanism": "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
+    "sasl_username": "User name for SASL.",
+    "sasl_password": "Password for SASL; better given by the environment.",
+    "ssl_ca_location": "File with the CA certificates that Kafka's must be signed by (PEM).",
+    "ssl_certificate_location": "File with our certificate, where Kafka asks for one (PEM).",
+    "ssl_key_location": "File with that certificate's key (PEM).",
+    "ssl_key_password": "Password of that key; better given by the environment.",
+    "schema_registry_url": "Confluent-compatible registry; segments framed for it are read too.",
+    "application_id": "Name of this deployment: the worker's group, its checkpoint topic.",
+    "segments_topic": "Topic of the segments.",
+    "totals_topic": "Topic of the totals.",
+    "dead_letters_topic": "Topic of the dead letters.",
+    "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
+    "idle_timeout_s": "Wait for an order's next segment, then ABANDONED.",
+    "correction_window_s": "How late a segment may come and still count.",
+    "checkpoint_interval_s": "Time between checkpoints: what a crash replays at most.",
+    "clock_slack_s": "How far this machine's clock may be off the broker's.",
+    "worker_host": "Address that the worker's web server listens on.",
+    "worker_port": "Its port; 0 finds a free one.",
+    "worker_urls": "Web servers of workers: http://host:port[,http://host:port].",
+    "gateway_host": "Address that the gateway listens on.",
+    "gateway_port": "Its port; 0 finds a free one.",
+    "report_interval_s": "How often clients are told to report.",
+    "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database.",
+    "data_dir": "Folder of the local stack and of what runs here.",
+}
+"""One line for each setting that is a flag; `crash_at_step` is for tests and is none."""
+
+AS_JSON = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
+
+
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Give a command a flag for each of these settings, and call it with `settings`.
+
+    Flags are passed on as text, so that all that is wrong is reported at once.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            from stream_processors.settings import load_settings
+
+            flags = {name: arguments.pop(name) for name in names}
+            command(settings=load_settings(os.environ, **flags), **arguments)
+
+        signature = inspect.signature(command)
+        own = [each for each in signature.parameters.values() if each.name != "settings"]
+        flags = [_flag(name) for name in names]
+        # What typer reads; the wrapped function's own annotations name a type not imported here.
+        run.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in own + flags}
+        return run
+
+    return decorate
+
+
+def _flag(name: str) -> inspect.Parameter:
+    unit = "SECONDS" if name.endswith("_s") else "PORT" if name.endswith("_port") else "TEXT"
+    option = typer.Option(
+        "--" + name.replace("_", "-"),
+        help=SETTING_HELP[name],
+        metavar=unit,
+        show_default=False,
+        rich_help_panel="Settings (--some-setting is DURABILL_SOME_SETTING in the environment)",
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
+    )
+
+
+def located(settings: "Settings", *required: str, ledger: bool = False) -> "Settings":
+    """Fill in the addresses of a local stack that runs, and insist on the `required` settings.
+
+    Kafka's address is looked for always, the ledger's where it is required or `ledger` is true.
+    """
+    found = {}
+    data_dir = Path(settings.data_dir)
+    if not settings.bootstrap_servers:
+        from deploy.kafka import LocalKafka
+
+        kafka = LocalKafka(data_dir).status()
+        if kafka.running and kafka.bootstrap_servers:
+            found["bootstrap_servers"] = kafka.bootstrap_servers
+            say(f"using the local Kafka at {kafka.bootstrap_servers}")
+    if not settings.ledger_dsn and (ledger or "ledger_dsn" in required):
+        from deploy.postgres import LocalPostgres
+
+        postgres = LocalPostgres(data_dir).status()
+        if postgres.running and postgres.dsn:
+            found["ledger_dsn"] = postgres.dsn
+            say(f"using the local PostgreSQL at {without_password(postgres.dsn)}")
+    import msgspec
+
+    settings = msgspec.structs.replace(settings, **found)
+    settings.require(*required)
+    return settings
+
+
+def quiet_kafka(settings: "Settings") -> dict[str, str]:
+    """Return the librdkafka configuration for a short look.
+
+    Without librdkafka's own log lines: what matters comes as an error, and is told by us.
+    """
+    return {**settings.librdkafka(), "log_level": "0"}
+
+
+def without_password(dsn: str) -> str:
+    """Return where a DSN points, for messages."""
+    return dsn.rpartition("@")[2]
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the command's result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(value: object) -> None:
+    """Print a result as one line of JSON."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def answer(value: object, text: str, as_json: bool) -> None:
+    """Print a result: `value` as JSON for scripts, `text` for people."""
+    if as_json:
+        emit(value)
+    else:
+        print(text, flush=True)
+
+
+def human_ms(duration_ms: int) -> str:
+    """Return a duration as people write it: `2 h 03 min 04.500 s`."""
+    seconds, ms = divmod(duration_ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02} min {seconds:02}.{ms:03} s"
+    return f"{minutes} min {seconds:02}.{ms:03} s" if minutes else f"{seconds}.{ms:03} s"
+
+
+def human_time(epoch_ms: int) -> str:
+    """Return an instant in UTC, to the millisecond."""
+    try:
+        at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return f"{epoch_ms} ms"  # beyond the year 9999
+    return f"{at:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03}"
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progress]:
+    """Show progress on standard error: bars on a terminal.
+
+    Elsewhere nothing, or a line for each phase with `lines`. `quiet` shows nothing anywhere.
+    """
+    phases: set[str] = set()
+    if quiet or not sys.stderr.isatty():
+
+        def tell(phase: str, done: int, total: int) -> None:
+            if phase not in phases:
+                phases.add(phase)
+                if lines and not quiet:
+                    say(phase)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,91 @@
+"""`durabill demo`."""
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from deploy.commands_common import (
+    AS_JSON,
+    CONNECTION,
+    emit,
+    progress_bars,
+    say,
+    with_settings,
+)
+
+if TYPE_CHECKING:
+    from stream_processors.settings import Settings
+
+
+@with_settings(*CONNECTION, "ledger_dsn")
+def demo(
+    settings: "Settings",
+    orders: Annotated[int, typer.Option(min=1, help="Orders to simulate.")] = 2_000,
+    segments: Annotated[
+        int, typer.Option(min=1, help="Segments of all of them together, repeats not counted.")
+    ] = 200_000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed plans the same fleet. Default: new.")
+    ] = None,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the topics.")] = 4,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Records a second, 0 for no limit. Fleet, broker and worker share this machine:"
+            " beyond what it can do at once, the latency is that of a queue.",
+        ),
+    ] = 10_000,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running for a look around.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Only stop what --keep left.")] = False,
+    as_json: AS_JSON = False,
+) -> None:
+    """Run the whole engine with a fleet of faulty clients, and check every total.
+
+    Starts Kafka, PostgreSQL, gateway, worker and ledger of its own (in .durabill/demo, on free
+    ports), publishes segments with every kind of fault, waits until all orders have settled, and
+    compares every field of every total, in the topic and in the ledger, with what the fleet knows
+    they must be. Exit code 1 if anything is wrong. Stops all that it started.
+
+    Uses existing servers where DURABILL_BOOTSTRAP_SERVERS or DURABILL_LEDGER_DSN are set, with
+    topics and a database schema of its own, which it removes afterwards.
+
+        durabill demo
+        durabill demo --orders 200 --segments 20000 --seed 7 --json
+        durabill demo --keep
+    """
+    import secrets
+
+    from deploy.demo import DemoPlan, run_demo
+    from deploy.demo_report import print_report
+    from deploy.processes import demo_folder, stop_demo
+
+    folder = demo_folder(settings)
+    if stop:
+        stop_demo(folder)
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)  # as an exception, so that everything is stopped
+    chosen = secrets.randbelow(10**6) if seed is None else seed
+    plan = DemoPlan(orders, segments, chosen, partitions, rate or None)
+    own_servers = not settings.bootstrap_servers and not settings.ledger_dsn
+    with progress_bars(quiet=as_json, lines=not as_json) as progress:
+        report = run_demo(
+            settings, plan, keep=keep, progress=progress, say=(lambda _: None) if as_json else say
+        )
+    if as_json:
+        emit(report.as_json())
+    else:
+        shown = os.path.relpath(folder)
+        print_report(report, keep=keep, data_dir=shown, own_servers=own_servers)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,210 @@
+"""`durabill fleet` and `durabill totals`: a simulated fleet, and what came of it."""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploy.commands_common import (
+    AS_JSON,
+    CONNECTION,
+    POLICY,
+    TOPICS,
+    answer,
+    emit,
+    human_ms,
+    located,
+    progress_bars,
+    quiet_kafka,
+    say,
+    with_settings,
+)
+
+if TYPE_CHECKING:
+    from producers.plan import Faults
+    from schemas import OrderTotal
+    from stream_processors.settings import Settings
+
+
+@with_settings(*CONNECTION, "segments_topic", *POLICY)
+def fleet(
+    settings: "Settings",
+    orders: Annotated[int, typer.Option(min=1, help="Orders to simulate.")] = 200,
+    segments: Annotated[int, typer.Option(min=1, help="Segments of all orders together.")] = 20_000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed plans the same fleet. Default: new.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=1, help="Records a second at most. Default: no limit.")
+    ] = None,
+    compression: Annotated[str, typer.Option(help="none, gzip, snappy, lz4 or zstd.")] = "lz4",
+    gateway_url: Annotated[
+        str | None, typer.Option(help="Gateway for the share of orders that go over HTTP.")
+    ] = None,
+    http_share: Annotated[float, typer.Option(min=0, max=1, help="That share.")] = 0.1,
+    faultless: Annotated[
+        bool, typer.Option("--faultless", help="No faults, except those given by --fault.")
+    ] = False,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="One fault's ratio, such as lost=0.01. Repeatable.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="File for the truth. Default: in the data folder.")
+    ] = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """Simulate a fleet of clients with every kind of fault, and write down the truth.
+
+    Publishes to the segments topic and works out, from its plan and the broker's append times
+    alone, what every total must be. A worker must run meanwhile, with the same policy.
+
+        durabill fleet --orders 500 --segments 50000 --seed 7
+        durabill totals --check .durabill/truth-7.jsonl
+    """
+    import secrets
+
+    from producers.fleet import run_fleet
+    from producers.plan import FleetPlan
+
+    settings = located(settings, "bootstrap_servers")
+    if seed is None:
+        seed = secrets.randbelow(10**9)
+        say(f"seed {seed}")
+    path = truth or Path(settings.data_dir) / f"truth-{seed}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        plan = FleetPlan(
+            seed=seed,
+            orders=orders,
+            segments_per_order=max(1, round(segments / orders)),
+            faults=_faults(faultless, fault or []),
+            window_ms=settings.policy.correction_window_ms,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with progress_bars(quiet=as_json) as progress:
+        report = run_fleet(
+            plan,
+            quiet_kafka(settings),
+            settings.segments_topic,
+            truth_policy(settings),
+            truth_path=path,
+            rate=rate,
+            compression=compression,
+            gateway_url=gateway_url,
+            http_share=http_share,
+            progress=progress,
+        )
+    text = "\n".join(f"{name:16} {value}" for name, value in report.as_json().items())
+    answer(report.as_json(), text, as_json)
+    say(f"Compare with: durabill totals --check {path}")
+
+
+def truth_policy(settings: "Settings") -> Any:
+    """Return the settlement policy as the fleet's own oracle takes it."""
+    from producers.truth import Policy
+
+    return Policy(
+        settle_grace_ms=settings.policy.settle_grace_ms,
+        idle_timeout_ms=settings.policy.idle_timeout_ms,
+        correction_window_ms=settings.policy.correction_window_ms,
+    )
+
+
+def _faults(faultless: bool, given: list[str]) -> "Faults":
+    from dataclasses import replace
+
+    from producers.plan import Faults
+
+    known = [each.name for each in fields(Faults)]
+    ratios = {}
+    for text in given:
+        name, _, ratio = text.partition("=")
+        try:
+            ratios[name] = float(ratio)
+        except ValueError:
+            name = ""
+        if name not in known:
+            raise typer.BadParameter(f"{text}: give NAME=RATIO; names are {', '.join(known)}")
+    return replace(Faults.none() if faultless else Faults.everything(), **ratios)
+
+
+@with_settings(*CONNECTION, *TOPICS, "ledger_dsn")
+def totals(
+    settings: "Settings",
+    status: Annotated[
+        str | None, typer.Option(help="Only COMPLETE, INCOMPLETE or ABANDONED ones.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Compare with a fleet's truth file."),
+    ] = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """List the latest total of every order from the ledger, or from the topic where there is none.
+
+    With --check, compare every revision, every field with what a fleet must have come to, in the
+    totals topic and in the ledger; exit code 1 if anything differs.
+
+        durabill totals --status INCOMPLETE --limit 10
+        durabill totals --json | jq -r '[.service_order_number, .duration_ms] | @csv'
+    """
+    from producers.truth_file import total_as_json
+    from schemas import Status
+
+    if status is not None and status not in set(Status):
+        raise typer.BadParameter(f"{status} is none of {', '.join(Status)}")
+    settings = located(settings, "bootstrap_servers", ledger=True)
+    if check is not None:
+        _check(settings, check, as_json)
+        return
+    latest: dict[str, OrderTotal] = {}
+    for total in in_ledger(settings) if settings.ledger_dsn else in_topic(settings):
+        known = latest.get(total.service_order_number)
+        if known is None or known.revision < total.revision:
+            latest[total.service_order_number] = total
+    chosen = [each for each in latest.values() if status in (None, each.status)]
+    for total in chosen[:limit]:
+        text = f"{total.service_order_number}  revision {total.revision}  {total.status}"
+        text += f"  {human_ms(total.duration_ms)} (at most {human_ms(total.upper_bound_ms)})"
+        answer(total_as_json(total), text, as_json)
+    say(f"{len(chosen)} of {len(latest)} orders")
+
+
+def in_ledger(settings: "Settings") -> "list[OrderTotal]":
+    """Return every revision of every order that the ledger holds."""
+    from stream_processors.ledger_lookups import connected, read_totals
+
+    with connected(settings.ledger_dsn) as connection:
+        return read_totals(connection, "", ())
+
+
+def in_topic(settings: "Settings") -> "list[OrderTotal]":
+    """Return every total in the totals topic; raises BadTotal for a record that is none."""
+    from deploy.commands_read import read_topic
+    from schemas import decode_total
+
+    found = []
+    for _, _, message in read_topic(quiet_kafka(settings), settings.totals_topic):
+        value = message.value()
+        found.append(decode_total(value if isinstance(value, bytes) else None))
+    return found
+
+
+def _check(settings: "Settings", truth: Path, as_json: bool) -> None:
+    from producers.truth_file import compare
+
+    places: dict[str, Iterable[OrderTotal]] = {"topic": in_topic(settings)}
+    if settings.ledger_dsn:
+        places["ledger"] = in_ledger(settings)
+    found = {name: compare(truth, those) for name, those in places.items()}
+    if as_json:
+        emit({name: {"right": each.right, "errors": each.errors} for name, each in found.items()})
+    else:
+        for name, each in found.items():
+            print(f"{name}: {each.explain()}")
+    if not all(each.exact for each in found.values()):
+        raise typer.Exit(1)

@@ -1,0 +1,344 @@
+"""`durabill order NUMBER`: what the log, the worker and the ledger know of one order."""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploy.commands_common import (
+    AS_JSON,
+    CONNECTION,
+    TOPICS,
+    Progress,
+    emit,
+    human_ms,
+    human_time,
+    located,
+    progress_bars,
+    quiet_kafka,
+    say,
+    with_settings,
+    without_password,
+)
+from deploy.commands_run import local_workers, writer_schemas
+
+if TYPE_CHECKING:
+    from schemas import OrderTotal, WriterSchemas
+    from stream_processors.intervals import IntervalSet
+    from stream_processors.settings import Settings
+
+BAR_WIDTH = 72
+WORKER_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One record of the log that is the order's, and what became of it, in words."""
+
+    partition: int
+    offset: int
+    append_ms: int
+    number: int | None
+    start_ms: int | None
+    end_ms: int | None
+    end_identifier: bool | None
+    verdict: str
+
+
+@with_settings(*CONNECTION, *TOPICS, "ledger_dsn", "worker_urls", "schema_registry_url")
+def order(
+    settings: "Settings",
+    number: Annotated[str, typer.Argument(help="The service order number.")],
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Look for records in wrong partitions as well.")
+    ] = False,
+    rows: Annotated[
+        int, typer.Option(min=0, help="Show at most so many records of the log; 0 shows all.")
+    ] = 24,
+    as_json: AS_JSON = False,
+) -> None:
+    """Show an order: its records in the log, their union over time, its live state, its totals.
+
+    Each record is shown with its place, the broker's append time and what became of it. The bar
+    shows which part of the time is proven, and where gaps are. Reads the order's partition from
+    its start. Exit code 1 if nobody knows the order.
+
+        durabill order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
+    """
+    settings = located(settings, "bootstrap_servers", ledger=True)
+    with progress_bars(quiet=as_json) as progress:
+        seen, union = _from_log(settings, number, everywhere, progress)
+    live, no_live = _from_worker(settings, number)
+    totals, source = _totals(settings, number)
+    if as_json:
+        emit(_as_json(number, seen, union, live, totals))
+    else:
+        _show(number, seen, union, rows)
+        _show_live(live, no_live)
+        _show_totals(totals, source)
+    if not (seen or live or totals):
+        say(f"Nobody knows order {number}.")
+        raise typer.Exit(1)
+
+
+def _from_log(
+    settings: "Settings", number: str, everywhere: bool, progress: Progress
+) -> "tuple[list[Seen], IntervalSet]":
+    """Return the order's records, and the union of those that count."""
+    from deploy.commands_read import read_topic, topic_ends
+    from schemas import partition_for
+    from stream_processors.dead_letters import list_dead_letters
+    from stream_processors.intervals import IntervalSet
+
+    kafka, topic = quiet_kafka(settings), settings.segments_topic
+    key = number.encode()
+    own = partition_for(key, len(topic_ends(kafka, topic)))
+    rejected = {
+        letter.origin: letter.reason
+        for letter in list_dead_letters(kafka, settings.dead_letters_topic)
+        if letter.origin is not None
+    }
+    writers = writer_schemas(settings)
+    partitions = None if everywhere else frozenset({own})
+    seen: list[Seen] = []
+    union, numbers = IntervalSet(), IntervalSet()
+    for partition, offset, message in read_topic(
+        kafka, topic, partitions=partitions, progress=progress
+    ):
+        value = message.value()
+        if message.key() != key and not (isinstance(value, bytes) and key in value):
+            continue
+        fields = _raw_fields(value if isinstance(value, bytes) else None, writers)
+        reason = rejected.get((topic, partition, offset))
+        if message.key() != key and (fields is None or fields[0] != key):
+            continue  # the number only happens to be among other bytes
+        if reason is not None:
+            verdict = f"dead letter: {reason}"
+        elif partition != own:
+            verdict = f"sent on to partition {own}"
+        elif fields is None:
+            verdict = "not judged yet"
+        else:
+            verdict = _count(fields, union, numbers)
+        number_in, start_ms, end_ms, is_end = (None,) * 4 if fields is None else fields[1:]
+        append_ms = message.timestamp()[1]
+        seen.append(
+            Seen(partition, offset, append_ms, number_in, start_ms, end_ms, is_end, verdict)
+        )
+    return seen, union
+
+
+def _raw_fields(value: bytes | None, writers: "WriterSchemas") -> Any:
+    from schemas import BadRecord
+
+    try:
+        return writers.read(value)
+    except BadRecord:
+        return None
+
+
+def _count(fields: Any, union: "IntervalSet", numbers: "IntervalSet") -> str:
+    """Take an accepted segment into the union; say what it brought."""
+    _, number, start_ms, end_ms, _ = fields
+    if number < 1 or not 0 <= start_ms <= end_ms:
+        return "not judged yet"
+    gained_ms = union.add(start_ms, end_ms)
+    verdict = "counted" if numbers.add(number, number + 1) else "repeat"
+    overlap_ms = end_ms - start_ms - gained_ms
+    if verdict == "repeat":
+        return f"repeat, adds {human_ms(gained_ms)}" if gained_ms else "repeat, adds nothing"
+    return f"counted, less {human_ms(overlap_ms)} known already" if overlap_ms else "counted"
+
+
+def _from_worker(settings: "Settings", number: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the live state from the worker that owns the order, or None and why not."""
+    from producers.transport import quote_order_number
+
+    urls = [each for each in settings.worker_urls.split(",") if each] or local_workers(settings)
+    why = "no worker is known (DURABILL_WORKER_URLS)"
+    for url in urls:
+        target = f"{url.rstrip('/')}/orders/{quote_order_number(number)}"
+        try:
+            with urllib.request.urlopen(target, timeout=WORKER_TIMEOUT_S) as response:
+                state: dict[str, Any] = json.load(response)
+                return state, ""
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None, "the worker does not know it: never seen, or settled long ago"
+            why = f"{url}: status {error.code}"
+        except (OSError, ValueError) as error:
+            why = f"{url}: {error}"
+    return None, why
+
+
+def _totals(settings: "Settings", number: str) -> "tuple[list[OrderTotal], str]":
+    """Return every revision, oldest first, and where they were read."""
+    if settings.ledger_dsn:
+        import psycopg
+
+        from stream_processors.ledger_lookups import revisions
+
+        try:
+            return revisions(settings.ledger_dsn, number), (
+                f"the ledger at {without_password(settings.ledger_dsn)}"
+            )
+        except psycopg.Error as error:
+            say(f"note: the ledger can't be asked: {error}")
+    return totals_in_topic(settings, number), f"topic {settings.totals_topic}"
+
+
+def totals_in_topic(settings: "Settings", number: str) -> "list[OrderTotal]":
+    """Return the order's totals in the totals topic, oldest first, each once."""
+    from deploy.commands_read import read_topic, topic_ends
+    from schemas import BadTotal, decode_total, partition_for
+
+    kafka, key = quiet_kafka(settings), number.encode()
+    partition = partition_for(key, len(topic_ends(kafka, settings.totals_topic)))
+    found: list[OrderTotal] = []
+    for _, _, message in read_topic(
+        kafka, settings.totals_topic, partitions=frozenset({partition})
+    ):
+        value = message.value()
+        if message.key() == key and isinstance(value, bytes):
+            try:
+                total = decode_total(value)
+            except BadTotal:
+                continue
+            if total not in found:
+                found.append(total)
+    return found
+
+
+def _as_json(
+    number: str,
+    seen: list[Seen],
+    union: "IntervalSet",
+    live: dict[str, Any] | None,
+    totals: "list[OrderTotal]",
+) -> dict[str, Any]:
+    from producers.truth_file import total_as_json
+
+    return {
+        "service_order_number": number,
+        "records": [{name: getattr(each, name) for name in Seen.__slots__} for each in seen],
+        "intervals": [list(each) for each in union],
+        "duration_ms": union.measure,
+        "live": live,
+        "totals": [total_as_json(total) for total in totals],
+    }
+
+
+def draw(union: "IntervalSet", start_ms: int, end_ms: int, width: int, marks: str = "█▒·") -> str:
+    """Return [start_ms, end_ms) as `width` cells: covered wholly, in part, not at all."""
+    assert start_ms < end_ms
+    cells = []
+    length = end_ms - start_ms
+    for cell in range(width):
+        left = start_ms + length * cell // width
+        right = max(start_ms + length * (cell + 1) // width, left + 1)
+        gap = sum(after - first for first, after in union.missing(left, right))
+        cells.append(marks[0] if not gap else marks[2] if gap == right - left else marks[1])
+    return "".join(cells)
+
+
+def _show(number: str, seen: list[Seen], union: "IntervalSet", rows: int) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(f"Order {number}", style="bold"))
+    if seen:
+        console.print(_table(seen, rows))
+    bounds = list(union)
+    if not bounds:
+        return
+    start_ms, end_ms = bounds[0][0], bounds[-1][1]
+    plain = "utf" not in (sys.stdout.encoding or "").lower()
+    width = min(BAR_WIDTH, console.width - 2)
+    console.print()
+    console.print(Text(draw(union, start_ms, end_ms, width, "#+." if plain else "█▒·")))
+    console.print(f"{human_time(start_ms)} to {human_time(end_ms)}: ", end="")
+    console.print(f"{human_ms(union.measure)} proven of {human_ms(end_ms - start_ms)}")
+    gaps = union.missing(start_ms, end_ms)
+    for gap_start_ms, gap_end_ms in gaps[:10]:
+        console.print(f"  gap {human_time(gap_start_ms)}, {human_ms(gap_end_ms - gap_start_ms)}")
+    if len(gaps) > 10:
+        console.print(f"  and {len(gaps) - 10} more gaps")
+
+
+def _table(seen: list[Seen], rows: int) -> Any:
+    """Return the records as a table: the first and the last ones if there are more than `rows`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    days = {human_time(ms)[:10] for each in seen for ms in (each.append_ms, each.start_ms or 0)}
+    days.discard(human_time(0)[:10])
+    skip = 11 if len(days) == 1 else 0  # characters: one day is told once, above
+    title = f"{len(seen)} records in the log, times in UTC"
+    table = Table(title=f"{title}, {min(days)}" if skip else title, title_justify="left", box=None)
+    for name in ("place", "appended", "number", "start", "length", "", "verdict"):
+        right = "right" if name in ("number", "length") else "left"
+        table.add_column(name, justify=right, no_wrap=name != "verdict")  # type: ignore[arg-type]
+    if not rows or len(seen) <= rows:
+        head, tail = seen, []
+    else:
+        head, tail = seen[: rows - rows // 2], seen[len(seen) - rows // 2 :]
+    for each in head:
+        table.add_row(*(Text(cell) for cell in _cells(each, skip)))
+    if hidden := len(seen) - len(head) - len(tail):
+        table.add_row("…", "", "", "", "", "", f"{hidden} more, --rows 0 shows all")
+    for each in tail:
+        table.add_row(*(Text(cell) for cell in _cells(each, skip)))
+    return table
+
+
+def _cells(each: Seen, skip: int) -> tuple[str, ...]:
+    known = each.start_ms is not None and each.end_ms is not None
+    return (
+        f"{each.partition}/{each.offset}",
+        human_time(each.append_ms)[skip:],
+        "" if each.number is None else str(each.number),
+        human_time(each.start_ms)[skip:] if known and each.start_ms is not None else "",
+        ""
+        if each.end_ms is None or each.start_ms is None
+        else f"{each.end_ms - each.start_ms:,} ms",
+        "end" if each.end_identifier else "",
+        each.verdict,
+    )
+
+
+def _show_live(live: dict[str, Any] | None, why_not: str) -> None:
+    if live is None:
+        print(f"\nLive state: {why_not}")
+        return
+    print(f"\nLive state: {live['phase']}, {human_ms(live['duration_ms'])}, ", end="")
+    print(f"{live['segments']} segments, {live['duplicates']} repeats, ", end="")
+    print(f"revision {live['revision']}, next deadline {human_time(live['deadline_ms'])}")
+    if live["missing_numbers"]:
+        print(f"  missing: {_ranges(live['missing_numbers'])}")
+
+
+def _show_totals(totals: "list[OrderTotal]", source: str) -> None:
+    print(f"\n{len(totals)} totals in {source}")
+    for total in totals:
+        print(
+            f"  revision {total.revision}  {total.status:10}  {human_ms(total.duration_ms)}"
+            f" (at most {human_ms(total.upper_bound_ms)})  {total.segments} segments,"
+            f" {total.duplicates} repeats, {human_ms(total.overlap_ms)} counted twice removed"
+        )
+        missing = _ranges(total.missing_numbers)
+        print(
+            f"    settled {human_time(total.settled_at_ms)} at record"
+            f" {total.source_partition}/{total.source_offset}, digest {total.digest[:16]}…"
+            + (f", missing {missing}" if missing else "")
+        )
+
+
+def _ranges(ranges: Any) -> str:
+    """Return number ranges as people write them: 3, 5-9."""
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    return ", ".join(texts[:20]) + (f" and {len(texts) - 20} more" if len(texts) > 20 else "")

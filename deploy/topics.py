@@ -1,0 +1,323 @@
+"""Makes Durabill's topics, and checks those that somebody else made.
+
+Which settings matter, and why:
+
+    segments      message.timestamp.type=LogAppendTime: arrival is the broker's word. A must.
+                  cleanup.policy=delete: a compacted one keeps one segment of each order.
+                  retention.ms=-1: the log is the evidence (finite is fine for who has an archive).
+    totals        cleanup.policy=delete and retention.ms=-1: every revision stays.
+    dead letters  the same; room for the headers on top of the greatest segment record.
+    checkpoint    cleanup.policy=compact (only the last state of a block counts), blocks of up to
+                  16 MiB. As many partitions as segments, as have the totals.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from deploy.stack import StackError
+
+MIB = 1024 * 1024
+CHECKPOINT_MESSAGE_BYTES_MAX = 16 * MIB
+TIMEOUT_S = 30.0
+
+_KEPT = {
+    "message.timestamp.type": "LogAppendTime",
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+    "cleanup.policy": "delete",
+}
+_SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "segments": _KEPT,
+    # A total lists every interval and gap of an order that may have run for a day.
+    "totals": {**_KEPT, "max.message.bytes": str(16 * MIB)},
+    "dead_letters": {**_KEPT, "max.message.bytes": str(2 * MIB)},
+    "checkpoint": {
+        "cleanup.policy": "compact",
+        "max.message.bytes": str(CHECKPOINT_MESSAGE_BYTES_MAX),
+        "segment.bytes": str(64 * MIB),
+        "min.cleanable.dirty.ratio": "0.2",
+    },
+}
+_AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "checkpoint")
+
+
+@dataclass(frozen=True)
+class TopicsCheck:
+    """What `check_topics` found in topics that can be used: the partition count of segments, totals
+    and checkpoint, and remarks for the operator, each a whole sentence."""
+
+    partitions: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    role: str
+    name: str
+    partitions: int
+    settings: Mapping[str, str]
+
+
+def create_topics(
+    kafka: Mapping[str, Any],
+    *,
+    segments: str,
+    totals: str,
+    dead_letters: str,
+    checkpoint: str | None = None,
+    partitions: int,
+    replication_factor: int = 1,
+    alter: bool = False,
+) -> TopicsCheck:
+    """Creates those of the topics that are missing, waits until they can be used, and checks all.
+
+    `kafka` is librdkafka's client configuration. Existing topics are left as they are, except that
+    `alter` gives them our settings (never other partitions: that would move orders). Raises
+    StackError when Kafka refuses, or when existing topics will not do.
+    """
+    admin = _admin(kafka)
+    names = _names(segments, totals, dead_letters, checkpoint)
+    existing = _partition_counts(admin, kafka, names)
+    missing = {role: name for role, name in names.items() if name not in existing}
+    settings = {role: dict(_SETTINGS[role]) for role in names}
+    if replication_factor >= 3:
+        for role in settings:
+            settings[role]["min.insync.replicas"] = "2"
+    if alter:
+        _alter(admin, {name: settings[role] for role, name in names.items() if name in existing})
+    made = [
+        NewTopic(name, partitions, replication_factor, config=settings[role])
+        for role, name in missing.items()
+    ]
+    if made:
+        _await_created(admin.create_topics(made, operation_timeout=TIMEOUT_S))
+        _await_leaders(admin, set(missing.values()))
+    return check_topics(
+        kafka,
+        segments=segments,
+        totals=totals,
+        dead_letters=dead_letters,
+        checkpoint=checkpoint,
+        partitions=partitions,
+    )
+
+
+def check_topics(
+    kafka: Mapping[str, Any],
+    *,
+    segments: str,
+    totals: str,
+    dead_letters: str,
+    checkpoint: str | None = None,
+    partitions: int | None = None,
+) -> TopicsCheck:
+    """Says whether a worker may start on these topics; `checkpoint` None is not looked at.
+
+    Raises StackError with everything that is wrong at once, and the commands that put it right.
+    `partitions`, where given, is the count that is expected of segments, totals and checkpoint.
+    """
+    admin = _admin(kafka)
+    names = _names(segments, totals, dead_letters, checkpoint)
+    counts = _partition_counts(admin, kafka, names)
+    missing = [name for name in names.values() if name not in counts]
+    if missing:
+        raise StackError(
+            f"Kafka has no topic {', '.join(missing)}. Create what is missing with: "
+            f"durabill topics create --partitions {partitions or counts.get(segments, 4)}"
+        )
+    settings = _settings(admin, list(names.values()))
+    found = [_Found(role, name, counts[name], settings[name]) for role, name in names.items()]
+    wrong = [*_wrong_settings(found, _servers(kafka)), *_wrong_partitions(found, partitions)]
+    if wrong:
+        raise StackError("\n".join(["These topics cannot be used:", *wrong]))
+    return TopicsCheck(counts[segments], tuple(_warnings(found)))
+
+
+def _names(segments: str, totals: str, dead_letters: str, checkpoint: str | None) -> dict[str, str]:
+    names = {"segments": segments, "totals": totals, "dead_letters": dead_letters}
+    if checkpoint is not None:
+        names["checkpoint"] = checkpoint
+    if len(set(names.values())) != len(names):
+        raise StackError(f"Each topic needs a name of its own: {', '.join(names.values())}.")
+    return names
+
+
+def _servers(kafka: Mapping[str, Any]) -> str:
+    return str(kafka.get("bootstrap.servers", "(no bootstrap.servers)"))
+
+
+def _admin(kafka: Mapping[str, Any]) -> AdminClient:
+    return AdminClient(dict(kafka))
+
+
+def _partition_counts(
+    admin: AdminClient, kafka: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, int]:
+    """Partition count of each of the named topics that exists."""
+    try:
+        topics = admin.list_topics(timeout=TIMEOUT_S).topics
+    except KafkaException as error:
+        raise StackError(
+            f"Kafka at {_servers(kafka)} does not answer ({error.args[0].str()}). Start one with "
+            "`durabill kafka start`, or set DURABILL_BOOTSTRAP_SERVERS to one that runs."
+        ) from error
+    return {name: len(topics[name].partitions) for name in names.values() if name in topics}
+
+
+def _settings(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    try:
+        described = {
+            resource.name: future.result(timeout=TIMEOUT_S)
+            for resource, future in admin.describe_configs(
+                resources, request_timeout=TIMEOUT_S
+            ).items()
+        }
+    except (KafkaException, TimeoutError) as error:
+        raise StackError(
+            f"The topics' settings cannot be read ({error}). "
+            "This needs the right DescribeConfigs on them."
+        ) from error
+    return {
+        name: {key: str(entry.value) for key, entry in entries.items()}
+        for name, entries in described.items()
+    }
+
+
+def _alter(admin: AdminClient, wanted: Mapping[str, Mapping[str, str]]) -> None:
+    resources = [
+        ConfigResource(
+            ResourceType.TOPIC,
+            name,
+            incremental_configs=[
+                ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+                for key, value in settings.items()
+            ],
+        )
+        for name, settings in wanted.items()
+    ]
+    if not resources:
+        return
+    try:
+        for future in admin.incremental_alter_configs(resources).values():
+            future.result(timeout=TIMEOUT_S)
+    except (KafkaException, TimeoutError) as error:
+        raise StackError(f"The topics' settings cannot be changed: {error}") from error
+    # The controller has them now; the broker that answers our next question, a little later.
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        settings = _settings(admin, list(wanted))
+        if all(want.items() <= settings[name].items() for name, want in wanted.items()):
+            return
+        time.sleep(0.05)
+    raise StackError(f"New settings of {', '.join(wanted)} took no effect in {TIMEOUT_S:g} s.")
+
+
+def _await_created(futures: Mapping[str, Future[None]]) -> None:
+    for name, future in futures.items():
+        try:
+            future.result(timeout=TIMEOUT_S + 5)
+        except KafkaException as error:
+            # Somebody else was faster, and the check below says whether theirs will do.
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                reason = error.args[0].str()
+                raise StackError(f"Kafka refuses to create topic {name}: {reason}") from error
+        except TimeoutError as error:
+            raise StackError(f"Kafka does not answer about creating topic {name}.") from error
+
+
+def _await_leaders(admin: AdminClient, names: set[str]) -> None:
+    """A topic is usable once each partition has a leader, which is a little after its creation."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        topics = admin.list_topics(timeout=TIMEOUT_S).topics
+        if all(
+            name in topics
+            and topics[name].partitions
+            and all(p.leader >= 0 for p in topics[name].partitions.values())
+            for name in names
+        ):
+            return
+        time.sleep(0.05)
+    raise StackError(f"Topics {', '.join(sorted(names))} got no leader within {TIMEOUT_S:g} s.")
+
+
+def _wrong_settings(found: list[_Found], servers: str) -> Iterator[str]:
+    for topic in found:
+        fixes: dict[str, str] = {}
+        if topic.role == "segments":
+            kind = topic.settings["message.timestamp.type"]
+            if kind != "LogAppendTime":
+                fixes["message.timestamp.type"] = "LogAppendTime"
+                yield (
+                    f"- {topic.name} has message.timestamp.type={kind}; billing goes by the "
+                    "broker's clock, so it must be LogAppendTime. (Records that are in it already "
+                    "keep their senders' time: if there are any, rather use a new topic.)"
+                )
+        policy = topic.settings["cleanup.policy"]
+        wanted = _SETTINGS[topic.role]["cleanup.policy"]
+        if policy != wanted:
+            fixes["cleanup.policy"] = wanted
+            why = "old blocks pile up" if wanted == "compact" else "records would be forgotten"
+            yield f"- {topic.name} has cleanup.policy={policy}; it must be {wanted}, or {why}."
+        if topic.role == "checkpoint":
+            size = int(topic.settings["max.message.bytes"])
+            if size < CHECKPOINT_MESSAGE_BYTES_MAX:
+                fixes["max.message.bytes"] = str(CHECKPOINT_MESSAGE_BYTES_MAX)
+                yield (
+                    f"- {topic.name} has max.message.bytes={size}; a block of orders may need "
+                    f"{CHECKPOINT_MESSAGE_BYTES_MAX}."
+                )
+        if fixes:
+            config = ",".join(f"{key}={value}" for key, value in fixes.items())
+            yield (
+                "  To put it right: durabill topics create --alter\n"
+                f"  or: kafka-configs.sh --bootstrap-server {servers} --alter --entity-type topics "
+                f"--entity-name {topic.name} --add-config {config}"
+            )
+
+
+def _wrong_partitions(found: list[_Found], expected: int | None) -> Iterator[str]:
+    segments = next(topic for topic in found if topic.role == "segments")
+    if expected is not None and segments.partitions != expected:
+        yield (
+            f"- {segments.name} has {segments.partitions} partitions, not {expected}. A topic in "
+            f"use must keep its count: ask for {segments.partitions}, or use other topic names."
+        )
+    for topic in found:
+        if (
+            topic.role in _AS_MANY_PARTITIONS_AS_SEGMENTS
+            and topic.partitions != segments.partitions
+        ):
+            yield (
+                f"- {topic.name} has {topic.partitions} partitions and {segments.name} has "
+                f"{segments.partitions}; they must have the same. Delete {topic.name} if it is "
+                "empty and run `durabill topics create`, or use another topic name."
+            )
+
+
+def _warnings(found: list[_Found]) -> Iterator[str]:
+    for topic in found:
+        if topic.role == "checkpoint":
+            continue
+        for key in ("retention.ms", "retention.bytes"):
+            if topic.settings[key] != "-1":
+                yield (
+                    f"{topic.name} has {key}={topic.settings[key]}: older records are deleted, and "
+                    "totals that rest on them can no longer be proven from the log."
+                )
+        if topic.role == "totals" and topic.settings["message.timestamp.type"] != "LogAppendTime":
+            yield f"{topic.name} has message.timestamp.type=CreateTime; LogAppendTime is usual."

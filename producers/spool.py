@@ -1,0 +1,256 @@
+"""The client's on-disk queue of segments that the server has not acknowledged yet.
+
+One SQLite file in WAL mode holds three things: the segments still to be sent, the ones that
+were refused for good (with the reason), and the state of every running session. `append` writes
+segments and session state in one transaction, so that after a crash a business data number is
+neither lost nor given twice.
+
+What survives what: every commit is fsynced (`synchronous=FULL`), so an appended segment survives
+a kill -9, a kernel panic and a power cut. With `fsync=False` it survives a kill of the process,
+but the last moments before a power cut may be gone. A torn tail (a write that was cut off) is
+cut away by SQLite's own checksums when the file is opened again. A segment that was acknowledged
+but could not be removed is sent again, which does no harm: the server removes repeats.
+
+One process at a time: the file stays locked (`locking_mode=EXCLUSIVE`) until `close`, or until
+the operating system ends the process. Inside the process all methods may be called by any thread.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from producers.session import ProducerError, SessionState
+from schemas import SegmentEvent
+
+LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
+LIMIT_BYTES_MIN = 64 * 1024
+_FORMAT = 1  # PRAGMA user_version; another number is another layout of the tables
+_LOCK_WAIT_S = 0.2
+_SEGMENT_COLUMNS = """
+    service_order_number TEXT NOT NULL, business_data_number INTEGER NOT NULL,
+    start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL, end_identifier INTEGER NOT NULL"""
+_TABLES = (
+    # AUTOINCREMENT: an id never comes again, so a late acknowledgement can't hit a new segment
+    f"CREATE TABLE pending (id INTEGER PRIMARY KEY AUTOINCREMENT, {_SEGMENT_COLUMNS})",
+    "CREATE INDEX pending_by_order ON pending (service_order_number)",
+    f"""CREATE TABLE rejected (id INTEGER PRIMARY KEY, {_SEGMENT_COLUMNS},
+        reason TEXT NOT NULL, detail TEXT NOT NULL)""",
+    """CREATE TABLE sessions (service_order_number TEXT PRIMARY KEY,
+        report_interval_ms INTEGER NOT NULL, next_number INTEGER NOT NULL,
+        reported_until_ms INTEGER NOT NULL, ended INTEGER NOT NULL)""",
+)
+_NAMES = "service_order_number, business_data_number, start_ms, end_ms, end_identifier"
+
+
+class SpoolError(ProducerError):
+    """Something about the spool's file."""
+
+
+class SpoolFull(SpoolError):
+    """The size limit or the disk is full. Nothing of the call was stored."""
+
+
+class SpoolBusy(SpoolError):
+    """Another process, or another Spool of this one, has the file open."""
+
+
+class SpoolBroken(SpoolError):
+    """The file can't be opened or read as a spool of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledSegment:
+    """A segment waiting to be sent; `entry_id` is its place in the queue."""
+
+    entry_id: int
+    segment: SegmentEvent
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedSegment:
+    """A segment that the server refused for good, and its words."""
+
+    entry_id: int
+    segment: SegmentEvent
+    reason: str
+    detail: str
+
+
+class Spool:
+    """A queue in the file `path`, which is made if it is missing (its folder is not).
+
+    `limit_bytes` bounds the file (the write-ahead log beside it may take some 4 MB more).
+    Raises SpoolBusy, SpoolBroken; ValueError for a limit below 64 KiB.
+    """
+
+    def __init__(
+        self, path: Path | str, *, limit_bytes: int = LIMIT_BYTES_DEFAULT, fsync: bool = True
+    ) -> None:
+        if limit_bytes < LIMIT_BYTES_MIN:
+            raise ValueError(f"limit_bytes is {limit_bytes}, at least {LIMIT_BYTES_MIN} are needed")
+        self.path = Path(path)
+        self._mutex = threading.RLock()
+        try:
+            self._db = sqlite3.connect(
+                self.path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise SpoolBroken(f"{self.path}: {error}") from error
+        try:
+            self._open(limit_bytes, fsync)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self, limit_bytes: int, fsync: bool) -> None:
+        with self._errors():
+            # The order matters: exclusive before the first touch of the WAL, so that SQLite
+            # takes the lock for good and needs no shared-memory file.
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
+            page_bytes = self._one("PRAGMA page_size")
+            self._db.execute(f"PRAGMA max_page_count={limit_bytes // page_bytes}")
+            with self._transaction():
+                version = self._one("PRAGMA user_version")
+                if version == 0:
+                    for table in _TABLES:
+                        self._db.execute(table)
+                    self._db.execute(f"PRAGMA user_version={_FORMAT}")
+                elif version != _FORMAT:
+                    raise SpoolBroken(
+                        f"{self.path}: format {version}, this version knows {_FORMAT}"
+                    )
+
+    def append(self, segments: Sequence[SegmentEvent], state: SessionState) -> None:
+        """Store segments and the state of their session after them: both or neither.
+
+        The state of a session that has ended is not kept: there is nothing to resume.
+        Raises SpoolFull, and then nothing has been stored.
+        """
+        assert all(each.service_order_number == state.service_order_number for each in segments)
+        with self._mutex, self._errors(), self._transaction():
+            self._db.executemany(
+                f"INSERT INTO pending ({_NAMES}) VALUES (?, ?, ?, ?, ?)",
+                [astuple(segment) for segment in segments],
+            )
+            if state.ended:
+                self._db.execute(
+                    "DELETE FROM sessions WHERE service_order_number = ?",
+                    (state.service_order_number,),
+                )
+            else:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", astuple(state)
+                )
+
+    def oldest(self, count_max: int) -> list[SpooledSegment]:
+        """Return up to `count_max` waiting segments, in the order in which they were stored."""
+        rows = self._rows(f"SELECT id, {_NAMES} FROM pending ORDER BY id LIMIT ?", count_max)
+        return [SpooledSegment(row[0], _segment(row[1:])) for row in rows]
+
+    def acknowledge(self, entry_ids: Sequence[int]) -> None:
+        """Remove segments that the server has; ids that are gone already are ignored."""
+        with self._mutex, self._errors(), self._transaction():
+            self._remove(entry_ids)
+
+    def reject(self, rejected: Sequence[RejectedSegment]) -> None:
+        """Set segments that were refused for good aside, with the server's words."""
+        with self._mutex, self._errors(), self._transaction():
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO rejected (id, {_NAMES}, reason, detail)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (each.entry_id, *astuple(each.segment), each.reason, each.detail)
+                    for each in rejected
+                ],
+            )
+            self._remove([each.entry_id for each in rejected])
+
+    def rejected(self, service_order_number: str | None = None) -> list[RejectedSegment]:
+        """Return what was refused, oldest first: of one order, or of all."""
+        rows = self._rows(
+            f"SELECT id, {_NAMES}, reason, detail FROM rejected"
+            " WHERE ?1 IS NULL OR service_order_number = ?1 ORDER BY id",
+            service_order_number,
+        )
+        return [RejectedSegment(row[0], _segment(row[1:6]), row[6], row[7]) for row in rows]
+
+    def retry_rejected(self) -> int:
+        """Put everything that was refused back into the queue, and return how much it was."""
+        with self._mutex, self._errors(), self._transaction():
+            self._db.execute(
+                f"INSERT INTO pending ({_NAMES}) SELECT {_NAMES} FROM rejected ORDER BY id"
+            )
+            return self._db.execute("DELETE FROM rejected").rowcount
+
+    def pending(self, service_order_number: str | None = None) -> int:
+        """Return how many segments wait to be sent: of one order, or of all."""
+        if service_order_number is None:
+            return int(self._rows("SELECT count(*) FROM pending")[0][0])
+        query = "SELECT count(*) FROM pending WHERE service_order_number = ?"
+        return int(self._rows(query, service_order_number)[0][0])
+
+    def sessions(self) -> list[SessionState]:
+        """Return the state of every session that was started and has not ended."""
+        rows = self._rows("SELECT * FROM sessions ORDER BY rowid")
+        return [SessionState(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+
+    def close(self) -> None:
+        """Close and unlock the file. Closing twice is allowed."""
+        with self._mutex:
+            self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _remove(self, entry_ids: Sequence[int]) -> None:
+        self._db.executemany("DELETE FROM pending WHERE id = ?", [(each,) for each in entry_ids])
+
+    def _one(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._mutex, self._errors():
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite may have rolled back by itself (a full disk)
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            text = f"{self.path}: {error}"
+            if code == sqlite3.SQLITE_FULL:
+                raise SpoolFull(f"{text}; nothing was stored, free some space") from error
+            if code == sqlite3.SQLITE_BUSY:
+                raise SpoolBusy(f"{text}; one process at a time may use a spool") from error
+            raise SpoolBroken(text) from error
+
+
+def _segment(row: Sequence[Any]) -> SegmentEvent:
+    return SegmentEvent(row[0], row[1], row[2], row[3], bool(row[4]))

@@ -1,0 +1,56 @@
+"""The contract: Avro schemas, frozen values, wire forms, the partitioner, the topics' names."""
+
+from schemas.codec import (
+    OWN_SCHEMA_ONLY,
+    SEGMENT_HEADER,
+    SEGMENT_SCHEMA,
+    TOTAL_HEADER,
+    TOTAL_SCHEMA,
+    WriterSchemas,
+    decode_segment,
+    decode_total,
+    encode_segment,
+    encode_total,
+    schema_fingerprint,
+    to_segment,
+)
+from schemas.errors import BadRecord, BadTotal, Reason
+from schemas.partitioner import PARTITIONER, partition_for
+from schemas.records import (
+    Interval,
+    NumberRange,
+    OrderTotal,
+    SegmentEvent,
+    Status,
+    check_order_number,
+)
+from schemas.topics import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+
+__all__ = [
+    "DEAD_LETTERS_TOPIC",
+    "OWN_SCHEMA_ONLY",
+    "PARTITIONER",
+    "SEGMENTS_TOPIC",
+    "SEGMENT_HEADER",
+    "SEGMENT_SCHEMA",
+    "TOTALS_TOPIC",
+    "TOTAL_HEADER",
+    "TOTAL_SCHEMA",
+    "BadRecord",
+    "BadTotal",
+    "Interval",
+    "NumberRange",
+    "OrderTotal",
+    "Reason",
+    "SegmentEvent",
+    "Status",
+    "WriterSchemas",
+    "check_order_number",
+    "decode_segment",
+    "decode_total",
+    "encode_segment",
+    "encode_total",
+    "partition_for",
+    "schema_fingerprint",
+    "to_segment",
+]

@@ -1,0 +1,230 @@
+"""Encoding and decoding of the contract's records, and the schemas that writers used.
+
+The wire form is Avro's single-object encoding (Avro specification, "Single-object encoding"):
+C3 01, the CRC-64-AVRO fingerprint of the writer's schema in little-endian order, the body.
+Where a schema registry is configured the Confluent framing is read too: 00, the schema's
+4-byte big-endian id, the body. Bodies of older and newer writer schemas are resolved to ours
+by Avro's rules; a schema that cannot be resolved is refused when it is added.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from io import BytesIO
+from typing import Any
+
+import fastavro
+from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
+
+from schemas.errors import BadRecord, BadTotal, Reason
+from schemas.records import Interval, NumberRange, OrderTotal, SegmentEvent, Status
+from schemas.wire import RawSegment, read_segment_body
+
+MARKER = b"\xc3\x01"
+HEADER_SIZE = 10
+_UNREADABLE = (EOFError, ValueError, LookupError, OverflowError, TypeError, RecursionError)
+RegistryLookup = Callable[[int], str]
+"""Given a schema id, returns the writer's schema as JSON; raises LookupError if unknown."""
+
+
+def _load(name: str) -> dict[str, Any]:
+    text = resources.files("schemas").joinpath(name).read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+SEGMENT_SCHEMA = _load("segment_event.avsc")
+TOTAL_SCHEMA = _load("order_total.avsc")
+
+
+def schema_fingerprint(schema: Mapping[str, Any]) -> bytes:
+    """Return the 8 bytes that stand for `schema` in a single-object header (little-endian)."""
+    return bytes.fromhex(fingerprint(to_parsing_canonical_form(dict(schema)), "CRC-64-AVRO"))
+
+
+SEGMENT_HEADER = MARKER + schema_fingerprint(SEGMENT_SCHEMA)
+TOTAL_HEADER = MARKER + schema_fingerprint(TOTAL_SCHEMA)
+_SEGMENT = parse_schema(SEGMENT_SCHEMA)
+_TOTAL = parse_schema(TOTAL_SCHEMA)
+
+
+def _canonical(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Avro's Parsing Canonical Form of a schema: all that its bodies depend on.
+
+    It has no logical types, which would turn longs into datetimes, and no writer's properties.
+    """
+    form: dict[str, Any] = json.loads(to_parsing_canonical_form(dict(schema)))
+    return form
+
+
+def _with_raw_order_number(canonical: Mapping[str, Any]) -> Any:
+    """Return the schema with the order number as bytes: the same on the wire, never undecodable.
+
+    Bytes that are no UTF-8 must come out as a BAD_ORDER_NUMBER, not as a reader's exception.
+    """
+    fields = [
+        {**field, "type": "bytes"}
+        if (field["name"], field["type"]) == ("service_order_number", "string")
+        else field
+        for field in canonical["fields"]
+    ]
+    return parse_schema({**canonical, "fields": fields})
+
+
+_SEGMENT_READER = _with_raw_order_number(_canonical(SEGMENT_SCHEMA))
+_WRITER_TYPES = {
+    "service_order_number": {"string", "bytes"},
+    "business_data_number": {"long", "int"},
+    "start_ms": {"long", "int"},
+    "end_ms": {"long", "int"},
+    "end_identifier": {"boolean"},
+}
+"""What a writer's field may be to resolve to ours (Avro specification, "Schema Resolution")."""
+
+
+class WriterSchemas:
+    """The schemas that writers of segments may have used, by fingerprint and by registry id.
+
+    Knows the contract's own. `add` takes further ones (Avro JSON as a dict) and raises
+    ValueError for one that Avro's rules can't resolve to ours. `registry`, if given, is asked
+    for ids of the Confluent framing; its answers are kept for good, as ids never change meaning.
+    """
+
+    def __init__(self, registry: RegistryLookup | None = None) -> None:
+        self._by_fingerprint: dict[bytes, Any] = {}
+        self._by_id: dict[int, Any] = {}
+        self._registry = registry
+
+    def add(self, schema: Mapping[str, Any]) -> None:
+        """Accept bodies written with `schema`; raise ValueError if they can't become ours."""
+        self._by_fingerprint[schema_fingerprint(schema)] = _resolvable(schema)
+
+    def read(self, value: bytes | None) -> RawSegment:
+        """Return the raw fields of a segment's record value.
+
+        Raises BadRecord(NOT_AVRO) or BadRecord(UNKNOWN_SCHEMA).
+        """
+        if value is None:
+            raise BadRecord(Reason.NOT_AVRO, "the value is null")
+        if value.startswith(SEGMENT_HEADER):
+            return read_segment_body(value, HEADER_SIZE)
+        if value.startswith(MARKER) and len(value) >= HEADER_SIZE:
+            writer = self._by_fingerprint.get(value[2:HEADER_SIZE])
+            if writer is None:
+                detail = f"no schema with fingerprint {value[2:HEADER_SIZE].hex()} is known"
+                raise BadRecord(Reason.UNKNOWN_SCHEMA, detail)
+            return _read_evolved(writer, value, HEADER_SIZE)
+        if value.startswith(b"\x00") and len(value) >= 5 and self._registry is not None:
+            return self._read_confluent(value, self._registry)
+        raise BadRecord(Reason.NOT_AVRO, f"{len(value)} bytes without the C3 01 marker")
+
+    def _read_confluent(self, value: bytes, registry: RegistryLookup) -> RawSegment:
+        schema_id = int.from_bytes(value[1:5], "big")
+        if schema_id not in self._by_id:
+            try:
+                self._by_id[schema_id] = _resolvable(json.loads(registry(schema_id)))
+            except (LookupError, ValueError) as error:
+                detail = f"schema id {schema_id}: {error}"
+                raise BadRecord(Reason.UNKNOWN_SCHEMA, detail) from error
+        return _read_evolved(self._by_id[schema_id], value, 5)
+
+
+def _resolvable(schema: Mapping[str, Any]) -> Any:
+    """Return the parsed writer schema, or raise ValueError if it can't be resolved to ours.
+
+    None stands for our own schema, whose bodies are read strictly.
+    """
+    if not isinstance(schema, Mapping) or schema.get("type") != "record":
+        raise ValueError("a writer schema of segments must be an Avro record")
+    try:
+        canonical = _canonical(schema)
+        writer = _with_raw_order_number(canonical)
+    except (fastavro.schema.SchemaParseException, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"no valid Avro schema: {error!r}") from error
+    if canonical["name"].rpartition(".")[2] != SEGMENT_SCHEMA["name"]:
+        raise ValueError(f"{canonical['name']} is not a {SEGMENT_SCHEMA['name']}")
+    found = {each["name"]: each["type"] for each in canonical["fields"]}
+    for name, types in _WRITER_TYPES.items():
+        if name not in found:
+            raise ValueError(f"{canonical['name']} has no {name}, which has no default")
+        branches = found[name] if isinstance(found[name], list) else [found[name]]
+        if not any(isinstance(each, str) and each in types for each in branches):
+            raise ValueError(f"{canonical['name']} has a {name} of type {json.dumps(found[name])}")
+    return None if canonical == _canonical(SEGMENT_SCHEMA) else writer
+
+
+def _read_evolved(writer: Any, value: bytes, at: int) -> RawSegment:
+    if writer is None:
+        return read_segment_body(value, at)
+    body = BytesIO(value)
+    body.seek(at)
+    try:
+        record: Any = fastavro.schemaless_reader(body, writer, _SEGMENT_READER)
+    except (*_UNREADABLE, fastavro.read.SchemaResolutionError) as error:
+        raise BadRecord(Reason.NOT_AVRO, f"the body can't be read: {error!r}") from error
+    if body.tell() != len(value):
+        raise BadRecord(Reason.NOT_AVRO, f"{len(value) - body.tell()} bytes follow the record")
+    return (
+        record["service_order_number"],
+        record["business_data_number"],
+        record["start_ms"],
+        record["end_ms"],
+        record["end_identifier"],
+    )
+
+
+OWN_SCHEMA_ONLY = WriterSchemas()
+
+
+def to_segment(raw: RawSegment) -> SegmentEvent:
+    """Make the value of what was read; raise BadRecord where it breaks the contract."""
+    order, business_data_number, start_ms, end_ms, end_identifier = raw
+    try:
+        number = order.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord(Reason.BAD_ORDER_NUMBER, "is no UTF-8") from error
+    return SegmentEvent(number, business_data_number, start_ms, end_ms, end_identifier)
+
+
+def encode_segment(event: SegmentEvent, framing: bytes = SEGMENT_HEADER) -> bytes:
+    """Return the record value of a segment; `framing` is 00 + id (4 bytes) where a registry is."""
+    out = BytesIO()
+    out.write(framing)
+    record = {name: getattr(event, name) for name in SegmentEvent.__slots__}
+    fastavro.schemaless_writer(out, _SEGMENT, record)
+    return out.getvalue()
+
+
+def decode_segment(value: bytes | None, writers: WriterSchemas = OWN_SCHEMA_ONLY) -> SegmentEvent:
+    """Return the segment in a record value; raise BadRecord with the first reason that holds."""
+    return to_segment(writers.read(value))
+
+
+def encode_total(total: OrderTotal) -> bytes:
+    """Return the record value of a total: the same total always gives the same bytes."""
+    record: dict[str, Any] = {name: getattr(total, name) for name in OrderTotal.__slots__}
+    record["status"] = total.status.value
+    record["intervals"] = [interval._asdict() for interval in total.intervals]
+    record["missing_numbers"] = [numbers._asdict() for numbers in total.missing_numbers]
+    out = BytesIO()
+    out.write(TOTAL_HEADER)
+    fastavro.schemaless_writer(out, _TOTAL, record)
+    return out.getvalue()
+
+
+def decode_total(value: bytes | None) -> OrderTotal:
+    """Return the total in a record value; raise BadTotal if it is none."""
+    if value is None or not value.startswith(TOTAL_HEADER):
+        raise BadTotal("the value does not start with the fingerprint of billing.OrderTotal")
+    body = BytesIO(value)
+    body.seek(HEADER_SIZE)
+    try:
+        record: Any = fastavro.schemaless_reader(body, _TOTAL, None)
+    except _UNREADABLE as error:
+        raise BadTotal(f"the body can't be read: {error!r}") from error
+    if body.tell() != len(value):
+        raise BadTotal("bytes follow the record")
+    record["status"] = Status(record["status"])
+    record["intervals"] = tuple(Interval(**interval) for interval in record["intervals"])
+    record["missing_numbers"] = tuple(NumberRange(**each) for each in record["missing_numbers"])
+    return OrderTotal(**record)

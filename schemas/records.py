@@ -1,0 +1,131 @@
+"""The contract's records as frozen values that cannot be made wrong.
+
+Time sequences are half-open, [start_ms, end_ms), in integer milliseconds of the server's
+time basis since the epoch. Fields stand in the order of the Avro schemas beside this file.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import NamedTuple
+
+from schemas.errors import BadRecord, BadTotal, Reason
+
+ORDER_NUMBER_BYTES_MAX = 64
+LONG_MAX = 2**63 - 1
+LONG_MIN = -(2**63)
+
+
+class Interval(NamedTuple):
+    """The half-open piece of time [start_ms, end_ms)."""
+
+    start_ms: int
+    end_ms: int
+
+
+class NumberRange(NamedTuple):
+    """The business data numbers `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+
+class Status(StrEnum):
+    """How an order was settled."""
+
+    COMPLETE = "COMPLETE"
+    INCOMPLETE = "INCOMPLETE"
+    ABANDONED = "ABANDONED"
+
+
+def check_order_number(number: str) -> None:
+    """Raise BadRecord(BAD_ORDER_NUMBER) unless `number` has 1 to 64 UTF-8 bytes, none a control.
+
+    Control characters are Unicode's category Cc: U+0000 to U+001F and U+007F to U+009F.
+    """
+    try:
+        size = len(number.encode())
+    except UnicodeEncodeError as error:
+        raise BadRecord(Reason.BAD_ORDER_NUMBER, "holds a lone surrogate") from error
+    if not 1 <= size <= ORDER_NUMBER_BYTES_MAX:
+        detail = f"has {size} UTF-8 bytes, 1 to {ORDER_NUMBER_BYTES_MAX} are allowed"
+        raise BadRecord(Reason.BAD_ORDER_NUMBER, detail)
+    if not number.isprintable() and any(unicodedata.category(char) == "Cc" for char in number):
+        raise BadRecord(Reason.BAD_ORDER_NUMBER, "holds a control character")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEvent:
+    """One segment of business data. Raises BadRecord when made against the contract.
+
+    `business_data_number` counts 1, 2, 3 ... within the order. [start_ms, end_ms) may be empty
+    only on the segment with the end identifier. Rules that need a clock (IN_THE_FUTURE,
+    TOO_LATE) or a key are the stream processor's; TOO_LONG is judged there too, so that the
+    order of checks is one.
+    """
+
+    service_order_number: str
+    business_data_number: int
+    start_ms: int
+    end_ms: int
+    end_identifier: bool
+
+    def __post_init__(self) -> None:
+        check_order_number(self.service_order_number)
+        if not 1 <= self.business_data_number <= LONG_MAX:
+            detail = f"is {self.business_data_number}, the first number is 1"
+            raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, detail)
+        if self.start_ms < 0 or not self.start_ms <= self.end_ms <= LONG_MAX:
+            detail = f"[{self.start_ms}, {self.end_ms}) is no time sequence"
+            raise BadRecord(Reason.BAD_TIME_SEQUENCE, detail)
+        if self.start_ms == self.end_ms and not self.end_identifier:
+            detail = f"[{self.start_ms}, {self.end_ms}) is empty without the end identifier"
+            raise BadRecord(Reason.BAD_TIME_SEQUENCE, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderTotal:
+    """The proven duration of an order as of one revision. Raises BadTotal if contradictory.
+
+    `duration_ms` is the measure of `intervals`, the union of the accepted segments;
+    `upper_bound_ms` what it can be at most if everything missing were found. `digest` is the
+    evidence's SHA-256 (see `stream_processors.order.evidence_digest`).
+    """
+
+    service_order_number: str
+    revision: int
+    status: Status
+    duration_ms: int
+    upper_bound_ms: int
+    started_ms: int
+    ended_ms: int
+    intervals: tuple[Interval, ...]
+    end_number: int | None
+    missing_numbers: tuple[NumberRange, ...]
+    segments: int
+    duplicates: int
+    overlap_ms: int
+    numbers_after_end: int
+    digest: str
+    previous_digest: str
+    source_partition: int
+    source_offset: int
+    settled_at_ms: int
+
+    def __post_init__(self) -> None:
+        edges = [edge for interval in self.intervals for edge in interval]
+        checks = (
+            (all(a < b for a, b in pairwise(edges)), "intervals"),
+            (self.duration_ms == sum(b - a for a, b in self.intervals), "duration_ms"),
+            (0 <= self.duration_ms <= self.upper_bound_ms, "upper_bound_ms"),
+            (self.upper_bound_ms <= self.ended_ms - self.started_ms, "upper_bound_ms"),
+            (self.revision >= 1, "revision"),
+            (self.revision == 1 or bool(self.previous_digest), "previous_digest"),
+            (self.segments >= 1 and self.duplicates >= 0 and self.overlap_ms >= 0, "counts"),
+            (self.status is not Status.COMPLETE or not self.missing_numbers, "missing_numbers"),
+            ((self.status is Status.ABANDONED) == (self.end_number is None), "end_number"),
+        )
+        wrong = [name for holds, name in checks if not holds]
+        if wrong:
+            raise BadTotal(f"total of {self.service_order_number!r}: wrong {', '.join(wrong)}")

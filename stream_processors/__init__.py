@@ -1,0 +1,1 @@
+"""The stream processor: the pure core, the batch path, and the shells around them."""

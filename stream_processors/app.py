@@ -1,0 +1,176 @@
+"""The Faust app: one agent on the segments, the checkpoint table, timers and web pages."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import faust
+from faust.types.auth import SASLMechanism
+from faust.web import Request
+
+from schemas import WriterSchemas
+from stream_processors.publisher import Publisher
+from stream_processors.settings import Settings
+from stream_processors.worker import TICK_S, Processor, die
+
+log = logging.getLogger("durabill.worker")
+
+BLOCK_BYTES_MAX = 16 * 1024 * 1024
+FETCH_BYTES_MAX = 4 * 1024 * 1024
+CHUNKS_QUEUED_MAX = 16
+
+
+class AsIs(faust.Schema[Any, Any]):
+    """Keys and values as the transport gives them: a chunk is no serialized message."""
+
+    def loads_key(self, app: Any, message: Any, **_: Any) -> Any:
+        """Return the key."""
+        return message.key
+
+    def loads_value(self, app: Any, message: Any, **_: Any) -> Any:
+        """Return the value."""
+        return message.value
+
+
+class App(faust.App):
+    """A Faust app that knows its segments topic and checkpoints before it stops."""
+
+    segments_topic_name: str
+    processor: Processor
+
+    def _create_directories(self) -> None:
+        """Make none: all state is in the changelog and in memory."""
+
+    async def on_stop(self) -> None:
+        """Checkpoint while the consumer still owns its partitions, then stop."""
+        await self.processor.shutdown()
+        await super().on_stop()
+
+
+def create_app(settings: Settings, partitions: int, port: int, writers: WriterSchemas) -> App:
+    """Return the worker's app for a segments topic of `partitions` partitions.
+
+    `port` is the web server's. The topics have been checked; nothing is connected yet.
+    """
+    app = App(
+        settings.application_id,
+        broker=[f"durabill://{each}" for each in settings.bootstrap_servers.split(",")],
+        broker_credentials=_credentials(settings),
+        autodiscover=False,
+        store="memory://",
+        web_host=settings.worker_host,
+        web_bind=settings.worker_host,
+        web_port=port,
+        canonical_url=f"http://{settings.worker_host}:{port}",
+        # Offsets move with checkpoints (see `driver`); Faust's own commits have nothing to do.
+        broker_commit_interval=3600.0,
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=2.0,
+        broker_request_timeout=30.0,
+        broker_check_crcs=True,  # a flipped bit must not become a bill
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=FETCH_BYTES_MAX,
+        stream_buffer_maxsize=CHUNKS_QUEUED_MAX,
+        stream_recovery_delay=0.0,
+        producer_acks=-1,  # a block that one broker alone has seen is no checkpoint
+        producer_max_request_size=BLOCK_BYTES_MAX,
+        topic_allow_declare=False,  # topics are made by `durabill topics create` alone
+        topic_disable_leader=True,
+        stream_wait_empty=False,  # chunks are never acked, so there is nothing to wait for
+        table_standby_replicas=0,  # blocks are small; a new owner reads them from the changelog
+    )
+    app.segments_topic_name = settings.segments_topic
+    publisher = Publisher(
+        settings.librdkafka(),
+        segments_topic=settings.segments_topic,
+        totals_topic=settings.totals_topic,
+        dead_letters_topic=settings.dead_letters_topic,
+        on_fatal=die,
+    )
+    processor = Processor(settings, partitions, writers, publisher, lambda: time.time_ns() // 10**6)
+    processor.app = app
+    app.processor = processor
+    _add_stream(app, processor, partitions)
+    _add_pages(app, processor)
+    return app
+
+
+def _credentials(settings: Settings) -> Any:
+    context = settings.ssl_context()
+    if settings.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=settings.sasl_username,
+            password=settings.sasl_password,
+            mechanism=SASLMechanism(settings.sasl_mechanism),
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context)
+
+
+def _add_stream(app: App, processor: Processor, partitions: int) -> None:
+    segments = app.topic(processor.settings.segments_topic, schema=AsIs())
+    processor.table = app.Table(
+        "checkpoint",
+        partitions=partitions,
+        key_type=bytes,
+        value_type=bytes,
+        on_recover=processor.on_recovered,
+    )
+
+    @app.agent(segments, name="fold")
+    async def fold(stream: Any) -> None:
+        async for event in stream.noack().events():
+            try:
+                await processor.fold(event.message.partition, event.message.value)
+            except Exception as error:
+                die(error)
+
+    async def start_publisher(app: Any) -> None:
+        processor.publisher.start(asyncio.get_running_loop())
+
+    async def revoked(app: Any, revoked: Any, **_: Any) -> None:
+        if not processor.stopping:
+            await processor.on_revoked()
+
+    app.task(start_publisher)
+    on_revoked: Any = app.on_partitions_revoked
+    on_revoked.connect(revoked, weak=False)
+    _every(app, TICK_S, processor.tick)
+    _every(app, processor.settings.checkpoint_interval_s, processor.checkpoint)
+
+
+def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None]]) -> None:
+    async def repeat(app: Any) -> None:
+        while not app.should_stop:
+            await asyncio.sleep(interval_s)
+            try:
+                await action()
+            except Exception as error:
+                die(error)
+
+    app.task(repeat)
+
+
+def _add_pages(app: App, processor: Processor) -> None:
+    async def order(web: Any, request: Request, number: str) -> Any:
+        state = processor.describe(number)
+        if state is None:
+            return web.json({"error": {"reason": "UNKNOWN_ORDER", "detail": number}}, status=404)
+        return web.json(state)
+
+    async def status(web: Any, request: Request) -> Any:
+        return web.json(processor.status())
+
+    to_owner: Any = app.table_route(table=processor.table, match_info="number")
+    pages: Any = app.page
+    pages("/orders/{number}")(to_owner(order))
+    pages("/status")(status)
+
+
+def run_worker(settings: Settings, partitions: int, port: int, writers: WriterSchemas) -> None:
+    """Run a worker until it is told to stop; ends the process."""
+    app = create_app(settings, partitions, port, writers)
+    worker = faust.Worker(app, loglevel="INFO", redirect_stdouts=False)
+    worker.execute_from_commandline()

@@ -1,0 +1,119 @@
+"""Orders as the bytes of a checkpoint block, and back.
+
+A block is a version byte and a zstd frame of MessagePack. Version 1 is a list of plain orders,
+[[slot, the order's fields ...], ...]. Version 2 is [slots, rows, extras, orders]: the columns' rows
+as they lie in memory (little-endian), the slots that they belong in, and in the form of version 1
+those orders that are no rows. The columns read both, the plain table has no rows to put one in.
+
+Invariants are asserted before a state is written and after it is read; a block that can't be read
+raises StateError, since going on without it would forget money.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import cramjam
+import msgspec
+
+from stream_processors.errors import StateError
+from stream_processors.intervals import IntervalSet
+from stream_processors.order import Order, Phase
+
+PLAIN_VERSION = 1
+COLUMNS_VERSION = 2
+
+
+class _OrderState(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    slot: int
+    service_order_number: str
+    source_partition: int
+    time: list[tuple[int, int]]
+    numbers: list[tuple[int, int]]
+    end_number: int | None
+    accepted: int
+    length_sum_ms: int
+    started_ms: int
+    ended_ms: int
+    phase: Phase
+    deadline_ms: int
+    source_offset: int
+    revision: int
+    digest: str
+    forwarded: dict[int, int]
+
+
+class _Columns(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    slots: bytes
+    rows: bytes
+    extras: bytes
+    orders: list[_OrderState]
+
+
+class BlockContent(NamedTuple):
+    """A decoded block: raw columns (empty in version 1), and the plain orders with their slots."""
+
+    slots: bytes
+    rows: bytes
+    extras: bytes
+    orders: list[tuple[int, Order]]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_plain_decoder = msgspec.msgpack.Decoder(list[_OrderState])
+_columns_decoder = msgspec.msgpack.Decoder(_Columns)
+
+
+def encode_block(orders: Iterable[tuple[int, Order]]) -> bytes:
+    """Return the block that holds these (slot, order) pairs."""
+    return _pack(PLAIN_VERSION, [_state_of(slot, order) for slot, order in orders])
+
+
+def encode_columns(
+    slots: Any, held: Any, extras: Any, orders: Iterable[tuple[int, Order]]
+) -> bytes:
+    """Return the block of rows (numpy arrays; slots int32) and of the orders that are none."""
+    states = [_state_of(slot, order) for slot, order in orders]
+    return _pack(
+        COLUMNS_VERSION, _Columns(slots.tobytes(), held.tobytes(), extras.tobytes(), states)
+    )
+
+
+def _pack(version: int, content: Any) -> bytes:
+    return bytes([version]) + bytes(cramjam.zstd.compress(_encoder.encode(content), 1))
+
+
+def decode_block(block: bytes) -> BlockContent:
+    """Return what a block of either version holds; raise StateError if it can't be read."""
+    version = block[0] if block else None
+    try:
+        if version == PLAIN_VERSION:
+            states = _plain_decoder.decode(bytes(cramjam.zstd.decompress(block[1:])))
+            return BlockContent(b"", b"", b"", [_order_of(state) for state in states])
+        if version == COLUMNS_VERSION:
+            columns = _columns_decoder.decode(bytes(cramjam.zstd.decompress(block[1:])))
+            orders = [_order_of(state) for state in columns.orders]
+            return BlockContent(columns.slots, columns.rows, columns.extras, orders)
+    except (cramjam.DecompressionError, msgspec.DecodeError) as error:
+        raise StateError(f"a checkpoint block is damaged: {error}") from error
+    raise StateError(
+        f"a checkpoint block has format version {version}, this worker reads up to"
+        f" {COLUMNS_VERSION}: run the version of Durabill that wrote it, or replay the segments"
+        " from the start under a new application id"
+    )
+
+
+def _state_of(slot: int, order: Order) -> _OrderState:
+    order.check()
+    fields = {name: getattr(order, name) for name in Order.__slots__}
+    fields["time"] = list(order.time)
+    fields["numbers"] = list(order.numbers)
+    return _OrderState(slot=slot, **fields)
+
+
+def _order_of(state: _OrderState) -> tuple[int, Order]:
+    fields = {name: getattr(state, name) for name in Order.__slots__}
+    order = Order(
+        **{**fields, "time": IntervalSet(state.time), "numbers": IntervalSet(state.numbers)}
+    )
+    order.check()
+    return state.slot, order

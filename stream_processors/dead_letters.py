@@ -1,0 +1,322 @@
+"""The dead letters of the segments topic: listing them, and sending repaired ones back.
+
+A dead letter is the record as it came, with five headers of ours after its own: `reason`, `detail`,
+`source_topic`, `source_partition`, `source_offset`. A worker that crashed may have written one
+twice; its origin (the last three) tells. Everything here reads without a group and commits nothing.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar, cast
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from schemas import PARTITIONER, SegmentEvent, encode_segment
+
+Header = tuple[str, bytes | None]
+
+RESENT_FROM = "resent_from"
+"""Header of a record that was sent back: `topic/partition/offset` of its dead letter, UTF-8."""
+
+_OURS = ("reason", "detail", "source_topic", "source_partition", "source_offset")
+_POLL_S = 0.5
+_ASK_AGAIN_S = 0.1
+_LEADER_MOVES = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_Answer = TypeVar("_Answer")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+class DeadLetterError(Exception):
+    """What was asked for cannot be done; says why. Nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One record of the dead letters topic.
+
+    `key`, `value` and `headers` are the rejected record's own, as they came. `reason` is a
+    `schemas.Reason` where a worker of ours wrote it; what is missing or no text is empty,
+    or None. `append_ms` is when it was rejected, by the broker's clock.
+    """
+
+    partition: int
+    offset: int
+    append_ms: int
+    reason: str
+    detail: str
+    source_topic: str
+    source_partition: int | None
+    source_offset: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[Header, ...]
+
+    @property
+    def origin(self) -> tuple[str, int, int] | None:
+        """Where the rejected record stands in the log; None where the headers do not say."""
+        if not self.source_topic or self.source_partition is None or self.source_offset is None:
+            return None
+        return self.source_topic, self.source_partition, self.source_offset
+
+
+@dataclass(frozen=True, slots=True)
+class Resent:
+    """Where a record that was sent back has landed; Kafka has acknowledged it."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+def list_dead_letters(
+    kafka: Mapping[str, str],
+    topic: str,
+    *,
+    limit: int | None = None,
+    reason: str | None = None,
+    since_ms: int | None = None,
+    repeats: bool = False,
+    answer_s: float = 30.0,
+) -> Iterator[DeadLetter]:
+    """Yields the dead letters that were there when this was called, each origin once.
+
+    In order of offset within a partition; partitions alternate as Kafka answers. `since_ms` is an
+    append time (inclusive), `repeats=True` yields a worker's repeats too. Raises DeadLetterError
+    when the topic is not there or Kafka says nothing for `answer_s` seconds.
+    """
+    if limit is not None and limit <= 0:
+        return
+    seen: set[tuple[str, int, int]] = set()
+    yielded = 0
+    for letter in _read(kafka, topic, since_ms, answer_s):
+        if reason is not None and letter.reason != reason:
+            continue
+        if not repeats and letter.origin is not None:
+            if letter.origin in seen:
+                continue
+            seen.add(letter.origin)
+        yield letter
+        yielded += 1
+        if yielded == limit:
+            return
+
+
+def resend(
+    kafka: Mapping[str, str],
+    topic: str,
+    partition: int,
+    offset: int,
+    *,
+    segments_topic: str,
+    repaired: SegmentEvent | None = None,
+    answer_s: float = 30.0,
+) -> Resent:
+    """Sends the dead letter at `offset` back into the segments topic; returns where it landed.
+
+    With `repaired` that segment goes instead of the original bytes, under its order number as the
+    key. The record's own headers stay, ours go, `resent_from` says where it came from. Sending one
+    twice does no harm: a repeated segment is a duplicate. Raises DeadLetterError when there is no
+    such dead letter, or Kafka has not acknowledged in `answer_s` seconds (it may have arrived).
+    """
+    letter = find_dead_letter(kafka, topic, partition, offset, answer_s=answer_s)
+    key, value = letter.key, letter.value
+    if repaired is not None:
+        key, value = repaired.service_order_number.encode(), encode_segment(repaired)
+    headers = [header for header in letter.headers if header[0] != RESENT_FROM]
+    headers.append((RESENT_FROM, f"{topic}/{partition}/{offset}".encode()))
+    return _produce(kafka, segments_topic, key, value, headers, answer_s)
+
+
+def find_dead_letter(
+    kafka: Mapping[str, str], topic: str, partition: int, offset: int, *, answer_s: float = 30.0
+) -> DeadLetter:
+    """The dead letter at one place; DeadLetterError where there is none."""
+    with closing(_consumer(kafka)) as consumer:
+        if partition not in _partitions(consumer, topic, answer_s):
+            raise DeadLetterError(f"{topic} has no partition {partition}")
+        low, high = _range(consumer, topic, partition, answer_s)
+        if low <= offset < high:
+            consumer.assign([TopicPartition(topic, partition, offset)])
+            message = _next(consumer, topic, answer_s)
+            if message.error() is None and message.offset() == offset:
+                return _letter(message)
+    raise DeadLetterError(f"{topic}/{partition} has no record at offset {offset}")
+
+
+def _read(
+    kafka: Mapping[str, str], topic: str, since_ms: int | None, answer_s: float
+) -> Iterator[DeadLetter]:
+    """Every dead letter up to the ends that the partitions have at the start."""
+    with closing(_consumer(kafka)) as consumer:
+        partitions = _partitions(consumer, topic, answer_s)
+        ends = {each: _range(consumer, topic, each, answer_s) for each in partitions}
+        unread = {each: high for each, (low, high) in ends.items() if low < high}
+        places = [TopicPartition(topic, each, OFFSET_BEGINNING) for each in unread]
+        if since_ms is not None and places:
+            asked = [TopicPartition(topic, each, since_ms) for each in unread]
+            places = _ask(
+                lambda: consumer.offsets_for_times(asked, timeout=answer_s), topic, answer_s
+            )
+            # A negative offset stands for the end: nothing is as young as that.
+            places = [place for place in places if place.offset >= 0]
+            unread = {place.partition: unread[place.partition] for place in places}
+        consumer.assign(places)
+        while unread:
+            message = _next(consumer, topic, answer_s)
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None, "records and ends have a place"
+            assert offset is not None, "records and ends have a place"
+            # The end event comes also where only transaction markers are left before the end.
+            if message.error() is not None or offset >= unread.get(partition, 0):
+                unread.pop(partition, None)
+                continue
+            if offset + 1 >= unread[partition]:
+                unread.pop(partition)
+            if since_ms is None or message.timestamp()[1] >= since_ms:
+                yield _letter(message)
+
+
+def _next(consumer: Consumer, topic: str, answer_s: float) -> Message:
+    """The next record or partition end; anything else is an error, and so is a long silence."""
+    waited_s = 0.0
+    while waited_s < answer_s:
+        message = consumer.poll(_POLL_S)
+        if message is None:
+            waited_s += _POLL_S
+            continue
+        error = message.error()
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            return message
+        if not error.retriable() and error.code() != KafkaError._TRANSPORT:
+            raise DeadLetterError(f"{topic}: {error}")
+    raise DeadLetterError(f"{topic}: Kafka has said nothing for {answer_s:g} s")
+
+
+def _consumer(kafka: Mapping[str, str]) -> Consumer:
+    return Consumer(
+        {
+            **kafka,
+            "group.id": "durabill-dead-letters",  # librdkafka wants one; it is never joined
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "allow.auto.create.topics": False,
+        }
+    )
+
+
+def _partitions(consumer: Consumer, topic: str, answer_s: float) -> list[int]:
+    found = _ask(lambda: consumer.list_topics(topic, timeout=answer_s), topic, answer_s)
+    if found.topics[topic].error is not None:
+        raise DeadLetterError(f"{topic}: {found.topics[topic].error}")
+    return sorted(found.topics[topic].partitions)
+
+
+def _range(consumer: Consumer, topic: str, partition: int, answer_s: float) -> tuple[int, int]:
+    place = TopicPartition(topic, partition)
+    found = _ask(lambda: consumer.get_watermark_offsets(place, timeout=answer_s), topic, answer_s)
+    if found is None:
+        raise DeadLetterError(f"{topic}/{partition}: Kafka has said nothing for {answer_s:g} s")
+    return found
+
+
+def _ask(question: Callable[[], _Answer], topic: str, answer_s: float) -> _Answer:
+    """Kafka's answer, asked again while a partition's leader is changing or not known yet."""
+    until = time.monotonic() + answer_s
+    while True:
+        try:
+            return question()
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_MOVES or time.monotonic() >= until:
+                raise DeadLetterError(f"{topic}: {error.args[0]}") from error
+            time.sleep(_ASK_AGAIN_S)
+
+
+def _letter(message: Message) -> DeadLetter:
+    partition, offset = message.partition(), message.offset()
+    assert partition is not None, "a record has a place"
+    assert offset is not None, "a record has a place"
+    headers = cast(list[tuple[str, str | bytes | None]], message.headers() or [])
+    ours, own = split_headers([(name, _bytes(value)) for name, value in headers])
+    return DeadLetter(
+        partition=partition,
+        offset=offset,
+        append_ms=message.timestamp()[1],
+        reason=ours.get("reason", ""),
+        detail=ours.get("detail", ""),
+        source_topic=ours.get("source_topic", ""),
+        source_partition=_number(ours.get("source_partition", "")),
+        source_offset=_number(ours.get("source_offset", "")),
+        key=_bytes(message.key()),
+        value=_bytes(message.value()),
+        headers=own,
+    )
+
+
+def split_headers(headers: list[Header]) -> tuple[dict[str, str], tuple[Header, ...]]:
+    """Our headers as text, and the record's own.
+
+    Ours stand after the record's own, so of several with one name the last is ours and the others
+    came with the record.
+    """
+    last = {name: at for at, (name, _) in enumerate(headers) if name in _OURS}
+    texts = {name: (headers[at][1] or b"").decode(errors="replace") for name, at in last.items()}
+    own = tuple(header for at, header in enumerate(headers) if last.get(header[0]) != at)
+    return texts, own
+
+
+def _produce(
+    kafka: Mapping[str, str],
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: list[Header],
+    answer_s: float,
+) -> Resent:
+    outcome: list[tuple[KafkaError | None, Message]] = []
+    sent: list[tuple[str, str | bytes | None]] = [*headers]
+    producer = Producer(
+        {
+            **kafka,
+            "partitioner": PARTITIONER,
+            "acks": "all",
+            "enable.idempotence": True,
+            "delivery.timeout.ms": int(answer_s * 1000),
+            "linger.ms": 0,
+            "allow.auto.create.topics": False,
+        }
+    )
+    producer.produce(topic, value, key, headers=sent, on_delivery=lambda *o: outcome.append(o))
+    producer.flush(answer_s + 1)
+    if not outcome:
+        _undelivered(topic, f"no acknowledgement in {answer_s:g} s")
+    error, message = outcome[0]
+    partition, offset = message.partition(), message.offset()
+    if error is not None or partition is None or offset is None:
+        _undelivered(topic, str(error))
+    return Resent(topic, partition, offset)
+
+
+def _undelivered(topic: str, why: str) -> NoReturn:
+    raise DeadLetterError(f"{topic}: {why}; it may have arrived, and sending it again does no harm")
+
+
+def _number(text: str) -> int | None:
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value

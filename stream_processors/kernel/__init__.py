@@ -1,0 +1,52 @@
+"""The batch path's compiled half: the same rules as `order` and `table`, over numpy rows.
+
+    rows      what an order is in a row, and the arithmetic of its intervals and numbers
+    index     the hash table from an order number's bytes to its row
+    parse     the bytes of a record
+    fold      a decompressed record batch into the rows
+    maintain  rows freed, retired, restored, checked
+    totals    settled rows as evidence texts and as Avro bytes
+
+Compiled by numba at first use and cached. numba notices a change of the file that a function is
+in, but not of the functions that it calls; so the cache's folder carries a digest of all sources
+of this package, and an upgrade can never run last version's arithmetic.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numba
+
+
+def _cache_folder() -> str:
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(here.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"numba-{numba.__version__}-{digest.hexdigest()[:16]}"
+    for parent in (here / "__pycache__", Path.home() / ".cache" / "durabill"):
+        folder = parent / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+        except OSError:
+            continue
+        return str(folder)
+    return ""
+
+
+_settings: Any = numba.config
+_settings.CACHE_DIR = _cache_folder()
+
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
+
+
+def compiled(function: Any) -> Any:
+    """Compile with numba; for what is called from Python, or seldom."""
+    return numba.njit(**_OPTIONS)(function)
+
+
+def hot(function: Any) -> Any:
+    """Compile with numba and inline into the callers: a call counts references of every array."""
+    return numba.njit(forceinline=True, **_OPTIONS)(function)

@@ -1,0 +1,302 @@
+"""A decompressed record batch into the rows: parse, look up, apply; one pass, no allocation.
+
+What the rows can't take is not judged here: the record's position is noted and the plain core reads
+it afterwards, in the batch's order. While one record of an order waits, all after it wait too.
+
+Every read is checked against the batch's size; a batch whose frames don't add up is CORRUPT.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from stream_processors.kernel import compiled, hot
+from stream_processors.kernel.index import add, find, hash_key, load_key, table_to_grow
+from stream_processors.kernel.parse import (
+    AFTER,
+    BEGIN,
+    DELTA,
+    END,
+    FRAME,
+    IS_END,
+    KEY_AT,
+    KEY_SIZE,
+    NUMBER,
+    SEGMENT,
+    SENT_ON,
+    is_plain_text,
+    parse_segment,
+    partition_of,
+    read_frame,
+)
+from stream_processors.kernel.rows import (
+    ACCEPTED_MAX,
+    BEYOND,
+    BLOCK_ROWS,
+    CHANGED,
+    COMPLETE,
+    DEFERRED,
+    ENDED,
+    KEY_BYTES_MAX,
+    NEEDS_EXTRA,
+    NO_ROOM,
+    NUMBER_MAX,
+    ODD,
+    OPEN,
+    ORDERS,
+    PHASE,
+    ROWS_FREE,
+    ROWS_USED,
+    SETTLED,
+    SLOWS,
+    UNCHANGED,
+    USED,
+    count_repeat,
+    is_complete,
+    is_no_news,
+    settle,
+    take,
+    take_inline,
+)
+
+# Positions in the int64 array of what a call is about.
+RECORD = 0  # the next record's number in the batch; in and out
+POSITION = 1  # the next record's position in the body; in and out
+RECORDS = 2
+BASE_OFFSET = 3
+FIRST_OFFSET = 4
+NOW = 5
+SETTLE_GRACE = 6
+IDLE_TIMEOUT = 7
+CORRECTION_WINDOW = 8
+FUTURE_TOLERANCE = 9
+LENGTH_MAX = 10
+PARTITION = 11
+PARTITIONS = 12
+SEED = 13
+TASK = 14
+
+DONE = -1
+CORRUPT = -2
+"""What `fold` returns; any other value is the number of the index table that has to grow first."""
+
+
+@hot
+def is_acceptable(segment: Any, task: Any) -> bool:
+    """Tell whether a segment breaks none of the rules that need no order; False: look closer."""
+    start, end, now = segment[BEGIN], segment[END], task[NOW]
+    return (
+        1 <= segment[NUMBER] <= NUMBER_MAX
+        and 0 <= start <= end
+        and (start < end or segment[IS_END] == 1)
+        and end <= now + task[FUTURE_TOLERANCE]
+        and end - start <= task[LENGTH_MAX]
+        and end >= now - task[CORRECTION_WINDOW]
+    )
+
+
+@compiled
+def new_row(store: Any, words: Any, key_hash: Any) -> int:
+    """Return an empty row, entered under its key; -1 if a new order can't have one now."""
+    if store.counters[BEYOND] > 0:
+        return -1
+    if store.counters[ROWS_FREE] > 0:
+        store.counters[ROWS_FREE] -= 1
+        slot = store.free[store.counters[ROWS_FREE]]
+    elif store.counters[ROWS_USED] < store.orders.shape[0]:
+        slot = store.counters[ROWS_USED]
+        store.counters[ROWS_USED] += 1
+    else:
+        return -1
+    store.orders[slot].k0 = words[0]
+    store.orders[slot].k1 = words[1]
+    store.orders[slot].k2 = words[2]
+    store.orders[slot].k3 = words[3]
+    store.orders[slot].k4 = words[4]
+    add(store.index, store.tables, key_hash, slot)
+    return slot
+
+
+@compiled
+def make_stub(orders: Any, slot: int, key_size: int) -> None:
+    """Make a row that only keeps its name and place."""
+    orders[slot].flags = USED | ODD
+    orders[slot].key_size = key_size
+    orders[slot].extra = -1
+
+
+@compiled
+def start_order(orders: Any, slot: int, segment: Any, offset: int) -> None:
+    """Fill a row with an order's first segment."""
+    orders[slot].start_ms = segment[BEGIN]
+    orders[slot].end_ms = segment[END]
+    orders[slot].source_offset = offset
+    orders[slot].overlap_ms = 0
+    orders[slot].first_number = segment[NUMBER]
+    orders[slot].last_number = segment[NUMBER]
+    orders[slot].end_number = 0
+    orders[slot].accepted = 1
+    orders[slot].extra = -1
+    orders[slot].revision = 0
+    orders[slot].flags = USED | OPEN
+
+
+@hot
+def apply(orders: Any, slot: int, extra: Any, segment: Any, offset: int, task: Any) -> int:
+    """Apply a segment to a known order.
+
+    CHANGED, UNCHANGED, NEEDS_EXTRA where it takes the pool, NO_ROOM where it is the plain core's.
+    """
+    order = orders[slot]
+    now = task[NOW]
+    if offset <= order.source_offset:
+        return UNCHANGED
+    number, start, end = segment[NUMBER], segment[BEGIN], segment[END]
+    if order.accepted >= ACCEPTED_MAX:
+        return NO_ROOM
+    settled = order.flags & PHASE == SETTLED
+    if (now > order.deadline_ms) if settled else (now >= order.deadline_ms):
+        return NO_ROOM
+    if is_no_news(orders, slot, extra, number, start, end, segment[IS_END] == 1):
+        count_repeat(orders, slot, end - start, offset)
+        return CHANGED
+    if settled:
+        return NO_ROOM
+    if order.extra >= 0 or not take_inline(orders, slot, number, start, end):
+        return NEEDS_EXTRA
+    orders[slot].accepted += 1
+    orders[slot].source_offset = offset
+    return CHANGED
+
+
+@compiled
+def apply_with_extra(store: Any, slot: int, segment: Any, offset: int) -> int:
+    """Go on where `apply` needed the pool: CHANGED, or NO_ROOM and unchanged."""
+    if not take(store, slot, segment[NUMBER], segment[BEGIN], segment[END]):
+        return NO_ROOM
+    store.orders[slot].accepted += 1
+    store.orders[slot].source_offset = offset
+    return CHANGED
+
+
+@hot
+def move_on(
+    orders: Any, slot: int, extra: Any, block_due: Any, changed: Any, segment: Any, task: Any
+) -> bool:
+    """Move a changed order's phase and deadline on; tell whether it is complete."""
+    block = slot // BLOCK_ROWS
+    changed[block] = 1
+    if orders[slot].flags & PHASE == SETTLED:
+        return False
+    now = task[NOW]
+    if segment[IS_END] == 1 and segment[NUMBER] > orders[slot].end_number:
+        orders[slot].end_number = segment[NUMBER]
+    if orders[slot].end_number == 0:
+        orders[slot].deadline_ms = now + task[IDLE_TIMEOUT]
+    elif is_complete(orders, slot, extra):
+        return True
+    elif orders[slot].flags & PHASE == OPEN:
+        orders[slot].flags = (orders[slot].flags & ~PHASE) | ENDED
+        orders[slot].deadline_ms = now + task[SETTLE_GRACE]
+    block_due[block] = min(block_due[block], orders[slot].deadline_ms)
+    return False
+
+
+@compiled
+def settle_complete(store: Any, slot: int, task: Any) -> None:
+    """Settle a row that has become complete with the record at hand."""
+    tolerance = task[FUTURE_TOLERANCE]
+    settle(store, slot, COMPLETE, task[NOW], task[CORRECTION_WINDOW] + tolerance, tolerance)
+
+
+@hot
+def is_new_order(data: Any, frame: Any, segment: Any, header: Any, task: Any) -> bool:
+    """Tell whether a record of an unknown order can start a row."""
+    key_at, key_size = frame[KEY_AT], frame[KEY_SIZE]
+    return (
+        frame[SENT_ON] == 0
+        and parse_segment(data, frame, header, segment)
+        and is_acceptable(segment, task)
+        and is_plain_text(data, key_at, key_size)
+        and partition_of(data, key_at, key_size, task[PARTITIONS]) == task[PARTITION]
+    )
+
+
+@compiled
+def start_row(
+    store: Any,
+    data: Any,
+    frame: Any,
+    segment: Any,
+    words: Any,
+    key_hash: Any,
+    header: Any,
+    task: Any,
+) -> int:
+    """Give a name that is not in the index a row: with its order, or as a stub; -1 if none is left.
+
+    A stub, because while an order's first record waits for the plain core, its next ones must not
+    overtake it.
+    """
+    slot = new_row(store, words, key_hash)
+    if slot >= 0:
+        make_stub(store.orders, slot, frame[KEY_SIZE])
+        if is_new_order(data, frame, segment, header, task):
+            start_order(store.orders, slot, segment, task[BASE_OFFSET] + frame[DELTA])
+            store.counters[ORDERS] += 1
+    return slot
+
+
+@compiled
+def fold(store: Any, data: Any, task: Any, header: Any) -> int:
+    """Fold records RECORD..RECORDS-1 of a batch from POSITION on; see DONE for what it returns.
+
+    `slow` and the events' arrays have room for one entry a record. Inlined functions are given
+    single arrays, not `store`: handing that on counts the references of all its arrays.
+    """
+    orders, extra, index, tables = store.orders, store.extra, store.index, store.tables
+    block_due, changed, slow, counters = store.block_due, store.changed, store.slow, store.counters
+    frame, segment = np.empty(FRAME, np.int64), np.empty(SEGMENT, np.int64)
+    words = np.empty(KEY_BYTES_MAX // 8, np.uint64)
+    while task[RECORD] < task[RECORDS]:
+        if not read_frame(data, task[POSITION], frame):
+            return CORRUPT
+        offset = task[BASE_OFFSET] + frame[DELTA]
+        outcome, slot = NO_ROOM, -1
+        if offset < task[FIRST_OFFSET]:
+            outcome = UNCHANGED
+        elif (
+            1 <= frame[KEY_SIZE] <= KEY_BYTES_MAX
+            # A name that ends in a zero would pass for the one without it: rows are padded so.
+            and data[frame[KEY_AT] + frame[KEY_SIZE] - 1] != 0
+        ):
+            load_key(data, frame[KEY_AT], frame[KEY_SIZE], words)
+            key_hash = hash_key(words, task[SEED])
+            slot = find(orders, index, tables, words, key_hash)
+            if slot < 0:
+                table = table_to_grow(tables, key_hash)
+                if table >= 0:
+                    return table
+                slot = start_row(store, data, frame, segment, words, key_hash, header, task)
+                if slot >= 0 and not orders[slot].flags & ODD:
+                    outcome = CHANGED
+            elif (
+                frame[SENT_ON] == 0
+                and not orders[slot].flags & (ODD | DEFERRED)
+                and parse_segment(data, frame, header, segment)
+                and is_acceptable(segment, task)
+            ):
+                outcome = apply(orders, slot, extra, segment, offset, task)
+                if outcome == NEEDS_EXTRA:
+                    outcome = apply_with_extra(store, slot, segment, offset)
+        if outcome == CHANGED:
+            if move_on(orders, slot, extra, block_due, changed, segment, task):
+                settle_complete(store, slot, task)
+        elif outcome == NO_ROOM:
+            if slot >= 0:
+                orders[slot].flags |= DEFERRED
+            slow[counters[SLOWS]] = task[POSITION]
+            counters[SLOWS] += 1
+        task[RECORD] += 1
+        task[POSITION] = frame[AFTER]
+    return DONE if task[POSITION] == data.shape[0] else CORRUPT

@@ -1,0 +1,111 @@
+"""What others ask the ledger. `where` is a DSN, or a connection in which the question is asked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from schemas import Interval, NumberRange, OrderTotal, Status
+
+Connection = psycopg.Connection[TupleRow]
+
+TOTAL_FIELDS: tuple[str, ...] = tuple(OrderTotal.__slots__)
+"""OrderTotal's fields, which are the names of the columns too."""
+
+
+@dataclass(frozen=True)
+class LedgerStatus:
+    """`orders` counts each order by its latest revision; `next_offsets` by (topic, partition)."""
+
+    orders: Mapping[Status, int]
+    totals: int
+    set_aside: int
+    unreadable: int
+    next_offsets: Mapping[tuple[str, int], int]
+
+
+def latest_total(where: str | Connection, order_number: str) -> OrderTotal | None:
+    """The order's greatest revision, None where there is none."""
+    newest = "WHERE service_order_number = %s ORDER BY revision DESC LIMIT 1"
+    with connected(where) as conn:
+        return next(iter(read_totals(conn, newest, (order_number,))), None)
+
+
+def revisions(where: str | Connection, order_number: str) -> list[OrderTotal]:
+    """Every revision of the order that is recorded, from the first to the latest."""
+    with connected(where) as conn:
+        all_of_it = "WHERE service_order_number = %s ORDER BY revision"
+        return read_totals(conn, all_of_it, (order_number,))
+
+
+def set_aside_totals(where: str | Connection, order_number: str) -> list[OrderTotal]:
+    """The order's totals that differ from the recorded one of the same revision."""
+    with connected(where) as conn:
+        rows = conn.execute(
+            f"SELECT {', '.join(TOTAL_FIELDS)} FROM set_aside_totals "
+            "WHERE service_order_number = %s ORDER BY revision, recorded_at, content_sha256",
+            (order_number,),
+        ).fetchall()
+    return [_total(row) for row in rows]
+
+
+def status(where: str | Connection) -> LedgerStatus:
+    """How many orders stand where, and how far the ledger has read; one snapshot."""
+    with connected(where) as conn:
+        row = conn.execute(
+            "SELECT (SELECT jsonb_object_agg(status, orders) FROM ledger_status), "
+            "(SELECT count(*) FROM order_totals), (SELECT count(*) FROM set_aside_totals), "
+            "(SELECT count(*) FROM unreadable_totals), "
+            "(SELECT coalesce(jsonb_agg(jsonb_build_array(topic, partition, next_offset)), '[]') "
+            "FROM ledger_offsets)"
+        ).fetchone()
+    assert row is not None, "a SELECT without FROM has one row"
+    orders, totals, set_aside, unreadable, places = row
+    return LedgerStatus(
+        orders={Status(name): count for name, count in orders.items()},
+        totals=totals,
+        set_aside=set_aside,
+        unreadable=unreadable,
+        next_offsets={(topic, partition): offset for topic, partition, offset in places},
+    )
+
+
+def forget_offsets(where: str | Connection, topic: str, partition: int | None = None) -> int:
+    """Makes the ledger read `topic` (or one partition) from its first record again.
+
+    Always safe: what is recorded stays, repeats change nothing, a running ledger notices and
+    follows. Returns how many partitions were forgotten.
+    """
+    with connected(where) as conn:
+        return conn.execute(
+            "DELETE FROM ledger_offsets WHERE topic = %s AND partition = coalesce(%s, partition)",
+            (topic, partition),
+        ).rowcount
+
+
+@contextmanager
+def connected(where: str | Connection) -> Iterator[Connection]:
+    """The given connection, or one of its own that is committed and closed at the end."""
+    if isinstance(where, str):
+        with psycopg.connect(where) as conn:
+            yield conn
+    else:
+        yield where
+
+
+def read_totals(conn: Connection, where: str, parameters: Sequence[object]) -> list[OrderTotal]:
+    """The recorded totals that the SQL clause `where` picks."""
+    query = f"SELECT {', '.join(TOTAL_FIELDS)} FROM order_totals {where}"
+    rows = conn.execute(query, parameters).fetchall()
+    return [_total(row) for row in rows]
+
+
+def _total(row: Sequence[Any]) -> OrderTotal:
+    values = dict(zip(TOTAL_FIELDS, row, strict=True))
+    values["status"] = Status(values["status"])
+    values["intervals"] = tuple(Interval(**each) for each in values["intervals"])
+    values["missing_numbers"] = tuple(NumberRange(**each) for each in values["missing_numbers"])
+    return OrderTotal(**values)

@@ -1,0 +1,174 @@
+"""What a table gives goes out: totals, dead letters, records sent on, by confluent-kafka.
+
+Every record is counted in the epoch in which it was produced. A checkpoint closes the epoch
+(`cut`) and waits until it has been delivered to the last record before anything that rests on it
+is written. A record that can't be delivered is fatal: the process ends, and a recovery produces
+it again from the log.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from schemas import PARTITIONER
+from stream_processors.table import DeadLetter, Effects, Forward
+
+POLL_S = 0.05
+FULL_PAUSE_S = 0.005
+
+
+class Publisher:
+    """Produces the effects of all tables of a worker. Lives on one event loop."""
+
+    def __init__(
+        self,
+        kafka: dict[str, str],
+        *,
+        segments_topic: str,
+        totals_topic: str,
+        dead_letters_topic: str,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._producer = Producer(
+            {
+                **kafka,
+                "acks": "all",  # a total that one broker alone has seen is not settled
+                "enable.idempotence": True,  # a retry must not repeat or reorder revisions
+                "partitioner": PARTITIONER,  # dead letters' keys go where everybody's go
+                "compression.type": "lz4",
+                "linger.ms": 5,
+                "queue.buffering.max.messages": 200_000,
+            }
+        )
+        self._segments_topic = segments_topic
+        self._totals_topic = totals_topic
+        self._dead_letters_topic = dead_letters_topic
+        self._on_fatal = on_fatal
+        self._epoch = 0
+        self._pending = {0: 0}
+        self._lock = threading.Lock()
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="publisher", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to serve delivery reports."""
+        self._loop = loop
+        self._poller.start()
+
+    async def publish(self, partition: int, effects: Effects) -> None:
+        """Queue the effects of partition `partition`'s table, in their order."""
+        for total in effects.totals:
+            await self._produce(self._totals_topic, total.key, total.value, partition=partition)
+        for letter in effects.dead_letters:
+            await self._dead_letter(letter, partition)
+        for forward in effects.forwards:
+            await self._forward(forward)
+
+    async def _dead_letter(self, letter: DeadLetter, partition: int) -> None:
+        record = letter.record
+        headers = [
+            *record.headers,
+            ("reason", letter.reason.value.encode()),
+            ("detail", letter.detail.encode()),
+            ("source_topic", self._segments_topic.encode()),
+            ("source_partition", str(partition).encode()),
+            ("source_offset", str(record.offset).encode()),
+        ]
+        await self._produce(self._dead_letters_topic, record.key, record.value, headers=headers)
+
+    async def _forward(self, forward: Forward) -> None:
+        record = forward.record
+        await self._produce(
+            self._segments_topic,
+            record.key,
+            record.value,
+            headers=list(forward.headers),
+            partition=forward.partition,
+        )
+
+    async def _produce(
+        self, topic: str, key: bytes | None, value: bytes | None, **more: Any
+    ) -> None:
+        on_delivery = partial(self._on_delivery, self._epoch)
+        with self._lock:
+            self._pending[self._epoch] += 1
+        while True:
+            try:
+                self._producer.produce(topic, value, key, on_delivery=on_delivery, **more)
+            except BufferError:
+                # Full: the brokers are slower than the table. Waiting here holds the stream back.
+                await asyncio.sleep(FULL_PAUSE_S)
+            else:
+                return
+
+    def cut(self) -> int:
+        """Close the current epoch and return it: everything produced so far is in it or before."""
+        with self._lock:
+            closed = self._epoch
+            self._epoch += 1
+            self._pending[self._epoch] = 0
+        return closed
+
+    async def delivered(self, epoch: int) -> None:
+        """Return once every record of `epoch` and of those before it has been acknowledged."""
+        assert self._loop is not None
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        with self._lock:
+            if self._is_delivered(epoch):
+                return
+            self._waiters.append((epoch, waiter))
+        self._producer.poll(0)
+        await waiter
+
+    def _is_delivered(self, epoch: int) -> bool:
+        for each in sorted(self._pending):
+            if each > epoch:
+                return True
+            if self._pending[each]:
+                return False
+            if each < self._epoch:
+                del self._pending[each]
+        return True
+
+    def _on_delivery(self, epoch: int, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._fail(RuntimeError(f"a record for {message.topic()} was not delivered: {error}"))
+            return
+        with self._lock:
+            self._pending[epoch] -= 1
+            if self._pending[epoch]:
+                return
+            ready = [each for each in self._waiters if self._is_delivered(each[0])]
+            self._waiters = [each for each in self._waiters if each not in ready]
+        self._wake([waiter for _, waiter in ready])
+
+    def _wake(self, waiters: Sequence[asyncio.Future[None]]) -> None:
+        assert self._loop is not None
+        for waiter in waiters:
+            self._loop.call_soon_threadsafe(_resolve, waiter)
+
+    def _fail(self, error: BaseException) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._on_fatal, error)
+
+    def _poll(self) -> None:
+        while not self._stopped.is_set():
+            self._producer.poll(POLL_S)
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Flush what is queued, within the time, and end the thread."""
+        self._stopped.set()
+        if self._poller.is_alive():
+            self._poller.join()
+        self._producer.flush(timeout_s)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

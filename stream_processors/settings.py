@@ -1,0 +1,159 @@
+"""All settings, from the environment (`DURABILL_*`) and from flags; every error at once.
+
+A field's environment name is its own in capitals with the prefix DURABILL_. Flags win over the
+environment. Options of the Kafka clients that decide about loss are set here, each with its why.
+"""
+
+import ssl
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+from stream_processors.errors import SettingsError
+from stream_processors.order import Policy
+
+PREFIX = "DURABILL_"
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The one settings object. Times in seconds here, in milliseconds everywhere else."""
+
+    bootstrap_servers: str = ""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Mechanism = "PLAIN"
+    sasl_username: str = ""
+    sasl_password: str = ""
+    ssl_ca_location: str = ""
+    ssl_certificate_location: str = ""
+    ssl_key_location: str = ""
+    ssl_key_password: str = ""
+    schema_registry_url: str = ""
+
+    application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "durabill"
+    segments_topic: str = SEGMENTS_TOPIC
+    totals_topic: str = TOTALS_TOPIC
+    dead_letters_topic: str = DEAD_LETTERS_TOPIC
+
+    settle_grace_s: Seconds = 30
+    idle_timeout_s: Seconds = 300
+    correction_window_s: Seconds = 86_400
+    checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    clock_slack_s: Seconds = 2.0
+
+    worker_host: str = "127.0.0.1"
+    worker_port: Port = 0
+    worker_urls: str = ""
+    gateway_host: str = "127.0.0.1"
+    gateway_port: Port = 8080
+    report_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 10
+
+    ledger_dsn: str = ""
+    data_dir: str = ".durabill"
+    crash_at_step: str = ""
+    """For the crash tests only: `step:occurrence` at which a worker kills itself."""
+
+    @property
+    def checkpoint_topic(self) -> str:
+        """Return the name of the changelog topic of the interval table."""
+        return f"{self.application_id}-checkpoint-changelog"
+
+    @property
+    def policy(self) -> Policy:
+        """Return the settlement policy, in milliseconds."""
+        return Policy(
+            settle_grace_ms=round(self.settle_grace_s * 1000),
+            idle_timeout_ms=round(self.idle_timeout_s * 1000),
+            correction_window_ms=round(self.correction_window_s * 1000),
+        )
+
+    def librdkafka(self) -> dict[str, str]:
+        """Return the connection part of a confluent-kafka configuration."""
+        conf = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+        }
+        if self.security_protocol.startswith("SASL"):
+            conf["sasl.mechanism"] = self.sasl_mechanism
+            conf["sasl.username"] = self.sasl_username
+            conf["sasl.password"] = self.sasl_password
+        for key in ("ca.location", "certificate.location", "key.location", "key.password"):
+            value = getattr(self, "ssl_" + key.replace(".", "_"))
+            if value and self.security_protocol.endswith("SSL"):
+                conf[f"ssl.{key}"] = value
+        return conf
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Return the TLS context for the worker's consumer, or None without TLS."""
+        if not self.security_protocol.endswith("SSL"):
+            return None
+        context = ssl.create_default_context(cafile=self.ssl_ca_location or None)
+        if self.ssl_certificate_location:
+            context.load_cert_chain(
+                self.ssl_certificate_location,
+                self.ssl_key_location or None,
+                self.ssl_key_password or None,
+            )
+        return context
+
+    def require(self, *names: str) -> None:
+        """Raise SettingsError for all of these settings that are empty."""
+        problems = [
+            f"{PREFIX}{name.upper()} is not set: {_WHAT_FOR.get(name, 'this command needs it')}"
+            for name in names
+            if not getattr(self, name)
+        ]
+        if problems:
+            raise SettingsError(problems)
+
+
+_WHAT_FOR = {
+    "bootstrap_servers": "where Kafka is, host:port[,host:port]; `durabill kafka start` runs one",
+    "ledger_dsn": "where PostgreSQL is, as postgresql://user@host:port/database",
+}
+
+
+def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
+    """Return the settings; flags that are None don't count. Raises SettingsError with all faults.
+
+    A variable that starts with DURABILL_ and is no setting is a fault as well (a typing error in
+    a grace period would otherwise bill by the default), except DURABILL_TEST_* and the switches
+    that the local stack reads itself (DURABILL_NO_SYSTEM_TOOLS, DURABILL_MAVEN_REPOSITORY).
+    """
+    raw: dict[str, Any] = {}
+    problems = []
+    for variable, value in environ.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or variable.startswith(
+            (PREFIX + "TEST_", PREFIX + "NO_SYSTEM_TOOLS", PREFIX + "MAVEN_REPOSITORY")
+        ):
+            continue
+        if name not in Settings.__struct_fields__:
+            problems.append(f"{variable} is no setting of Durabill")
+        else:
+            raw[name] = value
+    raw.update({name: value for name, value in flags.items() if value is not None})
+    good: dict[str, Any] = {}
+    types = msgspec.inspect.type_info(Settings)
+    assert isinstance(types, msgspec.inspect.StructType)
+    hints = {each.name: annotation for each, annotation in zip(types.fields, _types(), strict=True)}
+    for name, value in raw.items():
+        try:
+            good[name] = msgspec.convert(value, hints[name], strict=False)
+        except msgspec.ValidationError as error:
+            shown = "…" if "password" in name else repr(value)
+            problems.append(f"{PREFIX}{name.upper()}={shown}: {error}")
+    if problems:
+        raise SettingsError(problems)
+    return Settings(**good)
+
+
+def _types() -> list[Any]:
+    from typing import get_type_hints
+
+    hints = get_type_hints(Settings, include_extras=True)
+    return [hints[name] for name in Settings.__struct_fields__]

@@ -1,0 +1,362 @@
+"""The columns' memory: rows, their index, the pool of extras, the scratch of a batch, blocks.
+
+Arrays are reserved at their greatest size as anonymous memory without commitment, so growing means
+touching the next page: nothing is ever copied, and the process holds what it uses. Only the index's
+small tables are moved when they grow, one at a time.
+"""
+
+import mmap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_processors.blocks import BlockContent, decode_block, encode_columns
+from stream_processors.kernel import index, maintain, rows
+from stream_processors.order import Order
+
+ROWS_MAX = 1 << 24
+"""Orders of a partition that can be rows; further ones stay with the plain core, only slower."""
+
+EXTRAS_SHARE = 64
+"""One pool entry for so many rows; when all are in use, orders with holes stay plain."""
+
+_NO_COMMIT = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+_WORDS = rows.KEY_BYTES_MAX // 8
+
+
+def reserve(count: int, dtype: Any) -> NDArray[Any]:
+    """Return a zeroed array whose pages come into being as they are touched."""
+    size = max(1, count) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size, flags=_NO_COMMIT), dtype, count)
+
+
+class Rows:
+    """The rows of one partition's table."""
+
+    def __init__(self, seed: int, rows_max: int) -> None:
+        self._seed = seed
+        self._max = rows_max
+        blocks = rows_max // rows.BLOCK_ROWS + 1
+        extras = max(rows.BLOCK_ROWS, rows_max // EXTRAS_SHARE)
+        self.orders = reserve(rows_max, rows.ORDER)
+        index_size = 8 * rows_max + 2 * index.TABLES * index.FIRST_SIZE
+        self._index_memory = mmap.mmap(-1, 8 * index_size, flags=_NO_COMMIT)
+        self._index = np.frombuffer(self._index_memory, np.uint64)
+        self._index_used = 0
+        self._tables = np.zeros((index.TABLES, 3), np.int64)
+        self._free = reserve(rows_max, np.int32)
+        self._extra = reserve(extras * rows.EXTRA_SIZE, np.int64).reshape(extras, rows.EXTRA_SIZE)
+        self._extra_free = reserve(extras, np.int32)
+        self.counters = np.zeros(rows.COUNTERS, np.int64)
+        self._block_due = np.full(blocks, rows.NEVER, np.int64)
+        self._block_retire = np.full(blocks, rows.NEVER, np.int64)
+        self._changed = np.zeros(blocks, np.uint8)
+        self._beyond: list[int] = []
+        self._beyond_used = 0
+        for table in range(index.TABLES):
+            self._tables[table, index.START] = self._take_index(index.FIRST_SIZE)
+            self._tables[table, index.MASK] = index.FIRST_SIZE - 1
+        self._room = 0
+        self.make_room(rows.BLOCK_ROWS)
+
+    def make_room(self, records: int) -> None:
+        """See that a batch of so many records has room in the scratch arrays."""
+        if records <= self._room:
+            return
+        self._room = max(records, 2 * self._room)
+        self.slow = np.empty(self._room, np.int64)
+        self.events = np.zeros(self._room, rows.ORDER)
+        self.event_at = np.empty(self._room, np.int64)
+        self.event_status = np.empty(self._room, np.int64)
+        self.event_extra = np.empty((self._room, rows.EXTRA_SIZE), np.int64)
+        self.arrays = rows.Store(
+            self.orders,
+            self._index,
+            self._tables,
+            self._free,
+            self._extra,
+            self._extra_free,
+            self.counters,
+            self._block_due,
+            self._block_retire,
+            self._changed,
+            self.slow,
+            self.events,
+            self.event_at,
+            self.event_status,
+            self.event_extra,
+        )
+
+    # -- the index ----------------------------------------------------------------------------
+
+    def _take_index(self, size: int) -> int:
+        start = self._index_used
+        self._index_used += size
+        assert self._index_used <= len(self._index)
+        return start
+
+    def grow_table(self, table: int) -> None:
+        """Give an index table twice its room."""
+        start = int(self._tables[table, index.START])
+        size = int(self._tables[table, index.MASK]) + 1
+        new_start = self._take_index(2 * size)
+        index.move_table(
+            self.orders, self._index, self._tables, table, new_start, 2 * size, self._seed
+        )
+        self._give_index_back(start, size)
+
+    def _give_index_back(self, start: int, size: int) -> None:
+        """Return the memory of a table that has moved to the system, in whole pages."""
+        entry = self._index.itemsize
+        first = -(-start * entry // mmap.PAGESIZE) * mmap.PAGESIZE
+        after = (start + size) * entry // mmap.PAGESIZE * mmap.PAGESIZE
+        if after > first and hasattr(mmap, "MADV_DONTNEED"):
+            self._index_memory.madvise(mmap.MADV_DONTNEED, first, after - first)
+
+    def find(self, key: bytes) -> int:
+        """Return the row with this key, -1 if there is none."""
+        if not 1 <= len(key) <= rows.KEY_BYTES_MAX or key.endswith(b"\0"):
+            return -1
+        words = _words(key)
+        key_hash = np.uint64(index.hash_key(words, self._seed))
+        return int(index.find(self.orders, self._index, self._tables, words, key_hash))
+
+    def _enter(self, slot: int, key: bytes) -> None:
+        """Enter a row's name into it and into the index."""
+        words = _words(key)
+        row = self.orders[slot]
+        for at in range(_WORDS):
+            row[f"k{at}"] = words[at]
+        row["key_size"] = len(key)
+        key_hash = np.uint64(index.hash_key(words, self._seed))
+        table = int(index.table_to_grow(self._tables, key_hash))
+        if table >= 0:
+            self.grow_table(table)
+        index.add(self._index, self._tables, key_hash, slot)
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def has(self, slot: int) -> bool:
+        """Tell whether a slot is a row (those beyond the columns' size are not)."""
+        return slot < self._max
+
+    def take_slot(self, key: bytes) -> int:
+        """Return the slot for a new plain order: its stub, a new stub, or a slot without a row."""
+        slot = self.find(key)
+        if slot >= 0:
+            return slot
+        free = int(self.counters[rows.ROWS_FREE])
+        if free:
+            self.counters[rows.ROWS_FREE] -= 1
+            slot = int(self._free[free - 1])
+        elif self.counters[rows.ROWS_USED] < self._max:
+            slot = int(self.counters[rows.ROWS_USED])
+            self.counters[rows.ROWS_USED] += 1
+        else:
+            return self._take_beyond()
+        self._make_stub(slot, key)
+        return slot
+
+    def _take_beyond(self) -> int:
+        self.counters[rows.BEYOND] += 1
+        if self._beyond:
+            return self._beyond.pop()
+        self._beyond_used += 1
+        return self._max + self._beyond_used - 1
+
+    def free_row(self, slot: int) -> None:
+        """Give back an odd order's slot, and its name."""
+        if slot >= self._max:
+            self._beyond.append(slot)
+            self.counters[rows.BEYOND] -= 1
+            return
+        row = self.orders[slot]
+        assert int(row["flags"]) & rows.ODD
+        maintain.free_row(self.arrays, slot, self._seed)
+
+    def make_odd(self, slot: int) -> None:
+        """Turn a row into a stub; its order has been lifted."""
+        maintain.make_odd(self.arrays, slot)
+
+    def key(self, slot: int) -> bytes:
+        """Return the name of a row's order."""
+        row = self.orders[slot]
+        words = b"".join(row[f"k{at}"].tobytes() for at in range(_WORDS))
+        return words[: int(row["key_size"])]
+
+    def pieces(self, slot: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return a row's intervals and its ranges of numbers, both half-open."""
+        row = self.orders[slot]
+        if row["extra"] < 0:
+            span = (int(row["start_ms"]), int(row["end_ms"]))
+            numbers = (int(row["first_number"]), int(row["last_number"]) + 1)
+            return ([span] if span[0] < span[1] else []), [numbers]
+        extra = self._extra[int(row["extra"])].tolist()
+        return _pairs(extra, rows.INTERVALS, extra[0]), _pairs(extra, rows.NUMBERS, extra[1])
+
+    def put(
+        self,
+        slot: int,
+        fields: Mapping[str, int],
+        time: list[tuple[int, int]],
+        numbers: list[tuple[int, int]],
+    ) -> None:
+        """Fill the row of a stub with a plain order's content; `has_extra` must hold."""
+        row = self.orders[slot]
+        for name, value in fields.items():
+            row[name] = value
+        row["first_number"], row["last_number"] = numbers[0][0], numbers[-1][1] - 1
+        row["extra"] = -1
+        span = (fields["start_ms"], fields["end_ms"])
+        if len(numbers) > 1 or time != ([span] if span[0] < span[1] else []):
+            row["extra"] = self._put_extra(time, numbers)
+        self.counters[rows.ORDERS] += 1
+        due = self._block_retire if fields["flags"] & rows.SETTLED else self._block_due
+        block = slot // rows.BLOCK_ROWS
+        due[block] = min(due[block], fields["deadline_ms"])
+
+    def _put_extra(self, time: list[tuple[int, int]], numbers: list[tuple[int, int]]) -> int:
+        free = int(self.counters[rows.EXTRAS_FREE])
+        if free:
+            self.counters[rows.EXTRAS_FREE] -= 1
+            at = int(self._extra_free[free - 1])
+        else:
+            at = int(self.counters[rows.EXTRAS_USED])
+            self.counters[rows.EXTRAS_USED] += 1
+        extra = self._extra[at]
+        extra[0], extra[1] = len(time), len(numbers)
+        for base, pairs in ((rows.INTERVALS, time), (rows.NUMBERS, numbers)):
+            for place, pair in enumerate(pairs):
+                extra[base + 2 * place : base + 2 * place + 2] = pair
+        return at
+
+    def has_extra(self) -> bool:
+        """Tell whether the pool can take a further row."""
+        used = self.counters[rows.EXTRAS_USED] - self.counters[rows.EXTRAS_FREE]
+        return bool(used < len(self._extra))
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def settle_due(self, block: int, now_ms: int, window_ms: int, tolerance_ms: int) -> int:
+        """Note the totals due at `now_ms` as events; return the block to go on with, or -1."""
+        return int(
+            rows.settle_due(self.arrays, block, now_ms, window_ms + tolerance_ms, tolerance_ms)
+        )
+
+    def retire(self, clock_ms: int) -> None:
+        """Free the rows of orders whose time to be known was over before `clock_ms`."""
+        maintain.retire(self.arrays, clock_ms, self._seed)
+
+    def oldest_deadline_ms(self) -> int | None:
+        """Return the earliest deadline of an unsettled row."""
+        oldest = int(maintain.oldest_deadline(self.arrays))
+        return None if oldest == rows.NEVER else oldest
+
+    def event_keys(self, count: int) -> list[bytes]:
+        """Return the names of the first `count` events' orders."""
+        events = self.events[:count]
+        words = np.stack([events[f"k{at}"] for at in range(_WORDS)], axis=1).tobytes()
+        sizes = events["key_size"].tolist()
+        width = rows.KEY_BYTES_MAX
+        return [words[at * width : at * width + size] for at, size in enumerate(sizes)]
+
+    # -- blocks -------------------------------------------------------------------------------
+
+    def take_changed(self) -> set[int]:
+        """Return the blocks with changed rows, and count them as unchanged from now on."""
+        blocks = np.flatnonzero(self._changed)
+        self._changed[blocks] = 0
+        return set(blocks.tolist())
+
+    def encode_block(self, block: int, odd: Mapping[int, Order]) -> bytes | None:
+        """Return a block's content, None if it holds no order."""
+        first = min(block * rows.BLOCK_ROWS, self._max)
+        after = min(first + rows.BLOCK_ROWS, self._max)
+        flags = self.orders[first:after]["flags"]
+        held_at = (flags & (rows.USED | rows.ODD)) == rows.USED
+        slots = (first + np.flatnonzero(held_at)).astype(np.int32)
+        if not len(slots) and not odd:
+            return None
+        held = self.orders[slots]
+        held["flags"] &= rows.USED | rows.PHASE
+        with_extra = np.flatnonzero(held["extra"] >= 0)
+        extras = self._extra[held["extra"][with_extra]]
+        held["extra"][with_extra] = np.arange(len(with_extra))
+        assert maintain.are_sound(held, extras)
+        return encode_columns(slots, held, extras, odd.items())
+
+    def restore(self, blocks: Iterable[bytes]) -> list[tuple[int, Order]]:
+        """Fill the empty rows from blocks; return the orders that the blocks hold as plain ones.
+
+        Of two states of the same order in blocks of different age the newer one is taken.
+        """
+        plain: dict[str, tuple[int, Order]] = {}
+        for block in blocks:
+            content = decode_block(block)
+            if content.rows:
+                self._restore_rows(content)
+            for slot, order in content.orders:
+                known = plain.get(order.service_order_number)
+                if known is None or _age(known[1]) < _age(order):
+                    plain[order.service_order_number] = (slot, order)
+        kept = [each for each in plain.values() if self._is_newest(each[1])]
+        for slot, order in sorted(kept, key=lambda each: each[0]):
+            self._restore_stub(slot, order.service_order_number.encode())
+        maintain.list_free(self.arrays)
+        return kept
+
+    def _restore_rows(self, content: BlockContent) -> None:
+        held = np.frombuffer(content.rows, rows.ORDER)
+        slots = np.frombuffer(content.slots, np.int32)
+        pieces = np.frombuffer(content.extras, np.int64).reshape(-1, rows.EXTRA_SIZE)
+        assert len(held) == len(slots)
+        assert maintain.are_sound(held, pieces)
+        progress = np.zeros(1, np.int64)
+        while True:
+            table = maintain.restore_rows(self.arrays, held, slots, pieces, progress, self._seed)
+            if table < 0:
+                return
+            self.grow_table(table)
+
+    def _is_newest(self, order: Order) -> bool:
+        """Tell whether no row has a newer state of a plain order; drops one with an older."""
+        slot = self.find(order.service_order_number.encode())
+        if slot < 0:
+            return True
+        row = self.orders[slot]
+        if (int(row["source_offset"]), int(row["revision"])) >= _age(order):
+            return False
+        maintain.drop_row(self.arrays, slot, self._seed)
+        return True
+
+    def _restore_stub(self, slot: int, key: bytes) -> None:
+        if slot >= self._max:
+            self._beyond += range(self._max + self._beyond_used, slot)
+            self._beyond_used = slot - self._max + 1
+            self.counters[rows.BEYOND] += 1
+            return
+        self.counters[rows.ROWS_USED] = max(int(self.counters[rows.ROWS_USED]), slot + 1)
+        self._make_stub(slot, key)
+
+    def _make_stub(self, slot: int, key: bytes) -> None:
+        row = self.orders[slot]
+        row["flags"] = rows.USED | rows.ODD
+        row["extra"] = -1
+        row["key_size"] = 0
+        if len(key) <= rows.KEY_BYTES_MAX:
+            self._enter(slot, key)
+
+
+def _words(key: bytes) -> NDArray[np.uint64]:
+    return np.frombuffer(key.ljust(rows.KEY_BYTES_MAX, b"\0"), np.uint64)
+
+
+def _pairs(extra: list[int], base: int, count: int) -> list[tuple[int, int]]:
+    return [(extra[base + 2 * at], extra[base + 2 * at + 1]) for at in range(count)]
+
+
+def _age(order: Order) -> tuple[int, int]:
+    """Return what grows with every change of an order's state that a recovery could not redo."""
+    return order.source_offset, order.revision

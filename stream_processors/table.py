@@ -1,0 +1,348 @@
+"""The interval table of one partition, record by record: the specification of the batch path.
+
+Takes chunks of the log in, gives effects out: totals, dead letters, records to be sent on. Does
+no I/O and knows no clock but the append times in the log and the instant given to `tick`. Orders
+sit in numbered blocks; the changed ones are handed out for the checkpoint. Every order knows the
+last offset that it has taken in, so records that a replay brings again are passed over exactly,
+also where a crash tore a checkpoint and blocks are of different ages.
+
+The partition's clock is the greatest append time so far: it equals the record's own append time
+unless the broker's clock ran backwards, and never runs backwards itself. So a deadline that has
+been passed stays passed, and the totals don't depend on when a timer looked.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from schemas import (
+    BadRecord,
+    OrderTotal,
+    Reason,
+    SegmentEvent,
+    WriterSchemas,
+    encode_total,
+    partition_for,
+    to_segment,
+)
+from stream_processors.batch import Chunk, Headers, Record, records
+from stream_processors.blocks import decode_block, encode_block
+from stream_processors.errors import StateError
+from stream_processors.order import FUTURE_TOLERANCE_MS, Order, Policy
+
+SEGMENT_LENGTH_MAX_MS = 86_400_000
+BLOCK_SLOTS = 1024
+FORWARDED_FROM = "forwarded_from"
+"""Header of a record that was sent on from a wrong partition: `partition/offset` it sat at."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that breaks the contract, as it came, and why."""
+
+    record: Record
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A record in the wrong partition for its key, to be sent on, once, to `partition`."""
+
+    record: Record
+    partition: int
+    headers: Headers
+
+
+class Total(NamedTuple):
+    """A total as the record that it becomes: the order number's bytes, the encoded OrderTotal."""
+
+    key: bytes
+    value: bytes
+
+
+@dataclass(slots=True)
+class Effects:
+    """What has to be published, in the order in which it came about."""
+
+    totals: list[Total] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    forwards: list[Forward] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which partition of how many a table is for."""
+
+    partition: int
+    partitions: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.partition < self.partitions
+
+
+class IntervalTable:
+    """The orders of one partition."""
+
+    def __init__(self, place: Place, policy: Policy, writers: WriterSchemas) -> None:
+        self.place = place
+        self.policy = policy
+        self.writers = writers
+        self.clock_ms = 0
+        self.records = 0
+        """Records folded in this process's life; for the metrics only."""
+        self._orders: dict[str, Order] = {}
+        self._slots: dict[str, int] = {}
+        self._blocks: dict[int, dict[int, Order]] = {}
+        self._free: list[int] = []
+        self._changed: set[int] = set()
+        self._due: list[tuple[int, str]] = []
+        self._queued: dict[str, int] = {}
+        self._retiring: list[tuple[int, str]] = []
+
+    # -- the log comes in ---------------------------------------------------------------------
+
+    def fold(self, chunk: Chunk) -> Effects:
+        """Take in a chunk of the log; return what it gives, timers due by its end included."""
+        effects = Effects()
+        for record in records(chunk):
+            self.clock_ms = max(self.clock_ms, record.append_ms)
+            self._fold_record(record, effects)
+            self.records += 1
+        self._run_due(effects)
+        return effects
+
+    def tick(self, now_ms: int) -> Effects:
+        """Return the totals due at `now_ms`, which the caller knows no later record can precede."""
+        self.clock_ms = max(self.clock_ms, now_ms)
+        effects = Effects()
+        self._run_due(effects)
+        return effects
+
+    def _fold_record(self, record: Record, effects: Effects) -> None:
+        try:
+            event = self._accept(record)
+        except BadRecord as error:
+            effects.dead_letters.append(DeadLetter(record, error.reason, error.detail))
+            return
+        number = event.service_order_number
+        origin = _origin(record.headers)
+        order = self._orders.get(number)
+        if order is None:
+            assert record.key is not None
+            partition = partition_for(record.key, self.place.partitions)
+            if partition != self.place.partition:
+                self._send_on(record, partition, effects)
+                return
+        else:
+            if record.offset <= order.source_offset or _seen_before(order, origin):
+                return
+            self._note(order.settle_if_due(self.clock_ms, self.policy), order, effects)
+            if order.is_forgotten(self.clock_ms):
+                # In the same slot: were the two ever in blocks of different age, a replay
+                # could find neither, and take a repeat of the old one's for a new order.
+                order = self._place_order(self._slots[number], number)
+        if order is None:
+            order = self._place_order(self._take_slot(number), number)
+        if origin is not None:
+            order.forwarded[origin[0]] = origin[1]
+        self._note(order.apply(event, self.clock_ms, record.offset, self.policy), order, effects)
+
+    def _accept(self, record: Record) -> SegmentEvent:
+        """Return the record's segment, or raise BadRecord for the first rule that it breaks."""
+        raw = self.writers.read(record.value)
+        if record.key != raw[0]:
+            raise BadRecord(Reason.KEY_MISMATCH, f"the key is {record.key!r}, not {raw[0]!r}")
+        event = to_segment(raw)
+        length_ms = event.end_ms - event.start_ms
+        ahead_ms = event.end_ms - self.clock_ms
+        if ahead_ms > FUTURE_TOLERANCE_MS:
+            raise BadRecord(Reason.IN_THE_FUTURE, f"ends {ahead_ms} ms after its arrival")
+        if length_ms > SEGMENT_LENGTH_MAX_MS:
+            raise BadRecord(Reason.TOO_LONG, f"{length_ms} ms, {SEGMENT_LENGTH_MAX_MS} are allowed")
+        if -ahead_ms > self.policy.correction_window_ms:
+            raise BadRecord(Reason.TOO_LATE, f"ended {-ahead_ms} ms before its arrival")
+        return event
+
+    def _send_on(self, record: Record, partition: int, effects: Effects) -> None:
+        if any(name == FORWARDED_FROM for name, _ in record.headers):
+            detail = f"belongs in partition {partition} and has been sent on before"
+            effects.dead_letters.append(DeadLetter(record, Reason.WRONG_PARTITION, detail))
+            return
+        origin = f"{self.place.partition}/{record.offset}".encode()
+        headers = (*record.headers, (FORWARDED_FROM, origin))
+        effects.forwards.append(Forward(record, partition, headers))
+
+    def _note(self, total: OrderTotal | None, order: Order, effects: Effects) -> None:
+        """Note that `order` has changed, and the total that this gave."""
+        number = order.service_order_number
+        self._changed.add(self._slots[number] // BLOCK_SLOTS)
+        if total is not None:
+            effects.totals.append(Total(number.encode(), encode_total(total)))
+        if total is not None or not order.is_settled():
+            self._queue(order)
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def _queue(self, order: Order) -> None:
+        """Have the order looked at when its deadline comes.
+
+        One live entry an order: a deadline that moves away is found out when the entry comes up.
+        """
+        number, deadline_ms = order.service_order_number, order.deadline_ms
+        if order.is_settled():
+            heapq.heappush(self._retiring, (deadline_ms, number))
+            return
+        queued_ms = self._queued.get(number)
+        if queued_ms is None or deadline_ms < queued_ms:
+            self._queued[number] = deadline_ms
+            heapq.heappush(self._due, (deadline_ms, number))
+
+    def _run_due(self, effects: Effects) -> None:
+        while self._due and self._due[0][0] <= self.clock_ms:
+            due_ms, number = heapq.heappop(self._due)
+            if self._queued.get(number) != due_ms:
+                continue
+            del self._queued[number]
+            order = self._orders[number]
+            if order.is_settled():
+                continue
+            if order.deadline_ms > self.clock_ms:
+                self._queue(order)
+            else:
+                self._note(order.settle_if_due(self.clock_ms, self.policy), order, effects)
+
+    def confirm(self, clock_ms: int) -> None:
+        """Give back the slots of orders forgotten before the replay's start.
+
+        `clock_ms` is the partition's clock at the offset from which a recovery would now replay.
+        An order whose time was over only later has to stay: the records that a replay brings
+        again must find it, or a repeat among them would bring it to life anew.
+        """
+        while self._retiring and self._retiring[0][0] < clock_ms:
+            deadline_ms, number = heapq.heappop(self._retiring)
+            order = self._orders.get(number)
+            if order is None or not order.is_settled():
+                continue
+            if order.deadline_ms > deadline_ms:
+                self._queue(order)
+            else:
+                self._forget(number)
+
+    # -- slots and blocks ---------------------------------------------------------------------
+
+    def _take_slot(self, number: str) -> int:
+        return heapq.heappop(self._free) if self._free else len(self._slots)
+
+    def _give_slot(self, slot: int) -> None:
+        heapq.heappush(self._free, slot)
+
+    def _place_order(self, slot: int, number: str) -> Order:
+        order = Order(number, self.place.partition)
+        self._put_order(slot, order)
+        return order
+
+    def _put_order(self, slot: int, order: Order) -> None:
+        self._orders[order.service_order_number] = order
+        self._slots[order.service_order_number] = slot
+        self._blocks.setdefault(slot // BLOCK_SLOTS, {})[slot] = order
+
+    def _forget(self, number: str) -> None:
+        slot = self._slots.pop(number)
+        del self._orders[number]
+        del self._blocks[slot // BLOCK_SLOTS][slot]
+        self._queued.pop(number, None)
+        self._give_slot(slot)
+        self._changed.add(slot // BLOCK_SLOTS)
+
+    def take_changed_blocks(self) -> list[tuple[int, bytes | None]]:
+        """Return (block number, content) of what changed since the last call; None if empty."""
+        changed = sorted(self._changed)
+        self._changed.clear()
+        return [
+            (block, encode_block(self._blocks[block].items()) if self._blocks[block] else None)
+            for block in changed
+        ]
+
+    def restore(self, blocks: Iterable[bytes], clock_ms: int) -> None:
+        """Fill an empty table from checkpointed blocks; raise StateError if one can't be read.
+
+        `clock_ms` is the partition's clock at the offset where the replay starts. Of two blocks
+        of different age that hold the same order the newer state is taken: a crash can leave it
+        in its old slot as well, when it was forgotten and began anew.
+        """
+        assert not self._orders
+        self.clock_ms = clock_ms
+        newest: dict[str, tuple[int, Order]] = {}
+        for block in blocks:
+            content = decode_block(block)
+            if content.rows:
+                raise StateError("a checkpoint of the batch path needs the batch path to read it")
+            for slot, order in content.orders:
+                known = newest.get(order.service_order_number)
+                if known is None or known[1].source_offset < order.source_offset:
+                    newest[order.service_order_number] = (slot, order)
+        for slot, order in newest.values():
+            self._put_order(slot, order)
+            self._queue(order)
+        taken = set(self._slots.values())
+        self._free = [slot for slot in range(max(taken, default=-1) + 1) if slot not in taken]
+
+    # -- questions ----------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return how many orders are known, settled ones included."""
+        return len(self._orders)
+
+    def oldest_deadline_ms(self) -> int | None:
+        """Return the earliest deadline of an order that is not settled (None: there is none)."""
+        deadlines = (order.deadline_ms for order in self._orders.values() if not order.is_settled())
+        return min(deadlines, default=None)
+
+    def describe(self, number: str) -> dict[str, Any] | None:
+        """Return the live state of an order as plain values for JSON, or None if it is unknown."""
+        order = self._orders.get(number)
+        if order is None:
+            return None
+        return describe_order(order)
+
+
+def describe_order(order: Order) -> dict[str, Any]:
+    """Return an order's state as plain values for JSON."""
+    known_last = order.end_number if order.end_number is not None else order.numbers.last()
+    missing = order.numbers.missing(1, known_last + 1)
+    return {
+        "service_order_number": order.service_order_number,
+        "phase": order.phase.value,
+        "duration_ms": order.time.measure,
+        "intervals": [list(each) for each in order.time],
+        "started_ms": order.started_ms,
+        "ended_ms": order.ended_ms,
+        "end_number": order.end_number,
+        "missing_numbers": [[first, after - 1] for first, after in missing],
+        "segments": order.numbers.measure,
+        "duplicates": order.accepted - order.numbers.measure,
+        "overlap_ms": order.length_sum_ms - order.time.measure,
+        "revision": order.revision,
+        "deadline_ms": order.deadline_ms,
+        "source_partition": order.source_partition,
+        "source_offset": order.source_offset,
+    }
+
+
+def _origin(headers: Headers) -> tuple[int, int] | None:
+    """Return (partition, offset) of a record that was sent on; None if it was not."""
+    for name, content in headers:
+        if name == FORWARDED_FROM and content is not None:
+            partition, _, offset = content.partition(b"/")
+            # Anybody can write this header: what doesn't fit 64 bits must not reach a checkpoint.
+            sizes_fit = len(partition) <= 9 and len(offset) <= 18
+            if partition.isdigit() and offset.isdigit() and sizes_fit:
+                return int(partition), int(offset)
+    return None
+
+
+def _seen_before(order: Order, origin: tuple[int, int] | None) -> bool:
+    """Tell whether a record that was sent on has come twice, as it can after a crash."""
+    return origin is not None and order.forwarded.get(origin[0], -1) >= origin[1]

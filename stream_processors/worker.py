@@ -1,0 +1,267 @@
+"""One worker: the lanes of its partitions, folded, timed and checkpointed on one event loop.
+
+Faust decides which partitions are ours and recovers the checkpoint table; everything about
+billing is in the tables. After every rebalance the lanes are built anew from the changelog: what
+another worker may have written in between must not be mixed with what we remember.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import faust
+from faust.types import TP
+
+from schemas import WriterSchemas
+from stream_processors.batch import Chunk
+from stream_processors.checkpoint import Cut, Lane, restore_lane
+from stream_processors.columns import ColumnTable
+from stream_processors.driver import Consumer
+from stream_processors.errors import ContractError, DurabillError
+from stream_processors.publisher import Publisher
+from stream_processors.settings import Settings
+from stream_processors.table import Effects, Place
+
+log = logging.getLogger("durabill.worker")
+
+TICK_S = 0.1
+SHUTDOWN_S = 20.0
+"""How long a last checkpoint may take; without it the next owner replays a little more."""
+
+
+def die(error: BaseException) -> NoReturn:
+    """End the process: whoever restarts it finds a consistent checkpoint and replays the rest.
+
+    Faust would restart the agent and leave a hole in the log, so nothing is unwound.
+    """
+    if isinstance(error, DurabillError):
+        log.critical("%s", error)
+    else:
+        log.critical("the worker stops on an error of its own", exc_info=error)
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(getattr(error, "exit_code", 70))
+
+
+class CrashStep:
+    """Kills the process after the n-th time that a named step is done; for the crash tests."""
+
+    def __init__(self, spec: str) -> None:
+        self._name, _, times = spec.partition(":")
+        self._times = int(times or 1)
+        self._seen: Counter[str] = Counter()
+
+    def __call__(self, name: str) -> None:
+        """Take note that the step `name` is done."""
+        self._seen[name] += 1
+        if name == self._name and self._seen[name] == self._times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Processor:
+    """The lanes of a worker, and what moves them: chunks, time, checkpoints, rebalances."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        partitions: int,
+        writers: WriterSchemas,
+        publisher: Publisher,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.settings = settings
+        self.partitions = partitions
+        self.publisher = publisher
+        self.lanes: dict[int, Lane] = {}
+        self.stopping = False
+        self._writers = writers
+        self._now_ms = now_ms
+        self._step = CrashStep(settings.crash_at_step)
+        self._checkpoint_lock = asyncio.Lock()
+        # Compiles the kernel, or loads it from its cache, before there is anything to be late for.
+        ColumnTable(Place(0, 1), settings.policy, writers).warm_up()
+        self._slack_ms = round(settings.clock_slack_s * 1000)
+        self.last_checkpoint_ms: int | None = None
+        self.app: faust.App
+        self.table: Any = None
+
+    @property
+    def consumer(self) -> Consumer:
+        """Return the app's consumer, which is of our own transport."""
+        consumer = self.app.consumer
+        assert isinstance(consumer, Consumer)
+        return consumer
+
+    @property
+    def _recovery(self) -> Any:
+        """Faust's recovery of tables, which its interface doesn't mention."""
+        tables: Any = self.app.tables
+        return tables.recovery
+
+    # -- rebalances ---------------------------------------------------------------------------
+
+    async def on_recovered(self) -> None:
+        """Build the lanes from the table that Faust has just recovered."""
+        try:
+            await self._build_lanes()
+        except Exception as error:  # Faust would swallow it and start with empty lanes
+            die(error)
+
+    async def _build_lanes(self) -> None:
+        entries: Mapping[bytes, bytes | None] = dict(self.table.data.items())
+        lanes = {}
+        for tp in self.consumer.assignment():
+            if tp.topic != self.settings.segments_topic:
+                continue
+            place = Place(tp.partition, self.partitions)
+            committed = await self.consumer.committed_offset(tp)
+            await self._check_offset(tp, committed)
+            seed = int.from_bytes(os.urandom(7), "little")
+            table = ColumnTable(place, self.settings.policy, self._writers, seed=seed)
+            lanes[tp.partition] = restore_lane(table, entries, committed)
+        self.lanes = lanes
+        self.forget_recovered()
+        log.info(
+            "partitions %s, %d orders known",
+            sorted(lanes),
+            sum(len(lane.table) for lane in lanes.values()),
+        )
+
+    async def _check_offset(self, tp: TP, committed: int | None) -> None:
+        """Refuse to go on where the log no longer holds what has not been read."""
+        if committed is None:
+            return
+        first = (await self.consumer.earliest_offsets(tp))[tp]
+        after = (await self.consumer.highwaters(tp))[tp]
+        if not first <= committed <= after:
+            raise ContractError(
+                f"{tp.topic}/{tp.partition}: the next offset to read is {committed}, but the log"
+                f" holds {first} to {after}: segments are lost. Restore them from the archive, or"
+                " accept the loss and start anew from the first segment left under another"
+                " DURABILL_APPLICATION_ID"
+            )
+
+    def forget_recovered(self) -> None:
+        """Drop Faust's copy of the table, so that the next recovery reads everything anew."""
+        self.table.data.clear()
+        self._recovery.active_offsets.clear()
+
+    async def on_revoked(self) -> None:
+        """Write a last checkpoint of all lanes and let them go."""
+        try:
+            async with asyncio.timeout(SHUTDOWN_S):
+                await self.checkpoint()
+        except TimeoutError:
+            log.warning("no last checkpoint within %s s; the next owner replays more", SHUTDOWN_S)
+        except Exception as error:
+            die(error)
+        self.lanes = {}
+        self._recovery.active_offsets.clear()
+
+    async def shutdown(self) -> None:
+        """Stop folding, checkpoint, and stop publishing."""
+        self.stopping = True
+        await self.on_revoked()
+        self.publisher.stop()
+
+    # -- the stream ---------------------------------------------------------------------------
+
+    async def fold(self, partition: int, chunk: Chunk) -> None:
+        """Take in a chunk of a partition that may have been taken from us meanwhile."""
+        lane = self.lanes.get(partition)
+        if lane is None or self.stopping:
+            return
+        if lane.next_offset is not None:
+            if chunk.next_offset <= lane.next_offset:
+                return
+            assert chunk.first_offset <= lane.next_offset, (
+                f"partition {partition}: a hole, {lane.next_offset} to {chunk.first_offset}"
+            )
+        effects = lane.table.fold(chunk)
+        lane.next_offset = chunk.next_offset
+        await self._publish(partition, effects)
+
+    async def _publish(self, partition: int, effects: Effects) -> None:
+        await self.publisher.publish(partition, effects)
+        if effects.totals or effects.dead_letters or effects.forwards:
+            self._step("folded")
+
+    async def tick(self) -> None:
+        """Publish what is due in partitions that are silent, by the broker's last answer."""
+        for partition, lane in list(self.lanes.items()):
+            if lane.next_offset is None or self.stopping:
+                continue
+            tp = TP(self.settings.segments_topic, partition)
+            answered_ms = self.consumer.silent_since_ms(tp, lane.next_offset)
+            if answered_ms is not None:
+                await self._publish(partition, lane.table.tick(answered_ms - self._slack_ms))
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Write a checkpoint of every lane with changes; see `checkpoint` for the steps."""
+        async with self._checkpoint_lock:
+            lanes = list(self.lanes.values())
+            cuts = [(lane, cut) for lane in lanes if (cut := lane.cut()) is not None]
+            epoch = self.publisher.cut()
+            if not cuts:
+                return
+            self._step("cut")
+            await self.publisher.delivered(epoch)
+            self._step("published")
+            await self._write([cut for _, cut in cuts])
+            self._step("written")
+            offsets = {
+                TP(self.settings.segments_topic, cut.partition): cut.next_offset for _, cut in cuts
+            }
+            if not await self.consumer.commit_offsets(offsets):
+                log.warning("partitions %s are no longer ours", sorted(self.lanes))
+                return
+            self._step("committed")
+            for lane, cut in cuts:
+                lane.commit_worked(cut)
+            self._step("confirmed")
+            self.last_checkpoint_ms = self._now_ms()
+
+    async def _write(self, cuts: list[Cut]) -> None:
+        """Send the entries to the changelog and wait for the delivery of every one."""
+        sent = [
+            self.table.send_changelog(cut.partition, key, value, "raw", "raw")
+            for cut in cuts
+            for key, value in cut.entries
+        ]
+        for each in sent:
+            await each
+
+    # -- questions ----------------------------------------------------------------------------
+
+    def describe(self, number: str) -> dict[str, Any] | None:
+        """Return the live state of an order in one of our partitions, None if unknown."""
+        for lane in self.lanes.values():
+            state = lane.table.describe(number)
+            if state is not None:
+                return state
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """Return how the worker is doing, as plain values for JSON."""
+        return {
+            "application_id": self.settings.application_id,
+            "last_checkpoint_ms": self.last_checkpoint_ms,
+            "partitions": {
+                str(partition): {
+                    "next_offset": lane.next_offset,
+                    "committed_offset": lane.committed[0] if lane.committed else None,
+                    "orders": len(lane.table),
+                    "records": lane.table.records,
+                    "clock_ms": lane.table.clock_ms,
+                    "oldest_deadline_ms": lane.table.oldest_deadline_ms(),
+                }
+                for partition, lane in sorted(self.lanes.items())
+            },
+        }

@@ -1,0 +1,12 @@
+"""The process that is measured: a worker as `durabill worker` runs it. Arguments: port."""
+
+import os
+import sys
+
+from schemas import WriterSchemas
+from stream_processors.app import run_worker
+from stream_processors.settings import load_settings
+from tests.bench.lab import PARTITIONS
+
+if __name__ == "__main__":
+    run_worker(load_settings(os.environ), PARTITIONS, int(sys.argv[1]), WriterSchemas())

@@ -1,0 +1,97 @@
+"""What the tests of gateway and client share: a gateway in a thread, HTTP, a topic's records."""
+
+import asyncio
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from producers.gateway import GatewayConfig, serve_gateway
+from schemas import SegmentEvent, decode_segment
+
+
+@contextmanager
+def gateway(config: GatewayConfig) -> Iterator[str]:
+    """Serve in a thread of this process; gives the base URL."""
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+    ready = threading.Event()
+    urls: list[str] = []
+
+    def on_ready(url: str) -> None:
+        urls.append(url)
+        ready.set()
+
+    def serve() -> None:
+        try:
+            loop.run_until_complete(serve_gateway(config, stop, on_ready))
+        finally:
+            loop.close()
+            ready.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert ready.wait(10)
+        assert urls, "the gateway did not start"
+        yield urls[0]
+    finally:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def call(
+    base_url: str, method: str, path: str, body: object = None
+) -> tuple[int, Any, http.client.HTTPMessage]:
+    """One request, the path sent as it is; bytes as a body go out untouched, the rest as JSON."""
+    url = urlsplit(base_url)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    try:
+        connection.request(method, path, content)
+        response = connection.getresponse()
+        data = response.read()
+    finally:
+        connection.close()
+    is_json = response.headers.get_content_type() == "application/json"
+    return response.status, json.loads(data) if is_json else data.decode(), response.headers
+
+
+def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
+    """All records that the topic holds now, by partition and offset (no gaps: no transactions)."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "unused",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    records: list[Message] = []
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        places = [TopicPartition(topic, partition, 0) for partition in partitions]
+        ends = [consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]
+        consumer.assign(places)
+        while len(records) < sum(ends):
+            message = consumer.poll(10)
+            assert message is not None
+            assert message.error() is None
+            records.append(message)
+    finally:
+        consumer.close()
+    return sorted(records, key=lambda record: (record.partition(), record.offset()))
+
+
+def segments_of(records: list[Message], number: str | None = None) -> list[SegmentEvent]:
+    """The decoded segments (of one order), repeats left out, by business data number."""
+    events = {decode_segment(message.value()) for message in records}
+    chosen = [e for e in events if number in (None, e.service_order_number)]
+    return sorted(chosen, key=lambda event: (event.business_data_number, event.start_ms))

@@ -1,0 +1,152 @@
+"""What the ledger's tests share: totals that fit the contract, a ledger in a thread, waiting."""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psycopg
+from confluent_kafka import Producer
+from psycopg.conninfo import make_conninfo
+
+from deploy.migrate import migrate
+from schemas import Interval, NumberRange, OrderTotal, Status, encode_total, partition_for
+from stream_processors.ledger import LedgerStats, run_ledger
+
+
+def a_total(order: str = "SO1", revision: int = 1, duration_ms: int = 1_000) -> OrderTotal:
+    """An INCOMPLETE total with something in each field."""
+    start_ms = 1_770_000_000_123
+    return OrderTotal(
+        service_order_number=order,
+        revision=revision,
+        status=Status.INCOMPLETE,
+        duration_ms=duration_ms,
+        upper_bound_ms=duration_ms + 500,
+        started_ms=start_ms,
+        ended_ms=start_ms + duration_ms + 500,
+        intervals=(Interval(start_ms, start_ms + duration_ms),),
+        end_number=5,
+        missing_numbers=(NumberRange(2, 3), NumberRange(5, 5)),
+        segments=3,
+        duplicates=1,
+        overlap_ms=7,
+        numbers_after_end=1,
+        digest=f"{duration_ms:064x}",
+        previous_digest="" if revision == 1 else "b" * 64,
+        source_partition=2,
+        source_offset=77,
+        settled_at_ms=start_ms + 30_000,
+    )
+
+
+def complete(total: OrderTotal) -> OrderTotal:
+    """The same order, next revision, with everything found."""
+    return replace(
+        total,
+        revision=total.revision + 1,
+        status=Status.COMPLETE,
+        upper_bound_ms=total.duration_ms,
+        missing_numbers=(),
+        digest="c" * 64,
+        previous_digest=total.digest,
+    )
+
+
+def new_ledger_dsn(postgres_dsn: str) -> str:
+    """A DSN of a schema of its own in the given database, with the ledger's tables."""
+    schema = f"ledger_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA {schema}")
+    dsn = make_conninfo(postgres_dsn, options=f"-csearch_path={schema}")
+    migrate(dsn)
+    return dsn
+
+
+def publish(
+    kafka: Mapping[str, str], topic: str, totals: Iterable[OrderTotal], partitions: int = 4
+) -> None:
+    """Puts totals where the processor would put them, and waits for Kafka's word."""
+    servers = kafka["bootstrap.servers"]
+    producer = Producer({"bootstrap.servers": servers, "acks": "all", "linger.ms": 5})
+    for total in totals:
+        key = total.service_order_number.encode()
+        producer.produce(topic, encode_total(total), key, partition_for(key, partitions))
+    assert producer.flush(20) == 0
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    """Returns as soon as the condition holds; fails after `timeout_s`."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.02)
+
+
+class RunningLedger:
+    """A ledger in a thread; `error` is what it ended with, if it did."""
+
+    def __init__(self, kafka: Mapping[str, str], topic: str, dsn: str, group: str, n: int) -> None:
+        self.stop, self.ready = threading.Event(), threading.Event()
+        self.stats = LedgerStats()
+        self.error: BaseException | None = None
+        self._where = dict(kafka), topic, group, dsn
+        self._batch_records_max = n
+        self.thread = threading.Thread(target=self._work, name="ledger")
+
+    def _work(self) -> None:
+        try:
+            run_ledger(
+                *self._where,
+                stop=self.stop,
+                on_ready=self.ready.set,
+                stats=self.stats,
+                batch_records_max=self._batch_records_max,
+                backoff_max_s=0.5,
+                startup_wait_s=5.0,
+            )
+        except Exception as error:  # handed to the test by `running_ledger`
+            self.error = error
+
+
+@contextmanager
+def running_ledger(
+    kafka: Mapping[str, str],
+    topic: str,
+    dsn: str,
+    *,
+    group: str | None = None,
+    batch_records_max: int = 1_000,
+) -> Iterator[RunningLedger]:
+    """Runs a ledger around a block, stops it cleanly, and raises what it ended with."""
+    ledger = RunningLedger(kafka, topic, dsn, group or uuid.uuid4().hex, batch_records_max)
+    ledger.thread.start()
+    try:
+        yield ledger
+    finally:
+        ledger.stop.set()
+        ledger.thread.join(30)
+        assert not ledger.thread.is_alive()
+        if ledger.error is not None:  # also where it is why the block has failed
+            raise ledger.error
+
+
+def recorded(dsn: str) -> list[tuple[str, int, int, str]]:
+    """(order, revision, duration_ms, digest) of every row, in order."""
+    with psycopg.connect(dsn) as conn:
+        return conn.execute(
+            "SELECT service_order_number, revision, duration_ms, digest FROM order_totals "
+            "ORDER BY service_order_number, revision"
+        ).fetchall()
+
+
+def expected_rows(totals: Iterable[OrderTotal]) -> list[tuple[str, int, int, str]]:
+    """What `recorded` returns once these totals are in, whatever was repeated."""
+    return sorted(
+        {
+            (each.service_order_number, each.revision, each.duration_ms, each.digest)
+            for each in totals
+        }
+    )

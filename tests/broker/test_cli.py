@@ -1,0 +1,321 @@
+"""The `durabill` command as its users have it: processes, exit codes, what they print."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from deploy.cli import app
+from schemas import PARTITIONER, SegmentEvent, encode_segment
+from tests.unit.test_readme import python_block
+
+COMMAND = (sys.executable, "-m", "deploy.cli")
+PATIENCE_S = 40.0
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment with these DURABILL_ settings and no others."""
+    others = {name: value for name, value in os.environ.items() if "DURABILL_" not in name}
+    return {**others, **{f"DURABILL_{name.upper()}": value for name, value in settings.items()}}
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def eventually(what: str, look: Callable[[], Any]) -> Any:
+    """Return the first true answer of `look`; fail after a while."""
+    give_up_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < give_up_s:
+        answer = look()
+        if answer:
+            return answer
+        time.sleep(0.2)
+    raise AssertionError(f"in vain: {what}")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Settings of a deployment of this test's own, and how its processes announced themselves."""
+
+    settings: dict[str, str]
+    workers: list[dict[str, Any]]
+    gateway: dict[str, Any]
+
+    def json_of(self, *arguments: str) -> list[Any]:
+        ran = run(*arguments, "--json", **self.settings)
+        assert ran.returncode == 0, ran.stderr
+        return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def start(
+    stack: ExitStack, folder: Path, settings: dict[str, str], name: str, mark: str
+) -> dict[str, Any]:
+    """Start a process, wait for its announcement, and have it stopped by SIGTERM at the end."""
+    log = folder / f"{mark}.log"
+    out = stack.enter_context((folder / f"{mark}.out").open("w+"))
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*COMMAND, name, "--json"], env=environment(**settings), stdout=out, stderr=errors
+        )
+
+    def stop() -> None:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0, log.read_text()
+
+    stack.callback(stop)
+
+    def announced() -> Any:
+        assert process.poll() is None, log.read_text()
+        lines = Path(out.name).read_text().splitlines()
+        return json.loads(lines[0]) if lines else None
+
+    answer: dict[str, Any] = eventually(f"{mark} starts", announced)
+    assert name == answer["started"]
+    return answer
+
+
+def answer_of(url: str) -> Any:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return json.load(response)
+    except OSError:
+        return None
+
+
+@pytest.fixture
+def names(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Settings with topics of this test's own; nothing has been created yet."""
+    mark = f"cli-{uuid.uuid4().hex[:8]}"
+    settings = {
+        "bootstrap_servers": bootstrap_servers,
+        "application_id": mark,
+        "segments_topic": f"{mark}.segments",
+        "totals_topic": f"{mark}.totals",
+        "dead_letters_topic": f"{mark}.dead-letters",
+        "settle_grace_s": "1",
+        "idle_timeout_s": "4",
+        "data_dir": str(tmp_path),
+    }
+    yield settings
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    present = [name for name in admin.list_topics(timeout=15).topics if name.startswith(mark)]
+    for future in admin.delete_topics(present).values() if present else ():
+        future.result(timeout=15)
+
+
+@pytest.fixture
+def ledger_dsn(postgres_dsn: str) -> Iterator[str]:
+    """A database of this test's own."""
+    name = f"cli_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield psycopg.conninfo.make_conninfo(postgres_dsn, dbname=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def deployment(names: dict[str, str], ledger_dsn: str, tmp_path: Path) -> Iterator[Deployment]:
+    """Two workers, a ledger and a gateway on topics of this test's own."""
+    settings = {**names, "ledger_dsn": ledger_dsn, "gateway_port": "0"}
+    created = run("topics", "create", "--partitions", "4", **settings)
+    assert created.returncode == 0, created.stderr
+    with ExitStack() as stack:
+        workers = [start(stack, tmp_path, settings, "worker", f"worker-{i}") for i in range(2)]
+        start(stack, tmp_path, settings, "ledger", "ledger")
+        # After the workers: it finds their addresses in the data folder.
+        gateway = start(stack, tmp_path, settings, "gateway", "gateway")
+
+        def all_assigned() -> bool:
+            states = [answer_of(f"{worker['url']}/status") for worker in workers]
+            return [2, 2] == [len(state["partitions"]) if state else 0 for state in states]
+
+        eventually("each worker has two partitions", all_assigned)
+        yield Deployment(settings, workers, gateway)
+
+
+def _commands() -> Iterator[tuple[str, ...]]:
+    yield ()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield (command.name or command.callback.__name__,)
+    for group in app.registered_groups:
+        assert group.name is not None
+        yield (group.name,)
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            yield group.name, command.name or command.callback.__name__
+
+
+@pytest.mark.parametrize("command", list(_commands()), ids=" ".join)
+def test_help_teaches_by_example(command: tuple[str, ...]) -> None:
+    ran = run(*command, "--help")
+    assert ran.returncode == 0, ran.stderr
+    body = ran.stdout.partition("Usage:")[2].partition("\n")[2]
+    says_all_itself = command and command[-1] in ("kafka", "postgres", "topics", "stop", "status")
+    assert "durabill" in body or says_all_itself or command == ("topics", "check")
+
+
+def test_all_wrong_settings_are_told_at_once_with_exit_code_2() -> None:
+    ran = run("worker", "--settle-grace-s", "soon", gateway_port="x", typo="1")
+    assert ran.returncode == 2
+    for word in ("DURABILL_SETTLE_GRACE_S", "DURABILL_GATEWAY_PORT", "DURABILL_TYPO"):
+        assert f"error: {word}" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_without_a_kafka_it_says_how_to_get_one(tmp_path: Path) -> None:
+    ran = run("ledger", data_dir=str(tmp_path))
+    assert ran.returncode == 2
+    assert "durabill kafka start" in ran.stderr
+    assert "DURABILL_LEDGER_DSN" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_worker_refuses_topics_that_would_bill_by_the_clients_clock(
+    names: dict[str, str],
+) -> None:
+    created = run("topics", "create", "--partitions", "2", "--json", **names)
+    assert created.returncode == 0, created.stderr
+    assert 2 == json.loads(created.stdout)["partitions"]
+    assert run("topics", "check", **names).returncode == 0
+
+    wrong = f"{names['application_id']}.by-client"
+    admin = AdminClient({"bootstrap.servers": names["bootstrap_servers"]})
+    admin.create_topics([NewTopic(wrong, 2, 1)])[wrong].result(timeout=15)
+    ran = run("worker", **{**names, "segments_topic": wrong})
+    assert ran.returncode == 1
+    assert "message.timestamp.type" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_topic_that_is_not_there_is_told(names: dict[str, str]) -> None:
+    ran = run("worker", **names)
+    assert ran.returncode == 1
+    assert "durabill topics create" in ran.stderr
+
+
+def test_status_of_what_does_not_run(tmp_path: Path) -> None:
+    for name in ("kafka", "postgres"):
+        ran = run(name, "status", "--json", data_dir=str(tmp_path))
+        assert ran.returncode == 3
+        assert json.loads(ran.stdout)["running"] is False
+
+
+def test_the_readmes_producer_is_billed_and_shown(deployment: Deployment) -> None:
+    names: dict[str, Any] = {}
+    exec(python_block("from kafka import"), names)
+    start_ms = int(time.time() * 1000) - 60_000
+    orders = [f"readme/{i} ü" for i in range(6)]
+    for number in orders:
+        servers, topic = (deployment.settings[k] for k in ("bootstrap_servers", "segments_topic"))
+        names["send"](servers, topic, number, start_ms)
+
+    def all_billed() -> Any:
+        found = deployment.json_of("totals")
+        return found if len(found) == len(orders) else None
+
+    totals = eventually("six totals in the ledger", all_billed)
+    assert {("COMPLETE", 14_200, 2)} == {
+        (each["status"], each["duration_ms"], each["segments"]) for each in totals
+    }
+    for number in orders:
+        (shown,) = deployment.json_of("order", number)
+        assert [1, 2] == [each["number"] for each in shown["records"]]
+        assert ["counted", "counted"] == [each["verdict"] for each in shown["records"]]
+        assert [[start_ms, start_ms + 14_200]] == shown["intervals"]
+        # Whichever worker is asked, the one that owns the order answers.
+        assert "SETTLED" == shown["live"]["phase"]
+        assert [1] == [total["revision"] for total in shown["totals"]]
+    text = run("order", orders[0], **deployment.settings)
+    assert text.returncode == 0, text.stderr
+    assert "14.200 s proven of 14.200 s" in text.stdout
+    assert 1 == run("order", "never-seen", **deployment.settings).returncode
+    with psycopg.connect(deployment.settings["ledger_dsn"]) as connection:
+        rows = connection.execute("SELECT status, orders FROM ledger_status").fetchall()
+    assert ("COMPLETE", 6) in rows
+
+
+def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None:
+    orders = f"{deployment.gateway['url']}/v1/orders"
+    with urllib.request.urlopen(orders, data=b"", timeout=10) as response:
+        grant = json.load(response)
+    start_ms = grant["server_timestamp_ms"]
+    segment = {
+        "business_data_number": 1,
+        "start_ms": start_ms,
+        "end_ms": start_ms + 700,
+        "end_identifier": False,
+    }
+    url = f"{orders}/{grant['service_order_number']}"
+    urllib.request.urlopen(f"{url}/segments", json.dumps(segment).encode(), timeout=10).close()
+    shown = eventually("the live state", lambda: (answer_of(url) or {}).get("live"))
+    assert (700, "OPEN") == (shown["duration_ms"], shown["phase"])
+
+
+def test_a_dead_letter_is_listed_repaired_and_billed(deployment: Deployment) -> None:
+    settings = deployment.settings
+    now_ms = int(time.time() * 1000)
+    bad = SegmentEvent("letter-1", 1, now_ms, now_ms + 3_600_000, True)
+    producer = Producer(
+        {"bootstrap.servers": settings["bootstrap_servers"], "partitioner": PARTITIONER}
+    )
+    producer.produce(settings["segments_topic"], encode_segment(bad), b"letter-1")
+    assert producer.flush(15) == 0
+    (letter,) = eventually("a dead letter", lambda: deployment.json_of("dead-letters"))
+    assert ("IN_THE_FUTURE", encode_segment(bad).hex()) == (letter["reason"], letter["value"])
+    assert [] == deployment.json_of("dead-letters", "--reason", "TOO_LATE")
+    assert 2 == run("dead-letters", "--reason", "TOO_LAZY", **settings).returncode
+    assert 2 == run("dead-letters", "resend", **settings).returncode
+
+    place = f"{letter['partition']}/{letter['offset']}"
+    illegal = run("dead-letters", "resend", place, "--end-ms", "5", **settings)
+    assert illegal.returncode == 1
+    assert "BAD_TIME_SEQUENCE" in illegal.stderr
+    deployment.json_of("dead-letters", "resend", place, "--end-ms", str(now_ms + 500))
+    (total,) = eventually("its total", lambda: deployment.json_of("totals"))
+    assert ("letter-1", "COMPLETE", 500) == (
+        total["service_order_number"],
+        total["status"],
+        total["duration_ms"],
+    )
+    (shown,) = deployment.json_of("order", "letter-1")
+    assert ["dead letter: IN_THE_FUTURE", "counted"] == [
+        each["verdict"] for each in shown["records"]
+    ]
+
+
+def test_a_small_fleet_and_its_truth(deployment: Deployment) -> None:
+    (report,) = deployment.json_of("fleet", "--orders", "20", "--segments", "400", "--seed", "5")
+    truth = report["truth_path"]
+
+    def exact() -> bool:
+        ran = run("totals", "--check", truth, "--json", **deployment.settings)
+        found = json.loads(ran.stdout)
+        assert set(found) == {"topic", "ledger"}
+        return ran.returncode == 0
+
+    eventually("every total of the fleet, exact", exact)
+    assert 2 == run("fleet", "--fault", "lots=1", **deployment.settings).returncode

@@ -1,0 +1,395 @@
+"""What the worker's tests share: workers as real processes, the log, and what it must lead to.
+
+A `Deployment` has topics and an application id of its own. Its workers are processes that are
+started, stopped, frozen and killed by pid; their logs are files, shown when a test fails. What the
+totals and dead letters must be is worked out from the log itself by the independent oracle.
+"""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+
+from deploy.stack import find_free_ports
+from deploy.topics import create_topics
+from producers.truth import LogRecord, LogTruth, Policy, read_log
+from schemas import PARTITIONER, WriterSchemas, decode_total
+from stream_processors import order
+from stream_processors.columns import ColumnTable
+from stream_processors.table import Place
+from tests.broker.traffic_kit import Pair
+
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 40.0
+SETTLE_TIMEOUT_S = 90.0
+
+_ENTRY = """
+import os, sys
+from schemas import WriterSchemas
+from stream_processors.app import run_worker
+from stream_processors.settings import load_settings
+run_worker(load_settings(os.environ), int(sys.argv[1]), int(sys.argv[2]), WriterSchemas())
+"""
+
+Verdict = tuple[str, int, int]
+"""Reason, source partition and source offset of a dead letter."""
+
+
+_compiling = threading.Lock()
+
+
+def _compile_kernel() -> None:
+    """Fills the kernel's cache, once: a test's time limits are not for compiling in each worker."""
+    with _compiling:
+        ColumnTable(Place(0, 1), order.Policy(), WriterSchemas()).warm_up()
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    """Returns as soon as the condition holds; fails after `timeout_s`."""
+    until_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until_s, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.05)
+
+
+def send(
+    bootstrap_servers: str,
+    topic: str,
+    records: Iterable[Pair],
+    *,
+    pause_s: float = 0.0,
+    stop: Callable[[], bool] = lambda: False,
+    **more: Any,
+) -> None:
+    """Publishes records in this order, `pause_s` between any two, and waits for Kafka's word."""
+    errors: list[KafkaError] = []
+
+    def note(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            errors.append(error)
+
+    producer = Producer(
+        {"bootstrap.servers": bootstrap_servers, "partitioner": PARTITIONER, "linger.ms": 5}
+    )
+    for key, value in records:
+        producer.produce(topic, value, key, on_delivery=note, **more)
+        producer.poll(0)
+        if pause_s:
+            time.sleep(pause_s)
+        if stop():
+            break
+    assert producer.flush(30) == 0
+    assert not errors
+
+
+def read_committed(bootstrap_servers: str, topic: str) -> list[Message]:
+    """All records that the topic holds now, by partition and offset; no aborted ones."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "unused",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 20,
+        }
+    )
+    records: list[Message] = []
+    try:
+        partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        assert partitions, f"no topic {topic}"
+        consumer.assign([TopicPartition(topic, each, 0) for each in partitions])
+        ended: set[int | None] = set()
+        while len(ended) < len(partitions):
+            message = consumer.poll(20)
+            assert message is not None, f"{topic} can't be read to its end"
+            error = message.error()
+            if error is None:
+                records.append(message)
+            else:
+                assert error.code() == KafkaError._PARTITION_EOF, str(error)
+                ended.add(message.partition())
+    finally:
+        consumer.close()
+    return sorted(records, key=lambda each: (each.partition(), each.offset()))
+
+
+def log_record(message: Message) -> LogRecord:
+    """A record of the segments topic as the oracle takes it."""
+    partition, offset = message.partition(), message.offset()
+    assert partition is not None
+    assert offset is not None
+    headers: Any = tuple(message.headers() or ())
+    append_ms, key, value = message.timestamp()[1], message.key(), message.value()
+    return LogRecord(partition, offset, append_ms, key, value, headers)
+
+
+class Worker:
+    """A worker's process. Its log is a file; `port` is its web server's."""
+
+    def __init__(self, partitions: int, environ: Mapping[str, str], log_path: Path) -> None:
+        self.port = find_free_ports(1)[0]
+        self.log_path = log_path
+        given = {name: value for name, value in os.environ.items() if "DURABILL" not in name}
+        with log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _ENTRY, str(partitions), str(self.port)],
+                cwd=PROJECT_DIR,
+                env={**given, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to this very process."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Waits for its end; returns the exit code, negative for a signal."""
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> int:
+        """Asks it to stop (SIGTERM) and returns its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """Ends it at once (SIGKILL), also where it is frozen or has ended already."""
+        self.process.kill()
+        self.process.wait(STOP_TIMEOUT_S)
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of a page, the path sent as it is."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = response.read()
+            assert response.headers.get_content_type() == "application/json", body
+            return response.status, json.loads(body)
+        finally:
+            connection.close()
+
+    def order(self, number: str) -> tuple[int, Any]:
+        """Status and JSON of an order's page."""
+        return self.get(f"/orders/{quote(number, safe='')}")
+
+    def owned(self) -> set[int]:
+        """The partitions that it works on; none before its web server is there."""
+        assert self.process.poll() is None, f"the worker ended with {self.process.returncode}"
+        try:
+            return {int(each) for each in self.get("/status")[1]["partitions"]}
+        except OSError:
+            return set()
+
+
+@dataclass
+class Deployment:
+    """Topics, an application id and the workers on them. Times of the policy in seconds."""
+
+    bootstrap_servers: str
+    folder: Path
+    partitions: int = 4
+    settle_grace_s: float = 1.0
+    idle_timeout_s: float = 2.0
+    correction_window_s: float = 86_400.0
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    workers: list[Worker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.segments, self.totals = f"{self.name}.segments", f"{self.name}.totals"
+        self.dead_letters = f"{self.name}.dead-letters"
+        self.checkpoint = f"{self.name}-checkpoint-changelog"
+        self.kafka: dict[str, Any] = {"bootstrap.servers": self.bootstrap_servers}
+        self.policy = Policy(
+            settle_grace_ms=round(self.settle_grace_s * 1000),
+            idle_timeout_ms=round(self.idle_timeout_s * 1000),
+            correction_window_ms=round(self.correction_window_s * 1000),
+        )
+        _compile_kernel()
+        self.create_topics()
+
+    def create_topics(self) -> None:
+        """Makes those of the topics that are missing."""
+        create_topics(
+            self.kafka,
+            segments=self.segments,
+            totals=self.totals,
+            dead_letters=self.dead_letters,
+            checkpoint=self.checkpoint,
+            partitions=self.partitions,
+        )
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def start(self, **settings: object) -> Worker:
+        """Starts a worker with further settings by their names."""
+        chosen = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "application_id": self.name,
+            "segments_topic": self.segments,
+            "totals_topic": self.totals,
+            "dead_letters_topic": self.dead_letters,
+            "settle_grace_s": self.settle_grace_s,
+            "idle_timeout_s": self.idle_timeout_s,
+            "correction_window_s": self.correction_window_s,
+            "checkpoint_interval_s": 0.3,
+            **settings,
+        }
+        environ = {f"DURABILL_{name.upper()}": str(value) for name, value in chosen.items()}
+        log_path = self.folder / f"{self.name}-worker-{len(self.workers)}.log"
+        worker = Worker(self.partitions, environ, log_path)
+        self.workers.append(worker)
+        return worker
+
+    def wait_for_owners(self, *workers: Worker) -> None:
+        """Waits until these workers have shared out all partitions, none without any."""
+
+        def shared_out() -> bool:
+            owned = [worker.owned() for worker in workers]
+            return all(owned) and sorted(chain(*owned)) == [*range(self.partitions)]
+
+        wait_until(shared_out, "the partitions have owners", START_TIMEOUT_S)
+
+    def start_and_wait(self, **settings: object) -> Worker:
+        """Starts a worker and waits until all partitions are its own."""
+        worker = self.start(**settings)
+        self.wait_for_owners(worker)
+        return worker
+
+    def close(self) -> None:
+        """Kills what still runs and deletes the topics."""
+        for worker in self.workers:
+            worker.kill()
+        names = [self.segments, self.totals, self.dead_letters, self.checkpoint]
+        admin = AdminClient(self.kafka)
+        existing = set(admin.list_topics(timeout=20).topics)
+        for future in admin.delete_topics([each for each in names if each in existing]).values():
+            future.result(20)
+
+    # -- the log and what came of it ------------------------------------------------------------
+
+    def send(self, records: Iterable[Pair], **more: Any) -> None:
+        """Publishes records on the segments topic."""
+        send(self.bootstrap_servers, self.segments, records, **more)
+
+    def log(self) -> list[LogRecord]:
+        """The segments topic as it is now."""
+        return [log_record(each) for each in read_committed(self.bootstrap_servers, self.segments)]
+
+    def truth(self, until_ms: int | None = None) -> LogTruth:
+        """What the log of now must lead to once the deadlines up to `until_ms` have passed."""
+        return read_log(self.log(), self.policy, self.partitions, until_ms)
+
+    def found_totals(self) -> list[Message]:
+        """The records of the totals topic."""
+        return read_committed(self.bootstrap_servers, self.totals)
+
+    def found_letters(self) -> list[Message]:
+        """The records of the dead-letter topic."""
+        return read_committed(self.bootstrap_servers, self.dead_letters)
+
+    def committed(self) -> dict[int, int]:
+        """Partition -> the group's committed offset, -1001 where there is none."""
+        places = [TopicPartition(self.segments, each) for each in range(self.partitions)]
+        request = ConsumerGroupTopicPartitions(self.name, places)
+        admin = AdminClient(self.kafka)  # without a name it would be gone before its answer
+        answer = admin.list_consumer_group_offsets([request])[self.name]
+        found = answer.result(20).topic_partitions
+        return {each.partition: each.offset for each in found}
+
+    def ends(self) -> dict[int, int]:
+        """Partition -> the offset after the last record of segments, markers included."""
+        consumer = Consumer({**self.kafka, "group.id": "unused"})
+        try:
+            return {
+                each: consumer.get_watermark_offsets(TopicPartition(self.segments, each), 20)[1]
+                for each in range(self.partitions)
+            }
+        finally:
+            consumer.close()
+
+    def differences(self) -> list[str]:
+        """What is wrong or missing in the totals and dead letters by the log of now."""
+        found = {each.value() for each in self.found_totals()}
+        letters = {verdict(each) for each in self.found_letters()}
+        truth = self.truth()
+        expected = {total for of_order in truth.totals.values() for total in of_order}
+        rejected = {(each.reason.value, *each[1:]) for each in truth.dead_letters}
+        totals = {decode_total(each) for each in found}
+        assert len(totals) == len(found), "the same total in other bytes"
+        return [
+            *(f"missing: {each}" for each in sorted(expected - totals, key=str)),
+            *(f"wrong: {each}" for each in sorted(totals - expected, key=str)),
+            *(f"no dead letter: {each}" for each in sorted(rejected - letters)),
+            *(f"wrong dead letter: {each}" for each in sorted(letters - rejected)),
+            *(f"not sent on: {each!r}" for each in sorted(truth.sent_on - truth.forwarded)),
+        ]
+
+    def wait_for_truth(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
+        """Waits until all is settled and every total and dead letter is as the oracle's."""
+        until_s = time.monotonic() + timeout_s
+        while differences := self.differences():
+            for worker in self.workers:
+                code = worker.process.poll()
+                assert code in (None, 0, -signal.SIGKILL), f"a worker ended with {code}"
+            shown = "\n".join(differences[:20])
+            assert time.monotonic() < until_s, f"{len(differences)} differences:\n{shown}"
+            time.sleep(0.3)
+
+
+def verdict(message: Message) -> Verdict:
+    """What a dead letter's headers say; the last of a name, as the record may have its own."""
+    headers: Any = dict(message.headers() or ())
+    partition, offset = int(headers["source_partition"]), int(headers["source_offset"])
+    return headers["reason"].decode(), partition, offset
+
+
+def repeats(messages: Iterable[Message]) -> int:
+    """How many of these totals are repeats of an (order, revision) that was there before."""
+    totals = [decode_total(each.value()) for each in messages]
+    seen = Counter((each.service_order_number, each.revision) for each in totals)
+    return len(totals) - len(seen)
+
+
+@contextmanager
+def deployment(bootstrap_servers: str, folder: Path, **more: Any) -> Iterator[Deployment]:
+    """A deployment around a block; whatever it started is killed, and its logs shown on failure."""
+    made = Deployment(bootstrap_servers, folder, **more)
+    try:
+        yield made
+    except BaseException:
+        for worker in made.workers:
+            sys.stderr.write(f"--- {worker.log_path.name}\n{worker.log()[-6000:]}\n")
+        raise
+    finally:
+        made.close()

@@ -1,0 +1,151 @@
+"""Real servers for the tests: Kafka and PostgreSQL, each started when a test first asks for it.
+
+They live in a folder of their own under the system's temporary folder (not pytest's, whose mode
+0700 keeps PostgreSQL's user out) and are stopped at the end, also when pytest is interrupted or
+terminated. What a killed run left behind, the next run clears away.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from deploy.kafka import LocalKafka
+from deploy.postgres import LocalPostgres
+from deploy.topics import create_topics
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+JARS_DIR = PROJECT_DIR / ".durabill" / "jars"
+_FOLDER_PREFIX = "durabill-test-"
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Names of freshly made topics, and the partition count that they share."""
+
+    segments: str
+    totals: str
+    dead_letters: str
+    checkpoint: str
+    partitions: int
+
+
+def pytest_configure() -> None:
+    # Without this, a CI system's SIGTERM ends pytest at once and its servers stay.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
+
+
+def make_data_dir() -> Path:
+    """A new folder that every user can enter. Its name tells the pid of the run that it is of."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+    folder.chmod(0o755)
+    return folder
+
+
+def remove_data_dir(folder: Path) -> None:
+    """Stops what runs in the folder, and removes it."""
+    if folder.exists():
+        LocalKafka(folder).stop()
+        LocalPostgres(folder).remove()
+        shutil.rmtree(folder)
+
+
+def _sweep() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        pid = int(folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0])
+        if folder.stat().st_uid != os.geteuid():
+            continue
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            remove_data_dir(folder)
+        except PermissionError:
+            pass  # that pid is now another user's process: we cannot tell, so we leave the folder
+
+
+@pytest.fixture(scope="session")
+def session_data_dir() -> Iterator[Path]:
+    """The folder of the session's servers."""
+    _sweep()
+    folder = make_data_dir()
+    atexit.register(remove_data_dir, folder)  # should pytest not come to the line after the yield
+    try:
+        yield folder
+    finally:
+        remove_data_dir(folder)
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data folder for one test; servers that the test leaves running in it are stopped."""
+    folder = make_data_dir()
+    try:
+        yield folder
+    finally:
+        remove_data_dir(folder)
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(request: pytest.FixtureRequest) -> str:
+    """Address of a real Kafka: $DURABILL_TEST_BOOTSTRAP_SERVERS, else one of our own."""
+    given = os.environ.get("DURABILL_TEST_BOOTSTRAP_SERVERS")
+    if given:
+        return given
+    folder: Path = request.getfixturevalue("session_data_dir")
+    return LocalKafka(folder, jars_dir=JARS_DIR).start()
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """DSN of an empty database in a real PostgreSQL: $DURABILL_TEST_POSTGRES_DSN, else our own."""
+    server = os.environ.get("DURABILL_TEST_POSTGRES_DSN")
+    if not server:
+        folder: Path = request.getfixturevalue("session_data_dir")
+        server = LocalPostgres(folder, fsync=False).start()
+    database = f"durabill_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database}")
+        try:
+            yield psycopg.conninfo.make_conninfo(server, dbname=database)
+        finally:
+            connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+@pytest.fixture
+def topics(bootstrap_servers: str) -> Iterator[Topics]:
+    """Topics of this test's own, with four partitions."""
+    mark = uuid.uuid4().hex[:8]
+    made = Topics(
+        segments=f"{mark}.segments",
+        totals=f"{mark}.totals",
+        dead_letters=f"{mark}.dead-letters",
+        checkpoint=f"{mark}.checkpoint",
+        partitions=4,
+    )
+    kafka: dict[str, Any] = {"bootstrap.servers": bootstrap_servers}
+    create_topics(
+        kafka,
+        segments=made.segments,
+        totals=made.totals,
+        dead_letters=made.dead_letters,
+        checkpoint=made.checkpoint,
+        partitions=made.partitions,
+    )
+    yield made
+    admin = AdminClient(kafka)
+    names = [made.segments, made.totals, made.dead_letters, made.checkpoint]
+    for future in admin.delete_topics(names).values():
+        # A test may have deleted one itself, or stopped the broker.
+        with contextlib.suppress(Exception):
+            future.result(timeout=10)

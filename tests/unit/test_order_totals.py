@@ -1,0 +1,153 @@
+"""What an order's totals say, field by field, and how long an order is known."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from schemas import NumberRange, OrderTotal, SegmentEvent, Status
+from stream_processors.intervals import IntervalSet
+from stream_processors.order import Order, Phase, Policy, evidence_digest
+from tests.unit.test_order import POLICY, empty_end, segment
+
+
+def complete_order() -> tuple[Order, OrderTotal]:
+    """Return an order of two segments and the COMPLETE total that the second gave."""
+    order = Order("SO1", 3)
+    assert order.apply(segment(1), 1_000, 7, POLICY) is None
+    total = order.apply(segment(2, end=True), 1_001, 8, POLICY)
+    assert total is not None
+    return order, total
+
+
+def test_total_of_two_touching_segments() -> None:
+    _, total = complete_order()
+    assert total == OrderTotal(
+        service_order_number="SO1",
+        revision=1,
+        status=Status.COMPLETE,
+        duration_ms=20,
+        upper_bound_ms=20,
+        started_ms=1_010,
+        ended_ms=1_030,
+        intervals=total.intervals,
+        end_number=2,
+        missing_numbers=(),
+        segments=2,
+        duplicates=0,
+        overlap_ms=0,
+        numbers_after_end=0,
+        digest=hashlib.sha256(b"durabill-evidence-1\nSO1\n1010-1030\n1-2\n2\n").hexdigest(),
+        previous_digest="",
+        source_partition=3,
+        source_offset=8,
+        settled_at_ms=1_001,
+    )
+    assert total.intervals == ((1_010, 1_030),)
+
+
+def test_incomplete_total_says_what_is_missing_and_bounds_it() -> None:
+    order = Order("SO1", 0)
+    order.apply(segment(2), 1_000, 0, POLICY)
+    order.apply(segment(5), 1_000, 1, POLICY)
+    order.apply(empty_end(8), 1_000, 2, POLICY)
+    total = order.settle_if_due(5_000, POLICY)
+    assert total is not None
+    assert total.missing_numbers == (NumberRange(1, 1), NumberRange(3, 4), NumberRange(6, 7))
+    assert (total.duration_ms, total.upper_bound_ms) == (20, 1_100 - 1_020)
+    assert (total.started_ms, total.ended_ms) == (1_020, 1_100)
+    evidence = b"durabill-evidence-1\nSO1\n1020-1030,1050-1060\n2-2,5-5,8-8\n8\n"
+    assert total.digest == hashlib.sha256(evidence).hexdigest()
+
+
+def test_abandoned_total_misses_numbers_up_to_the_greatest_seen() -> None:
+    order = Order("SO1", 0)
+    order.apply(segment(4), 1_000, 0, POLICY)
+    total = order.settle_if_due(1_300, POLICY)
+    assert total is not None
+    assert (total.end_number, total.missing_numbers) == (None, (NumberRange(1, 3),))
+    evidence = b"durabill-evidence-1\nSO1\n1040-1050\n4-4\n-\n"
+    assert total.digest == hashlib.sha256(evidence).hexdigest()
+
+
+def test_total_of_nothing_but_an_empty_end() -> None:
+    order = Order("SO1", 0)
+    total = order.apply(empty_end(1), 1_000, 0, POLICY)
+    assert total is not None
+    assert (total.duration_ms, total.intervals) == (0, ())
+    assert (total.started_ms, total.ended_ms) == (1_100, 1_100)
+    evidence = b"durabill-evidence-1\nSO1\n\n1-1\n1\n"
+    assert total.digest == hashlib.sha256(evidence).hexdigest()
+
+
+def test_next_revision_carries_the_digest_of_the_one_before() -> None:
+    order, first = complete_order()
+    second = order.apply(segment(2, shift_ms=5), 1_002, 9, POLICY)
+    assert second is not None
+    assert (second.revision, second.previous_digest) == (2, first.digest)
+    assert second.digest != first.digest
+    assert (second.duplicates, second.overlap_ms, second.duration_ms) == (1, 5, 25)
+
+
+def test_repeats_between_revisions_are_counted_in_the_next() -> None:
+    order, _ = complete_order()
+    for offset in (9, 10):
+        assert order.apply(segment(1), 1_002, offset, POLICY) is None
+    total = order.apply(segment(3), 1_003, 11, POLICY)
+    assert total is not None
+    assert (total.duplicates, total.overlap_ms, total.numbers_after_end) == (2, 20, 1)
+    assert total.source_offset == 11
+
+
+def test_greatest_number_with_the_end_identifier_is_the_end() -> None:
+    order, _ = complete_order()
+    assert order.apply(segment(4, end=True), 1_002, 9, POLICY) is None
+    assert order.end_number == 4
+    total = order.apply(segment(3, end=True), 1_003, 10, POLICY)
+    assert total is not None
+    assert (total.end_number, total.status) == (4, Status.COMPLETE)
+
+
+def test_greatest_possible_number_is_taken() -> None:
+    order = Order("SO1", 0)
+    order.apply(replace(segment(1), business_data_number=2**63 - 1), 1_000, 0, POLICY)
+    order.check()
+    total = order.settle_if_due(1_300, POLICY)
+    assert total is not None
+    assert total.missing_numbers == (NumberRange(1, 2**63 - 2),)
+
+
+def test_segment_from_the_future_is_remembered_until_its_repeats_are_too_late() -> None:
+    order = Order("SO1", 0)
+    order.apply(SegmentEvent("SO1", 1, 60_990, 61_000, True), 1_000, 0, POLICY)
+    assert order.deadline_ms == 61_000 + 1_000
+    assert not order.is_forgotten(62_000)
+
+
+def test_later_empty_end_is_remembered_until_its_repeats_are_too_late() -> None:
+    # Found by reading: the end is no evidence, but a repeat of it must not start the order anew.
+    order, _ = complete_order()
+    repeat = SegmentEvent("SO1", 2, 121_000, 121_000, True)
+    assert order.apply(repeat, 61_500, 9, POLICY) is None
+    assert order.phase is Phase.SETTLED
+    assert order.deadline_ms == 121_000 + 1_000
+
+
+def test_negative_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        Policy(settle_grace_ms=-1)
+
+
+def test_record_before_the_last_offset_is_our_bug() -> None:
+    order, _ = complete_order()
+    with pytest.raises(AssertionError):
+        order.apply(segment(1), 1_001, 8, POLICY)
+
+
+def test_digest_of_the_canonical_form() -> None:
+    time = IntervalSet([(5, 9), (20, 30)])
+    numbers = IntervalSet([(1, 4), (7, 8)])
+    canonical = "durabill-evidence-1\nSO-é\n5-9,20-30\n1-3,7-7\n7\n".encode()
+    assert evidence_digest("SO-é", time, numbers, 7) == hashlib.sha256(canonical).hexdigest()
+    by_coreutils = "9574dbb8d57169b427140a725bcfa39b32c140a1a42b32dccd4d4e5d281588b1"
+    assert evidence_digest("SO-é", time, numbers, 7) == by_coreutils

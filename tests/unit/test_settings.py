@@ -1,0 +1,135 @@
+"""Settings from environment and flags: all errors at once, and what the README says of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deploy.commands_common import SETTING_HELP
+from stream_processors.errors import SettingsError
+from stream_processors.order import Policy
+from stream_processors.settings import PREFIX, Settings, load_settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def problems_of(environ: dict[str, str], **flags: str | None) -> list[str]:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(environ, **flags)
+    return raised.value.problems
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings() == load_settings({})
+
+
+def test_variables_are_the_fields_names_in_capitals() -> None:
+    settings = load_settings(
+        {
+            "DURABILL_BOOTSTRAP_SERVERS": "a:1,b:2",
+            "DURABILL_SETTLE_GRACE_S": "0.5",
+            "DURABILL_WORKER_PORT": "6066",
+            "PATH": "/bin",
+        }
+    )
+    assert ("a:1,b:2", 0.5, 6066) == (
+        settings.bootstrap_servers,
+        settings.settle_grace_s,
+        settings.worker_port,
+    )
+
+
+def test_flags_win_over_the_environment_and_none_is_no_flag() -> None:
+    environ = {"DURABILL_SETTLE_GRACE_S": "1", "DURABILL_IDLE_TIMEOUT_S": "2"}
+    settings = load_settings(environ, settle_grace_s="3", idle_timeout_s=None)
+    assert (3, 2) == (settings.settle_grace_s, settings.idle_timeout_s)
+
+
+def test_a_flag_heals_a_wrong_variable() -> None:
+    assert load_settings({"DURABILL_GATEWAY_PORT": "x"}, gateway_port="1").gateway_port == 1
+
+
+def test_all_problems_are_told_at_once() -> None:
+    problems = problems_of(
+        {
+            "DURABILL_SETTLE_GRACE_S": "soon",
+            "DURABILL_GATEWAY_PORT": "70000",
+            "DURABILL_APPLICATION_ID": "with space",
+            "DURABILL_SETLE_GRACE_S": "3",
+        },
+        security_protocol="TLS",
+    )
+    assert len(problems) == 5
+    for name in ("SETTLE_GRACE_S", "GATEWAY_PORT", "APPLICATION_ID", "SECURITY_PROTOCOL"):
+        assert any(problem.startswith(PREFIX + name) for problem in problems)
+    assert "DURABILL_SETLE_GRACE_S is no setting of Durabill" in problems
+
+
+def test_passwords_are_not_shown_in_problems() -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"DURABILL_SASL_PASSWORD": "ok"}, sasl_password=["s3cret"])
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "variable", ["DURABILL_TEST_ANYTHING", "DURABILL_NO_SYSTEM_TOOLS", "DURABILL_MAVEN_REPOSITORY"]
+)
+def test_switches_of_the_tests_and_the_local_stack_are_no_settings(variable: str) -> None:
+    assert Settings() == load_settings({variable: "1"})
+
+
+@pytest.mark.parametrize("name", ["settle_grace_s", "idle_timeout_s", "correction_window_s"])
+def test_times_cannot_be_negative(name: str) -> None:
+    assert 1 == len(problems_of({}, **{name: "-1"}))
+
+
+def test_the_policy_is_in_milliseconds() -> None:
+    settings = Settings(settle_grace_s=0.25, idle_timeout_s=8, correction_window_s=3600)
+    assert settings.policy == Policy(250, 8_000, 3_600_000)
+
+
+def test_require_names_everything_that_is_missing_and_what_to_do() -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings().require("bootstrap_servers", "ledger_dsn")
+    text = str(raised.value)
+    assert 2 == len(raised.value.problems)
+    assert "DURABILL_BOOTSTRAP_SERVERS" in text
+    assert "DURABILL_LEDGER_DSN" in text
+    assert "durabill kafka start" in text
+    assert 2 == raised.value.exit_code
+
+
+def test_librdkafka_gets_what_the_security_protocol_needs_and_no_more() -> None:
+    plain = Settings(bootstrap_servers="k:9", sasl_username="u", ssl_ca_location="ca.pem")
+    assert plain.librdkafka() == {"bootstrap.servers": "k:9", "security.protocol": "PLAINTEXT"}
+    full = Settings(
+        bootstrap_servers="k:9",
+        security_protocol="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username="u",
+        sasl_password="p",
+        ssl_ca_location="ca.pem",
+    )
+    assert full.librdkafka() == {
+        "bootstrap.servers": "k:9",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "u",
+        "sasl.password": "p",
+        "ssl.ca.location": "ca.pem",
+    }
+
+
+def test_every_setting_is_a_flag_with_help() -> None:
+    assert set(Settings.__struct_fields__) - {"crash_at_step"} == set(SETTING_HELP)
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    rows = dict(
+        re.findall(r"^\| `DURABILL_([A-Z_]+)` \| `?([^|`]*)`? \|", README.read_text(), re.M)
+    )
+    defaults = {}
+    for name in SETTING_HELP:
+        value = getattr(Settings(), name)
+        defaults[name.upper()] = f"{value:g}" if isinstance(value, float) else str(value)
+    assert defaults == {name: shown.strip() for name, shown in rows.items()}

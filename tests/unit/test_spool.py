@@ -1,0 +1,173 @@
+"""The spool: what was appended is there after anything short of losing the disk."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from producers.session import SessionState
+from producers.spool import (
+    RejectedSegment,
+    Spool,
+    SpoolBroken,
+    SpoolBusy,
+    SpoolFull,
+)
+from schemas import SegmentEvent
+
+WRITER = """
+import sys
+from producers.session import Session
+from producers.spool import Spool
+spool = Spool(sys.argv[1])
+session = Session("SO1", 1_000_000, 10, 0)
+for tick in range(10, 10**9, 10):
+    segments = session.report(tick)
+    spool.append(segments, session.state)
+    print(segments[-1].business_data_number, flush=True)
+"""
+
+
+def segment(number: int, order: str = "SO1") -> SegmentEvent:
+    return SegmentEvent(order, number, number * 10, number * 10 + 10, False)
+
+
+def state(next_number: int, order: str = "SO1", *, ended: bool = False) -> SessionState:
+    return SessionState(order, 10, next_number, next_number * 10, ended)
+
+
+def fill(spool: Spool, count: int, order: str = "SO1") -> None:
+    for number in range(1, count + 1):
+        spool.append([segment(number, order)], state(number + 1, order))
+
+
+def numbers(spool: Spool) -> list[int]:
+    return [entry.segment.business_data_number for entry in spool.oldest(10**6)]
+
+
+def test_segments_come_out_as_they_went_in(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        last = SegmentEvent("日本/1", 2**63 - 1, 5, 5, True)
+        spool.append([segment(1), segment(2)], state(3))
+        spool.append([last], state(1, "日本/1", ended=True))
+        assert [entry.segment for entry in spool.oldest(9)] == [segment(1), segment(2), last]
+        assert [entry.segment for entry in spool.oldest(1)] == [segment(1)]
+        assert (spool.pending(), spool.pending("SO1"), spool.pending("other")) == (3, 2, 0)
+
+
+def test_all_of_it_is_there_after_reopening(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        fill(spool, 3)
+        ids = [entry.entry_id for entry in spool.oldest(9)]
+        spool.acknowledge(ids[:1])
+        spool.reject([RejectedSegment(ids[1], segment(2), "TOO_LATE", "by an hour")])
+    with Spool(tmp_path / "spool") as spool:
+        assert numbers(spool) == [3]
+        assert spool.rejected() == [RejectedSegment(ids[1], segment(2), "TOO_LATE", "by an hour")]
+        assert spool.sessions() == [state(4)]
+
+
+def test_rejected_ones_can_be_sent_again(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        fill(spool, 2)
+        entry = spool.oldest(1)[0]
+        spool.reject([RejectedSegment(entry.entry_id, entry.segment, "R", "")])
+        assert [each.segment for each in spool.rejected("SO1")] == [segment(1)]
+        assert spool.rejected("other") == []
+        assert spool.retry_rejected() == 1
+        assert numbers(spool) == [2, 1]
+        assert spool.rejected() == []
+
+
+def test_acknowledging_twice_hits_nothing_else(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        fill(spool, 1)
+        ids = [entry.entry_id for entry in spool.oldest(9)]
+        spool.acknowledge(ids)
+        spool.append([segment(2)], state(3))
+        spool.acknowledge(ids)
+        assert numbers(spool) == [2]
+
+
+def test_an_ended_session_is_not_resumed(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        spool.append([], state(1))
+        spool.append([], state(1, "SO2"))
+        assert [each.service_order_number for each in spool.sessions()] == ["SO1", "SO2"]
+        spool.append([segment(1)], state(2, ended=True))
+        assert spool.sessions() == [state(1, "SO2")]
+
+
+def test_a_full_spool_says_so_and_stores_nothing_of_the_call(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", limit_bytes=64 * 1024) as spool:
+        with pytest.raises(SpoolFull, match="nothing was stored"):
+            fill(spool, 100_000)
+        stored = spool.pending()
+        assert numbers(spool) == list(range(1, stored + 1))
+        assert spool.sessions() == [state(stored + 1)]
+        many = [segment(number) for number in range(stored + 1, stored + 2_000)]
+        with pytest.raises(SpoolFull):
+            spool.append(many, state(stored + 2_000))
+        assert spool.pending() == stored
+        # Acknowledgements make room again.
+        spool.acknowledge([entry.entry_id for entry in spool.oldest(stored // 2)])
+        spool.append([segment(stored + 1)], state(stored + 2))
+        assert numbers(spool)[-1] == stored + 1
+
+
+def test_one_spool_at_a_time(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool"), pytest.raises(SpoolBusy, match="one process at a time"):
+        Spool(tmp_path / "spool")
+    Spool(tmp_path / "spool").close()
+
+
+def test_a_file_that_is_no_spool_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"these are no segments " * 100)
+    with pytest.raises(SpoolBroken):
+        Spool(path)
+    assert path.read_bytes() == b"these are no segments " * 100
+    with pytest.raises(SpoolBroken):
+        Spool(tmp_path / "no" / "such" / "folder")
+
+
+def test_kill_9_loses_nothing_that_was_appended(tmp_path: Path) -> None:
+    path = tmp_path / "spool"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        said = 0
+        while said < 50:
+            said = int(writer.stdout.readline())
+        with pytest.raises(SpoolBusy):
+            Spool(path)
+        writer.send_signal(signal.SIGKILL)
+        rest = writer.stdout.read().split()
+        said = int(rest[-1]) if rest else said
+    with Spool(path) as spool:
+        stored = spool.pending()
+        assert stored in (said, said + 1)  # it may have died between the commit and the word
+        assert numbers(spool) == list(range(1, stored + 1))
+        assert spool.sessions() == [
+            SessionState("SO1", 10, stored + 1, 1_000_000 + 10 * stored, False)
+        ]
+
+
+def test_a_torn_tail_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "spool"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        while int(writer.stdout.readline()) < 30:
+            pass
+        writer.kill()
+    log = path.with_name("spool-wal")
+    os.truncate(log, log.stat().st_size - 1_000)
+    with Spool(path) as spool:
+        stored = spool.pending()
+        assert stored > 0
+        assert numbers(spool) == list(range(1, stored + 1))
+        assert spool.sessions()[0].next_number == stored + 1

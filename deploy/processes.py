@@ -32,7 +32,7 @@ from deploy.stack import Daemon, StackError, find_free_ports
 from deploy.topics import create_topics
 from stream_processors.settings import PREFIX, Settings
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 240.0  # the very first start of a worker compiles for up to a minute or two
 _STOP_STEPS = ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0))
 _NAMES = ("gateway", "worker", "ledger")  # in the order in which they are stopped
 _HTTP_TIMEOUT_S = 3.0
@@ -124,7 +124,7 @@ class Stage:
         self.settings = msgspec.structs.replace(self.settings, **changes)
         self._create_topics()
         migrate(self.settings.ledger_dsn)
-        self._say("starting worker, ledger, gateway")
+        self._say("starting worker, ledger, gateway (the very first start compiles for a minute)")
         for name in _NAMES:
             self._spawn(name)
         self._await("worker", f"{self.urls['worker']}/status", self._has_all_partitions)

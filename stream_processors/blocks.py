@@ -10,6 +10,7 @@ raises StateError, since going on without it would forget money.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cramjam
@@ -58,28 +59,35 @@ class BlockContent(NamedTuple):
     orders: list[tuple[int, Order]]
 
 
-_encoder = msgspec.msgpack.Encoder()
 _plain_decoder = msgspec.msgpack.Decoder(list[_OrderState])
 _columns_decoder = msgspec.msgpack.Decoder(_Columns)
 
 
-def encode_block(orders: Iterable[tuple[int, Order]]) -> bytes:
-    """Return the block that holds these (slot, order) pairs."""
-    return _pack(PLAIN_VERSION, [_state_of(slot, order) for slot, order in orders])
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A block's content as of one moment, to be packed whenever, and in any thread."""
+
+    version: int
+    content: Any
+
+    def pack(self) -> bytes:
+        """Return the block's bytes."""
+        packed = cramjam.zstd.compress(msgspec.msgpack.encode(self.content), 1)
+        return bytes([self.version]) + bytes(packed)
 
 
-def encode_columns(
+def plain_snapshot(orders: Iterable[tuple[int, Order]]) -> Snapshot:
+    """Return the content of a block that holds these (slot, order) pairs."""
+    return Snapshot(PLAIN_VERSION, [_state_of(slot, order) for slot, order in orders])
+
+
+def columns_snapshot(
     slots: Any, held: Any, extras: Any, orders: Iterable[tuple[int, Order]]
-) -> bytes:
-    """Return the block of rows (numpy arrays; slots int32) and of the orders that are none."""
+) -> Snapshot:
+    """Return the content of a block of rows (numpy; slots int32) and of orders that are none."""
     states = [_state_of(slot, order) for slot, order in orders]
-    return _pack(
-        COLUMNS_VERSION, _Columns(slots.tobytes(), held.tobytes(), extras.tobytes(), states)
-    )
-
-
-def _pack(version: int, content: Any) -> bytes:
-    return bytes([version]) + bytes(cramjam.zstd.compress(_encoder.encode(content), 1))
+    columns = _Columns(slots.tobytes(), held.tobytes(), extras.tobytes(), states)
+    return Snapshot(COLUMNS_VERSION, columns)
 
 
 def decode_block(block: bytes) -> BlockContent:

@@ -8,8 +8,8 @@ each of them to the same place.
 The effect order, which a test walks by killing the worker after each step:
 
     1 folded      a chunk is in the table; its totals and dead letters are queued
-    2 cut         the changed blocks are encoded, with the offset up to which they have seen
-    3 published   every total, dead letter and forward up to the cut has been delivered
+    2 cut         the offset is noted; then the changed blocks are encoded, a few at a time
+    3 published   every total, dead letter and forward that the blocks rest on has been delivered
     4 written     every changed block and the marks have been delivered to the changelog
     5 committed   the group's offset has moved to the cut
     6 confirmed   orders that were forgotten before the cut give back their slots
@@ -18,11 +18,12 @@ The marks hold (offset, clock) pairs: the partition's append-time clock at every
 the committed one, so that a replay starts with the very clock that the records were judged by.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from stream_processors.blocks import Snapshot
 from stream_processors.errors import StateError
 from stream_processors.table import IntervalTable
 
@@ -40,12 +41,25 @@ class Marks(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A table's changes up to `next_offset`, encoded."""
+    """What a checkpoint of one partition has to write: `blocks`, and the marks at `next_offset`."""
 
-    partition: int
+    lane: "Lane"
     next_offset: int
     clock_ms: int
-    entries: list[tuple[bytes, bytes | None]]
+    blocks: list[int]
+    marks: bytes
+
+    def snapshots(self, count: int) -> Iterator[list[tuple[bytes, Snapshot | None]]]:
+        """Yield (entry key, content) of the blocks, `count` at a time, each as of now.
+
+        A block that is taken later than the cut holds orders that are ahead of it; a replay from
+        the cut passes over what they have seen.
+        """
+        for at in range(0, len(self.blocks), count):
+            yield [
+                (entry_key(self.lane.partition, str(block)), self.lane.table.snapshot(block))
+                for block in self.blocks[at : at + count]
+            ]
 
 
 @dataclass(slots=True)
@@ -65,23 +79,18 @@ class Lane:
         return self.table.place.partition
 
     def cut(self) -> Cut | None:
-        """Return what has changed since the last cut, or None if nothing has."""
-        changed = self.table.take_changed_blocks()
-        mark = (self.next_offset, self.table.clock_ms)
+        """Return what a checkpoint as of now has to write, or None if nothing has changed."""
+        changed = self.table.take_changed()
         if self.next_offset is None:
             assert not changed
             return None
         if not changed and self.committed is not None and self.committed[0] == self.next_offset:
             return None
-        assert mark[0] is not None
+        mark = (self.next_offset, self.table.clock_ms)
         known = [] if self.committed is None else [self.committed]
-        self.pending = [*self.pending, (mark[0], mark[1])]
+        self.pending = [*self.pending, mark]
         marks = Marks(MARKS_VERSION, self.table.place.partitions, known + self.pending)
-        entries: list[tuple[bytes, bytes | None]] = [
-            (entry_key(self.partition, str(block)), content) for block, content in changed
-        ]
-        entries.append((entry_key(self.partition, META), msgspec.msgpack.encode(marks)))
-        return Cut(self.partition, mark[0], mark[1], entries)
+        return Cut(self, *mark, changed, msgspec.msgpack.encode(marks))
 
     def commit_worked(self, cut: Cut) -> None:
         """Take note that the group's offset is at the cut."""
@@ -110,8 +119,6 @@ def restore_lane(
     blocks = [value for key, value in own.items() if key != META.encode() and value is not None]
     raw_marks = own.get(META.encode())
     if raw_marks is None:
-        if blocks:
-            raise StateError(f"the checkpoint of partition {table.place.partition} has no marks")
         if committed_offset is not None:
             raise StateError(
                 f"partition {table.place.partition} is committed up to offset {committed_offset},"
@@ -119,6 +126,8 @@ def restore_lane(
                 " uses this application id. Restore the topic, or start anew from the first"
                 " segment under another DURABILL_APPLICATION_ID"
             )
+        # Blocks without marks are what a crash in the very first checkpoint can leave.
+        table.restore(blocks, clock_ms=0)
         return lane
     marks = _decode_marks(raw_marks)
     if marks.partitions != table.place.partitions:

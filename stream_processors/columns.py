@@ -32,6 +32,7 @@ from stream_processors.batch import (
     headers_in,
     read_record,
 )
+from stream_processors.blocks import Snapshot
 from stream_processors.errors import CorruptBatch
 from stream_processors.intervals import IntervalSet
 from stream_processors.kernel import fold, rows, totals
@@ -303,14 +304,13 @@ class ColumnTable(IntervalTable):
     def _give_slot(self, slot: int) -> None:
         self._rows.free_row(slot)
 
-    def take_changed_blocks(self) -> list[tuple[int, bytes | None]]:
-        """Return (block number, content) of what changed since the last call; None if empty."""
-        changed = sorted(self._changed | self._rows.take_changed())
-        self._changed.clear()
-        return [
-            (block, self._rows.encode_block(block, self._blocks.get(block, {})))
-            for block in changed
-        ]
+    def take_changed(self) -> list[int]:
+        """Return the numbers of the blocks that have changed since the last call."""
+        return sorted({*super().take_changed(), *self._rows.take_changed()})
+
+    def snapshot(self, block: int) -> Snapshot | None:
+        """Return what a block holds now, None if it is empty."""
+        return self._rows.snapshot(block, self._blocks.get(block, {}))
 
     def restore(self, blocks: Iterable[bytes], clock_ms: int) -> None:
         """Fill an empty table from checkpointed blocks; see the base."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_processors.blocks import BlockContent, decode_block, encode_columns
+from stream_processors.blocks import BlockContent, Snapshot, columns_snapshot, decode_block
 from stream_processors.kernel import index, maintain, rows
 from stream_processors.order import Order
 
@@ -270,8 +270,8 @@ class Rows:
         self._changed[blocks] = 0
         return set(blocks.tolist())
 
-    def encode_block(self, block: int, odd: Mapping[int, Order]) -> bytes | None:
-        """Return a block's content, None if it holds no order."""
+    def snapshot(self, block: int, odd: Mapping[int, Order]) -> Snapshot | None:
+        """Return what a block holds now, None if that is no order."""
         first = min(block * rows.BLOCK_ROWS, self._max)
         after = min(first + rows.BLOCK_ROWS, self._max)
         flags = self.orders[first:after]["flags"]
@@ -285,7 +285,7 @@ class Rows:
         extras = self._extra[held["extra"][with_extra]]
         held["extra"][with_extra] = np.arange(len(with_extra))
         assert maintain.are_sound(held, extras)
-        return encode_columns(slots, held, extras, odd.items())
+        return columns_snapshot(slots, held, extras, odd.items())
 
     def restore(self, blocks: Iterable[bytes]) -> list[tuple[int, Order]]:
         """Fill the empty rows from blocks; return the orders that the blocks hold as plain ones.

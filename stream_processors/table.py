@@ -27,7 +27,7 @@ from schemas import (
     to_segment,
 )
 from stream_processors.batch import Chunk, Headers, Record, records
-from stream_processors.blocks import decode_block, encode_block
+from stream_processors.blocks import Snapshot, decode_block, plain_snapshot
 from stream_processors.errors import StateError
 from stream_processors.order import FUTURE_TOLERANCE_MS, Order, Policy
 
@@ -256,14 +256,21 @@ class IntervalTable:
         self._give_slot(slot)
         self._changed.add(slot // BLOCK_SLOTS)
 
-    def take_changed_blocks(self) -> list[tuple[int, bytes | None]]:
-        """Return (block number, content) of what changed since the last call; None if empty."""
+    def take_changed(self) -> list[int]:
+        """Return the numbers of the blocks that have changed since the last call."""
         changed = sorted(self._changed)
         self._changed.clear()
-        return [
-            (block, encode_block(self._blocks[block].items()) if self._blocks[block] else None)
-            for block in changed
-        ]
+        return changed
+
+    def snapshot(self, block: int) -> Snapshot | None:
+        """Return what a block holds now, None if it is empty."""
+        orders = self._blocks.get(block)
+        return plain_snapshot(orders.items()) if orders else None
+
+    def take_changed_blocks(self) -> list[tuple[int, bytes | None]]:
+        """Return (block number, content) of what changed since the last call; None if empty."""
+        snapshots = [(block, self.snapshot(block)) for block in self.take_changed()]
+        return [(block, each.pack() if each else None) for block, each in snapshots]
 
     def restore(self, blocks: Iterable[bytes], clock_ms: int) -> None:
         """Fill an empty table from checkpointed blocks; raise StateError if one can't be read.

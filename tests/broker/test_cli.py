@@ -24,7 +24,7 @@ from schemas import PARTITIONER, SegmentEvent, encode_segment
 from tests.unit.test_readme import python_block
 
 COMMAND = (sys.executable, "-m", "deploy.cli")
-PATIENCE_S = 40.0
+PATIENCE_S = 180.0  # a worker may have to compile first
 
 
 def environment(**settings: str) -> dict[str, str]:

@@ -1,0 +1,349 @@
+"""Histories for the batch path: what records hold, how batches are cut, and a table's soundness."""
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from schemas import SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas, schema_fingerprint
+from schemas.wire import zigzag
+from stream_processors.blocks import encode_block
+from stream_processors.columns import ColumnTable
+from stream_processors.intervals import IntervalSet
+from stream_processors.kernel import index, rows
+from stream_processors.order import Order, Phase, Policy, evidence_digest
+from stream_processors.table import FORWARDED_FROM, Effects, Place
+from tests.property.batches import CODECS, Entry
+
+BASE_MS = 1_700_000_000_000
+LONG_MAX = 2**63 - 1
+NO_HEADERS: tuple[tuple[str, bytes | None], ...] = ()
+
+POLICIES = st.builds(
+    Policy, st.sampled_from([0, 5, 50]), st.sampled_from([9, 90]), st.sampled_from([60, 100_000])
+)
+PLACES = st.sampled_from([Place(0, 1), Place(0, 1), Place(1, 2), Place(2, 5)])
+FORGET_ALL_MS = 400_000
+"""Longer than any of these policies needs to forget an order, whatever its end."""
+
+# -- one record -------------------------------------------------------------------------------
+
+NAMES = st.one_of(
+    st.sampled_from([f"SO{at}" for at in range(6)]),
+    st.sampled_from(["é", "名" * 13, "8 bytes!", "y" * 40, "z" * 41, "x" * 64, "名" * 21, "\u2028"]),
+    st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=16),
+)
+NUMBERS = st.one_of(
+    st.integers(1, 12),
+    st.integers(1, 40),
+    st.sampled_from([2**31 - 3, 2**31 - 2, 2**31 - 1, 2**31, 2**40, LONG_MAX - 1, LONG_MAX]),
+)
+STEPS_MS = st.sampled_from([0] * 8 + [1, 1, 2, 3, 5, 9, 50, 90, -3, -40, 59_990, 70_000, 200_000])
+AGES_MS = st.sampled_from(
+    [*range(12), 15, 20, 25, 30, 59, 60, 61, 99_999, 100_001, -4, -60_000, -60_001]
+)
+LENGTHS_MS = st.sampled_from([0, 1, 1, 2, 3, 3, 5, 8, 13, 25, 86_400_000, 86_400_001])
+KINDS = st.sampled_from(["next"] * 5 + ["segment"] * 5 + ["repeat"] * 4 + ["evolved", "padded"])
+ORIGINS = [b"3/17", b"3/5", b"1/40", b"0/3", b"3/" + b"9" * 18, b"9" * 10 + b"/1", b"x/y", None]
+HEADERS = st.one_of(
+    st.just(NO_HEADERS),
+    st.just(NO_HEADERS),
+    st.just(NO_HEADERS),
+    st.sampled_from([(("trace", b"x"), ("null", None)), (("forwarded_fro\u043c", b"3/5"),)]),
+    st.sampled_from([((FORWARDED_FROM, each),) for each in ORIGINS]),
+)
+BREAKAGES = [
+    "cut", "longer", "null value", "null key", "other key", "no schema", "own end byte",
+    "number 0", "negative", "backwards", "empty", "future", "long", "late", "far",
+    "empty name", "control", "zero", "only zeros", "no UTF-8", "65 bytes", "huge varint",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a record is to be, relative to its arrival and to what came before it."""
+
+    kind: str
+    name: str
+    number: int
+    age_ms: int
+    length_ms: int
+    end: bool
+    headers: tuple[tuple[str, bytes | None], ...]
+    breakage: str | None
+    again: int
+    gap: int
+
+
+SPECS = st.builds(
+    Spec,
+    KINDS,
+    NAMES,
+    NUMBERS,
+    AGES_MS,
+    LENGTHS_MS,
+    st.sampled_from([False] * 6 + [True]),
+    HEADERS,
+    st.one_of(*[st.none()] * 8, st.sampled_from(BREAKAGES)),
+    st.integers(0, 12),
+    st.sampled_from([1] * 9 + [3]),
+)
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """A batch: how long after the one before it, its records, its codec."""
+
+    step_ms: int
+    records: tuple[Spec, ...]
+    codec: str
+
+
+BATCHES = st.builds(
+    BatchSpec,
+    STEPS_MS,
+    st.lists(SPECS, max_size=7).map(tuple),
+    st.sampled_from(["none", "none", "none", *CODECS]),
+)
+
+
+def newer_schema() -> dict[str, Any]:
+    """Return the schema of a writer that has one field more than ours."""
+    schema = copy.deepcopy(SEGMENT_SCHEMA)
+    schema["fields"].append({"name": "vehicle", "type": "string", "default": ""})
+    return schema
+
+
+NEWER_HEADER = b"\xc3\x01" + schema_fingerprint(newer_schema())
+
+
+@functools.cache
+def writers() -> WriterSchemas:
+    """Return the schemas that both tables know: ours and a newer one."""
+    known = WriterSchemas()
+    known.add(newer_schema())
+    return known
+
+
+def padded(value: int) -> bytes:
+    """Return a varint that is longer than it had to be, as no honest writer makes it."""
+    plain = zigzag(value)
+    return plain[:-1] + bytes([plain[-1] | 0x80, 0x00]) if len(plain) < 9 else plain
+
+
+def body_of(name: bytes, number: int, start_ms: int, end_ms: int, end: bool) -> bytes:
+    """Return the Avro body of a segment, legal or not."""
+    numbers = b"".join(zigzag(each) for each in (number, start_ms, end_ms))
+    return zigzag(len(name)) + name + numbers + bytes([end])
+
+
+def value_of(name: bytes, number: int, start_ms: int, end_ms: int, end: bool) -> bytes:
+    """Return the record value of a segment, legal or not."""
+    return SEGMENT_HEADER + body_of(name, number, start_ms, end_ms, end)
+
+
+class Writer:
+    """Makes records of specs; remembers each order's last segment, and all records."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._last: dict[str, tuple[int, int]] = {}
+        self._all: list[Entry] = []
+
+    def entry(self, spec: Spec, append_ms: int) -> Entry:
+        """Return the record of `spec` that arrives at about `append_ms`."""
+        if spec.kind == "repeat" and self._all:
+            key, value, _ = self._all[-1 - spec.again % len(self._all)]
+            return key, value, spec.headers
+        self.names.add(spec.name)
+        number, end_ms = spec.number, append_ms - spec.age_ms
+        start_ms = end_ms - spec.length_ms
+        if spec.kind == "next":
+            last_number, start_ms = self._last.get(spec.name, (0, append_ms - 20))
+            number = last_number + 1
+            end_ms = start_ms + spec.length_ms % 100
+        end = spec.end or start_ms == end_ms
+        if spec.breakage is None:
+            self._last[spec.name] = (min(number, LONG_MAX - 1), end_ms)
+        entry = self._write(spec, (number, start_ms, end_ms, end), append_ms)
+        self._all.append(entry)
+        return entry
+
+    def _write(self, spec: Spec, fields: tuple[int, int, int, bool], append_ms: int) -> Entry:
+        key = spec.name.encode()
+        if spec.breakage is not None:
+            return (*break_record(spec.breakage, key, fields, append_ms), spec.headers)
+        if spec.kind == "evolved":
+            return key, NEWER_HEADER + body_of(key, *fields) + zigzag(2) + b"v1", spec.headers
+        if spec.kind == "padded":
+            numbers = b"".join(padded(each) for each in fields[:3])
+            body = padded(len(key)) + key + numbers + bytes([fields[3]])
+            return key, SEGMENT_HEADER + body, spec.headers
+        return key, value_of(key, *fields), spec.headers
+
+
+def break_record(
+    how: str, key: bytes, fields: tuple[int, int, int, bool], append_ms: int
+) -> tuple[bytes | None, bytes | None]:
+    """Return key and value of a record that `how` makes a dead letter of."""
+    number, start_ms, end_ms, end = fields
+    value = value_of(key, *fields)
+    by_value = {
+        "cut": value[:-1],
+        "longer": value + b"\0",
+        "null value": None,
+        "no schema": b"\xc3\x01unknown!" + value[10:],
+        "own end byte": value[:-1] + b"\2",
+        "number 0": value_of(key, 0, start_ms, end_ms, end),
+        "negative": value_of(key, number, -1, end_ms, end),
+        "backwards": value_of(key, number, end_ms, end_ms - 1, end),
+        "empty": value_of(key, number, end_ms, end_ms, False),
+        "future": value_of(key, number, append_ms, append_ms + 60_001, end),
+        "long": value_of(key, number, append_ms - 86_400_001, append_ms, end),
+        "late": value_of(key, number, append_ms - 100_002, append_ms - 100_001, end),
+        "far": value_of(key, number, -(2**63), LONG_MAX, end),
+        "huge varint": SEGMENT_HEADER + zigzag(len(key)) + key + b"\xff" * 9 + b"\x02",
+    }
+    by_name = {
+        "empty name": b"",
+        "control": key[:-1] + b"\x1f",
+        "zero": key + b"\0",
+        "only zeros": b"\0\0",
+        "no UTF-8": key[:1] + b"\xff",
+        "65 bytes": b"k" * 65,
+    }
+    if how in by_value:
+        return key, by_value[how]
+    if how in by_name:
+        return by_name[how], value_of(by_name[how], *fields)
+    return (None if how == "null key" else key + b"?"), value
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+FREE_SLOTS = (3, 1022, 1023, 1024, 2047, 2050, 3071)
+FILLED_ROWS = 3072
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How big a column table is: its rows, its extras (None: the usual), filled beforehand."""
+
+    rows_max: int
+    extras: int | None
+    filled: bool
+    seed: int = 7
+
+
+SHAPES = st.sampled_from(
+    [
+        Shape(1 << 16, None, False),
+        Shape(1 << 16, 1, False),
+        Shape(4, None, False),
+        Shape(2, 0, False),
+        Shape(FILLED_ROWS, None, True),
+        Shape(FILLED_ROWS + 2, 2, True),
+        Shape(1 << 16, None, True, seed=2**55 + 12345),
+    ]
+)
+
+
+def new_columns(shape: Shape, place: Place, policy: Policy) -> ColumnTable:
+    """Return an empty column table of this shape (`filled` is up to the caller)."""
+    table = ColumnTable(place, policy, writers(), seed=shape.seed, rows_max=shape.rows_max)
+    if shape.extras is not None:
+        store = table._rows
+        store._extra = store._extra[: shape.extras]
+        store.arrays = store.arrays._replace(extra=store._extra)
+    return table
+
+
+@functools.cache
+def filler_blocks() -> tuple[bytes, ...]:
+    """Return three blocks full of settled orders that are never forgotten, but for FREE_SLOTS."""
+    orders = []
+    for slot in sorted(set(range(FILLED_ROWS)) - set(FREE_SLOTS)):
+        name = f"filler {slot}"
+        time, numbers = IntervalSet([(1, 2)]), IntervalSet([(1, 2)])
+        order = Order(name, 0, time, numbers, 1, 1, 1, 1, 2, Phase.SETTLED, 2**61, 0, 1)
+        order.digest = evidence_digest(name, time, numbers, 1)
+        orders.append((slot, order))
+    table = new_columns(Shape(1 << 16, None, False), Place(0, 1), Policy())
+    table.restore([encode_block(orders)], 0)
+    table._rows._changed[:] = 1
+    blocks = [content for _, content in table.take_changed_blocks() if content is not None]
+    assert len(blocks) == FILLED_ROWS // rows.BLOCK_ROWS
+    return tuple(blocks)
+
+
+def by_key(found: Effects) -> dict[bytes, list[bytes]]:
+    """Return each order's totals in their sequence."""
+    totals: dict[bytes, list[bytes]] = {}
+    for total in found.totals:
+        totals.setdefault(total.key, []).append(total.value)
+    return totals
+
+
+def letters(found: Effects) -> list[str]:
+    """Return the dead letters, sorted: reason, detail and the record as it came."""
+    return sorted(map(repr, found.dead_letters))
+
+
+def assert_same_effects(plain: Effects, columns: Effects) -> None:
+    """Assert that two tables gave the same; only totals of different orders may change places."""
+    assert by_key(plain) == by_key(columns)
+    assert letters(plain) == letters(columns)
+    assert plain.forwards == columns.forwards
+
+
+def assert_sound(table: ColumnTable) -> None:
+    """Assert what has to hold of a column table's memory between batches."""
+    store = table._rows
+    used = int(store.counters[rows.ROWS_USED])
+    orders, flags = store.orders[:used], store.orders["flags"][:used]
+    odd = np.flatnonzero(flags & rows.ODD)
+    held = np.flatnonzero((flags & (rows.USED | rows.ODD)) == rows.USED)
+    free = store._free[: int(store.counters[rows.ROWS_FREE])].tolist()
+    assert used <= store._max
+    assert not (flags & rows.DEFERRED).any()
+    assert not store.orders["flags"][used:].any()
+    assert sorted(free) == np.flatnonzero(flags == 0).tolist()
+    assert int(store.counters[rows.ORDERS]) == len(held)
+    plain = {slot for block in table._blocks.values() for slot in block}
+    assert set(odd.tolist()) == {slot for slot in plain if slot < store._max}
+    assert int(store.counters[rows.BEYOND]) == sum(slot >= store._max for slot in plain)
+    assert sorted(table._slots.values()) == sorted(plain)
+
+    extras = orders["extra"][held]
+    extras = extras[extras >= 0].tolist()
+    pool = int(store.counters[rows.EXTRAS_USED])
+    pool_free = store._extra_free[: int(store.counters[rows.EXTRAS_FREE])].tolist()
+    assert pool <= len(store._extra)
+    assert sorted([*extras, *pool_free]) == list(range(pool))
+
+    named = flags.astype(bool) & (orders["key_size"] > 0)
+    assert int(store._tables[:, index.FILLED].sum()) == int(named.sum())
+    settled = (flags & rows.SETTLED).astype(bool)
+    for slots, bounds in (
+        (held[~settled[held]], store._block_due),
+        (held[settled[held]], store._block_retire),
+    ):
+        assert (bounds[slots // rows.BLOCK_ROWS] <= orders["deadline_ms"][slots]).all()
+
+
+def without_extras_bound(shape: Shape) -> Shape:
+    """Return the shape for a table that is restored; see the test of a pool that is too small."""
+    return replace(shape, extras=None)
+
+
+def cut(entries: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    """Return the entries in pieces of these sizes, the last one taking the rest."""
+    pieces, at = [], 0
+    for size in sizes:
+        pieces.append(list(entries[at : at + size]))
+        at += size
+    return [*pieces, list(entries[at:])]

@@ -1,0 +1,256 @@
+"""The columns against the plain core: one log, two tables, the same effects and the same state.
+
+The plain table is never disturbed. The column table writes checkpoints, crashes, comes back from a
+mixture of older and newer blocks, or from blocks of the plain table as an upgrade finds them, and
+replays. Whenever it has caught up, everything that can be asked of the two must be equal.
+"""
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from stream_processors.batch import Chunk
+from stream_processors.columns import ColumnTable
+from stream_processors.order import Policy
+from stream_processors.table import Effects, IntervalTable, Place
+from tests.property.batches import encode_batch
+from tests.property.column_histories import (
+    BASE_MS,
+    BATCHES,
+    FORGET_ALL_MS,
+    PLACES,
+    POLICIES,
+    SHAPES,
+    BatchSpec,
+    Shape,
+    Writer,
+    assert_same_effects,
+    assert_sound,
+    filler_blocks,
+    new_columns,
+    without_extras_bound,
+    writers,
+)
+
+BLOCKS_WRITTEN = st.lists(st.booleans(), min_size=8, max_size=8)
+
+
+class Published:
+    """What has been sent to Kafka, as a set: a recovery may send things again."""
+
+    def __init__(self) -> None:
+        self.seen: set[Any] = set()
+        self._at_commit: set[Any] = set()
+
+    def add(self, found: Effects) -> None:
+        """Add a step's effects."""
+        self.seen |= {(total.key, total.value) for total in found.totals}
+        self.seen |= {(each.record.offset, each.reason) for each in found.dead_letters}
+        self.seen |= {("forward", each.record.offset) for each in found.forwards}
+
+    def commit(self) -> None:
+        """Remember what has certainly been sent."""
+        self._at_commit = set(self.seen)
+
+    def lose(self) -> None:
+        """Crash before anything since the last commit was sent."""
+        self.seen = set(self._at_commit)
+
+
+class Store:
+    """A checkpoint: blocks, the chunk from which to replay, and the clock there."""
+
+    def __init__(self, blocks: dict[int, bytes]) -> None:
+        self.blocks = blocks
+        self.position = 0
+        self.clock_ms = 0
+
+    def write(self, changed: list[tuple[int, bytes | None]]) -> None:
+        """Write some blocks."""
+        for block, content in changed:
+            if content is None:
+                self.blocks.pop(block, None)
+            else:
+                self.blocks[block] = content
+
+    def torn(self, changed: list[tuple[int, bytes | None]], written: list[bool]) -> "Store":
+        """Return the checkpoint with only some of its newest blocks written."""
+        mixed = Store(dict(self.blocks))
+        mixed.position, mixed.clock_ms = self.position, self.clock_ms
+        mixed.write([each for each, done in zip(changed, written, strict=False) if done])
+        return mixed
+
+
+class Histories(RuleBasedStateMachine):
+    """One partition's log, and the two tables."""
+
+    columns: ColumnTable
+
+    @initialize(policy=POLICIES, place=PLACES, shape=SHAPES)
+    def start(self, policy: Policy, place: Place, shape: Shape) -> None:
+        """Begin with empty tables, or with columns that have few places left."""
+        self.policy, self.place, self.shape = policy, place, shape
+        self.plain = IntervalTable(place, policy, writers())
+        self.columns = new_columns(shape, place, policy)
+        self.writer = Writer()
+        self.log: list[Chunk] = []
+        self.position = 0  # the next chunk for the columns
+        self.now_ms = self.floor_ms = BASE_MS
+        self.next_offset = 0
+        self.sent, self.expected = Published(), Published()
+        blocks = filler_blocks() if shape.filled else ()
+        self.store, self.plain_store = Store(dict(enumerate(blocks))), Store({})
+        self.columns.restore(blocks, 0)
+        self.fillers = len(self.columns)
+        self.filled_blocks = set(self.store.blocks)
+
+    def caught_up(self) -> bool:
+        """Tell whether the columns have seen the whole log."""
+        return self.position == len(self.log)
+
+    # -- the log and the clock ----------------------------------------------------------------
+
+    def _batch(self, spec: BatchSpec) -> bytes:
+        self.now_ms = max(self.floor_ms, self.now_ms + spec.step_ms)
+        base_offset, entries = self.next_offset, []
+        for each in spec.records:
+            entries.append((self.next_offset, self.writer.entry(each, self.now_ms)))
+            self.next_offset += each.gap
+        self.next_offset += not entries
+        return encode_batch(
+            base_offset, self.now_ms, entries, codec=spec.codec, next_offset=self.next_offset
+        )
+
+    @rule(batches=st.lists(BATCHES, min_size=1, max_size=4), skipped=st.sampled_from([0, 0, 0, 2]))
+    def log_grows(self, batches: list[BatchSpec], skipped: int) -> None:
+        """A chunk of some batches comes; it may start in the middle of a batch."""
+        first_offset = self.next_offset + skipped
+        data = b"".join(map(self._batch, batches))
+        chunk = Chunk(first_offset, max(first_offset, self.next_offset), data)
+        caught_up = self.caught_up()
+        self.log.append(chunk)
+        expected = self.plain.fold(chunk)
+        self.expected.add(expected)
+        if caught_up:
+            found = self.columns.fold(chunk)
+            self.sent.add(found)
+            self.position += 1
+            assert_same_effects(expected, found)
+
+    @rule(ahead_ms=st.sampled_from([0, 1, 5, 9, 50, 90, 60_000, 200_000]))
+    def time_passes(self, ahead_ms: int) -> None:
+        """A timer looks; no later record can have arrived before."""
+        self.floor_ms = self.now_ms = max(self.floor_ms, self.now_ms + ahead_ms)
+        expected = self.plain.tick(self.now_ms)
+        self.expected.add(expected)
+        if self.caught_up():
+            found = self.columns.tick(self.now_ms)
+            self.sent.add(found)
+            assert_same_effects(expected, found)
+
+    # -- checkpoints, crashes, recovery -------------------------------------------------------
+
+    @rule()
+    def checkpoint(self) -> None:
+        """Write every changed block, move the offset, give slots back."""
+        self.store.write(self.columns.take_changed_blocks())
+        self.store.position, self.store.clock_ms = self.position, self.columns.clock_ms
+        self.sent.commit()
+        self.columns.confirm(self.columns.clock_ms)
+        if self.caught_up():
+            self.plain_store.write(self.plain.take_changed_blocks())
+            self.plain_store.position = self.position
+            self.plain_store.clock_ms = self.plain.clock_ms
+            self.plain.confirm(self.plain.clock_ms)
+
+    @rule(back_ms=st.sampled_from([0, 1, 50, 60_000]))
+    @precondition(lambda self: self.caught_up())
+    def confirm_late(self, back_ms: int) -> None:
+        """Give slots back as of an earlier instant than the last checkpoint's."""
+        clock_ms = min(self.store.clock_ms, self.plain_store.clock_ms) - back_ms
+        self.columns.confirm(clock_ms)
+        self.plain.confirm(clock_ms)
+
+    @rule(written=BLOCKS_WRITTEN, lost=st.booleans())
+    def crash(self, written: list[bool], lost: bool) -> None:
+        """Die in a checkpoint, or long before one with effects that were never sent."""
+        changed = self.columns.take_changed_blocks()
+        if lost:
+            self.sent.lose()
+            written = []
+        self._recover(self.store.torn(changed, written))
+
+    @rule(written=BLOCKS_WRITTEN)
+    def upgrade(self, written: list[bool]) -> None:
+        """Go on from the plain table's checkpoint, which may be torn as well."""
+        before = set(self.plain._changed)
+        changed = self.plain.take_changed_blocks()
+        self.plain._changed |= before
+        self.fillers, self.filled_blocks = 0, set()
+        self._recover(self.plain_store.torn(changed, written))
+
+    def _recover(self, store: Store) -> None:
+        self.columns = new_columns(without_extras_bound(self.shape), self.place, self.policy)
+        self.columns.restore(store.blocks.values(), store.clock_ms)
+        self.columns.confirm(store.clock_ms)
+        self.store, self.position = store, store.position
+        if self.caught_up():
+            self._catch_up()
+
+    @rule(chunks=st.integers(1, 6))
+    @precondition(lambda self: not self.caught_up())
+    def replay(self, chunks: int) -> None:
+        """Fold some chunks again; nothing may come out that the plain table never said."""
+        for chunk in self.log[self.position : self.position + chunks]:
+            self.sent.add(self.columns.fold(chunk))
+            self.position += 1
+        assert self.sent.seen <= self.expected.seen
+        if self.caught_up():
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        self.sent.add(self.columns.tick(self.plain.clock_ms))
+        self.checkpoint()
+
+    @rule()
+    def all_is_over(self) -> None:
+        """After a long time nothing is known or kept any more."""
+        while not self.caught_up():
+            self.replay(len(self.log))
+        self.time_passes(FORGET_ALL_MS)
+        self.checkpoint()
+        self.checkpoint()
+        assert len(self.plain) == 0
+        assert len(self.columns) == self.fillers
+        assert set(self.store.blocks) == self.filled_blocks
+
+    # -- what has to hold ---------------------------------------------------------------------
+
+    @invariant()
+    def memory_is_sound(self) -> None:
+        """The rows, their index and their pool fit together."""
+        assert_sound(self.columns)
+
+    @invariant()
+    def tables_agree(self) -> None:
+        """Everything that can be asked of the two tables is equal."""
+        if not self.caught_up():
+            return
+        assert self.sent.seen == self.expected.seen
+        assert self.plain.clock_ms == self.columns.clock_ms
+        for name in (*self.writer.names, "SO0\0", "never heard of", "\ud800"):
+            assert self.plain.describe(name) == self.columns.describe(name)
+        assert len(self.plain) + self.fillers == len(self.columns)
+        assert self.plain.oldest_deadline_ms() == self.columns.oldest_deadline_ms()
+
+
+TestColumnsEqualThePlainCore = Histories.TestCase
+TestColumnsEqualThePlainCore.settings = settings(stateful_step_count=15)

@@ -31,6 +31,8 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "No virtual environment could be made. On Debian: apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "compiling the kernel (once, about half a minute)"
+	$(BIN)/python -c 'from stream_processors.columns import compile_kernel; compile_kernel()'
 	@touch $@
 
 test: lint ## lint, then every test, against a real Kafka and PostgreSQL
@@ -44,8 +46,8 @@ lint: $(STAMP) ## ruff and mypy --strict
 demo: $(STAMP) ## the whole engine with a fleet of faulty clients; ARGS="--json" and so on
 	$(BIN)/durabill demo $(ARGS)
 
-bench: $(STAMP) ## measurements (tests/bench)
-	$(BIN)/python -m pytest tests/bench $(ARGS)
+bench: $(STAMP) ## measurements beside Kafka Streams and others (tests/bench); ARGS="--quick" and so on
+	$(BIN)/python -m tests.bench $(ARGS)
 
 clean: ## stops the local stack, then removes its data, .venv and caches
 	@if [ -x $(BIN)/python ] && [ -d .durabill ]; then $(BIN)/python -c "$$STOP_STACK"; fi

@@ -15,6 +15,7 @@ from deploy.commands_common import (
     say,
     with_settings,
 )
+from deploy.commands_fleet import Orders, Seed, Segments
 
 if TYPE_CHECKING:
     from stream_processors.settings import Settings
@@ -23,13 +24,9 @@ if TYPE_CHECKING:
 @with_settings(*CONNECTION, "ledger_dsn")
 def demo(
     settings: "Settings",
-    orders: Annotated[int, typer.Option(min=1, help="Orders to simulate.")] = 2_000,
-    segments: Annotated[
-        int, typer.Option(min=1, help="Segments of all of them together, repeats not counted.")
-    ] = 200_000,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed plans the same fleet. Default: new.")
-    ] = None,
+    orders: Orders = 2_000,
+    segments: Segments = 200_000,
+    seed: Seed = None,
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of the topics.")] = 4,
     rate: Annotated[
         float,
@@ -38,7 +35,7 @@ def demo(
             help="Records a second, 0 for no limit. Fleet, broker and worker share this machine:"
             " beyond what it can do at once, the latency is that of a queue.",
         ),
-    ] = 10_000,
+    ] = 15_000,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave everything running for a look around.")
     ] = False,

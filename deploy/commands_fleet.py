@@ -27,38 +27,50 @@ if TYPE_CHECKING:
     from schemas import OrderTotal
     from stream_processors.settings import Settings
 
+Orders = Annotated[int, typer.Option(min=1, help="Orders to simulate.")]
+Segments = Annotated[
+    int, typer.Option(min=1, help="Segments of all of them together, repeats not counted.")
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="The same seed plans the same fleet. Default: new.")
+]
+Rate = Annotated[
+    float | None, typer.Option(min=1, help="Records a second at most. Default: no limit.")
+]
+GatewayUrl = Annotated[
+    str | None, typer.Option(help="Gateway for the share of orders that go over HTTP.")
+]
+TruthFile = Annotated[
+    Path | None, typer.Option(help="File for the truth. Default: in the data folder.")
+]
+Faultless = Annotated[
+    bool, typer.Option("--faultless", help="No faults, except those given by --fault.")
+]
+FaultRatios = Annotated[
+    list[str] | None, typer.Option(help="One fault's ratio, such as lost=0.01. Repeatable.")
+]
+
 
 @with_settings(*CONNECTION, "segments_topic", *POLICY)
 def fleet(
     settings: "Settings",
-    orders: Annotated[int, typer.Option(min=1, help="Orders to simulate.")] = 200,
-    segments: Annotated[int, typer.Option(min=1, help="Segments of all orders together.")] = 20_000,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed plans the same fleet. Default: new.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(min=1, help="Records a second at most. Default: no limit.")
-    ] = None,
+    orders: Orders = 200,
+    segments: Segments = 20_000,
+    seed: Seed = None,
+    rate: Rate = None,
     compression: Annotated[str, typer.Option(help="none, gzip, snappy, lz4 or zstd.")] = "lz4",
-    gateway_url: Annotated[
-        str | None, typer.Option(help="Gateway for the share of orders that go over HTTP.")
-    ] = None,
+    gateway_url: GatewayUrl = None,
     http_share: Annotated[float, typer.Option(min=0, max=1, help="That share.")] = 0.1,
-    faultless: Annotated[
-        bool, typer.Option("--faultless", help="No faults, except those given by --fault.")
-    ] = False,
-    fault: Annotated[
-        list[str] | None, typer.Option(help="One fault's ratio, such as lost=0.01. Repeatable.")
-    ] = None,
-    truth: Annotated[
-        Path | None, typer.Option(help="File for the truth. Default: in the data folder.")
-    ] = None,
+    faultless: Faultless = False,
+    fault: FaultRatios = None,
+    truth: TruthFile = None,
     as_json: AS_JSON = False,
 ) -> None:
     """Simulate a fleet of clients with every kind of fault, and write down the truth.
 
     Publishes to the segments topic and works out, from its plan and the broker's append times
-    alone, what every total must be. A worker must run meanwhile, with the same policy.
+    alone, what every total must be. A worker must run meanwhile, with the same policy. Between its
+    two waves it waits until orders have settled: for the idle timeout, so try it with a short one.
 
         durabill fleet --orders 500 --segments 50000 --seed 7
         durabill totals --check .durabill/truth-7.jsonl

@@ -161,7 +161,7 @@ class Stage:
         """Stop everything, whatever happens; with `keep` only if something went wrong."""
         if failed or not self.keep:
             # A second Ctrl-C must not leave a server behind.
-            with _deaf_to_signals():
+            with self._exits, _deaf_to_signals():
                 stop_demo(self.folder)
                 if not failed:
                     self._remove_traces()
@@ -172,9 +172,8 @@ class Stage:
         if not self.is_own_kafka and self._topics_made:
             each = self.settings
             names = [each.segments_topic, each.totals_topic, each.dead_letters_topic]
-            futures = AdminClient({**quiet_kafka(each)}).delete_topics(
-                [*names, each.checkpoint_topic]
-            )
+            admin = AdminClient({**quiet_kafka(each)})  # held until the answers are there
+            futures = admin.delete_topics([*names, each.checkpoint_topic])
             for future in futures.values():
                 future.result(timeout=30)
         if self._schema is not None:

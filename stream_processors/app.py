@@ -39,6 +39,7 @@ class App(faust.App):
     """A Faust app that knows its segments topic and checkpoints before it stops."""
 
     segments_topic_name: str
+    segments_partitions: int
     processor: Processor
 
     def _create_directories(self) -> None:
@@ -83,6 +84,7 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         table_standby_replicas=0,  # blocks are small; a new owner reads them from the changelog
     )
     app.segments_topic_name = settings.segments_topic
+    app.segments_partitions = partitions
     publisher = Publisher(
         settings.librdkafka(),
         segments_topic=settings.segments_topic,

@@ -19,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from schemas import SEGMENT_HEADER, TOTAL_HEADER, SegmentEvent, WriterSchemas, encode_segment
+from schemas import (
+    OWN_SCHEMA_ONLY,
+    SEGMENT_HEADER,
+    TOTAL_HEADER,
+    SegmentEvent,
+    WriterSchemas,
+    encode_segment,
+)
 from schemas.wire import zigzag
 from stream_processors.batch import (
     CODEC_MASK,
@@ -339,6 +346,14 @@ class ColumnTable(IntervalTable):
         if slot < 0 or self._rows.orders[slot]["flags"] & rows.ODD:
             return super().describe(number)
         return describe_order(self._order_of(slot))
+
+
+def compile_kernel(policy: Policy | None = None) -> None:
+    """Have the kernel compiled, or loaded from its cache, before there is a stream to hold up.
+
+    The first time takes about half a minute, later ones less than a second.
+    """
+    ColumnTable(Place(0, 1), policy or Policy(), OWN_SCHEMA_ONLY).warm_up()
 
 
 def _fits(order: Order) -> bool:

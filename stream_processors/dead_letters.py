@@ -27,6 +27,7 @@ from schemas import PARTITIONER, SegmentEvent, encode_segment
 Header = tuple[str, bytes | None]
 
 RESENT_FROM = "resent_from"
+FORWARDED_FROM = "forwarded_from"
 """Header of a record that was sent back: `topic/partition/offset` of its dead letter, UTF-8."""
 
 _OURS = ("reason", "detail", "source_topic", "source_partition", "source_offset")
@@ -125,15 +126,16 @@ def resend(
     """Sends the dead letter at `offset` back into the segments topic; returns where it landed.
 
     With `repaired` that segment goes instead of the original bytes, under its order number as the
-    key. The record's own headers stay, ours go, `resent_from` says where it came from. Sending one
-    twice does no harm: a repeated segment is a duplicate. Raises DeadLetterError when there is no
+    key. The record's own headers stay but for `forwarded_from`, ours go, `resent_from` says where
+    it came from. Sending one twice does no harm: a repeated segment is a duplicate. Raises DeadLetterError when there is no
     such dead letter, or Kafka has not acknowledged in `answer_s` seconds (it may have arrived).
     """
     letter = find_dead_letter(kafka, topic, partition, offset, answer_s=answer_s)
     key, value = letter.key, letter.value
     if repaired is not None:
         key, value = repaired.service_order_number.encode(), encode_segment(repaired)
-    headers = [header for header in letter.headers if header[0] != RESENT_FROM]
+    # Not `forwarded_from` either: a record that says it was sent on before may be passed over.
+    headers = [each for each in letter.headers if each[0] not in (RESENT_FROM, FORWARDED_FROM)]
     headers.append((RESENT_FROM, f"{topic}/{partition}/{offset}".encode()))
     return _produce(kafka, segments_topic, key, value, headers, answer_s)
 

@@ -7,7 +7,8 @@ message with a `Chunk` as its value and the chunk's last offset as its own. Grou
 agents, tables and recovery stay Faust's.
 
 Registered as `faust.transports` entry point `durabill`: an app uses it by a broker address
-`durabill://host:port` and names its topic in `app.segments_topic_name`.
+`durabill://host:port`, and names its topic in `app.segments_topic_name` and that topic's number of
+partitions in `app.segments_partitions`.
 
 Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; both pinned):
 
@@ -17,10 +18,15 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
   unpacking iterator of segments for ours.
 * Faust tracks acks a message and fills gaps; a batch message needs a high-water mark instead:
   messages of segments are never acked, and `commit_offsets` commits what the checkpoint says.
+* Faust asks aiokafka for the records of a set of partitions that it goes on changing. When a
+  recovery ends the set is empty for a while, which aiokafka takes for "all": it would hand out
+  segments, move on, and Faust would drop them. `ActivePartitions` stands between.
+* aiokafka says when a fetch was answered, but what silence proves depends on when it was asked.
 """
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import aiokafka.consumer.fetcher as fetcher_module
@@ -32,6 +38,7 @@ from aiokafka.structs import ConsumerRecord
 from faust.transport.drivers import aiokafka as base
 from faust.types import TP
 
+from schemas import partition_for
 from stream_processors.batch import (
     CONTROL,
     CRC_FROM,
@@ -157,8 +164,27 @@ class FetchedRecords(OrderedDict[Any, Any]):
         super().__setitem__(tp, result)
 
 
+class ActivePartitions:
+    """The partitions that may be handed out, asked again for each. Never "all" for being empty."""
+
+    def __init__(self, consumer: Any, active: Set[TP]) -> None:
+        self._consumer = consumer
+        self._active = active
+
+    def __contains__(self, tp: object) -> bool:
+        return self._consumer.flow_active and tp in self._active
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class ConsumerThread(base.AIOKafkaConsumerThread):
     """Faust's consumer thread with a fetcher that keeps batches whole."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_ends: dict[TP, tuple[int, int]] = {}
+        """Partition -> (when we asked, in ms of our clock; the log's end by the answer)."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -174,10 +200,37 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         fetcher = self._ensure_consumer()._fetcher
         assert not fetcher._records
         fetcher._records = FetchedRecords(self.app.segments_topic_name)  # type: ignore[attr-defined]
+        fetch = fetcher._proc_fetch_request
+
+        async def fetch_and_note(assignment: Any, node_id: int, request: Any) -> Any:
+            asked_ms = int(time.time() * 1000)
+            fetched = await fetch(assignment, node_id, request)
+            self._note_log_ends(assignment, request, asked_ms)
+            return fetched
+
+        fetcher._proc_fetch_request = fetch_and_note
+
+    def _note_log_ends(self, assignment: Any, request: Any, asked_ms: int) -> None:
+        for topic, partitions in request.topics:
+            for partition, _, _ in partitions:
+                tp = TP(topic, partition)
+                state = assignment.state_value(base.ensure_aiokafka_TP(tp))
+                # Not stamped since we asked: there was an error in place of an answer.
+                if state is not None and (state.timestamp or 0) >= asked_ms:
+                    self.log_ends[tp] = (asked_ms, state.highwater)
+
+    async def _fetch_records(
+        self, consumer: Any, active_partitions: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if active_partitions is not None:
+            active_partitions = ActivePartitions(self.consumer, active_partitions)
+        return await super()._fetch_records(consumer, active_partitions, *args, **kwargs)
 
 
 class Consumer(base.Consumer):
     """Faust's consumer with offsets of segments committed by checkpoints instead of by acks."""
+
+    _thread: ConsumerThread
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -204,22 +257,28 @@ class Consumer(base.Consumer):
         """Return until when a partition is known to hold nothing from `next_offset` on.
 
         None if there is more to read, or the broker has not answered yet. The value is this
-        machine's wall clock (ms since the epoch) at the broker's last answer.
+        machine's wall clock (ms since the epoch) as the broker was asked for what it answered:
+        however late we come to read the answer, it says nothing about the time in between.
         """
-        consumer = self._thread._ensure_consumer()
-        assignment = consumer._fetcher._subscriptions.subscription.assignment
-        state = assignment.state_value(base.ensure_aiokafka_TP(tp)) if assignment else None
-        if state is None or not state.has_valid_position:
-            return None
-        answered_ms: int | None = state.timestamp  # before the marks: an answer sets it after them
-        if answered_ms is None or state.highwater is None:
-            return None
-        if state.position < state.highwater or next_offset < state.position:
-            return None
-        return answered_ms
+        asked_ms, log_end = self._thread.log_ends.get(tp, (None, 0))
+        return asked_ms if next_offset >= log_end else None
+
+
+class Producer(base.Producer):
+    """Faust's producer, with the contract's word on which partition a key belongs in.
+
+    Faust asks it which worker has an order; its own answer needs metadata of the changelog, which
+    a worker that has written no checkpoint yet does not have.
+    """
+
+    def key_partition(self, topic: str, key: bytes) -> TP:
+        """Return the partition of `topic` that holds `key`."""
+        partitions: int = self.app.segments_partitions  # type: ignore[attr-defined]
+        return TP(topic, partition_for(key, partitions))
 
 
 class Transport(base.Transport):
     """The `durabill://` transport."""
 
     Consumer = Consumer
+    Producer = Producer

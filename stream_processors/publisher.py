@@ -40,6 +40,8 @@ class Publisher:
                 "enable.idempotence": True,  # a retry must not repeat or reorder revisions
                 "partitioner": PARTITIONER,  # dead letters' keys go where everybody's go
                 "compression.type": "lz4",
+                # A dead letter may have any size that came in: the topics decide, not we.
+                "message.max.bytes": 1_000_000_000,
                 "linger.ms": 5,
                 "queue.buffering.max.messages": 200_000,
             }

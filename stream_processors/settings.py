@@ -15,7 +15,8 @@ from stream_processors.errors import SettingsError
 from stream_processors.order import Policy
 
 PREFIX = "DURABILL_"
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+TEN_YEARS_S = 315_360_000
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=TEN_YEARS_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
@@ -42,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     settle_grace_s: Seconds = 30
     idle_timeout_s: Seconds = 300
     correction_window_s: Seconds = 86_400
-    checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     clock_slack_s: Seconds = 2.0
 
     worker_host: str = "127.0.0.1"
@@ -50,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_urls: str = ""
     gateway_host: str = "127.0.0.1"
     gateway_port: Port = 8080
-    report_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 10
+    report_interval_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 10
 
     ledger_dsn: str = ""
     data_dir: str = ".durabill"

@@ -21,7 +21,7 @@ from schemas import WriterSchemas
 from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
 from stream_processors.checkpoint import META, Cut, Lane, entry_key, restore_lane
-from stream_processors.columns import ColumnTable
+from stream_processors.columns import ColumnTable, compile_kernel
 from stream_processors.driver import Consumer
 from stream_processors.errors import ContractError, DurabillError
 from stream_processors.publisher import Publisher
@@ -89,8 +89,7 @@ class Processor:
         self._checkpoint_lock = asyncio.Lock()
         # What a table holds and what has been queued of it must not be told apart by a checkpoint.
         self._effects_lock = asyncio.Lock()
-        # Compiles the kernel, or loads it from its cache, before there is anything to be late for.
-        ColumnTable(Place(0, 1), settings.policy, writers).warm_up()
+        compile_kernel()
         self._slack_ms = round(settings.clock_slack_s * 1000)
         self.last_checkpoint_ms: int | None = None
         self.app: faust.App
@@ -120,16 +119,23 @@ class Processor:
 
     async def _build_lanes(self) -> None:
         entries: Mapping[bytes, bytes | None] = dict(self.table.data.items())
+        topic = self.settings.segments_topic
+        tps = [tp for tp in self.consumer.assignment() if tp.topic == topic]
+        committed = {tp: await self.consumer.committed_offset(tp) for tp in tps}
+        # For all at once: each such question waits behind a fetch that waits for news.
+        first = await self.consumer.earliest_offsets(*tps)
+        after = await self.consumer.highwaters(*tps)
+        for tp in tps:
+            _check_offset(tp, committed[tp], first[tp], after[tp])
         lanes = {}
-        for tp in self.consumer.assignment():
-            if tp.topic != self.settings.segments_topic:
-                continue
+        for tp in tps:
             place = Place(tp.partition, self.partitions)
-            committed = await self.consumer.committed_offset(tp)
-            await self._check_offset(tp, committed)
             seed = int.from_bytes(os.urandom(7), "little")
             table = ColumnTable(place, self.settings.policy, self._writers, seed=seed)
-            lanes[tp.partition] = restore_lane(table, entries, committed)
+            lane = restore_lane(table, entries, committed[tp])
+            if lane.next_offset is None:
+                lane.next_offset = first[tp]  # so that a hole is noticed from the first chunk on
+            lanes[tp.partition] = lane
         self.lanes = lanes
         self.forget_recovered()
         log.info(
@@ -137,20 +143,6 @@ class Processor:
             sorted(lanes),
             sum(len(lane.table) for lane in lanes.values()),
         )
-
-    async def _check_offset(self, tp: TP, committed: int | None) -> None:
-        """Refuse to go on where the log no longer holds what has not been read."""
-        if committed is None:
-            return
-        first = (await self.consumer.earliest_offsets(tp))[tp]
-        after = (await self.consumer.highwaters(tp))[tp]
-        if not first <= committed <= after:
-            raise ContractError(
-                f"{tp.topic}/{tp.partition}: the next offset to read is {committed}, but the log"
-                f" holds {first} to {after}: segments are lost. Restore them from the archive, or"
-                " accept the loss and start anew from the first segment left under another"
-                " DURABILL_APPLICATION_ID"
-            )
 
     def forget_recovered(self) -> None:
         """Drop Faust's copy of the table, so that the next recovery reads everything anew."""
@@ -287,6 +279,17 @@ class Processor:
                 for partition, lane in sorted(self.lanes.items())
             },
         }
+
+
+def _check_offset(tp: TP, committed: int | None, first: int, after: int) -> None:
+    """Refuse to go on where the log, [first, after), no longer holds what has not been read."""
+    if committed is not None and not first <= committed <= after:
+        raise ContractError(
+            f"{tp.topic}/{tp.partition}: the next offset to read is {committed}, but the log"
+            f" holds {first} to {after}: segments are lost. Restore them from the archive, or"
+            " accept the loss and start anew from the first segment left under another"
+            " DURABILL_APPLICATION_ID"
+        )
 
 
 def _pack(snapshots: list[tuple[bytes, Snapshot | None]]) -> list[tuple[bytes, bytes | None]]:

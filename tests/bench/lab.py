@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import shutil
 import tempfile
@@ -68,8 +69,9 @@ class Stream:
 class Lab:
     """A Kafka of the bench's own in a folder that goes away with it."""
 
-    def __init__(self, say: Any) -> None:
+    def __init__(self, say: Any, budget_s: float = math.inf) -> None:
         self.say = say
+        self._deadline_s = time.monotonic() + budget_s
         self.dir = Path(tempfile.mkdtemp(prefix=f"durabill-bench-{os.getpid()}-"))
         self.kafka: dict[str, Any] = {}
         self._broker = LocalKafka(self.dir, jars_dir=STATE_DIR / "jars", heap_mb=1024, say=say)
@@ -81,13 +83,17 @@ class Lab:
         except BaseException:
             self.__exit__()
             raise
-        self.kafka = {"bootstrap.servers": self.servers}
+        self.kafka = {"bootstrap.servers": self.servers, "log_level": 0}
         self.admin = AdminClient(self.kafka)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._broker.stop()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def is_late(self) -> bool:
+        """Tell whether the time for the whole bench is over: then nothing new is begun."""
+        return time.monotonic() > self._deadline_s
 
     def broker_cpu_s(self) -> float:
         """Return the CPU-seconds that the broker has used so far."""
@@ -133,7 +139,7 @@ class Lab:
 
     def ends(self, topic: str) -> dict[int, int]:
         """Return the next offset of each partition, by a consumer that sees committed records."""
-        with closing(Consumer(self.kafka | {"group.id": "bench-ends"})) as consumer:
+        with contextlib.closing(Consumer(self.kafka | {"group.id": "bench-ends"})) as consumer:
             return {
                 partition: consumer.get_watermark_offsets(
                     TopicPartition(topic, partition), timeout=TIMEOUT_S
@@ -144,7 +150,7 @@ class Lab:
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return a group's committed next offsets; negative where there is none."""
         partitions = [TopicPartition(topic, each) for each in range(PARTITIONS)]
-        with closing(Consumer(self.kafka | {"group.id": group})) as consumer:
+        with contextlib.closing(Consumer(self.kafka | {"group.id": group})) as consumer:
             return {
                 each.partition: each.offset
                 for each in consumer.committed(partitions, timeout=TIMEOUT_S)
@@ -164,21 +170,18 @@ class Lab:
         ends = {partition: end for partition, end in self.ends(topic).items() if end}
         conf = {"group.id": "bench-read", "enable.auto.commit": False}
         conf |= {"isolation.level": "read_committed", "enable.partition.eof": True}
-        with closing(Consumer(self.kafka | conf)) as consumer:
+        with contextlib.closing(Consumer(self.kafka | conf)) as consumer:
             consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
             while ends:
                 for message in consumer.consume(10_000, timeout=1):
                     if message.error() is not None:
-                        ends.pop(message.partition(), None)
+                        ends.pop(message.partition() or 0, None)
                     elif (value := message.value()) is not None:
                         yield value
 
     def _bytes(self, topic: str) -> int:
         folders = (self._broker.data_dir / "kafka" / "logs").glob(f"{topic}-*")
         return sum(log.stat().st_size for each in folders for log in each.glob("*.log"))
-
-
-closing = contextlib.closing
 
 
 def send(producer: Producer, topic: str, ticks: Iterable[list[Entry]]) -> None:

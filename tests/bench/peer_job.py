@@ -1,8 +1,8 @@
 """What the peers written in Python do to an order: the worker's job in plain Python.
 
-Only fastavro is needed, for this runs in the virtual environments of the peers too. The state is a
-dictionary of plain values. Left out, in favour of the peers: deadlines, dead letters, the correction
-window. An order settles when its end and all its numbers are there.
+Only fastavro is needed, for this runs in the virtual environments of the peers too. The state is
+a dictionary of plain values. Left out, in favour of the peers: deadlines, dead letters, the
+correction window. An order settles when its end and all its numbers are there.
 """
 
 import hashlib

@@ -61,4 +61,5 @@ def main(servers: str, segments: str, totals: str, warm: int, count: int, folder
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
+    _servers, _segments, _totals, _warm, _count, _folder = sys.argv[1:]
+    main(_servers, _segments, _totals, int(_warm), int(_count), _folder)

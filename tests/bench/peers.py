@@ -1,7 +1,7 @@
 """What the worker is measured beside, and how each is built and started.
 
-No peer is crippled: each runs with the settings that its documentation advises for throughput, which
-are told in SETTINGS and printed with the results. All have lz4, acks=all and at-least-once.
+No peer is crippled: each runs with the settings that its documentation advises for throughput,
+which are told in SETTINGS and printed with the results. All have lz4, acks=all and at-least-once.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ SETTINGS = {
     " 4 MiB a partition, queued.min.messages=1000000, producer lz4, linger.ms=50, batch.size=1 MiB;"
     " fastavro. Stopped with a last commit, which counts",
     "faust": "faust-streaming 0.15.3, agent and table on aiokafka, in-memory store with changelog,"
-    " uvloop, Cython parts, stream_buffer_maxsize=16384, broker_max_poll_records=5000, no CRC check,"
-    " producer lz4, linger_ms=50, max_batch_size=1 MiB; fastavro",
+    " uvloop, Cython parts, stream_buffer_maxsize=16384, broker_max_poll_records=5000, no CRC"
+    " check, producer lz4, linger_ms=50, max_batch_size=1 MiB; fastavro",
     "floor": "confluent-kafka consume(10000), queued.min.messages=1000000, fastavro; no state,"
     " nothing produced",
 }
@@ -146,8 +146,13 @@ def peers(quick: bool) -> list[Peer]:
         Peer("streams", "Kafka Streams", *streams, _launch_streams),
         Peer("quix", "Quix Streams", 50_000 // small, 200_000 // small, _launch_quix),
         Peer("faust", "stock Faust table", 10_000 // small, 50_000 // small, _launch_faust),
-        Peer("floor", "consumer that only decodes", 100_000 // small, 1_000_000 // small,
-             _launch_floor),
+        Peer(
+            "floor",
+            "consumer that only decodes",
+            100_000 // small,
+            1_000_000 // small,
+            _launch_floor,
+        ),
     ]
 
 

@@ -9,13 +9,13 @@ process with all its threads; the broker's are told apart.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-from tests.bench.lab import PARTITIONS, Lab, Names, Stream
+from tests.bench.lab import Lab, Names, Stream
 from tests.bench.peers import Peer
-from tests.bench.processes import BenchError, Child, cpu_s, memory_mb
+from tests.bench.processes import BenchError, Child, memory_mb
 from tests.bench.worker import Worker, wait_committed, wait_folded
 
 PEER_TIMEOUT_S = 300.0
@@ -28,6 +28,7 @@ class Run:
     records: int
     cpu_s: float
     wall_s: float
+    resident_mb: float
     peak_mb: float
     broker_cpu_s: float
     startup_s: float | None = None
@@ -67,7 +68,7 @@ def measure_worker(lab: Lab, stream: Stream) -> Run:
             stream.sent.records,
             worker.cpu_s() - begun_cpu_s,
             folded_s - begun_s,
-            worker.memory_mb()[1],
+            *worker.memory_mb(),
             lab.broker_cpu_s() - broker_s,
             begun_s - worker.child.started_s,
         )
@@ -77,7 +78,7 @@ def measure_worker(lab: Lab, stream: Stream) -> Run:
 
 
 def check_totals(lab: Lab, names: Names, stream: Stream) -> None:
-    """Raise BenchError unless there is a right total of each ended order, a letter of each fault."""
+    """Raise BenchError unless each ended order has a total, and each fault a letter."""
     expected = stream.sent.orders_ended, stream.sent.ended_duration_ms
     actual = lab.count_totals(names.totals)
     if actual != expected:
@@ -99,7 +100,7 @@ def measure_peer(lab: Lab, peer: Peer, stream: Stream) -> Run:
             done["records"] - warm["records"],
             done_cpu_s - warm_cpu_s,
             done_s - warm_s,
-            memory_mb(child.pid)[1],
+            *memory_mb(child.pid),
             lab.broker_cpu_s() - broker_s,
         )
     if peer.name != "floor":
@@ -121,15 +122,27 @@ def compare(lab: Lab, stream: Stream, peers: list[Peer], rounds: int) -> list[Se
     ours = Series("worker", "Durabill worker")
     theirs = {peer.name: Series(peer.name, peer.title) for peer in peers}
     for number in range(1, rounds + 1):
-        measure(lab, ours, number, lambda: measure_worker(lab, stream))
+        if number > 1 and lab.is_late():
+            break
+        measure(lab, ours, number, partial(measure_worker, lab, stream))
         for peer in peers:
             series = theirs[peer.name]
             if not series.error:
-                measure(lab, series, number, lambda peer=peer: measure_peer(lab, peer, stream))
+                measure(lab, series, number, partial(measure_peer, lab, peer, stream))
     return [ours, *theirs.values()]
 
 
-def measure(lab: Lab, series: Series, number: int, run: Any) -> None:
+def worker_alone(lab: Lab, stream: Stream, rounds: int) -> Series:
+    """Measure the worker `rounds` times on a stream."""
+    series = Series(stream.shape.name, stream.shape.title)
+    for number in range(1, rounds + 1):
+        if number > 1 and lab.is_late():
+            break
+        measure(lab, series, number, partial(measure_worker, lab, stream))
+    return series
+
+
+def measure(lab: Lab, series: Series, number: int, run: Callable[[], Run]) -> None:
     """Add one run to the series, or the reason why there is none."""
     try:
         series.runs.append(run())

@@ -152,7 +152,7 @@ IN_ORDER = Shape("in-order", "80 segments an order, 10 % repeats", 5_000, 80, re
 OUT_OF_ORDER = Shape(
     "out-of-order", "10 % repeats, 5 % out of order", 5_000, 80, repeats=0.1, disorder=0.05
 )
-TWO_SEGMENTS = Shape("two-segments", "half a million orders of two segments", 20_000, 2)
+TWO_SEGMENTS = Shape("two-segments", "orders of two segments", 20_000, 2)
 GARBAGE = Shape("garbage", "as in order, 1 % garbage", 5_000, 80, repeats=0.1, garbage=0.01)
 
 

@@ -275,6 +275,24 @@ def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None
     assert (700, "OPEN") == (shown["duration_ms"], shown["phase"])
 
 
+def test_the_readmes_sdk_example_is_billed(
+    deployment: Deployment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = python_block("from producers.client")
+    exec(example.replace("http://127.0.0.1:8080", deployment.gateway["url"]), {})
+    number = capsys.readouterr().out.strip()
+    (total,) = eventually("its total", lambda: deployment.json_of("totals"))
+    assert (number, "COMPLETE", 1) == (
+        total["service_order_number"],
+        total["status"],
+        total["segments"],
+    )
+
+
 def test_a_dead_letter_is_listed_repaired_and_billed(deployment: Deployment) -> None:
     settings = deployment.settings
     now_ms = int(time.time() * 1000)

@@ -7,10 +7,12 @@ because most of their time is spent waiting for Kafka to give a dead worker's pa
 
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -21,20 +23,26 @@ from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Deployment, deployment, repeats, wait_until
 
 STEPS = ("folded", "cut", "published", "written", "committed", "confirmed")
-# First at the very first occurrence (nothing has been committed yet), then in mid-stream.
+# First at the very first occurrence, as the worker commits where it starts, then in mid-stream.
 OCCURRENCES = (1, 4)
 KILLED = -signal.SIGKILL
+PAUSE_S = 0.01
 # Times so short that orders settle, and are reopened, all the time.
 POLICY = {"settle_grace_s": 0.3, "idle_timeout_s": 0.4}
 
 
 @contextmanager
-def flowing(deployed: Deployment, seed: int) -> Iterator[None]:
-    """Sends a stream of about 10 s from a thread around a block, and to its end after it."""
-    records = traffic(seed, orders=40, segments=40)
+def flowing(deployed: Deployment) -> Iterator[None]:
+    """Keeps a stream of segments going, from a thread, as long as the block takes."""
+    stop = threading.Event()
+    rounds = (traffic(turn, orders=20, segments=20) for turn in count())
     with ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(deployed.send, records, pause_s=10 / len(records))
-        yield
+        records = chain.from_iterable(rounds)
+        sent = pool.submit(deployed.send, records, pause_s=PAUSE_S, stop=stop.is_set)
+        try:
+            yield
+        finally:
+            stop.set()
         sent.result(60)
 
 
@@ -61,10 +69,10 @@ def crash_at(bootstrap_servers: str, folder: Path, step: str) -> int:
     with deployment(bootstrap_servers, folder, **POLICY) as deployed:
         first, second = (f"{step}:{occurrence}" for occurrence in OCCURRENCES)
         worker = deployed.start(crash_at_step=first)
-        with flowing(deployed, STEPS.index(step)):
+        with flowing(deployed):
             assert worker.wait(60) == KILLED
             assert deployed.start(crash_at_step=second).wait(60) == KILLED
-            deployed.start()
+            deployed.start_and_wait()
         check_totals(deployed)
         return repeats(deployed.found_totals())
 
@@ -78,7 +86,7 @@ def kill_anywhere(bootstrap_servers: str, folder: Path) -> int:
     with deployment(bootstrap_servers, folder, partitions=6, **POLICY) as deployed:
         pair = [deployed.start(), deployed.start()]
         deployed.wait_for_owners(*pair)
-        with flowing(deployed, 77):
+        with flowing(deployed):
             for turn in range(3):
                 seen = len(deployed.found_totals())
                 wait_until(partial(has_more_totals, deployed, seen), "new totals")

@@ -43,7 +43,6 @@ from stream_processors.table import Place
 from tests.broker.traffic_kit import Pair
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 40.0
 SETTLE_TIMEOUT_S = 90.0
 
@@ -185,7 +184,7 @@ class Worker:
     def kill(self) -> None:
         """Ends it at once (SIGKILL), also where it is frozen or has ended already."""
         self.process.kill()
-        self.process.wait(STOP_TIMEOUT_S)
+        self.wait()
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON of a page, the path sent as it is."""
@@ -203,13 +202,14 @@ class Worker:
         """Status and JSON of an order's page."""
         return self.get(f"/orders/{quote(number, safe='')}")
 
-    def owned(self) -> set[int]:
-        """The partitions that it works on; none before its web server is there."""
+    def next_offsets(self) -> dict[int, int]:
+        """Partition of its own -> the offset it waits for; none before its web server is there."""
         assert self.process.poll() is None, f"the worker ended with {self.process.returncode}"
         try:
-            return {int(each) for each in self.get("/status")[1]["partitions"]}
+            partitions = self.get("/status")[1]["partitions"]
         except OSError:
-            return set()
+            return {}
+        return {int(each): lane["next_offset"] for each, lane in partitions.items()}
 
 
 @dataclass
@@ -224,6 +224,7 @@ class Deployment:
     correction_window_s: float = 86_400.0
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     workers: list[Worker] = field(default_factory=list)
+    _truth: tuple[int, int | None, LogTruth] | None = None
 
     def __post_init__(self) -> None:
         self.segments, self.totals = f"{self.name}.segments", f"{self.name}.totals"
@@ -275,10 +276,10 @@ class Deployment:
         """Waits until these workers have shared out all partitions, none without any."""
 
         def shared_out() -> bool:
-            owned = [worker.owned() for worker in workers]
+            owned = [worker.next_offsets() for worker in workers]
             return all(owned) and sorted(chain(*owned)) == [*range(self.partitions)]
 
-        wait_until(shared_out, "the partitions have owners", START_TIMEOUT_S)
+        wait_until(shared_out, "the partitions have owners")
 
     def start_and_wait(self, **settings: object) -> Worker:
         """Starts a worker and waits until all partitions are its own."""
@@ -308,7 +309,11 @@ class Deployment:
 
     def truth(self, until_ms: int | None = None) -> LogTruth:
         """What the log of now must lead to once the deadlines up to `until_ms` have passed."""
-        return read_log(self.log(), self.policy, self.partitions, until_ms)
+        log = self.log()
+        if self._truth is None or self._truth[:2] != (len(log), until_ms):
+            truth = read_log(log, self.policy, self.partitions, until_ms)
+            self._truth = len(log), until_ms, truth
+        return self._truth[2]
 
     def found_totals(self) -> list[Message]:
         """The records of the totals topic."""

@@ -8,7 +8,7 @@ from schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas, encode_
 from schemas.partitioner import partition_for
 from stream_processors import table as table_module
 from stream_processors.batch import Chunk, Headers
-from stream_processors.blocks import decode_block, encode_block
+from stream_processors.blocks import decode_block, plain_snapshot
 from stream_processors.errors import StateError
 from stream_processors.order import Order, Policy
 from stream_processors.table import FORWARDED_FROM, Effects, IntervalTable, Place
@@ -303,7 +303,7 @@ def test_restore_takes_the_newer_of_two_states() -> None:
         for number in range(1, records + 1):
             log.segment("SO1", number)
         [(_, order)] = decode_block(log.table.take_changed_blocks()[0][1] or b"").orders
-        blocks.append(encode_block([(slot, order)]))
+        blocks.append(plain_snapshot([(slot, order)]).pack())
     for order_of_blocks in (blocks, blocks[::-1], blocks[1:] + blocks[:1]):
         restored = Log()
         restored.table.restore(order_of_blocks, NOW)
@@ -328,7 +328,8 @@ def test_replayed_records_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [b"", b"\x00", b"\x02abc", b"\x63abc", b"\x01", b"\x01abc", encode_block([])[:-1]]
+    "block",
+    [b"", b"\x00", b"\x02abc", b"\x63abc", b"\x01", b"\x01abc", plain_snapshot([]).pack()[:-1]],
 )
 def test_damaged_block_is_a_state_error(block: bytes) -> None:
     with pytest.raises(StateError):
@@ -337,7 +338,7 @@ def test_damaged_block_is_a_state_error(block: bytes) -> None:
 
 def test_block_with_an_impossible_order_is_refused_when_written() -> None:
     with pytest.raises(AssertionError):
-        encode_block([(0, Order("SO1", 0))])
+        plain_snapshot([(0, Order("SO1", 0))])
 
 
 def test_extreme_order_survives_a_block() -> None:

@@ -1,0 +1,253 @@
+"""One worker and two, as processes on a real Kafka: settling, rebalances, stops and refusals."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
+from pathlib import Path
+
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+
+from schemas import OrderTotal, Status, decode_total, partition_for
+from tests.broker.traffic_kit import now_ms, segment, traffic
+from tests.broker.worker_kit import Deployment, deployment, wait_until
+
+REFUSED = 1
+"""Exit code of a worker that finds a state or log that it can't go on from."""
+
+
+@pytest.fixture(scope="module")
+def running(
+    bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """A deployment with one worker that several tests share."""
+    with deployment(bootstrap_servers, tmp_path_factory.mktemp("running")) as deployed:
+        deployed.start_and_wait()
+        yield deployed
+
+
+def totals_of(deployed: Deployment, order: str) -> list[OrderTotal]:
+    """The totals of an order in their sequence, once everything is as the oracle says."""
+    deployed.wait_for_truth()
+    found = [decode_total(message.value()) for message in deployed.found_totals()]
+    return [total for total in found if total.service_order_number == order]
+
+
+def test_silent_orders_settle_and_late_data_is_a_revision(running: Deployment) -> None:
+    start_ms = now_ms() - 100_000
+    pieces = [(start_ms + 1_000 * each, start_ms + 1_000 * (each + 1)) for each in range(4)]
+    for name in ("holey", "endless"):
+        running.send(segment(name, each + 1, *pieces[each]) for each in (0, 2))
+    running.send([segment("holey", 4, *pieces[3], True)])
+    (first,) = totals_of(running, "holey")
+    assert (first.status, first.duration_ms, first.upper_bound_ms) == (
+        Status.INCOMPLETE,
+        3_000,
+        4_000,
+    )
+    (endless,) = totals_of(running, "endless")
+    assert (endless.status, endless.end_number) == (Status.ABANDONED, None)
+
+    running.send([segment("holey", 2, *pieces[1])])
+    _, second = totals_of(running, "holey")
+    assert (second.revision, second.status, second.duration_ms) == (2, Status.COMPLETE, 4_000)
+    assert second.previous_digest == first.digest
+
+
+def test_complete_in_the_middle_of_a_batch(running: Deployment) -> None:
+    start_ms = now_ms() - 50_000
+    one = segment("middle", 1, start_ms, start_ms + 10)
+    end = segment("middle", 2, start_ms + 10, start_ms + 20, True)
+    after = segment("middle", 3, start_ms + 20, start_ms + 30)
+    # Many records that are ready at once go into one batch.
+    running.send([one, one, end, end, after, *[one] * 20])
+    totals = totals_of(running, "middle")
+    assert [(each.status, each.duration_ms, each.duplicates) for each in totals] == [
+        (Status.COMPLETE, 20, 1),
+        (Status.COMPLETE, 30, 2),
+    ]
+    assert totals[1].source_offset == totals[0].source_offset + 2
+    assert totals[1].numbers_after_end == 1
+
+
+def test_transactions(running: Deployment) -> None:
+    """What was aborted never counts; the markers that end the log don't stop its timers."""
+    producer = Producer({**running.kafka, "transactional.id": running.name, "linger.ms": 5})
+    producer.init_transactions(30)
+    partition = partition_for(b"aborted", running.partitions)
+    start_ms = now_ms() - 50_000
+    for number, order in enumerate(("committed", "aborted", "both", "both"), 1):
+        producer.begin_transaction()
+        for each in range(3):
+            at_ms = start_ms + 100 * number + 10 * each
+            key, value = segment(order, 10 * number + each, at_ms, at_ms + 10)
+            producer.produce(running.segments, value, key, partition_for(key, running.partitions))
+        producer.flush(30)
+        if number % 2:
+            producer.commit_transaction(30)
+        else:
+            producer.abort_transaction(30)
+    ends = running.ends()
+    read = [each.offset for each in running.log() if each.partition == partition]
+    assert max(read, default=0) < ends[partition] - 1, "the last is a marker"
+    running.wait_for_truth()
+    totals = {each.service_order_number: each for each in found(running)}
+    assert "aborted" not in totals
+    assert (totals["committed"].segments, totals["both"].segments) == (3, 3)
+    wait_until(lambda: running.committed() == ends, "the markers are committed")
+
+
+def found(deployed: Deployment) -> list[OrderTotal]:
+    """All totals, in the order of partition and offset."""
+    return [decode_total(message.value()) for message in deployed.found_totals()]
+
+
+def test_poison_goes_to_the_dead_letters(running: Deployment) -> None:
+    """Null keys, tombstones, and the greatest record that the topic takes."""
+    greatest = {"message.max.bytes": 2_000_000}
+    producer = Producer({**running.kafka, **greatest, "linger.ms": 0})
+    size = 1_048_588 - 200
+    producer.produce(running.segments, b"\xc3\x01" + b"v" * size, b"big", 0)
+    producer.produce(running.segments, b"v" * 10, b"k" * size, 1)
+    producer.produce(running.segments, b"v", b"headers", 2, headers={"h": b"h" * size})
+    producer.produce(running.segments, None, b"tombstone", 3)
+    producer.produce(running.segments, None, None, 0)
+    producer.produce(running.segments, segment("nobody", 1, 1, 2)[1], None, 1)
+    assert producer.flush(30) == 0
+    running.wait_for_truth()
+    sizes = {len(each.value() or b"") for each in running.found_letters()}
+    assert size + 2 in sizes
+
+
+def test_pages(running: Deployment) -> None:
+    (worker,) = running.workers
+    start_ms = now_ms() - 5_000
+    running.send([segment("page", 2, start_ms, start_ms + 7)])
+    wait_until(lambda: worker.order("page")[0] == 200, "the order is there")
+    _, order = worker.order("page")
+    assert (order["phase"], order["duration_ms"], order["missing_numbers"]) == ("OPEN", 7, [[1, 1]])
+    assert worker.order("nobody's") == (
+        404,
+        {"error": {"reason": "UNKNOWN_ORDER", "detail": "nobody's"}},
+    )
+    status, page = worker.get("/status")
+    assert (status, page["application_id"]) == (200, running.name)
+    assert set(page["partitions"]) == {str(each) for each in range(running.partitions)}
+
+
+def test_second_worker_joins_and_leaves(bootstrap_servers: str, tmp_path: Path) -> None:
+    stop = threading.Event()
+    records = chain.from_iterable(traffic(turn, orders=20, segments=20) for turn in count())
+    with (
+        deployment(bootstrap_servers, tmp_path, idle_timeout_s=0.5, settle_grace_s=0.3) as deployed,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = deployed.start_and_wait()
+        sent = pool.submit(deployed.send, records, pause_s=0.005, stop=stop.is_set)
+        try:
+            second = deployed.start()
+            deployed.wait_for_owners(first, second)
+            names = ["SO-0-0", "ü/%?# &"]
+            deployed.send(segment(each, 1, now_ms() - 10, now_ms()) for each in names)
+            for worker in (first, second):
+                for name in names:
+                    wait_until(lambda w=worker, n=name: w.order(n)[0] == 200, name)  # type: ignore[misc]
+                    assert worker.order(name)[1]["service_order_number"] == name
+                assert worker.order("nobody's")[0] == 404
+            assert second.stop() == 0
+            deployed.wait_for_owners(first)
+        finally:
+            stop.set()
+        sent.result(30)
+        deployed.wait_for_truth()
+        # Nobody died, so nothing was repeated.
+        assert len(found(deployed)) == len(set(found(deployed)))
+
+
+def test_restart_has_nothing_to_replay(bootstrap_servers: str, tmp_path: Path) -> None:
+    with deployment(bootstrap_servers, tmp_path) as deployed:
+        worker = deployed.start_and_wait(checkpoint_interval_s=600)
+        deployed.send(traffic(1, orders=10, segments=10))
+        wait_until(lambda: worker.next_offsets() == deployed.ends(), "all is folded")
+        assert deployed.committed() != deployed.ends()
+        assert worker.stop() == 0
+        assert deployed.committed() == deployed.ends()
+
+        again = deployed.start_and_wait()
+        deployed.wait_for_truth()
+        partitions = again.get("/status")[1]["partitions"]
+        assert [each["records"] for each in partitions.values()] == [0] * 4
+        assert sum(each["orders"] for each in partitions.values()) >= 10
+
+
+def test_paused_worker_settles_nothing_too_early(bootstrap_servers: str, tmp_path: Path) -> None:
+    """An answer that was read late must not be taken for silence until then."""
+    with deployment(bootstrap_servers, tmp_path, idle_timeout_s=3, partitions=1) as deployed:
+        worker = deployed.start_and_wait()
+        deployed.send([segment("paused", 1, now_ms() - 10, now_ms())])
+        wait_until(lambda: worker.order("paused")[0] == 200, "the order is there")
+        worker.signal(signal.SIGSTOP)
+        time.sleep(2)
+        deployed.send([segment("paused", 2, now_ms() - 10, now_ms())])
+        time.sleep(5)
+        worker.signal(signal.SIGCONT)
+        deployed.wait_for_truth()
+        (total,) = found(deployed)
+        assert total.segments == 2
+
+
+def refusal(deployed: Deployment) -> str:
+    """Starts a worker that must refuse to go on; returns what it said."""
+    worker = deployed.start()
+    assert worker.wait(60) == REFUSED
+    return worker.log()
+
+
+def move_offset(deployed: Deployment, by: int) -> None:
+    """Moves the group's offset of partition 0."""
+    place = TopicPartition(deployed.segments, 0, deployed.committed()[0] + by)
+    admin = AdminClient(deployed.kafka)
+    request = ConsumerGroupTopicPartitions(deployed.name, [place])
+    admin.alter_consumer_group_offsets([request])[deployed.name].result(20)
+
+
+def test_refusals(bootstrap_servers: str, tmp_path: Path) -> None:
+    """A state that doesn't fit the offsets, none at all, and segments that are gone."""
+    with deployment(bootstrap_servers, tmp_path) as deployed:
+        worker = deployed.start_and_wait()
+        deployed.send(traffic(1, orders=10, segments=10))
+        deployed.wait_for_truth()
+        assert worker.stop() == 0
+
+        move_offset(deployed, -1)
+        assert "somebody moved the group's offsets" in refusal(deployed)
+        move_offset(deployed, +1)
+
+        admin = AdminClient(deployed.kafka)
+        admin.delete_topics([deployed.checkpoint])[deployed.checkpoint].result(20)
+        wait_until(lambda: deployed.checkpoint not in admin.list_topics().topics, "deleted")
+        deployed.create_topics()
+        assert "its checkpoint is empty" in refusal(deployed)
+
+        deployed.send(traffic(2, orders=10, segments=10))
+        place = TopicPartition(deployed.segments, 0, deployed.committed()[0] + 1)
+        admin.delete_records([place])[place].result(20)
+        assert "segments are lost" in refusal(deployed)
+
+
+def test_undeliverable_totals_end_the_worker(bootstrap_servers: str, tmp_path: Path) -> None:
+    with deployment(bootstrap_servers, tmp_path) as deployed:
+        worker = deployed.start_and_wait()
+        limit = ConfigEntry("max.message.bytes", "10", incremental_operation=AlterConfigOpType.SET)
+        topic = ConfigResource("topic", deployed.totals, incremental_configs=[limit])
+        admin = AdminClient(deployed.kafka)
+        admin.incremental_alter_configs([topic])[topic].result(20)
+        deployed.send([segment("big", 1, now_ms() - 10, now_ms(), True)])
+        assert worker.wait(60) not in (0, -signal.SIGTERM)
+        assert deployed.totals in worker.log()
+        # Nothing was committed on the strength of a total that nobody has.
+        assert sum(deployed.committed().values()) == 0

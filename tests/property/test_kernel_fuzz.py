@@ -1,0 +1,398 @@
+"""Random and mutated bytes for the kernel's parser, against the plain reader of the same bytes.
+
+Whatever the bytes are: either both tables say that the batch is corrupt, or both give the same
+totals, dead letters and state. The same corpus is run three times: as compiled for production; by
+plain Python, where arrays refuse every position outside (negative ones too, which compiled code
+wraps around); and compiled with numba's bounds checks. The last two run in processes of their own,
+since numba decides how to compile when the kernel is imported.
+"""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+
+from schemas import SEGMENT_HEADER, BadRecord
+from schemas.wire import read_long, zigzag
+from stream_processors import batch as batch_module
+from stream_processors.batch import Chunk
+from stream_processors.columns import ColumnTable
+from stream_processors.errors import CorruptBatch
+from stream_processors.kernel import fold, maintain, parse, rows, totals, unaligned
+from stream_processors.order import Policy
+from stream_processors.table import IntervalTable, Place
+from tests.property.batches import LOG_APPEND_TIME, encode_batch, encode_record
+from tests.property.column_histories import by_key, letters, value_of, writers
+
+ROOT = Path(__file__).resolve().parents[2]
+NOW_MS = 1_700_000_000_000
+NAMES = [b"SO1", b"SO2", b"SO3", b"8 bytes!", b"x" * 40, b"x" * 41, "é".encode(), b"new"]
+EXTREMES = [0, -1, 1, 63, 64, 2**31 - 1, 2**31, -(2**31), 2**32, 2**62, 2**63 - 1, -(2**63)]
+NO_EXPLAINING = settings(phases=[phase for phase in Phase if phase is not Phase.explain])
+
+
+# -- odd batches ------------------------------------------------------------------------------
+
+
+class Numbers:
+    """Writes varints; one of them, the `victim`, in a way that it should not be."""
+
+    def __init__(self, dice: random.Random, victim: int) -> None:
+        self.dice = dice
+        self.left = victim
+
+    def __call__(self, value: int) -> bytes:
+        """Return `value` as a varint, or something else if it is the victim's turn."""
+        self.left -= 1
+        if self.left:
+            return zigzag(value)
+        ways: list[Callable[[], bytes]] = [
+            lambda: zigzag(self.dice.choice(EXTREMES)),
+            lambda: zigzag(value + self.dice.choice([-2, -1, 1, 2])),
+            lambda: zigzag(value)[:-1] + bytes([zigzag(value)[-1] | 0x80, 0]),
+            lambda: zigzag(value)[:-1] + bytes([zigzag(value)[-1] | 0x80, *[0x80] * 12, 0]),
+            lambda: b"\x80" * self.dice.randrange(8, 12) + bytes([self.dice.randrange(128)]),
+            lambda: b"\xff" * 9 + bytes([self.dice.randrange(256)]),
+            lambda: self.dice.randbytes(self.dice.randrange(4)),
+        ]
+        return self.dice.choice(ways)()
+
+
+def odd_record(dice: random.Random, delta: int) -> bytes:
+    """Return a record, mostly with one number that is wrong or strangely written."""
+    number = Numbers(dice, dice.choice([0] * 25 + [*range(1, 16)]))
+    name = dice.choice(NAMES)
+    key = name if dice.random() < 0.95 else dice.choice([b"", name + b"\0", b"\xff", name[:-1]])
+    end_ms = NOW_MS - dice.randrange(20)
+    body = number(len(name)) + name + number(dice.choice([1, 1, 2, 3, 2**31, 2**63 - 1]))
+    body += number(end_ms - dice.randrange(1, 6)) + number(end_ms)
+    body += bytes([dice.choice([0, 0, 0, 1, 1, 2, 255])])
+    value = SEGMENT_HEADER + body
+    headers = dice.choice([[]] * 4 + [[(b"forwarded_from", b"3/5")], [(b"a", b""), (b"b", b"c")]])
+    content = dice.choice([b"\0", b"\0", b"\xff"]) + number(0) + number(delta)
+    content += number(len(key)) + key + number(len(value)) + value + number(len(headers))
+    for title, said in headers:
+        content += number(len(title)) + title + number(len(said)) + said
+    return number(len(content)) + content
+
+
+def with_odd_bytes(dice: random.Random, body: bytes) -> bytes:
+    """Return `body` with some bytes changed, lost, doubled or put in."""
+    found = bytearray(body)
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        at = dice.randrange(len(found) + 1)
+        how = dice.randrange(6)
+        if how <= 2 and at < len(found):
+            odd = [0, 1, 0x7F, 0x80, 0xFF, dice.randrange(256), found[at] ^ 1 << dice.randrange(8)]
+            found[at] = dice.choice(odd)
+        elif how == 3:
+            del found[at : at + dice.choice([1, 1, 2, 9])]
+        elif how == 4:
+            found[at:at] = dice.randbytes(dice.choice([1, 1, 2, 9]))
+        elif how == 5:
+            found[at:at] = found[at : at + dice.randrange(40)]
+    return bytes(found[: dice.randrange(len(found) + 1)] if dice.random() < 0.05 else found)
+
+
+def raw_batch(base_offset: int, count: int, body: bytes) -> bytes:
+    """Return a batch with any body at all; its CRC has been verified by those before us."""
+    times = (NOW_MS, NOW_MS, -1, -1, -1)
+    rest = struct.pack(">hiqqqhii", LOG_APPEND_TIME, max(0, count - 1), *times, count) + body
+    return struct.pack(">qiibI", base_offset, len(rest) + 9, 0, 2, 0) + rest
+
+
+def odd_batch(dice: random.Random, base_offset: int) -> bytes:
+    """Return a batch that may be wrong in any way that still has a good header."""
+    count = dice.randrange(1, 6)
+    if dice.random() < 0.05:
+        return raw_batch(base_offset, count, dice.randbytes(dice.randrange(120)))
+    body = b"".join(odd_record(dice, delta) for delta in range(count))
+    if dice.random() < 0.25:
+        body = with_odd_bytes(dice, body)
+    return raw_batch(base_offset, count + dice.choice([0] * 20 + [-1, 1, 2**31 - 1 - count]), body)
+
+
+# -- the two tables ---------------------------------------------------------------------------
+
+
+def first_chunk() -> Chunk:
+    """Return what the tables know beforehand: an order with holes, a settled, an ended one."""
+    segments = [(b"SO1", 1, 90, 95, 0), (b"SO1", 5, 60, 70, 0), (b"SO2", 1, 80, 85, 1)]
+    segments += [(b"SO3", 2, 20, 30, 1), (b"x" * 40, 1, 20, 30, 0), (b"x" * 41, 1, 20, 30, 0)]
+    entries = [
+        (at, (name, value_of(name, number, NOW_MS - 100 + start, NOW_MS - 100 + end, last > 0), ()))
+        for at, (name, number, start, end, last) in enumerate(segments)
+    ]
+    return Chunk(0, len(entries), encode_batch(0, NOW_MS - 3, entries))
+
+
+class Pair:
+    """A plain table and a column table that have seen the same."""
+
+    def __init__(self) -> None:
+        policy, place = Policy(5, 9, 1_000), Place(0, 1)
+        self.tables: list[IntervalTable] = [
+            IntervalTable(place, policy, writers()),
+            ColumnTable(place, policy, writers(), seed=3, rows_max=64),
+        ]
+        self.next_offset = first_chunk().next_offset
+        for table in self.tables:
+            table.fold(first_chunk())
+
+    def agrees_about(self, data: bytes) -> bool:
+        """Assert that both tables make the same of a chunk; tell whether they could read it."""
+        chunk = Chunk(self.next_offset, self.next_offset + 8, data)
+        plain, columns = (outcome(table, chunk) for table in self.tables)
+        assert plain == columns
+        self.next_offset += 8
+        return plain is not None
+
+    def agrees_after_a_restart(self) -> None:
+        """Assert that the columns' checkpoint holds what the plain table knows."""
+        plain, columns = self.tables
+        restored = ColumnTable(plain.place, plain.policy, writers(), seed=4, rows_max=64)
+        blocks = [content for _, content in columns.take_changed_blocks() if content is not None]
+        restored.restore(blocks, plain.clock_ms)
+        assert state(plain) == state(restored)
+
+
+def outcome(table: IntervalTable, chunk: Chunk) -> Any:
+    """Return all that a chunk does to a table, None if it is corrupt."""
+    try:
+        effects = table.fold(chunk)
+    except CorruptBatch:
+        return None
+    return by_key(effects), letters(effects), effects.forwards, state(table)
+
+
+def state(table: IntervalTable) -> Any:
+    """Return what a table knows."""
+    known = [table.describe(name.decode()) for name in NAMES]
+    return known, len(table), table.oldest_deadline_ms()
+
+
+def fuzz(seed: int, batches: int) -> tuple[int, int]:
+    """Feed odd batches to pairs of tables; return how many were readable, how many corrupt."""
+    dice, readable = random.Random(seed), 0
+    pair = Pair()
+    for _ in range(batches):
+        if pair.agrees_about(odd_batch(dice, pair.next_offset)):
+            readable += 1
+            continue
+        pair = Pair()  # what a corrupt batch leaves behind is nobody's business: the process ends
+    pair.agrees_after_a_restart()
+    return readable, batches - readable
+
+
+# -- compiled as in production ----------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32))
+@NO_EXPLAINING
+def test_odd_batches(seed: int) -> None:
+    fuzz(seed, batches=8)
+
+
+@given(st.binary(max_size=60), st.integers(0, 8))
+@NO_EXPLAINING
+def test_random_bytes(body: bytes, count: int) -> None:
+    Pair().agrees_about(raw_batch(6, count, body))
+
+
+@given(st.binary(max_size=14), st.integers(0, 3))
+@example(b"\x80\x00", 0)
+@example(b"\x80" * 9 + b"\x01", 0)
+@example(b"\x80" * 9 + b"\x02", 0)
+@example(b"\xff" * 9 + b"\x01", 0)
+@example(b"\x80" * 10 + b"\x00", 0)
+@NO_EXPLAINING
+def test_varints_are_read_alike(data: bytes, at: int) -> None:
+    at = min(at, len(data))
+    value, after = parse.read_varint(np.frombuffer(data, np.uint8), at, len(data))
+    found = None if after < 0 else (int(value), int(after))
+    assert wire_varint(data, at) == batch_varint(data, at) == found
+
+
+def wire_varint(data: bytes, at: int) -> tuple[int, int] | None:
+    """Return what the plain reader of Avro bodies reads, None if it refuses."""
+    try:
+        return read_long(data, at)
+    except BadRecord:
+        return None
+
+
+def batch_varint(data: bytes, at: int) -> tuple[int, int] | None:
+    """Return what the plain reader of record batches reads, None if it refuses."""
+    try:
+        return batch_module._varint(data, at)
+    except CorruptBatch:
+        return None
+
+
+def test_what_a_corrupt_batch_left_is_not_published_later() -> None:
+    pair = Pair()
+    done, new = (
+        encode_record(0, (name, value_of(name, 1, NOW_MS - 5, NOW_MS, True), ()))
+        for name in (b"done", b"next")
+    )
+    assert not pair.agrees_about(raw_batch(pair.next_offset, 1, done + b"\0"))
+    good = raw_batch(pair.next_offset, 1, new)
+    effects = pair.tables[1].fold(Chunk(pair.next_offset, pair.next_offset + 1, good))
+    assert [b"next"] == [total.key for total in effects.totals]
+
+
+# -- in plain Python, and with bounds checks --------------------------------------------------
+
+BATCHES = {"plain Python": 300, "bounds checks": 3_000}
+START = """
+import numba, stream_processors.kernel
+# Compiled code without the checks must neither be taken from the cache nor the other way round.
+numba.config.CACHE_DIR += "-boundscheck"
+from tests.property import test_kernel_fuzz
+test_kernel_fuzz.run({mode!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "switch"), [("plain Python", "DISABLE_JIT"), ("bounds checks", "BOUNDSCHECK")]
+)
+def test_nothing_is_read_or_written_outside(mode: str, switch: str) -> None:
+    environment = {**os.environ, f"NUMBA_{switch}": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", START.format(mode=mode)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4_000:]
+    readable, corrupt = json.loads(done.stdout)
+    assert min(readable, corrupt) > BATCHES[mode] // 5
+
+
+def run(mode: str) -> None:
+    """Run the corpus in a process of its own; writes the counts as JSON."""
+    if mode == "plain Python":
+        assert numba.config.DISABLE_JIT
+        refuse_positions_outside()
+        np.seterr(over="ignore")  # the hash is meant to wrap around
+    else:
+        assert numba.config.BOUNDSCHECK
+    assert_that_outside_is_refused()
+    sys.stdout.write(json.dumps(fuzz(20_261_122, BATCHES[mode])))
+
+
+def assert_that_outside_is_refused() -> None:
+    """Make sure that the checks are on, not left out by a cache."""
+    with pytest.raises(IndexError):
+        totals.put_decimal(np.zeros(1, np.uint8), 3, 5)
+    table = ColumnTable(Place(0, 1), Policy(), writers(), rows_max=64)
+    arrays = table._rows.arrays._replace(slow=np.empty(0, np.int64))
+    task = table._task
+    task[fold.RECORDS] = 1
+    data = np.frombuffer(b"\x0c\0\0\0\1\1\0", np.uint8)
+    with pytest.raises(IndexError):
+        fold.fold(arrays, data, task, np.frombuffer(SEGMENT_HEADER, np.uint8))
+
+
+class Checked(np.ndarray[Any, Any]):
+    """An array that takes no negative positions: in the kernel they are always a mistake."""
+
+    def __getitem__(self, at: Any) -> Any:
+        """Return an element, as an array does."""
+        return super().__getitem__(not_negative(at))
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        """Set an element, as an array does."""
+        super().__setitem__(not_negative(at), value)
+
+
+class Row:
+    """One row with its fields as attributes, as compiled code has them."""
+
+    def __init__(self, array: Any, at: int) -> None:
+        self.__dict__.update(array=array, at=at)
+
+    def __getattr__(self, name: str) -> int:
+        """Return a field."""
+        return int(self.array[name][self.at])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field."""
+        self.array[name][self.at] = value
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a field, as numpy's rows do."""
+        return self.array[name][self.at]
+
+    __setitem__ = __setattr__
+
+
+class Table:
+    """An array of rows for plain Python: compiled code's `rows[at].field`, and checked."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self.shape = array.shape
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.array)
+
+    def __getitem__(self, at: Any) -> Any:
+        """Return a row; anything else as an array does."""
+        if not isinstance(at, int | np.integer):
+            return self.array[at]
+        if not 0 <= at < len(self.array):
+            raise IndexError(at)
+        return Row(self.array, int(at))
+
+    def __setitem__(self, at: int, row: Row) -> None:
+        """Copy a row."""
+        assert 0 <= at < len(self.array)
+        self.array[at] = row.array[row.at]
+
+
+def not_negative(at: Any) -> Any:
+    """Return `at`, or raise IndexError if it is or holds a negative position."""
+    for each in at if isinstance(at, tuple) else (at,):
+        if isinstance(each, int | np.integer) and each < 0:
+            raise IndexError(at)
+    return at
+
+
+def refuse_positions_outside() -> None:
+    """Have column tables made of arrays that check every position; for plain Python only."""
+    from stream_processors import store
+
+    make_room = store.Rows.make_room
+
+    def make_checked_room(self: store.Rows, records: int) -> None:
+        if records <= self._room:
+            return
+        make_room(self, records)
+        checked: dict[str, Any] = {}
+        for name, array in self.arrays._asdict().items():
+            is_rows = isinstance(array, Table) or array.dtype == rows.ORDER
+            raw = array.array if isinstance(array, Table) else array
+            checked[name] = Table(raw) if is_rows else raw.view(Checked)
+        self.arrays = rows.Store(**checked)
+        self.orders, self.events = checked["orders"], checked["events"]
+
+    store.Rows.make_room = make_checked_room  # type: ignore[method-assign]
+    restore_rows, are_sound = maintain.restore_rows, maintain.are_sound
+    maintain.restore_rows = lambda arrays, new, *rest: restore_rows(arrays, Table(new), *rest)
+    maintain.are_sound = lambda held, extras: are_sound(Table(held), extras.view(Checked))
+    assert unaligned.load_u64 is unaligned._load_u64_plainly

@@ -127,8 +127,9 @@ def resend(
 
     With `repaired` that segment goes instead of the original bytes, under its order number as the
     key. The record's own headers stay but for `forwarded_from`, ours go, `resent_from` says where
-    it came from. Sending one twice does no harm: a repeated segment is a duplicate. Raises DeadLetterError when there is no
-    such dead letter, or Kafka has not acknowledged in `answer_s` seconds (it may have arrived).
+    it came from. Sending one twice does no harm: a repeated segment is a duplicate. Raises
+    DeadLetterError when there is no such dead letter, or Kafka has not acknowledged in `answer_s`
+    seconds (it may have arrived).
     """
     letter = find_dead_letter(kafka, topic, partition, offset, answer_s=answer_s)
     key, value = letter.key, letter.value

@@ -47,6 +47,8 @@ class App(faust.App):
 
     async def on_stop(self) -> None:
         """Checkpoint while the consumer still owns its partitions, then stop."""
+        if self.crash_reason is not None:
+            die(self.crash_reason)  # with parts of Faust gone, a last checkpoint could only hang
         await self.processor.shutdown()
         await super().on_stop()
 

@@ -20,7 +20,8 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
   messages of segments are never acked, and `commit_offsets` commits what the checkpoint says.
 * Faust asks aiokafka for the records of a set of partitions that it goes on changing. When a
   recovery ends the set is empty for a while, which aiokafka takes for "all": it would hand out
-  segments, move on, and Faust would drop them. `ActivePartitions` stands between.
+  segments, move on, and Faust would drop them. Faust also empties its queues as the last thing in a
+  recovery, after it has asked for records. `ActivePartitions` stands between.
 * aiokafka says when a fetch was answered, but what silence proves depends on when it was asked.
 """
 
@@ -171,8 +172,11 @@ class ActivePartitions:
         self._consumer = consumer
         self._active = active
 
-    def __contains__(self, tp: object) -> bool:
-        return self._consumer.flow_active and tp in self._active
+    def __contains__(self, tp: TP) -> bool:
+        if not self._consumer.flow_active or tp not in self._active:
+            return False
+        app = self._consumer.app
+        return tp.topic != app.segments_topic_name or not app.rebalancing
 
     def __bool__(self) -> bool:
         return True

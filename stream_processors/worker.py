@@ -123,8 +123,9 @@ class Processor:
         tps = [tp for tp in self.consumer.assignment() if tp.topic == topic]
         committed = {tp: await self.consumer.committed_offset(tp) for tp in tps}
         # For all at once: each such question waits behind a fetch that waits for news.
-        first = await self.consumer.earliest_offsets(*tps)
-        after = await self.consumer.highwaters(*tps)
+        first, after = await asyncio.gather(
+            self.consumer.earliest_offsets(*tps), self.consumer.highwaters(*tps)
+        )
         for tp in tps:
             _check_offset(tp, committed[tp], first[tp], after[tp])
         lanes = {}

@@ -17,6 +17,7 @@ file; a part of it, or --quick, writes them to .durabill/bench.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -49,8 +50,6 @@ class Sizes:
     table_orders: int
     low_s: float
     half_s: float
-    slots_share: int = 1
-    """Orders that are open at a time are divided by this."""
 
 
 FULL = Sizes(
@@ -78,7 +77,6 @@ QUICK = Sizes(
     1_000_000,
     6.0,
     4.0,
-    slots_share=5,
 )
 
 
@@ -116,7 +114,7 @@ class Bench:
         missing = missing_parts(self.lab.say)
         for name, reason in missing.items():
             self.lab.say(f"without {name}: {reason}")
-        stream = self._preload(traffic.IN_ORDER, self.sizes.headline)
+        stream = self.lab.preload(traffic.IN_ORDER, self.sizes.headline)
         others = [peer for peer in peers(self._is_quick) if peer.name not in missing]
         self.results.compared = throughput.compare(self.lab, stream, others, self.rounds)
         self.results.missing = missing
@@ -128,13 +126,13 @@ class Bench:
         for shape in (traffic.OUT_OF_ORDER, traffic.TWO_SEGMENTS, traffic.GARBAGE):
             is_short = shape.segments == 2
             count = self.sizes.two_segments if is_short else self.sizes.shape
-            stream = self._preload(shape, count)
+            stream = self.lab.preload(shape, count)
             self.results.shapes.append(throughput.worker_alone(self.lab, stream, self.rounds))
             self.lab.drop(stream.topic)
 
     def workers(self) -> None:
         """See the module's docstring."""
-        shape = self._scaled(traffic.IN_ORDER)
+        shape = traffic.IN_ORDER
         for count in (1, 2):
             scale = scaling.with_workers(self.lab, shape, self.sizes.workers, count)
             self.results.scales.append(scale)
@@ -167,7 +165,7 @@ class Bench:
         """See the module's docstring."""
         self.results.latencies.append(latency.at_low_load(self.lab, self.sizes.low_s))
         if not self.results.compared:
-            stream = self._preload(traffic.IN_ORDER, self.sizes.headline // 4)
+            stream = self.lab.preload(traffic.IN_ORDER, self.sizes.headline // 4)
             series = throughput.worker_alone(self.lab, stream, 1)
             self.lab.drop(stream.topic)
         else:
@@ -183,12 +181,6 @@ class Bench:
         records = max(self.sizes.open_records, 2 * count)
         return self.lab.preload(traffic.open_orders(count), records)
 
-    def _preload(self, shape: traffic.Shape, records: int) -> Stream:
-        return self.lab.preload(self._scaled(shape), records)
-
-    def _scaled(self, shape: traffic.Shape) -> traffic.Shape:
-        return shape.scaled(shape.open_orders // self.sizes.slots_share)
-
 
 def main() -> int:
     """Run the bench; return the exit code."""
@@ -196,6 +188,7 @@ def main() -> int:
     if not Path("/proc/self/stat").exists():
         print("The bench reads CPU-seconds and memory from /proc, so it needs Linux.")
         return 69
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the broker is stopped
     sizes = QUICK if arguments.quick else FULL
     if arguments.ten_million:
         sizes = Sizes(**{**vars(sizes), "open_orders": (*sizes.open_orders, 10_000_000)})

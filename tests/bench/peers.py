@@ -1,7 +1,7 @@
 """What the worker is measured beside, and how each is built and started.
 
-No peer is crippled: each runs with the settings that its documentation advises for throughput,
-which are told in SETTINGS and printed with the results. All have lz4, acks=all and at-least-once.
+No peer is crippled: each runs with settings that favour throughput (large fetches, caches and
+batches, lz4, commits seldom), told in SETTINGS and printed with the results. All are at-least-once.
 """
 
 import hashlib

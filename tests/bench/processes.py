@@ -84,7 +84,7 @@ class Child:
             except queue.Empty:
                 self.check()
                 if time.monotonic() > deadline_s:
-                    raise BenchError(self._tell(f"did not say '{text}' in time")) from None
+                    raise BenchError(self.tell(f"did not say '{text}' in time")) from None
                 continue
             if text in line:
                 return instant_s, used_s, line
@@ -99,9 +99,10 @@ class Child:
         """Raise BenchError if the process has ended."""
         if (code := self._process.poll()) is not None:
             self._reader.join(timeout=5)
-            raise BenchError(self._tell(f"ended with {code}"))
+            raise BenchError(self.tell(f"ended with {code}"))
 
-    def _tell(self, what: str) -> str:
+    def tell(self, what: str) -> str:
+        """Return `what` with the end of what the process has printed, for an error."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n  ".join([f"{self.name} {what}:", *lines[-LOG_LINES_SHOWN:]])
 

@@ -58,7 +58,7 @@ def with_workers(lab: Lab, shape: Shape, records: int, count: int) -> Scale:
         begun_s = time.monotonic()
         ends = _ends(lab, names, sent.records)
         folded_s = wait_folded(workers, ends)
-        wait_committed(lab, names, ends)
+        wait_committed(lab, workers, ends)
         cpu_s = sum(worker.cpu_s() for worker in workers) - begun_cpu_s
     finally:
         for worker in workers:
@@ -104,10 +104,10 @@ def table_alone(lab: Lab, orders: int) -> dict[str, dict[str, Any]]:
 class Recovery:
     """How long a restart after `kill -9` took, in s.
 
-    `start_s`: from the start of a new process until it folds, where the group has already given up
-    the dead one. `caught_up_s`: the same until it has folded the tail of the log. `at_once_s`: from
-    the kill until the tail is folded by a process that is started at once, so with the wait until
-    the group gives up the dead one.
+    `start_s`: from the start of a new process until it has folded its first records, where the
+    group has already given up the dead one. `caught_up_s`: the same until it has folded the tail of
+    the log. `at_once_s`: from the kill until the tail is folded by a process that is started at
+    once, so with the wait until the group gives up the dead one.
     """
 
     orders: int
@@ -124,23 +124,24 @@ def recovery(lab: Lab, stream: Stream, tail_records: int) -> Recovery:
     try:
         worker.wait_ready()
         wait_folded([worker], lab.ends(stream.topic))
-        wait_committed(lab, names, lab.ends(stream.topic))
+        wait_committed(lab, [worker], lab.ends(stream.topic))
         orders = sum(state["orders"] for state in worker.status().values())
         _kill(lab, worker, stream.topic, tail_records, seed=11)
         killed_s = time.monotonic()
         worker = Worker(lab, names)
         worker.wait_ready()
         at_once_s = wait_folded([worker], lab.ends(stream.topic)) - killed_s
-        wait_committed(lab, names, lab.ends(stream.topic))
+        wait_committed(lab, [worker], lab.ends(stream.topic))
         _kill(lab, worker, stream.topic, tail_records, seed=12)
         time.sleep(SESSION_TIMEOUT_S + 3)
         worker = Worker(lab, names)
-        ready_s, _ = worker.wait_ready()
+        worker.wait_ready()
+        first_s = worker.wait_first()
         caught_up_s = wait_folded([worker], lab.ends(stream.topic))
         started_s = worker.child.started_s
     finally:
         worker.stop()
-    return Recovery(orders, tail_records, ready_s - started_s, caught_up_s - started_s, at_once_s)
+    return Recovery(orders, tail_records, first_s - started_s, caught_up_s - started_s, at_once_s)
 
 
 def _kill(lab: Lab, worker: Worker, topic: str, records: int, seed: int) -> None:

@@ -32,7 +32,7 @@ class Run:
     peak_mb: float
     broker_cpu_s: float
     startup_s: float | None = None
-    """From the process's start to its first record."""
+    """From the start of the process until it has folded its first records."""
 
     @property
     def per_cpu_s(self) -> float:
@@ -62,15 +62,16 @@ def measure_worker(lab: Lab, stream: Stream) -> Run:
     with _ended(worker.child):
         begun_s, begun_cpu_s = worker.wait_ready()
         broker_s = lab.broker_cpu_s()
+        first_s = worker.wait_first()
         folded_s = wait_folded([worker], stream.ends)
-        wait_committed(lab, names, stream.ends)
+        wait_committed(lab, [worker], stream.ends)
         run = Run(
             stream.sent.records,
             worker.cpu_s() - begun_cpu_s,
             folded_s - begun_s,
             *worker.memory_mb(),
             lab.broker_cpu_s() - broker_s,
-            begun_s - worker.child.started_s,
+            first_s - worker.child.started_s,
         )
     check_totals(lab, names, stream)
     lab.drop(names.totals, names.dead_letters, names.checkpoint)

@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from deploy.stack import HOST, find_free_ports
@@ -13,7 +14,7 @@ from tests.bench.lab import ROOT, Lab, Names
 from tests.bench.processes import BenchError, Child, cpu_s, memory_mb
 
 READY_TIMEOUT_S = 120.0
-CAUGHT_UP_TIMEOUT_S = 600.0
+CAUGHT_UP_TIMEOUT_S = 180.0
 POLL_S = 0.05
 READY_LINE = "orders known"
 
@@ -56,6 +57,14 @@ class Worker:
             return {}
         return {int(partition): state for partition, state in partitions.items()}
 
+    def wait_first(self) -> float:
+        """Return the instant by which the first record has been folded; asks without a pause."""
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            if any(state["records"] for state in self.status().values()):
+                return time.monotonic()
+        raise BenchError(self.child.tell(f"folded nothing in time, but says {self.status()}"))
+
     def cpu_s(self) -> float:
         """Return the CPU-seconds used so far."""
         return cpu_s(self.child.pid)
@@ -80,21 +89,25 @@ def folded(workers: list[Worker]) -> dict[int, int]:
 
 def wait_folded(workers: list[Worker], ends: dict[int, int]) -> float:
     """Return the instant by which every record up to `ends` has been folded."""
-    return _wait(lambda: folded(workers), ends)
+    return _wait(workers, lambda: folded(workers), ends)
 
 
-def wait_committed(lab: Lab, names: Names, ends: dict[int, int]) -> float:
+def wait_committed(lab: Lab, workers: list[Worker], ends: dict[int, int]) -> float:
     """Return the instant by which a checkpoint of all records up to `ends` was committed."""
-    return _wait(lambda: lab.committed(names.application_id, names.segments), ends)
+    names = workers[0].names
+    return _wait(workers, lambda: lab.committed(names.application_id, names.segments), ends)
 
 
-def _wait(ask: Any, ends: dict[int, int]) -> float:
+def _wait(workers: list[Worker], ask: Callable[[], dict[int, int]], ends: dict[int, int]) -> float:
     deadline_s = time.monotonic() + CAUGHT_UP_TIMEOUT_S
     while True:
-        reached: dict[int, int] = ask()
+        reached = ask()
         instant_s = time.monotonic()
         if all(reached.get(partition, -1) >= end for partition, end in ends.items() if end):
             return instant_s
         if instant_s > deadline_s:
-            raise BenchError(f"the worker did not come to {ends} in time: {reached}")
+            said = f"came in time to {reached} only, not to {ends}"
+            raise BenchError("\n".join(worker.child.tell(said) for worker in workers))
+        for worker in workers:
+            worker.child.check()
         time.sleep(POLL_S)

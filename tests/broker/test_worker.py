@@ -250,4 +250,4 @@ def test_undeliverable_totals_end_the_worker(bootstrap_servers: str, tmp_path: P
         assert worker.wait(60) not in (0, -signal.SIGTERM)
         assert deployed.totals in worker.log()
         # Nothing was committed on the strength of a total that nobody has.
-        assert sum(deployed.committed().values()) == 0
+        assert max(deployed.committed().values()) <= 0

@@ -8,7 +8,8 @@ because most of their time is spent waiting for Kafka to give a dead worker's pa
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,11 +17,12 @@ from itertools import chain, count
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Message
 
 from schemas import decode_total
 from stream_processors import checkpoint
 from tests.broker.traffic_kit import traffic
-from tests.broker.worker_kit import Deployment, deployment, repeats, wait_until
+from tests.broker.worker_kit import Deployment, deployment, wait_until
 
 STEPS = ("folded", "cut", "published", "written", "committed", "confirmed")
 # First at the very first occurrence, as the worker commits where it starts, then in mid-stream.
@@ -44,6 +46,13 @@ def flowing(deployed: Deployment) -> Iterator[None]:
         finally:
             stop.set()
         sent.result(60)
+
+
+def repeats(messages: Iterable[Message]) -> int:
+    """How many of these totals are repeats of an (order, revision) that was there before."""
+    totals = [decode_total(each.value()) for each in messages]
+    seen = Counter((each.service_order_number, each.revision) for each in totals)
+    return len(totals) - len(seen)
 
 
 def check_totals(deployed: Deployment) -> None:

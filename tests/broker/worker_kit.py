@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,11 +84,10 @@ def send(
     **more: Any,
 ) -> None:
     """Publishes records in this order, `pause_s` between any two, and waits for Kafka's word."""
-    errors: list[KafkaError] = []
+    errors: list[KafkaError | None] = []
 
     def note(error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            errors.append(error)
+        errors.extend([error] if error else [])
 
     producer = Producer(
         {"bootstrap.servers": bootstrap_servers, "partitioner": PARTITIONER, "linger.ms": 5}
@@ -150,13 +148,15 @@ def log_record(message: Message) -> LogRecord:
 class Worker:
     """A worker's process. Its log is a file; `port` is its web server's."""
 
-    def __init__(self, partitions: int, environ: Mapping[str, str], log_path: Path) -> None:
+    def __init__(
+        self, partitions: int, environ: Mapping[str, str], log_path: Path, prelude: str
+    ) -> None:
         self.port = find_free_ports(1)[0]
         self.log_path = log_path
         given = {name: value for name, value in os.environ.items() if "DURABILL" not in name}
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _ENTRY, str(partitions), str(self.port)],
+                [sys.executable, "-c", prelude + _ENTRY, str(partitions), str(self.port)],
                 cwd=PROJECT_DIR,
                 env={**given, **environ},
                 stdin=subprocess.DEVNULL,
@@ -252,8 +252,8 @@ class Deployment:
 
     # -- workers ------------------------------------------------------------------------------
 
-    def start(self, **settings: object) -> Worker:
-        """Starts a worker with further settings by their names."""
+    def start(self, prelude: str = "", **settings: object) -> Worker:
+        """Starts a worker with further settings by their names, after the code in `prelude`."""
         chosen = {
             "bootstrap_servers": self.bootstrap_servers,
             "application_id": self.name,
@@ -268,7 +268,7 @@ class Deployment:
         }
         environ = {f"DURABILL_{name.upper()}": str(value) for name, value in chosen.items()}
         log_path = self.folder / f"{self.name}-worker-{len(self.workers)}.log"
-        worker = Worker(self.partitions, environ, log_path)
+        worker = Worker(self.partitions, environ, log_path, prelude)
         self.workers.append(worker)
         return worker
 
@@ -281,9 +281,9 @@ class Deployment:
 
         wait_until(shared_out, "the partitions have owners")
 
-    def start_and_wait(self, **settings: object) -> Worker:
+    def start_and_wait(self, prelude: str = "", **settings: object) -> Worker:
         """Starts a worker and waits until all partitions are its own."""
-        worker = self.start(**settings)
+        worker = self.start(prelude, **settings)
         self.wait_for_owners(worker)
         return worker
 
@@ -377,13 +377,6 @@ def verdict(message: Message) -> Verdict:
     headers: Any = dict(message.headers() or ())
     partition, offset = int(headers["source_partition"]), int(headers["source_offset"])
     return headers["reason"].decode(), partition, offset
-
-
-def repeats(messages: Iterable[Message]) -> int:
-    """How many of these totals are repeats of an (order, revision) that was there before."""
-    totals = [decode_total(each.value()) for each in messages]
-    seen = Counter((each.service_order_number, each.revision) for each in totals)
-    return len(totals) - len(seen)
 
 
 @contextmanager

@@ -134,14 +134,15 @@ class Histories(RuleBasedStateMachine):
 
     def _batch(self, spec: BatchSpec) -> bytes:
         self.now_ms = max(self.floor_ms, self.now_ms + spec.step_ms)
-        base_offset, entries = self.next_offset, []
+        entries: list[tuple[int, Entry]] = []
+        base_offset = self.next_offset
         for each in spec.records:
             entries.append((self.next_offset, self.writer.entry(each, self.now_ms)))
             self.next_offset += each.gap
-        self.next_offset += not entries
-        return encode_batch(
-            base_offset, self.now_ms, entries, codec=spec.codec, next_offset=self.next_offset
-        )
+        if not entries:
+            self.next_offset += 1
+        after = entries[-1][0] + 1 if entries else self.next_offset
+        return encode_batch(base_offset, self.now_ms, entries, codec=spec.codec, next_offset=after)
 
     @rule(batches=st.lists(BATCHES, min_size=1, max_size=4), skipped=st.sampled_from([0, 0, 0, 2]))
     def log_grows(self, batches: list[BatchSpec], skipped: int) -> None:

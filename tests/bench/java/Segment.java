@@ -1,11 +1,10 @@
 import org.apache.kafka.common.errors.SerializationException;
 import org.apache.kafka.common.serialization.Deserializer;
 
-import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 
 /** One segment of business data, as `schemas/segment_event.avsc` writes it. */
-record Segment(String order, long number, long startMs, long endMs, boolean isEnd) {
+record Segment(long number, long startMs, long endMs, boolean isEnd) {
 
     /** Reads Avro's single-object encoding by hand: the Avro library would cost far more. */
     static final class Reader implements Deserializer<Segment> {
@@ -23,9 +22,8 @@ record Segment(String order, long number, long startMs, long endMs, boolean isEn
             }
             Cursor at = new Cursor(data, header.length);
             int size = (int) at.readLong();
-            String order = new String(data, at.position, size, StandardCharsets.UTF_8);
-            at.position += size;
-            return new Segment(order, at.readLong(), at.readLong(), at.readLong(), data[at.position] != 0);
+            at.position += size;  // the record's key says the same
+            return new Segment(at.readLong(), at.readLong(), at.readLong(), data[at.position] != 0);
         }
     }
 

@@ -225,7 +225,6 @@ class ColumnTable(IntervalTable):
         order.check()
         self._rows.put(slot, _row_of(order), list(order.time), list(order.numbers))
         del self._orders[number], self._slots[number], self._blocks[slot // BLOCK_SLOTS][slot]
-        self._queued.pop(number, None)
 
     def _order_of(self, slot: int) -> Order:
         """Return a plain order with a row's content."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_processors.blocks import BlockContent, Snapshot, columns_snapshot, decode_block
+from stream_processors.errors import StateError
 from stream_processors.kernel import index, maintain, rows
 from stream_processors.order import Order
 
@@ -20,7 +21,10 @@ ROWS_MAX = 1 << 24
 """Orders of a partition that can be rows; further ones stay with the plain core, only slower."""
 
 EXTRAS_SHARE = 64
-"""One pool entry for so many rows; when all are in use, orders with holes stay plain."""
+"""One extra in use for so many rows; when all are in use, further orders with holes stay plain.
+
+Blocks of different age can hold more of them together than there ever were at once, so the pool
+has room for a restore of any."""
 
 _NO_COMMIT = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 _WORDS = rows.KEY_BYTES_MAX // 8
@@ -39,7 +43,6 @@ class Rows:
         self._seed = seed
         self._max = rows_max
         blocks = rows_max // rows.BLOCK_ROWS + 1
-        extras = max(rows.BLOCK_ROWS, rows_max // EXTRAS_SHARE)
         self.orders = reserve(rows_max, rows.ORDER)
         index_size = 8 * rows_max + 2 * index.TABLES * index.FIRST_SIZE
         self._index_memory = mmap.mmap(-1, 8 * index_size, flags=_NO_COMMIT)
@@ -47,9 +50,10 @@ class Rows:
         self._index_used = 0
         self._tables = np.zeros((index.TABLES, 3), np.int64)
         self._free = reserve(rows_max, np.int32)
-        self._extra = reserve(extras * rows.EXTRA_SIZE, np.int64).reshape(extras, rows.EXTRA_SIZE)
-        self._extra_free = reserve(extras, np.int32)
+        self._extra = reserve(rows_max * rows.EXTRA_SIZE, np.int64).reshape(-1, rows.EXTRA_SIZE)
+        self._extra_free = reserve(rows_max, np.int32)
         self.counters = np.zeros(rows.COUNTERS, np.int64)
+        self.counters[rows.EXTRAS_MAX] = max(rows.BLOCK_ROWS, rows_max // EXTRAS_SHARE)
         self._block_due = np.full(blocks, rows.NEVER, np.int64)
         self._block_retire = np.full(blocks, rows.NEVER, np.int64)
         self._changed = np.zeros(blocks, np.uint8)
@@ -235,7 +239,7 @@ class Rows:
     def has_extra(self) -> bool:
         """Tell whether the pool can take a further row."""
         used = self.counters[rows.EXTRAS_USED] - self.counters[rows.EXTRAS_FREE]
-        return bool(used < len(self._extra))
+        return bool(used < self.counters[rows.EXTRAS_MAX])
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -312,6 +316,11 @@ class Rows:
         slots = np.frombuffer(content.slots, np.int32)
         pieces = np.frombuffer(content.extras, np.int64).reshape(-1, rows.EXTRA_SIZE)
         assert len(held) == len(slots)
+        if len(slots) and int(slots.max()) >= self._max:
+            raise StateError(
+                f"a checkpoint has rows up to {slots.max()}, this worker has {self._max}: run it"
+                " with the rows_max of the one that wrote it"
+            )
         assert maintain.are_sound(held, pieces)
         progress = np.zeros(1, np.int64)
         while True:

@@ -100,6 +100,7 @@ class IntervalTable:
         self._due: list[tuple[int, str]] = []
         self._queued: dict[str, int] = {}
         self._retiring: list[tuple[int, str]] = []
+        self._retiring_at: dict[str, int] = {}
 
     # -- the log comes in ---------------------------------------------------------------------
 
@@ -192,7 +193,9 @@ class IntervalTable:
         """
         number, deadline_ms = order.service_order_number, order.deadline_ms
         if order.is_settled():
-            heapq.heappush(self._retiring, (deadline_ms, number))
+            if self._retiring_at.get(number) != deadline_ms:
+                self._retiring_at[number] = deadline_ms
+                heapq.heappush(self._retiring, (deadline_ms, number))
             return
         queued_ms = self._queued.get(number)
         if queued_ms is None or deadline_ms < queued_ms:
@@ -205,8 +208,8 @@ class IntervalTable:
             if self._queued.get(number) != due_ms:
                 continue
             del self._queued[number]
-            order = self._orders[number]
-            if order.is_settled():
+            order = self._orders.get(number)
+            if order is None or order.is_settled():
                 continue
             if order.deadline_ms > self.clock_ms:
                 self._queue(order)
@@ -222,6 +225,9 @@ class IntervalTable:
         """
         while self._retiring and self._retiring[0][0] < clock_ms:
             deadline_ms, number = heapq.heappop(self._retiring)
+            if self._retiring_at.get(number) != deadline_ms:
+                continue
+            del self._retiring_at[number]
             order = self._orders.get(number)
             if order is None or not order.is_settled():
                 continue

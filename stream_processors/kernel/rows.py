@@ -73,7 +73,8 @@ EVENTS = 5  # totals of the batch
 EVENT_EXTRAS = 6
 ORDERS = 7  # rows that hold an order, not counting odd ones
 BEYOND = 8  # orders without a row; while there are any, a name not in the index may be one's
-COUNTERS = 9
+EXTRAS_MAX = 9  # how many extras may be in use; the pool itself has one for every row
+COUNTERS = 10
 
 COMPLETE = 0
 INCOMPLETE = 1
@@ -216,7 +217,7 @@ def give_extra(store: Any, slot: int) -> bool:
     if store.counters[EXTRAS_FREE] > 0:
         store.counters[EXTRAS_FREE] -= 1
         at = store.extra_free[store.counters[EXTRAS_FREE]]
-    elif store.counters[EXTRAS_USED] < store.extra.shape[0]:
+    elif store.counters[EXTRAS_USED] < store.counters[EXTRAS_MAX]:
         at = store.counters[EXTRAS_USED]
         store.counters[EXTRAS_USED] += 1
     else:

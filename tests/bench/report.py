@@ -204,10 +204,10 @@ def _compared(results: Results) -> list[str]:
         "",
         "CPU-seconds are user and system time of the contender's process with all its threads. The"
         " worker's run from the moment before its first record until the checkpoint of the last one"
-        " is committed, with totals, dead letters and a checkpoint a second; the others' from after"
-        " a warm-up (Kafka Streams: a quarter of its records, so that the JVM has compiled), until"
-        " they have done theirs. The peers keep no deadlines and no dead letters. The worker's totals"
-        " are checked against the traffic by count and sum of durations, the peers' by the latter.",
+        " is committed, with totals, dead letters and a checkpoint a second; the others' from"
+        " after a warm-up (Kafka Streams: a quarter of its records, so that the JVM has compiled), until"
+        " they have done theirs. The peers keep no deadlines and no dead letters. The worker's"
+        " totals are checked against the traffic by count and sum of durations, the peers' by the latter.",
         "",
         *(f"- {text}." for text in SETTINGS.values()),
     ]

@@ -3,9 +3,11 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, count
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, count, product
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from schemas import OrderTotal, Status, decode_total, partition_for
 from tests.broker.traffic_kit import now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
 REFUSED = 1
 """Exit code of a worker that finds a state or log that it can't go on from."""
@@ -139,27 +141,30 @@ def test_pages(running: Deployment) -> None:
     assert set(page["partitions"]) == {str(each) for each in range(running.partitions)}
 
 
-def test_second_worker_joins_and_leaves(bootstrap_servers: str, tmp_path: Path) -> None:
+# -- cases with a deployment of their own; all at once, as most of their time is spent waiting
+
+
+def second_worker_joins_and_leaves(bootstrap_servers: str, folder: Path) -> None:
+    """The totals are right, nothing is repeated, and either worker answers for any order."""
     stop = threading.Event()
     records = chain.from_iterable(traffic(turn, orders=20, segments=20) for turn in count())
     with (
-        deployment(bootstrap_servers, tmp_path, idle_timeout_s=0.5, settle_grace_s=0.3) as deployed,
+        deployment(bootstrap_servers, folder, idle_timeout_s=0.5, settle_grace_s=0.3) as deployed,
         ThreadPoolExecutor(1) as pool,
     ):
         first = deployed.start_and_wait()
         sent = pool.submit(deployed.send, records, pause_s=0.005, stop=stop.is_set)
         try:
-            second = deployed.start()
-            deployed.wait_for_owners(first, second)
-            names = ["SO-0-0", "ü/%?# &"]
-            deployed.send(segment(each, 1, now_ms() - 10, now_ms()) for each in names)
-            for worker in (first, second):
-                for name in names:
-                    wait_until(lambda w=worker, n=name: w.order(n)[0] == 200, name)  # type: ignore[misc]
-                    assert worker.order(name)[1]["service_order_number"] == name
-                assert worker.order("nobody's")[0] == 404
-            assert second.stop() == 0
-            deployed.wait_for_owners(first)
+            for _ in range(2):
+                second = deployed.start()
+                deployed.wait_for_owners(first, second)
+                names = ["SO-0-0", "ü/%?# &"]
+                deployed.send(segment(each, 1, now_ms() - 10, now_ms()) for each in names)
+                for worker, name in product((first, second), names):
+                    wait_until(partial(answers, worker, name), f"{name} is known")
+                    assert worker.order("nobody's")[0] == 404
+                assert second.stop() == 0
+                deployed.wait_for_owners(first)
         finally:
             stop.set()
         sent.result(30)
@@ -168,8 +173,15 @@ def test_second_worker_joins_and_leaves(bootstrap_servers: str, tmp_path: Path) 
         assert len(found(deployed)) == len(set(found(deployed)))
 
 
-def test_restart_has_nothing_to_replay(bootstrap_servers: str, tmp_path: Path) -> None:
-    with deployment(bootstrap_servers, tmp_path) as deployed:
+def answers(worker: Worker, number: str) -> bool:
+    """Whether a worker shows the order, by itself or by asking its owner."""
+    status, order = worker.order(number)
+    return status == 200 and order["service_order_number"] == number
+
+
+def restart_has_nothing_to_replay(bootstrap_servers: str, folder: Path) -> None:
+    """A worker that is asked to stop writes a checkpoint, so the next one starts at the end."""
+    with deployment(bootstrap_servers, folder) as deployed:
         worker = deployed.start_and_wait(checkpoint_interval_s=600)
         deployed.send(traffic(1, orders=10, segments=10))
         wait_until(lambda: worker.next_offsets() == deployed.ends(), "all is folded")
@@ -184,9 +196,9 @@ def test_restart_has_nothing_to_replay(bootstrap_servers: str, tmp_path: Path) -
         assert sum(each["orders"] for each in partitions.values()) >= 10
 
 
-def test_paused_worker_settles_nothing_too_early(bootstrap_servers: str, tmp_path: Path) -> None:
+def paused_worker_settles_nothing_too_early(bootstrap_servers: str, folder: Path) -> None:
     """An answer that was read late must not be taken for silence until then."""
-    with deployment(bootstrap_servers, tmp_path, idle_timeout_s=3, partitions=1) as deployed:
+    with deployment(bootstrap_servers, folder, idle_timeout_s=3, partitions=1) as deployed:
         worker = deployed.start_and_wait()
         deployed.send([segment("paused", 1, now_ms() - 10, now_ms())])
         wait_until(lambda: worker.order("paused")[0] == 200, "the order is there")
@@ -200,6 +212,17 @@ def test_paused_worker_settles_nothing_too_early(bootstrap_servers: str, tmp_pat
         assert total.segments == 2
 
 
+@contextmanager
+def stopped(bootstrap_servers: str, folder: Path) -> Iterator[Deployment]:
+    """A deployment whose only worker has done its work and been stopped."""
+    with deployment(bootstrap_servers, folder) as deployed:
+        worker = deployed.start_and_wait()
+        deployed.send(traffic(1, orders=10, segments=10))
+        deployed.wait_for_truth()
+        assert worker.stop() == 0
+        yield deployed
+
+
 def refusal(deployed: Deployment) -> str:
     """Starts a worker that must refuse to go on; returns what it said."""
     worker = deployed.start()
@@ -207,40 +230,39 @@ def refusal(deployed: Deployment) -> str:
     return worker.log()
 
 
-def move_offset(deployed: Deployment, by: int) -> None:
-    """Moves the group's offset of partition 0."""
-    place = TopicPartition(deployed.segments, 0, deployed.committed()[0] + by)
-    admin = AdminClient(deployed.kafka)
-    request = ConsumerGroupTopicPartitions(deployed.name, [place])
-    admin.alter_consumer_group_offsets([request])[deployed.name].result(20)
-
-
-def test_refusals(bootstrap_servers: str, tmp_path: Path) -> None:
-    """A state that doesn't fit the offsets, none at all, and segments that are gone."""
-    with deployment(bootstrap_servers, tmp_path) as deployed:
-        worker = deployed.start_and_wait()
-        deployed.send(traffic(1, orders=10, segments=10))
-        deployed.wait_for_truth()
-        assert worker.stop() == 0
-
-        move_offset(deployed, -1)
+def moved_offset_is_refused(bootstrap_servers: str, folder: Path) -> None:
+    """Somebody's offsets, to which the checkpoint has no clock."""
+    with stopped(bootstrap_servers, folder) as deployed:
+        place = TopicPartition(deployed.segments, 0, deployed.committed()[0] - 1)
+        admin = AdminClient(deployed.kafka)
+        request = ConsumerGroupTopicPartitions(deployed.name, [place])
+        admin.alter_consumer_group_offsets([request])[deployed.name].result(20)
         assert "somebody moved the group's offsets" in refusal(deployed)
-        move_offset(deployed, +1)
 
+
+def deleted_checkpoint_is_refused(bootstrap_servers: str, folder: Path) -> None:
+    """Offsets without the state that belongs to them."""
+    with stopped(bootstrap_servers, folder) as deployed:
         admin = AdminClient(deployed.kafka)
         admin.delete_topics([deployed.checkpoint])[deployed.checkpoint].result(20)
         wait_until(lambda: deployed.checkpoint not in admin.list_topics().topics, "deleted")
         deployed.create_topics()
         assert "its checkpoint is empty" in refusal(deployed)
 
+
+def lost_segments_are_refused(bootstrap_servers: str, folder: Path) -> None:
+    """Segments that were deleted before a worker has read them."""
+    with stopped(bootstrap_servers, folder) as deployed:
         deployed.send(traffic(2, orders=10, segments=10))
         place = TopicPartition(deployed.segments, 0, deployed.committed()[0] + 1)
+        admin = AdminClient(deployed.kafka)
         admin.delete_records([place])[place].result(20)
         assert "segments are lost" in refusal(deployed)
 
 
-def test_undeliverable_totals_end_the_worker(bootstrap_servers: str, tmp_path: Path) -> None:
-    with deployment(bootstrap_servers, tmp_path) as deployed:
+def undeliverable_totals_end_the_worker(bootstrap_servers: str, folder: Path) -> None:
+    """A total that Kafka refuses: nothing is committed on the strength of it."""
+    with deployment(bootstrap_servers, folder) as deployed:
         worker = deployed.start_and_wait()
         limit = ConfigEntry("max.message.bytes", "10", incremental_operation=AlterConfigOpType.SET)
         topic = ConfigResource("topic", deployed.totals, incremental_configs=[limit])
@@ -249,5 +271,33 @@ def test_undeliverable_totals_end_the_worker(bootstrap_servers: str, tmp_path: P
         deployed.send([segment("big", 1, now_ms() - 10, now_ms(), True)])
         assert worker.wait(60) not in (0, -signal.SIGTERM)
         assert deployed.totals in worker.log()
-        # Nothing was committed on the strength of a total that nobody has.
         assert max(deployed.committed().values()) <= 0
+
+
+CASES: dict[str, Callable[[str, Path], None]] = {
+    case.__name__: case
+    for case in (
+        second_worker_joins_and_leaves,
+        restart_has_nothing_to_replay,
+        paused_worker_settles_nothing_too_early,
+        moved_offset_is_refused,
+        deleted_checkpoint_is_refused,
+        lost_segments_are_refused,
+        undeliverable_totals_end_the_worker,
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
+    """What came of each case, by its name."""
+    folder = tmp_path_factory.mktemp("cases")
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        yield {name: pool.submit(case, bootstrap_servers, folder) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_its_own(outcomes: dict[str, Future[None]], case: str) -> None:
+    outcomes[case].result(250)

@@ -257,8 +257,7 @@ def new_columns(shape: Shape, place: Place, policy: Policy) -> ColumnTable:
     table = ColumnTable(place, policy, writers(), seed=shape.seed, rows_max=shape.rows_max)
     if shape.extras is not None:
         store = table._rows
-        store._extra = store._extra[: shape.extras]
-        store.arrays = store.arrays._replace(extra=store._extra)
+        store.counters[rows.EXTRAS_MAX] = shape.extras
     return table
 
 

@@ -209,7 +209,6 @@ def test_of_two_states_the_newer_is_taken(forms: str, newer_first: bool) -> None
     assert_sound(table)
 
 
-@pytest.mark.xfail(reason="restore_rows does not look whether the pool has room", strict=True)
 def test_a_restore_with_more_extras_than_the_pool_holds() -> None:
     """A torn checkpoint can hold more of them than there ever were at once."""
     first = block_of(*((at, order(f"SO{at}", holes=True)) for at in range(3)))
@@ -221,7 +220,6 @@ def test_a_restore_with_more_extras_than_the_pool_holds() -> None:
     assert table.describe("SO12") is not None
 
 
-@pytest.mark.xfail(reason="restore_rows does not look whether the slot is there", strict=True)
 def test_a_block_of_a_bigger_table_is_refused() -> None:
     """It wrote outside of the rows; this one stays on the page that the few rows have."""
     table = ColumnTable(PLACE, POLICY, writers(), rows_max=8)
@@ -229,7 +227,6 @@ def test_a_block_of_a_bigger_table_is_refused() -> None:
         table.restore([block_of((20, order("SO1")))], 0)
 
 
-@pytest.mark.xfail(reason="every lift puts a further entry into the heaps", strict=True)
 def test_lifting_an_order_again_and_again_takes_no_memory() -> None:
     """One record a time that the kernel leaves, as garbage under a good key is."""
     table = ColumnTable(PLACE, POLICY, writers(), rows_max=8)

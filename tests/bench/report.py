@@ -205,9 +205,10 @@ def _compared(results: Results) -> list[str]:
         "CPU-seconds are user and system time of the contender's process with all its threads. The"
         " worker's run from the moment before its first record until the checkpoint of the last one"
         " is committed, with totals, dead letters and a checkpoint a second; the others' from"
-        " after a warm-up (Kafka Streams: a quarter of its records, so that the JVM has compiled), until"
-        " they have done theirs. The peers keep no deadlines and no dead letters. The worker's"
-        " totals are checked against the traffic by count and sum of durations, the peers' by the latter.",
+        " after a warm-up (Kafka Streams: a quarter of its records, so that the JVM has compiled),"
+        " until they have done theirs. The peers keep no deadlines and no dead letters. The totals"
+        " of the worker are checked against the traffic by count and sum of durations, the peers'"
+        " by the latter.",
         "",
         *(f"- {text}." for text in SETTINGS.values()),
     ]
@@ -267,8 +268,9 @@ def _table_alone(marks: dict[str, dict[str, Any]]) -> list[str]:
     at, end = marks["checkpoint"], marks["growth"]
     return [
         f"- {at['orders']:,} open orders: {at['bytes_an_order']:.0f} bytes each in memory.",
-        f"- A checkpoint with all of them changed: {at['take_ms']:.0f} ms to take,"
-        f" {at['blocks_bytes'] / MIB:.1f} MiB in {at['blocks']:,} blocks.",
+        f"- A checkpoint with all of them changed: {at['copy_ms']:.0f} ms to copy"
+        f" ({at['pause_ms']:.1f} ms at a time at most, between two folds), {at['pack_ms']:.0f} ms to"
+        f" pack beside the stream; {at['blocks_bytes'] / MIB:.1f} MiB in {at['blocks']:,} blocks.",
         f"- On the way to {end['orders']:,}: the longest fold of a batch of"
         f" {end['batch_bytes'] / 1e6:.1f} MB took {end['pause_ms']:.0f} ms, at"
         f" {end['pause_at_orders']:,} orders; {end['bytes_an_order']:.0f} bytes each at the end.",

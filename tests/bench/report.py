@@ -269,8 +269,9 @@ def _table_alone(marks: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f"- {at['orders']:,} open orders: {at['bytes_an_order']:.0f} bytes each in memory.",
         f"- A checkpoint with all of them changed: {at['copy_ms']:.0f} ms to copy"
-        f" ({at['pause_ms']:.1f} ms at a time at most, between two folds), {at['pack_ms']:.0f} ms to"
-        f" pack beside the stream; {at['blocks_bytes'] / MIB:.1f} MiB in {at['blocks']:,} blocks.",
+        f" ({at['pause_ms']:.1f} ms at a time at most, between two folds), {at['pack_ms']:.0f} ms"
+        f" to pack beside the stream; {at['blocks_bytes'] / MIB:.1f} MiB in {at['blocks']:,}"
+        " blocks.",
         f"- On the way to {end['orders']:,}: the longest fold of a batch of"
         f" {end['batch_bytes'] / 1e6:.1f} MB took {end['pause_ms']:.0f} ms, at"
         f" {end['pause_at_orders']:,} orders; {end['bytes_an_order']:.0f} bytes each at the end.",

@@ -2,8 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -332,17 +331,3 @@ def assert_sound(table: ColumnTable) -> None:
         (held[settled[held]], store._block_retire),
     ):
         assert (bounds[slots // rows.BLOCK_ROWS] <= orders["deadline_ms"][slots]).all()
-
-
-def without_extras_bound(shape: Shape) -> Shape:
-    """Return the shape for a table that is restored; see the test of a pool that is too small."""
-    return replace(shape, extras=None)
-
-
-def cut(entries: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
-    """Return the entries in pieces of these sizes, the last one taking the rest."""
-    pieces, at = [], 0
-    for size in sizes:
-        pieces.append(list(entries[at : at + size]))
-        at += size
-    return [*pieces, list(entries[at:])]

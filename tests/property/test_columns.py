@@ -40,7 +40,6 @@ from tests.property.column_histories import (
     filler_blocks,
     new_columns,
     value_of,
-    without_extras_bound,
     writers,
 )
 
@@ -232,7 +231,7 @@ class Histories(RuleBasedStateMachine):
         self._recover(self.plain_store.torn(changed, written))
 
     def _recover(self, store: Store) -> None:
-        self.columns = new_columns(without_extras_bound(self.shape), self.place, self.policy)
+        self.columns = new_columns(self.shape, self.place, self.policy)
         self.columns.restore(store.blocks.values(), store.clock_ms)
         self.columns.confirm(store.clock_ms)
         self.store, self.position, self.cut = store, store.position, None

@@ -177,7 +177,8 @@ class ColumnTable(IntervalTable):
             record, _ = read_record(body, position, header.base_offset, header.max_timestamp_ms)
             if record.key is not None:
                 keys.add(record.key)
-                self._lift(record.key)
+                if self._rows.is_deferred(record.key):
+                    self._lift(record.key)
             self._fold_record(record, effects)
         for key in keys:
             self._settle_stub(key)

@@ -127,6 +127,11 @@ class Rows:
         key_hash = np.uint64(index.hash_key(words, self._seed))
         return int(index.find(self.orders, self._index, self._tables, words, key_hash))
 
+    def is_deferred(self, key: bytes) -> bool:
+        """Tell whether the order with this key waits for the plain core."""
+        slot = self.find(key)
+        return slot >= 0 and bool(self.orders[slot]["flags"] & rows.DEFERRED)
+
     def _enter(self, slot: int, key: bytes) -> None:
         """Enter a row's name into it and into the index."""
         words = _words(key)
@@ -150,6 +155,7 @@ class Rows:
         """Return the slot for a new plain order: its stub, a new stub, or a slot without a row."""
         slot = self.find(key)
         if slot >= 0:
+            assert self.orders[slot]["flags"] & rows.ODD, "the kernel judged it other than we do"
             return slot
         free = int(self.counters[rows.ROWS_FREE])
         if free:

@@ -218,6 +218,9 @@ class Processor:
                 epoch = self.publisher.cut()
             await self.publisher.delivered(epoch)
             self._step("published")
+            if not await self._still_ours(cuts):
+                log.warning("partitions %s are no longer ours", sorted(self.lanes))
+                return
             await self._write(cuts, entries)
             self._step("written")
             offsets = {
@@ -232,6 +235,20 @@ class Processor:
                 cut.lane.commit_worked(cut)
             self._step("confirmed")
             self.last_checkpoint_ms = self._now_ms()
+
+    async def _still_ours(self, cuts: list[Cut]) -> bool:
+        """Ask the group's coordinator, by committing once more what is committed.
+
+        A worker that was frozen past its session wakes up with partitions that another has by now;
+        its blocks must not go over the other's. This leaves the time from the answer to the
+        delivery of the blocks: no fence, but milliseconds in place of the length of a freeze.
+        """
+        known = {
+            TP(self.settings.segments_topic, cut.lane.partition): cut.lane.committed[0]
+            for cut in cuts
+            if cut.lane.committed is not None
+        }
+        return not known or await self.consumer.commit_offsets(known)
 
     async def _encode(self, cut: Cut) -> list[tuple[bytes, bytes | None]]:
         """Return the cut's entries, packed beside the stream: zstd needs no interpreter lock."""

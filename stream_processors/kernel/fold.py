@@ -24,6 +24,7 @@ from stream_processors.kernel.parse import (
     NUMBER,
     SEGMENT,
     SENT_ON,
+    is_ours_or_nothing,
     is_plain_text,
     parse_segment,
     partition_of,
@@ -45,6 +46,7 @@ from stream_processors.kernel.rows import (
     OPEN,
     ORDERS,
     PHASE,
+    REJECTED,
     ROWS_FREE,
     ROWS_USED,
     SETTLED,
@@ -210,6 +212,20 @@ def settle_complete(store: Any, slot: int, task: Any) -> None:
 
 
 @hot
+def judge(data: Any, frame: Any, header: Any, segment: Any, task: Any) -> int:
+    """Judge a record of a known order: CHANGED if it is to be applied, NO_ROOM to be looked at.
+
+    REJECTED if it will certainly be a dead letter: the plain core says why, and as it changes
+    nothing about the order, the order's next records need not wait for that.
+    """
+    if parse_segment(data, frame, header, segment):
+        if is_acceptable(segment, task):
+            return CHANGED
+        return NO_ROOM if segment[NUMBER] > NUMBER_MAX else REJECTED
+    return REJECTED if is_ours_or_nothing(data, frame, header) else NO_ROOM
+
+
+@hot
 def is_new_order(data: Any, frame: Any, segment: Any, header: Any, task: Any) -> bool:
     """Tell whether a record of an unknown order can start a row."""
     key_at, key_size = frame[KEY_AT], frame[KEY_SIZE]
@@ -280,20 +296,17 @@ def fold(store: Any, data: Any, task: Any, header: Any) -> int:
                 slot = start_row(store, data, frame, segment, words, key_hash, header, task)
                 if slot >= 0 and not orders[slot].flags & ODD:
                     outcome = CHANGED
-            elif (
-                frame[SENT_ON] == 0
-                and not orders[slot].flags & (ODD | DEFERRED)
-                and parse_segment(data, frame, header, segment)
-                and is_acceptable(segment, task)
-            ):
-                outcome = apply(orders, slot, extra, segment, offset, task)
+            elif frame[SENT_ON] == 0 and not orders[slot].flags & (ODD | DEFERRED):
+                outcome = judge(data, frame, header, segment, task)
+                if outcome == CHANGED:
+                    outcome = apply(orders, slot, extra, segment, offset, task)
                 if outcome == NEEDS_EXTRA:
                     outcome = apply_with_extra(store, slot, segment, offset)
         if outcome == CHANGED:
             if move_on(orders, slot, extra, block_due, changed, segment, task):
                 settle_complete(store, slot, task)
-        elif outcome == NO_ROOM:
-            if slot >= 0:
+        elif outcome in (NO_ROOM, REJECTED):
+            if slot >= 0 and outcome == NO_ROOM:
                 orders[slot].flags |= DEFERRED
             slow[counters[SLOWS]] = task[POSITION]
             counters[SLOWS] += 1

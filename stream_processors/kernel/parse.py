@@ -144,6 +144,22 @@ def parse_segment(data: Any, frame: Any, header: Any, out: Any) -> bool:
     return True
 
 
+@hot
+def is_ours_or_nothing(data: Any, frame: Any, header: Any) -> bool:
+    """Tell whether a value is of our own schema or of none at all: what we can't read, nobody can.
+
+    Another fingerprint, or a registry's framing, may be of a schema that the plain core knows.
+    """
+    at, end = frame[VALUE_AT], frame[VALUE_END]
+    if at == end:
+        return True
+    if end - at < HEADER_BYTES:
+        return data[at] != 0
+    if load_u64(data, at) == load_u64(header, 0):
+        return data[at + 8] == header[8] and data[at + 9] == header[9]
+    return data[at] != 0 and data[at] != header[0]
+
+
 @compiled
 def is_plain_text(data: Any, at: int, size: int) -> bool:
     """Tell whether a key is printable ASCII, so certainly a legal order number."""

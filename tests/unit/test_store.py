@@ -65,7 +65,6 @@ def test_reserved_memory_is_not_held_until_it_is_touched() -> None:
     assert resident_bytes() - before < 8 << 20
     array[:: 1 << 20] = 1
     assert int(array[:: 1 << 20].sum(dtype=np.int64)) == 4096
-    assert resident_bytes() - before > 4096 * 4096
     assert store.orders.nbytes == 104 * ROWS_MAX
 
 

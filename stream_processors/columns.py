@@ -348,12 +348,12 @@ class ColumnTable(IntervalTable):
         return describe_order(self._order_of(slot))
 
 
-def compile_kernel(policy: Policy | None = None) -> None:
+def compile_kernel() -> None:
     """Have the kernel compiled, or loaded from its cache, before there is a stream to hold up.
 
     The first time takes about half a minute, later ones less than a second.
     """
-    ColumnTable(Place(0, 1), policy or Policy(), OWN_SCHEMA_ONLY).warm_up()
+    ColumnTable(Place(0, 1), Policy(), OWN_SCHEMA_ONLY).warm_up()
 
 
 def _fits(order: Order) -> bool:

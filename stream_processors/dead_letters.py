@@ -23,11 +23,11 @@ from confluent_kafka import (
 )
 
 from schemas import PARTITIONER, SegmentEvent, encode_segment
+from stream_processors.table import FORWARDED_FROM
 
 Header = tuple[str, bytes | None]
 
 RESENT_FROM = "resent_from"
-FORWARDED_FROM = "forwarded_from"
 """Header of a record that was sent back: `topic/partition/offset` of its dead letter, UTF-8."""
 
 _OURS = ("reason", "detail", "source_topic", "source_partition", "source_offset")

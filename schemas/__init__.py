@@ -13,6 +13,7 @@ from schemas.codec import (
     encode_total,
     schema_fingerprint,
     to_segment,
+    total_revision,
 )
 from schemas.errors import BadRecord, BadTotal, Reason
 from schemas.partitioner import PARTITIONER, partition_for
@@ -53,4 +54,5 @@ __all__ = [
     "partition_for",
     "schema_fingerprint",
     "to_segment",
+    "total_revision",
 ]

@@ -18,7 +18,7 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
 from schemas.errors import BadRecord, BadTotal, Reason
 from schemas.records import Interval, NumberRange, OrderTotal, SegmentEvent, Status
-from schemas.wire import RawSegment, read_segment_body
+from schemas.wire import RawSegment, read_long, read_segment_body
 
 MARKER = b"\xc3\x01"
 HEADER_SIZE = 10
@@ -210,6 +210,17 @@ def encode_total(total: OrderTotal) -> bytes:
     out.write(TOTAL_HEADER)
     fastavro.schemaless_writer(out, _TOTAL, record)
     return out.getvalue()
+
+
+def total_revision(value: bytes) -> int:
+    """Return the revision of an encoded total, read alone; raise BadTotal if it has none."""
+    if not value.startswith(TOTAL_HEADER):
+        return decode_total(value).revision
+    try:
+        size, at = read_long(value, HEADER_SIZE)
+        return read_long(value, at + size)[0]
+    except BadRecord as error:
+        raise BadTotal(error.detail) from error
 
 
 def decode_total(value: bytes | None) -> OrderTotal:

@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import faust
+from faust.types import TP
 from faust.types.auth import SASLMechanism
 from faust.web import Request
 
 from schemas import WriterSchemas
+from stream_processors.columns import compile_kernel
 from stream_processors.publisher import Publisher
+from stream_processors.runtime import FaustRuntime, find_origin
 from stream_processors.settings import Settings
 from stream_processors.worker import TICK_S, Processor, die
 
@@ -41,6 +44,17 @@ class App(faust.App):
     segments_topic_name: str
     segments_partitions: int
     processor: Processor
+
+    async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Fence before Faust reads the changelog, or a frozen owner could still write to it."""
+        segments = self.segments_topic_name
+        try:
+            await self.processor.on_assigned(
+                tp.partition for tp in assigned if tp.topic == segments
+            )
+        except Exception as error:
+            die(error)
+        await super()._on_partitions_assigned(assigned, generation_id)
 
     def _create_directories(self) -> None:
         """Make none: all state is in the changelog and in memory."""
@@ -90,15 +104,16 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
     publisher = Publisher(
         settings.librdkafka(),
         segments_topic=settings.segments_topic,
-        totals_topic=settings.totals_topic,
         dead_letters_topic=settings.dead_letters_topic,
         on_fatal=die,
     )
-    processor = Processor(settings, partitions, writers, publisher, lambda: time.time_ns() // 10**6)
-    processor.app = app
+    compile_kernel()
+    runtime = FaustRuntime(settings, find_origin(settings, partitions), die)
+    runtime.app = app
+    processor = Processor(settings, runtime, writers, publisher, lambda: time.time_ns() // 10**6)
     app.processor = processor
-    _add_stream(app, processor, partitions)
-    _add_pages(app, processor)
+    _add_stream(app, processor, runtime, publisher)
+    _add_pages(app, processor, runtime)
     return app
 
 
@@ -114,14 +129,23 @@ def _credentials(settings: Settings) -> Any:
     return None if context is None else faust.SSLCredentials(context)
 
 
-def _add_stream(app: App, processor: Processor, partitions: int) -> None:
+def _add_stream(
+    app: App, processor: Processor, runtime: FaustRuntime, publisher: Publisher
+) -> None:
     segments = app.topic(processor.settings.segments_topic, schema=AsIs())
-    processor.table = app.Table(
+
+    async def recovered() -> None:
+        try:
+            await processor.on_recovered()
+        except Exception as error:  # Faust would swallow it and start with empty lanes
+            die(error)
+
+    runtime.table = app.Table(
         "checkpoint",
-        partitions=partitions,
+        partitions=runtime.origin.partitions,
         key_type=bytes,
         value_type=bytes,
-        on_recover=processor.on_recovered,
+        on_recover=recovered,
     )
 
     @app.agent(segments, name="fold")
@@ -133,11 +157,14 @@ def _add_stream(app: App, processor: Processor, partitions: int) -> None:
                 die(error)
 
     async def start_publisher(app: Any) -> None:
-        processor.publisher.start(asyncio.get_running_loop())
+        publisher.start(asyncio.get_running_loop())
 
     async def revoked(app: Any, revoked: Any, **_: Any) -> None:
-        if not processor.stopping:
-            await processor.on_revoked()
+        try:
+            if not processor.stopping:
+                await processor.on_revoked()
+        except Exception as error:
+            die(error)
 
     app.task(start_publisher)
     on_revoked: Any = app.on_partitions_revoked
@@ -162,7 +189,7 @@ def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None]]) -
     app.task(repeat)
 
 
-def _add_pages(app: App, processor: Processor) -> None:
+def _add_pages(app: App, processor: Processor, runtime: FaustRuntime) -> None:
     async def order(web: Any, request: Request, number: str) -> Any:
         state = processor.describe(number)
         if state is None:
@@ -172,7 +199,7 @@ def _add_pages(app: App, processor: Processor) -> None:
     async def status(web: Any, request: Request) -> Any:
         return web.json(processor.status())
 
-    to_owner: Any = app.table_route(table=processor.table, match_info="number")
+    to_owner: Any = app.table_route(table=runtime.table, match_info="number")
     pages: Any = app.page
     pages("/orders/{number}")(to_owner(order))
     pages("/status")(status)

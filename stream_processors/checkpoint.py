@@ -2,41 +2,69 @@
 
 Keys are `partition/block`, and `partition/meta` for the marks. Union is idempotent and every order
 knows its last offset, so blocks need not be written all at once or not at all: a checkpoint that
-a crash tore is a mixture of older and newer blocks, and the replay from the committed offset brings
-each of them to the same place.
+a crash tore is a mixture of older and newer blocks, and the replay from the marks brings each of
+them to the same place. All of it is written by the partition's outlet, so by its owner alone.
 
 The effect order, which a test walks by killing the worker after each step:
 
     1 folded      a chunk is in the table; its totals and dead letters are queued
     2 cut         the offset is noted; then the changed blocks are encoded, a few at a time
     3 published   every total, dead letter and forward that the blocks rest on has been delivered
-    4 written     every changed block and the marks have been delivered to the changelog
+    4 written     every changed block, and the marks as the last, are committed to the changelog
     5 committed   the group's offset has moved to the cut
     6 confirmed   orders that were forgotten before the cut give back their slots
 
-The marks hold (offset, clock) pairs: the partition's append-time clock at every offset that may be
-the committed one, so that a replay starts with the very clock that the records were judged by.
+The marks alone decide where a replay starts; the group's offset, which anybody can move, follows
+them. They hold the partition's append-time clock there, so that a replay starts with the very clock
+that the records were judged by, and the end of the totals as it was: what that topic holds from
+there on has been said, and is not said again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
+from schemas import BadTotal, decode_total, total_revision
 from stream_processors.blocks import Snapshot
 from stream_processors.errors import StateError
-from stream_processors.table import IntervalTable
+from stream_processors.outlet import Tail
+from stream_processors.table import IntervalTable, Total
 
-MARKS_VERSION = 1
+MARKS_VERSION = 2
 META = "meta"
+START_ANEW = "start anew from the first segment under another DURABILL_APPLICATION_ID"
 
 
 class Marks(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """What a checkpoint says of its partition; `clocks` is [(next offset, clock_ms), ...]."""
+    """What a checkpoint says of its partition; `topic` is the segments', by name and by id."""
+
+    version: int
+    partitions: int
+    next_offset: int
+    clock_ms: int
+    totals_offset: int | None
+    """Where the totals that a replay may repeat begin; None: not known (version 1)."""
+    topic: str = ""
+    topic_id: str = ""
+
+
+class MarksV1(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Marks as version 1 wrote them: the group's offset chose one of [(next offset, clock_ms)]."""
 
     version: int
     partitions: int
     clocks: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The segments topic that a checkpoint is of. `topic_id` is "" where the broker has none."""
+
+    topic: str
+    topic_id: str
+    partitions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,37 +95,80 @@ class Lane:
     """One assigned partition: its table, and how far it and its checkpoints have come."""
 
     table: IntervalTable
-    next_offset: int | None = None
-    """The offset that the table waits for; None before the first chunk of a new group."""
-    committed: tuple[int, int] | None = None
-    """(next offset, clock_ms) of the last commit that is known to have worked."""
-    pending: list[tuple[int, int]] = field(default_factory=list)
+    origin: Origin
+    next_offset: int
+    """The offset that the table waits for."""
+    written_offset: int | None = None
+    """The offset that the last marks name which are known to be written."""
+    said: dict[bytes, list[tuple[int, bytes]]] = field(default_factory=dict)
+    """Order number -> totals (offset, value) that were said before a crash, and will come again."""
 
     @property
     def partition(self) -> int:
         """Return the partition's number."""
         return self.table.place.partition
 
-    def cut(self) -> Cut | None:
-        """Return what a checkpoint as of now has to write, or None if nothing has changed."""
-        changed = self.table.take_changed()
-        if self.next_offset is None:
-            assert not changed
-            return None
-        if not changed and self.committed is not None and self.committed[0] == self.next_offset:
-            return None
-        mark = (self.next_offset, self.table.clock_ms)
-        known = [] if self.committed is None else [self.committed]
-        self.pending = [*self.pending, mark]
-        marks = Marks(MARKS_VERSION, self.table.place.partitions, known + self.pending)
-        return Cut(self, *mark, changed, msgspec.msgpack.encode(marks))
+    def unsaid(self, totals: list[Total]) -> list[Total]:
+        """Return the totals without those that a worker before us has said already.
 
-    def commit_worked(self, cut: Cut) -> None:
-        """Take note that the group's offset is at the cut."""
-        mark = (cut.next_offset, cut.clock_ms)
-        self.committed = mark
-        self.pending = [each for each in self.pending if each[0] > mark[0]]
-        self.table.confirm(cut.clock_ms)
+        Raises StateError where it said something else: totals are a function of the log, so the
+        policy must have changed, or our program is wrong. Either way nobody may be billed twice.
+        """
+        return [each for each in totals if not self._was_said(each)] if self.said else totals
+
+    def _was_said(self, total: Total) -> bool:
+        known = self.said.get(total.key, [])
+        revision = total_revision(total.value) if known else 0
+        for each in known:
+            if total_revision(each[1]) != revision:
+                continue
+            # Other bytes can say the same where the program's schema is younger.
+            if each[1] != total.value and decode_total(each[1]) != decode_total(total.value):
+                raise StateError(
+                    f"order {total.key.decode()}, revision {revision}: the log gives another total"
+                    f" now than the one at offset {each[0]} of partition {self.partition}. Was the"
+                    " policy changed after a crash? Let a worker with the settings of before catch"
+                    f" up and stop it, then change them; or {START_ANEW}"
+                )
+            known.remove(each)
+            if not known:
+                del self.said[total.key]
+            return True
+        return False
+
+    def cut(self, totals_end: int) -> Cut | None:
+        """Return what a checkpoint as of now has to write, or None if nothing has changed.
+
+        `totals_end`: every total at or after it in its topic comes from after this call.
+        """
+        changed = self.table.take_changed()
+        if not changed and self.written_offset == self.next_offset:
+            return None
+        # What a replay has yet to repeat must be found by the next recovery as well.
+        starts = [offset for known in self.said.values() for offset, _ in known]
+        marks = self._marks(min([totals_end, *starts]))
+        return Cut(self, self.next_offset, self.table.clock_ms, changed, marks)
+
+    def _marks(self, totals_offset: int) -> bytes:
+        origin = self.origin
+        marks = Marks(
+            MARKS_VERSION,
+            origin.partitions,
+            self.next_offset,
+            self.table.clock_ms,
+            totals_offset,
+            origin.topic,
+            origin.topic_id,
+        )
+        return msgspec.msgpack.encode(marks)
+
+    def first_marks(self, totals_end: int) -> tuple[bytes, bytes]:
+        """Return the entry that goes before a new group's first total: nothing has been said."""
+        return entry_key(self.partition, META), self._marks(totals_end)
+
+    def is_written(self, cut: Cut) -> None:
+        """Take note that the cut is in the changelog: from now on a recovery replays from there."""
+        self.written_offset = cut.next_offset
 
 
 def entry_key(partition: int, name: str) -> bytes:
@@ -105,59 +176,115 @@ def entry_key(partition: int, name: str) -> bytes:
     return f"{partition}/{name}".encode()
 
 
+def marks_of(
+    entries: Mapping[bytes, bytes | None],
+    partition: int,
+    origin: Origin,
+    committed_offset: int | None,
+) -> Marks | None:
+    """Return the marks of a partition among the changelog's entries, None where it has none yet.
+
+    `committed_offset` is the group's (None: it has never committed). Raises StateError if the marks
+    are damaged or missing, or belong to other segments.
+    """
+    raw = entries.get(entry_key(partition, META))
+    if raw is None:
+        if committed_offset is not None:
+            raise StateError(
+                f"partition {partition} is committed up to offset {committed_offset},"
+                " but its checkpoint is empty: the changelog topic was deleted, or another program"
+                f" uses this application id. Restore the topic, or {START_ANEW}"
+            )
+        return None
+    marks = _decode_marks(raw, partition, committed_offset)
+    if marks is None:
+        return None
+    if marks.partitions != origin.partitions:
+        raise StateError(
+            f"the checkpoint was made with {marks.partitions} partitions, the segments topic has"
+            f" {origin.partitions}: orders have moved. Start anew under another"
+            " DURABILL_APPLICATION_ID, which replays the segments from the start"
+        )
+    if marks.topic and marks.topic != origin.topic:
+        raise StateError(
+            f"the checkpoint is of the segments in {marks.topic}, not {origin.topic}: two"
+            " deployments share an application id. Give each its own DURABILL_APPLICATION_ID"
+        )
+    if marks.topic_id and origin.topic_id and marks.topic_id != origin.topic_id:
+        raise StateError(
+            f"{origin.topic} was deleted and made anew since the checkpoint, so its offsets mean"
+            f" other segments now: {START_ANEW}"
+        )
+    return marks
+
+
 def restore_lane(
-    table: IntervalTable, entries: Mapping[bytes, bytes | None], committed_offset: int | None
+    table: IntervalTable,
+    entries: Mapping[bytes, bytes | None],
+    origin: Origin,
+    marks: Marks | None,
+    *,
+    first_offset: int,
+    tail: Tail,
 ) -> Lane:
     """Return a lane with its table filled from the changelog's entries of all partitions.
 
-    `committed_offset` is where the replay will start (None: the group has never committed).
-    Raises StateError if entries are damaged, or don't fit the partition number or the offset.
+    `first_offset` is where a log without marks begins; `tail` is what the totals topic holds from
+    the marks' place on. Raises StateError if entries are damaged.
     """
-    lane = Lane(table, next_offset=committed_offset)
-    prefix = entry_key(table.place.partition, "")
-    own = {key[len(prefix) :]: value for key, value in entries.items() if key.startswith(prefix)}
-    blocks = [value for key, value in own.items() if key != META.encode() and value is not None]
-    raw_marks = own.get(META.encode())
-    if raw_marks is None:
-        if committed_offset is not None:
-            raise StateError(
-                f"partition {table.place.partition} is committed up to offset {committed_offset},"
-                " but its checkpoint is empty: the changelog topic was deleted, or another program"
-                " uses this application id. Restore the topic, or start anew from the first"
-                " segment under another DURABILL_APPLICATION_ID"
-            )
-        # Blocks without marks are what a crash in the very first checkpoint can leave.
+    partition = table.place.partition
+    prefix = entry_key(partition, "")
+    meta = entry_key(partition, META)
+    blocks = [
+        value
+        for key, value in entries.items()
+        if key.startswith(prefix) and key != meta and value is not None
+    ]
+    if marks is None:
+        # Blocks without marks are what a crash in version 1's very first checkpoint can leave.
         table.restore(blocks, clock_ms=0)
-        return lane
-    marks = _decode_marks(raw_marks)
-    if marks.partitions != table.place.partitions:
-        raise StateError(
-            f"the checkpoint was made with {marks.partitions} partitions, the segments topic has"
-            f" {table.place.partitions}: orders have moved. Start anew under another"
-            " DURABILL_APPLICATION_ID, which replays the segments from the start"
-        )
+        return Lane(table, origin, first_offset)
+    table.restore(blocks, marks.clock_ms)
+    return Lane(table, origin, marks.next_offset, said=_said(table, tail.totals))
+
+
+def _said(
+    table: IntervalTable, totals: Sequence[tuple[int, bytes, bytes]]
+) -> dict[bytes, list[tuple[int, bytes]]]:
+    """Return those of the totals that the table doesn't know of, so that a replay repeats them."""
+    said: dict[bytes, list[tuple[int, bytes]]] = {}
+    for offset, key, value in totals:
+        try:
+            revision = total_revision(value)
+        except BadTotal:
+            continue  # somebody else's; the ledger reports it
+        if revision > table.revision_of(key):
+            said.setdefault(key, []).append((offset, value))
+    return said
+
+
+def _decode_marks(raw: bytes, partition: int, committed_offset: int | None) -> Marks | None:
+    try:
+        fields: Any = msgspec.msgpack.decode(raw)
+        version = fields[0] if isinstance(fields, list) and fields else None
+        if version == MARKS_VERSION:
+            return msgspec.convert(fields, Marks)
+        if version == 1:
+            old = msgspec.convert(fields, MarksV1)
+            return _from_v1(old, partition, committed_offset)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise StateError(f"the marks of a checkpoint are damaged: {error}") from error
+    raise StateError(f"a checkpoint's marks have version {version}, not {MARKS_VERSION}")
+
+
+def _from_v1(old: MarksV1, partition: int, committed_offset: int | None) -> Marks | None:
     if committed_offset is None:
-        # The process died between writing and its very first commit: the log is read from its
-        # start, and each order passes over what it has seen.
-        table.restore(blocks, clock_ms=0)
-        return lane
-    clocks = dict(marks.clocks)
+        return None  # it died before its very first commit: the log is read from its start
+    clocks = dict(old.clocks)
     if committed_offset not in clocks:
         raise StateError(
-            f"partition {table.place.partition} is committed at offset {committed_offset}, but its"
+            f"partition {partition} is committed at offset {committed_offset}, but its"
             f" checkpoint knows only {sorted(clocks)}: somebody moved the group's offsets, or two"
             " deployments share an application id"
         )
-    table.restore(blocks, clocks[committed_offset])
-    lane.committed = (committed_offset, clocks[committed_offset])
-    return lane
-
-
-def _decode_marks(raw: bytes) -> Marks:
-    try:
-        marks = msgspec.msgpack.decode(raw, type=Marks)
-    except msgspec.DecodeError as error:
-        raise StateError(f"the marks of a checkpoint are damaged: {error}") from error
-    if marks.version != MARKS_VERSION:
-        raise StateError(f"a checkpoint's marks have version {marks.version}, not {MARKS_VERSION}")
-    return marks
+    return Marks(MARKS_VERSION, old.partitions, committed_offset, clocks[committed_offset], None)

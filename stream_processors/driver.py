@@ -22,6 +22,9 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
   recovery ends the set is empty for a while, which aiokafka takes for "all": it would hand out
   segments, move on, and Faust would drop them. Faust also empties its queues as the last thing in a
   recovery, after it has asked for records. `ActivePartitions` stands between.
+* Faust's recovery waits for the record before the log's end. A changelog that is written in
+  transactions ends with a marker, which aiokafka keeps to itself: `ChangelogRecords` hands on an
+  empty record in its place.
 * aiokafka says when a fetch was answered, but what silence proves depends on when it was asked.
 """
 
@@ -67,45 +70,35 @@ class RawMemoryRecords:
 fetcher_module.MemoryRecords = RawMemoryRecords
 
 
-class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
-    """What a fetch brought for one partition of segments, as at most one record: a chunk."""
+class FetchedBatches(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
+    """What a fetch brought for one partition, read batch by batch."""
+
+    next_fetch_offset: int
 
     @classmethod
-    def take_over(cls, plain: PartitionRecords) -> "ChunkRecords":
-        """Return the same fetch, to be handed out as a chunk; nothing has been unpacked yet."""
+    def take_over(cls, plain: PartitionRecords) -> "FetchedBatches":
+        """Return the same fetch, to be handed out our way; nothing has been unpacked yet."""
         return cls(
             plain._tp,
             plain._records,
             plain._aborted_transactions,
             plain.next_fetch_offset,
-            None,
-            None,
+            plain._key_deserializer,
+            plain._value_deserializer,
             plain._check_crcs,
             plain._isolation_level,
         )
 
-    next_fetch_offset: int
-
-    def _unpack_records(self) -> Iterator[ConsumerRecord]:
-        first_offset = self.next_fetch_offset
+    def _batches(self) -> Iterator[tuple[int, BatchHeader]]:
+        """Yield (position, header) of each whole batch, with its checksum verified."""
         data = self._records.data
-        kept: list[memoryview] = []
-        view = memoryview(data)
-        next_offset, newest_ms = first_offset, -1
         for at, header in headers_in(_whole_batches(data)):
             if (
                 self._check_crcs
                 and calc_crc32c(data[at + CRC_FROM : at + header.size]) != header.crc
             ):
                 raise CorruptRecordException(f"Invalid CRC - {self._tp} at {header.base_offset}")
-            next_offset = header.next_offset
-            if not self._is_hidden(header, data, at):
-                kept.append(view[at : at + header.size])
-                newest_ms = header.max_timestamp_ms
-        self.next_fetch_offset = next_offset
-        if next_offset > first_offset:
-            # Also where nothing is left: the table has to learn how far the log has been read.
-            yield self._message(Chunk(first_offset, next_offset, b"".join(kept)), newest_ms)
+            yield at, header
 
     def _is_hidden(self, header: BatchHeader, data: bytes, at: int) -> bool:
         """Tell whether a batch is not for us: a marker, or part of an aborted transaction."""
@@ -117,6 +110,26 @@ class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyp
             elif header.attributes & TRANSACTIONAL:
                 return header.producer_id in self._aborted_producers
         return bool(header.attributes & CONTROL)
+
+
+class ChunkRecords(FetchedBatches):
+    """What a fetch brought for one partition of segments, as at most one record: a chunk."""
+
+    def _unpack_records(self) -> Iterator[ConsumerRecord]:
+        first_offset = self.next_fetch_offset
+        data = self._records.data
+        kept: list[memoryview] = []
+        view = memoryview(data)
+        next_offset, newest_ms = first_offset, -1
+        for at, header in self._batches():
+            next_offset = header.next_offset
+            if not self._is_hidden(header, data, at):
+                kept.append(view[at : at + header.size])
+                newest_ms = header.max_timestamp_ms
+        self.next_fetch_offset = next_offset
+        if next_offset > first_offset:
+            # Also where nothing is left: the table has to learn how far the log has been read.
+            yield self._message(Chunk(first_offset, next_offset, b"".join(kept)), newest_ms)
 
     def _message(self, chunk: Chunk, newest_ms: int) -> ConsumerRecord:
         return ConsumerRecord(
@@ -130,6 +143,42 @@ class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyp
             checksum=None,
             serialized_key_size=-1,
             serialized_value_size=len(chunk.data),
+            headers=(),
+        )
+
+
+class ChangelogRecords(FetchedBatches):
+    """What a fetch brought for one partition of a changelog, a record in each marker's place."""
+
+    def _unpack_records(self) -> Iterator[ConsumerRecord]:
+        data = self._records.data
+        for at, header in self._batches():
+            if header.attributes & CONTROL:
+                self._is_hidden(header, data, at)  # takes note of what it ends
+                if header.next_offset > self.next_fetch_offset:
+                    self.next_fetch_offset = header.next_offset
+                    yield self._placeholder(header)
+                continue
+            if not self._is_hidden(header, data, at):
+                for record in MemoryRecords(data[at : at + header.size]).next_batch():
+                    if record.offset >= self.next_fetch_offset:
+                        self.next_fetch_offset = record.offset + 1
+                        yield self._consumer_record(self._tp, record)
+            self.next_fetch_offset = max(self.next_fetch_offset, header.next_offset)
+
+    def _placeholder(self, header: BatchHeader) -> ConsumerRecord:
+        """Return a tombstone for a key that no entry has."""
+        return ConsumerRecord(
+            topic=self._tp.topic,
+            partition=self._tp.partition,
+            offset=header.next_offset - 1,
+            timestamp=header.max_timestamp_ms,
+            timestamp_type=0,
+            key=b"",
+            value=None,
+            checksum=None,
+            serialized_key_size=0,
+            serialized_value_size=-1,
             headers=(),
         )
 
@@ -160,8 +209,9 @@ class FetchedRecords(OrderedDict[Any, Any]):
         self._segments_topic = segments_topic
 
     def __setitem__(self, tp: Any, result: Any) -> None:
-        if tp.topic == self._segments_topic and isinstance(result, FetchResult):
-            result._partition_records = ChunkRecords.take_over(result._partition_records)
+        if isinstance(result, FetchResult):
+            ours = ChunkRecords if tp.topic == self._segments_topic else ChangelogRecords
+            result._partition_records = ours.take_over(result._partition_records)
         super().__setitem__(tp, result)
 
 

@@ -5,7 +5,8 @@
     ├── SettingsError                    the operator's: all wrong settings at once; exit code 2
     ├── ContractError                    the topics or the log are not as the contract says
     │   └── CorruptBatch                 bytes that the broker served are no record batch
-    └── StateError                       a checkpoint can't be read, or has another format
+    ├── StateError                       a checkpoint can't be read, or has another format
+    └── FencedError                      another worker has taken a partition over
 
 What isn't here is our own bug: AssertionError and the rest end the process with a non-zero code,
 for a wrong bill is worse than no bill.
@@ -38,3 +39,7 @@ class CorruptBatch(ContractError):
 
 class StateError(DurabillError):
     """A checkpoint can't be read."""
+
+
+class FencedError(DurabillError):
+    """Another worker has taken a partition over; Kafka refuses whatever we'd still write."""

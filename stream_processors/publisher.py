@@ -1,9 +1,9 @@
-"""What a table gives goes out: totals, dead letters, records sent on, by confluent-kafka.
+"""Dead letters and records that are sent on go out, at least once, by confluent-kafka.
 
-Every record is counted in the epoch in which it was produced. A checkpoint closes the epoch
-(`cut`) and waits until it has been delivered to the last record before anything that rests on it
-is written. A record that can't be delivered is fatal: the process ends, and a recovery produces
-it again from the log.
+Both carry their origin, by which a repeat is recognised; totals go out by an `outlet`. Every
+record is counted in the epoch in which it was produced. A checkpoint closes the epoch (`cut`) and
+waits until it has been delivered to the last record before anything that rests on it is written. A
+record that can't be delivered is fatal: the process ends, and a recovery produces it again.
 """
 
 import asyncio
@@ -22,22 +22,21 @@ FULL_PAUSE_S = 0.005
 
 
 class Publisher:
-    """Produces the effects of all tables of a worker. Lives on one event loop."""
+    """Produces dead letters and forwards of all tables of a worker. Lives on one event loop."""
 
     def __init__(
         self,
         kafka: dict[str, str],
         *,
         segments_topic: str,
-        totals_topic: str,
         dead_letters_topic: str,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._producer = Producer(
             {
                 **kafka,
-                "acks": "all",  # a total that one broker alone has seen is not settled
-                "enable.idempotence": True,  # a retry must not repeat or reorder revisions
+                "acks": "all",  # a letter that one broker alone has seen can be lost with it
+                "enable.idempotence": True,  # a retry must not repeat what is sent on
                 "partitioner": PARTITIONER,  # dead letters' keys go where everybody's go
                 "compression.type": "lz4",
                 # A dead letter may have any size that came in: the topics decide, not we.
@@ -47,7 +46,6 @@ class Publisher:
             }
         )
         self._segments_topic = segments_topic
-        self._totals_topic = totals_topic
         self._dead_letters_topic = dead_letters_topic
         self._on_fatal = on_fatal
         self._epoch = 0
@@ -64,9 +62,7 @@ class Publisher:
         self._poller.start()
 
     async def publish(self, partition: int, effects: Effects) -> None:
-        """Queue the effects of partition `partition`'s table, in their order."""
-        for total in effects.totals:
-            await self._produce(self._totals_topic, total.key, total.value, partition=partition)
+        """Queue the dead letters and forwards of a partition's table, in their order."""
         for letter in effects.dead_letters:
             await self._dead_letter(letter, partition)
         for forward in effects.forwards:

@@ -308,6 +308,11 @@ class IntervalTable:
         """Return how many orders are known, settled ones included."""
         return len(self._orders)
 
+    def revision_of(self, key: bytes) -> int:
+        """Return the revision of an order's last total, 0 if it has none or is not known."""
+        order = self._orders.get(key.decode("utf-8", "replace"))
+        return 0 if order is None else order.revision
+
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest deadline of an order that is not settled (None: there is none)."""
         deadlines = (order.deadline_ms for order in self._orders.values() if not order.is_settled())

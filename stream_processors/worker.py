@@ -1,8 +1,9 @@
 """One worker: the lanes of its partitions, folded, timed and checkpointed on one event loop.
 
 Faust decides which partitions are ours and recovers the checkpoint table; everything about
-billing is in the tables. After every rebalance the lanes are built anew from the changelog: what
-another worker may have written in between must not be mixed with what we remember.
+billing is in the tables. After every rebalance the exits of our partitions are opened anew, which
+shuts those of any other worker, and only then is anything read: what another may have written
+in between must not be mixed with what we remember, nor come after it.
 """
 
 import asyncio
@@ -11,20 +12,27 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
-
-import faust
-from faust.types import TP
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, NoReturn, Protocol
 
 from schemas import WriterSchemas
 from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
-from stream_processors.checkpoint import META, Cut, Lane, entry_key, restore_lane
-from stream_processors.columns import ColumnTable, compile_kernel
-from stream_processors.driver import Consumer
+from stream_processors.checkpoint import (
+    META,
+    START_ANEW,
+    Cut,
+    Lane,
+    Marks,
+    entry_key,
+    marks_of,
+    restore_lane,
+)
+from stream_processors.columns import ColumnTable
 from stream_processors.errors import ContractError, DurabillError
-from stream_processors.publisher import Publisher
+from stream_processors.outlet import Entry
+from stream_processors.runtime import Exit, Runtime
 from stream_processors.settings import Settings
 from stream_processors.table import Effects, Place
 
@@ -34,6 +42,7 @@ TICK_S = 0.1
 BLOCKS_AT_ONCE = 32
 """Blocks taken between two chunks of the stream: about 2 ms of its time."""
 
+CLOSING_S = 5.0
 SHUTDOWN_S = 20.0
 """How long a last checkpoint may take; without it the next owner replays a little more."""
 
@@ -67,106 +76,148 @@ class CrashStep:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Letters(Protocol):
+    """Where dead letters and records to be sent on go; see `publisher.Publisher`."""
+
+    async def publish(self, partition: int, effects: Effects) -> None:
+        """Queue the dead letters and forwards of a partition."""
+
+    def cut(self) -> int:
+        """Close the current epoch and return it."""
+
+    async def delivered(self, epoch: int) -> None:
+        """Return once every record of the epoch, and before, has been acknowledged."""
+
+    def stop(self) -> None:
+        """Flush what is queued, and end."""
+
+
 class Processor:
     """The lanes of a worker, and what moves them: chunks, time, checkpoints, rebalances."""
 
     def __init__(
         self,
         settings: Settings,
-        partitions: int,
+        runtime: Runtime,
         writers: WriterSchemas,
-        publisher: Publisher,
+        letters: Letters,
         now_ms: Callable[[], int],
     ) -> None:
         self.settings = settings
-        self.partitions = partitions
-        self.publisher = publisher
+        self.runtime = runtime
+        self.letters = letters
         self.lanes: dict[int, Lane] = {}
+        self.exits: dict[int, Exit] = {}
         self.stopping = False
         self._writers = writers
         self._now_ms = now_ms
         self._step = CrashStep(settings.crash_at_step)
+        self._assignment = 0
         self._checkpoint_lock = asyncio.Lock()
         # What a table holds and what has been queued of it must not be told apart by a checkpoint.
         self._effects_lock = asyncio.Lock()
-        compile_kernel()
         self._slack_ms = round(settings.clock_slack_s * 1000)
         self.last_checkpoint_ms: int | None = None
-        self.app: faust.App
-        self.table: Any = None
-
-    @property
-    def consumer(self) -> Consumer:
-        """Return the app's consumer, which is of our own transport."""
-        consumer = self.app.consumer
-        assert isinstance(consumer, Consumer)
-        return consumer
-
-    @property
-    def _recovery(self) -> Any:
-        """Faust's recovery of tables, which its interface doesn't mention."""
-        tables: Any = self.app.tables
-        return tables.recovery
+        self.last_tick_ms: int | None = None
 
     # -- rebalances ---------------------------------------------------------------------------
 
+    async def on_assigned(self, partitions: Iterable[int]) -> None:
+        """Shut everybody else out of these partitions, before anything of theirs is read."""
+        self._assignment += 1
+        await self._let_go()
+        numbers = sorted(partitions)
+        opened = await asyncio.gather(*(self.runtime.open_exit(each) for each in numbers))
+        self.exits = dict(zip(numbers, opened, strict=True))
+
     async def on_recovered(self) -> None:
-        """Build the lanes from the table that Faust has just recovered."""
-        try:
-            await self._build_lanes()
-        except Exception as error:  # Faust would swallow it and start with empty lanes
-            die(error)
-
-    async def _build_lanes(self) -> None:
-        entries: Mapping[bytes, bytes | None] = dict(self.table.data.items())
-        topic = self.settings.segments_topic
-        tps = [tp for tp in self.consumer.assignment() if tp.topic == topic]
-        committed = {tp: await self.consumer.committed_offset(tp) for tp in tps}
-        # For all at once: each such question waits behind a fetch that waits for news.
-        first, after = await asyncio.gather(
-            self.consumer.earliest_offsets(*tps), self.consumer.highwaters(*tps)
-        )
-        for tp in tps:
-            _check_offset(tp, committed[tp], first[tp], after[tp])
-        lanes = {}
-        for tp in tps:
-            place = Place(tp.partition, self.partitions)
-            seed = int.from_bytes(os.urandom(7), "little")
-            table = ColumnTable(place, self.settings.policy, self._writers, seed=seed)
-            lane = restore_lane(table, entries, committed[tp])
-            if lane.next_offset is None:
-                lane.next_offset = first[tp]  # so that a hole is noticed from the first chunk on
-            lanes[tp.partition] = lane
+        """Build the lanes from the table that has just been recovered."""
+        assignment = self._assignment
+        assigned = sorted(self.runtime.assigned())
+        if assigned != sorted(self.exits):
+            log.info("partitions change hands again")
+            return
+        lanes = await self._build_lanes(assigned)
+        if assignment != self._assignment:
+            return  # another rebalance came in between, and its own recovery follows
+        # The group's offset follows the marks; Faust starts to read from it.
+        starts = {partition: lane.next_offset for partition, lane in lanes.items()}
+        if starts and not await self.runtime.commit(starts):
+            log.warning("partitions %s are no longer ours", assigned)
+            return
+        if assignment != self._assignment:
+            return
         self.lanes = lanes
-        self.forget_recovered()
+        self.runtime.forget_entries()
+        orders = sum(len(lane.table) for lane in lanes.values())
+        said = sum(map(len, chain.from_iterable(lane.said.values() for lane in lanes.values())))
         log.info(
-            "partitions %s, %d orders known",
-            sorted(lanes),
-            sum(len(lane.table) for lane in lanes.values()),
+            "partitions %s, %d orders known, %d totals said since the checkpoint",
+            *(assigned, orders, said),
         )
 
-    def forget_recovered(self) -> None:
-        """Drop Faust's copy of the table, so that the next recovery reads everything anew."""
-        self.table.data.clear()
-        self._recovery.active_offsets.clear()
+    async def _build_lanes(self, partitions: list[int]) -> dict[int, Lane]:
+        if not partitions:
+            return {}
+        entries, origin = self.runtime.entries(), self.runtime.origin
+        bounds = await self.runtime.log_bounds(partitions)
+        committed = await asyncio.gather(*map(self.runtime.committed, partitions))
+        marks: dict[int, Marks | None] = {}
+        for partition, offset in zip(partitions, committed, strict=True):
+            found = marks_of(entries, partition, origin, offset)
+            _check_offset(origin.topic, partition, found, bounds[partition])
+            marks[partition] = found
+        tails = await self.runtime.totals_since(
+            {each: found.totals_offset if found else None for each, found in marks.items()}
+        )
+        lanes = {}
+        for partition, found in marks.items():
+            seed = int.from_bytes(os.urandom(7), "little")
+            place = Place(partition, origin.partitions)
+            lane = restore_lane(
+                ColumnTable(place, self.settings.policy, self._writers, seed=seed),
+                entries,
+                origin,
+                found,
+                first_offset=bounds[partition][0],
+                tail=tails[partition],
+            )
+            way_out = self.exits[partition]
+            way_out.position = tails[partition].end
+            if found is None:
+                # Ahead of the first total: a recovery has to know from where on to look for it.
+                way_out.put_entries([lane.first_marks(tails[partition].end)])
+            lanes[partition] = lane
+        return lanes
 
     async def on_revoked(self) -> None:
         """Write a last checkpoint of all lanes and let them go."""
         try:
             async with asyncio.timeout(SHUTDOWN_S):
                 await self.checkpoint()
+                await self._let_go()
         except TimeoutError:
             log.warning("no last checkpoint within %s s; the next owner replays more", SHUTDOWN_S)
-        except Exception as error:
-            die(error)
+            self.lanes = {}
+        self.runtime.forget_entries()
+
+    async def _let_go(self) -> None:
         self.lanes = {}
-        self._recovery.active_offsets.clear()
+        exits, self.exits = list(self.exits.values()), {}
+        for each in exits:
+            each.close()
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                for each in exits:
+                    await each.closed()
+        except TimeoutError:
+            log.warning("not all transactions ended within %s s; they are undone", CLOSING_S)
 
     async def shutdown(self) -> None:
         """Stop folding, checkpoint, and stop publishing."""
         self.stopping = True
         await self.on_revoked()
-        self.publisher.stop()
+        self.letters.stop()
 
     # -- the stream ---------------------------------------------------------------------------
 
@@ -174,34 +225,35 @@ class Processor:
         """Take in a chunk of a partition that may have been taken from us meanwhile."""
         async with self._effects_lock:
             lane = self.lanes.get(partition)
-            if lane is None or self.stopping:
+            if lane is None or self.stopping or chunk.next_offset <= lane.next_offset:
                 return
-            if lane.next_offset is not None:
-                if chunk.next_offset <= lane.next_offset:
-                    return
-                assert chunk.first_offset <= lane.next_offset, (
-                    f"partition {partition}: a hole, {lane.next_offset} to {chunk.first_offset}"
-                )
+            assert chunk.first_offset <= lane.next_offset, (
+                f"partition {partition}: a hole, {lane.next_offset} to {chunk.first_offset}"
+            )
             effects = lane.table.fold(chunk)
             lane.next_offset = chunk.next_offset
-            await self._publish(partition, effects)
+            await self._publish(lane, effects)
 
-    async def _publish(self, partition: int, effects: Effects) -> None:
-        await self.publisher.publish(partition, effects)
+    async def _publish(self, lane: Lane, effects: Effects) -> None:
+        way_out = self.exits[lane.partition]
+        way_out.put_totals(lane.unsaid(effects.totals))
+        if effects.dead_letters or effects.forwards:
+            await self.letters.publish(lane.partition, effects)
         if effects.totals or effects.dead_letters or effects.forwards:
             self._step("folded")
+        await way_out.has_room()
 
     async def tick(self) -> None:
         """Publish what is due in partitions that are silent, by the broker's last answer."""
         async with self._effects_lock:
             for partition, lane in list(self.lanes.items()):
-                if lane.next_offset is None or self.stopping:
+                if self.stopping:
                     continue
-                tp = TP(self.settings.segments_topic, partition)
-                answered_ms = self.consumer.silent_since_ms(tp, lane.next_offset)
+                answered_ms = self.runtime.silent_since_ms(partition, lane.next_offset)
                 if answered_ms is not None:
                     effects = lane.table.tick(answered_ms - self._slack_ms)
-                    await self._publish(partition, effects)
+                    await self._publish(lane, effects)
+        self.last_tick_ms = self._now_ms()
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -209,66 +261,42 @@ class Processor:
         """Write a checkpoint of every lane with changes; see `checkpoint` for the steps."""
         async with self._checkpoint_lock:
             async with self._effects_lock:
-                cuts = [cut for lane in self.lanes.values() if (cut := lane.cut()) is not None]
+                exits = dict(self.exits)
+                lanes = [(lane, exits[lane.partition]) for lane in self.lanes.values()]
+                cuts = [cut for lane, out in lanes if (cut := lane.cut(out.position)) is not None]
             if not cuts:
+                self.last_checkpoint_ms = self._now_ms()
                 return
             entries = [await self._encode(cut) for cut in cuts]
             self._step("cut")
             async with self._effects_lock:
-                epoch = self.publisher.cut()
-            await self.publisher.delivered(epoch)
+                epoch = self.letters.cut()
+            ways_out = [exits[cut.lane.partition] for cut in cuts]
+            await self.letters.delivered(epoch)
+            await asyncio.gather(*(each.flushed() for each in ways_out))
             self._step("published")
-            if not await self._still_ours(cuts):
-                log.warning("partitions %s are no longer ours", sorted(self.lanes))
-                return
-            await self._write(cuts, entries)
+            for way_out, own in zip(ways_out, entries, strict=True):
+                way_out.put_entries(own)
+            await asyncio.gather(*(each.flushed() for each in ways_out))
+            for cut in cuts:
+                cut.lane.is_written(cut)
             self._step("written")
-            offsets = {
-                TP(self.settings.segments_topic, cut.lane.partition): cut.next_offset
-                for cut in cuts
-            }
-            if not await self.consumer.commit_offsets(offsets):
-                log.warning("partitions %s are no longer ours", sorted(self.lanes))
+            if not await self.runtime.commit({cut.lane.partition: cut.next_offset for cut in cuts}):
+                log.warning("partitions %s are no longer ours", sorted(exits))
                 return
             self._step("committed")
             for cut in cuts:
-                cut.lane.commit_worked(cut)
+                cut.lane.table.confirm(cut.clock_ms)
             self._step("confirmed")
             self.last_checkpoint_ms = self._now_ms()
 
-    async def _still_ours(self, cuts: list[Cut]) -> bool:
-        """Ask the group's coordinator, by committing once more what is committed.
-
-        A worker that was frozen past its session wakes up with partitions that another has by now;
-        its blocks must not go over the other's. This leaves the time from the answer to the
-        delivery of the blocks: no fence, but milliseconds in place of the length of a freeze.
-        """
-        known = {
-            TP(self.settings.segments_topic, cut.lane.partition): cut.lane.committed[0]
-            for cut in cuts
-            if cut.lane.committed is not None
-        }
-        return not known or await self.consumer.commit_offsets(known)
-
-    async def _encode(self, cut: Cut) -> list[tuple[bytes, bytes | None]]:
+    async def _encode(self, cut: Cut) -> list[Entry]:
         """Return the cut's entries, packed beside the stream: zstd needs no interpreter lock."""
-        entries: list[tuple[bytes, bytes | None]] = []
+        entries: list[Entry] = []
         for snapshots in cut.snapshots(BLOCKS_AT_ONCE):
-            entries += await asyncio.to_thread(_pack, snapshots)
+            entries += await self.runtime.aside(_pack, snapshots)
         entries.append((entry_key(cut.lane.partition, META), cut.marks))
         return entries
-
-    async def _write(
-        self, cuts: list[Cut], entries: list[list[tuple[bytes, bytes | None]]]
-    ) -> None:
-        """Send the entries to the changelog and wait for the delivery of every one."""
-        sent = [
-            self.table.send_changelog(cut.lane.partition, key, value, "raw", "raw")
-            for cut, own in zip(cuts, entries, strict=True)
-            for key, value in own
-        ]
-        for each in sent:
-            await each
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -288,7 +316,7 @@ class Processor:
             "partitions": {
                 str(partition): {
                     "next_offset": lane.next_offset,
-                    "committed_offset": lane.committed[0] if lane.committed else None,
+                    "checkpointed_offset": lane.written_offset,
                     "orders": len(lane.table),
                     "records": lane.table.records,
                     "clock_ms": lane.table.clock_ms,
@@ -299,16 +327,16 @@ class Processor:
         }
 
 
-def _check_offset(tp: TP, committed: int | None, first: int, after: int) -> None:
+def _check_offset(topic: str, partition: int, marks: Marks | None, bounds: tuple[int, int]) -> None:
     """Refuse to go on where the log, [first, after), no longer holds what has not been read."""
-    if committed is not None and not first <= committed <= after:
+    first, after = bounds
+    if marks is not None and not first <= marks.next_offset <= after:
         raise ContractError(
-            f"{tp.topic}/{tp.partition}: the next offset to read is {committed}, but the log"
+            f"{topic}/{partition}: the next offset to read is {marks.next_offset}, but the log"
             f" holds {first} to {after}: segments are lost. Restore them from the archive, or"
-            " accept the loss and start anew from the first segment left under another"
-            " DURABILL_APPLICATION_ID"
+            f" accept the loss and {START_ANEW}"
         )
 
 
-def _pack(snapshots: list[tuple[bytes, Snapshot | None]]) -> list[tuple[bytes, bytes | None]]:
+def _pack(snapshots: list[tuple[bytes, Snapshot | None]]) -> list[Entry]:
     return [(key, snapshot.pack() if snapshot else None) for key, snapshot in snapshots]

@@ -230,14 +230,42 @@ def refusal(deployed: Deployment) -> str:
     return worker.log()
 
 
-def moved_offset_is_refused(bootstrap_servers: str, folder: Path) -> None:
-    """Somebody's offsets, to which the checkpoint has no clock."""
+def moved_offset_moves_nothing(bootstrap_servers: str, folder: Path) -> None:
+    """Anybody can move a group's offsets: the checkpoint says where it goes on."""
     with stopped(bootstrap_servers, folder) as deployed:
-        place = TopicPartition(deployed.segments, 0, deployed.committed()[0] - 1)
+        ends = deployed.committed()
+        places = [
+            TopicPartition(deployed.segments, 0, ends[0] - 1),
+            TopicPartition(deployed.segments, 1, 0),
+        ]
+        deployed.send(traffic(2, orders=10, segments=10))
+        places.append(TopicPartition(deployed.segments, 2, deployed.ends()[2]))
         admin = AdminClient(deployed.kafka)
-        request = ConsumerGroupTopicPartitions(deployed.name, [place])
+        request = ConsumerGroupTopicPartitions(deployed.name, places)
         admin.alter_consumer_group_offsets([request])[deployed.name].result(20)
-        assert "somebody moved the group's offsets" in refusal(deployed)
+        assert deployed.start_and_wait().stop() == 0
+        deployed.start_and_wait()
+        deployed.wait_for_truth()
+
+
+def frozen_worker_is_fenced(bootstrap_servers: str, folder: Path) -> None:
+    """A worker that wakes up after its partitions were given away: nothing of it is seen."""
+    with deployment(bootstrap_servers, folder) as deployed:
+        frozen = deployed.start_and_wait()
+        deployed.send(traffic(1, orders=10, segments=10))
+        wait_until(lambda: sum(frozen.next_offsets().values()) > 0, "segments were read")
+        frozen.signal(signal.SIGSTOP)
+        successor = deployed.start_and_wait()
+        deployed.send(traffic(2, orders=10, segments=10))
+        deployed.wait_for_truth()
+        frozen.signal(signal.SIGCONT)
+        assert frozen.wait(60) == REFUSED
+        assert "has been taken over by another worker" in frozen.log()
+        deployed.workers.remove(frozen)
+        deployed.send(traffic(3, orders=10, segments=10))
+        successor.kill()
+        deployed.start_and_wait()
+        deployed.wait_for_truth()
 
 
 def deleted_checkpoint_is_refused(bootstrap_servers: str, folder: Path) -> None:
@@ -280,7 +308,8 @@ CASES: dict[str, Callable[[str, Path], None]] = {
         second_worker_joins_and_leaves,
         restart_has_nothing_to_replay,
         paused_worker_settles_nothing_too_early,
-        moved_offset_is_refused,
+        moved_offset_moves_nothing,
+        frozen_worker_is_fenced,
         deleted_checkpoint_is_refused,
         lost_segments_are_refused,
         undeliverable_totals_end_the_worker,

@@ -1,0 +1,352 @@
+"""A partition's way out: totals and checkpoint entries, in transactions, by its owner alone.
+
+There is one transactional producer a partition (KIP-98), named after the application and the
+partition. Opening it fences whoever had it before: the broker refuses everything more from a worker
+that was frozen and has lost the partition meanwhile, and undoes what it had not committed. What is
+put goes out in that order, cut into transactions: no block of a checkpoint can be seen before the
+totals that it rests on. A transaction that the broker gave up is said again from its start;
+whatever else goes wrong is fatal, and a recovery finds out from the topic what has been said
+(`read_tails`).
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from confluent_kafka import OFFSET_END as LOG_END
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from stream_processors.errors import FencedError, StateError
+from stream_processors.table import Total
+
+Entry = tuple[bytes, bytes | None]
+"""A checkpoint entry's key and content."""
+
+SPACING_S = 0.05
+"""Between the starts of two transactions: each costs the broker five small writes."""
+
+TRANSACTION_BYTES_MAX = 2 * 1024 * 1024
+"""A transaction ends after this much, so that totals needn't wait for a large checkpoint."""
+
+BACKLOG_BYTES_MAX = 64 * 1024 * 1024
+TRANSACTION_TIMEOUT_S = 60
+COMMIT_PATIENCE_S = 1.0
+OPEN_PATIENCE_S = 30.0
+RETRY_PAUSE_S = 0.2
+ATTEMPTS_MAX = 3
+FULL_PAUSE_S = 0.005
+READ_PATIENCE_S = 30.0
+_FENCED = (
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+)
+
+
+class Run(NamedTuple):
+    """Records for one topic that go out together."""
+
+    topic: str
+    messages: list[dict[str, Any]]
+    size: int
+
+
+class Outlet:
+    """The transactional producer of one partition, with a thread that commits what is put.
+
+    Made and used on one event loop. `position` is the offset in the totals topic that follows the
+    last total known to have been written.
+    """
+
+    def __init__(
+        self,
+        producer: Producer,
+        *,
+        partition: int,
+        totals_topic: str,
+        checkpoint_topic: str,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.partition = partition
+        self.position = 0
+        self._producer = producer
+        self._totals_topic = totals_topic
+        self._checkpoint_topic = checkpoint_topic
+        self._on_fatal = on_fatal
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()
+        self._runs: deque[Run] = deque()
+        self._put = self._committed = self._backlog_bytes = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._closing = False
+        self._started_s = 0.0
+        self._waiting_since_s: float | None = None
+        name = f"outlet-{partition}"
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    def put_totals(self, totals: Sequence[Total]) -> None:
+        """Queue totals, in their order."""
+        if totals:
+            messages: list[dict[str, Any]] = [{"key": key, "value": total} for key, total in totals]
+            messages[-1]["callback"] = self._note_position
+            self._append(self._totals_topic, messages)
+
+    def put_entries(self, entries: Sequence[Entry]) -> None:
+        """Queue entries of the checkpoint, in their order."""
+        for key, content in entries:
+            self._append(self._checkpoint_topic, [{"key": key, "value": content}])
+
+    def _append(self, topic: str, messages: list[dict[str, Any]]) -> None:
+        size = sum(len(each["key"]) + len(each["value"] or b"") for each in messages)
+        with self._changed:
+            self._runs.append(Run(topic, messages, size))
+            self._put += 1
+            self._backlog_bytes += size
+            if self._waiting_since_s is None:
+                self._waiting_since_s = time.monotonic()
+            self._changed.notify()
+
+    async def flushed(self) -> None:
+        """Return once everything put so far is committed."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        with self._changed:
+            if self._committed == self._put:
+                return
+            self._waiters.append((self._put, waiter))
+        await waiter
+
+    async def has_room(self) -> None:
+        """Return once little enough is queued: holds the stream back where brokers are slow."""
+        while self._backlog_bytes > BACKLOG_BYTES_MAX:
+            await asyncio.sleep(FULL_PAUSE_S)
+
+    def waiting_s(self) -> float:
+        """Return for how long the oldest record that is not committed has been waiting."""
+        since_s = self._waiting_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def close(self) -> None:
+        """Have the thread end, which undoes what has not been committed; doesn't wait for it."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    async def closed(self) -> None:
+        """Return once the thread has ended; never, where a broker that is gone holds it up."""
+        while self._thread.is_alive():
+            await asyncio.sleep(FULL_PAUSE_S)
+
+    # -- the thread ---------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while runs := self._next():
+                if not self._say(runs):
+                    break
+                self._note_committed(runs)
+        except BaseException as error:
+            if not self._closing:
+                self._loop.call_soon_threadsafe(self._on_fatal, self._explain(error))
+        self._producer.close()
+
+    def _next(self) -> list[Run]:
+        """Return what the next transaction is of, as soon as its time has come; [] at the end."""
+        with self._changed:
+            while not self._runs and not self._closing:
+                self._changed.wait()
+        time.sleep(max(0.0, self._started_s + SPACING_S - time.monotonic()))
+        self._started_s = time.monotonic()
+        return [] if self._closing else self._take()
+
+    def _take(self) -> list[Run]:
+        """Return what the next transaction is of; it stays queued until that is committed."""
+        size, runs = 0, []
+        with self._changed:
+            for run in self._runs:
+                runs.append(run)
+                size += run.size
+                if size >= TRANSACTION_BYTES_MAX:
+                    break
+        return runs
+
+    def _say(self, runs: Sequence[Run]) -> bool:
+        """Commit the records in one transaction; return False if we were closed meanwhile."""
+        aborted = 0
+        while not self._closing:
+            try:
+                self._producer.begin_transaction()
+                for topic, messages, _ in runs:
+                    queued = self._producer.produce_batch(topic, messages, partition=self.partition)
+                    assert queued == len(messages), [each.get("_error") for each in messages]
+                return self._commit()
+            except KafkaException as error:
+                aborted += 1
+                if not error.args[0].txn_requires_abort() or aborted == ATTEMPTS_MAX:
+                    raise
+                # The broker's word: nothing of it can be seen, it may be said again.
+                self._abort()
+        return False
+
+    def _commit(self) -> bool:
+        while not self._closing:
+            try:
+                self._producer.commit_transaction(COMMIT_PATIENCE_S)
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise
+            else:
+                return True
+        return False
+
+    def _abort(self) -> None:
+        while not self._closing:
+            try:
+                self._producer.abort_transaction(COMMIT_PATIENCE_S)
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise
+            else:
+                time.sleep(RETRY_PAUSE_S)
+                return
+
+    def _note_committed(self, runs: Sequence[Run]) -> None:
+        with self._changed:
+            for run in runs:
+                assert self._runs.popleft() is run
+                self._backlog_bytes -= run.size
+            self._committed += len(runs)
+            self._waiting_since_s = time.monotonic() if self._runs else None
+            ready = [waiter for number, waiter in self._waiters if number <= self._committed]
+            self._waiters = [each for each in self._waiters if each[0] > self._committed]
+        for waiter in ready:
+            self._loop.call_soon_threadsafe(_resolve, waiter)
+
+    def _note_position(self, error: KafkaError | None, message: Message) -> None:
+        offset = message.offset()
+        if error is None and offset is not None:
+            self.position = offset + 1
+
+    def _explain(self, error: BaseException) -> BaseException:
+        fault = error.args[0] if isinstance(error, KafkaException) else None
+        if isinstance(fault, KafkaError) and fault.code() in _FENCED:
+            return FencedError(
+                f"partition {self.partition} has been taken over by another worker of this"
+                " application id, while this one was frozen or cut off; it stops, nothing is lost."
+                " If it happens all the time, two deployments share the application id: give each"
+                " its own DURABILL_APPLICATION_ID"
+            )
+        return error
+
+
+def open_producer(kafka: Mapping[str, str], transactional_id: str) -> Producer:
+    """Return a producer that has fenced all others of this id. Blocks until it has."""
+    producer = Producer(
+        {
+            **kafka,
+            "transactional.id": transactional_id,
+            "acks": "all",  # a total that one broker alone has seen is not settled
+            "enable.idempotence": True,  # a retry must not repeat or reorder revisions
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_S * 1000,
+            "compression.type": "lz4",
+            # A block of large orders may have any size: the topic decides, not we.
+            "message.max.bytes": 1_000_000_000,
+            "linger.ms": 0,  # a commit flushes anyway
+        }
+    )
+    until_s = time.monotonic() + OPEN_PATIENCE_S
+    while True:
+        try:
+            producer.init_transactions(OPEN_PATIENCE_S)
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > until_s:
+                raise
+        else:
+            return producer
+
+
+class Tail(NamedTuple):
+    """What a partition of totals holds from some offset on: (offset, key, value), and its end."""
+
+    totals: list[tuple[int, bytes, bytes]]
+    end: int
+
+
+def _reader(kafka: Mapping[str, str]) -> Consumer:
+    return Consumer(
+        {
+            **kafka,
+            "group.id": "unused",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": 10,
+        }
+    )
+
+
+def read_bounds(
+    kafka: Mapping[str, str], topic: str, partitions: Sequence[int]
+) -> dict[int, tuple[int, int]]:
+    """Return the committed part of each partition's log: [first offset, next offset)."""
+    consumer = _reader(kafka)
+    try:
+        return {
+            each: consumer.get_watermark_offsets(TopicPartition(topic, each), READ_PATIENCE_S)
+            for each in partitions
+        }
+    finally:
+        consumer.close()
+
+
+def read_tails(
+    kafka: Mapping[str, str], topic: str, starts: Mapping[int, int | None]
+) -> dict[int, Tail]:
+    """Return the committed totals of each partition from its start on (None: from its end on).
+
+    Raises StateError where the topic ends before the start, KafkaException where it can't be read.
+    """
+    ends = read_bounds(kafka, topic, list(starts))
+    consumer = _reader(kafka)
+    tails = {partition: Tail([], -1) for partition in starts}
+    open_partitions = set(starts)
+    try:
+        for partition, start in starts.items():
+            end = ends[partition][1]
+            if start is not None and start > end:
+                raise StateError(
+                    f"the checkpoint has seen {topic}/{partition} up to offset {start}, but it"
+                    f" ends at {end}: the topic was made anew, or lost records. Restore it, or"
+                    " start anew from the first segment under another DURABILL_APPLICATION_ID"
+                )
+        consumer.assign(
+            [TopicPartition(topic, p, LOG_END if s is None else s) for p, s in starts.items()]
+        )
+        while open_partitions:
+            message = consumer.poll(READ_PATIENCE_S)
+            if message is None:
+                raise StateError(f"{topic} can't be read to its end; is a broker down?")
+            at, offset, error = message.partition(), message.offset(), message.error()
+            assert at is not None
+            assert offset is not None
+            if error is None:
+                key, value = message.key(), message.value()
+                if isinstance(key, bytes) and isinstance(value, bytes):  # all that we ever write
+                    tails[at].totals.append((offset, key, value))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                tails[at] = tails[at]._replace(end=offset)
+                open_partitions.discard(at)
+            elif not error.retriable():
+                raise KafkaException(error)
+    finally:
+        consumer.close()
+    return tails
+
+
+def _resolve(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -13,6 +13,7 @@ from faust.web import Request
 
 from schemas import WriterSchemas
 from stream_processors.columns import compile_kernel
+from stream_processors.driver import Recovered
 from stream_processors.publisher import Publisher
 from stream_processors.runtime import FaustRuntime, find_origin
 from stream_processors.settings import Settings
@@ -78,6 +79,7 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         broker_credentials=_credentials(settings),
         autodiscover=False,
         store="memory://",
+        Table=Recovered,
         web_host=settings.worker_host,
         web_bind=settings.worker_host,
         web_port=port,
@@ -112,8 +114,8 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
     runtime.app = app
     processor = Processor(settings, runtime, writers, publisher, lambda: time.time_ns() // 10**6)
     app.processor = processor
-    _add_stream(app, processor, runtime, publisher)
-    _add_pages(app, processor, runtime)
+    table = _add_stream(app, processor, runtime, publisher)
+    _add_pages(app, processor, table)
     return app
 
 
@@ -129,23 +131,12 @@ def _credentials(settings: Settings) -> Any:
     return None if context is None else faust.SSLCredentials(context)
 
 
-def _add_stream(
-    app: App, processor: Processor, runtime: FaustRuntime, publisher: Publisher
-) -> None:
+def _add_stream(app: App, processor: Processor, runtime: FaustRuntime, publisher: Publisher) -> Any:
     segments = app.topic(processor.settings.segments_topic, schema=AsIs())
 
-    async def recovered() -> None:
-        try:
-            await processor.on_recovered()
-        except Exception as error:  # Faust would swallow it and start with empty lanes
-            die(error)
-
-    runtime.table = app.Table(
-        "checkpoint",
-        partitions=runtime.origin.partitions,
-        key_type=bytes,
-        value_type=bytes,
-        on_recover=recovered,
+    # Faust's part in it is the co-partitioned assignment and who has which order; see `driver`.
+    table = app.Table(
+        "checkpoint", partitions=runtime.origin.partitions, key_type=bytes, value_type=bytes
     )
 
     @app.agent(segments, name="fold")
@@ -171,6 +162,7 @@ def _add_stream(
     on_revoked.connect(revoked, weak=False)
     _every(app, TICK_S, processor.tick)
     _every(app, processor.settings.checkpoint_interval_s, processor.checkpoint)
+    return table
 
 
 def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None]]) -> None:
@@ -189,7 +181,7 @@ def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None]]) -
     app.task(repeat)
 
 
-def _add_pages(app: App, processor: Processor, runtime: FaustRuntime) -> None:
+def _add_pages(app: App, processor: Processor, table: Any) -> None:
     async def order(web: Any, request: Request, number: str) -> Any:
         state = processor.describe(number)
         if state is None:
@@ -199,7 +191,7 @@ def _add_pages(app: App, processor: Processor, runtime: FaustRuntime) -> None:
     async def status(web: Any, request: Request) -> Any:
         return web.json(processor.status())
 
-    to_owner: Any = app.table_route(table=runtime.table, match_info="number")
+    to_owner: Any = app.table_route(table=table, match_info="number")
     pages: Any = app.page
     pages("/orders/{number}")(to_owner(order))
     pages("/status")(status)

@@ -177,7 +177,7 @@ def entry_key(partition: int, name: str) -> bytes:
 
 
 def marks_of(
-    entries: Mapping[bytes, bytes | None],
+    entries: Mapping[bytes, bytes],
     partition: int,
     origin: Origin,
     committed_offset: int | None,
@@ -220,7 +220,7 @@ def marks_of(
 
 def restore_lane(
     table: IntervalTable,
-    entries: Mapping[bytes, bytes | None],
+    entries: Mapping[bytes, bytes],
     origin: Origin,
     marks: Marks | None,
     *,
@@ -235,25 +235,23 @@ def restore_lane(
     partition = table.place.partition
     prefix = entry_key(partition, "")
     meta = entry_key(partition, META)
-    blocks = [
-        value
-        for key, value in entries.items()
-        if key.startswith(prefix) and key != meta and value is not None
-    ]
+    blocks = [value for key, value in entries.items() if key.startswith(prefix) and key != meta]
     if marks is None:
         # Blocks without marks are what a crash in version 1's very first checkpoint can leave.
         table.restore(blocks, clock_ms=0)
         return Lane(table, origin, first_offset)
     table.restore(blocks, marks.clock_ms)
-    return Lane(table, origin, marks.next_offset, said=_said(table, tail.totals))
+    return Lane(table, origin, marks.next_offset, said=_said(table, tail.records))
 
 
 def _said(
-    table: IntervalTable, totals: Sequence[tuple[int, bytes, bytes]]
+    table: IntervalTable, totals: Sequence[tuple[int, bytes, bytes | None]]
 ) -> dict[bytes, list[tuple[int, bytes]]]:
     """Return those of the totals that the table doesn't know of, so that a replay repeats them."""
     said: dict[bytes, list[tuple[int, bytes]]] = {}
     for offset, key, value in totals:
+        if value is None:
+            continue
         try:
             revision = total_revision(value)
         except BadTotal:

@@ -22,18 +22,20 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
   recovery ends the set is empty for a while, which aiokafka takes for "all": it would hand out
   segments, move on, and Faust would drop them. Faust also empties its queues as the last thing in a
   recovery, after it has asked for records. `ActivePartitions` stands between.
-* Faust's recovery waits for the record before the log's end. A changelog that is written in
-  transactions ends with a marker, which aiokafka keeps to itself: `ChangelogRecords` hands on an
-  empty record in its place.
+* Faust's recovery reads a changelog up to the record before its end; one that is written in
+  transactions ends with a marker, for which it would wait forever. What it recovers may also be
+  older than the last owner's last word, and its errors are only logged. So the worker reads the
+  changelog itself, and `Recovered` tells Faust that there is nothing left to recover.
 * aiokafka says when a fetch was answered, but what silence proves depends on when it was asked.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, MutableMapping, Set
 from typing import Any
 
 import aiokafka.consumer.fetcher as fetcher_module
+import faust
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.memory_records import MemoryRecords
@@ -70,35 +72,45 @@ class RawMemoryRecords:
 fetcher_module.MemoryRecords = RawMemoryRecords
 
 
-class FetchedBatches(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
-    """What a fetch brought for one partition, read batch by batch."""
-
-    next_fetch_offset: int
+class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
+    """What a fetch brought for one partition of segments, as at most one record: a chunk."""
 
     @classmethod
-    def take_over(cls, plain: PartitionRecords) -> "FetchedBatches":
-        """Return the same fetch, to be handed out our way; nothing has been unpacked yet."""
+    def take_over(cls, plain: PartitionRecords) -> "ChunkRecords":
+        """Return the same fetch, to be handed out as a chunk; nothing has been unpacked yet."""
         return cls(
             plain._tp,
             plain._records,
             plain._aborted_transactions,
             plain.next_fetch_offset,
-            plain._key_deserializer,
-            plain._value_deserializer,
+            None,
+            None,
             plain._check_crcs,
             plain._isolation_level,
         )
 
-    def _batches(self) -> Iterator[tuple[int, BatchHeader]]:
-        """Yield (position, header) of each whole batch, with its checksum verified."""
+    next_fetch_offset: int
+
+    def _unpack_records(self) -> Iterator[ConsumerRecord]:
+        first_offset = self.next_fetch_offset
         data = self._records.data
+        kept: list[memoryview] = []
+        view = memoryview(data)
+        next_offset, newest_ms = first_offset, -1
         for at, header in headers_in(_whole_batches(data)):
             if (
                 self._check_crcs
                 and calc_crc32c(data[at + CRC_FROM : at + header.size]) != header.crc
             ):
                 raise CorruptRecordException(f"Invalid CRC - {self._tp} at {header.base_offset}")
-            yield at, header
+            next_offset = header.next_offset
+            if not self._is_hidden(header, data, at):
+                kept.append(view[at : at + header.size])
+                newest_ms = header.max_timestamp_ms
+        self.next_fetch_offset = next_offset
+        if next_offset > first_offset:
+            # Also where nothing is left: the table has to learn how far the log has been read.
+            yield self._message(Chunk(first_offset, next_offset, b"".join(kept)), newest_ms)
 
     def _is_hidden(self, header: BatchHeader, data: bytes, at: int) -> bool:
         """Tell whether a batch is not for us: a marker, or part of an aborted transaction."""
@@ -110,26 +122,6 @@ class FetchedBatches(PartitionRecords):  # type: ignore[misc]  # aiokafka is unt
             elif header.attributes & TRANSACTIONAL:
                 return header.producer_id in self._aborted_producers
         return bool(header.attributes & CONTROL)
-
-
-class ChunkRecords(FetchedBatches):
-    """What a fetch brought for one partition of segments, as at most one record: a chunk."""
-
-    def _unpack_records(self) -> Iterator[ConsumerRecord]:
-        first_offset = self.next_fetch_offset
-        data = self._records.data
-        kept: list[memoryview] = []
-        view = memoryview(data)
-        next_offset, newest_ms = first_offset, -1
-        for at, header in self._batches():
-            next_offset = header.next_offset
-            if not self._is_hidden(header, data, at):
-                kept.append(view[at : at + header.size])
-                newest_ms = header.max_timestamp_ms
-        self.next_fetch_offset = next_offset
-        if next_offset > first_offset:
-            # Also where nothing is left: the table has to learn how far the log has been read.
-            yield self._message(Chunk(first_offset, next_offset, b"".join(kept)), newest_ms)
 
     def _message(self, chunk: Chunk, newest_ms: int) -> ConsumerRecord:
         return ConsumerRecord(
@@ -143,42 +135,6 @@ class ChunkRecords(FetchedBatches):
             checksum=None,
             serialized_key_size=-1,
             serialized_value_size=len(chunk.data),
-            headers=(),
-        )
-
-
-class ChangelogRecords(FetchedBatches):
-    """What a fetch brought for one partition of a changelog, a record in each marker's place."""
-
-    def _unpack_records(self) -> Iterator[ConsumerRecord]:
-        data = self._records.data
-        for at, header in self._batches():
-            if header.attributes & CONTROL:
-                self._is_hidden(header, data, at)  # takes note of what it ends
-                if header.next_offset > self.next_fetch_offset:
-                    self.next_fetch_offset = header.next_offset
-                    yield self._placeholder(header)
-                continue
-            if not self._is_hidden(header, data, at):
-                for record in MemoryRecords(data[at : at + header.size]).next_batch():
-                    if record.offset >= self.next_fetch_offset:
-                        self.next_fetch_offset = record.offset + 1
-                        yield self._consumer_record(self._tp, record)
-            self.next_fetch_offset = max(self.next_fetch_offset, header.next_offset)
-
-    def _placeholder(self, header: BatchHeader) -> ConsumerRecord:
-        """Return a tombstone for a key that no entry has."""
-        return ConsumerRecord(
-            topic=self._tp.topic,
-            partition=self._tp.partition,
-            offset=header.next_offset - 1,
-            timestamp=header.max_timestamp_ms,
-            timestamp_type=0,
-            key=b"",
-            value=None,
-            checksum=None,
-            serialized_key_size=0,
-            serialized_value_size=-1,
             headers=(),
         )
 
@@ -209,9 +165,8 @@ class FetchedRecords(OrderedDict[Any, Any]):
         self._segments_topic = segments_topic
 
     def __setitem__(self, tp: Any, result: Any) -> None:
-        if isinstance(result, FetchResult):
-            ours = ChunkRecords if tp.topic == self._segments_topic else ChangelogRecords
-            result._partition_records = ours.take_over(result._partition_records)
+        if tp.topic == self._segments_topic and isinstance(result, FetchResult):
+            result._partition_records = ChunkRecords.take_over(result._partition_records)
         super().__setitem__(tp, result)
 
 
@@ -286,6 +241,13 @@ class Consumer(base.Consumer):
 
     _thread: ConsumerThread
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recovered_ends: dict[TP, int] = {}
+        """Partition of the changelog -> its end, up to which the worker has read it."""
+        self.starts: dict[TP, int] = {}
+        """Partition of segments -> the offset where its checkpoint has the replay start."""
+
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
@@ -307,6 +269,16 @@ class Consumer(base.Consumer):
         )
         return offset
 
+    async def highwaters(self, *partitions: TP) -> MutableMapping[TP, int]:
+        """Return the ends of changelogs as the worker has read them: Faust asks for no others."""
+        return {tp: self.recovered_ends[tp] for tp in partitions}
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Seek where the checkpoints say; the group's offsets, which anybody moves, only follow."""
+        starts = {tp: offset for tp, offset in self.starts.items() if tp in self.assignment()}
+        await self.seek_wait({base.ensure_aiokafka_TP(tp): each for tp, each in starts.items()})
+        return starts
+
     def silent_since_ms(self, tp: TP, next_offset: int) -> int | None:
         """Return until when a partition is known to hold nothing from `next_offset` on.
 
@@ -316,6 +288,16 @@ class Consumer(base.Consumer):
         """
         asked_ms, log_end = self._thread.log_ends.get(tp, (None, 0))
         return asked_ms if next_offset >= log_end else None
+
+
+class Recovered(faust.Table[Any, Any]):
+    """A table that its app recovers itself, before Faust looks."""
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        """Return the offset of the changelog's last record: there is nothing left to recover."""
+        consumer = self.app.consumer
+        assert isinstance(consumer, Consumer)
+        return consumer.recovered_ends[tp] - 1
 
 
 class Producer(base.Producer):

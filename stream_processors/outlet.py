@@ -269,9 +269,9 @@ def open_producer(kafka: Mapping[str, str], transactional_id: str) -> Producer:
 
 
 class Tail(NamedTuple):
-    """What a partition of totals holds from some offset on: (offset, key, value), and its end."""
+    """What a partition holds from some offset on, as (offset, key, value), and where it ends."""
 
-    totals: list[tuple[int, bytes, bytes]]
+    records: list[tuple[int, bytes, bytes | None]]
     end: int
 
 
@@ -306,7 +306,7 @@ def read_bounds(
 def read_tails(
     kafka: Mapping[str, str], topic: str, starts: Mapping[int, int | None]
 ) -> dict[int, Tail]:
-    """Return the committed totals of each partition from its start on (None: from its end on).
+    """Return what is committed of each partition from its start on (None: from its end on).
 
     Raises StateError where the topic ends before the start, KafkaException where it can't be read.
     """
@@ -335,8 +335,8 @@ def read_tails(
             assert offset is not None
             if error is None:
                 key, value = message.key(), message.value()
-                if isinstance(key, bytes) and isinstance(value, bytes):  # all that we ever write
-                    tails[at].totals.append((offset, key, value))
+                if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
+                    tails[at].records.append((offset, key, value))
             elif error.code() == KafkaError._PARTITION_EOF:
                 tails[at] = tails[at]._replace(end=offset)
                 open_partitions.discard(at)

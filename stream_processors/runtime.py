@@ -64,14 +64,14 @@ class Runtime(Protocol):
     async def commit(self, offsets: Mapping[int, int]) -> bool:
         """Move the group's offsets; return False if the partitions are no longer ours."""
 
+    def start_at(self, offsets: Mapping[int, int]) -> None:
+        """Have the logs of the partitions assigned last read from these offsets on."""
+
     async def log_bounds(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Return what the log of each partition holds: [first offset, next offset)."""
 
-    def entries(self) -> Mapping[bytes, bytes | None]:
-        """Return the changelog's entries as they were recovered after the last assignment."""
-
-    def forget_entries(self) -> None:
-        """Drop them, so that the next recovery reads everything anew."""
+    async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        """Return the entries that the partitions of the changelog hold now."""
 
     def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
         """Return until when a partition holds nothing from an offset on; see the driver's."""
@@ -97,7 +97,6 @@ class FaustRuntime:
     ) -> None:
         self.origin = origin
         self.app: faust.App
-        self.table: Any = None
         self._settings = settings
         self._on_fatal = on_fatal
 
@@ -131,15 +130,21 @@ class FaustRuntime:
             read_bounds, self._settings.librdkafka(), self.origin.topic, partitions
         )
 
-    def entries(self) -> Mapping[bytes, bytes | None]:
-        """Return a copy of the content of Faust's table."""
-        return dict(self.table.data.items())
+    def start_at(self, offsets: Mapping[int, int]) -> None:
+        """Tell the driver, which seeks when Faust goes to what it takes for the group's offsets."""
+        self.consumer.starts = {self._tp(each): offset for each, offset in offsets.items()}
 
-    def forget_entries(self) -> None:
-        """Empty Faust's table, and have its recovery begin at the changelog's start again."""
-        tables: Any = self.app.tables
-        self.table.data.clear()
-        tables.recovery.active_offsets.clear()
+    async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        """Read the changelog of the table, and leave nothing of it for Faust to recover."""
+        topic, kafka = self._settings.checkpoint_topic, self._settings.librdkafka()
+        starts = dict.fromkeys(partitions, 0)
+        tails = await asyncio.to_thread(read_tails, kafka, topic, starts)
+        ends = {TP(topic, partition): tail.end for partition, tail in tails.items()}
+        self.consumer.recovered_ends.update(ends)
+        latest: dict[bytes, bytes | None] = {}
+        for tail in tails.values():
+            latest.update((key, content) for _, key, content in tail.records)
+        return {key: content for key, content in latest.items() if content is not None}
 
     def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
         """Ask the driver, which notes when the broker was asked for what it answered."""

@@ -112,7 +112,6 @@ class Processor:
         self._writers = writers
         self._now_ms = now_ms
         self._step = CrashStep(settings.crash_at_step)
-        self._assignment = 0
         self._checkpoint_lock = asyncio.Lock()
         # What a table holds and what has been queued of it must not be told apart by a checkpoint.
         self._effects_lock = asyncio.Lock()
@@ -123,32 +122,20 @@ class Processor:
     # -- rebalances ---------------------------------------------------------------------------
 
     async def on_assigned(self, partitions: Iterable[int]) -> None:
-        """Shut everybody else out of these partitions, before anything of theirs is read."""
-        self._assignment += 1
-        await self._let_go()
-        numbers = sorted(partitions)
-        opened = await asyncio.gather(*(self.runtime.open_exit(each) for each in numbers))
-        self.exits = dict(zip(numbers, opened, strict=True))
+        """Shut everybody else out of these partitions, then build their lanes.
 
-    async def on_recovered(self) -> None:
-        """Build the lanes from the table that has just been recovered."""
-        assignment = self._assignment
-        assigned = sorted(self.runtime.assigned())
-        if assigned != sorted(self.exits):
-            log.info("partitions change hands again")
-            return
+        Nothing that belongs to a partition is read before its exit is open: until then a frozen
+        owner could still write to it.
+        """
+        assigned = sorted(partitions)
+        await self._let_go()
+        opened = await asyncio.gather(*(self.runtime.open_exit(each) for each in assigned))
+        self.exits = dict(zip(assigned, opened, strict=True))
         lanes = await self._build_lanes(assigned)
-        if assignment != self._assignment:
-            return  # another rebalance came in between, and its own recovery follows
-        # The group's offset follows the marks; Faust starts to read from it.
-        starts = {partition: lane.next_offset for partition, lane in lanes.items()}
-        if starts and not await self.runtime.commit(starts):
-            log.warning("partitions %s are no longer ours", assigned)
-            return
-        if assignment != self._assignment:
-            return
+        self.runtime.start_at({partition: lane.next_offset for partition, lane in lanes.items()})
+        if self.stopping:
+            return await self._let_go()
         self.lanes = lanes
-        self.runtime.forget_entries()
         orders = sum(len(lane.table) for lane in lanes.values())
         said = sum(map(len, chain.from_iterable(lane.said.values() for lane in lanes.values())))
         log.info(
@@ -159,9 +146,12 @@ class Processor:
     async def _build_lanes(self, partitions: list[int]) -> dict[int, Lane]:
         if not partitions:
             return {}
-        entries, origin = self.runtime.entries(), self.runtime.origin
-        bounds = await self.runtime.log_bounds(partitions)
-        committed = await asyncio.gather(*map(self.runtime.committed, partitions))
+        origin = self.runtime.origin
+        entries, bounds, committed = await asyncio.gather(
+            self.runtime.read_entries(partitions),
+            self.runtime.log_bounds(partitions),
+            asyncio.gather(*map(self.runtime.committed, partitions)),
+        )
         marks: dict[int, Marks | None] = {}
         for partition, offset in zip(partitions, committed, strict=True):
             found = marks_of(entries, partition, origin, offset)
@@ -195,11 +185,9 @@ class Processor:
         try:
             async with asyncio.timeout(SHUTDOWN_S):
                 await self.checkpoint()
-                await self._let_go()
         except TimeoutError:
             log.warning("no last checkpoint within %s s; the next owner replays more", SHUTDOWN_S)
-            self.lanes = {}
-        self.runtime.forget_entries()
+        await self._let_go()
 
     async def _let_go(self) -> None:
         self.lanes = {}
@@ -247,8 +235,8 @@ class Processor:
         """Publish what is due in partitions that are silent, by the broker's last answer."""
         async with self._effects_lock:
             for partition, lane in list(self.lanes.items()):
-                if self.stopping:
-                    continue
+                if self.stopping or self.lanes.get(partition) is not lane:
+                    continue  # taken from us while the one before it was published
                 answered_ms = self.runtime.silent_since_ms(partition, lane.next_offset)
                 if answered_ms is not None:
                     effects = lane.table.tick(answered_ms - self._slack_ms)

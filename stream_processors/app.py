@@ -45,6 +45,12 @@ class App(faust.App):
     segments_topic_name: str
     segments_partitions: int
     processor: Processor
+    publisher: Publisher
+
+    async def on_start(self) -> None:
+        """Start what partitions need before the first is assigned."""
+        self.publisher.start(asyncio.get_running_loop())
+        await super().on_start()
 
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Fence before Faust reads the changelog, or a frozen owner could still write to it."""
@@ -114,7 +120,8 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
     runtime.app = app
     processor = Processor(settings, runtime, writers, publisher, lambda: time.time_ns() // 10**6)
     app.processor = processor
-    table = _add_stream(app, processor, runtime, publisher)
+    app.publisher = publisher
+    table = _add_stream(app, processor, runtime)
     _add_pages(app, processor, table)
     return app
 
@@ -131,7 +138,7 @@ def _credentials(settings: Settings) -> Any:
     return None if context is None else faust.SSLCredentials(context)
 
 
-def _add_stream(app: App, processor: Processor, runtime: FaustRuntime, publisher: Publisher) -> Any:
+def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> Any:
     segments = app.topic(processor.settings.segments_topic, schema=AsIs())
 
     # Faust's part in it is the co-partitioned assignment and who has which order; see `driver`.
@@ -147,9 +154,6 @@ def _add_stream(app: App, processor: Processor, runtime: FaustRuntime, publisher
             except Exception as error:
                 die(error)
 
-    async def start_publisher(app: Any) -> None:
-        publisher.start(asyncio.get_running_loop())
-
     async def revoked(app: Any, revoked: Any, **_: Any) -> None:
         try:
             if not processor.stopping:
@@ -157,7 +161,6 @@ def _add_stream(app: App, processor: Processor, runtime: FaustRuntime, publisher
         except Exception as error:
             die(error)
 
-    app.task(start_publisher)
     on_revoked: Any = app.on_partitions_revoked
     on_revoked.connect(revoked, weak=False)
     _every(app, TICK_S, processor.tick)

@@ -261,14 +261,6 @@ class Consumer(base.Consumer):
             self._committed_offset.update(offsets)
         return committed
 
-    async def committed_offset(self, tp: TP) -> int | None:
-        """Return the group's committed next offset of a partition, None if there is none."""
-        consumer = self._thread._ensure_consumer()
-        offset: int | None = await self._thread.call_thread(
-            consumer.committed, base.ensure_aiokafka_TP(tp)
-        )
-        return offset
-
     async def highwaters(self, *partitions: TP) -> MutableMapping[TP, int]:
         """Return the ends of changelogs as the worker has read them: Faust asks for no others."""
         return {tp: self.recovered_ends[tp] for tp in partitions}

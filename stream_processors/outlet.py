@@ -34,6 +34,9 @@ TRANSACTION_BYTES_MAX = 2 * 1024 * 1024
 BACKLOG_BYTES_MAX = 64 * 1024 * 1024
 TRANSACTION_TIMEOUT_S = 60
 COMMIT_PATIENCE_S = 1.0
+GIVE_UP_S = 120.0
+"""For how long brokers may be gone before a worker ends and leaves it to the next one."""
+
 OPEN_PATIENCE_S = 30.0
 RETRY_PAUSE_S = 0.2
 ATTEMPTS_MAX = 3
@@ -192,26 +195,24 @@ class Outlet:
         return False
 
     def _commit(self) -> bool:
+        return self._insist(self._producer.commit_transaction)
+
+    def _abort(self) -> None:
+        self._insist(self._producer.abort_transaction)
+        time.sleep(RETRY_PAUSE_S)
+
+    def _insist(self, end_transaction: Callable[[float], None]) -> bool:
+        """Try until it is done; return False if we were closed meanwhile."""
+        until_s = time.monotonic() + GIVE_UP_S
         while not self._closing:
             try:
-                self._producer.commit_transaction(COMMIT_PATIENCE_S)
+                end_transaction(COMMIT_PATIENCE_S)
             except KafkaException as error:
-                if not error.args[0].retriable():
+                if not error.args[0].retriable() or time.monotonic() > until_s:
                     raise
             else:
                 return True
         return False
-
-    def _abort(self) -> None:
-        while not self._closing:
-            try:
-                self._producer.abort_transaction(COMMIT_PATIENCE_S)
-            except KafkaException as error:
-                if not error.args[0].retriable():
-                    raise
-            else:
-                time.sleep(RETRY_PAUSE_S)
-                return
 
     def _note_committed(self, runs: Sequence[Run]) -> None:
         with self._changed:
@@ -275,11 +276,11 @@ class Tail(NamedTuple):
     end: int
 
 
-def _reader(kafka: Mapping[str, str]) -> Consumer:
+def _reader(kafka: Mapping[str, str], group: str = "unused") -> Consumer:
     return Consumer(
         {
             **kafka,
-            "group.id": "unused",
+            "group.id": group,
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
@@ -299,6 +300,19 @@ def read_bounds(
             each: consumer.get_watermark_offsets(TopicPartition(topic, each), READ_PATIENCE_S)
             for each in partitions
         }
+    finally:
+        consumer.close()
+
+
+def read_group_offsets(
+    kafka: Mapping[str, str], group: str, topic: str, partitions: Sequence[int]
+) -> dict[int, int | None]:
+    """Return a group's next offset of each partition, None where it has none."""
+    consumer = _reader(kafka, group)
+    try:
+        places = [TopicPartition(topic, each) for each in partitions]
+        found = consumer.committed(places, READ_PATIENCE_S)
+        return {each.partition: each.offset if each.offset >= 0 else None for each in found}
     finally:
         consumer.close()
 

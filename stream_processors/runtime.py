@@ -15,7 +15,15 @@ from faust.types import TP
 
 from stream_processors.checkpoint import Origin
 from stream_processors.driver import Consumer
-from stream_processors.outlet import Entry, Outlet, Tail, open_producer, read_bounds, read_tails
+from stream_processors.outlet import (
+    Entry,
+    Outlet,
+    Tail,
+    open_producer,
+    read_bounds,
+    read_group_offsets,
+    read_tails,
+)
 from stream_processors.settings import Settings
 from stream_processors.table import Total
 
@@ -58,8 +66,8 @@ class Runtime(Protocol):
     def assigned(self) -> list[int]:
         """Return the partitions that the group has given us."""
 
-    async def committed(self, partition: int) -> int | None:
-        """Return the group's next offset of a partition, None if it has none."""
+    async def committed(self, partitions: Sequence[int]) -> dict[int, int | None]:
+        """Return the group's next offset of each partition, None where it has none."""
 
     async def commit(self, offsets: Mapping[int, int]) -> bool:
         """Move the group's offsets; return False if the partitions are no longer ours."""
@@ -114,9 +122,15 @@ class FaustRuntime:
         """Return the partitions of segments that are assigned."""
         return [tp.partition for tp in self.consumer.assignment() if tp.topic == self.origin.topic]
 
-    async def committed(self, partition: int) -> int | None:
-        """Ask the group's coordinator."""
-        return await self.consumer.committed_offset(self._tp(partition))
+    async def committed(self, partitions: Sequence[int]) -> dict[int, int | None]:
+        """Ask the group's coordinator by a client of its own.
+
+        Faust's consumer answers no more once it has been told to stop, and it waits for us then.
+        """
+        kafka, group = self._settings.librdkafka(), self._settings.application_id
+        return await asyncio.to_thread(
+            read_group_offsets, kafka, group, self.origin.topic, partitions
+        )
 
     async def commit(self, offsets: Mapping[int, int]) -> bool:
         """Commit as a member of the group, so with its generation."""

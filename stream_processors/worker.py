@@ -150,10 +150,10 @@ class Processor:
         entries, bounds, committed = await asyncio.gather(
             self.runtime.read_entries(partitions),
             self.runtime.log_bounds(partitions),
-            asyncio.gather(*map(self.runtime.committed, partitions)),
+            self.runtime.committed(partitions),
         )
         marks: dict[int, Marks | None] = {}
-        for partition, offset in zip(partitions, committed, strict=True):
+        for partition, offset in committed.items():
             found = marks_of(entries, partition, origin, offset)
             _check_offset(origin.topic, partition, found, bounds[partition])
             marks[partition] = found

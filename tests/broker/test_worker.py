@@ -292,7 +292,7 @@ def undeliverable_totals_end_the_worker(bootstrap_servers: str, folder: Path) ->
     """A total that Kafka refuses: nothing is committed on the strength of it."""
     with deployment(bootstrap_servers, folder) as deployed:
         worker = deployed.start_and_wait()
-        limit = ConfigEntry("max.message.bytes", "10", incremental_operation=AlterConfigOpType.SET)
+        limit = ConfigEntry("max.message.bytes", "100", incremental_operation=AlterConfigOpType.SET)
         topic = ConfigResource("topic", deployed.totals, incremental_configs=[limit])
         admin = AdminClient(deployed.kafka)
         admin.incremental_alter_configs([topic])[topic].result(20)

@@ -58,6 +58,7 @@ SETTING_HELP = {
     "correction_window_s": "How late a segment may come and still count.",
     "checkpoint_interval_s": "Time between checkpoints: what a crash replays at most.",
     "clock_slack_s": "How far this machine's clock may be off the broker's.",
+    "stall_timeout_s": "How long a worker may stand still before it says so; twice that ends it.",
     "worker_host": "Address that the worker's web server listens on.",
     "worker_port": "Its port; 0 finds a free one.",
     "worker_urls": "Web servers of workers: http://host:port[,http://host:port].",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     *POLICY,
     "checkpoint_interval_s",
     "clock_slack_s",
+    "stall_timeout_s",
     "worker_host",
     "worker_port",
     "schema_registry_url",

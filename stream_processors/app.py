@@ -14,6 +14,7 @@ from faust.web import Request
 from schemas import WriterSchemas
 from stream_processors.columns import compile_kernel
 from stream_processors.driver import Recovered
+from stream_processors.health import Health, Watchdog
 from stream_processors.publisher import Publisher
 from stream_processors.runtime import FaustRuntime, find_origin
 from stream_processors.settings import Settings
@@ -25,6 +26,7 @@ BLOCK_BYTES_MAX = 16 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 CHUNKS_QUEUED_MAX = 16
 PAUSE_RATIO = 4
+OBSERVE_S = 1.0
 
 
 class AsIs(faust.Schema[Any, Any]):
@@ -46,10 +48,13 @@ class App(faust.App):
     segments_partitions: int
     processor: Processor
     publisher: Publisher
+    health: Health
 
     async def on_start(self) -> None:
         """Start what partitions need before the first is assigned."""
         self.publisher.start(asyncio.get_running_loop())
+        watchdog = Watchdog(2 * self.processor.settings.stall_timeout_s)
+        watchdog.start(asyncio.get_running_loop())
         await super().on_start()
 
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
@@ -92,8 +97,8 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         canonical_url=f"http://{settings.worker_host}:{port}",
         # Offsets move with checkpoints (see `driver`); Faust's own commits have nothing to do.
         broker_commit_interval=3600.0,
-        broker_session_timeout=10.0,
-        broker_heartbeat_interval=2.0,
+        broker_session_timeout=6.0,
+        broker_heartbeat_interval=1.0,
         broker_request_timeout=30.0,
         broker_check_crcs=True,  # a flipped bit must not become a bill
         consumer_auto_offset_reset="earliest",
@@ -121,6 +126,7 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
     processor = Processor(settings, runtime, writers, publisher, lambda: time.time_ns() // 10**6)
     app.processor = processor
     app.publisher = publisher
+    app.health = Health(processor, settings.stall_timeout_s)
     table = _add_stream(app, processor, runtime)
     _add_pages(app, processor, table)
     return app
@@ -165,17 +171,19 @@ def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> Any:
     on_revoked.connect(revoked, weak=False)
     _every(app, TICK_S, processor.tick)
     _every(app, processor.settings.checkpoint_interval_s, processor.checkpoint)
+    _every(app, OBSERVE_S, app.health.observe)
     return table
 
 
-def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None]]) -> None:
+def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None] | None]) -> None:
     async def repeat(app: Any) -> None:
         pause_s = interval_s
         while not app.should_stop:
             await asyncio.sleep(pause_s)
             started_s = time.monotonic()
             try:
-                await action()
+                if (waiting := action()) is not None:
+                    await waiting
             except Exception as error:
                 die(error)
             # What takes long (a checkpoint of a million orders) comes less often.
@@ -194,10 +202,24 @@ def _add_pages(app: App, processor: Processor, table: Any) -> None:
     async def status(web: Any, request: Request) -> Any:
         return web.json(processor.status())
 
+    async def live(web: Any, request: Request) -> Any:
+        problems = app.health.problems()
+        return web.json({"live": not problems, "problems": problems}, status=_status(problems))
+
+    async def ready(web: Any, request: Request) -> Any:
+        problems = app.health.unready()
+        return web.json({"ready": not problems, "problems": problems}, status=_status(problems))
+
     to_owner: Any = app.table_route(table=table, match_info="number")
     pages: Any = app.page
     pages("/orders/{number}")(to_owner(order))
     pages("/status")(status)
+    pages("/health/live")(live)
+    pages("/health/ready")(ready)
+
+
+def _status(problems: list[str]) -> int:
+    return 503 if problems else 200
 
 
 def run_worker(settings: Settings, partitions: int, port: int, writers: WriterSchemas) -> None:

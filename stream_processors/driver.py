@@ -281,6 +281,11 @@ class Consumer(base.Consumer):
         asked_ms, log_end = self._thread.log_ends.get(tp, (None, 0))
         return asked_ms if next_offset >= log_end else None
 
+    def log_end(self, tp: TP) -> int | None:
+        """Return where a partition's log ended by the broker's last answer, None before that."""
+        ends = self._thread.log_ends
+        return ends[tp][1] if tp in ends else None
+
 
 class Recovered(faust.Table[Any, Any]):
     """A table that its app recovers itself, before Faust looks."""

@@ -6,7 +6,8 @@
     ├── ContractError                    the topics or the log are not as the contract says
     │   └── CorruptBatch                 bytes that the broker served are no record batch
     ├── StateError                       a checkpoint can't be read, or has another format
-    └── FencedError                      another worker has taken a partition over
+    ├── FencedError                      another worker has taken a partition over
+    └── StallError                       something that must move stands still; exit code 75
 
 What isn't here is our own bug: AssertionError and the rest end the process with a non-zero code,
 for a wrong bill is worse than no bill.
@@ -43,3 +44,9 @@ class StateError(DurabillError):
 
 class FencedError(DurabillError):
     """Another worker has taken a partition over; Kafka refuses whatever we'd still write."""
+
+
+class StallError(DurabillError):
+    """Something that must move stands still, and only starting anew can repair it."""
+
+    exit_code = 75

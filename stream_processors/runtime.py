@@ -84,6 +84,9 @@ class Runtime(Protocol):
     def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
         """Return until when a partition holds nothing from an offset on; see the driver's."""
 
+    def log_end(self, partition: int) -> int | None:
+        """Return where a partition's log ended by the broker's last answer."""
+
     async def open_exit(self, partition: int) -> Exit:
         """Return the partition's way out, with every other one fenced."""
 
@@ -163,6 +166,10 @@ class FaustRuntime:
     def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
         """Ask the driver, which notes when the broker was asked for what it answered."""
         return self.consumer.silent_since_ms(self._tp(partition), next_offset)
+
+    def log_end(self, partition: int) -> int | None:
+        """Ask the driver, which notes it with every fetch."""
+        return self.consumer.log_end(self._tp(partition))
 
     async def open_exit(self, partition: int) -> Outlet:
         """Fence in a thread: the coordinator may take a second, and undoes what was open."""

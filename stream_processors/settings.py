@@ -45,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     correction_window_s: Seconds = 86_400
     checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     clock_slack_s: Seconds = 2.0
+    stall_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
 
     worker_host: str = "127.0.0.1"
     worker_port: Port = 0

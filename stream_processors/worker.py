@@ -118,6 +118,7 @@ class Processor:
         self._slack_ms = round(settings.clock_slack_s * 1000)
         self.last_checkpoint_ms: int | None = None
         self.last_tick_ms: int | None = None
+        self.is_assigned = False
 
     # -- rebalances ---------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ class Processor:
         self.runtime.start_at({partition: lane.next_offset for partition, lane in lanes.items()})
         if self.stopping:
             return await self._let_go()
-        self.lanes = lanes
+        self.lanes, self.is_assigned = lanes, True
         orders = sum(len(lane.table) for lane in lanes.values())
         said = sum(map(len, chain.from_iterable(lane.said.values() for lane in lanes.values())))
         log.info(
@@ -190,7 +191,7 @@ class Processor:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        self.lanes = {}
+        self.lanes, self.is_assigned = {}, False
         exits, self.exits = list(self.exits.values()), {}
         for each in exits:
             each.close()
@@ -296,6 +297,11 @@ class Processor:
                 return state
         return None
 
+    def lag(self, partition: int) -> int:
+        """Return how many records of a partition of ours wait, by the broker's last answer."""
+        log_end = self.runtime.log_end(partition)
+        return 0 if log_end is None else max(0, log_end - self.lanes[partition].next_offset)
+
     def status(self) -> dict[str, Any]:
         """Return how the worker is doing, as plain values for JSON."""
         return {
@@ -304,6 +310,8 @@ class Processor:
             "partitions": {
                 str(partition): {
                     "next_offset": lane.next_offset,
+                    "lag": self.lag(partition),
+                    "unpublished_s": round(self.exits[partition].waiting_s(), 3),
                     "checkpointed_offset": lane.written_offset,
                     "orders": len(lane.table),
                     "records": lane.table.records,

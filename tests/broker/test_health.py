@@ -1,0 +1,119 @@
+"""A worker that is alive but stuck: hangs are put into real ones, which say so and then end."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from stream_processors.errors import StallError
+from tests.broker.traffic_kit import now_ms, segment, traffic
+from tests.broker.worker_kit import Worker, deployment, wait_until
+
+STALL_TIMEOUT_S = 2.0
+
+HANGS = {
+    "reading partition": """
+import asyncio
+from stream_processors.worker import Processor
+async def fold(self, partition, chunk):
+    await asyncio.Event().wait()
+Processor.fold = fold
+""",
+    "checkpoints": """
+import asyncio
+from stream_processors.worker import Processor
+async def checkpoint(self):
+    if self.lanes:  # or the revocation before the first assignment would take its time
+        await asyncio.Event().wait()
+Processor.checkpoint = checkpoint
+""",
+    "timers": """
+import asyncio
+from stream_processors.worker import Processor
+async def tick(self):
+    await asyncio.Event().wait()
+Processor.tick = tick
+""",
+    "publishing partition": """
+import time
+from stream_processors.outlet import Outlet
+Outlet._commit = lambda self: time.sleep(1000)
+""",
+}
+
+BLOCKED_LOOP = """
+import time
+from stream_processors.table import IntervalTable
+IntervalTable._fold_record = lambda *_: time.sleep(1000)
+from stream_processors.columns import ColumnTable
+ColumnTable.fold = lambda *_: time.sleep(1000)
+"""
+
+
+def problems(worker: Worker) -> list[str]:
+    """What it says is wrong; nothing while it doesn't answer yet."""
+    with suppress(OSError):
+        status, answer = worker.get("/health/live")
+        assert (status == 200) == answer["live"] == (not answer["problems"])
+        return list(answer["problems"])
+    return []
+
+
+def hang(bootstrap_servers: str, folder: Path, name: str) -> None:
+    """Puts a hang into a worker."""
+    with deployment(bootstrap_servers, folder) as deployed:
+        worker = deployed.start(HANGS[name], stall_timeout_s=STALL_TIMEOUT_S)
+        deployed.send(traffic(1, orders=10, segments=10))
+        wait_until(lambda: bool(problems(worker)), "it says what hangs")
+        said = problems(worker)
+        assert any(each.startswith(name) for each in said), said
+        assert worker.get("/health/ready")[0] == 503
+        assert worker.wait(30) == StallError.exit_code
+        assert "the worker is stuck and ends itself" in worker.log()
+
+
+def blocked_loop(bootstrap_servers: str, folder: Path) -> None:
+    """Nobody answers then; a thread has to notice."""
+    with deployment(bootstrap_servers, folder) as deployed:
+        worker = deployed.start(BLOCKED_LOOP, stall_timeout_s=STALL_TIMEOUT_S)
+        deployed.send([segment("any", 1, now_ms() - 10, now_ms())])
+        assert worker.wait(60) == StallError.exit_code
+        assert "the event loop has hung" in worker.log()
+        assert "in <lambda>" in worker.log()  # where it hangs
+
+
+def healthy(bootstrap_servers: str, folder: Path) -> None:
+    """A worker at work, at first and after everything has been read."""
+    with deployment(bootstrap_servers, folder) as deployed:
+        worker = deployed.start_and_wait(stall_timeout_s=STALL_TIMEOUT_S)
+        assert worker.get("/health/ready") == (200, {"ready": True, "problems": []})
+        deployed.send(traffic(1, orders=10, segments=10))
+        deployed.wait_for_truth()
+        assert problems(worker) == []
+        lanes = worker.get("/status")[1]["partitions"].values()
+        assert [each["lag"] for each in lanes] == [0] * deployed.partitions
+
+
+CASES: dict[str, Callable[[str, Path], None]] = {
+    **{name: partial(hang, name=name) for name in HANGS},
+    "blocked_loop": blocked_loop,
+    "healthy": healthy,
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
+    """What came of each case, by its name; all run side by side."""
+    folder = tmp_path_factory.mktemp("health")
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        yield {name: pool.submit(case, bootstrap_servers, folder) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_health(outcomes: dict[str, Future[None]], case: str) -> None:
+    outcomes[case].result(200)

@@ -277,7 +277,8 @@ class ColumnTable(IntervalTable):
             return
         texts = np.empty(count * totals.TEXT_BYTES_MAX, np.uint8)
         ends = np.empty(count, np.int64)
-        totals.write_texts(store.events, count, store.event_extra, texts, ends)
+        row = np.empty(rows.EXTRA_SIZE, np.int64)
+        totals.write_texts(store.events, count, store.event_extra, row, texts, ends)
         digests, start = [], 0
         raw = memoryview(texts.data)
         for end in ends.tolist():
@@ -290,6 +291,7 @@ class ColumnTable(IntervalTable):
             store.event_at,
             store.event_status,
             store.event_extra,
+            row,
             np.frombuffer("".join(digests).encode(), np.uint8),
             self.place.partition,
             _TOTAL_HEADER,

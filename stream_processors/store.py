@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stream_processors.blocks import BlockContent, Snapshot, columns_snapshot, decode_block
 from stream_processors.errors import StateError
-from stream_processors.kernel import index, maintain, rows
+from stream_processors.kernel import fold, index, maintain, parse, rows
 from stream_processors.order import Order
 
 ROWS_MAX = 1 << 24
@@ -62,6 +62,12 @@ class Rows:
         for table in range(index.TABLES):
             self._tables[table, index.START] = self._take_index(index.FIRST_SIZE)
             self._tables[table, index.MASK] = index.FIRST_SIZE - 1
+        self._words = np.zeros(_WORDS, np.uint64)
+        self._group = (
+            np.zeros((fold.GROUP, parse.FIELDS), np.int64),
+            np.zeros((fold.GROUP, _WORDS), np.uint64),
+            np.zeros(fold.GROUP, np.uint64),
+        )
         self._room = 0
         self.make_room(rows.BLOCK_ROWS)
 
@@ -91,6 +97,8 @@ class Rows:
             self.event_at,
             self.event_status,
             self.event_extra,
+            self._words,
+            *self._group,
         )
 
     # -- the index ----------------------------------------------------------------------------
@@ -107,7 +115,14 @@ class Rows:
         size = int(self._tables[table, index.MASK]) + 1
         new_start = self._take_index(2 * size)
         index.move_table(
-            self.orders, self._index, self._tables, table, new_start, 2 * size, self._seed
+            self.orders,
+            self._index,
+            self._tables,
+            table,
+            new_start,
+            2 * size,
+            self._words,
+            self._seed,
         )
         self._give_index_back(start, size)
 

@@ -39,7 +39,10 @@ def _cache_folder() -> str:
 _settings: Any = numba.config
 _settings.CACHE_DIR = _cache_folder()
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
+# Without numba's own reference counts: every call counted those of all arrays of a `Store`, up and
+# down, which took most of the time. Whoever calls from Python holds the arrays meanwhile, and the
+# kernel allocates nothing: scratch is handed in.
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 
 
 def compiled(function: Any) -> Any:
@@ -48,5 +51,5 @@ def compiled(function: Any) -> Any:
 
 
 def hot(function: Any) -> Any:
-    """Compile with numba and inline into the callers: a call counts references of every array."""
+    """Compile with numba and inline into the callers: a call hands over seven words an array."""
     return numba.njit(forceinline=True, **_OPTIONS)(function)

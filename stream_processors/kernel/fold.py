@@ -1,4 +1,8 @@
-"""A decompressed record batch into the rows: parse, look up, apply; one pass, no allocation.
+"""A decompressed record batch into the rows: read, look up, apply; no allocation.
+
+Records are taken in groups. First all of a group are read and their places in the index asked for,
+then their rows, and then they are applied: what is not in the processor's caches comes meanwhile,
+for a whole group at once, where a record alone would wait for its index entry and then for its row.
 
 What the rows can't take is not judged here: the record's position is noted and the plain core reads
 it afterwards, in the batch's order. While one record of an order waits, all after it wait too.
@@ -11,24 +15,32 @@ from typing import Any
 import numpy as np
 
 from stream_processors.kernel import compiled, hot
-from stream_processors.kernel.index import add, find, hash_key, load_key, table_to_grow
+from stream_processors.kernel.index import (
+    add,
+    find,
+    hash_key,
+    load_key,
+    place_of,
+    row_at,
+    table_to_grow,
+)
 from stream_processors.kernel.parse import (
     AFTER,
+    AT,
     BEGIN,
     DELTA,
     END,
-    FRAME,
     IS_END,
     KEY_AT,
     KEY_SIZE,
     NUMBER,
-    SEGMENT,
     SENT_ON,
     is_ours_or_nothing,
     is_plain_text,
     parse_segment,
     partition_of,
     read_frame,
+    read_ordinary,
 )
 from stream_processors.kernel.rows import (
     ACCEPTED_MAX,
@@ -60,6 +72,7 @@ from stream_processors.kernel.rows import (
     take,
     take_inline,
 )
+from stream_processors.kernel.unaligned import load_u64, prefetch
 
 # Positions in the int64 array of what a call is about.
 RECORD = 0  # the next record's number in the batch; in and out
@@ -78,19 +91,22 @@ PARTITIONS = 12
 SEED = 13
 TASK = 14
 
+GROUP = 64
+"""Records that are read, fetched and applied together."""
+
 DONE = -1
 CORRUPT = -2
 """What `fold` returns; any other value is the number of the index table that has to grow first."""
 
 
 @hot
-def is_acceptable(segment: Any, task: Any) -> bool:
+def is_acceptable(record: Any, task: Any) -> bool:
     """Tell whether a segment breaks none of the rules that need no order; False: look closer."""
-    start, end, now = segment[BEGIN], segment[END], task[NOW]
+    start, end, now = record[BEGIN], record[END], task[NOW]
     return (
-        1 <= segment[NUMBER] <= NUMBER_MAX
+        1 <= record[NUMBER] <= NUMBER_MAX
         and 0 <= start <= end
-        and (start < end or segment[IS_END] == 1)
+        and (start < end or record[IS_END] == 1)
         and end <= now + task[FUTURE_TOLERANCE]
         and end - start <= task[LENGTH_MAX]
         and end >= now - task[CORRECTION_WINDOW]
@@ -128,14 +144,14 @@ def make_stub(orders: Any, slot: int, key_size: int) -> None:
 
 
 @compiled
-def start_order(orders: Any, slot: int, segment: Any, offset: int) -> None:
+def start_order(orders: Any, slot: int, record: Any, offset: int) -> None:
     """Fill a row with an order's first segment."""
-    orders[slot].start_ms = segment[BEGIN]
-    orders[slot].end_ms = segment[END]
+    orders[slot].start_ms = record[BEGIN]
+    orders[slot].end_ms = record[END]
     orders[slot].source_offset = offset
     orders[slot].overlap_ms = 0
-    orders[slot].first_number = segment[NUMBER]
-    orders[slot].last_number = segment[NUMBER]
+    orders[slot].first_number = record[NUMBER]
+    orders[slot].last_number = record[NUMBER]
     orders[slot].end_number = 0
     orders[slot].accepted = 1
     orders[slot].extra = -1
@@ -144,7 +160,7 @@ def start_order(orders: Any, slot: int, segment: Any, offset: int) -> None:
 
 
 @hot
-def apply(orders: Any, slot: int, extra: Any, segment: Any, offset: int, task: Any) -> int:
+def apply(orders: Any, slot: int, extra: Any, record: Any, offset: int, task: Any) -> int:
     """Apply a segment to a known order.
 
     CHANGED, UNCHANGED, NEEDS_EXTRA where it takes the pool, NO_ROOM where it is the plain core's.
@@ -153,13 +169,13 @@ def apply(orders: Any, slot: int, extra: Any, segment: Any, offset: int, task: A
     now = task[NOW]
     if offset <= order.source_offset:
         return UNCHANGED
-    number, start, end = segment[NUMBER], segment[BEGIN], segment[END]
+    number, start, end = record[NUMBER], record[BEGIN], record[END]
     if order.accepted >= ACCEPTED_MAX:
         return NO_ROOM
     settled = order.flags & PHASE == SETTLED
     if (now > order.deadline_ms) if settled else (now >= order.deadline_ms):
         return NO_ROOM
-    if is_no_news(orders, slot, extra, number, start, end, segment[IS_END] == 1):
+    if is_no_news(orders, slot, extra, number, start, end, record[IS_END] == 1):
         count_repeat(orders, slot, end - start, offset)
         return CHANGED
     if settled:
@@ -172,9 +188,9 @@ def apply(orders: Any, slot: int, extra: Any, segment: Any, offset: int, task: A
 
 
 @compiled
-def apply_with_extra(store: Any, slot: int, segment: Any, offset: int) -> int:
+def apply_with_extra(store: Any, slot: int, record: Any, offset: int) -> int:
     """Go on where `apply` needed the pool: CHANGED, or NO_ROOM and unchanged."""
-    if not take(store, slot, segment[NUMBER], segment[BEGIN], segment[END]):
+    if not take(store, slot, record[NUMBER], record[BEGIN], record[END]):
         return NO_ROOM
     store.orders[slot].accepted += 1
     store.orders[slot].source_offset = offset
@@ -183,7 +199,7 @@ def apply_with_extra(store: Any, slot: int, segment: Any, offset: int) -> int:
 
 @hot
 def move_on(
-    orders: Any, slot: int, extra: Any, block_due: Any, changed: Any, segment: Any, task: Any
+    orders: Any, slot: int, extra: Any, block_due: Any, changed: Any, record: Any, task: Any
 ) -> bool:
     """Move a changed order's phase and deadline on; tell whether it is complete."""
     block = slot // BLOCK_ROWS
@@ -191,8 +207,8 @@ def move_on(
     if orders[slot].flags & PHASE == SETTLED:
         return False
     now = task[NOW]
-    if segment[IS_END] == 1 and segment[NUMBER] > orders[slot].end_number:
-        orders[slot].end_number = segment[NUMBER]
+    if record[IS_END] == 1 and record[NUMBER] > orders[slot].end_number:
+        orders[slot].end_number = record[NUMBER]
     if orders[slot].end_number == 0:
         orders[slot].deadline_ms = now + task[IDLE_TIMEOUT]
     elif is_complete(orders, slot, extra):
@@ -212,27 +228,27 @@ def settle_complete(store: Any, slot: int, task: Any) -> None:
 
 
 @hot
-def judge(data: Any, frame: Any, header: Any, segment: Any, task: Any) -> int:
+def judge(data: Any, header: Any, record: Any, task: Any) -> int:
     """Judge a record of a known order: CHANGED if it is to be applied, NO_ROOM to be looked at.
 
     REJECTED if it will certainly be a dead letter: the plain core says why, and as it changes
     nothing about the order, the order's next records need not wait for that.
     """
-    if parse_segment(data, frame, header, segment):
-        if is_acceptable(segment, task):
+    if parse_segment(data, header, record):
+        if is_acceptable(record, task):
             return CHANGED
-        return NO_ROOM if segment[NUMBER] > NUMBER_MAX else REJECTED
-    return REJECTED if is_ours_or_nothing(data, frame, header) else NO_ROOM
+        return NO_ROOM if record[NUMBER] > NUMBER_MAX else REJECTED
+    return REJECTED if is_ours_or_nothing(data, header, record) else NO_ROOM
 
 
 @hot
-def is_new_order(data: Any, frame: Any, segment: Any, header: Any, task: Any) -> bool:
+def is_new_order(data: Any, header: Any, record: Any, task: Any) -> bool:
     """Tell whether a record of an unknown order can start a row."""
-    key_at, key_size = frame[KEY_AT], frame[KEY_SIZE]
+    key_at, key_size = record[KEY_AT], record[KEY_SIZE]
     return (
-        frame[SENT_ON] == 0
-        and parse_segment(data, frame, header, segment)
-        and is_acceptable(segment, task)
+        record[SENT_ON] == 0
+        and parse_segment(data, header, record)
+        and is_acceptable(record, task)
         and is_plain_text(data, key_at, key_size)
         and partition_of(data, key_at, key_size, task[PARTITIONS]) == task[PARTITION]
     )
@@ -240,14 +256,7 @@ def is_new_order(data: Any, frame: Any, segment: Any, header: Any, task: Any) ->
 
 @compiled
 def start_row(
-    store: Any,
-    data: Any,
-    frame: Any,
-    segment: Any,
-    words: Any,
-    key_hash: Any,
-    header: Any,
-    task: Any,
+    store: Any, data: Any, record: Any, words: Any, key_hash: Any, header: Any, task: Any
 ) -> int:
     """Give a name that is not in the index a row: with its order, or as a stub; -1 if none is left.
 
@@ -256,60 +265,107 @@ def start_row(
     """
     slot = new_row(store, words, key_hash)
     if slot >= 0:
-        make_stub(store.orders, slot, frame[KEY_SIZE])
-        if is_new_order(data, frame, segment, header, task):
-            start_order(store.orders, slot, segment, task[BASE_OFFSET] + frame[DELTA])
+        make_stub(store.orders, slot, record[KEY_SIZE])
+        if is_new_order(data, header, record, task):
+            start_order(store.orders, slot, record, task[BASE_OFFSET] + record[DELTA])
             store.counters[ORDERS] += 1
     return slot
+
+
+@hot
+def has_row_key(data: Any, record: Any) -> bool:
+    """Tell whether a record's key can be that of a row."""
+    return (
+        1 <= record[KEY_SIZE] <= KEY_BYTES_MAX
+        # A name that ends in a zero would pass for the one without it: rows are padded so.
+        and data[record[KEY_AT] + record[KEY_SIZE] - 1] != 0
+    )
+
+
+@compiled
+def read_group(store: Any, data: Any, task: Any, header: Any) -> int:
+    """Read the next records, one at least, and fetch their index entries; -1 if one is CORRUPT."""
+    records, names, hashes = store.records, store.names, store.hashes
+    index, tables, seed = store.index, store.tables, task[SEED]
+    head = load_u64(header, 0)
+    tail = np.uint64(header[8]) | np.uint64(header[9]) << np.uint64(8)
+    at = task[POSITION]
+    count = min(GROUP, task[RECORDS] - task[RECORD])
+    for i in range(count):
+        record, words = records[i], names[i]
+        if not read_ordinary(data, at, head, tail, record) and not read_frame(data, at, record):
+            return -1
+        record[AT] = at
+        at = record[AFTER]
+        hashes[i] = 0
+        if has_row_key(data, record):
+            load_key(data, record[KEY_AT], record[KEY_SIZE], words)
+            hashes[i] = hash_key(words, seed)
+            prefetch(index, place_of(tables, hashes[i]))
+    return count
+
+
+@compiled
+def fetch_rows(store: Any, count: int) -> None:
+    """Fetch the rows of a group's records, as far as the first look into the index tells."""
+    index, tables, hashes, orders = store.index, store.tables, store.hashes, store.orders
+    for i in range(count):
+        slot = row_at(index[place_of(tables, hashes[i])])
+        if slot >= 0:
+            prefetch(orders, slot)
+
+
+@compiled
+def apply_group(store: Any, data: Any, task: Any, header: Any, count: int) -> int:
+    """Apply a group's records; returns DONE, or the table that has to grow before the next one."""
+    orders, extra, index, tables = store.orders, store.extra, store.index, store.tables
+    block_due, changed, slow, counters = store.block_due, store.changed, store.slow, store.counters
+    for i in range(count):
+        record, words, key_hash = store.records[i], store.names[i], store.hashes[i]
+        offset = task[BASE_OFFSET] + record[DELTA]
+        outcome, slot = NO_ROOM, -1
+        if offset < task[FIRST_OFFSET]:
+            outcome = UNCHANGED
+        elif has_row_key(data, record):
+            slot = find(orders, index, tables, words, key_hash)
+            if slot < 0:
+                table = table_to_grow(tables, key_hash)
+                if table >= 0:
+                    return table
+                slot = start_row(store, data, record, words, key_hash, header, task)
+                if slot >= 0 and not orders[slot].flags & ODD:
+                    outcome = CHANGED
+            elif record[SENT_ON] == 0 and not orders[slot].flags & (ODD | DEFERRED):
+                outcome = judge(data, header, record, task)
+                if outcome == CHANGED:
+                    outcome = apply(orders, slot, extra, record, offset, task)
+                if outcome == NEEDS_EXTRA:
+                    outcome = apply_with_extra(store, slot, record, offset)
+        if outcome == CHANGED:
+            if move_on(orders, slot, extra, block_due, changed, record, task):
+                settle_complete(store, slot, task)
+        elif outcome in (NO_ROOM, REJECTED):
+            if slot >= 0 and outcome == NO_ROOM:
+                orders[slot].flags |= DEFERRED
+            slow[counters[SLOWS]] = record[AT]
+            counters[SLOWS] += 1
+        task[RECORD] += 1
+        task[POSITION] = record[AFTER]
+    return DONE
 
 
 @compiled
 def fold(store: Any, data: Any, task: Any, header: Any) -> int:
     """Fold records RECORD..RECORDS-1 of a batch from POSITION on; see DONE for what it returns.
 
-    `slow` and the events' arrays have room for one entry a record. Inlined functions are given
-    single arrays, not `store`: handing that on counts the references of all its arrays.
+    `slow` and the events' arrays have room for one entry a record.
     """
-    orders, extra, index, tables = store.orders, store.extra, store.index, store.tables
-    block_due, changed, slow, counters = store.block_due, store.changed, store.slow, store.counters
-    frame, segment = np.empty(FRAME, np.int64), np.empty(SEGMENT, np.int64)
-    words = np.empty(KEY_BYTES_MAX // 8, np.uint64)
     while task[RECORD] < task[RECORDS]:
-        if not read_frame(data, task[POSITION], frame):
+        count = read_group(store, data, task, header)
+        if count < 0:
             return CORRUPT
-        offset = task[BASE_OFFSET] + frame[DELTA]
-        outcome, slot = NO_ROOM, -1
-        if offset < task[FIRST_OFFSET]:
-            outcome = UNCHANGED
-        elif (
-            1 <= frame[KEY_SIZE] <= KEY_BYTES_MAX
-            # A name that ends in a zero would pass for the one without it: rows are padded so.
-            and data[frame[KEY_AT] + frame[KEY_SIZE] - 1] != 0
-        ):
-            load_key(data, frame[KEY_AT], frame[KEY_SIZE], words)
-            key_hash = hash_key(words, task[SEED])
-            slot = find(orders, index, tables, words, key_hash)
-            if slot < 0:
-                table = table_to_grow(tables, key_hash)
-                if table >= 0:
-                    return table
-                slot = start_row(store, data, frame, segment, words, key_hash, header, task)
-                if slot >= 0 and not orders[slot].flags & ODD:
-                    outcome = CHANGED
-            elif frame[SENT_ON] == 0 and not orders[slot].flags & (ODD | DEFERRED):
-                outcome = judge(data, frame, header, segment, task)
-                if outcome == CHANGED:
-                    outcome = apply(orders, slot, extra, segment, offset, task)
-                if outcome == NEEDS_EXTRA:
-                    outcome = apply_with_extra(store, slot, segment, offset)
-        if outcome == CHANGED:
-            if move_on(orders, slot, extra, block_due, changed, segment, task):
-                settle_complete(store, slot, task)
-        elif outcome in (NO_ROOM, REJECTED):
-            if slot >= 0 and outcome == NO_ROOM:
-                orders[slot].flags |= DEFERRED
-            slow[counters[SLOWS]] = task[POSITION]
-            counters[SLOWS] += 1
-        task[RECORD] += 1
-        task[POSITION] = frame[AFTER]
+        fetch_rows(store, count)
+        table = apply_group(store, data, task, header, count)
+        if table >= 0:
+            return table
     return DONE if task[POSITION] == data.shape[0] else CORRUPT

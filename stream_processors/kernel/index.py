@@ -59,15 +59,36 @@ def hash_key(words: Any, seed: int) -> Any:
     return h ^ (h >> _SHIFT)
 
 
+@hot
+def load_row_key(orders: Any, slot: int, words: Any) -> None:
+    """Put the key that a row holds into `words`."""
+    order = orders[slot]
+    words[0] = order.k0
+    words[1] = order.k1
+    words[2] = order.k2
+    words[3] = order.k3
+    words[4] = order.k4
+
+
 @compiled
 def row_hash(orders: Any, slot: int, words: Any, seed: int) -> Any:
-    """Return the hash of the key that a row holds; `words` is scratch."""
-    words[0] = orders[slot].k0
-    words[1] = orders[slot].k1
-    words[2] = orders[slot].k2
-    words[3] = orders[slot].k3
-    words[4] = orders[slot].k4
+    """Return the hash of the key that a row holds, which `words` is left with."""
+    load_row_key(orders, slot, words)
     return hash_key(words, seed)
+
+
+@hot
+def place_of(tables: Any, key_hash: Any) -> int:
+    """Return where in the index the search for a key begins."""
+    table = np.int64(key_hash & np.uint64(TABLES - 1))
+    at = np.int64((key_hash >> _EIGHT) & np.uint64(0xFFFFFF)) & tables[table, MASK]
+    return tables[table, START] + at
+
+
+@hot
+def row_at(entry: Any) -> int:
+    """Return the row that an entry of the index is for; -1: it is empty."""
+    return np.int64(entry & _LOW) - 1
 
 
 @hot
@@ -82,7 +103,7 @@ def find(orders: Any, index: Any, tables: Any, words: Any, key_hash: Any) -> int
         if entry == 0:
             return -1
         if entry & ~_LOW == mark:
-            slot = np.int64(entry & _LOW) - 1
+            slot = row_at(entry)
             order = orders[slot]
             if (
                 order.k0 == words[0]
@@ -116,21 +137,23 @@ def add(index: Any, tables: Any, key_hash: Any, slot: int) -> None:
 
 @compiled
 def remove(orders: Any, index: Any, tables: Any, words: Any, key_hash: Any, seed: int) -> None:
-    """Take a key out that is in the index; closes the gap, so that no tombstones pile up."""
+    """Take a key out that is in the index; closes the gap, so that no tombstones pile up.
+
+    `words` holds the key, and is scratch from then on.
+    """
     table = np.int64(key_hash & np.uint64(TABLES - 1))
     start, mask = tables[table, START], tables[table, MASK]
     slot = find(orders, index, tables, words, key_hash)
     at = np.int64((key_hash >> _EIGHT) & np.uint64(0xFFFFFF)) & mask
-    while np.int64(index[start + at] & _LOW) - 1 != slot:
+    while row_at(index[start + at]) != slot:
         at = (at + 1) & mask
     gap = at
-    scratch = np.empty(KEY_BYTES_MAX // 8, np.uint64)
     while True:
         at = (at + 1) & mask
         entry = index[start + at]
         if entry == 0:
             break
-        other = row_hash(orders, np.int64(entry & _LOW) - 1, scratch, seed)
+        other = row_hash(orders, row_at(entry), words, seed)
         home = np.int64((other >> _EIGHT) & np.uint64(0xFFFFFF)) & mask
         if ((at - home) & mask) >= ((at - gap) & mask):
             index[start + gap] = entry
@@ -141,16 +164,22 @@ def remove(orders: Any, index: Any, tables: Any, words: Any, key_hash: Any, seed
 
 @compiled
 def move_table(
-    orders: Any, index: Any, tables: Any, table: int, start: int, size: int, seed: int
+    orders: Any,
+    index: Any,
+    tables: Any,
+    table: int,
+    start: int,
+    size: int,
+    words: Any,
+    seed: int,
 ) -> None:
-    """Rehash a table into the `size` empty entries at `start`."""
+    """Rehash a table into the `size` empty entries at `start`; `words` is scratch."""
     old_start, old_mask = tables[table, START], tables[table, MASK]
     tables[table, START] = start
     tables[table, MASK] = size - 1
     tables[table, FILLED] = 0
-    scratch = np.empty(KEY_BYTES_MAX // 8, np.uint64)
     for at in range(old_start, old_start + old_mask + 1):
         entry = index[at]
         if entry != 0:
-            slot = np.int64(entry & _LOW) - 1
-            add(index, tables, row_hash(orders, slot, scratch, seed), slot)
+            slot = row_at(entry)
+            add(index, tables, row_hash(orders, slot, words, seed), slot)

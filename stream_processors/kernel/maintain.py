@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from stream_processors.kernel import compiled
 from stream_processors.kernel.index import add, find, remove, row_hash, table_to_grow
 from stream_processors.kernel.rows import (
@@ -21,6 +19,7 @@ from stream_processors.kernel.rows import (
     ROWS_USED,
     SETTLED,
     USED,
+    copy_extra,
     drop_extra,
 )
 
@@ -30,9 +29,8 @@ def forget_key(store: Any, slot: int, seed: int) -> None:
     """Take a row's name, if it has one, out of the index."""
     if store.orders[slot].key_size == 0:
         return
-    words = np.empty(KEY_BYTES_MAX // 8, np.uint64)
-    key_hash = row_hash(store.orders, slot, words, seed)
-    remove(store.orders, store.index, store.tables, words, key_hash, seed)
+    key_hash = row_hash(store.orders, slot, store.words, seed)
+    remove(store.orders, store.index, store.tables, store.words, key_hash, seed)
     store.orders[slot].key_size = 0
 
 
@@ -107,11 +105,10 @@ def restore_rows(store: Any, new: Any, slots: Any, pieces: Any, progress: Any, s
     `progress[0]` is the next of them, in and out. An order that is there already in a newer
     state stays as it is; an older one is dropped.
     """
-    words = np.empty(KEY_BYTES_MAX // 8, np.uint64)
     for at in range(progress[0], len(slots)):
         progress[0] = at
-        key_hash = row_hash(new, at, words, seed)
-        other = find(store.orders, store.index, store.tables, words, key_hash)
+        key_hash = row_hash(new, at, store.words, seed)
+        other = find(store.orders, store.index, store.tables, store.words, key_hash)
         if other >= 0:
             there = store.orders[other]
             if there.source_offset > new[at].source_offset or (
@@ -131,7 +128,7 @@ def restore_rows(store: Any, new: Any, slots: Any, pieces: Any, progress: Any, s
                 place = store.extra_free[store.counters[EXTRAS_FREE]]
             else:
                 store.counters[EXTRAS_USED] += 1
-            store.extra[place] = pieces[new[at].extra]
+            copy_extra(store.extra, place, pieces, new[at].extra)
             store.orders[slot].extra = place
         add(store.index, store.tables, key_hash, slot)
         store.counters[ORDERS] += 1

@@ -10,13 +10,13 @@ import numpy as np
 
 from stream_processors.kernel import compiled, hot
 from stream_processors.kernel.rows import KEY_BYTES_MAX
-from stream_processors.kernel.unaligned import load_u64
+from stream_processors.kernel.unaligned import load_u64, trailing_zeros
 
 HEADER_BYTES = 10
 FORWARDED_FROM = np.frombuffer(b"forwarded_from", np.uint8)
 _NAME_BYTES = len(FORWARDED_FROM)
 
-# Fields of a record's frame, int64.
+# What a record is, int64: first its frame,
 AFTER = 0  # where the next record starts
 DELTA = 1  # its offset less the batch's
 KEY_AT = 2
@@ -24,14 +24,41 @@ KEY_SIZE = 3  # -1: null
 VALUE_AT = 4
 VALUE_END = 5
 SENT_ON = 6  # 1 if a header says that it came from a wrong partition
-FRAME = 7
+# then the segment that it holds,
+NUMBER = 7
+BEGIN = 8
+END = 9
+IS_END = 10
+# and whether that has been read already.
+IS_READ = 11
+AT = 12  # where it starts
+FIELDS = 16
 
-# Fields of a parsed segment, int64.
-NUMBER = 0
-BEGIN = 1
-END = 2
-IS_END = 3
-SEGMENT = 4
+# Records at the very end of a batch are read byte by byte: so much must follow to read by words.
+WORDS_AFTER = 24
+_LENGTH_MIN = 28  # an ordinary record has more, with the shortest of names
+_ATTRIBUTES_BYTES = 1
+_VALUE_MIN = HEADER_BYTES + 1 + 4  # without the name
+_STOPS = np.uint64(0x8080808080808080)
+_SEVENS = np.uint64(0x7F7F7F7F7F7F7F7F)
+_ODD_7, _EVEN_7 = np.uint64(0x7F007F007F007F00), np.uint64(0x007F007F007F007F)
+_ODD_14, _EVEN_14 = np.uint64(0x3FFF00003FFF0000), np.uint64(0x00003FFF00003FFF)
+_HIGH_28, _LOW_28 = np.uint64(0x0FFFFFFF00000000), np.uint64(0x000000000FFFFFFF)
+_LOW_16 = np.uint64(0xFFFF)
+_1, _2, _4 = np.uint64(1), np.uint64(2), np.uint64(4)
+
+
+@hot
+def varint_of(word: Any) -> tuple[int, int]:
+    """Return (zigzag varint, its size) of what starts a word; size 0: it is longer than a word."""
+    stops = ~word & _STOPS
+    if stops == 0:
+        return 0, 0
+    bits = word & (stops ^ (stops - _1)) & _SEVENS
+    bits = (bits & _EVEN_7) | ((bits & _ODD_7) >> _1)
+    bits = (bits & _EVEN_14) | ((bits & _ODD_14) >> _2)
+    bits = (bits & _LOW_28) | ((bits & _HIGH_28) >> _4)
+    return np.int64(bits >> _1) ^ -np.int64(bits & _1), (trailing_zeros(stops) >> 3) + 1
 
 
 @hot
@@ -77,39 +104,124 @@ def was_sent_on(data: Any, at: int, end: int) -> int:
 
 
 @hot
-def read_frame(data: Any, at: int, frame: Any) -> bool:
+def read_ordinary(data: Any, at: Any, head: Any, tail: Any, record: Any) -> bool:
+    """Read an ordinary record, frame and segment, by words; False: read it with care.
+
+    What it accepts `read_frame` and `parse_segment` accept, and read alike. Reads at most
+    WORDS_AFTER bytes behind the record's end. `head` and `tail` are the schema's header as words.
+    """
+    size = data.shape[0]
+    if at + WORDS_AFTER > size:
+        return False
+    length, used = varint_of(load_u64(data, at))
+    at += used
+    end = at + length
+    if used == 0 or length < _LENGTH_MIN or end > size - WORDS_AFTER:
+        return False
+    at += _ATTRIBUTES_BYTES
+    stops = ~load_u64(data, at) & _STOPS
+    if stops == 0:
+        return False
+    at += (trailing_zeros(stops) >> 3) + 1
+    record[DELTA], used = varint_of(load_u64(data, at))
+    at += used
+    if used == 0 or not 0 <= record[DELTA] < 2**31:
+        return False
+    if data[at] & 1 or not 2 <= data[at] <= 2 * KEY_BYTES_MAX:
+        return False
+    key_size = np.int64(data[at] >> 1)
+    record[AFTER], record[KEY_AT], record[KEY_SIZE] = end, at + 1, key_size
+    at += 1 + key_size
+    if at >= end:
+        return False
+    value_size, used = varint_of(load_u64(data, at))
+    at += used
+    if used == 0 or value_size < _VALUE_MIN + key_size or value_size >= end - at:
+        return False
+    value_end = at + value_size
+    record[VALUE_AT], record[VALUE_END] = at, value_end
+    has_headers = data[value_end] != 0 or value_end + 1 != end
+    if has_headers and was_sent_on(data, value_end, end) != 0:
+        return False
+    record[SENT_ON] = 0
+    record[IS_READ] = 1
+    return read_ordinary_segment(data, head, tail, record)
+
+
+@hot
+def read_ordinary_segment(data: Any, head: Any, tail: Any, record: Any) -> bool:
+    """Read a value that is long enough for its header, the record's name and four bytes."""
+    at, end, size = record[VALUE_AT], record[VALUE_END], record[KEY_SIZE]
+    if load_u64(data, at) != head or load_u64(data, at + 8) & _LOW_16 != tail:
+        return False
+    at += HEADER_BYTES
+    if data[at] != 2 * size or not are_same(data, at + 1, record[KEY_AT], size):
+        return False
+    at += 1 + size
+    record[NUMBER], used = varint_of(load_u64(data, at))
+    if used == 0:
+        return False
+    at += used
+    record[BEGIN], used = varint_of(load_u64(data, at))
+    if used == 0:
+        return False
+    at += used
+    record[END], used = varint_of(load_u64(data, at))
+    at += used
+    if used == 0 or at + 1 != end or data[at] > 1:
+        return False
+    record[IS_END] = data[at]
+    return True
+
+
+@hot
+def are_same(data: Any, at: int, other: int, size: int) -> bool:
+    """Tell whether the `size` bytes at two positions are equal; eight more must follow both."""
+    differ = np.uint64(0)
+    for w in range(size >> 3):
+        differ |= load_u64(data, at + 8 * w) ^ load_u64(data, other + 8 * w)
+    whole = size & ~7
+    last = load_u64(data, at + whole) ^ load_u64(data, other + whole)
+    return differ | (last & ((_1 << np.uint64(8 * (size & 7))) - _1)) == 0
+
+
+@hot
+def read_frame(data: Any, at: int, record: Any) -> bool:
     """Read the frame of the record at `at`; False if it doesn't add up."""
     size = data.shape[0]
     length, at = read_varint(data, at, size)
     if at < 0 or length < 1 or length > size - at:
         return False
     end = at + length
-    frame[AFTER] = end
+    record[AFTER] = end
     _, at = read_varint(data, at + 1, end)  # past the attributes: the timestamp's delta
     if at < 0:
         return False
-    frame[DELTA], at = read_varint(data, at, end)
-    if at < 0 or not 0 <= frame[DELTA] < 2**31:
+    record[DELTA], at = read_varint(data, at, end)
+    if at < 0 or not 0 <= record[DELTA] < 2**31:
         return False
     key_size, at = read_varint(data, at, end)
     if at < 0 or key_size > end - at:
         return False
-    frame[KEY_AT] = at
-    frame[KEY_SIZE] = key_size
+    record[KEY_AT] = at
+    record[KEY_SIZE] = key_size
     value_size, at = read_varint(data, at + max(key_size, 0), end)
     if at < 0 or value_size > end - at:
         return False
-    frame[VALUE_AT] = at
-    frame[VALUE_END] = at + max(value_size, 0)
-    frame[SENT_ON] = was_sent_on(data, frame[VALUE_END], end)
-    return frame[SENT_ON] >= 0
+    record[VALUE_AT] = at
+    record[VALUE_END] = at + max(value_size, 0)
+    record[SENT_ON] = was_sent_on(data, record[VALUE_END], end)
+    record[IS_READ] = 0
+    return record[SENT_ON] >= 0
 
 
 @hot
-def parse_segment(data: Any, frame: Any, header: Any, out: Any) -> bool:
+def parse_segment(data: Any, header: Any, record: Any) -> bool:
     """Parse a value of our own schema, strictly; False: the plain core has to look at it."""
-    key_at, key_size = frame[KEY_AT], frame[KEY_SIZE]
-    at, end = frame[VALUE_AT], frame[VALUE_END]
+    if record[IS_READ]:
+        return True
+    key_at, key_size = record[KEY_AT], record[KEY_SIZE]
+    at, end = record[VALUE_AT], record[VALUE_END]
     if end - at < HEADER_BYTES or not 1 <= key_size <= KEY_BYTES_MAX:
         return False
     if load_u64(data, at) != load_u64(header, 0):
@@ -119,38 +231,30 @@ def parse_segment(data: Any, frame: Any, header: Any, out: Any) -> bool:
     size, at = read_varint(data, at + HEADER_BYTES, end)
     if at < 0 or size != key_size or size > end - at:
         return False
-    i = 0
-    while i + 8 <= key_size:
-        if load_u64(data, at + i) != load_u64(data, key_at + i):
-            return False
-        i += 8
-    while i < key_size:
+    for i in range(key_size):
         if data[at + i] != data[key_at + i]:
             return False
-        i += 1
-    number, at = read_varint(data, at + size, end)
+    record[NUMBER], at = read_varint(data, at + size, end)
     if at < 0:
         return False
-    start, at = read_varint(data, at, end)
+    record[BEGIN], at = read_varint(data, at, end)
     if at < 0:
         return False
-    stop, at = read_varint(data, at, end)
+    record[END], at = read_varint(data, at, end)
     if at < 0 or at + 1 != end or data[at] > 1:
         return False
-    out[NUMBER] = number
-    out[BEGIN] = start
-    out[END] = stop
-    out[IS_END] = data[at]
+    record[IS_END] = data[at]
+    record[IS_READ] = 1
     return True
 
 
 @hot
-def is_ours_or_nothing(data: Any, frame: Any, header: Any) -> bool:
+def is_ours_or_nothing(data: Any, header: Any, record: Any) -> bool:
     """Tell whether a value is of our own schema or of none at all: what we can't read, nobody can.
 
     Another fingerprint, or a registry's framing, may be of a schema that the plain core knows.
     """
-    at, end = frame[VALUE_AT], frame[VALUE_END]
+    at, end = record[VALUE_AT], record[VALUE_END]
     if at == end:
         return True
     if end - at < HEADER_BYTES:

@@ -99,6 +99,10 @@ class Store(NamedTuple):
     event_at: Any  # int64: as of when
     event_status: Any  # int64: COMPLETE, INCOMPLETE or ABANDONED
     event_extra: Any  # int64, n x EXTRA_SIZE: their extras
+    words: Any  # uint64: scratch for a key
+    records: Any  # int64: the records of a group; see `parse`
+    names: Any  # uint64: their keys
+    hashes: Any  # uint64: those keys' hashes
 
 
 NEVER = np.int64(2**63 - 1)
@@ -286,6 +290,13 @@ def is_complete(orders: Any, slot: int, extra: Any) -> bool:
     return row[NUMBERS] == 1 and row[NUMBERS + 1] > order.end_number
 
 
+@hot
+def copy_extra(there: Any, at: int, here: Any, place: int) -> None:
+    """Copy a row of a pool into another pool; a whole row at once would take memory for it."""
+    for i in range(EXTRA_SIZE):
+        there[at, i] = here[place, i]
+
+
 @compiled
 def settle(
     store: Any, slot: int, status: int, settled_at: int, forget_after: int, future_tolerance: int
@@ -300,7 +311,7 @@ def settle(
     if store.orders[slot].extra >= 0:
         at = store.counters[EVENT_EXTRAS]
         store.counters[EVENT_EXTRAS] += 1
-        store.event_extra[at] = store.extra[store.orders[slot].extra]
+        copy_extra(store.event_extra, at, store.extra, store.orders[slot].extra)
         store.events[event].extra = at
     reference = max(settled_at, store.orders[slot].end_ms - future_tolerance)
     store.orders[slot].deadline_ms = reference + forget_after

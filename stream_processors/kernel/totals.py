@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stream_processors.kernel import compiled
-from stream_processors.kernel.rows import COMPLETE, INTERVALS, NUMBERS, PIECES_MAX
+from stream_processors.kernel.rows import COMPLETE, EXTRA_SIZE, INTERVALS, NUMBERS, PIECES_MAX
 
 TEXT_FIRST_LINE = np.frombuffer(b"durabill-evidence-1\n", np.uint8)
 TEXT_BYTES_MAX = 20 + 64 + 4 * 21 * PIECES_MAX + 32
@@ -39,7 +39,8 @@ def key_byte(order: Any, at: int) -> int:
 def pieces_of(order: Any, event_extra: Any, row: Any) -> None:
     """Put an event's intervals and ranges into `row`, in the layout of an extra."""
     if order.extra >= 0:
-        row[:] = event_extra[order.extra]
+        for i in range(EXTRA_SIZE):
+            row[i] = event_extra[order.extra, i]
         return
     row[0] = 0
     if order.start_ms < order.end_ms:
@@ -78,9 +79,11 @@ def put_long(out: Any, at: int, value: int) -> int:
 
 
 @compiled
-def write_texts(events: Any, count: int, event_extra: Any, out: Any, ends: Any) -> None:
-    """Write the canonical evidence of `count` events one after the other; `ends[i]` is where."""
-    row = np.empty(NUMBERS + 2 * PIECES_MAX, np.int64)
+def write_texts(events: Any, count: int, event_extra: Any, row: Any, out: Any, ends: Any) -> None:
+    """Write the canonical evidence of `count` events one after the other; `ends[i]` is where.
+
+    `row` is scratch of the size of an extra.
+    """
     at = 0
     for i in range(count):
         order = events[i]
@@ -169,14 +172,14 @@ def write_totals(
     event_at: Any,
     event_status: Any,
     event_extra: Any,
+    row: Any,
     digests: Any,
     partition: int,
     header: Any,
     out: Any,
     ends: Any,
 ) -> None:
-    """Write the record values of `count` totals of revision 1; `ends[i]` is where each ends."""
-    row = np.empty(NUMBERS + 2 * PIECES_MAX, np.int64)
+    """Write the record values of `count` totals of revision 1; see `write_texts`."""
     at = 0
     for i in range(count):
         order = events[i]

@@ -19,16 +19,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, example, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, BadRecord
-from schemas.wire import read_long, zigzag
-from stream_processors import batch as batch_module
+from schemas import SEGMENT_HEADER
+from schemas.wire import zigzag
 from stream_processors.batch import Chunk
 from stream_processors.columns import ColumnTable
 from stream_processors.errors import CorruptBatch
-from stream_processors.kernel import fold, maintain, parse, rows, totals, unaligned
+from stream_processors.kernel import fold, maintain, rows, totals, unaligned
 from stream_processors.order import Policy
 from stream_processors.table import IntervalTable, Place
 from tests.property.batches import LOG_APPEND_TIME, encode_batch, encode_record
@@ -207,36 +206,6 @@ def test_odd_batches(seed: int) -> None:
 @NO_EXPLAINING
 def test_random_bytes(body: bytes, count: int) -> None:
     Pair().agrees_about(raw_batch(6, count, body))
-
-
-@given(st.binary(max_size=14), st.integers(0, 3))
-@example(b"\x80\x00", 0)
-@example(b"\x80" * 9 + b"\x01", 0)
-@example(b"\x80" * 9 + b"\x02", 0)
-@example(b"\xff" * 9 + b"\x01", 0)
-@example(b"\x80" * 10 + b"\x00", 0)
-@NO_EXPLAINING
-def test_varints_are_read_alike(data: bytes, at: int) -> None:
-    at = min(at, len(data))
-    value, after = parse.read_varint(np.frombuffer(data, np.uint8), at, len(data))
-    found = None if after < 0 else (int(value), int(after))
-    assert wire_varint(data, at) == batch_varint(data, at) == found
-
-
-def wire_varint(data: bytes, at: int) -> tuple[int, int] | None:
-    """Return what the plain reader of Avro bodies reads, None if it refuses."""
-    try:
-        return read_long(data, at)
-    except BadRecord:
-        return None
-
-
-def batch_varint(data: bytes, at: int) -> tuple[int, int] | None:
-    """Return what the plain reader of record batches reads, None if it refuses."""
-    try:
-        return batch_module._varint(data, at)
-    except CorruptBatch:
-        return None
 
 
 def test_what_a_corrupt_batch_left_is_not_published_later() -> None:

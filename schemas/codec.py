@@ -99,6 +99,16 @@ class WriterSchemas:
         """Accept bodies written with `schema`; raise ValueError if they can't become ours."""
         self._by_fingerprint[schema_fingerprint(schema)] = _resolvable(schema)
 
+    @property
+    def has_others(self) -> bool:
+        """Tell whether any fingerprint but the contract's own is known."""
+        return bool(self._by_fingerprint)
+
+    @property
+    def has_registry(self) -> bool:
+        """Tell whether values in the Confluent framing can be read."""
+        return self._registry is not None
+
     def read(self, value: bytes | None) -> RawSegment:
         """Return the raw fields of a segment's record value.
 

@@ -13,7 +13,7 @@ columnar path has its own and must find the same records.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cramjam
 
@@ -131,6 +131,22 @@ def decompress(codec: int, body: bytes) -> bytes:
     except cramjam.DecompressionError as error:
         raise CorruptBatch(f"codec {codec}: {error}") from error
     raise CorruptBatch(f"unknown compression codec {codec}")
+
+
+def decompress_into(codec: int, body: memoryview, room: Any) -> int | None:
+    """Put the records of a batch into `room`, a writable buffer, and return their size.
+
+    None where that can't be done or fails, for want of room too: ask `decompress`, then. New
+    memory for every batch costs more than filling it.
+    """
+    try:
+        if codec == 3:
+            return int(cramjam.lz4.decompress_into(body, room))
+        if codec == 4:
+            return int(cramjam.zstd.decompress_into(body, room))
+    except cramjam.DecompressionError:
+        return None
+    return None
 
 
 def _snappy(body: bytes) -> bytes:

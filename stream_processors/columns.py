@@ -13,16 +13,16 @@ stays as harmless as in the plain table.
 Time is the same for all records of a batch (LogAppendTime), so a batch is folded against one clock.
 """
 
-import hashlib
+import gc
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas import (
     OWN_SCHEMA_ONLY,
     SEGMENT_HEADER,
-    TOTAL_HEADER,
     SegmentEvent,
     WriterSchemas,
     encode_segment,
@@ -36,13 +36,15 @@ from stream_processors.batch import (
     Record,
     append_time_ms,
     decompress,
+    decompress_into,
     headers_in,
     read_record,
 )
 from stream_processors.blocks import Snapshot
 from stream_processors.errors import CorruptBatch
+from stream_processors.events import take_totals
 from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import fold, rows, totals
+from stream_processors.kernel import fold, rows
 from stream_processors.order import (
     FUTURE_TOLERANCE_MS,
     Order,
@@ -57,7 +59,6 @@ from stream_processors.table import (
     Effects,
     IntervalTable,
     Place,
-    Total,
     describe_order,
 )
 
@@ -67,7 +68,6 @@ RECORD_BYTES_MIN = 7
 _PHASES = {rows.OPEN: Phase.OPEN, rows.ENDED: Phase.ENDED, rows.SETTLED: Phase.SETTLED}
 _FLAGS = {phase: flag for flag, phase in _PHASES.items()}
 _SEGMENT_HEADER = np.frombuffer(SEGMENT_HEADER, np.uint8)
-_TOTAL_HEADER = np.frombuffer(TOTAL_HEADER, np.uint8)
 
 assert BLOCK_SLOTS == rows.BLOCK_ROWS
 
@@ -87,6 +87,7 @@ class ColumnTable(IntervalTable):
         super().__init__(place, policy, writers)
         self._rows = Rows(seed, rows_max)
         self._touched: set[str] = set()
+        self._room = np.empty(0, np.uint8)
         self._task = np.zeros(fold.TASK, np.int64)
         self._task[fold.SETTLE_GRACE] = policy.settle_grace_ms
         self._task[fold.IDLE_TIMEOUT] = policy.idle_timeout_ms
@@ -101,19 +102,41 @@ class ColumnTable(IntervalTable):
 
     def fold(self, chunk: Chunk) -> Effects:
         """Take in a chunk of the log; return what it gives, timers due by its end included."""
+        # Nothing here is garbage in cycles: looking for some took a third of the time of totals.
+        is_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return self._fold_batches(chunk)
+        finally:
+            if is_collecting:
+                gc.enable()
+
+    def _fold_batches(self, chunk: Chunk) -> Effects:
         effects = Effects()
+        view = memoryview(chunk.data)
         for at, header in headers_in(chunk.data):
             append_ms = append_time_ms(header)
             if header.record_count and header.next_offset > chunk.first_offset:
                 self.clock_ms = max(self.clock_ms, append_ms)
-            body = decompress(
-                header.attributes & CODEC_MASK, chunk.data[at + HEADER_SIZE : at + header.size]
-            )
+            body = self._unpack(header, view[at + HEADER_SIZE : at + header.size])
             self._fold_batch(body, header, chunk.first_offset, effects)
             self.records += header.record_count
         self._run_due(effects)
         self._lower_touched()
         return effects
+
+    def _unpack(self, header: BatchHeader, packed: memoryview) -> NDArray[np.uint8]:
+        """Return the records of a batch, which the next one may overwrite."""
+        codec = header.attributes & CODEC_MASK
+        size = decompress_into(codec, packed, self._room)
+        if size is not None:
+            body = self._room[:size]
+            body.flags.writeable = False  # as bytes are: the kernel is compiled for these
+            return body
+        body = np.frombuffer(decompress(codec, bytes(packed)), np.uint8)
+        if codec and len(body) > len(self._room):
+            self._room = np.empty(len(body) * 5 // 4, np.uint8)
+        return body
 
     def tick(self, now_ms: int) -> Effects:
         """Return the totals due at `now_ms`, which the caller knows no later record can precede."""
@@ -122,7 +145,7 @@ class ColumnTable(IntervalTable):
         return effects
 
     def _fold_batch(
-        self, body: bytes, header: BatchHeader, first_offset: int, effects: Effects
+        self, body: NDArray[np.uint8], header: BatchHeader, first_offset: int, effects: Effects
     ) -> None:
         task, store = self._task, self._rows
         task[fold.RECORD] = task[fold.POSITION] = 0
@@ -130,13 +153,14 @@ class ColumnTable(IntervalTable):
         task[fold.BASE_OFFSET] = header.base_offset
         task[fold.FIRST_OFFSET] = first_offset
         task[fold.NOW] = self.clock_ms
+        task[fold.OTHERS] = self.writers.has_others
+        task[fold.REGISTRY] = self.writers.has_registry
         if header.record_count * RECORD_BYTES_MIN > len(body):
             raise CorruptBatch(f"the batch at {header.base_offset} is too short for its records")
         store.make_room(header.record_count)
         store.counters[[rows.SLOWS, rows.EVENTS, rows.EVENT_EXTRAS]] = 0
-        data = np.frombuffer(body, np.uint8)
         while True:
-            outcome = fold.fold(store.arrays, data, task, _SEGMENT_HEADER)
+            outcome = fold.fold(store.arrays, body, task, _SEGMENT_HEADER)
             if outcome < 0:
                 break
             store.grow_table(outcome)
@@ -145,7 +169,7 @@ class ColumnTable(IntervalTable):
         self._take_events(effects)
         count = int(store.counters[rows.SLOWS])
         if count:
-            self._fold_slowly(body, header, store.slow[:count].tolist(), effects)
+            self._fold_slowly(body.tobytes(), header, store.slow[:count].tolist(), effects)
 
     def warm_up(self) -> None:
         """Have everything compiled: fold, settle, checkpoint and restore one order of its own."""
@@ -155,7 +179,8 @@ class ColumnTable(IntervalTable):
         body = zigzag(len(record)) + record
         header = BatchHeader(0, 0, 0, 2, 0, 0, 0, 0, 0, -1, -1, -1, 1)
         effects = Effects()
-        self._fold_batch(body, header, 0, effects)
+        self._fold_batch(np.frombuffer(body, np.uint8), header, 0, effects)
+        self._rows.grow_table(0)
         assert len(effects.totals) == 1
         self._run_due(effects)
         blocks = [block for _, block in self.take_changed_blocks() if block is not None]
@@ -171,14 +196,22 @@ class ColumnTable(IntervalTable):
     def _fold_slowly(
         self, body: bytes, header: BatchHeader, positions: list[int], effects: Effects
     ) -> None:
-        """Give the batch's remaining records to the plain rules, in their order."""
+        """Give the batch's remaining records to the plain rules, in their order.
+
+        `positions` are the kernel's `slow`: for a dead letter nothing need be lifted.
+        """
         keys: set[bytes] = set()
         for position in positions:
-            record, _ = read_record(body, position, header.base_offset, header.max_timestamp_ms)
+            at = position if position >= 0 else ~position
+            record, _ = read_record(body, at, header.base_offset, header.max_timestamp_ms)
+            if position < 0:
+                letters = len(effects.dead_letters)
+                super()._fold_record(record, effects)
+                assert len(effects.dead_letters) > letters, "the kernel refused a good record"
+                continue
             if record.key is not None:
                 keys.add(record.key)
-                if self._rows.is_deferred(record.key):
-                    self._lift(record.key)
+                self._lift(record.key)
             self._fold_record(record, effects)
         for key in keys:
             self._settle_stub(key)
@@ -187,7 +220,7 @@ class ColumnTable(IntervalTable):
     def _lift(self, key: bytes) -> None:
         """Make a plain order of the row with this key, if there is one."""
         slot = self._rows.find(key)
-        if slot < 0 or self._rows.orders[slot]["flags"] & rows.ODD:
+        if slot < 0 or self._rows.orders["flags"][slot] & rows.ODD:
             return
         order = self._order_of(slot)
         self._rows.make_odd(slot)
@@ -271,39 +304,7 @@ class ColumnTable(IntervalTable):
 
     def _take_events(self, effects: Effects) -> None:
         """Make records of the totals that the kernel has noted."""
-        store = self._rows
-        count = int(store.counters[rows.EVENTS])
-        if not count:
-            return
-        texts = np.empty(count * totals.TEXT_BYTES_MAX, np.uint8)
-        ends = np.empty(count, np.int64)
-        row = np.empty(rows.EXTRA_SIZE, np.int64)
-        totals.write_texts(store.events, count, store.event_extra, row, texts, ends)
-        digests, start = [], 0
-        raw = memoryview(texts.data)
-        for end in ends.tolist():
-            digests.append(hashlib.sha256(raw[start:end]).hexdigest())
-            start = end
-        out = np.empty(count * totals.TOTAL_BYTES_MAX, np.uint8)
-        totals.write_totals(
-            store.events,
-            count,
-            store.event_at,
-            store.event_status,
-            store.event_extra,
-            row,
-            np.frombuffer("".join(digests).encode(), np.uint8),
-            self.place.partition,
-            _TOTAL_HEADER,
-            out,
-            ends,
-        )
-        encoded = out[: ends[-1]].tobytes()
-        start = 0
-        for key, end in zip(store.event_keys(count), ends.tolist(), strict=True):
-            effects.totals.append(Total(key, encoded[start:end]))
-            start = end
-        store.counters[rows.EVENTS] = store.counters[rows.EVENT_EXTRAS] = 0
+        effects.totals += take_totals(self._rows, self.place.partition)
 
     # -- slots and blocks ---------------------------------------------------------------------
 

@@ -142,11 +142,6 @@ class Rows:
         key_hash = np.uint64(index.hash_key(words, self._seed))
         return int(index.find(self.orders, self._index, self._tables, words, key_hash))
 
-    def is_deferred(self, key: bytes) -> bool:
-        """Tell whether the order with this key waits for the plain core."""
-        slot = self.find(key)
-        return slot >= 0 and bool(self.orders[slot]["flags"] & rows.DEFERRED)
-
     def _enter(self, slot: int, key: bytes) -> None:
         """Enter a row's name into it and into the index."""
         words = _words(key)

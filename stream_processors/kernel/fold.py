@@ -35,8 +35,8 @@ from stream_processors.kernel.parse import (
     KEY_SIZE,
     NUMBER,
     SENT_ON,
-    is_ours_or_nothing,
     is_plain_text,
+    is_unreadable,
     parse_segment,
     partition_of,
     read_frame,
@@ -89,7 +89,9 @@ LENGTH_MAX = 10
 PARTITION = 11
 PARTITIONS = 12
 SEED = 13
-TASK = 14
+OTHERS = 14  # whether other schemas than our own are known
+REGISTRY = 15  # whether there is a registry of further ones
+TASK = 16
 
 GROUP = 64
 """Records that are read, fetched and applied together."""
@@ -229,7 +231,7 @@ def settle_complete(store: Any, slot: int, task: Any) -> None:
 
 @hot
 def judge(data: Any, header: Any, record: Any, task: Any) -> int:
-    """Judge a record of a known order: CHANGED if it is to be applied, NO_ROOM to be looked at.
+    """Judge a record by itself: CHANGED if it is to be applied, NO_ROOM to be looked at.
 
     REJECTED if it will certainly be a dead letter: the plain core says why, and as it changes
     nothing about the order, the order's next records need not wait for that.
@@ -238,7 +240,9 @@ def judge(data: Any, header: Any, record: Any, task: Any) -> int:
         if is_acceptable(record, task):
             return CHANGED
         return NO_ROOM if record[NUMBER] > NUMBER_MAX else REJECTED
-    return REJECTED if is_ours_or_nothing(data, header, record) else NO_ROOM
+    return (
+        REJECTED if is_unreadable(data, header, record, task[OTHERS], task[REGISTRY]) else NO_ROOM
+    )
 
 
 @hot
@@ -329,12 +333,15 @@ def apply_group(store: Any, data: Any, task: Any, header: Any, count: int) -> in
         elif has_row_key(data, record):
             slot = find(orders, index, tables, words, key_hash)
             if slot < 0:
-                table = table_to_grow(tables, key_hash)
-                if table >= 0:
-                    return table
-                slot = start_row(store, data, record, words, key_hash, header, task)
-                if slot >= 0 and not orders[slot].flags & ODD:
-                    outcome = CHANGED
+                if record[SENT_ON] == 0:
+                    outcome = judge(data, header, record, task)
+                if outcome != REJECTED:
+                    table = table_to_grow(tables, key_hash)
+                    if table >= 0:
+                        return table
+                    slot = start_row(store, data, record, words, key_hash, header, task)
+                    has_order = slot >= 0 and not orders[slot].flags & ODD
+                    outcome = CHANGED if has_order else NO_ROOM
             elif record[SENT_ON] == 0 and not orders[slot].flags & (ODD | DEFERRED):
                 outcome = judge(data, header, record, task)
                 if outcome == CHANGED:
@@ -344,10 +351,10 @@ def apply_group(store: Any, data: Any, task: Any, header: Any, count: int) -> in
         if outcome == CHANGED:
             if move_on(orders, slot, extra, block_due, changed, record, task):
                 settle_complete(store, slot, task)
-        elif outcome in (NO_ROOM, REJECTED):
+        elif outcome != UNCHANGED:
             if slot >= 0 and outcome == NO_ROOM:
                 orders[slot].flags |= DEFERRED
-            slow[counters[SLOWS]] = record[AT]
+            slow[counters[SLOWS]] = ~record[AT] if outcome == REJECTED else record[AT]
             counters[SLOWS] += 1
         task[RECORD] += 1
         task[POSITION] = record[AFTER]

@@ -249,19 +249,22 @@ def parse_segment(data: Any, header: Any, record: Any) -> bool:
 
 
 @hot
-def is_ours_or_nothing(data: Any, header: Any, record: Any) -> bool:
-    """Tell whether a value is of our own schema or of none at all: what we can't read, nobody can.
+def is_unreadable(data: Any, header: Any, record: Any, others: int, registry: int) -> bool:
+    """Tell of a value that `parse_segment` refused whether the plain core can't read it either.
 
-    Another fingerprint, or a registry's framing, may be of a schema that the plain core knows.
+    Only if `others` are known can another fingerprint be of one, only a `registry` knows ids.
     """
     at, end = record[VALUE_AT], record[VALUE_END]
     if at == end:
         return True
-    if end - at < HEADER_BYTES:
-        return data[at] != 0
-    if load_u64(data, at) == load_u64(header, 0):
-        return data[at + 8] == header[8] and data[at + 9] == header[9]
-    return data[at] != 0 and data[at] != header[0]
+    if data[at] == 0:
+        return registry == 0
+    if data[at] != header[0] or end - at < HEADER_BYTES or others == 0:
+        return True
+    for i in range(HEADER_BYTES):
+        if data[at + i] != header[i]:
+            return False
+    return True
 
 
 @compiled

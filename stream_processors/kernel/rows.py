@@ -94,7 +94,7 @@ class Store(NamedTuple):
     block_due: Any  # int64: lower bound of the deadlines of a block's unsettled rows
     block_retire: Any  # int64: the same of its settled rows
     changed: Any  # uint8: 1 where a block has changed since the last checkpoint
-    slow: Any  # int64: positions of the batch's records that wait for the plain core
+    slow: Any  # int64: positions of records for the plain core; ~position: a sure dead letter
     events: Any  # ORDER: rows as they were when they settled
     event_at: Any  # int64: as of when
     event_status: Any  # int64: COMPLETE, INCOMPLETE or ABANDONED

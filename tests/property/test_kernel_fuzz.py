@@ -22,7 +22,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER
+from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas
 from schemas.wire import zigzag
 from stream_processors.batch import Chunk
 from stream_processors.columns import ColumnTable
@@ -31,12 +31,20 @@ from stream_processors.kernel import fold, maintain, rows, totals, unaligned
 from stream_processors.order import Policy
 from stream_processors.table import IntervalTable, Place
 from tests.property.batches import LOG_APPEND_TIME, encode_batch, encode_record
-from tests.property.column_histories import by_key, letters, value_of, writers
+from tests.property.column_histories import (
+    NEWER_HEADER,
+    by_key,
+    letters,
+    newer_schema,
+    value_of,
+    writers,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW_MS = 1_700_000_000_000
 NAMES = [b"SO1", b"SO2", b"SO3", b"8 bytes!", b"x" * 40, b"x" * 41, "é".encode(), b"new"]
 EXTREMES = [0, -1, 1, 63, 64, 2**31 - 1, 2**31, -(2**31), 2**32, 2**62, 2**63 - 1, -(2**63)]
+STARTS = [SEGMENT_HEADER] * 20 + [NEWER_HEADER, b"\xc3\x01unknown!", b"\0\0\0\0\7", b"\xc3", b""]
 NO_EXPLAINING = settings(phases=[phase for phase in Phase if phase is not Phase.explain])
 
 
@@ -76,7 +84,7 @@ def odd_record(dice: random.Random, delta: int) -> bytes:
     body = number(len(name)) + name + number(dice.choice([1, 1, 2, 3, 2**31, 2**63 - 1]))
     body += number(end_ms - dice.randrange(1, 6)) + number(end_ms)
     body += bytes([dice.choice([0, 0, 0, 1, 1, 2, 255])])
-    value = SEGMENT_HEADER + body
+    value = dice.choice(STARTS) + body
     headers = dice.choice([[]] * 4 + [[(b"forwarded_from", b"3/5")], [(b"a", b""), (b"b", b"c")]])
     content = dice.choice([b"\0", b"\0", b"\xff"]) + number(0) + number(delta)
     content += number(len(key)) + key + number(len(value)) + value + number(len(headers))
@@ -138,11 +146,11 @@ def first_chunk() -> Chunk:
 class Pair:
     """A plain table and a column table that have seen the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: WriterSchemas = OWN_SCHEMA_ONLY) -> None:
         policy, place = Policy(5, 9, 1_000), Place(0, 1)
         self.tables: list[IntervalTable] = [
-            IntervalTable(place, policy, writers()),
-            ColumnTable(place, policy, writers(), seed=3, rows_max=64),
+            IntervalTable(place, policy, known),
+            ColumnTable(place, policy, known, seed=3, rows_max=64),
         ]
         self.next_offset = first_chunk().next_offset
         for table in self.tables:
@@ -180,15 +188,22 @@ def state(table: IntervalTable) -> Any:
     return known, len(table), table.oldest_deadline_ms()
 
 
+def registry(schema_id: int) -> str:
+    """Return the schema with this id: our own, and a newer one under 7."""
+    return json.dumps(newer_schema() if schema_id == 7 else SEGMENT_SCHEMA)
+
+
 def fuzz(seed: int, batches: int) -> tuple[int, int]:
     """Feed odd batches to pairs of tables; return how many were readable, how many corrupt."""
     dice, readable = random.Random(seed), 0
-    pair = Pair()
+    known = [OWN_SCHEMA_ONLY, writers(), WriterSchemas(registry)]
+    pair = Pair(dice.choice(known))
     for _ in range(batches):
         if pair.agrees_about(odd_batch(dice, pair.next_offset)):
             readable += 1
             continue
-        pair = Pair()  # what a corrupt batch leaves behind is nobody's business: the process ends
+        # What a corrupt batch leaves behind is nobody's business: the process ends.
+        pair = Pair(dice.choice(known))
     pair.agrees_after_a_restart()
     return readable, batches - readable
 

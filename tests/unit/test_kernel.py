@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -333,3 +335,61 @@ def test_an_offset_outside_what_a_batch_can_span(delta: int) -> None:
 
 def test_the_header_is_that_of_segments() -> None:
     assert parse.HEADER_BYTES == len(SEGMENT_HEADER)
+
+
+# -- what a batch is unpacked into ------------------------------------------------------------
+
+
+def test_batches_of_all_sizes_in_the_same_memory() -> None:
+    """The second frame of a body is nobody's loss, nor what a longer batch before has left."""
+    plain, columns = both()
+    offset = 0
+    for codec in ("lz4", "zstd", "none", "snappy", "gzip"):
+        for count in (3, 400, 1, 20, 900):
+            entries = [
+                (offset + at, segment(b"%s %d" % (codec.encode(), count), at + 1))
+                for at in range(count)
+            ]
+            data = encode_batch(offset, NOW_MS + 1_000, entries, codec=codec)
+            part = Chunk(offset, offset + count, data)
+            assert_same_effects(plain.fold(part), columns.fold(part))
+            name = f"{codec} {count}"
+            assert plain.describe(name) == columns.describe(name)
+            offset += count
+
+
+AFTER_WARM_UP = """
+from stream_processors import columns
+from stream_processors.kernel import fold, index, maintain, rows, totals
+from tests.unit import test_kernel
+def signatures():
+    kernel = {**vars(fold), **vars(index), **vars(maintain), **vars(rows), **vars(totals)}
+    return {name: each.signatures for name, each in kernel.items() if hasattr(each, "signatures")}
+columns.compile_kernel()
+known = signatures()
+assert known["move_table"]
+test_kernel.run_everything()
+assert signatures() == known, [name for name, each in signatures().items() if each != known[name]]
+"""
+
+
+def run_everything() -> None:
+    """Have a table grow, leave records to the plain core, settle, write and restore."""
+    table = ColumnTable(PLACE, POLICY, writers())
+    for codec, offset in (("none", 0), ("lz4", 30_000), ("lz4", 60_000)):
+        entries = [(offset + at, segment(b"%s %d" % (codec.encode(), at))) for at in range(30_000)]
+        entries[7:9] = [(offset + 7, segment(b"holes", 9)), (offset + 8, (b"bad", None, ()))]
+        data = encode_batch(offset, NOW_MS + offset, entries, codec=codec)
+        table.fold(Chunk(offset, offset + len(entries), data))
+    blocks = [block for _, block in table.take_changed_blocks() if block is not None]
+    ColumnTable(PLACE, POLICY, writers()).restore(blocks, NOW_MS)
+    table.tick(NOW_MS + 10**9)
+    table.confirm(NOW_MS + 10**9)
+
+
+def test_nothing_is_left_to_be_compiled_in_the_stream() -> None:
+    """The first table of the index that grew held the stream up by 0.4 s."""
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_WARM_UP], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]

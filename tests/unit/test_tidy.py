@@ -31,6 +31,7 @@ PURE_LAYERS = (
     "stream_processors.table",
     "stream_processors.kernel",
     "stream_processors.store",
+    "stream_processors.events",
     "stream_processors.columns",
 )
 PURE = (*PURE_LAYERS, "schemas", "producers.session", "producers.truth")

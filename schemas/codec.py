@@ -171,7 +171,9 @@ def _read_evolved(writer: Any, value: bytes, at: int) -> RawSegment:
     try:
         record: Any = fastavro.schemaless_reader(body, writer, _SEGMENT_READER)
     except (*_UNREADABLE, fastavro.read.SchemaResolutionError) as error:
-        raise BadRecord(Reason.NOT_AVRO, f"the body can't be read: {error!r}") from error
+        raise BadRecord(
+            Reason.NOT_AVRO, f"the body can't be read: {type(error).__name__}"
+        ) from error
     if body.tell() != len(value):
         raise BadRecord(Reason.NOT_AVRO, f"{len(value) - body.tell()} bytes follow the record")
     return (
@@ -242,7 +244,7 @@ def decode_total(value: bytes | None) -> OrderTotal:
     try:
         record: Any = fastavro.schemaless_reader(body, _TOTAL, None)
     except _UNREADABLE as error:
-        raise BadTotal(f"the body can't be read: {error!r}") from error
+        raise BadTotal(f"the body can't be read: {type(error).__name__}") from error
     if body.tell() != len(value):
         raise BadTotal("bytes follow the record")
     record["status"] = Status(record["status"])

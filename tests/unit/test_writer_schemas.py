@@ -45,6 +45,22 @@ def body(schema: dict[str, Any], record: dict[str, Any]) -> bytes:
 # -- writers of other ages --------------------------------------------------------------------
 
 
+def test_the_same_record_is_refused_in_the_same_words() -> None:
+    """The detail of a dead letter held an object's address, so that no replay repeated it."""
+    writers = WriterSchemas()
+    schema = own_schema() | {"doc": "v2"}
+    schema["fields"].append({"name": "vehicle", "type": "string", "default": ""})
+    writers.add(schema)
+    value = b"\xc3\x01" + schema_fingerprint(schema) + b"\x06SO"
+    details = set()
+    for _ in range(2):
+        with pytest.raises(BadRecord) as error:
+            writers.read(value)
+        details.add(error.value.detail)
+    assert len(details) == 1
+    assert "0x" not in details.pop()
+
+
 def read_as_written_with(
     schema: dict[str, Any], record: dict[str, Any], write: Any = body
 ) -> SegmentEvent:

@@ -45,6 +45,8 @@ class LocalKafka:
     """A single-node Kafka with its records under `data_dir`. Needs no network once it has its jars.
 
     `port` None: the port of the last start, else a free one. `jars_dir` None: `<data_dir>/jars`.
+    `proxied` (port to listen on, port to advertise): a second listener, for clients that come
+    through a proxy. Whoever asks there is told to come back to the second port, the proxy's.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class LocalKafka:
         *,
         jars_dir: Path | None = None,
         heap_mb: int = HEAP_MB,
+        proxied: tuple[int, int] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.data_dir = data_dir.absolute()
         self._port = port
         self._jars_dir = jars_dir.absolute() if jars_dir else self.data_dir / "jars"
         self._heap_mb = heap_mb
+        self._proxied = proxied
         self._say = say
         self._home = self.data_dir / "kafka"
         self._daemon = Daemon("Kafka", self._home)
@@ -207,6 +211,13 @@ class LocalKafka:
             # 128 MB by default, taken from a heap that is small here.
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
         }
+        if self._proxied is not None:
+            listening, advertised = (f"PROXIED://{HOST}:{port}" for port in self._proxied)
+            settings["listeners"] = f"{settings['listeners']},{listening}"
+            settings["advertised.listeners"] = f"{settings['advertised.listeners']},{advertised}"
+            settings["listener.security.protocol.map"] = (
+                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
+            )
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 

@@ -155,6 +155,7 @@ class Daemon:
         self.log_path = self.home / "server.log"
         self._record_path = self.home / "process.json"
         self._state_path = self.home / "state.json"
+        self._child: subprocess.Popen[bytes] | None = None
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held around start and stop, so that two commands at once do not start two servers."""
@@ -203,10 +204,15 @@ class Daemon:
                 start_new_session=True,
                 **as_account(account),
             )
-        _children[child.pid] = child
+        _children[child.pid] = self._child = child
         # None when it has died already: then the record matches nothing, as it should.
         _write_json(self._record_path, {"pid": child.pid, "birth_mark": birth_mark(child.pid)})
         return child.pid
+
+    def exit_code(self) -> int | None:
+        """How the process ended that this very object spawned last, negative for a signal. None
+        while it runs, and where there is none."""
+        return None if self._child is None else self._child.poll()
 
     def wait_until_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
         """Returns when `ready()` is true. Raises StackError, with the log's end, when the process

@@ -1,0 +1,1 @@
+"""Chaos on the real thing: faults by a seeded schedule, and an audit of what came of it."""

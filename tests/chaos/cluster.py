@@ -1,0 +1,377 @@
+"""The cluster that chaos comes over: every process of Durabill, Kafka, PostgreSQL, and a proxy.
+
+All of it lies in one temporary folder. The processes are started again when they end by
+themselves, as a process manager would, and each such end is kept with its last words. Nothing is
+left when the context ends; what a killed run left behind, the next one clears away.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from deploy.commands_common import quiet_kafka
+from deploy.kafka import LocalKafka
+from deploy.migrate import migrate
+from deploy.postgres import LocalPostgres
+from deploy.processes import environment, get_json
+from deploy.stack import Daemon, StackError, birth_mark, find_free_ports
+from deploy.topics import create_topics
+from stream_processors.settings import Settings
+from tests.chaos.proxy import Proxy
+from tests.chaos.schedule import PROXIED, WORKERS_FIRST
+
+ROOT = Path(__file__).resolve().parents[2]
+JARS_DIR = ROOT / ".durabill" / "jars"
+PREFIX = "durabill-chaos-"
+PARTITIONS = 6
+READY_S = 240.0  # the very first start of a worker compiles
+STOP_S = 60.0
+LAST_WORDS_BYTES = 1_500
+_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.5, 5.0
+_LOOK_S = 0.1
+_RESTARTS_OF_POSTGRES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A process that ended though nobody had asked it to; `code` as subprocess tells it."""
+
+    name: str
+    at_s: float
+    code: int | None
+    last_words: str
+
+
+class Process:
+    """One `durabill` process that is kept running; all methods may be called from any thread."""
+
+    def __init__(self, name: str, folder: Path, settings: Settings) -> None:
+        self.name = name
+        self.url = ""
+        if name.startswith("worker"):
+            self.url = f"http://{settings.worker_host}:{settings.worker_port}"
+        self._settings = settings
+        home = folder / name
+        home.mkdir()
+        self._daemon = Daemon(name, home)
+        self._lock = threading.RLock()
+        self._wanted = False
+        self._pause_s = _PAUSE_FIRST_S
+        self._started_s = 0.0
+
+    def start(self) -> int:
+        """Start it, and want it running from now on; return its pid."""
+        with self._lock:
+            self._wanted = True
+            self._started_s = time.monotonic()
+            command = [sys.executable, "-m", "deploy.cli", self.name.partition("-")[0]]
+            environ = environment(self._settings)
+            # A whole minute of retries in the log says no more than its end.
+            return self._daemon.spawn(command, env=environ, cwd=ROOT)
+
+    def pid(self) -> int | None:
+        """Return the pid of the running process."""
+        with self._lock:
+            return self._daemon.pid()
+
+    def kill(self) -> tuple[int | None, int | None]:
+        """End it at once and leave it so; return its pid and exit code."""
+        with self._lock:
+            self._wanted = False
+            pid = self._daemon.pid()
+            self._daemon.stop([(signal.SIGCONT, 0.0), (signal.SIGKILL, 10.0)])
+            return pid, self._code()
+
+    def stop(self) -> int | None:
+        """Ask it to end and return its exit code; raise StackError if it doesn't."""
+        with self._lock:
+            self._wanted = False
+            self._daemon.stop([(signal.SIGCONT, 0.0), (signal.SIGTERM, STOP_S)])
+            return self._code()
+
+    def _code(self) -> int | None:
+        """Return the exit code, once the last of its threads is gone too."""
+        until_s = time.monotonic() + 10.0
+        while (code := self._daemon.exit_code()) is None and time.monotonic() < until_s:
+            time.sleep(0.01)
+        return code
+
+    def signal(self, number: signal.Signals) -> int | None:
+        """Send a signal to it; return its pid, None if it doesn't run."""
+        with self._lock:
+            pid = self._daemon.pid()
+            if pid is not None:
+                os.kill(pid, number)
+            return pid
+
+    def log_tail(self) -> str:
+        """Return its last words."""
+        try:
+            content = self._daemon.log_path.read_bytes()
+        except FileNotFoundError:
+            return ""
+        return content[-LAST_WORDS_BYTES:].decode(errors="replace").strip()
+
+    def look_after(self, now_s: float, began_s: float) -> Exit | None:
+        """Start it again if it has ended by itself; return that end."""
+        with self._lock:
+            if not self._wanted or self._daemon.pid() is not None:
+                return None
+            code = self._code()
+            if now_s - self._started_s > 4 * _PAUSE_MAX_S:
+                self._pause_s = _PAUSE_FIRST_S
+            if now_s - self._started_s < self._pause_s:
+                return None
+            found = Exit(self.name, round(now_s - began_s, 1), code, self.log_tail())
+            self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
+            self.start()
+            return found
+
+
+class Cluster:
+    """A running cluster; a context manager. See the module's docstring."""
+
+    def __init__(self, settings: Settings, *, keep: bool, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+        self.folder.chmod(0o755)  # PostgreSQL's user must be able to enter
+        self.exits: list[Exit] = []
+        self.processes: dict[str, Process] = {}
+        self.proxy: Proxy
+        self.began_s = time.monotonic()
+        self._keep = keep
+        self._say = say
+        self._over = contextlib.ExitStack()
+        self._end = threading.Event()
+        self._guard = threading.Thread(target=self._look_after, name="guard", daemon=True)
+        self._kafka: LocalKafka
+        self._postgres = LocalPostgres(self.folder, fsync=False)
+        self._broker_lock = threading.Lock()
+
+    # -- begin and end ------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _deaf_to_signals():
+            self._end.set()
+            if self._guard.is_alive():
+                self._guard.join()
+            for process in self.processes.values():
+                process.kill()
+            self._over.close()
+            clear_away(self.folder, keep=self._keep)
+        if self._keep:
+            self._say(f"kept: {self.folder}")
+
+    def _start(self) -> None:
+        behind, front = find_free_ports(2)
+        self._kafka = LocalKafka(
+            self.folder, jars_dir=JARS_DIR, proxied=(behind, front), say=self._say
+        )
+        self.proxy = self._over.enter_context(Proxy(front, behind))
+        self._front = f"127.0.0.1:{front}"
+        servers = self._kafka.start()
+        self.settings = msgspec.structs.replace(
+            self.settings,
+            bootstrap_servers=servers,
+            ledger_dsn=self._postgres.start(),
+            data_dir=str(self.folder),
+        )
+        create_topics(
+            self.kafka,
+            segments=self.settings.segments_topic,
+            totals=self.settings.totals_topic,
+            dead_letters=self.settings.dead_letters_topic,
+            checkpoint=self.settings.checkpoint_topic,
+            partitions=PARTITIONS,
+        )
+        migrate(self.settings.ledger_dsn)
+        for name in ("gateway", *WORKERS_FIRST, "ledger"):
+            self.add(name)
+        self._guard.start()
+        self.wait_for(self.all_shared_out, READY_S, "the workers have shared out the partitions")
+        gateway = f"{self.gateway_url}/readyz"
+        self.wait_for(lambda: get_json(gateway) is not None, READY_S, "the gateway is ready")
+
+    def _look_after(self) -> None:
+        while not self._end.wait(_LOOK_S):
+            for process in list(self.processes.values()):
+                found = process.look_after(time.monotonic(), self.began_s)
+                if found is not None:
+                    self.exits.append(found)
+
+    # -- processes ----------------------------------------------------------------------------
+
+    @property
+    def kafka(self) -> dict[str, str]:
+        """Return how to reach the broker directly; librdkafka's own words are left out."""
+        return quiet_kafka(self.settings)
+
+    @property
+    def gateway_url(self) -> str:
+        """Return where the gateway listens."""
+        return f"http://127.0.0.1:{self._gateway_port}"
+
+    def add(self, name: str) -> Process:
+        """Start another process of this name, with a port of its own."""
+        (port,) = find_free_ports(1)
+        changes: dict[str, Any] = {"worker_port": port, "gateway_port": port}
+        if name == "gateway":
+            self._gateway_port = port
+        if name in PROXIED:
+            changes["bootstrap_servers"] = self._front
+        settings = msgspec.structs.replace(self.settings, **changes)
+        process = Process(name, self.folder, settings)
+        process.start()
+        self.processes[name] = process
+        return process
+
+    def workers(self) -> list[Process]:
+        """Return the workers that ought to run."""
+        return [each for name, each in self.processes.items() if name.startswith("worker")]
+
+    def forget(self, name: str) -> None:
+        """Let go of a process that is not coming back."""
+        del self.processes[name]
+
+    def shared_out(self, *, without: str = "") -> set[int]:
+        """Return the partitions that the workers say they own, but for one of them."""
+        owned: set[int] = set()
+        for worker in self.workers():
+            if worker.name == without:
+                continue
+            status = get_json(f"{worker.url}/status")
+            if status is not None:
+                owned |= {int(each) for each in status["partitions"]}
+        return owned
+
+    def all_shared_out(self) -> bool:
+        """Tell whether every partition has an owner."""
+        return len(self.shared_out()) == PARTITIONS
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Return when the condition holds; raise StackError with all last words if it doesn't."""
+        until_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > until_s:
+                words = (f"--- {each.name}\n{each.log_tail()}" for each in self.processes.values())
+                raise StackError("\n".join([f"not within {timeout_s:g} s: {what}", *words]))
+            time.sleep(0.2)
+
+    # -- servers ------------------------------------------------------------------------------
+
+    def kill_broker(self) -> int:
+        """End the broker at once; return its pid, which is gone."""
+        with self._broker_lock:
+            return _kill(self._kafka.status().pid, "the broker")
+
+    def start_broker(self) -> None:
+        """Start the broker again, at the same address, and wait until it answers."""
+        with self._broker_lock:
+            address = self._kafka.start()
+        assert address == self.settings.bootstrap_servers, "its port was taken meanwhile"
+
+    def signal_broker(self, number: signal.Signals) -> int:
+        """Send a signal to the broker; return its pid."""
+        pid = self._kafka.status().pid
+        assert pid is not None, "the broker runs"
+        os.kill(pid, number)
+        return pid
+
+    def kill_postgres(self) -> int:
+        """End PostgreSQL at once; return its pid, which is gone."""
+        return _kill(self._postgres.status().pid, "PostgreSQL")
+
+    def start_postgres(self) -> None:
+        """Start PostgreSQL again, once the processes that it left behind have noticed its end."""
+        for attempt in range(_RESTARTS_OF_POSTGRES):
+            try:
+                dsn = self._postgres.start()
+            except StackError:
+                if attempt == _RESTARTS_OF_POSTGRES - 1:
+                    raise
+                time.sleep(0.5)
+            else:
+                assert dsn == self.settings.ledger_dsn, "its port was taken meanwhile"
+                return
+
+
+def process_state(pid: int) -> str:
+    """Return Linux's letter for what a process does: T is stopped; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def sweep() -> None:
+    """Stop and remove what runs of this user left that were killed themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        mine = folder.stat().st_uid == os.geteuid()
+        kept = (folder / "kept").exists()
+        if mine and not kept and pid.isdigit() and birth_mark(int(pid)) is None:
+            clear_away(folder, keep=False)
+
+
+def clear_away(folder: Path, *, keep: bool) -> None:
+    """Stop everything that runs in the folder, and remove it, or else mark it as kept."""
+    for home in folder.iterdir():
+        if (home / "process.json").exists() and home.name not in ("kafka", "postgres"):
+            Daemon(home.name, home).stop([(signal.SIGKILL, 10.0)])
+    kafka, postgres = LocalKafka(folder), LocalPostgres(folder)
+    pid = kafka.status().pid
+    if pid is not None:
+        os.kill(pid, signal.SIGCONT)  # a frozen one can't stop
+    if keep:
+        kafka.stop()
+        postgres.stop()
+        (folder / "kept").touch()
+        return
+    if pid is not None:
+        _kill(pid, "the broker")
+    postgres.remove()
+    shutil.rmtree(folder)
+
+
+def _kill(pid: int | None, name: str) -> int:
+    assert pid is not None, f"{name} runs"
+    os.kill(pid, signal.SIGKILL)
+    until_s = time.monotonic() + 10
+    while birth_mark(pid) is not None:
+        assert time.monotonic() < until_s, f"{name} survives SIGKILL"
+        time.sleep(0.01)
+    return pid
+
+
+@contextlib.contextmanager
+def _deaf_to_signals() -> Any:
+    """Let a second Ctrl-C not stop the cleaning up; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

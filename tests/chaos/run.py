@@ -1,0 +1,197 @@
+"""One run: a cluster, a fleet, the faults of a seed, and the audit afterwards."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from deploy.processes import get_json
+from deploy.stack import StackError
+from stream_processors.settings import Settings
+from tests.chaos.audit import Auditor
+from tests.chaos.cluster import PARTITIONS, Cluster
+from tests.chaos.faults import Injector
+from tests.chaos.report import RunReport
+from tests.chaos.schedule import LONG, Form, Planner, Step, short_schedule
+from tests.chaos.traffic import Load, Pump
+from tests.chaos.vitals import Vitals
+
+SETTLE_GRACE_S = 2.0
+IDLE_TIMEOUT_S = 5.0
+MARGIN_S = 1.0
+REST_S = 150.0
+"""How long everything may take to come to rest once the last segment is in the log."""
+
+_LOOK_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Chaos:
+    """What is run: at least `segments` in `seconds`, a fleet of `orders` at a time."""
+
+    seed: int
+    segments: int
+    rate: float
+    orders: int
+    segments_per_order: int
+    seconds: float
+    form: Form | None
+    """None is the short form, whose steps are fixed."""
+
+    def steps(self) -> Iterator[tuple[int, Step]]:
+        """Return the schedule, as pairs of round and step."""
+        if self.form is None:
+            return iter([(0, step) for step in short_schedule()])
+        return Planner(self.seed, self.form).steps()
+
+
+def long_form(seed: int, segments: int, rate: float, seconds: float, down_s: float) -> Chaos:
+    """Return a run with every kind of fault at least once."""
+    form = Form(LONG.kinds, down_s, LONG.companion_ratio, LONG.calm_ratio)
+    per_order = 80
+    orders = max(10, round(rate * 12 / per_order))  # a fleet lasts for longer than idle orders
+    return Chaos(seed, segments, rate, orders, per_order, seconds, form)
+
+
+def short_form(seed: int, segments: int, rate: float) -> Chaos:
+    """Return the run that is part of the tests."""
+    return Chaos(seed, segments, rate, max(10, round(rate * 8 / 60)), 60, 0.0, None)
+
+
+def run(chaos: Chaos, *, keep: bool, say: Callable[[str], None]) -> RunReport:
+    """Run it and return what was done and found; everything is stopped by then."""
+    report = RunReport(chaos.seed)
+    settings = Settings(
+        settle_grace_s=SETTLE_GRACE_S,
+        idle_timeout_s=IDLE_TIMEOUT_S,
+        checkpoint_interval_s=0.5,
+        report_interval_s=1.0,
+    )
+    say(f"seed {chaos.seed}: starting Kafka, PostgreSQL, gateway, workers, ledger")
+    with ExitStack() as exits:
+        cluster = exits.enter_context(Cluster(settings, keep=keep, say=say))
+        load = Load(
+            chaos.seed,
+            chaos.rate,
+            chaos.orders,
+            chaos.segments_per_order,
+            max(SETTLE_GRACE_S, IDLE_TIMEOUT_S) + MARGIN_S,
+        )
+        topic = cluster.settings.segments_topic
+        pump = Pump(load, cluster.kafka, topic, cluster.gateway_url)
+        exits.callback(pump.close)
+        vitals = Vitals(cluster.settings, cluster.kafka, pump)
+        exits.callback(vitals.close)
+        pump.start()
+        vitals.start()
+        injector = Injector(cluster, vitals, say)
+        try:
+            _inject(chaos, injector, pump, report)
+            _rest(cluster, pump, vitals, report, say)
+            _audit(cluster, pump, vitals, report, say)
+        except StackError as error:
+            report.problems.append(str(error))
+        report.took_s = round(time.monotonic() - cluster.began_s, 1)
+        report.injected = injector.injected
+        report.problems += injector.problems
+        report.exits = cluster.exits
+        report.sent = pump.sent
+        report.lag_records_max = max((each.lag for each in vitals.samples), default=0)
+        report.note_exits()
+    return report
+
+
+def _inject(chaos: Chaos, injector: Injector, pump: Pump, report: RunReport) -> None:
+    """Carry out the schedule until all kinds have come and enough has been sent."""
+    began_s = time.monotonic()
+    _wait_until(lambda: pump.sent.segments > chaos.rate or bool(pump.error), 60)
+    for turn, step in chaos.steps():
+        enough = pump.sent.segments >= chaos.segments
+        if turn and enough and time.monotonic() - began_s >= chaos.seconds:
+            break
+        if pump.error:
+            break
+        injector.run(step)
+        report.steps += 1
+    _wait_until(lambda: pump.sent.segments >= chaos.segments or bool(pump.error), 3_600)
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    until_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
+def _rest(
+    cluster: Cluster, pump: Pump, vitals: Vitals, report: RunReport, say: Callable[[str], None]
+) -> None:
+    """Have the fleet come to its end and the workers to rest: no lag, nothing unsettled."""
+    say(f"{time.monotonic() - cluster.began_s:6.1f} s  the fleet comes to its end, orders settle")
+    pump.finish()
+    pump.join()
+    if pump.error:
+        raise StackError(f"the fleet failed: {pump.error}")
+    began_s = time.monotonic()
+    at_rest = _wait_until(lambda: _is_at_rest(cluster, vitals), REST_S)
+    report.rest_s = round(time.monotonic() - began_s, 1)
+    ends = vitals.ends(cluster.settings.segments_topic)
+    report.lag_records = sum(ends.values()) - sum(vitals.committed().values())
+    if not at_rest:
+        report.problems.append(
+            f"not at rest within {REST_S:g} s: lag {report.lag_records}, "
+            f"unsettled {_unsettled(cluster)}"
+        )
+
+
+def _is_at_rest(cluster: Cluster, vitals: Vitals) -> bool:
+    sample = vitals.samples[-1]
+    return sample.answered and sample.lag == 0 and _unsettled(cluster) == []
+
+
+def _unsettled(cluster: Cluster) -> list[str]:
+    """Return the partitions without an owner, or with orders that wait for a deadline."""
+    lanes = {}
+    for worker in cluster.workers():
+        status = get_json(f"{worker.url}/status")
+        if status is not None:
+            lanes.update(status["partitions"])
+    everything = {str(each) for each in range(PARTITIONS)}
+    waiting = (each for each, lane in lanes.items() if lane["oldest_deadline_ms"] is not None)
+    return sorted({*(everything - lanes.keys()), *waiting})
+
+
+def _audit(
+    cluster: Cluster, pump: Pump, vitals: Vitals, report: RunReport, say: Callable[[str], None]
+) -> None:
+    def tell(what: str) -> None:
+        say(f"{time.monotonic() - cluster.began_s:6.1f} s  {what}")
+
+    tell("stopping the workers, auditing")
+    _stop([each.name for each in cluster.workers()], cluster, report)
+    auditor = Auditor(cluster.settings, cluster.kafka, pump.sent)
+    report.audit = auditor.audit
+    auditor.read_log(lambda partition: None)
+    auditor.check_totals()
+    auditor.check_dead_letters()
+    committed = vitals.committed()
+    lag = sum(vitals.ends(cluster.settings.segments_topic).values()) - sum(committed.values())
+    report.lag_records = max(lag, report.lag_records)
+    if lag:
+        report.problems.append(f"the group's lag is {lag} with all workers stopped")
+    auditor.check_checkpoint(committed)
+    _wait_until(auditor.ledger_is_complete, REST_S)
+    _stop(["ledger", "gateway"], cluster, report)
+    auditor.check_ledger()
+    tell(f"{len(report.audit.violations)} violations")
+
+
+def _stop(names: Iterable[str], cluster: Cluster, report: RunReport) -> None:
+    for name in names:
+        process = cluster.processes[name]
+        code = process.stop()
+        if code != 0:
+            words = process.log_tail()
+            report.problems.append(f"{name} ended with {code} when asked to:\n{words}")

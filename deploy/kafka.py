@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class LocalKafka:
     `port` None: the port of the last start, else a free one. `jars_dir` None: `<data_dir>/jars`.
     `proxied` (port to listen on, port to advertise): a second listener, for clients that come
     through a proxy. Whoever asks there is told to come back to the second port, the proxy's.
+    `more` are further settings of the broker, by Kafka's names.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LocalKafka:
         jars_dir: Path | None = None,
         heap_mb: int = HEAP_MB,
         proxied: tuple[int, int] | None = None,
+        more: Mapping[str, object] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.data_dir = data_dir.absolute()
@@ -64,6 +66,7 @@ class LocalKafka:
         self._jars_dir = jars_dir.absolute() if jars_dir else self.data_dir / "jars"
         self._heap_mb = heap_mb
         self._proxied = proxied
+        self._more = dict(more or {})
         self._say = say
         self._home = self.data_dir / "kafka"
         self._daemon = Daemon("Kafka", self._home)
@@ -218,6 +221,7 @@ class LocalKafka:
             settings["listener.security.protocol.map"] = (
                 "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
             )
+        settings |= self._more
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 

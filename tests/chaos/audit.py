@@ -20,11 +20,12 @@ from producers.truth import LogRecord, LogTruth, Policy, read_log
 from schemas import OrderTotal, Reason, WriterSchemas, decode_total
 from stream_processors.batch import Record
 from stream_processors.blocks import decode_block
-from stream_processors.checkpoint import META, entry_key, restore_lane
+from stream_processors.checkpoint import META, Origin, entry_key, marks_of, restore_lane
 from stream_processors.columns import ColumnTable
 from stream_processors.dead_letters import list_dead_letters
 from stream_processors.ledger_lookups import connected, read_totals
 from stream_processors.ledger_lookups import status as ledger_status
+from stream_processors.outlet import Tail
 from stream_processors.settings import Settings
 from stream_processors.table import Effects, IntervalTable, Place
 from tests.chaos.cluster import PARTITIONS
@@ -261,15 +262,18 @@ class Auditor:
 
     def check_checkpoint(self, committed: dict[int, int]) -> None:
         """Compare the checkpointed table, as a worker would restore it, with the replayed one."""
-        entries: dict[bytes, bytes | None] = {}
-        topic = self._settings.checkpoint_topic
-        for _, _, message in read_topic(self._kafka, topic):
-            key = _bytes(message.key())
-            assert key is not None
-            entries[key] = _bytes(message.value())
+        entries = self._entries()
+        origin = Origin(self._settings.segments_topic, "", PARTITIONS)
         for partition, replay in self._replays.items():
             table = ColumnTable(replay.place, self._settings.policy, WriterSchemas())
-            restore_lane(table, entries, committed.get(partition) or None)
+            marks = marks_of(entries, partition, origin, committed.get(partition))
+            if marks is None or marks.next_offset != committed.get(partition):
+                place = f"{marks}, committed {committed.get(partition)}"
+                self.audit.note(f"partition {partition}: the checkpoint's marks", [place])
+                continue
+            # At rest nothing has been said since the checkpoint, so there is no tail to it.
+            nothing = Tail([], marks.totals_offset or 0)
+            restore_lane(table, entries, origin, marks, first_offset=0, tail=nothing)
             names = {number for number, _ in self._expected if replay.describe(number)}
             assert len(names) == len(replay), "every order has a total by now"
             different = [
@@ -289,15 +293,27 @@ class Auditor:
                 self.audit.note(f"partition {partition}: copies remembered", [kept])
             self.audit.checkpointed_orders += len(table)
 
+    def _entries(self) -> dict[bytes, bytes]:
+        """Return the changelog's entries, the last of each key, as read_committed."""
+        entries: dict[bytes, bytes] = {}
+        for _, _, message in read_topic(self._kafka, self._settings.checkpoint_topic):
+            key, value = _bytes(message.key()), _bytes(message.value())
+            assert key is not None
+            if value is None:
+                entries.pop(key, None)
+            else:
+                entries[key] = value
+        return entries
 
-def _forwarded(entries: dict[bytes, bytes | None], partition: int) -> dict[str, dict[int, int]]:
+
+def _forwarded(entries: dict[bytes, bytes], partition: int) -> dict[str, dict[int, int]]:
     """Return what the checkpoint's orders with copies that were sent on remember of them."""
     own = entry_key(partition, "")
     marks = entry_key(partition, META)
     return {
         order.service_order_number: order.forwarded
         for key, block in entries.items()
-        if key.startswith(own) and key != marks and block is not None
+        if key.startswith(own) and key != marks
         for _, order in decode_block(block).orders
         if order.forwarded
     }

@@ -34,6 +34,11 @@ from tests.chaos.schedule import PROXIED, WORKERS_FIRST
 ROOT = Path(__file__).resolve().parents[2]
 JARS_DIR = ROOT / ".durabill" / "jars"
 PREFIX = "durabill-chaos-"
+BROKER = {
+    # A broker that was killed may come back when the controller has missed it for so long.
+    "broker.session.timeout.ms": 3_000,
+    "broker.heartbeat.interval.ms": 500,
+}
 PARTITIONS = 6
 READY_S = 240.0  # the very first start of a worker compiles
 STOP_S = 60.0
@@ -184,7 +189,7 @@ class Cluster:
     def _start(self) -> None:
         behind, front = find_free_ports(2)
         self._kafka = LocalKafka(
-            self.folder, jars_dir=JARS_DIR, proxied=(behind, front), say=self._say
+            self.folder, jars_dir=JARS_DIR, proxied=(behind, front), more=BROKER, say=self._say
         )
         self.proxy = self._over.enter_context(Proxy(front, behind))
         self._front = f"127.0.0.1:{front}"

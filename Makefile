@@ -18,7 +18,7 @@ endef
 export STOP_STACK
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo bench clean
+.PHONY: help venv test lint demo chaos bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -45,6 +45,9 @@ lint: $(STAMP) ## ruff and mypy --strict
 
 demo: $(STAMP) ## the whole engine with a fleet of faulty clients; ARGS="--json" and so on
 	$(BIN)/durabill demo $(ARGS)
+
+chaos: $(STAMP) ## kills, freezes and cuts off everything, then audits (tests/chaos); ARGS="--seed 7" and so on
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(STAMP) ## measurements beside Kafka Streams and others (tests/bench); ARGS="--quick" and so on
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -41,7 +41,7 @@ BROKER = {
 }
 PARTITIONS = 6
 READY_S = 240.0  # the very first start of a worker compiles
-STOP_S = 60.0
+STOP_S = 45.0
 LAST_WORDS_BYTES = 1_500
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.5, 5.0
 _LOOK_S = 0.1

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deploy.stack import StackError
 from tests.chaos.cluster import PARTITIONS, Cluster, process_state
 from tests.chaos.proxy import Mode
 from tests.chaos.schedule import Fault, Kind, Step
@@ -236,11 +237,16 @@ class Injector:
             pid, code = process.kill()
             injected.evidence.append(f"pid {pid} ended with {code}")
         else:
-            code = process.stop()
-            injected.evidence.append(f"ended with {code} when asked")
-            if code != 0:
-                words = process.log_tail()
-                self.problems.append(f"{fault.target} ended with {code} when asked to:\n{words}")
+            try:
+                code = process.stop()
+            except StackError as error:
+                self.problems.append(str(error))
+                process.kill()
+            else:
+                injected.evidence.append(f"ended with {code} when asked")
+                if code != 0:
+                    words = f"ended with {code} when asked to:\n{process.log_tail()}"
+                    self.problems.append(f"{fault.target} {words}")
         self._cluster.forget(fault.target)
         self._hold(fault, injected, flowing, taken_over)
 

@@ -191,7 +191,12 @@ def _audit(
 def _stop(names: Iterable[str], cluster: Cluster, report: RunReport) -> None:
     for name in names:
         process = cluster.processes[name]
-        code = process.stop()
+        try:
+            code = process.stop()
+        except StackError as error:
+            report.problems.append(str(error))
+            process.kill()
+            continue
         if code != 0:
             words = process.log_tail()
             report.problems.append(f"{name} ended with {code} when asked to:\n{words}")

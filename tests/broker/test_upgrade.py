@@ -1,0 +1,85 @@
+"""A worker takes over the open orders of the version before, from a checkpoint that it wrote."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from producers.truth import LogRecord
+from schemas import WriterSchemas, decode_total
+from stream_processors.batch import Chunk
+from stream_processors.checkpoint import META, entry_key, marks_of
+from stream_processors.order import Policy
+from stream_processors.runtime import find_origin
+from stream_processors.settings import Settings
+from stream_processors.table import IntervalTable, Place
+from tests.broker.traffic_kit import now_ms, segment
+from tests.broker.worker_kit import Deployment, deployment, read_committed
+from tests.property.batches import encode_batch
+
+ORDERS = 50
+NUMBERS = 10
+
+
+def numbers(first: int, after: int) -> Iterable[tuple[bytes, bytes]]:
+    """Segments first to after - 1 of all orders; the last one carries the end identifier."""
+    start_ms = now_ms() - 3_600_000
+    for number in range(first, after):
+        for order in range(ORDERS):
+            at_ms = start_ms + 1_000 * number
+            end = number == NUMBERS
+            yield segment(f"SO-{order}", number, at_ms, at_ms + 1_000, end)
+
+
+def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int) -> int:
+    """Writes what the version before wrote: blocks of version 1, and marks without an offset."""
+    own = [each for each in records if each.partition == partition]
+    table = IntervalTable(Place(partition, deployed.partitions), Policy(), WriterSchemas())
+    for each in own:
+        batch = encode_batch(
+            each.offset, each.append_ms, [(each.offset, (each.key, each.value, ()))]
+        )
+        assert not table.fold(Chunk(each.offset, each.offset + 1, batch)).totals
+    next_offset = own[-1].offset + 1
+    producer = Producer(deployed.kafka)
+    marks = msgspec.msgpack.encode([1, deployed.partitions, [(next_offset, table.clock_ms)]])
+    entries = [(str(block), content) for block, content in table.take_changed_blocks()]
+    for name, content in [*entries, (META, marks)]:
+        producer.produce(
+            deployed.checkpoint, content, entry_key(partition, name), partition=partition
+        )
+    assert producer.flush(20) == 0
+    return next_offset
+
+
+def test_open_orders_of_the_version_before(bootstrap_servers: str, tmp_path: Path) -> None:
+    with deployment(bootstrap_servers, tmp_path, idle_timeout_s=300) as deployed:
+        deployed.send(numbers(1, 6))
+        log = deployed.log()
+        offsets = {each: checkpoint_v1(deployed, log, each) for each in range(deployed.partitions)}
+        places = [TopicPartition(deployed.segments, each, at) for each, at in offsets.items()]
+        request = ConsumerGroupTopicPartitions(deployed.name, places)
+        admin = AdminClient(deployed.kafka)
+        admin.alter_consumer_group_offsets([request])[deployed.name].result(20)
+
+        worker = deployed.start_and_wait()
+        assert f"{ORDERS} orders known" in worker.log()
+        deployed.send(numbers(6, NUMBERS + 1))
+        deployed.wait_for_truth()
+        totals = [decode_total(each.value()) for each in deployed.found_totals()]
+        assert sorted(each.segments for each in totals) == [NUMBERS] * ORDERS
+        assert worker.stop() == 0
+
+        latest = {
+            each.key(): each.value()
+            for each in read_committed(bootstrap_servers, deployed.checkpoint)
+        }
+        entries = {key: value for key, value in latest.items() if key and value}
+        settings = Settings(bootstrap_servers=bootstrap_servers, segments_topic=deployed.segments)
+        origin = find_origin(settings, deployed.partitions)
+        for partition in offsets:
+            marks = marks_of(entries, partition, origin, None)
+            assert marks is not None
+            assert (marks.version, marks.topic_id) == (2, origin.topic_id)

@@ -6,7 +6,8 @@ Which settings matter, and why:
                   cleanup.policy=delete: a compacted one keeps one segment of each order.
                   retention.ms=-1: the log is the evidence (finite is fine for who has an archive).
     totals        cleanup.policy=delete and retention.ms=-1: every revision stays.
-    dead letters  the same; room for the headers on top of the greatest segment record.
+    dead letters  the same.
+    max.message.bytes, everywhere: what a worker has to write must fit, or it could never go on.
     checkpoint    cleanup.policy=compact (only the last state of a block counts), blocks of up to
                   16 MiB. As many partitions as segments, as have the totals.
 """
@@ -39,14 +40,20 @@ _KEPT = {
     "retention.bytes": "-1",
     "cleanup.policy": "delete",
 }
+_MESSAGE_BYTES_MIN: Mapping[str, tuple[int, str]] = {
+    # Kafka's own default, and enough for `table.FORWARD_BYTES_MAX`.
+    "segments": (1_048_588, "records that are sent on"),
+    "totals": (16 * MIB, "a total, which lists every interval and gap of an order,"),
+    # Enough for `table.LETTER_BYTES_MAX`.
+    "dead_letters": (2 * MIB, "a rejected record"),
+    "checkpoint": (CHECKPOINT_MESSAGE_BYTES_MAX, "a block of orders"),
+}
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
     "segments": _KEPT,
-    # A total lists every interval and gap of an order that may have run for a day.
-    "totals": {**_KEPT, "max.message.bytes": str(16 * MIB)},
-    "dead_letters": {**_KEPT, "max.message.bytes": str(2 * MIB)},
+    "totals": _KEPT,
+    "dead_letters": _KEPT,
     "checkpoint": {
         "cleanup.policy": "compact",
-        "max.message.bytes": str(CHECKPOINT_MESSAGE_BYTES_MAX),
         "segment.bytes": str(64 * MIB),
         "min.cleanable.dirty.ratio": "0.2",
     },
@@ -85,14 +92,17 @@ def create_topics(
     """Creates those of the topics that are missing, waits until they can be used, and checks all.
 
     `kafka` is librdkafka's client configuration. Existing topics are left as they are, except that
-    `alter` gives them our settings (never other partitions: that would move orders). Raises
-    StackError when Kafka refuses, or when existing topics will not do.
+    `alter` gives them our settings (never other partitions: that would move orders; and never
+    smaller messages). Raises StackError when Kafka refuses, or when existing topics will not do.
     """
     admin = _admin(kafka)
     names = _names(segments, totals, dead_letters, checkpoint)
     existing = _partition_counts(admin, kafka, names)
     missing = {role: name for role, name in names.items() if name not in existing}
-    settings = {role: dict(_SETTINGS[role]) for role in names}
+    settings = {
+        role: {**_SETTINGS[role], "max.message.bytes": str(_MESSAGE_BYTES_MIN[role][0])}
+        for role in names
+    }
     if replication_factor >= 3:
         for role in settings:
             settings[role]["min.insync.replicas"] = "2"
@@ -197,7 +207,13 @@ def _settings(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str]]
     }
 
 
-def _alter(admin: AdminClient, wanted: Mapping[str, Mapping[str, str]]) -> None:
+def _alter(admin: AdminClient, wanted: Mapping[str, dict[str, str]]) -> None:
+    if not wanted:
+        return
+    now = _settings(admin, list(wanted))
+    for name, settings in wanted.items():
+        sizes = (int(each[name]["max.message.bytes"]) for each in (now, wanted))
+        settings["max.message.bytes"] = str(max(sizes))
     resources = [
         ConfigResource(
             ResourceType.TOPIC,
@@ -209,8 +225,6 @@ def _alter(admin: AdminClient, wanted: Mapping[str, Mapping[str, str]]) -> None:
         )
         for name, settings in wanted.items()
     ]
-    if not resources:
-        return
     try:
         for future in admin.incremental_alter_configs(resources).values():
             future.result(timeout=TIMEOUT_S)
@@ -273,14 +287,11 @@ def _wrong_settings(found: list[_Found], servers: str) -> Iterator[str]:
             fixes["cleanup.policy"] = wanted
             why = "old blocks pile up" if wanted == "compact" else "records would be forgotten"
             yield f"- {topic.name} has cleanup.policy={policy}; it must be {wanted}, or {why}."
-        if topic.role == "checkpoint":
-            size = int(topic.settings["max.message.bytes"])
-            if size < CHECKPOINT_MESSAGE_BYTES_MAX:
-                fixes["max.message.bytes"] = str(CHECKPOINT_MESSAGE_BYTES_MAX)
-                yield (
-                    f"- {topic.name} has max.message.bytes={size}; a block of orders may need "
-                    f"{CHECKPOINT_MESSAGE_BYTES_MAX}."
-                )
+        size = int(topic.settings["max.message.bytes"])
+        needed, what = _MESSAGE_BYTES_MIN[topic.role]
+        if size < needed:
+            fixes["max.message.bytes"] = str(needed)
+            yield f"- {topic.name} has max.message.bytes={size}; {what} may need {needed}."
         if fixes:
             config = ",".join(f"{key}={value}" for key, value in fixes.items())
             yield (

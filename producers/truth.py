@@ -31,6 +31,7 @@ from schemas import (
 FUTURE_TOLERANCE_MS = 60_000
 SEGMENT_MAX_MS = 86_400_000
 FORGET_MARGIN_MS = 60_000
+SENT_ON_BYTES_MAX = 1_000_000
 SEGMENT_MARKER = b"\xc3\x01"
 SEGMENT_FINGERPRINT = bytes.fromhex("ba627070e049bb87")
 FORWARDED_FROM = "forwarded_from"
@@ -141,7 +142,7 @@ def judge(
     """Return the segment if the record is good where it lies, else the first reason that holds.
 
     WRONG_PARTITION is given whether the record is there for the first time (then it must be
-    sent on) or came back with the header `forwarded_from` (then it is a dead letter).
+    sent on) or came back with the header `forwarded_from` or is too large (a dead letter).
     """
     value = record.value
     if value is None or len(value) < 10 or value[:2] != SEGMENT_MARKER:
@@ -170,9 +171,11 @@ def judge(
     return SegmentEvent(number.decode(), business_data_number, start_ms, end_ms, end_identifier)
 
 
-def was_sent_on(headers: Headers) -> bool:
-    """Return whether a record claims to be the copy of one that was sent on."""
-    return any(name == FORWARDED_FROM for name, _ in headers)
+def may_be_sent_on(record: LogRecord) -> bool:
+    """Return whether a record is no copy of one that was, and has room for a header more."""
+    size = len(record.key or b"") + len(record.value or b"")
+    size += sum(len(name.encode()) + len(value or b"") + 10 for name, value in record.headers)
+    return size <= SENT_ON_BYTES_MAX and FORWARDED_FROM not in dict(record.headers)
 
 
 def forwarded_from(headers: Headers) -> bytes | None:
@@ -379,7 +382,7 @@ def read_log(
         arrival_ms[record.partition] = now_ms
         judged = judge(record, now_ms, policy, partitions)
         origin = forwarded_from(record.headers)
-        if judged is Reason.WRONG_PARTITION and not was_sent_on(record.headers):
+        if judged is Reason.WRONG_PARTITION and may_be_sent_on(record):
             truth.sent_on.add(b"%d/%d" % (record.partition, record.offset))
             continue
         repeated_copy = origin in truth.forwarded

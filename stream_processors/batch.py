@@ -4,6 +4,10 @@ A `Chunk` is what the driver hands over: one or more whole record batches of one
 fetched, verified (CRC) and still compressed. `records` is the plain way to unpack one; the
 columnar path has its own and must find the same records.
 
+A broker checks that a batch has as many records as offsets, but looks at the records' own offsets
+only where the batch is compressed: a forged one can put a record anywhere. Every order trusts in
+offsets that rise, so a batch whose records leave their places is corrupt.
+
     batch header, big-endian, 61 bytes: base offset i64, length i32 (of all that follows it),
     leader epoch i32, magic i8 (2), CRC-32C u32 (of all that follows it), attributes i16 (bits 0-2
     codec, 3 timestamp type, 4 transactional, 5 control), last offset delta i32, base timestamp
@@ -21,6 +25,9 @@ from stream_processors.errors import ContractError, CorruptBatch
 
 HEADER = Struct(">qiibIhiqqqhii")
 HEADER_SIZE = 61
+HEADER_FRAME_BYTES = 10
+"""What the two lengths in a record's header take at most."""
+
 CRC_FROM = 21
 """The CRC covers a batch from this position on."""
 
@@ -83,6 +90,15 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of its parts, which in a batch take at most some 40 more."""
+        headers = sum(
+            len(name.encode()) + len(content or b"") + HEADER_FRAME_BYTES
+            for name, content in self.headers
+        )
+        return len(self.key or b"") + len(self.value or b"") + headers
 
 
 def headers_in(data: bytes) -> Iterator[tuple[int, BatchHeader]]:
@@ -172,13 +188,27 @@ def records(chunk: Chunk) -> Iterator[Record]:
         body = decompress(
             header.attributes & CODEC_MASK, chunk.data[at + HEADER_SIZE : at + header.size]
         )
-        position = 0
+        position, least_offset = 0, header.base_offset
         for _ in range(header.record_count):
             record, position = read_record(body, position, header.base_offset, append_ms)
+            if not least_offset <= record.offset < header.next_offset:
+                raise misplaced(header)
+            least_offset = record.offset + 1
             if record.offset >= chunk.first_offset:
                 yield record
         if position != len(body):
             raise CorruptBatch(f"bytes follow the records at offset {header.base_offset}")
+
+
+def misplaced(header: BatchHeader) -> CorruptBatch:
+    """Return the error for a batch in which a record has an offset that is not its own."""
+    return CorruptBatch(
+        f"the batch at offset {header.base_offset} was forged: its records' offsets don't rise, or"
+        f" pass {header.next_offset - 1}, which is its last. No client library sends such a thing:"
+        " find out who wrote it. To go on without it and what came before, delete the records up"
+        f" to offset {header.next_offset} (kafka-delete-records.sh) and start anew from what is"
+        " left under another DURABILL_APPLICATION_ID"
+    )
 
 
 def read_record(body: bytes, at: int, base_offset: int, append_ms: int) -> tuple[Record, int]:
@@ -202,10 +232,15 @@ def read_record(body: bytes, at: int, base_offset: int, append_ms: int) -> tuple
         if name is None:
             raise CorruptBatch(f"a header without a name in the batch at offset {base_offset}")
         content, at = _bytes(body, at)
-        headers.append((name.decode("utf-8", "replace"), content))
+        headers.append((_text(name), content))
     if at != end:
         raise CorruptBatch(f"a record's size is wrong in the batch at offset {base_offset}")
     return Record(base_offset + offset_delta, append_ms, key, value, tuple(headers)), end
+
+
+def _text(name: bytes) -> str:
+    """Return a header's name; librdkafka can't send on what is no UTF-8, or has a NUL in it."""
+    return name.decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
 def _varint(body: bytes, at: int) -> tuple[int, int]:

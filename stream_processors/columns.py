@@ -38,6 +38,7 @@ from stream_processors.batch import (
     decompress,
     decompress_into,
     headers_in,
+    misplaced,
     read_record,
 )
 from stream_processors.blocks import Snapshot
@@ -148,7 +149,8 @@ class ColumnTable(IntervalTable):
         self, body: NDArray[np.uint8], header: BatchHeader, first_offset: int, effects: Effects
     ) -> None:
         task, store = self._task, self._rows
-        task[fold.RECORD] = task[fold.POSITION] = 0
+        task[fold.RECORD] = task[fold.POSITION] = task[fold.LEAST_DELTA] = 0
+        task[fold.NEXT_DELTA] = header.last_offset_delta + 1
         task[fold.RECORDS] = header.record_count
         task[fold.BASE_OFFSET] = header.base_offset
         task[fold.FIRST_OFFSET] = first_offset
@@ -164,6 +166,8 @@ class ColumnTable(IntervalTable):
             if outcome < 0:
                 break
             store.grow_table(outcome)
+        if outcome == fold.MISPLACED:
+            raise misplaced(header)
         if outcome == fold.CORRUPT:
             raise CorruptBatch(f"the records of the batch at {header.base_offset} don't add up")
         self._take_events(effects)

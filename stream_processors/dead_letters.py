@@ -1,8 +1,10 @@
 """The dead letters of the segments topic: listing them, and sending repaired ones back.
 
 A dead letter is the record as it came, with five headers of ours after its own: `reason`, `detail`,
-`source_topic`, `source_partition`, `source_offset`. A worker that crashed may have written one
-twice; its origin (the last three) tells. Everything here reads without a group and commits nothing.
+`source_topic`, `source_partition`, `source_offset`. One that was too large has been cut, and more
+headers say so: `cut_key`, `cut_value`, `cut_headers`; its origin has it whole. A worker that
+crashed may have written one twice; its origin (the last three) tells. Everything here reads without
+a group and commits nothing.
 """
 
 import re
@@ -31,6 +33,7 @@ RESENT_FROM = "resent_from"
 """Header of a record that was sent back: `topic/partition/offset` of its dead letter, UTF-8."""
 
 _OURS = ("reason", "detail", "source_topic", "source_partition", "source_offset")
+_CUT = ("cut_key", "cut_value", "cut_headers")
 _POLL_S = 0.5
 _ASK_AGAIN_S = 0.1
 _LEADER_MOVES = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
@@ -62,6 +65,11 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     headers: tuple[Header, ...]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the record was too large, so that this is a part of it."""
+        return bool(self.headers) and all(name in _CUT for name, _ in self.headers)
 
     @property
     def origin(self) -> tuple[str, int, int] | None:
@@ -128,15 +136,22 @@ def resend(
     With `repaired` that segment goes instead of the original bytes, under its order number as the
     key. The record's own headers stay but for `forwarded_from`, ours go, `resent_from` says where
     it came from. Sending one twice does no harm: a repeated segment is a duplicate. Raises
-    DeadLetterError when there is no such dead letter, or Kafka has not acknowledged in `answer_s`
-    seconds (it may have arrived).
+    DeadLetterError when there is no such dead letter, it has been cut and is not repaired, or
+    Kafka has not acknowledged in `answer_s` seconds (it may have arrived).
     """
     letter = find_dead_letter(kafka, topic, partition, offset, answer_s=answer_s)
     key, value = letter.key, letter.value
+    if letter.is_cut and repaired is None:
+        raise DeadLetterError(
+            f"{topic}/{partition}/{offset} is a part of a record that was too large; the whole is"
+            f" {letter.source_topic}/{letter.source_partition}/{letter.source_offset}. Send a"
+            " repaired segment in its place"
+        )
     if repaired is not None:
         key, value = repaired.service_order_number.encode(), encode_segment(repaired)
     # Not `forwarded_from` either: a record that says it was sent on before may be passed over.
-    headers = [each for each in letter.headers if each[0] not in (RESENT_FROM, FORWARDED_FROM)]
+    dropped = (RESENT_FROM, FORWARDED_FROM, *(_CUT if letter.is_cut else ()))
+    headers = [each for each in letter.headers if each[0] not in dropped]
     headers.append((RESENT_FROM, f"{topic}/{partition}/{offset}".encode()))
     return _produce(kafka, segments_topic, key, value, headers, answer_s)
 
@@ -299,6 +314,7 @@ def _produce(
             "enable.idempotence": True,
             "delivery.timeout.ms": int(answer_s * 1000),
             "linger.ms": 0,
+            "message.max.bytes": 1_000_000_000,  # what is too large, the topic says
             "allow.auto.create.topics": False,
         }
     )

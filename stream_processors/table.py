@@ -11,6 +11,7 @@ unless the broker's clock ran backwards, and never runs backwards itself. So a d
 been passed stays passed, and the totals don't depend on when a timer looked.
 """
 
+import hashlib
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,14 @@ from stream_processors.errors import StateError
 from stream_processors.order import FUTURE_TOLERANCE_MS, Order, Policy
 
 SEGMENT_LENGTH_MAX_MS = 86_400_000
+FORWARD_BYTES_MAX = 1_000_000
+"""Of `Record.size`: with the header that it gets, it fits any segments topic that we take."""
+
+LETTER_BYTES_MAX = 2_000_000
+"""Of `Record.size`: with the headers that it gets, it fits any dead-letters topic that we take."""
+
+LETTER_CUT_BYTES = 65_536
+DETAIL_CHARS_MAX = 500
 BLOCK_SLOTS = 1024
 FORWARDED_FROM = "forwarded_from"
 """Header of a record that was sent on from a wrong partition: `partition/offset` it sat at."""
@@ -39,7 +48,7 @@ FORWARDED_FROM = "forwarded_from"
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that breaks the contract, as it came, and why."""
+    """A record that breaks the contract, as it came (but see `dead_letter`), and why."""
 
     record: Record
     reason: Reason
@@ -125,7 +134,7 @@ class IntervalTable:
         try:
             event = self._accept(record)
         except BadRecord as error:
-            effects.dead_letters.append(DeadLetter(record, error.reason, error.detail))
+            effects.dead_letters.append(dead_letter(record, error.reason, error.detail))
             return
         number = event.service_order_number
         origin = _origin(record.headers)
@@ -168,12 +177,16 @@ class IntervalTable:
 
     def _send_on(self, record: Record, partition: int, effects: Effects) -> None:
         if any(name == FORWARDED_FROM for name, _ in record.headers):
-            detail = f"belongs in partition {partition} and has been sent on before"
-            effects.dead_letters.append(DeadLetter(record, Reason.WRONG_PARTITION, detail))
+            problem = "has been sent on before"
+        elif record.size > FORWARD_BYTES_MAX:
+            problem = f"is too large to be sent on: {record.size} bytes"
+        else:
+            origin = f"{self.place.partition}/{record.offset}".encode()
+            headers = (*record.headers, (FORWARDED_FROM, origin))
+            effects.forwards.append(Forward(record, partition, headers))
             return
-        origin = f"{self.place.partition}/{record.offset}".encode()
-        headers = (*record.headers, (FORWARDED_FROM, origin))
-        effects.forwards.append(Forward(record, partition, headers))
+        detail = f"belongs in partition {partition} and {problem}"
+        effects.dead_letters.append(dead_letter(record, Reason.WRONG_PARTITION, detail))
 
     def _note(self, total: OrderTotal | None, order: Order, effects: Effects) -> None:
         """Note that `order` has changed, and the total that this gave."""
@@ -324,6 +337,27 @@ class IntervalTable:
         if order is None:
             return None
         return describe_order(order)
+
+
+def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
+    """Return the record as a dead letter that its topic has room for.
+
+    The broker limits a batch as it is compressed, so a record can be of any size. One that is too
+    large is cut, and says of what was cut how much it was, and its SHA-256; the log has it whole.
+    """
+    if len(detail) > DETAIL_CHARS_MAX:
+        detail = detail[: DETAIL_CHARS_MAX - 1] + "…"
+    if record.size > LETTER_BYTES_MAX:
+        told = [
+            (f"cut_{name}", f"{len(content)} {hashlib.sha256(content).hexdigest()}".encode())
+            for name, content in (("key", record.key), ("value", record.value))
+            if content is not None and len(content) > LETTER_CUT_BYTES
+        ]
+        if record.headers:
+            told.append(("cut_headers", str(len(record.headers)).encode()))
+        key, value = (each and each[:LETTER_CUT_BYTES] for each in (record.key, record.value))
+        record = record._replace(key=key, value=value, headers=tuple(told))
+    return DeadLetter(record, reason, detail)
 
 
 def describe_order(order: Order) -> dict[str, Any]:

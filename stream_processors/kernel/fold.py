@@ -7,7 +7,8 @@ for a whole group at once, where a record alone would wait for its index entry a
 What the rows can't take is not judged here: the record's position is noted and the plain core reads
 it afterwards, in the batch's order. While one record of an order waits, all after it wait too.
 
-Every read is checked against the batch's size; a batch whose frames don't add up is CORRUPT.
+Every read is checked against the batch's size; a batch whose frames don't add up is CORRUPT, one
+whose records' offsets don't rise within its own is MISPLACED.
 """
 
 from typing import Any
@@ -91,13 +92,16 @@ PARTITIONS = 12
 SEED = 13
 OTHERS = 14  # whether other schemas than our own are known
 REGISTRY = 15  # whether there is a registry of further ones
-TASK = 16
+LEAST_DELTA = 16  # the next record's offset is this or more above the batch's; in and out
+NEXT_DELTA = 17  # and less than this
+TASK = 18
 
 GROUP = 64
 """Records that are read, fetched and applied together."""
 
 DONE = -1
 CORRUPT = -2
+MISPLACED = -3
 """What `fold` returns; any other value is the number of the index table that has to grow first."""
 
 
@@ -288,17 +292,20 @@ def has_row_key(data: Any, record: Any) -> bool:
 
 @compiled
 def read_group(store: Any, data: Any, task: Any, header: Any) -> int:
-    """Read the next records, one at least, and fetch their index entries; -1 if one is CORRUPT."""
+    """Read the next records, one at least, and fetch their index entries; or tell what is wrong."""
     records, names, hashes = store.records, store.names, store.hashes
     index, tables, seed = store.index, store.tables, task[SEED]
     head = load_u64(header, 0)
     tail = np.uint64(header[8]) | np.uint64(header[9]) << np.uint64(8)
-    at = task[POSITION]
+    at, least = task[POSITION], task[LEAST_DELTA]
     count = min(GROUP, task[RECORDS] - task[RECORD])
     for i in range(count):
         record, words = records[i], names[i]
         if not read_ordinary(data, at, head, tail, record) and not read_frame(data, at, record):
-            return -1
+            return CORRUPT
+        if not least <= record[DELTA] < task[NEXT_DELTA]:
+            return MISPLACED
+        least = record[DELTA] + 1
         record[AT] = at
         at = record[AFTER]
         hashes[i] = 0
@@ -358,6 +365,7 @@ def apply_group(store: Any, data: Any, task: Any, header: Any, count: int) -> in
             counters[SLOWS] += 1
         task[RECORD] += 1
         task[POSITION] = record[AFTER]
+        task[LEAST_DELTA] = record[DELTA] + 1
     return DONE
 
 
@@ -370,7 +378,7 @@ def fold(store: Any, data: Any, task: Any, header: Any) -> int:
     while task[RECORD] < task[RECORDS]:
         count = read_group(store, data, task, header)
         if count < 0:
-            return CORRUPT
+            return count
         fetch_rows(store, count)
         table = apply_group(store, data, task, header, count)
         if table >= 0:

@@ -26,7 +26,7 @@ def encode_record(offset_delta: int, entry: Entry) -> bytes:
     out = b"\x00" + zigzag(0) + zigzag(offset_delta) + _sized(key) + _sized(value)
     out += zigzag(len(headers))
     for name, content in headers:
-        out += _sized(name.encode()) + _sized(content)
+        out += _sized(name.encode("utf-8", "surrogateescape")) + _sized(content)
     return zigzag(len(out)) + out
 
 

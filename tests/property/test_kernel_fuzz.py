@@ -123,7 +123,8 @@ def odd_batch(dice: random.Random, base_offset: int) -> bytes:
     count = dice.randrange(1, 6)
     if dice.random() < 0.05:
         return raw_batch(base_offset, count, dice.randbytes(dice.randrange(120)))
-    body = b"".join(odd_record(dice, delta) for delta in range(count))
+    astray = [0] * 60 + [-1, 1, count, 2**31]
+    body = b"".join(odd_record(dice, delta + dice.choice(astray)) for delta in range(count))
     if dice.random() < 0.25:
         body = with_odd_bytes(dice, body)
     return raw_batch(base_offset, count + dice.choice([0] * 20 + [-1, 1, 2**31 - 1 - count]), body)
@@ -282,9 +283,8 @@ def assert_that_outside_is_refused() -> None:
     with pytest.raises(IndexError):
         totals.put_decimal(np.zeros(1, np.uint8), 3, 5)
     table = ColumnTable(Place(0, 1), Policy(), writers(), rows_max=64)
-    arrays = table._rows.arrays._replace(slow=np.empty(0, np.int64))
-    task = table._task
-    task[fold.RECORDS] = 1
+    arrays, task = table._rows.arrays._replace(slow=np.empty(0, np.int64)), table._task
+    task[fold.RECORDS] = task[fold.NEXT_DELTA] = 1
     data = np.frombuffer(b"\x0c\0\0\0\1\1\0", np.uint8)
     with pytest.raises(IndexError):
         fold.fold(arrays, data, task, np.frombuffer(SEGMENT_HEADER, np.uint8))

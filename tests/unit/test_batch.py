@@ -7,8 +7,12 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import OWN_SCHEMA_ONLY
 from stream_processors.batch import Chunk, Record, decompress, headers_in, records
+from stream_processors.columns import ColumnTable
 from stream_processors.errors import ContractError, CorruptBatch
+from stream_processors.order import Policy
+from stream_processors.table import Place
 from tests.property.batches import CODECS, CONTROL, LOG_APPEND_TIME, Entry, encode_batch
 
 ENTRIES: list[tuple[int, Entry]] = [
@@ -90,6 +94,35 @@ def test_offset_gaps_are_kept() -> None:
     assert [record.offset for record in records(chunk(data))] == [10, 14]
     [(_, header)] = headers_in(data)
     assert header.next_offset == 19
+
+
+@pytest.mark.parametrize("deltas", [(0, 2), (0, 0, 2), (1, 0, 2), (0, 1, 3), (0, 2**31 - 1, 2)])
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+def test_record_that_leaves_its_place_is_corrupt(deltas: tuple[int, ...], codec: str) -> None:
+    """A broker lets these in (a compressed one only by forgery): both readers must refuse them."""
+    last = 1 if len(deltas) == 2 else 2
+    entries = [(10 + delta, ENTRIES[0][1]) for delta in deltas]
+    data = encode_batch(10, 5_000, entries, codec=codec, next_offset=11 + last)
+    for read in (lambda each: list(records(each)), columns().fold):
+        with pytest.raises(CorruptBatch, match=f"offset 10 was forged.*{10 + last}, which"):
+            read(chunk(data))
+
+
+def columns() -> ColumnTable:
+    """Return a table that reads batches the fast way."""
+    return ColumnTable(Place(0, 1), Policy(), OWN_SCHEMA_ONLY)
+
+
+def test_place_is_checked_anew_in_each_batch() -> None:
+    data = b"".join(encode_batch(at, 5_000, [(at, ENTRIES[0][1])]) for at in (10, 11, 12))
+    assert len(list(records(chunk(data)))) == 3
+    assert len(columns().fold(chunk(data)).dead_letters) == 3
+
+
+def test_names_of_headers_that_can_not_be_sent_on_are_mended() -> None:
+    data = encode_batch(10, 5_000, [(10, (b"k", b"v", [("a\0b", None), ("\udcff", b"x")]))])
+    [record] = records(chunk(data))
+    assert record.headers == (("a\ufffdb", None), ("\ufffd", b"x"))
 
 
 def test_batch_without_records() -> None:

@@ -211,9 +211,9 @@ def _alter(admin: AdminClient, wanted: Mapping[str, dict[str, str]]) -> None:
     if not wanted:
         return
     now = _settings(admin, list(wanted))
-    for name, settings in wanted.items():
+    for name, ours in wanted.items():
         sizes = (int(each[name]["max.message.bytes"]) for each in (now, wanted))
-        settings["max.message.bytes"] = str(max(sizes))
+        ours["max.message.bytes"] = str(max(sizes))
     resources = [
         ConfigResource(
             ResourceType.TOPIC,

@@ -25,7 +25,8 @@ from confluent_kafka import (
 )
 
 from schemas import PARTITIONER, SegmentEvent, encode_segment
-from stream_processors.table import FORWARDED_FROM
+from stream_processors.batch import Record
+from stream_processors.table import FORWARD_BYTES_MAX, FORWARDED_FROM
 
 Header = tuple[str, bytes | None]
 
@@ -134,10 +135,11 @@ def resend(
     """Sends the dead letter at `offset` back into the segments topic; returns where it landed.
 
     With `repaired` that segment goes instead of the original bytes, under its order number as the
-    key. The record's own headers stay but for `forwarded_from`, ours go, `resent_from` says where
-    it came from. Sending one twice does no harm: a repeated segment is a duplicate. Raises
-    DeadLetterError when there is no such dead letter, it has been cut and is not repaired, or
-    Kafka has not acknowledged in `answer_s` seconds (it may have arrived).
+    key. The record's own headers stay but for `forwarded_from` (none if they make the record
+    too large to be sent on), ours go, `resent_from` says where it came from. Sending one twice does
+    no harm: a repeated segment is a duplicate. Raises DeadLetterError when there is no such dead
+    letter, it has been cut and is not repaired, or Kafka has not acknowledged in `answer_s` seconds
+    (it may have arrived).
     """
     letter = find_dead_letter(kafka, topic, partition, offset, answer_s=answer_s)
     key, value = letter.key, letter.value
@@ -150,8 +152,9 @@ def resend(
     if repaired is not None:
         key, value = repaired.service_order_number.encode(), encode_segment(repaired)
     # Not `forwarded_from` either: a record that says it was sent on before may be passed over.
-    dropped = (RESENT_FROM, FORWARDED_FROM, *(_CUT if letter.is_cut else ()))
-    headers = [each for each in letter.headers if each[0] not in dropped]
+    headers = [each for each in letter.headers if each[0] not in (RESENT_FROM, FORWARDED_FROM)]
+    if letter.is_cut or Record(0, 0, key, value, tuple(headers)).size > FORWARD_BYTES_MAX:
+        headers = []
     headers.append((RESENT_FROM, f"{topic}/{partition}/{offset}".encode()))
     return _produce(kafka, segments_topic, key, value, headers, answer_s)
 

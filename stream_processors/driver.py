@@ -27,6 +27,8 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
   older than the last owner's last word, and its errors are only logged. So the worker reads the
   changelog itself, and `Recovered` tells Faust that there is nothing left to recover.
 * aiokafka says when a fetch was answered, but what silence proves depends on when it was asked.
+* where the log no longer holds the offset asked for, aiokafka would go on at its start; where the
+  topic was made anew or given partitions, with those. `ConsumerThread.fault` ends the worker.
 """
 
 import time
@@ -53,8 +55,11 @@ from stream_processors.batch import (
     Chunk,
     headers_in,
 )
+from stream_processors.errors import ContractError
 
 READ_COMMITTED = 1
+METADATA_AGE_MAX_MS = 30_000
+"""How long a change of the partition count may go unnoticed."""
 
 
 class RawMemoryRecords:
@@ -187,6 +192,31 @@ class ActivePartitions:
         return True
 
 
+def lost_place(topic: str, partition: int, offset: int) -> ContractError:
+    """Return the error for a log that no longer holds the next offset to be read."""
+    return ContractError(
+        f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
+        " segments were deleted before they were counted (retention, kafka-delete-records.sh, a"
+        " topic made anew), or the end of the log was lost with a broker. Nothing was skipped, and"
+        " nothing is counted until you decide: restore them from the archive, or accept the loss"
+        " and start anew from the first segment left under another DURABILL_APPLICATION_ID"
+    )
+
+
+def other_partitions(topic: str, count: int, expected: int) -> ContractError:
+    """Return the error for a topic that was deleted, or given partitions."""
+    if not count:
+        return ContractError(
+            f"{topic} is gone. What this worker knows is of the topic that was there: if it is made"
+            " anew, start anew as well, under another DURABILL_APPLICATION_ID"
+        )
+    return ContractError(
+        f"{topic} has {count} partitions now, and had {expected} when this worker started: orders"
+        " have moved, so its checkpoint is of no use. Give the totals topic as many, and start"
+        " anew under another DURABILL_APPLICATION_ID, which replays the segments from the start"
+    )
+
+
 class ConsumerThread(base.AIOKafkaConsumerThread):
     """Faust's consumer thread with a fetcher that keeps batches whole."""
 
@@ -194,6 +224,9 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         super().__init__(*args, **kwargs)
         self.log_ends: dict[TP, tuple[int, int]] = {}
         """Partition -> (when we asked, in ms of our clock; the log's end by the answer)."""
+        self.fault: ContractError | None = None
+        """Why nothing more can be read; raised in place of records."""
+        self._has_seen_topic = False
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -201,11 +234,13 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         consumer._isolation_level = "read_committed"
         # How stale the word "nothing new" may get for a silent partition's timers.
         consumer._fetch_max_wait_ms = 500
+        consumer._client._metadata_max_age_ms = METADATA_AGE_MAX_MS
         return consumer
 
     async def on_start(self) -> None:
         """Start the consumer; its fetcher exists only from then on."""
         await super().on_start()
+        self._ensure_consumer()._client.cluster.add_listener(self._note_partitions)
         fetcher = self._ensure_consumer()._fetcher
         assert not fetcher._records
         fetcher._records = FetchedRecords(self.app.segments_topic_name)  # type: ignore[attr-defined]
@@ -214,6 +249,7 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         async def fetch_and_note(assignment: Any, node_id: int, request: Any) -> Any:
             asked_ms = int(time.time() * 1000)
             fetched = await fetch(assignment, node_id, request)
+            self._note_lost_place(assignment, request)
             self._note_log_ends(assignment, request, asked_ms)
             return fetched
 
@@ -228,9 +264,30 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
                 if state is not None and (state.timestamp or 0) >= asked_ms:
                     self.log_ends[tp] = (asked_ms, state.highwater)
 
+    def _note_lost_place(self, assignment: Any, request: Any) -> None:
+        """See whether the answer was "out of range": aiokafka asks then where the log starts."""
+        for topic, partitions in request.topics:
+            for partition, offset, _ in partitions:
+                state = assignment.state_value(base.ensure_aiokafka_TP(TP(topic, partition)))
+                is_lost = state is not None and state.awaiting_reset
+                if is_lost and topic == self.app.segments_topic_name:  # type: ignore[attr-defined]
+                    self.fault = lost_place(topic, partition, offset)
+
+    def _note_partitions(self, cluster: Any) -> None:
+        """See in new metadata whether the topic is still the one that the worker was started on."""
+        app: Any = self.app
+        topic, expected = app.segments_topic_name, app.segments_partitions
+        count = len(cluster.partitions_for_topic(topic) or ())
+        if count == expected:
+            self._has_seen_topic = True
+        elif count or self._has_seen_topic:
+            self.fault = other_partitions(topic, count, expected)
+
     async def _fetch_records(
         self, consumer: Any, active_partitions: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        if self.fault is not None:
+            raise self.fault
         if active_partitions is not None:
             active_partitions = ActivePartitions(self.consumer, active_partitions)
         return await super()._fetch_records(consumer, active_partitions, *args, **kwargs)

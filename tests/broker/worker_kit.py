@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 from confluent_kafka import (
+    OFFSET_BEGINNING,
     Consumer,
     ConsumerGroupTopicPartitions,
     KafkaError,
@@ -120,7 +121,7 @@ def read_committed(bootstrap_servers: str, topic: str) -> list[Message]:
     try:
         partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
         assert partitions, f"no topic {topic}"
-        consumer.assign([TopicPartition(topic, each, 0) for each in partitions])
+        consumer.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in partitions])
         ended: set[int | None] = set()
         while len(ended) < len(partitions):
             message = consumer.poll(20)

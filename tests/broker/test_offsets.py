@@ -1,0 +1,122 @@
+"""Topics changed under a worker's feet: it stops and says what to do, and skips nothing."""
+
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from tests.broker.traffic_kit import now_ms, segment, traffic
+from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+
+REFUSED = 1
+
+
+def delete_records(deployed: Deployment, partition: int, offset: int) -> None:
+    """Has Kafka forget what is below an offset, as it does by retention."""
+    admin = AdminClient(deployed.kafka)
+    place = TopicPartition(deployed.segments, partition, offset)
+    admin.delete_records([place])[place].result(20)
+
+
+def recreate(deployed: Deployment, topic: str) -> None:
+    """Deletes a topic and makes it anew, empty."""
+    delete(deployed, topic)
+    deployed.create_topics()
+
+
+def delete(deployed: Deployment, topic: str) -> None:
+    admin = AdminClient(deployed.kafka)
+    admin.delete_topics([topic])[topic].result(20)
+    wait_until(lambda: topic not in admin.list_topics(timeout=20).topics, "deleted")
+
+
+def at_work(deployed: Deployment, seed: int = 1) -> Worker:
+    """A worker that has folded something and committed it."""
+    worker = deployed.start_and_wait()
+    deployed.send(traffic(seed, orders=10, segments=10))
+    wait_until(lambda: deployed.committed() == deployed.ends(), "all is committed")
+    return worker
+
+
+def assert_stopped(worker: Worker, *said: str) -> None:
+    """It ends by itself, and says these things."""
+    assert worker.wait(60) == REFUSED
+    for each in said:
+        assert each in worker.log()
+
+
+def segments_deleted_while_it_lags(servers: str, folder: Path) -> None:
+    """A silent reset to what is left would lose money; and a restart must say the same."""
+    with deployment(servers, folder) as deployed:
+        worker = at_work(deployed)
+        committed = deployed.committed()
+        worker.signal(signal.SIGSTOP)
+        deployed.send(traffic(2, orders=10, segments=10))
+        delete_records(deployed, 0, committed[0] + 5)
+        worker.signal(signal.SIGCONT)
+        place = f"{deployed.segments}/0: the next offset to read is {committed[0]}"
+        assert_stopped(worker, place, "Nothing was skipped", "another DURABILL_APPL")
+        assert deployed.committed()[0] == committed[0]
+        again = deployed.start()
+        assert_stopped(again, place, "under another DURABILL_APPLICATION_ID")
+
+
+def segments_topic_made_anew(servers: str, folder: Path) -> None:
+    """The new topic's first records must not pass for old ones, which have been counted."""
+    with deployment(servers, folder) as deployed:
+        worker = at_work(deployed)
+        recreate(deployed, deployed.segments)
+        assert_stopped(worker, f"{deployed.segments} is gone", "start anew")
+
+
+def segments_topic_made_anew_unseen(servers: str, folder: Path) -> None:
+    """While the worker is frozen: it asks for an offset that the new topic has not come to."""
+    with deployment(servers, folder) as deployed:
+        worker = at_work(deployed)
+        worker.signal(signal.SIGSTOP)
+        recreate(deployed, deployed.segments)
+        deployed.send([segment("SO1", 1, now_ms() - 10, now_ms(), True)])
+        worker.signal(signal.SIGCONT)
+        assert_stopped(worker, "under another DURABILL_APPLICATION_ID")
+
+
+def partitions_added(servers: str, folder: Path) -> None:
+    """Orders have moved: whoever knew them under the old count can't go on."""
+    with deployment(servers, folder) as deployed:
+        worker = at_work(deployed)
+        admin = AdminClient(deployed.kafka)
+        added = NewPartitions(deployed.segments, 6)
+        admin.create_partitions([added])[deployed.segments].result(20)
+        deployed.send([segment("SO1", 1, now_ms() - 10, now_ms(), True)])
+        said = f"{deployed.segments} has 6 partitions now, and had 4"
+        assert_stopped(worker, said, "another DURABILL_APPLICATION_ID")
+
+
+CASES: dict[str, Callable[[str, Path], None]] = {
+    case.__name__: case
+    for case in (
+        segments_deleted_while_it_lags,
+        segments_topic_made_anew,
+        segments_topic_made_anew_unseen,
+        partitions_added,
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
+    """What came of each case, by its name; all run side by side."""
+    folder = tmp_path_factory.mktemp("offsets")
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        yield {name: pool.submit(case, bootstrap_servers, folder) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_stops(outcomes: dict[str, Future[None]], case: str) -> None:
+    outcomes[case].result(250)

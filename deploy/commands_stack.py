@@ -164,10 +164,12 @@ def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None
 
 def checked_topics(settings: "Settings") -> tuple[int, tuple[str, ...]]:
     """Return the segments topic's partition count and remarks; raise StackError if unusable."""
-    from deploy.topics import check_topics
+    from deploy.topics import check_group, check_topics
 
+    kafka = quiet_kafka(settings)
+    check_group(kafka, application_id=settings.application_id, segments=settings.segments_topic)
     check = check_topics(
-        quiet_kafka(settings),
+        kafka,
         segments=settings.segments_topic,
         totals=settings.totals_topic,
         dead_letters=settings.dead_letters_topic,

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -154,6 +154,31 @@ def check_topics(
     if wrong:
         raise StackError("\n".join(["These topics cannot be used:", *wrong]))
     return TopicsCheck(counts[segments], tuple(_warnings(found)))
+
+
+def check_group(kafka: Mapping[str, Any], *, application_id: str, segments: str) -> None:
+    """Raises StackError where the group of this name reads other topics than `segments`.
+
+    A second deployment under one application id would share out the first one's partitions, and
+    write over its checkpoints.
+    """
+    admin = _admin(kafka)
+    request = ConsumerGroupTopicPartitions(application_id)
+    try:
+        answer = admin.list_consumer_group_offsets([request], request_timeout=TIMEOUT_S)
+        known = answer[application_id].result(timeout=TIMEOUT_S).topic_partitions
+    except (KafkaException, TimeoutError) as error:
+        raise StackError(
+            f"Kafka doesn't say what the group {application_id} reads ({error}). "
+            "This needs the right Describe on it."
+        ) from error
+    others = sorted({each.topic for each in known if each.offset >= 0} - {segments})
+    if others:
+        raise StackError(
+            f"The application id {application_id} is in use for {', '.join(others)}: another "
+            f"deployment, or this one before its segments topic was {segments}. Each segments "
+            "topic needs an id of its own: give this one another DURABILL_APPLICATION_ID."
+        )
 
 
 def _names(segments: str, totals: str, dead_letters: str, checkpoint: str | None) -> dict[str, str]:

@@ -31,6 +31,7 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
   topic was made anew or given partitions, with those. `ConsumerThread.fault` ends the worker.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping, Set
@@ -207,8 +208,8 @@ def other_partitions(topic: str, count: int, expected: int) -> ContractError:
     """Return the error for a topic that was deleted, or given partitions."""
     if not count:
         return ContractError(
-            f"{topic} is gone. What this worker knows is of the topic that was there: if it is made"
-            " anew, start anew as well, under another DURABILL_APPLICATION_ID"
+            f"{topic} is gone, and what this worker knows rests on it. Once it is made anew, start"
+            " anew as well, under another DURABILL_APPLICATION_ID, which replays the segments"
         )
     return ContractError(
         f"{topic} has {count} partitions now, and had {expected} when this worker started: orders"
@@ -226,7 +227,8 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         """Partition -> (when we asked, in ms of our clock; the log's end by the answer)."""
         self.fault: ContractError | None = None
         """Why nothing more can be read; raised in place of records."""
-        self._has_seen_topic = False
+        self._ending: asyncio.Task[None] | None = None
+        self._seen_topics: set[str] = set()
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -271,17 +273,23 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
                 state = assignment.state_value(base.ensure_aiokafka_TP(TP(topic, partition)))
                 is_lost = state is not None and state.awaiting_reset
                 if is_lost and topic == self.app.segments_topic_name:  # type: ignore[attr-defined]
-                    self.fault = lost_place(topic, partition, offset)
+                    self._end(lost_place(topic, partition, offset))
+
+    def _end(self, fault: ContractError) -> None:
+        """End the worker, also where it waits for something that will never come."""
+        if self.fault is None:
+            self.fault = fault
+            self._ending = asyncio.ensure_future(self.crash(fault))
 
     def _note_partitions(self, cluster: Any) -> None:
-        """See in new metadata whether the topic is still the one that the worker was started on."""
+        """See in new metadata whether the topics are still those that the worker started on."""
         app: Any = self.app
-        topic, expected = app.segments_topic_name, app.segments_partitions
-        count = len(cluster.partitions_for_topic(topic) or ())
-        if count == expected:
-            self._has_seen_topic = True
-        elif count or self._has_seen_topic:
-            self.fault = other_partitions(topic, count, expected)
+        for topic in (app.segments_topic_name, *app.tables.changelog_topics):
+            count = len(cluster.partitions_for_topic(topic) or ())
+            if count == app.segments_partitions:
+                self._seen_topics.add(topic)
+            elif count or topic in self._seen_topics:
+                self._end(other_partitions(topic, count, app.segments_partitions))
 
     async def _fetch_records(
         self, consumer: Any, active_partitions: Any, *args: Any, **kwargs: Any

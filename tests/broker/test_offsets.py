@@ -1,6 +1,7 @@
 """Topics changed under a worker's feet: it stops and says what to do, and skips nothing."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
+from deploy.topics import check_group
+from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
@@ -55,6 +58,7 @@ def segments_deleted_while_it_lags(servers: str, folder: Path) -> None:
         worker = at_work(deployed)
         committed = deployed.committed()
         worker.signal(signal.SIGSTOP)
+        time.sleep(1.5)  # until Kafka has answered what it had asked: that there is nothing
         deployed.send(traffic(2, orders=10, segments=10))
         delete_records(deployed, 0, committed[0] + 5)
         worker.signal(signal.SIGCONT)
@@ -84,6 +88,41 @@ def segments_topic_made_anew_unseen(servers: str, folder: Path) -> None:
         assert_stopped(worker, "under another DURABILL_APPLICATION_ID")
 
 
+def checkpoint_topic_deleted(servers: str, folder: Path) -> None:
+    """The worker doesn't wait for it; what it has not checkpointed is in the log."""
+    with deployment(servers, folder) as deployed:
+        worker = at_work(deployed)
+        delete(deployed, deployed.checkpoint)
+        deployed.send(traffic(2, orders=10, segments=10))
+        assert_stopped(worker, f"{deployed.checkpoint} is gone", "which replays the segments")
+        deployed.create_topics()
+        assert_stopped(deployed.start(), "its checkpoint is empty")
+
+
+def application_id_in_use(servers: str, folder: Path) -> None:
+    """A second deployment under the first one's id would take its partitions and checkpoints."""
+    with deployment(servers, folder) as deployed, deployment(servers, folder) as second:
+        worker = at_work(deployed)
+        check_group(deployed.kafka, application_id=deployed.name, segments=deployed.segments)
+        check_group(deployed.kafka, application_id=second.name, segments=second.segments)
+        settings = {
+            "bootstrap_servers": servers,
+            "application_id": deployed.name,
+            "segments_topic": second.segments,
+            "totals_topic": second.totals,
+            "dead_letters_topic": second.dead_letters,
+        }
+        ran = run("worker", **settings)
+        assert ran.returncode == REFUSED
+        assert (
+            f"{deployed.name} is in use for {deployed.segments}: another deployment" in ran.stderr
+        )
+        assert "another DURABILL_APPLICATION_ID" in ran.stderr
+        deployed.wait_for_truth()
+        assert worker.stop() == 0
+        assert deployed.differences() == second.differences() == []
+
+
 def partitions_added(servers: str, folder: Path) -> None:
     """Orders have moved: whoever knew them under the old count can't go on."""
     with deployment(servers, folder) as deployed:
@@ -94,6 +133,9 @@ def partitions_added(servers: str, folder: Path) -> None:
         deployed.send([segment("SO1", 1, now_ms() - 10, now_ms(), True)])
         said = f"{deployed.segments} has 6 partitions now, and had 4"
         assert_stopped(worker, said, "another DURABILL_APPLICATION_ID")
+        # The command would not even start this one; see `check_topics`.
+        deployed.partitions = 6
+        assert_stopped(deployed.start(), "another DURABILL_APPLICATION_ID")
 
 
 CASES: dict[str, Callable[[str, Path], None]] = {
@@ -102,6 +144,8 @@ CASES: dict[str, Callable[[str, Path], None]] = {
         segments_deleted_while_it_lags,
         segments_topic_made_anew,
         segments_topic_made_anew_unseen,
+        checkpoint_topic_deleted,
+        application_id_in_use,
         partitions_added,
     )
 }

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from producers.holds import Holds
 from producers.session import ProducerError, Session, SessionState
 from producers.spool import LIMIT_BYTES_DEFAULT, RejectedSegment, Spool, SpooledSegment, SpoolError
 from producers.transport import Backoff, Grant, SendResult, Uplink, UplinkRefused, UplinkUnavailable
@@ -149,6 +150,7 @@ class DurabillClient:
         self._on_error = on_error
         self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes)
         self._running: dict[str, Service] = {}
+        self._holds = Holds()  # the sender's own
         self._changed = threading.Condition()  # something started, ended, was sent or refused
         self._work = threading.Event()  # the spool may hold something new
         self._nudge = threading.Event()  # somebody waits: cut a pause between tries short
@@ -290,6 +292,7 @@ class DurabillClient:
     def _wait_sent(self, number: str | None, timeout_s: float) -> int:
         until_s = time.monotonic() + timeout_s
         self._nudge.set()
+        self._work.set()
         with self._changed:
             while True:
                 pending = self._spool.pending(number)
@@ -344,9 +347,13 @@ class DurabillClient:
         while not self._stopping:
             try:
                 self._work.clear()
-                batch = self._spool.oldest(_BATCH_SEGMENTS_MAX)
+                if self._nudge.is_set():
+                    self._nudge.clear()
+                    self._holds.release()
+                now_s = time.monotonic()
+                batch = self._spool.oldest(_BATCH_SEGMENTS_MAX, without=self._holds.held(now_s))
                 if not batch:
-                    self._work.wait()
+                    self._work.wait(self._holds.wait_s(now_s))
                     continue
                 result = self._uplink.send([entry.segment for entry in batch])
                 self._settle(batch, result)
@@ -360,10 +367,11 @@ class DurabillClient:
                 self._trouble(result.problem)
             if result.accepted or result.refused:
                 failures = 0
-            if result.problem is not None or not (result.accepted or result.refused):
+            if result.problem is not None or not (
+                result.accepted or result.refused or result.failed
+            ):
                 failures += 1
                 self._nudge.wait(self._pause_s(failures, result.problem))
-                self._nudge.clear()
 
     def _settle(self, batch: list[SpooledSegment], result: SendResult) -> None:
         if result.refused:
@@ -371,8 +379,13 @@ class DurabillClient:
         self._spool.acknowledge([batch[at].entry_id for at in result.accepted])
         with self._changed:
             self._changed.notify_all()
-        for refusal in result.refused.values():
-            self._trouble(refusal)
+        for at in (*result.accepted, *result.refused):
+            self._holds.worked(batch[at].segment.service_order_number)
+        for number, problem in result.failed.items():
+            pause_s = self._pause_s(self._holds.failed(number), problem)
+            self._holds.hold(number, time.monotonic() + pause_s)
+        for trouble in (*result.refused.values(), *result.failed.values()):
+            self._trouble(trouble)
 
 
 def _rejected(entry: SpooledSegment, why: UplinkRefused) -> RejectedSegment:

@@ -11,13 +11,16 @@ but the last moments before a power cut may be gone. A torn tail (a write that w
 cut away by SQLite's own checksums when the file is opened again. A segment that was acknowledged
 but could not be removed is sent again, which does no harm: the server removes repeats.
 
+A full disk: to remove something, SQLite has to write. So that a disk that the spool itself has
+filled doesn't stay full, a file beside it (`-reserve`) keeps room for that, and is given up for it.
+
 One process at a time: the file stays locked (`locking_mode=EXCLUSIVE`) until `close`, or until
 the operating system ends the process. Inside the process all methods may be called by any thread.
 """
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -31,6 +34,9 @@ LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
 LIMIT_BYTES_MIN = 64 * 1024
 _FORMAT = 1  # PRAGMA user_version; another number is another layout of the tables
 _LOCK_WAIT_S = 0.2
+_ORDERS_MAX = 1_000  # in one query; old versions of SQLite take 32,766 values
+_LOG_PAGES = 128  # of 4 KiB: the write-ahead log is worked into the file when it is as long
+_RESERVE_BYTES = 1024 * 1024  # for a whole log to be worked in, and a removal to be logged
 _SEGMENT_COLUMNS = """
     service_order_number TEXT NOT NULL, business_data_number INTEGER NOT NULL,
     start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL, end_identifier INTEGER NOT NULL"""
@@ -84,7 +90,7 @@ class RejectedSegment:
 class Spool:
     """A queue in the file `path`, which is made if it is missing (its folder is not).
 
-    `limit_bytes` bounds the file (the write-ahead log beside it may take some 4 MB more).
+    `limit_bytes` bounds the file (the log and the reserve beside it may take 2 MB or so more).
     Raises SpoolBusy, SpoolBroken; ValueError for a limit below 64 KiB.
     """
 
@@ -94,6 +100,7 @@ class Spool:
         if limit_bytes < LIMIT_BYTES_MIN:
             raise ValueError(f"limit_bytes is {limit_bytes}, at least {LIMIT_BYTES_MIN} are needed")
         self.path = Path(path)
+        self._reserve_path = self.path.with_name(self.path.name + "-reserve")
         self._mutex = threading.RLock()
         try:
             self._db = sqlite3.connect(
@@ -116,6 +123,7 @@ class Spool:
             self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
             page_bytes = self._one("PRAGMA page_size")
             self._db.execute(f"PRAGMA max_page_count={limit_bytes // page_bytes}")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
             with self._transaction():
                 version = self._one("PRAGMA user_version")
                 if version == 0:
@@ -126,6 +134,7 @@ class Spool:
                     raise SpoolBroken(
                         f"{self.path}: format {version}, this version knows {_FORMAT}"
                     )
+        self._reserve()
 
     def append(self, segments: Sequence[SegmentEvent], state: SessionState) -> None:
         """Store segments and the state of their session after them: both or neither.
@@ -149,19 +158,28 @@ class Spool:
                     "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", astuple(state)
                 )
 
-    def oldest(self, count_max: int) -> list[SpooledSegment]:
-        """Return up to `count_max` waiting segments, in the order in which they were stored."""
-        rows = self._rows(f"SELECT id, {_NAMES} FROM pending ORDER BY id LIMIT ?", count_max)
+    def oldest(self, count_max: int, *, without: Sequence[str] = ()) -> list[SpooledSegment]:
+        """Return up to `count_max` waiting segments, in the order in which they were stored.
+
+        None of the orders `without`, of which a thousand at most are looked at.
+        """
+        without = without[:_ORDERS_MAX]
+        marks = ", ".join("?" * len(without))
+        query = f"SELECT id, {_NAMES} FROM pending WHERE service_order_number NOT IN ({marks})"
+        rows = self._rows(f"{query} ORDER BY id LIMIT ?", *without, count_max)
         return [SpooledSegment(row[0], _segment(row[1:])) for row in rows]
 
     def acknowledge(self, entry_ids: Sequence[int]) -> None:
-        """Remove segments that the server has; ids that are gone already are ignored."""
-        with self._mutex, self._errors(), self._transaction():
-            self._remove(entry_ids)
+        """Remove segments that the server has; ids that are gone already are ignored.
+
+        Works on a full disk as well, as long as there is the reserve; raises SpoolFull without it.
+        """
+        self._with_reserve(lambda: self._remove(entry_ids))
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
-        """Set segments that were refused for good aside, with the server's words."""
-        with self._mutex, self._errors(), self._transaction():
+        """Set segments that were refused for good aside, with the server's words; see above."""
+
+        def set_aside() -> None:
             self._db.executemany(
                 f"INSERT OR REPLACE INTO rejected (id, {_NAMES}, reason, detail)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -171,6 +189,8 @@ class Spool:
                 ],
             )
             self._remove([each.entry_id for each in rejected])
+
+        self._with_reserve(set_aside)
 
     def rejected(self, service_order_number: str | None = None) -> list[RejectedSegment]:
         """Return what was refused, oldest first: of one order, or of all."""
@@ -216,6 +236,38 @@ class Spool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _with_reserve(self, change: Callable[[], None]) -> None:
+        """Make a change that must be possible on a full disk, too."""
+        with self._mutex:
+            try:
+                with self._errors(), self._transaction():
+                    change()
+            except SpoolFull:
+                if not self._give_up_reserve():
+                    raise
+                with self._errors(), self._transaction():
+                    change()
+            self._reserve()
+
+    def _reserve(self) -> None:
+        """Take room for what has to be written on a full disk, where there is some."""
+        if self._reserve_path.exists():
+            return
+        try:
+            self._reserve_path.write_bytes(bytes(_RESERVE_BYTES))
+        except OSError:
+            self._reserve_path.unlink(missing_ok=True)
+
+    def _give_up_reserve(self) -> bool:
+        """Make room by the reserve, and start the log anew; tell whether there was one."""
+        try:
+            self._reserve_path.unlink()
+        except OSError:
+            return False
+        with self._errors():
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return True
 
     def _remove(self, entry_ids: Sequence[int]) -> None:
         self._db.executemany("DELETE FROM pending WHERE id = ?", [(each,) for each in entry_ids])

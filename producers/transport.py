@@ -24,6 +24,8 @@ KafkaConfig = Mapping[str, str]
 """librdkafka client configuration: `bootstrap.servers` and, where needed, security settings."""
 
 _LATER_STATUS = {408, 425, 429}  # of the 4xx, the ones that say "not now" and not "not so"
+_BUSY_STATUS = {*_LATER_STATUS, 503}  # whoever is asked for now
+_FAILED_ORDERS_MAX = 3  # in a row; so many are no coincidence, so the server itself is at fault
 _REFUSED_BY_BROKER = (  # only these speak of the record itself; the rest is worth a retry
     KafkaError.MSG_SIZE_TOO_LARGE,
     KafkaError.INVALID_MSG,
@@ -42,6 +44,10 @@ class UplinkUnavailable(UplinkError):
     def __init__(self, detail: str, retry_after_s: float | None = None) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class OrderFailed(UplinkUnavailable):
+    """An answer that may be about this one order: neither a refusal nor "later"."""
 
 
 class UplinkRefused(UplinkError):
@@ -86,11 +92,13 @@ class SendResult:
     """What became of the segments of one `send`, by their index in it.
 
     What is in neither `accepted` nor `refused` is to be sent again, after a pause where
-    `problem` is given.
+    `problem` is given. `failed` are orders by number which the server could not take now,
+    though it answered: they may go on failing, and should hold no other order up.
     """
 
     accepted: list[int] = field(default_factory=list)
     refused: dict[int, UplinkRefused] = field(default_factory=dict)
+    failed: dict[str, UplinkUnavailable] = field(default_factory=dict)
     problem: UplinkUnavailable | None = None
 
 
@@ -182,9 +190,19 @@ class HttpUplink:
     def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
         """Post segments, one request for each run of segments of one order."""
         result = SendResult()
+        in_a_row = 0
         for number, indices in _runs(segments):
+            if number in result.failed:
+                continue
             try:
                 self._post(number, segments, indices, result)
+                in_a_row = 0
+            except OrderFailed as problem:
+                result.failed[number] = problem
+                in_a_row += 1
+                if in_a_row == _FAILED_ORDERS_MAX:
+                    result.problem = problem
+                    break
             except UplinkUnavailable as problem:
                 result.problem = problem
                 break
@@ -217,7 +235,8 @@ class HttpUplink:
             return
         refusal = _refusal(status, answer)
         if refusal is None:
-            raise UplinkUnavailable(f"{self._url}: status {status}", retry_after_s)
+            kind = UplinkUnavailable if status in _BUSY_STATUS else OrderFailed
+            raise kind(f"{self._url}{path}: status {status}", retry_after_s)
         if status == 413 and len(indices) > 1:  # together they are too much: each half by itself
             half = len(indices) // 2
             self._post(number, segments, indices[:half], result)
@@ -317,6 +336,7 @@ class KafkaUplink:
         """Produce all segments and wait for every delivery report."""
         result = SendResult()
         fatal = False
+        numbers = [segment.service_order_number for segment in segments]
 
         def reported(index: int) -> Callable[[KafkaError | None, Message], None]:
             def on_delivery(error: KafkaError | None, _: Message) -> None:
@@ -327,7 +347,8 @@ class KafkaUplink:
                     result.refused[index] = UplinkRefused(error.name(), error.str())
                 else:
                     fatal = fatal or error.fatal()
-                    result.problem = UplinkUnavailable(f"Kafka: {error.str()}")
+                    # One partition may be without a leader while the others work.
+                    result.failed[numbers[index]] = UplinkUnavailable(f"Kafka: {error.str()}")
 
             return on_delivery
 
@@ -344,6 +365,8 @@ class KafkaUplink:
                 fatal = fatal or _is_fatal(error)
                 break
         self._wait(lambda: fatal)
+        if result.failed and not result.accepted:
+            result.problem = next(iter(result.failed.values()))
         if fatal:  # librdkafka's word for "this producer will never send again"
             self._producer = Producer(self._config)
         return result

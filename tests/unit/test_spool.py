@@ -17,6 +17,7 @@ from producers.spool import (
     SpoolFull,
 )
 from schemas import SegmentEvent
+from tests.conftest import fill_up
 
 WRITER = """
 import sys
@@ -171,3 +172,46 @@ def test_a_torn_tail_is_cut_off(tmp_path: Path) -> None:
         assert stored > 0
         assert numbers(spool) == list(range(1, stored + 1))
         assert spool.sessions()[0].next_number == stored + 1
+
+
+def test_a_disk_that_others_fill_loses_nothing(small_disk: Path) -> None:
+    with Spool(small_disk / "spool") as spool:
+        fill(spool, 50)
+        others = fill_up(small_disk)
+        with pytest.raises(SpoolFull, match="nothing was stored"):
+            fill_on(spool, 51, 10_000)
+        stored = spool.pending()
+        assert numbers(spool) == list(range(1, stored + 1))
+        assert spool.sessions() == [state(stored + 1)]
+        # What the server has is removed all the same.
+        spool.acknowledge([entry.entry_id for entry in spool.oldest(30)])
+        assert numbers(spool) == list(range(31, stored + 1))
+        others.unlink()
+        spool.append([segment(stored + 1)], state(stored + 2))
+        spool.acknowledge([])
+    with Spool(small_disk / "spool") as spool:
+        assert numbers(spool) == list(range(31, stored + 2))
+        assert (small_disk / "spool-reserve").exists()
+
+
+def fill_on(spool: Spool, first: int, last: int, at_once: int = 1) -> None:
+    for number in range(first, last + 1, at_once):
+        after = number + at_once
+        spool.append([segment(each) for each in range(number, after)], state(after))
+
+
+def test_a_disk_that_the_spool_has_filled_is_emptied_by_sending(small_disk: Path) -> None:
+    with Spool(small_disk / "spool") as spool:
+        number = 1
+        for _ in range(3):
+            with pytest.raises(SpoolFull):
+                fill_on(spool, number, number + 1_000_000, at_once=50)
+            number = spool.sessions()[0].next_number
+            while spool.pending():
+                oldest = spool.oldest(500)
+                refused = [RejectedSegment(oldest[0].entry_id, oldest[0].segment, "R", "")]
+                spool.reject(refused)
+                spool.acknowledge([entry.entry_id for entry in oldest[1:]])
+            spool.append([segment(number)], state(number + 1))
+            number += 1
+        assert numbers(spool) == [number - 1]

@@ -34,7 +34,7 @@ PURE_LAYERS = (
     "stream_processors.events",
     "stream_processors.columns",
 )
-PURE = (*PURE_LAYERS, "schemas", "producers.session", "producers.truth")
+PURE = (*PURE_LAYERS, "schemas", "producers.holds", "producers.session", "producers.truth")
 IMPURE = {
     "aiokafka",
     "asyncio",

@@ -281,6 +281,11 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
             self.fault = fault
             self._ending = asyncio.ensure_future(self.crash(fault))
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Take partitions over, unless these may be too many, or of another topic by now."""
+        if self.fault is None:
+            await super().on_partitions_assigned(assigned, generation_id)
+
     def _note_partitions(self, cluster: Any) -> None:
         """See in new metadata whether the topics are still those that the worker started on."""
         app: Any = self.app

@@ -75,6 +75,8 @@ def segments_topic_made_anew(servers: str, folder: Path) -> None:
         worker = at_work(deployed)
         recreate(deployed, deployed.segments)
         assert_stopped(worker, f"{deployed.segments} is gone", "start anew")
+        deployed.send([segment("SO1", 1, now_ms() - 10, now_ms(), True)])
+        assert_stopped(deployed.start(), "under another DURABILL_APPLICATION_ID")
 
 
 def segments_topic_made_anew_unseen(servers: str, folder: Path) -> None:

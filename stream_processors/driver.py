@@ -62,6 +62,9 @@ READ_COMMITTED = 1
 METADATA_AGE_MAX_MS = 30_000
 """How long a change of the partition count may go unnoticed."""
 
+GONE_AFTER_S = 10.0
+"""For how long metadata must lack a topic before it counts as deleted."""
+
 
 class RawMemoryRecords:
     """aiokafka's MemoryRecords that also keeps the bytes which it was made of."""
@@ -228,7 +231,8 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         self.fault: ContractError | None = None
         """Why nothing more can be read; raised in place of records."""
         self._ending: asyncio.Task[None] | None = None
-        self._seen_topics: set[str] = set()
+        self._seen_topics: dict[str, float] = {}
+        """Topic -> when metadata had it last, on the monotonic clock."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -289,12 +293,21 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
     def _note_partitions(self, cluster: Any) -> None:
         """See in new metadata whether the topics are still those that the worker started on."""
         app: Any = self.app
+        now_s = time.monotonic()
         for topic in (app.segments_topic_name, *app.tables.changelog_topics):
             count = len(cluster.partitions_for_topic(topic) or ())
+            seen_s = self._seen_topics.get(topic)
             if count == app.segments_partitions:
-                self._seen_topics.add(topic)
-            elif count or topic in self._seen_topics:
+                self._seen_topics[topic] = now_s
+            elif count or (seen_s is not None and now_s - seen_s > GONE_AFTER_S):
                 self._end(other_partitions(topic, count, app.segments_partitions))
+            elif seen_s is not None:
+                # A broker that has just started may not know of it yet: ask again before we judge.
+                asyncio.get_running_loop().call_later(GONE_AFTER_S / 2, self._ask_for_metadata)
+
+    def _ask_for_metadata(self) -> None:
+        if self.fault is None and not self.should_stop:
+            self._ensure_consumer()._client.force_metadata_update()
 
     async def _fetch_records(
         self, consumer: Any, active_partitions: Any, *args: Any, **kwargs: Any

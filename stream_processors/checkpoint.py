@@ -48,6 +48,8 @@ class Marks(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Where the totals that a replay may repeat begin; None: not known (version 1)."""
     topic: str = ""
     topic_id: str = ""
+    checkpoint_id: str = ""
+    """The changelog's own topic id: what is written to one made anew lacks the blocks of before."""
 
 
 class MarksV1(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -65,6 +67,8 @@ class Origin:
     topic: str
     topic_id: str
     partitions: int
+    checkpoint_id: str = ""
+    """The id of the changelog as it was when the worker started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,7 @@ class Lane:
             totals_offset,
             origin.topic,
             origin.topic_id,
+            origin.checkpoint_id,
         )
         return msgspec.msgpack.encode(marks)
 
@@ -214,6 +219,11 @@ def marks_of(
         raise StateError(
             f"{origin.topic} was deleted and made anew since the checkpoint, so its offsets mean"
             f" other segments now: {START_ANEW}"
+        )
+    if marks.checkpoint_id and origin.checkpoint_id and marks.checkpoint_id != origin.checkpoint_id:
+        raise StateError(
+            "the checkpoint topic was deleted and made anew while a worker ran, so that it lacks"
+            f" what had not changed since. Restore it, or {START_ANEW}"
         )
     return marks
 

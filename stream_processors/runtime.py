@@ -196,7 +196,7 @@ class FaustRuntime:
 def find_origin(settings: Settings, partitions: int) -> Origin:
     """Return what checkpoints of the segments topic are marked with."""
     admin = AdminClient({**settings.librdkafka()})
-    topics = TopicCollection([settings.segments_topic])
-    future = admin.describe_topics(topics, request_timeout=ASK_PATIENCE_S)[settings.segments_topic]
-    topic_id = future.result(ASK_PATIENCE_S).topic_id
-    return Origin(settings.segments_topic, str(topic_id or ""), partitions)
+    names = [settings.segments_topic, settings.checkpoint_topic]
+    asked = admin.describe_topics(TopicCollection(names), request_timeout=ASK_PATIENCE_S)
+    ids = [str(asked[name].result(ASK_PATIENCE_S).topic_id or "") for name in names]
+    return Origin(settings.segments_topic, ids[0], partitions, ids[1])

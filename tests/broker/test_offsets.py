@@ -101,6 +101,24 @@ def checkpoint_topic_deleted(servers: str, folder: Path) -> None:
         assert_stopped(deployed.start(), "its checkpoint is empty")
 
 
+def checkpoint_topic_made_anew(servers: str, folder: Path) -> None:
+    """So fast that the worker sees nothing of it: what it writes from then on lacks the rest."""
+    with deployment(servers, folder, partitions=1, idle_timeout_s=600) as deployed:
+        worker = deployed.start_and_wait()
+        base_ms = now_ms() - 1_000
+        # More than one block of a checkpoint holds.
+        deployed.send(segment(f"SO{each}", 1, base_ms, base_ms + 10) for each in range(2_000))
+        wait_until(lambda: deployed.committed() == deployed.ends(), "all is committed")
+        recreate(deployed, deployed.checkpoint)
+        deployed.send([segment("SO0", 2, base_ms, base_ms + 20)])
+        gone = f"{deployed.checkpoint} is gone"
+        wait_until(
+            lambda: deployed.committed() == deployed.ends() or gone in worker.log(), "the next one"
+        )
+        worker.kill()
+        assert_stopped(deployed.start(), "checkpoint", "under another DURABILL_APPLICATION_ID")
+
+
 def application_id_in_use(servers: str, folder: Path) -> None:
     """A second deployment under the first one's id would take its partitions and checkpoints."""
     with deployment(servers, folder) as deployed, deployment(servers, folder) as second:
@@ -147,6 +165,7 @@ CASES: dict[str, Callable[[str, Path], None]] = {
         segments_topic_made_anew,
         segments_topic_made_anew_unseen,
         checkpoint_topic_deleted,
+        checkpoint_topic_made_anew,
         application_id_in_use,
         partitions_added,
     )

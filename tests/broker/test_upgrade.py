@@ -77,7 +77,11 @@ def test_open_orders_of_the_version_before(bootstrap_servers: str, tmp_path: Pat
             for each in read_committed(bootstrap_servers, deployed.checkpoint)
         }
         entries = {key: value for key, value in latest.items() if key and value}
-        settings = Settings(bootstrap_servers=bootstrap_servers, segments_topic=deployed.segments)
+        settings = Settings(
+            bootstrap_servers=bootstrap_servers,
+            application_id=deployed.name,
+            segments_topic=deployed.segments,
+        )
         origin = find_origin(settings, deployed.partitions)
         for partition in offsets:
             marks = marks_of(entries, partition, origin, None)

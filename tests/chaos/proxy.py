@@ -50,7 +50,7 @@ class Proxy:
 
     def __init__(self, listen_port: int, target_port: int) -> None:
         self.counters = Counters()
-        self._listen_port = listen_port
+        self.listen_port = listen_port
         self._target_port = target_port
         self._mode = Mode.PASS
         self._latency_s = 0.0
@@ -65,7 +65,7 @@ class Proxy:
     def __enter__(self) -> Self:
         self._thread.start()
         if not self._started.wait(_START_S) or self._error is not None:
-            raise StackError(f"the proxy can't listen on port {self._listen_port}: {self._error}")
+            raise StackError(f"the proxy can't listen on port {self.listen_port}: {self._error}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,7 +79,7 @@ class Proxy:
     def _switch(self, mode: Mode, latency_s: float) -> None:
         self._mode, self._latency_s = mode, latency_s
         if mode is Mode.CUT:
-            self.counters.cut += len(self._open)
+            self.counters.cut += len(self._open) // 2  # each has two ends
             for writer in self._open:
                 writer.transport.abort()
         self._changed.set()
@@ -91,7 +91,7 @@ class Proxy:
 
     async def _serve(self) -> None:
         try:
-            server = await asyncio.start_server(self._accept, HOST, self._listen_port)
+            server = await asyncio.start_server(self._accept, HOST, self.listen_port)
         except OSError as error:
             self._error = error
             return
@@ -128,9 +128,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 await self._hold(len(data))
+                self.counters.passed_bytes += len(data)
                 writer.write(data)
                 await writer.drain()
-                self.counters.passed_bytes += len(data)
         writer.transport.abort()
 
     async def _hold(self, size: int) -> None:

@@ -85,8 +85,15 @@ class Replay(IntervalTable):
 class Auditor:
     """Audits one deployment; the steps of `audit` may look at the topics at rest only."""
 
-    def __init__(self, settings: Settings, kafka: dict[str, str], sent: Sent) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kafka: dict[str, str],
+        sent: Sent,
+        partitions: int = PARTITIONS,
+    ) -> None:
         self.audit = Audit()
+        self._partitions = partitions
         self._settings = settings
         self._kafka = kafka
         self._sent = sent
@@ -107,7 +114,7 @@ class Auditor:
 
     def read_log(self, progress: Callable[[int], None]) -> int:
         """Work out from the log what must be; return how many totals that is."""
-        for partition in range(PARTITIONS):
+        for partition in range(self._partitions):
             progress(partition)
             self._read_partition(partition)
         copied = set(self._copies)
@@ -126,7 +133,7 @@ class Auditor:
         return len(self._expected)
 
     def _read_partition(self, partition: int) -> None:
-        replay = Replay(Place(partition, PARTITIONS), self._settings.policy, WriterSchemas())
+        replay = Replay(Place(partition, self._partitions), self._settings.policy, WriterSchemas())
         effects = Effects()
         log: list[LogRecord] = []
         for record in self._records(partition):
@@ -137,7 +144,7 @@ class Auditor:
         due = replay.tick(_END_OF_TIME_MS)
         replay.clock_ms = clock_ms
         totals = [each.value for each in (*effects.totals, *due.totals)]
-        truth = read_log(log, self._policy, PARTITIONS)
+        truth = read_log(log, self._policy, self._partitions)
         self._check_oracle(partition, totals, truth)
         rejected = {
             (each.reason.value, partition, each.record.offset) for each in effects.dead_letters
@@ -222,6 +229,11 @@ class Auditor:
         self.audit.note("totals that a read_committed consumer sees more than once", repeated)
         self.audit.note("revisions out of their order", unordered)
 
+    @property
+    def expected(self) -> dict[Name, bytes]:
+        """Return the totals that must be, once the log has been read."""
+        return self._expected
+
     def ledger_is_complete(self) -> bool:
         """Tell whether the ledger has as many totals as there must be."""
         return ledger_status(self._settings.ledger_dsn).totals >= len(self._expected)
@@ -263,7 +275,7 @@ class Auditor:
     def check_checkpoint(self, committed: dict[int, int]) -> None:
         """Compare the checkpointed table, as a worker would restore it, with the replayed one."""
         entries = self._entries()
-        origin = Origin(self._settings.segments_topic, "", PARTITIONS)
+        origin = Origin(self._settings.segments_topic, "", self._partitions)
         for partition, replay in self._replays.items():
             table = ColumnTable(replay.place, self._settings.policy, WriterSchemas())
             marks = marks_of(entries, partition, origin, committed.get(partition))

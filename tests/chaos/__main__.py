@@ -76,7 +76,7 @@ def _seeds(arguments: argparse.Namespace) -> list[int]:
 
 def _chaos(arguments: argparse.Namespace, seed: int) -> Chaos:
     if arguments.short:
-        return short_form(seed, arguments.segments or 25_000, arguments.rate or 900)
+        return short_form(seed, arguments.segments or 20_000, arguments.rate or 650)
     return long_form(
         seed,
         arguments.segments or 1_000_000,

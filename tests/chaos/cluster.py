@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -193,11 +194,13 @@ class Cluster:
         )
         self.proxy = self._over.enter_context(Proxy(front, behind))
         self._front = f"127.0.0.1:{front}"
-        servers = self._kafka.start()
+        with ThreadPoolExecutor(1) as beside:
+            dsn = beside.submit(self._postgres.start)
+            servers = self._kafka.start()
         self.settings = msgspec.structs.replace(
             self.settings,
             bootstrap_servers=servers,
-            ledger_dsn=self._postgres.start(),
+            ledger_dsn=dsn.result(),
             data_dir=str(self.folder),
         )
         create_topics(

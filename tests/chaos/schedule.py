@@ -101,7 +101,7 @@ def short_schedule() -> tuple[Step, ...]:
             ),
             calm_after=False,
         ),
-        Step((Fault(Kind.KILL_BROKER, "broker", 0.0, 1.0),), calm_after=True),
+        Step((Fault(Kind.KILL_BROKER, "broker", 0.0, 1.0),), calm_after=False),
     )
 
 

@@ -7,7 +7,7 @@ from tests.chaos.schedule import Kind
 
 SEED = 1
 SEGMENTS = 20_000
-RATE = 550.0
+RATE = 650.0
 
 
 def test_nothing_is_lost_and_nothing_comes_twice_whatever_dies() -> None:

@@ -271,6 +271,13 @@ class Cluster:
                 owned |= {int(each) for each in status["partitions"]}
         return owned
 
+    def states(self) -> str:
+        """Return what each worker says of itself, for reports of what hangs."""
+        return "; ".join(
+            f"{each.name} (pid {each.pid()}): {get_json(f'{each.url}/status')}"
+            for each in self.workers()
+        )
+
     def all_shared_out(self) -> bool:
         """Tell whether every partition has an owner."""
         return len(self.shared_out()) == PARTITIONS

@@ -105,7 +105,10 @@ class Injector:
                 if (last.committed or 0) >= (target or 0) and self._cluster.all_shared_out():
                     return
             time.sleep(_LOOK_S)
-        self.problems.append(f"the cluster was not back at work within {CALM_S:g} s of a step")
+        self.problems.append(
+            f"the cluster was not back at work within {CALM_S:g} s of a step: "
+            f"{self._cluster.states()}"
+        )
 
     def _inject(self, fault: Fault) -> None:
         self._pause(fault.delay_s)

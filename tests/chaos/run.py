@@ -142,7 +142,7 @@ def _rest(
     if not at_rest:
         report.problems.append(
             f"not at rest within {REST_S:g} s: lag {report.lag_records}, "
-            f"unsettled {_unsettled(cluster)}"
+            f"unsettled {_unsettled(cluster)}, {cluster.states()}"
         )
 
 

@@ -200,10 +200,10 @@ def lost_place(topic: str, partition: int, offset: int) -> ContractError:
     """Return the error for a log that no longer holds the next offset to be read."""
     return ContractError(
         f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
-        " segments were deleted before they were counted (retention, kafka-delete-records.sh, a"
-        " topic made anew), or the end of the log was lost with a broker. Nothing was skipped, and"
-        " nothing is counted until you decide: restore them from the archive, or accept the loss"
-        " and start anew from the first segment left under another DURABILL_APPLICATION_ID"
+        " segments are lost (deleted by retention or kafka-delete-records.sh before they were"
+        " counted, a topic made anew, or the end of the log gone with a broker). Nothing was"
+        " skipped, and nothing is counted until you decide: restore them from the archive, or"
+        " accept the loss and start anew from the first segment left under another DURABILL_APPLICATION_ID"
     )
 
 

@@ -203,7 +203,8 @@ def lost_place(topic: str, partition: int, offset: int) -> ContractError:
         " segments are lost (deleted by retention or kafka-delete-records.sh before they were"
         " counted, a topic made anew, or the end of the log gone with a broker). Nothing was"
         " skipped, and nothing is counted until you decide: restore them from the archive, or"
-        " accept the loss and start anew from the first segment left under another DURABILL_APPLICATION_ID"
+        " accept the loss and start anew from the first segment left under another"
+        " DURABILL_APPLICATION_ID"
     )
 
 

@@ -87,6 +87,7 @@ class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyp
     @classmethod
     def take_over(cls, plain: PartitionRecords) -> "ChunkRecords":
         """Return the same fetch, to be handed out as a chunk; nothing has been unpacked yet."""
+        plain._records_iterator = None  # it and its iterator would hold each other, and the bytes
         return cls(
             plain._tp,
             plain._records,
@@ -200,11 +201,9 @@ def lost_place(topic: str, partition: int, offset: int) -> ContractError:
     """Return the error for a log that no longer holds the next offset to be read."""
     return ContractError(
         f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
-        " segments are lost (deleted by retention or kafka-delete-records.sh before they were"
-        " counted, a topic made anew, or the end of the log gone with a broker). Nothing was"
-        " skipped, and nothing is counted until you decide: restore them from the archive, or"
-        " accept the loss and start anew from the first segment left under another"
-        " DURABILL_APPLICATION_ID"
+        " segments are lost (by retention, kafka-delete-records.sh, a topic made anew, or a broker's"
+        " log cut off). Nothing was skipped. Restore them from the archive, or accept the loss and"
+        " start anew from the first one left under another DURABILL_APPLICATION_ID"
     )
 
 

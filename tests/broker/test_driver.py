@@ -1,7 +1,9 @@
 """The transport: a fetch is one chunk of whole batches; what was aborted or is damaged is not."""
 
 import asyncio
+import gc
 import struct
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +160,23 @@ def test_control_batches_are_hidden_at_any_isolation() -> None:
     open_ = batch(0, producer=7)
     data = open_ + batch(1, producer=7, marker=ABORT)
     assert the_chunk(fetched(data, isolation=ALL)) == Chunk(0, 2, open_)
+
+
+def test_fetch_is_freed_without_a_search_for_cycles() -> None:
+    """Which the worker does seldom: fetches of megabytes would pile up until then."""
+    raw = RawMemoryRecords(batch(0, 3))
+    alive = weakref.ref(raw)
+    gc.disable()
+    try:
+        plain = PartitionRecords(TP, raw, [], 0, None, None, True, COMMITTED_ONLY)
+        del raw
+        records_of_fetch = ChunkRecords.take_over(plain)
+        del plain
+        assert len(list(records_of_fetch)) == 1
+        del records_of_fetch
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def result_for(topic: str) -> FetchResult:

@@ -21,9 +21,9 @@ def slowly(self, chunk):
 ColumnTable.fold = slowly
 """
 BACKLOG_BYTES = 600_000_000
-GROWTH_BYTES_MAX = 350_000_000
+GROWTH_BYTES_MAX = 250_000_000
 """What the worker may take more: 16 chunks of 4 MiB queued, a fetch of each partition, and copies
-of both. 180 MB were measured for a backlog of 400 MB, 255 MB for one of 900 MB."""
+of both. 120 MB were measured, and more than the backlog where something kept fetches alive."""
 
 HEADER_BYTES = 20_000
 ORDERS = 100

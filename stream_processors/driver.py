@@ -201,9 +201,9 @@ def lost_place(topic: str, partition: int, offset: int) -> ContractError:
     """Return the error for a log that no longer holds the next offset to be read."""
     return ContractError(
         f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
-        " segments are lost (by retention, kafka-delete-records.sh, a topic made anew, or a broker's"
-        " log cut off). Nothing was skipped. Restore them from the archive, or accept the loss and"
-        " start anew from the first one left under another DURABILL_APPLICATION_ID"
+        " segments are lost (retention, kafka-delete-records.sh, a topic made anew, a broker's log"
+        " that was cut off). Nothing was skipped. Restore them from the archive, or accept the loss"
+        " and start anew from the first one left under another DURABILL_APPLICATION_ID"
     )
 
 

@@ -115,6 +115,9 @@ def _state_of(slot: int, order: Order) -> _OrderState:
     fields = {name: getattr(order, name) for name in Order.__slots__}
     fields["time"] = list(order.time)
     fields["numbers"] = list(order.numbers)
+    # What is packed beside the stream must not go on with it: the block would know of a copy
+    # that it has not taken in, and the replay would pass it over.
+    fields["forwarded"] = dict(order.forwarded)
     return _OrderState(slot=slot, **fields)
 
 

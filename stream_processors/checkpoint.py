@@ -251,22 +251,29 @@ def restore_lane(
         table.restore(blocks, clock_ms=0)
         return Lane(table, origin, first_offset)
     table.restore(blocks, marks.clock_ms)
-    return Lane(table, origin, marks.next_offset, said=_said(table, tail.records))
+    said = _said(table, marks.next_offset, tail.records)
+    return Lane(table, origin, marks.next_offset, said=said)
 
 
 def _said(
-    table: IntervalTable, totals: Sequence[tuple[int, bytes, bytes | None]]
+    table: IntervalTable, next_offset: int, totals: Sequence[tuple[int, bytes, bytes | None]]
 ) -> dict[bytes, list[tuple[int, bytes]]]:
-    """Return those of the totals that the table doesn't know of, so that a replay repeats them."""
+    """Return those of the totals that the table doesn't know of, so that a replay repeats them.
+
+    A revision alone doesn't tell: an order that was forgotten begins again with the first. But its
+    records are younger than all that it had before. And what the table has forgotten altogether
+    can only come of records that the replay, from `next_offset` on, has yet to bring.
+    """
     said: dict[bytes, list[tuple[int, bytes]]] = {}
     for offset, key, value in totals:
         if value is None:
             continue
         try:
-            revision = total_revision(value)
+            total = decode_total(value)
         except BadTotal:
             continue  # somebody else's; the ledger reports it
-        if revision > table.revision_of(key):
+        known = table.age_of(key) or (next_offset, 0)
+        if (total.source_offset, total.revision) > known:
             said.setdefault(key, []).append((offset, value))
     return said
 

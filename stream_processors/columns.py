@@ -342,12 +342,13 @@ class ColumnTable(IntervalTable):
         """Return how many orders are known, settled ones included."""
         return len(self._orders) + int(self._rows.counters[rows.ORDERS])
 
-    def revision_of(self, key: bytes) -> int:
-        """Return the revision of an order's last total; see the base."""
+    def age_of(self, key: bytes) -> tuple[int, int] | None:
+        """Return (last offset, last revision) of an order; see the base."""
         slot = self._rows.find(key)
         if slot < 0 or self._rows.orders[slot]["flags"] & rows.ODD:
-            return super().revision_of(key)
-        return int(self._rows.orders[slot]["revision"])
+            return super().age_of(key)
+        row = self._rows.orders[slot]
+        return int(row["source_offset"]), int(row["revision"])
 
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest deadline of an order that is not settled (None: there is none)."""

@@ -321,10 +321,14 @@ class IntervalTable:
         """Return how many orders are known, settled ones included."""
         return len(self._orders)
 
-    def revision_of(self, key: bytes) -> int:
-        """Return the revision of an order's last total, 0 if it has none or is not known."""
+    def age_of(self, key: bytes) -> tuple[int, int] | None:
+        """Return (last offset, last revision) of an order, None if it is not known.
+
+        It grows with every change of the order that a replay could not redo, also from one life
+        of the order to the next.
+        """
         order = self._orders.get(key.decode("utf-8", "replace"))
-        return 0 if order is None else order.revision
+        return None if order is None else (order.source_offset, order.revision)
 
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest deadline of an order that is not settled (None: there is none)."""

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, NoReturn, Protocol
 
@@ -31,10 +31,11 @@ from stream_processors.checkpoint import (
 )
 from stream_processors.columns import ColumnTable
 from stream_processors.errors import ContractError, DurabillError
+from stream_processors.order import Policy
 from stream_processors.outlet import Entry
 from stream_processors.runtime import Exit, Runtime
 from stream_processors.settings import Settings
-from stream_processors.table import Effects, Place
+from stream_processors.table import Effects, IntervalTable, Place
 
 log = logging.getLogger("durabill.worker")
 
@@ -61,19 +62,30 @@ def die(error: BaseException) -> NoReturn:
     os._exit(getattr(error, "exit_code", 70))
 
 
+def kill() -> None:
+    """End the process at once, as the system does to one that it runs out of memory for."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def new_table(place: Place, policy: Policy, writers: WriterSchemas) -> IntervalTable:
+    """Return an empty table whose index nobody outside can foresee."""
+    return ColumnTable(place, policy, writers, seed=int.from_bytes(os.urandom(7), "little"))
+
+
 class CrashStep:
     """Kills the process after the n-th time that a named step is done; for the crash tests."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, kill: Callable[[], None]) -> None:
         self._name, _, times = spec.partition(":")
         self._times = int(times or 1)
+        self._kill = kill
         self._seen: Counter[str] = Counter()
 
     def __call__(self, name: str) -> None:
         """Take note that the step `name` is done."""
         self._seen[name] += 1
         if name == self._name and self._seen[name] == self._times:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._kill()
 
 
 class Letters(Protocol):
@@ -102,6 +114,9 @@ class Processor:
         writers: WriterSchemas,
         letters: Letters,
         now_ms: Callable[[], int],
+        *,
+        new_table: Callable[[Place, Policy, WriterSchemas], IntervalTable] = new_table,
+        kill: Callable[[], None] = kill,
     ) -> None:
         self.settings = settings
         self.runtime = runtime
@@ -111,7 +126,8 @@ class Processor:
         self.stopping = False
         self._writers = writers
         self._now_ms = now_ms
-        self._step = CrashStep(settings.crash_at_step)
+        self._step = CrashStep(settings.crash_at_step, kill)
+        self._new_table = new_table
         self._checkpoint_lock = asyncio.Lock()
         # What a table holds and what has been queued of it must not be told apart by a checkpoint.
         self._effects_lock = asyncio.Lock()
@@ -131,8 +147,8 @@ class Processor:
         assigned = sorted(partitions)
         await self._let_go()
         opened = await asyncio.gather(*(self.runtime.open_exit(each) for each in assigned))
-        self.exits = dict(zip(assigned, opened, strict=True))
-        lanes = await self._build_lanes(assigned)
+        exits = self.exits = dict(zip(assigned, opened, strict=True))
+        lanes = await self._build_lanes(exits)
         self.runtime.start_at({partition: lane.next_offset for partition, lane in lanes.items()})
         if self.stopping:
             return await self._let_go()
@@ -144,15 +160,15 @@ class Processor:
             *(assigned, orders, said),
         )
 
-    async def _build_lanes(self, partitions: list[int]) -> dict[int, Lane]:
-        if not partitions:
+    async def _build_lanes(self, exits: Mapping[int, Exit]) -> dict[int, Lane]:
+        if not exits:
             return {}
-        origin = self.runtime.origin
-        entries, bounds, committed = await asyncio.gather(
-            self.runtime.read_entries(partitions),
-            self.runtime.log_bounds(partitions),
-            self.runtime.committed(partitions),
-        )
+        origin, partitions = self.runtime.origin, list(exits)
+        # In this order, each after what it is held against: had another worker the partitions by
+        # now, which only our exits will tell us, then what it wrote would look like a loss.
+        committed = await self.runtime.committed(partitions)
+        entries = await self.runtime.read_entries(partitions)
+        bounds = await self.runtime.log_bounds(partitions)
         marks: dict[int, Marks | None] = {}
         for partition, offset in committed.items():
             found = marks_of(entries, partition, origin, offset)
@@ -163,17 +179,16 @@ class Processor:
         )
         lanes = {}
         for partition, found in marks.items():
-            seed = int.from_bytes(os.urandom(7), "little")
             place = Place(partition, origin.partitions)
             lane = restore_lane(
-                ColumnTable(place, self.settings.policy, self._writers, seed=seed),
+                self._new_table(place, self.settings.policy, self._writers),
                 entries,
                 origin,
                 found,
                 first_offset=bounds[partition][0],
                 tail=tails[partition],
             )
-            way_out = self.exits[partition]
+            way_out = exits[partition]
             way_out.position = tails[partition].end
             if found is None:
                 # Ahead of the first total: a recovery has to know from where on to look for it.

@@ -51,6 +51,7 @@ from stream_processors.order import (
     Order,
     Phase,
     Policy,
+    describe_order,
     evidence_digest,
 )
 from stream_processors.store import ROWS_MAX, Rows
@@ -60,7 +61,6 @@ from stream_processors.table import (
     Effects,
     IntervalTable,
     Place,
-    describe_order,
 )
 
 RECORD_BYTES_MIN = 7

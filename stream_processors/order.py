@@ -20,6 +20,7 @@ of totals is a function of the log and the policy, whenever a timer fires.
 import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from schemas import Interval, NumberRange, OrderTotal, SegmentEvent, Status
 from stream_processors.intervals import IntervalSet
@@ -212,3 +213,26 @@ def evidence_digest(
         "-" if end_number is None else str(end_number),
     )
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def describe_order(order: Order) -> dict[str, Any]:
+    """Return an order's state as plain values for JSON."""
+    known_last = order.end_number if order.end_number is not None else order.numbers.last()
+    missing = order.numbers.missing(1, known_last + 1)
+    return {
+        "service_order_number": order.service_order_number,
+        "phase": order.phase.value,
+        "duration_ms": order.time.measure,
+        "intervals": [list(each) for each in order.time],
+        "started_ms": order.started_ms,
+        "ended_ms": order.ended_ms,
+        "end_number": order.end_number,
+        "missing_numbers": [[first, after - 1] for first, after in missing],
+        "segments": order.numbers.measure,
+        "duplicates": order.accepted - order.numbers.measure,
+        "overlap_ms": order.length_sum_ms - order.time.measure,
+        "revision": order.revision,
+        "deadline_ms": order.deadline_ms,
+        "source_partition": order.source_partition,
+        "source_offset": order.source_offset,
+    }

@@ -30,7 +30,7 @@ from schemas import (
 from stream_processors.batch import Chunk, Headers, Record, records
 from stream_processors.blocks import Snapshot, decode_block, plain_snapshot
 from stream_processors.errors import StateError
-from stream_processors.order import FUTURE_TOLERANCE_MS, Order, Policy
+from stream_processors.order import FUTURE_TOLERANCE_MS, Order, Policy, describe_order
 
 SEGMENT_LENGTH_MAX_MS = 86_400_000
 FORWARD_BYTES_MAX = 1_000_000
@@ -362,29 +362,6 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
         key, value = (each and each[:LETTER_CUT_BYTES] for each in (record.key, record.value))
         record = record._replace(key=key, value=value, headers=tuple(told))
     return DeadLetter(record, reason, detail)
-
-
-def describe_order(order: Order) -> dict[str, Any]:
-    """Return an order's state as plain values for JSON."""
-    known_last = order.end_number if order.end_number is not None else order.numbers.last()
-    missing = order.numbers.missing(1, known_last + 1)
-    return {
-        "service_order_number": order.service_order_number,
-        "phase": order.phase.value,
-        "duration_ms": order.time.measure,
-        "intervals": [list(each) for each in order.time],
-        "started_ms": order.started_ms,
-        "ended_ms": order.ended_ms,
-        "end_number": order.end_number,
-        "missing_numbers": [[first, after - 1] for first, after in missing],
-        "segments": order.numbers.measure,
-        "duplicates": order.accepted - order.numbers.measure,
-        "overlap_ms": order.length_sum_ms - order.time.measure,
-        "revision": order.revision,
-        "deadline_ms": order.deadline_ms,
-        "source_partition": order.source_partition,
-        "source_offset": order.source_offset,
-    }
 
 
 def _origin(headers: Headers) -> tuple[int, int] | None:

@@ -57,11 +57,12 @@ def main() -> int:
     if arguments.json:
         runs = [each.as_json() for each in reports]
         print(json.dumps({"ok": finished and not violated, "runs": runs}, ensure_ascii=False))
-    else:
+    elif reports:
         print(report.text(reports))
     if failed:
         print(f"error: {failed}", file=sys.stderr)
     elif not finished:
+        print(f"interrupted: {len(reports)} of {len(seeds)} seeds were run", file=sys.stderr)
         return 130
     return 1 if failed or violated else 0
 

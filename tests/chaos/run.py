@@ -137,8 +137,7 @@ def _rest(
     began_s = time.monotonic()
     at_rest = _wait_until(lambda: _is_at_rest(cluster, vitals), REST_S)
     report.rest_s = round(time.monotonic() - began_s, 1)
-    ends = vitals.ends(cluster.settings.segments_topic)
-    report.lag_records = sum(ends.values()) - sum(vitals.committed().values())
+    report.lag_records, _ = vitals.at_rest()
     if not at_rest:
         report.problems.append(
             f"not at rest within {REST_S:g} s: lag {report.lag_records}, "
@@ -176,8 +175,7 @@ def _audit(
     auditor.read_log(lambda partition: None)
     auditor.check_totals()
     auditor.check_dead_letters()
-    committed = vitals.committed()
-    lag = sum(vitals.ends(cluster.settings.segments_topic).values()) - sum(committed.values())
+    lag, committed = vitals.at_rest()
     report.lag_records = max(lag, report.lag_records)
     if lag:
         report.problems.append(f"the group's lag is {lag} with all workers stopped")

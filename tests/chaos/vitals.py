@@ -18,12 +18,14 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
+from deploy.stack import StackError
 from stream_processors.settings import Settings
 from tests.chaos.cluster import PARTITIONS
 from tests.chaos.traffic import Pump
 
 SAMPLE_S = 0.4
 _ANSWER_S = 2.0
+_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,21 @@ class Vitals(threading.Thread):
                 raise TimeoutError(f"{topic}/{partition}")
             found[partition] = answer[1]
         return found
+
+    def at_rest(self) -> tuple[int, dict[int, int]]:
+        """Return the group's lag, and the next offset of each partition by it.
+
+        Patient, unlike the rest: raises StackError if Kafka doesn't answer for a long time.
+        """
+        give_up_s = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                ends, committed = self.ends(self._settings.segments_topic), self.committed()
+            except (KafkaException, TimeoutError) as error:
+                if time.monotonic() > give_up_s:
+                    raise StackError(f"Kafka doesn't say how far the group is: {error}") from error
+            else:
+                return sum(ends.values()) - sum(committed.values()), committed
 
     def _end_of(self, topic: str) -> int:
         return sum(self.ends(topic).values())

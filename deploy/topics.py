@@ -169,8 +169,8 @@ def check_group(kafka: Mapping[str, Any], *, application_id: str, segments: str)
         known = answer[application_id].result(timeout=TIMEOUT_S).topic_partitions
     except (KafkaException, TimeoutError) as error:
         raise StackError(
-            f"Kafka doesn't say what the group {application_id} reads ({error}). "
-            "This needs the right Describe on it."
+            f"Kafka doesn't say what the group {application_id} reads: "
+            f"{_why(error, 'Describe on it')}"
         ) from error
     others = sorted({each.topic for each in known if each.offset >= 0} - {segments})
     if others:
@@ -223,13 +223,19 @@ def _settings(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str]]
         }
     except (KafkaException, TimeoutError) as error:
         raise StackError(
-            f"The topics' settings cannot be read ({error}). "
-            "This needs the right DescribeConfigs on them."
+            f"The topics' settings cannot be read: {_why(error, 'DescribeConfigs on them')}"
         ) from error
     return {
         name: {key: str(entry.value) for key, entry in entries.items()}
         for name, entries in described.items()
     }
+
+
+def _why(error: KafkaException | TimeoutError, right: str) -> str:
+    code = None if isinstance(error, TimeoutError) else error.args[0].code()
+    if code in (None, KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
+        return "it does not answer. Is it running?"
+    return f"{error.args[0].str()}. This needs the right {right}."
 
 
 def _alter(admin: AdminClient, wanted: Mapping[str, dict[str, str]]) -> None:

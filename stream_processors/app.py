@@ -27,6 +27,7 @@ BLOCK_BYTES_MAX = 16 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 CHUNKS_QUEUED_MAX = 16
 PAUSE_RATIO = 4
+PAUSE_S_MAX = 5.0
 OBSERVE_S = 1.0
 GC_THRESHOLD = 100_000
 
@@ -188,8 +189,10 @@ def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None] | N
                     await waiting
             except Exception as error:
                 die(error)
-            # What takes long (a checkpoint of a million orders) comes less often.
-            pause_s = max(interval_s, PAUSE_RATIO * (time.monotonic() - started_s))
+            # What takes long (a checkpoint of a million orders) comes less often; but what had to
+            # wait for a broker has not taken long.
+            pause_s = PAUSE_RATIO * (time.monotonic() - started_s)
+            pause_s = max(interval_s, min(pause_s, PAUSE_S_MAX))
 
     app.task(repeat)
 

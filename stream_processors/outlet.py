@@ -152,9 +152,11 @@ class Outlet:
                     break
                 self._note_committed(runs)
         except BaseException as error:
+            # A producer that failed can't end its transaction in good order: the broker does.
             if not self._closing:
                 self._loop.call_soon_threadsafe(self._on_fatal, self._explain(error))
-        self._producer.close()
+        else:
+            self._producer.close()
 
     def _next(self) -> list[Run]:
         """Return what the next transaction is of, as soon as its time has come; [] at the end."""

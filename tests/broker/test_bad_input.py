@@ -200,14 +200,22 @@ def test_headers_with_names_that_are_no_text(deployed: Deployment) -> None:
 
 
 def alter(deployed: Deployment, topic: str, **settings: str) -> None:
-    """Changes settings of a topic, dots as underscores."""
+    """Changes settings of a topic, dots as underscores, and waits until the broker has them."""
+    wanted = {key.replace("_", "."): value for key, value in settings.items()}
     entries = [
-        ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
-        for key, value in settings.items()
+        ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+        for key, value in wanted.items()
     ]
     resource = ConfigResource("topic", topic, incremental_configs=entries)
     admin = AdminClient(deployed.kafka)  # without a name it would be gone before its answer
     admin.incremental_alter_configs([resource])[resource].result(20)
+
+    def are_known() -> bool:
+        asked = ConfigResource("topic", topic)
+        found = admin.describe_configs([asked])[asked].result(20)
+        return all(found[key].value == value for key, value in wanted.items())
+
+    wait_until(are_known, "the broker has the topic's settings")
 
 
 def test_compacted_segments(deployed: Deployment) -> None:

@@ -286,7 +286,7 @@ def _recovery(again: Recovery) -> list[str]:
         "- A process started after the group gave up the dead one: first record after"
         f" {again.start_s:.1f} s, tail folded after {again.caught_up_s:.1f} s.",
         f"- A process started at once: tail folded {again.at_once_s:.1f} s after the kill, of"
-        " which up to 10 s are the group waiting for the dead one (its session timeout).",
+        " which up to 6 s are the group waiting for the dead one (its session timeout).",
     ]
 
 

@@ -18,7 +18,7 @@ endef
 export STOP_STACK
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo chaos bench clean
+.PHONY: help venv test lint demo chaos sim bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -48,6 +48,9 @@ demo: $(STAMP) ## the whole engine with a fleet of faulty clients; ARGS="--json"
 
 chaos: $(STAMP) ## kills, freezes and cuts off everything, then audits (tests/chaos); ARGS="--seed 7" and so on
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+sim: $(STAMP) ## the engine on simulated brokers (tests/sim): histories for a minute; SEED=17 prints one, ARGS=--mutations
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(STAMP) ## measurements beside Kafka Streams and others (tests/bench); ARGS="--quick" and so on
 	$(BIN)/python -m tests.bench $(ARGS)

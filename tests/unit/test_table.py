@@ -260,6 +260,17 @@ def test_only_changed_blocks_are_handed_out() -> None:
         assert [block for block, _ in log.table.take_changed_blocks()] == [1]
 
 
+def test_block_is_of_the_moment_at_which_it_was_taken() -> None:
+    log = Log(Place(1, 2))
+    name = order_for(1, 2)
+    log.segment(name, headers=((FORWARDED_FROM, b"0/3"),))
+    snapshot = log.table.snapshot(0)
+    assert snapshot is not None
+    log.segment(name, 2, headers=((FORWARDED_FROM, b"0/4"),))
+    [(_, order)] = decode_block(snapshot.pack()).orders
+    assert (order.accepted, order.forwarded) == (1, {0: 3})
+
+
 def test_block_of_forgotten_orders_is_deleted() -> None:
     log = Log()
     log.segment("SO1", end=True)

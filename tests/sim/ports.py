@@ -1,0 +1,293 @@
+"""What the engine is given in place of Faust and Kafka's clients: `Runtime`, `Exit`, `Letters`."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from stream_processors.checkpoint import Origin
+from stream_processors.errors import FencedError, StateError
+from stream_processors.outlet import Entry, Tail
+from stream_processors.table import Effects, Total
+from tests.property.batches import Entry as LogEntry
+from tests.sim.broker import Broker, Coordinator, Fenced, GaveUp, TopicLog
+from tests.sim.group import Group
+from tests.sim.loop import Host
+
+T = TypeVar("T")
+ROOM_RUNS = 12
+PAUSE_S = 0.005
+FULL = 0.2
+"""How often the producer's queue is full for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A host's way to the brokers."""
+
+    host: Host
+    broker: Broker
+    group: Group
+    on_fatal: Callable[[BaseException], None]
+    runs_max: int
+
+
+class SimExit:
+    """A transactional producer's queue, served as `outlet.Outlet` serves its own."""
+
+    def __init__(self, link: Connection, coordinator: Coordinator, epoch: int) -> None:
+        self.position = 0
+        self._link = link
+        self._coordinator = coordinator
+        self._epoch = epoch
+        self._runs: deque[tuple[TopicLog, Sequence[Entry]]] = deque()
+        self._put = self._committed = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._server = link.broker.loop.create_task(self._serve())
+
+    def put_totals(self, totals: Sequence[Total]) -> None:
+        """Queue totals."""
+        if totals:
+            self._append(self._link.broker.totals, totals)
+
+    def put_entries(self, entries: Sequence[Entry]) -> None:
+        """Queue entries of the checkpoint."""
+        for entry in entries:
+            self._append(self._link.broker.changelog, [entry])
+
+    def _append(self, topic: Sequence[TopicLog], records: Sequence[Entry]) -> None:
+        self._runs.append((topic[self._coordinator.partition], records))
+        self._put += 1
+        self._wake.set()
+
+    async def flushed(self) -> None:
+        """Return once everything put so far is committed."""
+        if self._committed < self._put:
+            waiter: asyncio.Future[None] = self._link.broker.loop.create_future()
+            self._waiters.append((self._put, waiter))
+            await waiter
+
+    async def has_room(self) -> None:
+        """Return once little enough is queued."""
+        while len(self._runs) > ROOM_RUNS:
+            await self._link.broker.sleep(PAUSE_S * 10)
+
+    def waiting_s(self) -> float:
+        """Return 0: health is not what is simulated."""
+        return 0.0
+
+    def close(self) -> None:
+        """Let go."""
+        self._closing = True
+        self._wake.set()
+
+    async def closed(self) -> None:
+        """Return once it has let go."""
+        while not self._server.done():
+            await self._link.broker.sleep(PAUSE_S)
+
+    async def _serve(self) -> None:
+        dice = self._link.broker.dice
+        while True:
+            while not self._runs and not self._closing:
+                self._wake.clear()
+                await self._wake.wait()
+            await self._link.broker.sleep(dice.random() * 0.05)
+            if self._closing:
+                return
+            count = min(len(self._runs), dice.randint(1, self._link.runs_max))
+            runs = [self._runs[at] for at in range(count)]
+            try:
+                if not await self._say(runs):
+                    return
+            except Fenced:
+                if not self._closing:
+                    self._link.on_fatal(FencedError("fenced"))
+                return
+            self._note_committed(count)
+
+    async def _say(self, runs: Sequence[tuple[TopicLog, Sequence[Entry]]]) -> bool:
+        broker, coordinator, epoch = self._link.broker, self._coordinator, self._epoch
+        while not self._closing:
+            try:
+                for log, records in runs:
+                    what = f"{log.topic}/{log.partition}"
+                    offset = -1
+                    for key, value in records:
+                        offset = await broker.ask(what, coordinator.append, epoch, log, key, value)
+                    if log.topic == "totals":
+                        self.position = offset + 1
+                if self._closing:
+                    break
+                await broker.ask("commit transaction", coordinator.commit, epoch)
+            except GaveUp:
+                continue
+            return True
+        return False
+
+    def _note_committed(self, count: int) -> None:
+        for _ in range(count):
+            self._runs.popleft()
+        self._committed += count
+        ready = [waiter for number, waiter in self._waiters if number <= self._committed]
+        self._waiters = [each for each in self._waiters if each[0] > self._committed]
+        for waiter in ready:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class SimLetters:
+    """Dead letters and forwards, at least once, in their order, as `publisher.Publisher` does."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._queue: deque[tuple[int, Callable[[], None]]] = deque()
+        self._epoch = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
+        link.broker.loop.create_task(self._serve())
+
+    async def publish(self, partition: int, effects: Effects) -> None:
+        """Queue the dead letters and forwards of a partition."""
+        broker = self._link.broker
+        for letter in effects.dead_letters:
+            record = letter.record
+            origin = f"{partition}/{record.offset}".encode()
+            headers = (("reason", letter.reason.value.encode()), ("origin", origin))
+            entry: LogEntry = (record.key, record.value, (*record.headers, *headers))
+            await self._put(partial(broker.letters.append, entry))
+        for forward in effects.forwards:
+            copy: LogEntry = (forward.record.key, forward.record.value, forward.headers)
+            await self._put(partial(broker.append_segments, forward.partition, (copy,)))
+
+    async def _put(self, append: Callable[[], None]) -> None:
+        self._queue.append((self._epoch, append))
+        self._wake.set()
+        dice = self._link.broker.dice
+        while len(self._queue) > ROOM_RUNS or dice.random() < FULL:
+            await self._link.broker.sleep(dice.random() * 0.3)
+
+    def cut(self) -> int:
+        """Close the current epoch and return it."""
+        self._epoch += 1
+        return self._epoch - 1
+
+    async def delivered(self, epoch: int) -> None:
+        """Return once every record of the epoch, and before, has been acknowledged."""
+        if self._queue and self._queue[0][0] <= epoch:
+            waiter: asyncio.Future[None] = self._link.broker.loop.create_future()
+            self._waiters.append((epoch, waiter))
+            await waiter
+
+    def stop(self) -> None:
+        """Flush; see `drained`: here nothing can block."""
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing is queued."""
+        return not self._queue
+
+    async def drained(self) -> None:
+        """Return once nothing is queued."""
+        await self.delivered(self._epoch)
+
+    async def _serve(self) -> None:
+        while True:
+            while not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+            _, append = self._queue[0]
+            await self._link.broker.ask("letter", append)
+            self._queue.popleft()
+            oldest = self._queue[0][0] if self._queue else self._epoch + 1
+            ready = [waiter for number, waiter in self._waiters if number < oldest]
+            self._waiters = [each for each in self._waiters if each[0] >= oldest]
+            for waiter in ready:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+
+class SimRuntime:
+    """The group, the log, the changelog and the totals, as one simulated worker sees them."""
+
+    def __init__(self, link: Connection, origin: Origin) -> None:
+        self.origin = origin
+        self.shares: list[int] = []
+        self.starts: dict[int, int] = {}
+        self.log_ends: dict[int, tuple[int, int]] = {}
+        self._link = link
+
+    def assigned(self) -> list[int]:
+        """Return the partitions that the group has given us."""
+        return list(self.shares)
+
+    async def committed(self, partitions: Sequence[int]) -> dict[int, int | None]:
+        """Ask the coordinator."""
+        offsets = self._link.group.offsets
+        return await self._link.broker.ask(
+            "committed", lambda: {each: offsets.get(each) for each in partitions}
+        )
+
+    async def commit(self, offsets: Mapping[int, int]) -> bool:
+        """Ask the coordinator to move offsets."""
+        link = self._link
+        return await link.broker.ask("commit offsets", link.group.commit, link.host, dict(offsets))
+
+    def start_at(self, offsets: Mapping[int, int]) -> None:
+        """Take note of where to read on from."""
+        self.starts = dict(offsets)
+
+    async def log_bounds(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Ask for the bounds of the log."""
+        logs = self._link.broker.segments
+        return await self._link.broker.ask(
+            "log bounds", lambda: {each: (0, logs[each].next_offset) for each in partitions}
+        )
+
+    async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        """Read the changelog, partition by partition."""
+        broker = self._link.broker
+        latest: dict[bytes, bytes | None] = {}
+        for partition in partitions:
+            log = broker.changelog[partition]
+            records = await broker.ask("read changelog", log.committed, 0)
+            latest.update((key, value) for _, key, value in records)
+        return {key: value for key, value in latest.items() if value is not None}
+
+    def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
+        """Return when the broker was asked that had nothing from an offset on."""
+        asked_ms, end = self.log_ends.get(partition, (None, 0))
+        return asked_ms if next_offset >= end else None
+
+    def log_end(self, partition: int) -> int | None:
+        """Return the log's end as last heard of."""
+        return self.log_ends.get(partition, (0, None))[1]
+
+    async def open_exit(self, partition: int) -> SimExit:
+        """Fence all others, and return the partition's way out."""
+        broker = self._link.broker
+        coordinator = broker.coordinators[partition]
+        epoch = await broker.ask(f"open exit {partition}", coordinator.init)
+        return SimExit(self._link, coordinator, epoch)
+
+    async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
+        """Read the committed totals."""
+        broker = self._link.broker
+        tails = {}
+        for partition, start in starts.items():
+            log = broker.totals[partition]
+            end = await broker.ask("totals' end", log.stable_end)
+            if start is not None and start > end:
+                raise StateError(f"the totals end at {end}, before {start}")
+            found = await broker.ask("totals", log.committed, end if start is None else start)
+            tails[partition] = Tail([each for each in found if each[0] < end], end)
+        return tails
+
+    async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do it some time later: a thread begins whenever it pleases."""
+        broker = self._link.broker
+        await broker.sleep(broker.dice.choice((0.01, 0.05, 0.4)) * broker.dice.random())
+        return work(*arguments)

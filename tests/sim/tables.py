@@ -1,0 +1,82 @@
+"""The tables that workers get: with blocks of a few orders, so that checkpoints have several."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from random import Random
+
+import numpy as np
+
+from schemas import WriterSchemas
+from stream_processors import table as table_module
+from stream_processors import worker as worker_module
+from stream_processors.columns import ColumnTable
+from stream_processors.kernel import rows
+from stream_processors.order import Policy
+from stream_processors.table import IntervalTable, Place
+
+BLOCK_SLOTS = 2
+BLOCKS = 3
+SLOTS_A_BLOCK = 12
+TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]
+
+
+class ScatteredTable(ColumnTable):
+    """A batch path's table whose free rows lie in several blocks.
+
+    The number of rows in a block is compiled into the kernel, so its blocks can't be made smaller.
+    """
+
+    def __init__(self, place: Place, policy: Policy, writers: WriterSchemas, seed: int) -> None:
+        super().__init__(place, policy, writers, seed=seed, rows_max=BLOCKS * rows.BLOCK_ROWS)
+        self._scatter()
+
+    def restore(self, blocks: Iterable[bytes], clock_ms: int) -> None:
+        """Fill the table, and have its free rows in several blocks again."""
+        super().restore(blocks, clock_ms)
+        self._scatter()
+
+    def _scatter(self) -> None:
+        store = self._rows
+        slots = [
+            slot
+            for at in range(SLOTS_A_BLOCK)
+            for slot in range(at, BLOCKS * rows.BLOCK_ROWS, rows.BLOCK_ROWS)
+            if not store.orders[slot]["flags"]
+        ]
+        store.counters[rows.ROWS_USED] = BLOCKS * rows.BLOCK_ROWS
+        store.counters[rows.ROWS_FREE] = len(slots)
+        store._free[: len(slots)] = np.array(slots[::-1], np.int32)
+
+
+def table_maker(columns: bool, dice: Random) -> TableMaker:
+    """Return what makes a worker's tables."""
+    if not columns:
+        return IntervalTable
+    return lambda place, policy, writers: ScatteredTable(
+        place, policy, writers, dice.getrandbits(50)
+    )
+
+
+def empty_table(
+    columns: bool, place: Place, policy: Policy, writers: WriterSchemas
+) -> IntervalTable:
+    """Return a table for the auditor."""
+    if columns:
+        return ScatteredTable(place, policy, writers, 1)
+    return IntervalTable(place, policy, writers)
+
+
+@contextmanager
+def small_blocks(columns: bool) -> Iterator[None]:
+    """Have plain tables cut their orders into small blocks, for as long as it lasts.
+
+    And have few blocks taken at once, so that a checkpoint's are of different moments.
+    """
+    before = table_module.BLOCK_SLOTS, worker_module.BLOCKS_AT_ONCE
+    worker_module.BLOCKS_AT_ONCE = 1
+    if not columns:
+        table_module.BLOCK_SLOTS = BLOCK_SLOTS
+    try:
+        yield
+    finally:
+        table_module.BLOCK_SLOTS, worker_module.BLOCKS_AT_ONCE = before

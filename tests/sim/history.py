@@ -211,6 +211,7 @@ class History:
 
     def _on_death(self, worker: SimWorker, error: BaseException | None) -> None:
         how = "stops" if worker.left else "dies"
+        how += f" at {worker.killed_at}" if worker.killed_at else ""
         self._note(f"{worker.name} {how}{f': {error!r}' if error else ''}")
         if error is not None and not isinstance(error, FencedError):
             self._auditor.problems.append(f"{worker.name} died of {error!r}")

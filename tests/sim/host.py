@@ -55,6 +55,7 @@ class SimWorker(Host):
         self._rejoin: asyncio.Event
         self.crash_at_step = ""
         self.left = False
+        self.killed_at = ""
 
     def start(self) -> None:
         """Have the process begin; called with the host in the context."""
@@ -88,7 +89,8 @@ class SimWorker(Host):
     # -- the end ------------------------------------------------------------------------------
 
     def kill(self) -> None:
-        """End the process, in the midst of what it does."""
+        """End the process, in the midst of what it does: it has come to the step given to it."""
+        self.killed_at = self.crash_at_step.partition(":")[0]
         self.end(None)
         raise Killed
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.sim.faults import Faults, draw_plan
+from tests.sim.faults import STEPS, Faults, draw_plan
 from tests.sim.history import Doom, History, run_seed
 from tests.sim.host import SimWorker
 from tests.sim.mutations import MUTATIONS, SEEDS_MAX, Mutation, caught_at
@@ -52,6 +52,16 @@ def test_histories(part: int) -> None:
 def test_a_broken_engine_is_noticed(mutation: Mutation) -> None:
     found = caught_at(mutation, [NOTICED_BY.get(mutation.name, 0), *range(SEEDS_MAX)])
     assert found is not None, f"{SEEDS_MAX} histories, and nothing is wrong with any"
+
+
+def test_all_that_can_go_wrong_does() -> None:
+    seen = "\n".join(line for seed in range(150) for line in run_seed(seed, trace=True).trace)
+    events = [
+        *(f"dies at {step}" for step in STEPS),
+        *("dies: FencedError", "freezes", "is cut off", "is told to stop", "night falls"),
+        *("no broker answers", "Fenced()", "GaveUp()", "(aborted)", "clock of 0", "clock of w"),
+    ]
+    assert [each for each in events if each not in seen] == []
 
 
 class Scenario(History):

@@ -371,12 +371,12 @@ def read_log(
 ) -> LogTruth:
     """Return what the log must have led to. Each partition's records must come in offset order.
 
-    A record in the wrong partition counts only as the copy that was sent on, and further
-    copies of the same original count for nothing: a crash may have had it sent on twice.
+    A record in the wrong partition counts only as the first accepted copy of it that was sent on.
     """
     truth = LogTruth()
     arrival_ms: dict[int, int] = {}
     accepted: dict[str, list[Arrived]] = {}
+    counted: set[bytes] = set()
     for record in records:
         now_ms = max(record.append_ms, arrival_ms.get(record.partition, 0))
         arrival_ms[record.partition] = now_ms
@@ -385,12 +385,12 @@ def read_log(
         if judged is Reason.WRONG_PARTITION and may_be_sent_on(record):
             truth.sent_on.add(b"%d/%d" % (record.partition, record.offset))
             continue
-        repeated_copy = origin in truth.forwarded
         if origin is not None:
             truth.forwarded.add(origin)
         if isinstance(judged, Reason):
             truth.dead_letters.append(DeadLetter(judged, record.partition, record.offset))
-        elif not repeated_copy:
+        elif origin is None or origin not in counted:
+            counted.update(() if origin is None else (origin,))
             arrived = Arrived(record.offset, now_ms, judged)
             accepted.setdefault(judged.service_order_number, []).append(arrived)
             truth.accepted += 1

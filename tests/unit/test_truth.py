@@ -245,6 +245,21 @@ def test_record_in_the_wrong_partition_counts_once_as_its_copy() -> None:
     assert (total.source_offset, total.duplicates, total.settled_at_ms) == (3, 0, T0 + 1)
 
 
+def test_copy_counts_though_an_earlier_one_was_rejected() -> None:
+    value = raw_segment(b"SO1", 1, T0, T0 + 60_500, True)
+    away = (HOME + 1) % PARTITIONS
+    copied = (("forwarded_from", b"%d/7" % away),)
+    log = [
+        record(value, offset=3, headers=copied),  # ends too far in the future
+        record(value, offset=4, append_ms=T0 + 600, headers=copied),
+        record(value, offset=5, append_ms=T0 + 700, headers=copied),
+    ]
+    truth = read_log(log, POLICY, PARTITIONS)
+    assert truth.dead_letters == [(Reason.IN_THE_FUTURE, HOME, 3)]
+    (total,) = truth.totals["SO1"]
+    assert (total.source_offset, total.duplicates) == (4, 0)
+
+
 def test_copy_that_came_to_a_wrong_partition_is_a_dead_letter() -> None:
     away = (HOME + 1) % PARTITIONS
     copied = (("forwarded_from", b"%d/7" % HOME),)

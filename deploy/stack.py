@@ -37,6 +37,7 @@ _PORT_MIN, _PORT_MAX = 20_000, 32_000
 
 # Children of this very process: kept so that they can be reaped, else they would stay as zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+REAP_S = 10.0
 
 
 class StackError(Exception):
@@ -146,6 +147,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _reap(pid: int) -> None:
+    """Takes note of the end of a child of ours, which has ended but may not be gone yet."""
+    child = _children.pop(pid, None)
+    if child is not None:
+        child.wait(REAP_S)
+
+
 class Daemon:
     """One detached server process with its home folder. Not thread safe; processes may share it."""
 
@@ -249,6 +257,7 @@ class Daemon:
             while time.monotonic() < deadline_s:
                 if self.pid() is None:
                     self._record_path.unlink(missing_ok=True)
+                    _reap(pid)
                     return True
                 time.sleep(0.05)
         raise StackError(f"{self.name} (pid {pid}) does not stop. {self.log_tail()}")

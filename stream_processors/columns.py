@@ -13,7 +13,6 @@ stays as harmless as in the plain table.
 Time is the same for all records of a batch (LogAppendTime), so a batch is folded against one clock.
 """
 
-import gc
 from collections.abc import Iterable
 from typing import Any
 
@@ -103,16 +102,6 @@ class ColumnTable(IntervalTable):
 
     def fold(self, chunk: Chunk) -> Effects:
         """Take in a chunk of the log; return what it gives, timers due by its end included."""
-        # Nothing here is garbage in cycles: looking for some took a third of the time of totals.
-        is_collecting = gc.isenabled()
-        gc.disable()
-        try:
-            return self._fold_batches(chunk)
-        finally:
-            if is_collecting:
-                gc.enable()
-
-    def _fold_batches(self, chunk: Chunk) -> Effects:
         effects = Effects()
         view = memoryview(chunk.data)
         for at, header in headers_in(chunk.data):

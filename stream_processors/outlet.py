@@ -298,12 +298,13 @@ def read_bounds(
     """Return the committed part of each partition's log: [first offset, next offset)."""
     consumer = _reader(kafka)
     try:
-        return {
-            each: consumer.get_watermark_offsets(TopicPartition(topic, each), READ_PATIENCE_S)
-            for each in partitions
-        }
+        return {each: _bounds(consumer, topic, each) for each in partitions}
     finally:
         consumer.close()
+
+
+def _bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    return consumer.get_watermark_offsets(TopicPartition(topic, partition), READ_PATIENCE_S)
 
 
 def read_group_offsets(
@@ -326,14 +327,12 @@ def read_tails(
 
     Raises StateError where the topic ends before the start, KafkaException where it can't be read.
     """
-    ends = read_bounds(kafka, topic, list(starts))
     consumer = _reader(kafka)
     tails = {partition: Tail([], -1) for partition in starts}
     open_partitions = set(starts)
     try:
         for partition, start in starts.items():
-            end = ends[partition][1]
-            if start is not None and start > end:
+            if start is not None and start > (end := _bounds(consumer, topic, partition)[1]):
                 raise StateError(
                     f"the checkpoint has seen {topic}/{partition} up to offset {start}, but it"
                     f" ends at {end}: the topic was made anew, or lost records. Restore it, or"

@@ -16,7 +16,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Prod
 
 from producers.plan import Send
 from producers.session import ProducerError
-from producers.transport import quote_order_number
+from producers.transport import quote_order_number, segment_fields
 from schemas import PARTITIONER
 
 HTTP_WORKERS = 8
@@ -239,15 +239,7 @@ class _Gateway:
             self._ask("/v1/orders", {"service_order_number": number})
             self._started.add(number)
         segments = [send.segment for _, send in batch if send.segment is not None]
-        body = [
-            {
-                "business_data_number": segment.business_data_number,
-                "start_ms": segment.start_ms,
-                "end_ms": segment.end_ms,
-                "end_identifier": segment.end_identifier,
-            }
-            for segment in segments
-        ]
+        body = [segment_fields(each) for each in segments]
         answer = self._ask(f"/v1/orders/{quote_order_number(number)}/segments", body)
         receipts = answer["receipts"]
         wanted = [segment.business_data_number for segment in segments]

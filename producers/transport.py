@@ -220,15 +220,7 @@ class HttpUplink:
         result: SendResult,
     ) -> None:
         path = f"/v1/orders/{quote_order_number(number)}/segments"
-        body = [
-            {
-                "business_data_number": segments[index].business_data_number,
-                "start_ms": segments[index].start_ms,
-                "end_ms": segments[index].end_ms,
-                "end_identifier": segments[index].end_identifier,
-            }
-            for index in indices
-        ]
+        body = [segment_fields(segments[index]) for index in indices]
         status, answer, retry_after_s = self._request("POST", path, body)
         if status == 200:
             result.accepted.extend(indices)
@@ -271,6 +263,16 @@ class HttpUplink:
         retry_after = response.headers.get("retry-after", "")
         retry_after_s = float(retry_after) if retry_after.isdecimal() else None
         return response.status, answer if isinstance(answer, dict) else {}, retry_after_s
+
+
+def segment_fields(segment: SegmentEvent) -> dict[str, Any]:
+    """Return a segment as the gateway takes it: its order number is in the path."""
+    return {
+        "business_data_number": segment.business_data_number,
+        "start_ms": segment.start_ms,
+        "end_ms": segment.end_ms,
+        "end_identifier": segment.end_identifier,
+    }
 
 
 def quote_order_number(number: str) -> str:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from confluent_kafka import KafkaError, Message, Producer
 
 from producers.plan import Faults, FleetPlan, Intended, OrderPlan, Send, in_publishing_order
-from producers.transport import quote_order_number
+from producers.transport import quote_order_number, segment_fields
 from schemas import PARTITIONER, Reason
 from tests.chaos.cluster import PARTITIONS
 
@@ -296,16 +296,7 @@ class _Poster(threading.Thread):
         for send in batch:
             by_order.setdefault(send.order_number, []).append(send)
         for number, sends in by_order.items():
-            segments = [send.segment for send in sends if send.segment is not None]
-            body = [
-                {
-                    "business_data_number": each.business_data_number,
-                    "start_ms": each.start_ms,
-                    "end_ms": each.end_ms,
-                    "end_identifier": each.end_identifier,
-                }
-                for each in segments
-            ]
+            body = [segment_fields(each.segment) for each in sends if each.segment is not None]
             path = f"/v1/orders/{quote_order_number(number)}/segments"
             self._ask(path, json.dumps(body).encode())
 

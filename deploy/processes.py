@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -161,7 +162,7 @@ class Stage:
         """Stop everything, whatever happens; with `keep` only if something went wrong."""
         if failed or not self.keep:
             # A second Ctrl-C must not leave a server behind.
-            with self._exits, _deaf_to_signals():
+            with self._exits, deaf_to_signals():
                 stop_demo(self.folder)
                 if not failed:
                     self._remove_traces()
@@ -238,7 +239,11 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deaf_to_signals() -> Iterator[None]:
+def deaf_to_signals() -> Iterator[None]:
+    """Let a second Ctrl-C not stop the cleaning up; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:

@@ -25,7 +25,7 @@ from deploy.commands_common import quiet_kafka
 from deploy.kafka import LocalKafka
 from deploy.migrate import migrate
 from deploy.postgres import LocalPostgres
-from deploy.processes import environment, get_json
+from deploy.processes import deaf_to_signals, environment, get_json
 from deploy.stack import Daemon, StackError, birth_mark, find_free_ports
 from deploy.topics import create_topics
 from stream_processors.settings import Settings
@@ -176,7 +176,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _deaf_to_signals():
+        with deaf_to_signals():
             self._end.set()
             if self._guard.is_alive():
                 self._guard.join()
@@ -375,18 +375,3 @@ def _kill(pid: int | None, name: str) -> int:
         assert time.monotonic() < until_s, f"{name} survives SIGKILL"
         time.sleep(0.01)
     return pid
-
-
-@contextlib.contextmanager
-def _deaf_to_signals() -> Any:
-    """Let a second Ctrl-C not stop the cleaning up; only the main thread may say so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import http.server
 import json
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,27 @@ from confluent_kafka import Consumer, Message, TopicPartition
 
 from producers.gateway import GatewayConfig, serve_gateway
 from schemas import SegmentEvent, decode_segment
+
+
+def answer(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes) -> None:
+    """Send a whole answer to what a handler was asked."""
+    handler.send_response(status)
+    handler.send_header("content-length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Have it answer in threads of this process; gives the base URL."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager

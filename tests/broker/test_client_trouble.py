@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from producers.session import SessionState
 from producers.spool import Spool, SpoolFull
 from producers.transport import Backoff, Grant, HttpUplink, OrderFailed, UplinkUnavailable
 from schemas import SegmentEvent
+from tests.broker.gateway_kit import answer, serving
 from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, Uplink, check_whole, ignore
 from tests.conftest import Topics, fill_up
@@ -45,23 +45,13 @@ def failing_gateway(status: int, *failing: str) -> Iterator[Asked]:
             asked.requests[order] += 1
             is_failing = order in asked.failing
             body = b"oops" if is_failing else json.dumps({"accepted": 1}).encode()
-            self.send_response(asked.status if is_failing else 200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            answer(self, asked.status if is_failing else 200, body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        asked.url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield asked
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as asked.url:
+        yield asked
 
 
 def spooled(path: Path, order: str, count: int) -> None:

@@ -1,7 +1,6 @@
 """GET /v1/orders/{number}: the gateway asks workers, then a real ledger."""
 
 import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,7 +10,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from producers.gateway import GatewayConfig
-from tests.broker.gateway_kit import call, gateway
+from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
@@ -24,23 +23,13 @@ def worker(orders: dict[str, object], status: int = 200) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = orders.get(self.path)
-            body = msgspec.json.encode(found)
-            self.send_response(status if found is not None else 404)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            answer(self, status if found is not None else 404, msgspec.json.encode(found))
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 LIVE = {"service_order_number": "a/b", "phase": "OPEN", "intervals": [[0, 5]], "duration_ms": 5}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     *TOPICS,
     *POLICY,
     "checkpoint_interval_s",
-    "clock_slack_s",
+    "previous_application_id",
     "stall_timeout_s",
     "worker_host",
     "worker_port",
@@ -49,6 +49,7 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
         durabill worker --settle-grace-s 30 --idle-timeout-s 300
     """
     from deploy.stack import find_free_ports
+    from schemas import WriterSchemas
     from stream_processors.app import run_worker
 
     settings = located(settings, "bootstrap_servers")
@@ -59,7 +60,7 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     url = f"http://{settings.worker_host}:{port}"
     _announce({"url": url, "pid": os.getpid(), "partitions": partitions}, "worker", as_json)
     with _registered(settings, url):
-        run_worker(settings, partitions, port, writer_schemas(settings))
+        run_worker(settings, partitions, port, WriterSchemas())
 
 
 @with_settings(
@@ -156,20 +157,23 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
 
     if not settings.schema_registry_url:
         return WriterSchemas()
-    from confluent_kafka.schema_registry import SchemaRegistryClient
-    from confluent_kafka.schema_registry.error import SchemaRegistryError
+    from deploy.stack import StackError
+    from stream_processors.registry import NoAnswer, Registry
 
-    client = SchemaRegistryClient({"url": settings.schema_registry_url})
+    registry = Registry(settings.schema_registry_url)
 
     def look_up(schema_id: int) -> str:
         try:
-            return str(client.get_schema(schema_id).schema_str)
-        except SchemaRegistryError as error:
-            # Only "there is none" is the sender's fault. A registry that fails stops the worker:
-            # taking its word would reject good segments.
-            if error.http_status_code == 404:
-                raise LookupError("the registry has no such schema") from error
-            raise
+            schema = registry.ask(schema_id)
+        except NoAnswer as error:
+            # Nothing is known of the record then: to call it bad would be a guess.
+            raise StackError(
+                f"The schema registry at {registry.address} (DURABILL_SCHEMA_REGISTRY_URL) does not"
+                f" say what id {schema_id} is: {error}"
+            ) from error
+        if schema is None:
+            raise LookupError("the registry has no such schema")
+        return schema
 
     return WriterSchemas(look_up)
 

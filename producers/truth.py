@@ -34,6 +34,7 @@ FORGET_MARGIN_MS = 60_000
 SENT_ON_BYTES_MAX = 1_000_000
 SEGMENT_MARKER = b"\xc3\x01"
 SEGMENT_FINGERPRINT = bytes.fromhex("ba627070e049bb87")
+CLOCK_MARK_FINGERPRINT = bytes.fromhex("d6eb9f219c18dc00")
 FORWARDED_FROM = "forwarded_from"
 """Header of a copy that was sent on to its right partition: b"<partition>/<offset>" it had."""
 
@@ -136,6 +137,24 @@ def _is_order_number(number: bytes) -> bool:
     return 1 <= len(number) <= 64 and not controls
 
 
+def is_clock_mark(record: LogRecord) -> bool:
+    """Return whether a record only tells the time: of the marks' schema, well-formed, no key."""
+    value = record.value or b""
+    if not value.startswith(SEGMENT_MARKER + CLOCK_MARK_FINGERPRINT) or record.key is not None:
+        return False
+    try:
+        size, at = _read_long(value, 10)
+        name = value[at : at + size].decode() if 1 <= size <= 100 else ""
+        return len(name.encode()) == size and _read_long(value, at + size)[1] == len(value)
+    except ValueError:
+        return False
+
+
+def _fault_of_mark(record: LogRecord, value: bytes) -> Reason:
+    is_read = is_clock_mark(record._replace(key=None, value=value))
+    return Reason.KEY_MISMATCH if is_read else Reason.NOT_AVRO
+
+
 def judge(
     record: LogRecord, arrival_ms: int, policy: Policy, partitions: int
 ) -> SegmentEvent | Reason:
@@ -147,6 +166,8 @@ def judge(
     value = record.value
     if value is None or len(value) < 10 or value[:2] != SEGMENT_MARKER:
         return Reason.NOT_AVRO
+    if value[2:10] == CLOCK_MARK_FINGERPRINT:  # and yet it is no clock mark
+        return _fault_of_mark(record, value)
     if value[2:10] != SEGMENT_FINGERPRINT:
         return Reason.UNKNOWN_SCHEMA
     try:
@@ -380,6 +401,8 @@ def read_log(
     for record in records:
         now_ms = max(record.append_ms, arrival_ms.get(record.partition, 0))
         arrival_ms[record.partition] = now_ms
+        if is_clock_mark(record):
+            continue
         judged = judge(record, now_ms, policy, partitions)
         origin = forwarded_from(record.headers)
         if judged is Reason.WRONG_PARTITION and may_be_sent_on(record):

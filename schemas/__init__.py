@@ -1,5 +1,13 @@
 """The contract: Avro schemas, frozen values, wire forms, the partitioner, the topics' names."""
 
+from schemas.clock_mark import (
+    CLOCK_MARK_HEADER,
+    CLOCK_MARK_SCHEMA,
+    ClockMark,
+    encode_clock_mark,
+    is_clock_mark,
+    read_clock_mark,
+)
 from schemas.codec import (
     OWN_SCHEMA_ONLY,
     SEGMENT_HEADER,
@@ -28,6 +36,8 @@ from schemas.records import (
 from schemas.topics import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 
 __all__ = [
+    "CLOCK_MARK_HEADER",
+    "CLOCK_MARK_SCHEMA",
     "DEAD_LETTERS_TOPIC",
     "OWN_SCHEMA_ONLY",
     "PARTITIONER",
@@ -39,6 +49,7 @@ __all__ = [
     "TOTAL_SCHEMA",
     "BadRecord",
     "BadTotal",
+    "ClockMark",
     "Interval",
     "NumberRange",
     "OrderTotal",
@@ -49,9 +60,12 @@ __all__ = [
     "check_order_number",
     "decode_segment",
     "decode_total",
+    "encode_clock_mark",
     "encode_segment",
     "encode_total",
+    "is_clock_mark",
     "partition_for",
+    "read_clock_mark",
     "schema_fingerprint",
     "to_segment",
     "total_revision",

@@ -27,14 +27,15 @@ RegistryLookup = Callable[[int], str]
 """Given a schema id, returns the writer's schema as JSON; raises LookupError if unknown."""
 
 
-def _load(name: str) -> dict[str, Any]:
+def load_schema(name: str) -> dict[str, Any]:
+    """Return a schema of this folder as a dict."""
     text = resources.files("schemas").joinpath(name).read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
 
-SEGMENT_SCHEMA = _load("segment_event.avsc")
-TOTAL_SCHEMA = _load("order_total.avsc")
+SEGMENT_SCHEMA = load_schema("segment_event.avsc")
+TOTAL_SCHEMA = load_schema("order_total.avsc")
 
 
 def schema_fingerprint(schema: Mapping[str, Any]) -> bytes:
@@ -97,7 +98,7 @@ class WriterSchemas:
 
     def add(self, schema: Mapping[str, Any]) -> None:
         """Accept bodies written with `schema`; raise ValueError if they can't become ours."""
-        self._by_fingerprint[schema_fingerprint(schema)] = _resolvable(schema)
+        self._by_fingerprint[schema_fingerprint(schema)] = resolvable(schema)
 
     @property
     def has_others(self) -> bool:
@@ -109,8 +110,10 @@ class WriterSchemas:
         """Tell whether values in the Confluent framing can be read."""
         return self._registry is not None
 
-    def read(self, value: bytes | None) -> RawSegment:
+    def read(self, value: bytes | None, offset: int = -1) -> RawSegment:
         """Return the raw fields of a segment's record value.
+
+        `offset` is the record's; only those who record their verdicts by offset look at it.
 
         Raises BadRecord(NOT_AVRO) or BadRecord(UNKNOWN_SCHEMA).
         """
@@ -124,22 +127,28 @@ class WriterSchemas:
                 detail = f"no schema with fingerprint {value[2:HEADER_SIZE].hex()} is known"
                 raise BadRecord(Reason.UNKNOWN_SCHEMA, detail)
             return _read_evolved(writer, value, HEADER_SIZE)
-        if value.startswith(b"\x00") and len(value) >= 5 and self._registry is not None:
-            return self._read_confluent(value, self._registry)
+        if value.startswith(b"\x00") and len(value) >= 5 and self.has_registry:
+            return self._read_confluent(value, offset)
         raise BadRecord(Reason.NOT_AVRO, f"{len(value)} bytes without the C3 01 marker")
 
-    def _read_confluent(self, value: bytes, registry: RegistryLookup) -> RawSegment:
+    def _read_confluent(self, value: bytes, offset: int) -> RawSegment:
+        assert self._registry is not None
         schema_id = int.from_bytes(value[1:5], "big")
         if schema_id not in self._by_id:
             try:
-                self._by_id[schema_id] = _resolvable(json.loads(registry(schema_id)))
+                self._by_id[schema_id] = resolvable(json.loads(self._registry(schema_id)))
             except (LookupError, ValueError) as error:
                 detail = f"schema id {schema_id}: {error}"
                 raise BadRecord(Reason.UNKNOWN_SCHEMA, detail) from error
-        return _read_evolved(self._by_id[schema_id], value, 5)
+        return self._read_with(self._by_id[schema_id], value)
+
+    @staticmethod
+    def _read_with(writer: Any, value: bytes) -> RawSegment:
+        """Read a value in the Confluent framing by its writer's schema (see `resolvable`)."""
+        return _read_evolved(writer, value, 5)
 
 
-def _resolvable(schema: Mapping[str, Any]) -> Any:
+def resolvable(schema: Mapping[str, Any]) -> Any:
     """Return the parsed writer schema, or raise ValueError if it can't be resolved to ours.
 
     None stands for our own schema, whose bodies are read strictly.

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,7 +17,9 @@ from schemas import WriterSchemas
 from stream_processors.columns import compile_kernel
 from stream_processors.driver import Recovered
 from stream_processors.health import Health, Watchdog
+from stream_processors.lookups import ask_beside, no_registry
 from stream_processors.publisher import Publisher
+from stream_processors.registry import Registry
 from stream_processors.runtime import FaustRuntime, find_origin
 from stream_processors.settings import Settings
 from stream_processors.worker import TICK_S, Processor, die
@@ -126,7 +129,15 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
     compile_kernel()
     runtime = FaustRuntime(settings, find_origin(settings, partitions), die)
     runtime.app = app
-    processor = Processor(settings, runtime, writers, publisher, lambda: time.time_ns() // 10**6)
+    url = settings.schema_registry_url
+    processor = Processor(
+        settings,
+        runtime,
+        writers,
+        publisher,
+        lambda: time.time_ns() // 10**6,
+        ask_registry=ask_beside(Registry(url)) if url else no_registry,
+    )
     app.processor = processor
     app.publisher = publisher
     app.health = Health(processor, settings.stall_timeout_s)
@@ -227,9 +238,15 @@ def _status(problems: list[str]) -> int:
     return 503 if problems else 200
 
 
+def _die_of(args: threading.ExceptHookArgs) -> None:
+    """End the process with a thread that died: half a worker looks alive and does nothing."""
+    die(args.exc_value or RuntimeError(f"thread {args.thread} died of {args.exc_type}"))
+
+
 def run_worker(settings: Settings, partitions: int, port: int, writers: WriterSchemas) -> None:
     """Run a worker until it is told to stop; ends the process."""
     app = create_app(settings, partitions, port, writers)
+    threading.excepthook = _die_of
     # What is there now stays, and what comes is freed by counting: chunks and totals are no cycles.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)

@@ -1,6 +1,7 @@
 """Checkpoints: a partition's interval table in the entries of an ordinary Faust `Table`.
 
-Keys are `partition/block`, and `partition/meta` for the marks. Union is idempotent and every order
+Keys are `partition/block`, `partition/meta` for the marks, and `partition/policy` and
+`partition/schemas` for what else decides totals (`policies`, `verdicts`). Union is idempotent and every order
 knows its last offset, so blocks need not be written all at once or not at all: a checkpoint that
 a crash tore is a mixture of older and newer blocks, and the replay from the marks brings each of
 them to the same place. All of it is written by the partition's outlet, so by its owner alone.
@@ -20,21 +21,36 @@ that the records were judged by, and the end of the totals as it was: what that 
 there on has been said, and is not said again.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from schemas import BadTotal, decode_total, total_revision
+from schemas import OWN_SCHEMA_ONLY, BadTotal, decode_total, partition_for, total_revision
+from stream_processors.batch import Chunk, records
 from stream_processors.blocks import Snapshot
+from stream_processors.clock import BrokerClock
 from stream_processors.errors import StateError
 from stream_processors.outlet import Tail
+from stream_processors.policies import POLICY, History, Terms
 from stream_processors.table import IntervalTable, Total
+from stream_processors.transactions import TransactionWatch
+from stream_processors.verdicts import SCHEMAS, RecordedSchemas, registry_ids
 
 MARKS_VERSION = 2
 META = "meta"
-START_ANEW = "start anew from the first segment under another DURABILL_APPLICATION_ID"
+NO_BLOCKS = (META, POLICY, SCHEMAS)
+START_ANEW = (
+    "start anew from the first segment under another DURABILL_APPLICATION_ID, with this one as"
+    " DURABILL_PREVIOUS_APPLICATION_ID so that the recorded policies hold: totals that have been"
+    " published are not published again"
+)
+NEW_TOPICS = (
+    "Begin new topics for segments and totals, with as many partitions each, under another"
+    " DURABILL_APPLICATION_ID"
+)
 
 
 class Marks(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -82,7 +98,7 @@ class Cut:
     marks: bytes
 
     def snapshots(self, count: int) -> Iterator[list[tuple[bytes, Snapshot | None]]]:
-        """Yield (entry key, content) of the blocks, `count` at a time, each as of now.
+        """Yield (entry key, content) of the blocks, at most `count` at a time, each as of now.
 
         A block that is taken later than the cut holds orders that are ahead of it; a replay from
         the cut passes over what they have seen.
@@ -106,6 +122,19 @@ class Lane:
     """The offset that the last marks name which are known to be written."""
     said: dict[bytes, list[tuple[int, bytes]]] = field(default_factory=dict)
     """Order number -> totals (offset, value) that were said before a crash, and will come again."""
+    schemas: RecordedSchemas = field(default_factory=lambda: RecordedSchemas(OWN_SCHEMA_ONLY))
+    history: History = ()
+    clock: BrokerClock = field(default_factory=BrokerClock)
+    held: str = ""
+    """Why nothing more of the partition is folded for the time being; empty: it is."""
+    is_broken: bool = False
+    """Whether the table can't be trusted any more: folding failed by a bug of ours."""
+    backlog: deque[Chunk] = field(default_factory=deque)
+    """Chunks that came while it was held."""
+    transaction: TransactionWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.transaction = TransactionWatch(self.partition)
 
     @property
     def partition(self) -> int:
@@ -140,11 +169,24 @@ class Lane:
             return True
         return False
 
+    def use(self, terms: Terms) -> None:
+        """Have what is folded from now on judged by these terms."""
+        self.table.set_policy(terms.policy)
+        self.schemas.reads_ids = terms.registry
+
+    def undecided_ids(self, chunk: Chunk) -> list[int]:
+        """Return the registry ids in a chunk that nobody has decided on yet."""
+        if not self.schemas.reads_ids:
+            return []
+        return self.schemas.undecided(registry_ids((r.offset, r.value) for r in records(chunk)))
+
     def cut(self, totals_end: int) -> Cut | None:
         """Return what a checkpoint as of now has to write, or None if nothing has changed.
 
         `totals_end`: every total at or after it in its topic comes from after this call.
         """
+        if self.is_broken:
+            return None
         changed = self.table.take_changed()
         if not changed and self.written_offset == self.next_offset:
             return None
@@ -168,8 +210,12 @@ class Lane:
         return msgspec.msgpack.encode(marks)
 
     def first_marks(self, totals_end: int) -> tuple[bytes, bytes]:
-        """Return the entry that goes before a new group's first total: nothing has been said."""
-        return entry_key(self.partition, META), self._marks(totals_end)
+        """Return the entry that goes before a new group's first total.
+
+        What the topic holds already, of another application id, must be found again as well.
+        """
+        starts = [offset for known in self.said.values() for offset, _ in known]
+        return entry_key(self.partition, META), self._marks(min([totals_end, *starts]))
 
     def is_written(self, cut: Cut) -> None:
         """Take note that the cut is in the changelog: from now on a recovery replays from there."""
@@ -207,8 +253,7 @@ def marks_of(
     if marks.partitions != origin.partitions:
         raise StateError(
             f"the checkpoint was made with {marks.partitions} partitions, the segments topic has"
-            f" {origin.partitions}: orders have moved. Start anew under another"
-            " DURABILL_APPLICATION_ID, which replays the segments from the start"
+            f" {origin.partitions}: orders have moved. {NEW_TOPICS}"
         )
     if marks.topic and marks.topic != origin.topic:
         raise StateError(
@@ -244,15 +289,17 @@ def restore_lane(
     """
     partition = table.place.partition
     prefix = entry_key(partition, "")
-    meta = entry_key(partition, META)
-    blocks = [value for key, value in entries.items() if key.startswith(prefix) and key != meta]
-    if marks is None:
-        # Blocks without marks are what a crash in version 1's very first checkpoint can leave.
-        table.restore(blocks, clock_ms=0)
-        return Lane(table, origin, first_offset)
-    table.restore(blocks, marks.clock_ms)
-    said = _said(table, marks.next_offset, tail.records)
-    return Lane(table, origin, marks.next_offset, said=said)
+    others = {entry_key(partition, name) for name in NO_BLOCKS}
+    blocks = [
+        value for key, value in entries.items() if key.startswith(prefix) and key not in others
+    ]
+    # Blocks without marks are what a crash in version 1's very first checkpoint can leave.
+    clock_ms, next_offset = (
+        (0, first_offset) if marks is None else (marks.clock_ms, marks.next_offset)
+    )
+    table.restore(blocks, clock_ms)
+    said = _said(table, next_offset, tail.records)
+    return Lane(table, origin, next_offset, said=said)
 
 
 def _said(
@@ -272,6 +319,12 @@ def _said(
             total = decode_total(value)
         except BadTotal:
             continue  # somebody else's; the ledger reports it
+        if partition_for(key, table.place.partitions) != table.place.partition:
+            raise StateError(
+                f"the totals topic has a total of order {key.decode('utf-8', 'replace')} in"
+                f" partition {table.place.partition}, where it doesn't belong: it was filled while"
+                " the segments had another number of partitions. Use new topics for both"
+            )
         known = table.age_of(key) or (next_offset, 0)
         if (total.source_offset, total.revision) > known:
             said.setdefault(key, []).append((offset, value))

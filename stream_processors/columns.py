@@ -89,14 +89,19 @@ class ColumnTable(IntervalTable):
         self._touched: set[str] = set()
         self._room = np.empty(0, np.uint8)
         self._task = np.zeros(fold.TASK, np.int64)
-        self._task[fold.SETTLE_GRACE] = policy.settle_grace_ms
-        self._task[fold.IDLE_TIMEOUT] = policy.idle_timeout_ms
-        self._task[fold.CORRECTION_WINDOW] = policy.correction_window_ms
+        self.set_policy(policy)
         self._task[fold.FUTURE_TOLERANCE] = FUTURE_TOLERANCE_MS
         self._task[fold.LENGTH_MAX] = SEGMENT_LENGTH_MAX_MS
         self._task[fold.PARTITION] = place.partition
         self._task[fold.PARTITIONS] = place.partitions
         self._task[fold.SEED] = seed
+
+    def set_policy(self, policy: Policy) -> None:
+        """Judge what is folded from now on by another policy; see the base."""
+        super().set_policy(policy)
+        self._task[fold.SETTLE_GRACE] = policy.settle_grace_ms
+        self._task[fold.IDLE_TIMEOUT] = policy.idle_timeout_ms
+        self._task[fold.CORRECTION_WINDOW] = policy.correction_window_ms
 
     # -- the log comes in ---------------------------------------------------------------------
 
@@ -129,7 +134,7 @@ class ColumnTable(IntervalTable):
         return body
 
     def tick(self, now_ms: int) -> Effects:
-        """Return the totals due at `now_ms`, which the caller knows no later record can precede."""
+        """Return what a record that belongs to no order would give, appended at `now_ms`."""
         effects = super().tick(now_ms)
         self._lower_touched()
         return effects

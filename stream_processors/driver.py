@@ -26,7 +26,7 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
   transactions ends with a marker, for which it would wait forever. What it recovers may also be
   older than the last owner's last word, and its errors are only logged. So the worker reads the
   changelog itself, and `Recovered` tells Faust that there is nothing left to recover.
-* aiokafka says when a fetch was answered, but what silence proves depends on when it was asked.
+* a partition can be held (`Consumer.held`): nothing more of it is handed out, nor fetched then.
 * where the log no longer holds the offset asked for, aiokafka would go on at its start; where the
   topic was made anew or given partitions, with those. `ConsumerThread.fault` ends the worker.
 """
@@ -188,7 +188,7 @@ class ActivePartitions:
         self._active = active
 
     def __contains__(self, tp: TP) -> bool:
-        if not self._consumer.flow_active or tp not in self._active:
+        if not self._consumer.flow_active or tp not in self._active or tp in self._consumer.held:
             return False
         app = self._consumer.app
         return tp.topic != app.segments_topic_name or not app.rebalancing
@@ -227,7 +227,7 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log_ends: dict[TP, tuple[int, int]] = {}
-        """Partition -> (when we asked, in ms of our clock; the log's end by the answer)."""
+        """Partition -> (high watermark, end of the committed log) by the broker's last answer."""
         self.fault: ContractError | None = None
         """Why nothing more can be read; raised in place of records."""
         self._ending: asyncio.Task[None] | None = None
@@ -238,7 +238,7 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         # Segments of an aborted transaction were never sent as far as a bill goes.
         consumer._isolation_level = "read_committed"
-        # How stale the word "nothing new" may get for a silent partition's timers.
+        # How old the broker's word on a silent partition's end may get.
         consumer._fetch_max_wait_ms = 500
         consumer._client._metadata_max_age_ms = METADATA_AGE_MAX_MS
         return consumer
@@ -253,22 +253,21 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         fetch = fetcher._proc_fetch_request
 
         async def fetch_and_note(assignment: Any, node_id: int, request: Any) -> Any:
-            asked_ms = int(time.time() * 1000)
             fetched = await fetch(assignment, node_id, request)
             self._note_lost_place(assignment, request)
-            self._note_log_ends(assignment, request, asked_ms)
+            self._note_log_ends(assignment, request)
             return fetched
 
         fetcher._proc_fetch_request = fetch_and_note
 
-    def _note_log_ends(self, assignment: Any, request: Any, asked_ms: int) -> None:
+    def _note_log_ends(self, assignment: Any, request: Any) -> None:
         for topic, partitions in request.topics:
             for partition, _, _ in partitions:
                 tp = TP(topic, partition)
                 state = assignment.state_value(base.ensure_aiokafka_TP(tp))
-                # Not stamped since we asked: there was an error in place of an answer.
-                if state is not None and (state.timestamp or 0) >= asked_ms:
-                    self.log_ends[tp] = (asked_ms, state.highwater)
+                if state is not None and state.highwater is not None:
+                    stable = state.highwater if state.lso is None else state.lso
+                    self.log_ends[tp] = (state.highwater, min(stable, state.highwater))
 
     def _note_lost_place(self, assignment: Any, request: Any) -> None:
         """See whether the answer was "out of range": aiokafka asks then where the log starts."""
@@ -330,6 +329,8 @@ class Consumer(base.Consumer):
         """Partition of the changelog -> its end, up to which the worker has read it."""
         self.starts: dict[TP, int] = {}
         """Partition of segments -> the offset where its checkpoint has the replay start."""
+        self.held: set[TP] = set()
+        """Partitions of which nothing is handed out for the time being."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -354,20 +355,15 @@ class Consumer(base.Consumer):
         await self.seek_wait({base.ensure_aiokafka_TP(tp): each for tp, each in starts.items()})
         return starts
 
-    def silent_since_ms(self, tp: TP, next_offset: int) -> int | None:
-        """Return until when a partition is known to hold nothing from `next_offset` on.
-
-        None if there is more to read, or the broker has not answered yet. The value is this
-        machine's wall clock (ms since the epoch) as the broker was asked for what it answered:
-        however late we come to read the answer, it says nothing about the time in between.
-        """
-        asked_ms, log_end = self._thread.log_ends.get(tp, (None, 0))
-        return asked_ms if next_offset >= log_end else None
-
     def log_end(self, tp: TP) -> int | None:
-        """Return where a partition's log ended by the broker's last answer, None before that."""
-        ends = self._thread.log_ends
-        return ends[tp][1] if tp in ends else None
+        """Return where the committed log ended by the broker's last answer, None before that."""
+        ends = self._thread.log_ends.get(tp)
+        return None if ends is None else ends[1]
+
+    def high_watermark(self, tp: TP) -> int | None:
+        """Return the high watermark by the broker's last answer, None before that."""
+        ends = self._thread.log_ends.get(tp)
+        return None if ends is None else ends[0]
 
 
 class Recovered(faust.Table[Any, Any]):

@@ -7,6 +7,7 @@
     │   └── CorruptBatch                 bytes that the broker served are no record batch
     ├── StateError                       a checkpoint can't be read, or has another format
     ├── FencedError                      another worker has taken a partition over
+    ├── ForeignTotals                    another application id publishes to the same totals
     └── StallError                       something that must move stands still; exit code 75
 
 What isn't here is our own bug: AssertionError and the rest end the process with a non-zero code,
@@ -44,6 +45,17 @@ class StateError(DurabillError):
 
 class FencedError(DurabillError):
     """Another worker has taken a partition over; Kafka refuses whatever we'd still write."""
+
+
+class ForeignTotals(DurabillError):
+    """Another application id publishes to our partition of the totals."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        super().__init__(
+            f"another application id publishes to {topic}/{partition} while this worker does: two"
+            " at once would bill twice. Nothing was published twice. Stop the workers of one of"
+            " them; the other goes on where that one ended"
+        )
 
 
 class StallError(DurabillError):

@@ -74,7 +74,12 @@ class Health:
             Watch("checkpoints", processor.last_checkpoint_ms, at_work),
             Watch("timers", processor.last_tick_ms, at_work),
             *(
-                Watch(f"reading partition {each}", lane.next_offset, processor.lag(each) > 0)
+                # `lag` ends at an open transaction, and what is held waits for somebody else.
+                Watch(
+                    f"reading partition {each}",
+                    lane.next_offset,
+                    processor.lag(each) > 0 and not lane.held,
+                )
                 for each, lane in lanes
             ),
         ]
@@ -96,7 +101,12 @@ class Health:
             return ["it is stopping"]
         if not self._processor.is_assigned:
             return ["it has no partitions: it joins the group, or recovers"]
-        return self.problems()
+        held = [
+            f"partition {each} is held: {lane.held}"
+            for each, lane in self._processor.lanes.items()
+            if lane.held
+        ]
+        return [*held, *self.problems()]
 
 
 class Watchdog:

@@ -4,12 +4,19 @@ There is one transactional producer a partition (KIP-98), named after the applic
 partition. Opening it fences whoever had it before: the broker refuses everything more from a worker
 that was frozen and has lost the partition meanwhile, and undoes what it had not committed. What is
 put goes out in that order, cut into transactions: no block of a checkpoint can be seen before the
-totals that it rests on. A transaction that the broker gave up is said again from its start;
-whatever else goes wrong is fatal, and a recovery finds out from the topic what has been said
+totals that it rests on. A transaction that the broker gave up is written again from its start;
+whatever else goes wrong is fatal, and a recovery finds out from the topic what has been published
 (`read_tails`).
+
+Another application id has other transactional ids, so it is not fenced. But nobody else may write to
+our partition of the totals, so we know the offset that our next total must get. Before a
+transaction with totals is committed, its first offset is compared with that. If others' totals lie
+between, the transaction is aborted and the worker ends: of two applications at most one can
+publish a total, and whoever starts next reads what the other has published.
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -19,7 +26,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import OFFSET_END as LOG_END
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from stream_processors.errors import FencedError, StateError
+from stream_processors.errors import FencedError, ForeignTotals, StallError, StateError
 from stream_processors.table import Total
 
 Entry = tuple[bytes, bytes | None]
@@ -49,6 +56,10 @@ _FENCED = (
 )
 
 
+class WriterClosed(Exception):
+    """What was put has not been committed, and never will be: its writer has let go."""
+
+
 class Run(NamedTuple):
     """Records for one topic that go out together."""
 
@@ -72,9 +83,13 @@ class Outlet:
         totals_topic: str,
         checkpoint_topic: str,
         on_fatal: Callable[[BaseException], None],
+        find_foreign: Callable[[int, int], bool],
     ) -> None:
         self.partition = partition
         self.position = 0
+        self._find_foreign = find_foreign
+        self._expected: int | None = None
+        self._first: int | None = None
         self._producer = producer
         self._totals_topic = totals_topic
         self._checkpoint_topic = checkpoint_topic
@@ -96,6 +111,7 @@ class Outlet:
         if totals:
             messages: list[dict[str, Any]] = [{"key": key, "value": total} for key, total in totals]
             messages[-1]["callback"] = self._note_position
+            messages[0]["callback"] = self._note_first if len(messages) > 1 else self._note_only
             self._append(self._totals_topic, messages)
 
     def put_entries(self, entries: Sequence[Entry]) -> None:
@@ -114,11 +130,13 @@ class Outlet:
             self._changed.notify()
 
     async def flushed(self) -> None:
-        """Return once everything put so far is committed."""
+        """Return once everything put so far is committed; raise WriterClosed if it can't be."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         with self._changed:
             if self._committed == self._put:
                 return
+            if self._closing:
+                raise WriterClosed
             self._waiters.append((self._put, waiter))
         await waiter
 
@@ -136,7 +154,15 @@ class Outlet:
         """Have the thread end, which undoes what has not been committed; doesn't wait for it."""
         with self._changed:
             self._closing = True
+            waiters, self._waiters = self._waiters, []
             self._changed.notify()
+        for _, waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(WriterClosed())
+
+    def starts_at(self, totals_end: int) -> None:
+        """Take note where the totals ended when they were read: our first one goes there."""
+        self.position = self._expected = totals_end
 
     async def closed(self) -> None:
         """Return once the thread has ended; never, where a broker that is gone holds it up."""
@@ -183,10 +209,13 @@ class Outlet:
         aborted = 0
         while not self._closing:
             try:
+                self._first = None
                 self._producer.begin_transaction()
                 for topic, messages, _ in runs:
                     queued = self._producer.produce_batch(topic, messages, partition=self.partition)
                     assert queued == len(messages), [each.get("_error") for each in messages]
+                if any(run.topic == self._totals_topic for run in runs):
+                    self._refuse_foreign()
                 return self._commit()
             except KafkaException as error:
                 aborted += 1
@@ -195,6 +224,22 @@ class Outlet:
                 # The broker's word: nothing of it can be seen, it may be said again.
                 self._abort()
         return False
+
+    def _refuse_foreign(self) -> None:
+        """Raise ForeignTotals if somebody else has published totals since we last looked."""
+        until_s = time.monotonic() + GIVE_UP_S
+        while self._producer.flush(COMMIT_PATIENCE_S) and not self._closing:
+            if time.monotonic() > until_s:
+                raise StallError(f"totals of partition {self.partition} are not acknowledged")
+        first, expected = self._first, self._expected
+        if first is None or self._closing:
+            return  # not delivered: the commit will say why
+        # Markers, and what we aborted ourselves, lie between as well, so a gap alone is no proof.
+        if expected is not None and first != expected and self._find_foreign(expected, first):
+            with contextlib.suppress(KafkaException):  # else the broker does, a minute later
+                self._producer.abort_transaction(COMMIT_PATIENCE_S)
+            raise ForeignTotals(self._totals_topic, self.partition)
+        self._expected = first
 
     def _commit(self) -> bool:
         return self._insist(self._producer.commit_transaction)
@@ -217,6 +262,8 @@ class Outlet:
         return False
 
     def _note_committed(self, runs: Sequence[Run]) -> None:
+        if self._first is not None:
+            self._expected = self.position + 1  # our marker lies between
         with self._changed:
             for run in runs:
                 assert self._runs.popleft() is run
@@ -232,6 +279,14 @@ class Outlet:
         offset = message.offset()
         if error is None and offset is not None:
             self.position = offset + 1
+
+    def _note_first(self, error: KafkaError | None, message: Message) -> None:
+        if error is None and self._first is None:
+            self._first = message.offset()
+
+    def _note_only(self, error: KafkaError | None, message: Message) -> None:
+        self._note_first(error, message)
+        self._note_position(error, message)
 
     def _explain(self, error: BaseException) -> BaseException:
         fault = error.args[0] if isinstance(error, KafkaException) else None
@@ -318,6 +373,19 @@ def read_group_offsets(
         return {each.partition: each.offset if each.offset >= 0 else None for each in found}
     finally:
         consumer.close()
+
+
+def finds_foreign(kafka: Mapping[str, str], topic: str, partition: int) -> Callable[..., bool]:
+    """Return what tells whether others have written to [start, end) of a partition.
+
+    Blocks. What is committed there counts, and what hides behind somebody's open transaction.
+    """
+
+    def find(start: int, end: int) -> bool:
+        tail = read_tails(kafka, topic, {partition: start})[partition]
+        return tail.end < end or any(offset < end for offset, _, _ in tail.records)
+
+    return find
 
 
 def read_tails(

@@ -1,24 +1,32 @@
-"""Dead letters and records that are sent on go out, at least once, by confluent-kafka.
+"""Dead letters, records that are sent on, and clock marks go out by confluent-kafka.
 
-Both carry their origin, by which a repeat is recognised; totals go out by an `outlet`. Every
-record is counted in the epoch in which it was produced. A checkpoint closes the epoch (`cut`) and
+The first two go out at least once and carry their origin, by which a repeat is recognised; totals
+go out by an `outlet`. A clock mark needs no care: one that is lost or doubled does no harm. Every
+other record is counted in the epoch in which it was produced. A checkpoint closes the epoch (`cut`) and
 waits until it has been delivered to the last record before anything that rests on it is written. A
 record that can't be delivered is fatal: the process ends, and a recovery produces it again.
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 
 from schemas import PARTITIONER
+from stream_processors.errors import ContractError
 from stream_processors.table import DeadLetter, Effects, Forward
 
 POLL_S = 0.05
 FULL_PAUSE_S = 0.005
+_NOT_ALLOWED = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+)
+_RIGHT = "A worker writes clock marks to the segments topic: it needs the right Write on it"
 
 
 class Publisher:
@@ -105,6 +113,29 @@ class Publisher:
             else:
                 return
 
+    def publish_mark(
+        self, partition: int, value: bytes, on_told: Callable[[int | None], None]
+    ) -> None:
+        """Append a clock mark; `on_told` gets its append time (ms), None if it was not written."""
+        assert self._loop is not None
+        loop = self._loop
+
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is not None and error.code() in _NOT_ALLOWED:
+                self._fail(ContractError(f"{self._segments_topic}: {error.str()}. {_RIGHT}"))
+            kind, append_ms = message.timestamp()
+            is_told = error is None and kind == TIMESTAMP_LOG_APPEND_TIME
+            # A report that comes while the process ends finds the loop closed, and nobody to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(on_told, append_ms if is_told else None)
+
+        try:
+            self._producer.produce(
+                self._segments_topic, value, partition=partition, on_delivery=on_delivery
+            )
+        except BufferError:
+            on_told(None)
+
     def cut(self) -> int:
         """Close the current epoch and return it: everything produced so far is in it or before."""
         with self._lock:
@@ -156,8 +187,12 @@ class Publisher:
         self._loop.call_soon_threadsafe(self._on_fatal, error)
 
     def _poll(self) -> None:
-        while not self._stopped.is_set():
-            self._producer.poll(POLL_S)
+        try:
+            while not self._stopped.is_set():
+                self._producer.poll(POLL_S)
+        except BaseException as error:
+            # Without this thread no report would ever come: better no worker than a silent one.
+            self._fail(error)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Flush what is queued, within the time, and end the thread."""

@@ -14,17 +14,19 @@ from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from stream_processors.checkpoint import Origin
+from stream_processors.clock import elapsed_s
 from stream_processors.driver import Consumer
 from stream_processors.outlet import (
     Entry,
     Outlet,
     Tail,
+    finds_foreign,
     open_producer,
     read_bounds,
     read_group_offsets,
     read_tails,
 )
-from stream_processors.settings import Settings
+from stream_processors.settings import Settings, checkpoint_topic
 from stream_processors.table import Total
 
 T = TypeVar("T")
@@ -36,6 +38,9 @@ class Exit(Protocol):
 
     position: int
 
+    def starts_at(self, totals_end: int) -> None:
+        """Take note where the totals ended when they were read."""
+
     def put_totals(self, totals: Sequence[Total]) -> None:
         """Queue totals."""
 
@@ -43,7 +48,7 @@ class Exit(Protocol):
         """Queue entries of the checkpoint."""
 
     async def flushed(self) -> None:
-        """Return once everything put so far is committed."""
+        """Return once everything put so far is committed; raise WriterClosed if it can't be."""
 
     async def has_room(self) -> None:
         """Return once little enough is queued."""
@@ -81,17 +86,26 @@ class Runtime(Protocol):
     async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
         """Return the entries that the partitions of the changelog hold now."""
 
-    def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
-        """Return until when a partition holds nothing from an offset on; see the driver's."""
+    async def read_previous_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        """Return the same of the application id whose place we take, if the settings name one."""
 
     def log_end(self, partition: int) -> int | None:
-        """Return where a partition's log ended by the broker's last answer."""
+        """Return where the committed log of a partition ended by the broker's last answer."""
+
+    def high_watermark(self, partition: int) -> int | None:
+        """Return where a partition's log ended then, open transactions included."""
+
+    def hold(self, partition: int, *, held: bool) -> None:
+        """Have no more read of a partition, or go on with it."""
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since some fixed moment, suspends included."""
 
     async def open_exit(self, partition: int) -> Exit:
         """Return the partition's way out, with every other one fenced."""
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
-        """Return the committed totals of partitions from their starts (None: their ends) on."""
+        """Return the committed totals of partitions from their starts (None: all) on."""
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Do work that needs no interpreter lock beside the event loop."""
@@ -153,23 +167,39 @@ class FaustRuntime:
 
     async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
         """Read the changelog of the table, and leave nothing of it for Faust to recover."""
-        topic, kafka = self._settings.checkpoint_topic, self._settings.librdkafka()
-        starts = dict.fromkeys(partitions, 0)
-        tails = await asyncio.to_thread(read_tails, kafka, topic, starts)
+        tails = await self._read_changelog(self._settings.checkpoint_topic, partitions)
+        topic = self._settings.checkpoint_topic
         ends = {TP(topic, partition): tail.end for partition, tail in tails.items()}
         self.consumer.recovered_ends.update(ends)
-        latest: dict[bytes, bytes | None] = {}
-        for tail in tails.values():
-            latest.update((key, content) for _, key, content in tail.records)
-        return {key: content for key, content in latest.items() if content is not None}
+        return _latest(tails)
 
-    def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
-        """Ask the driver, which notes when the broker was asked for what it answered."""
-        return self.consumer.silent_since_ms(self._tp(partition), next_offset)
+    async def read_previous_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        """Read the changelog of the other application id."""
+        previous = self._settings.previous_application_id
+        if not previous:
+            return {}
+        return _latest(await self._read_changelog(checkpoint_topic(previous), partitions))
+
+    async def _read_changelog(self, topic: str, partitions: Sequence[int]) -> dict[int, Tail]:
+        starts = dict.fromkeys(partitions, 0)
+        return await asyncio.to_thread(read_tails, self._settings.librdkafka(), topic, starts)
 
     def log_end(self, partition: int) -> int | None:
         """Ask the driver, which notes it with every fetch."""
         return self.consumer.log_end(self._tp(partition))
+
+    def high_watermark(self, partition: int) -> int | None:
+        """Ask the driver, which notes it with every fetch."""
+        return self.consumer.high_watermark(self._tp(partition))
+
+    def hold(self, partition: int, *, held: bool) -> None:
+        """Tell the driver, which hands out nothing of a held partition."""
+        change = self.consumer.held.add if held else self.consumer.held.discard
+        change(self._tp(partition))
+
+    def elapsed_s(self) -> float:
+        """Ask the system."""
+        return elapsed_s()
 
     async def open_exit(self, partition: int) -> Outlet:
         """Fence in a thread: the coordinator may take a second, and undoes what was open."""
@@ -181,16 +211,26 @@ class FaustRuntime:
             totals_topic=self._settings.totals_topic,
             checkpoint_topic=self._settings.checkpoint_topic,
             on_fatal=self._on_fatal,
+            find_foreign=finds_foreign(
+                self._settings.librdkafka(), self._settings.totals_topic, partition
+            ),
         )
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         """Read them with a consumer of their own."""
         read = partial(read_tails, self._settings.librdkafka(), self._settings.totals_topic)
-        return await asyncio.to_thread(read, starts)
+        return await asyncio.to_thread(read, {each: start or 0 for each, start in starts.items()})
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Work in a thread."""
         return await asyncio.to_thread(work, *arguments)
+
+
+def _latest(tails: Mapping[int, Tail]) -> dict[bytes, bytes]:
+    latest: dict[bytes, bytes | None] = {}
+    for tail in tails.values():
+        latest.update((key, content) for _, key, content in tail.records)
+    return {key: content for key, content in latest.items() if content is not None}
 
 
 def find_origin(settings: Settings, partitions: int) -> Origin:

@@ -21,6 +21,11 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 
+def checkpoint_topic(application_id: str) -> str:
+    """Return the name of an application's changelog topic."""
+    return f"{application_id}-checkpoint-changelog"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The one settings object. Times in seconds here, in milliseconds everywhere else."""
 
@@ -36,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     schema_registry_url: str = ""
 
     application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "durabill"
+    previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
     segments_topic: str = SEGMENTS_TOPIC
     totals_topic: str = TOTALS_TOPIC
     dead_letters_topic: str = DEAD_LETTERS_TOPIC
@@ -44,7 +50,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_s: Seconds = 300
     correction_window_s: Seconds = 86_400
     checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
-    clock_slack_s: Seconds = 2.0
     stall_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
 
     worker_host: str = "127.0.0.1"
@@ -62,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def checkpoint_topic(self) -> str:
         """Return the name of the changelog topic of the interval table."""
-        return f"{self.application_id}-checkpoint-changelog"
+        return checkpoint_topic(self.application_id)
 
     @property
     def policy(self) -> Policy:

@@ -24,7 +24,9 @@ from schemas import (
     SegmentEvent,
     WriterSchemas,
     encode_total,
+    is_clock_mark,
     partition_for,
+    read_clock_mark,
     to_segment,
 )
 from stream_processors.batch import Chunk, Headers, Record, records
@@ -101,6 +103,8 @@ class IntervalTable:
         self.clock_ms = 0
         self.records = 0
         """Records folded in this process's life; for the metrics only."""
+        self.clock_marks = 0
+        """Those of them that were clock marks."""
         self._orders: dict[str, Order] = {}
         self._slots: dict[str, int] = {}
         self._blocks: dict[int, dict[int, Order]] = {}
@@ -123,8 +127,16 @@ class IntervalTable:
         self._run_due(effects)
         return effects
 
+    def set_policy(self, policy: Policy) -> None:
+        """Judge what is folded from now on by another policy; deadlines that are set stay."""
+        self.policy = policy
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """Return the earliest deadline, or a lower bound of it that is after `now_ms`."""
+        return self.oldest_deadline_ms()
+
     def tick(self, now_ms: int) -> Effects:
-        """Return the totals due at `now_ms`, which the caller knows no later record can precede."""
+        """Return what a record that belongs to no order would give, appended at `now_ms`."""
         self.clock_ms = max(self.clock_ms, now_ms)
         effects = Effects()
         self._run_due(effects)
@@ -132,6 +144,10 @@ class IntervalTable:
 
     def _fold_record(self, record: Record, effects: Effects) -> None:
         try:
+            if is_clock_mark(record.value):
+                read_clock_mark(record.key, record.value or b"")
+                self.clock_marks += 1  # its batch has moved the clock, as every record's does
+                return
             event = self._accept(record)
         except BadRecord as error:
             effects.dead_letters.append(dead_letter(record, error.reason, error.detail))
@@ -161,7 +177,7 @@ class IntervalTable:
 
     def _accept(self, record: Record) -> SegmentEvent:
         """Return the record's segment, or raise BadRecord for the first rule that it breaks."""
-        raw = self.writers.read(record.value)
+        raw = self.writers.read(record.value, record.offset)
         if record.key != raw[0]:
             raise BadRecord(Reason.KEY_MISMATCH, f"the key is {record.key!r}, not {raw[0]!r}")
         event = to_segment(raw)

@@ -12,30 +12,26 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NoReturn, Protocol
 
-from schemas import WriterSchemas
+from schemas import ClockMark, WriterSchemas, encode_clock_mark
 from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
-from stream_processors.checkpoint import (
-    META,
-    START_ANEW,
-    Cut,
-    Lane,
-    Marks,
-    entry_key,
-    marks_of,
-    restore_lane,
-)
+from stream_processors.checkpoint import META, Cut, Lane, entry_key
 from stream_processors.columns import ColumnTable
-from stream_processors.errors import ContractError, DurabillError
+from stream_processors.errors import DurabillError
+from stream_processors.lanes import LaneBuilder, TableMaker
+from stream_processors.lookups import Ask, SchemaLookups, no_registry
 from stream_processors.order import Policy
-from stream_processors.outlet import Entry
+from stream_processors.outlet import Entry, WriterClosed
+from stream_processors.policies import Terms, describe_history, split
 from stream_processors.runtime import Exit, Runtime
 from stream_processors.settings import Settings
 from stream_processors.table import Effects, IntervalTable, Place
+from stream_processors.verdicts import SCHEMAS
 
 log = logging.getLogger("durabill.worker")
 
@@ -94,6 +90,11 @@ class Letters(Protocol):
     async def publish(self, partition: int, effects: Effects) -> None:
         """Queue the dead letters and forwards of a partition."""
 
+    def publish_mark(
+        self, partition: int, value: bytes, on_told: Callable[[int | None], None]
+    ) -> None:
+        """Append a clock mark; `on_told` gets its append time (ms), None if it was not written."""
+
     def cut(self) -> int:
         """Close the current epoch and return it."""
 
@@ -115,8 +116,10 @@ class Processor:
         letters: Letters,
         now_ms: Callable[[], int],
         *,
-        new_table: Callable[[Place, Policy, WriterSchemas], IntervalTable] = new_table,
+        new_table: TableMaker = new_table,
         kill: Callable[[], None] = kill,
+        ask_registry: Ask = no_registry,
+        on_fatal: Callable[[BaseException], Any] = die,
     ) -> None:
         self.settings = settings
         self.runtime = runtime
@@ -124,14 +127,16 @@ class Processor:
         self.lanes: dict[int, Lane] = {}
         self.exits: dict[int, Exit] = {}
         self.stopping = False
-        self._writers = writers
+        wanted = Terms(settings.policy, registry=bool(settings.schema_registry_url))
+        self._builder = LaneBuilder(runtime, wanted, writers, new_table)
+        self._lookups = SchemaLookups(ask_registry)
+        self._on_fatal = on_fatal
+        self._tasks: set[asyncio.Task[None]] = set()
         self._now_ms = now_ms
         self._step = CrashStep(settings.crash_at_step, kill)
-        self._new_table = new_table
         self._checkpoint_lock = asyncio.Lock()
         # What a table holds and what has been queued of it must not be told apart by a checkpoint.
         self._effects_lock = asyncio.Lock()
-        self._slack_ms = round(settings.clock_slack_s * 1000)
         self.last_checkpoint_ms: int | None = None
         self.last_tick_ms: int | None = None
         self.is_assigned = False
@@ -148,7 +153,10 @@ class Processor:
         await self._let_go()
         opened = await asyncio.gather(*(self.runtime.open_exit(each) for each in assigned))
         exits = self.exits = dict(zip(assigned, opened, strict=True))
-        lanes = await self._build_lanes(exits)
+        try:
+            lanes = await self._builder.build(exits)
+        except WriterClosed:
+            return  # told to stop meanwhile
         self.runtime.start_at({partition: lane.next_offset for partition, lane in lanes.items()})
         if self.stopping:
             return await self._let_go()
@@ -160,42 +168,6 @@ class Processor:
             *(assigned, orders, said),
         )
 
-    async def _build_lanes(self, exits: Mapping[int, Exit]) -> dict[int, Lane]:
-        if not exits:
-            return {}
-        origin, partitions = self.runtime.origin, list(exits)
-        # In this order, each after what it is held against: had another worker the partitions by
-        # now, which only our exits will tell us, then what it wrote would look like a loss.
-        committed = await self.runtime.committed(partitions)
-        entries = await self.runtime.read_entries(partitions)
-        bounds = await self.runtime.log_bounds(partitions)
-        marks: dict[int, Marks | None] = {}
-        for partition, offset in committed.items():
-            found = marks_of(entries, partition, origin, offset)
-            _check_offset(origin.topic, partition, found, bounds[partition])
-            marks[partition] = found
-        tails = await self.runtime.totals_since(
-            {each: found.totals_offset if found else None for each, found in marks.items()}
-        )
-        lanes = {}
-        for partition, found in marks.items():
-            place = Place(partition, origin.partitions)
-            lane = restore_lane(
-                self._new_table(place, self.settings.policy, self._writers),
-                entries,
-                origin,
-                found,
-                first_offset=bounds[partition][0],
-                tail=tails[partition],
-            )
-            way_out = exits[partition]
-            way_out.position = tails[partition].end
-            if found is None:
-                # Ahead of the first total: a recovery has to know from where on to look for it.
-                way_out.put_entries([lane.first_marks(tails[partition].end)])
-            lanes[partition] = lane
-        return lanes
-
     async def on_revoked(self) -> None:
         """Write a last checkpoint of all lanes and let them go."""
         try:
@@ -206,6 +178,8 @@ class Processor:
         await self._let_go()
 
     async def _let_go(self) -> None:
+        for lane in self.lanes.values():
+            self.runtime.hold(lane.partition, held=False)
         self.lanes, self.is_assigned = {}, False
         exits, self.exits = list(self.exits.values()), {}
         for each in exits:
@@ -229,14 +203,73 @@ class Processor:
         """Take in a chunk of a partition that may have been taken from us meanwhile."""
         async with self._effects_lock:
             lane = self.lanes.get(partition)
-            if lane is None or self.stopping or chunk.next_offset <= lane.next_offset:
+            if lane is None or self.stopping or lane.is_broken:
                 return
-            assert chunk.first_offset <= lane.next_offset, (
-                f"partition {partition}: a hole, {lane.next_offset} to {chunk.first_offset}"
-            )
-            effects = lane.table.fold(chunk)
-            lane.next_offset = chunk.next_offset
+            if lane.held:
+                lane.backlog.append(chunk)
+            else:
+                await self._fold(lane, chunk)
+
+    async def _fold(self, lane: Lane, chunk: Chunk) -> None:
+        """Fold what the lane has not seen of a chunk; hold the lane where that can't be judged."""
+        if chunk.next_offset <= lane.next_offset:
+            return
+        assert chunk.first_offset <= lane.next_offset, (
+            f"partition {lane.partition}: a hole, {lane.next_offset} to {chunk.first_offset}"
+        )
+        for terms, piece in split(replace(chunk, first_offset=lane.next_offset), lane.history):
+            if terms is not None:
+                lane.use(terms)
+            if ids := lane.undecided_ids(piece):
+                lane.backlog.appendleft(chunk)
+                self._hold(lane, "asks the schema registry")
+                self._spawn(self._decide(lane, ids, piece))
+                return
+            effects = lane.table.fold(piece)
+            lane.next_offset = piece.next_offset
             await self._publish(lane, effects)
+        lane.clock.note_folded(lane.table.clock_ms, self.runtime.elapsed_s())
+
+    def _hold(self, lane: Lane, why: str) -> None:
+        """Have nothing more of a partition folded; an empty reason lets it go on."""
+        lane.held = why
+        self.runtime.hold(lane.partition, held=bool(why))
+
+    async def _decide(self, lane: Lane, ids: list[int], piece: Chunk) -> None:
+        """Find out what a held lane's ids stand for, record it, and let the lane go on."""
+
+        def tell(why: str) -> None:
+            if lane.held != why:
+                log.warning("partition %d waits: %s", lane.partition, why)
+            lane.held = why
+
+        found = await self._lookups.decide(ids, tell)
+        if self.lanes.get(lane.partition) is not lane:
+            return
+        way_out = self.exits[lane.partition]
+        verdicts = lane.schemas.decide(found, piece.first_offset, piece.next_offset)
+        way_out.put_entries([(entry_key(lane.partition, SCHEMAS), verdicts)])
+        try:
+            await way_out.flushed()  # nothing may rest on a verdict that could still get lost
+        except WriterClosed:
+            return
+        async with self._effects_lock:
+            lane.held = ""
+            while lane.backlog and not lane.held and self.lanes.get(lane.partition) is lane:
+                await self._fold(lane, lane.backlog.popleft())
+            if not lane.held:
+                self.runtime.hold(lane.partition, held=False)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the stream; its failure is the worker's."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_done)
+
+    def _note_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fatal(error)
 
     async def _publish(self, lane: Lane, effects: Effects) -> None:
         way_out = self.exits[lane.partition]
@@ -248,16 +281,31 @@ class Processor:
         await way_out.has_room()
 
     async def tick(self) -> None:
-        """Publish what is due in partitions that are silent, by the broker's last answer."""
-        async with self._effects_lock:
-            for partition, lane in list(self.lanes.items()):
-                if self.stopping or self.lanes.get(partition) is not lane:
-                    continue  # taken from us while the one before it was published
-                answered_ms = self.runtime.silent_since_ms(partition, lane.next_offset)
-                if answered_ms is not None:
-                    effects = lane.table.tick(answered_ms - self._slack_ms)
-                    await self._publish(lane, effects)
+        """Write clock marks where a deadline may have come in a partition that is silent."""
+        now_s = self.runtime.elapsed_s()
+        for partition, lane in self.lanes.items():
+            end, high_watermark = self._ends(partition)
+            lane.transaction.note(lane.next_offset, end, high_watermark, now_s)
+            # Silent: all that there is has been folded, by the broker's last answer.
+            is_silent = high_watermark is not None and lane.next_offset >= high_watermark
+            if self.stopping or lane.held or not is_silent:
+                continue
+            due_ms = lane.table.next_due_ms(lane.clock.guess_ms(now_s))
+            if due_ms is not None and lane.clock.is_mark_due(due_ms, now_s):
+                self._mark(partition, lane, due_ms)
         self.last_tick_ms = self._now_ms()
+
+    def _ends(self, partition: int) -> tuple[int | None, int | None]:
+        """Return the end of the committed log, and the high watermark, as last heard of."""
+        return self.runtime.log_end(partition), self.runtime.high_watermark(partition)
+
+    def _mark(self, partition: int, lane: Lane, due_ms: int) -> None:
+        def on_told(append_ms: int | None) -> None:
+            lane.clock.note_told(append_ms, self.runtime.elapsed_s())
+
+        mark = ClockMark(self.settings.application_id, due_ms)
+        lane.clock.note_asked()
+        self.letters.publish_mark(partition, encode_clock_mark(mark), on_told)
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -330,23 +378,18 @@ class Processor:
                     "checkpointed_offset": lane.written_offset,
                     "orders": len(lane.table),
                     "records": lane.table.records,
+                    "clock_marks": lane.table.clock_marks,
+                    "held": lane.held or None,
+                    "waiting_for_transaction_s": round(
+                        lane.transaction.waiting_s(self.runtime.elapsed_s()), 3
+                    ),
+                    "policy": describe_history(lane.history[-1:]),
                     "clock_ms": lane.table.clock_ms,
                     "oldest_deadline_ms": lane.table.oldest_deadline_ms(),
                 }
                 for partition, lane in sorted(self.lanes.items())
             },
         }
-
-
-def _check_offset(topic: str, partition: int, marks: Marks | None, bounds: tuple[int, int]) -> None:
-    """Refuse to go on where the log, [first, after), no longer holds what has not been read."""
-    first, after = bounds
-    if marks is not None and not first <= marks.next_offset <= after:
-        raise ContractError(
-            f"{topic}/{partition}: the next offset to read is {marks.next_offset}, but the log"
-            f" holds {first} to {after}: segments are lost. Restore them from the archive, or"
-            f" accept the loss and {START_ANEW}"
-        )
 
 
 def _pack(snapshots: list[tuple[bytes, Snapshot | None]]) -> list[Entry]:

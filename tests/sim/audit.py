@@ -29,6 +29,7 @@ DRILLS = 0.3
 """Of the transactions with a part of a checkpoint, those from which a recovery is tried."""
 
 META = b"meta"
+NO_BLOCKS = (META, b"policy", b"schemas")
 NEXT_OFFSET, CLOCK, TOTALS_OFFSET = 2, 3, 4
 """Where a checkpoint's marks have these; read apart from the engine's own class of them."""
 
@@ -67,8 +68,9 @@ class Auditor:
         """Take note of what a segment's record asks for."""
         arrival_ms = max(record.append_ms, self._arrival_ms.get(record.partition, 0))
         self._arrival_ms[record.partition] = arrival_ms
+        if truth.is_clock_mark(record):
+            return
         judged = truth.judge(record, arrival_ms, self._policy, self._plan.partitions)
-        self._copies_seen.add(truth.forwarded_from(record.headers))
         if judged is Reason.WRONG_PARTITION and truth.may_be_sent_on(record):
             self._copies_due[record.partition].append(record.offset)
         elif isinstance(judged, Reason):
@@ -86,7 +88,7 @@ class Auditor:
         for key, value in entries:
             if key.endswith(META):
                 self._on_marks(partition, msgspec.msgpack.decode(value or b""))
-            elif value is not None:
+            elif value is not None and not key.endswith(NO_BLOCKS):
                 for name, revision in revisions_in(value):
                     if revision and (name, revision) not in self._revisions:
                         self._blame(f"{key!r} holds revision {revision} of {name!r}, not said yet")
@@ -115,11 +117,12 @@ class Auditor:
         for at, name in ((NEXT_OFFSET, "offset"), (CLOCK, "clock"), (TOTALS_OFFSET, "totals")):
             if before is not None and marks[at] < before[at]:
                 self._blame(f"marks of {partition}: the {name} goes back, {before} to {marks}")
-        if marks[NEXT_OFFSET] > self._broker.segments[partition].next_offset:
+        if marks[NEXT_OFFSET] > self._broker.segments[partition].visible_end:
             self._blame(f"marks of {partition} lead the log: {marks}")
         if marks[TOTALS_OFFSET] > len(self._broker.totals[partition].records):
             self._blame(f"marks of {partition} lead the totals: {marks}")
         self._read_letters()
+        self._find_copies()
         for due, seen, what in (
             (self._letters_due, self._letters_seen, "dead letter"),
             (self._copies_due, self._copies_seen, "copy"),
@@ -127,6 +130,13 @@ class Auditor:
             for offset in due[partition]:
                 if offset < marks[NEXT_OFFSET] and b"%d/%d" % (partition, offset) not in seen:
                     self._blame(f"marks pass {partition}/{offset}, whose {what} is not there")
+
+    def _find_copies(self) -> None:
+        """See which copies are in the log for good; a transaction before them may still hide them."""
+        for log in self._broker.segments:
+            for batch in log.batches:
+                if batch.after <= log.high_watermark:
+                    self._copies_seen |= {truth.forwarded_from(each[2]) for each in batch.entries}
 
     def _read_letters(self) -> None:
         for _, _, headers in self._broker.letters[self._letters_read :]:
@@ -153,9 +163,9 @@ class Auditor:
         if found.forwarded - found.sent_on:
             self._blame(f"sent on for nothing: {sorted(found.forwarded - found.sent_on)}")
         for log in self._broker.segments:
-            if offsets.get(log.partition, 0) != log.next_offset:
+            if offsets.get(log.partition, 0) != log.log_end:
                 at = offsets.get(log.partition)
-                self._blame(f"partition {log.partition}: read to {at} of {log.next_offset}")
+                self._blame(f"partition {log.partition}: read to {at} of {log.log_end}")
             else:
                 self._check_checkpoint(log.partition)
 
@@ -193,14 +203,14 @@ class Auditor:
         """Compare the checkpoint with a plain table that has read the log in one go."""
         place = Place(partition, self._plan.partitions)
         latest = {key: value for _, key, value in self._broker.changelog[partition].committed(0)}
-        blocks = [value for key, value in latest.items() if value and not key.endswith(META)]
+        blocks = [value for key, value in latest.items() if value and not key.endswith(NO_BLOCKS)]
         policy = self._plan.settings.policy
         clock_ms = self._marks[partition][CLOCK]
         kept = empty_table(self._plan.columns, place, policy, OWN_SCHEMA_ONLY)
         kept.restore(blocks, clock_ms)
         plain = IntervalTable(place, policy, OWN_SCHEMA_ONLY)
         log = self._broker.segments[partition]
-        plain.fold(Chunk(0, log.next_offset, b"".join(data for _, _, data in log.batches)))
+        plain.fold(Chunk(0, log.log_end, log.data()))
         settle_all(plain)
         names = {each.key.decode("utf-8", "replace") for each in log.records if each.key}
         for name in sorted(names):

@@ -90,37 +90,102 @@ class TopicLog:
         return found
 
 
+@dataclass(eq=False, slots=True)
+class Batch:
+    """A record batch of segments, or a transaction's marker."""
+
+    first: int
+    after: int
+    append_ms: int
+    entries: tuple[Entry, ...]
+    is_open: bool = False
+    """Whether it belongs to a client's transaction that has not ended."""
+    is_aborted: bool = False
+    is_lost: bool = False
+    """Whether a change of leaders has cut it off."""
+    ends: "Batch | None" = None
+    """What a marker ends."""
+    data: bytes = b""
+
+
 class SegmentLog:
-    """A partition of segments: LogAppendTime, whole batches."""
+    """A partition of segments: LogAppendTime, whole batches, replicas that follow the leader.
+
+    Consumers see what all replicas have, up to the high watermark, and no further than to the
+    first record of an open transaction.
+    """
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
-        self.batches: list[tuple[int, int, bytes]] = []
-        """(first offset, next offset, bytes); no bytes where the batch was aborted."""
+        self.batches: list[Batch] = []
         self.records: list[LogRecord] = []
-        self.next_offset = 0
+        """Those that consumers can see."""
+        self.log_end = self.high_watermark = self.visible_end = 0
+        self._seen = 0
+        self.on_visible: Callable[[LogRecord], None] = lambda record: None
 
-    def append(self, entries: tuple[Entry, ...], append_ms: int, *, aborted: bool) -> None:
-        """Append a batch."""
-        first, after = self.next_offset, self.next_offset + len(entries)
-        data = b""
-        if not aborted:
-            data = encode_batch(first, append_ms, list(enumerate(entries, first)))
-            for offset, (key, value, headers) in enumerate(entries, first):
-                record = LogRecord(self.partition, offset, append_ms, key, value, tuple(headers))
-                self.records.append(record)
-        else:
-            after += 1  # its marker
-        self.batches.append((first, after, data))
-        self.next_offset = after
+    def append(self, entries: tuple[Entry, ...], append_ms: int, *, is_open: bool) -> Batch:
+        """Append a batch to the leader's log."""
+        first, after = self.log_end, self.log_end + len(entries)
+        batch = Batch(first, after, append_ms, entries, is_open)
+        batch.data = encode_batch(first, append_ms, list(enumerate(entries, first)))
+        return self._add(batch)
 
-    def fetch(self, position: int, batches_max: int) -> tuple[Chunk | None, int]:
-        """Return the next few batches as a chunk, None at the end; and the log's end."""
-        found = [each for each in self.batches if each[1] > position][:batches_max]
+    def append_marker(self, ends: Batch, append_ms: int, *, is_aborted: bool) -> Batch:
+        """Append the marker of a transaction, which ends it once all replicas have it."""
+        ends.is_aborted = is_aborted
+        return self._add(Batch(self.log_end, self.log_end + 1, append_ms, (), ends=ends))
+
+    def _add(self, batch: Batch) -> Batch:
+        self.batches.append(batch)
+        self.log_end = batch.after
+        return batch
+
+    def replicate(self, to: int) -> None:
+        """Have all replicas follow up to an offset."""
+        self.high_watermark = max(self.high_watermark, min(to, self.log_end))
+        for batch in self.batches:
+            if batch.ends is not None and batch.after <= self.high_watermark:
+                batch.ends.is_open = False
+        while self._seen < len(self.batches):
+            batch = self.batches[self._seen]
+            if batch.is_open or batch.after > self.high_watermark:
+                break
+            self._seen += 1
+            self.visible_end = batch.after
+            if not batch.is_aborted:
+                self._show(batch)
+
+    def _show(self, batch: Batch) -> None:
+        for offset, (key, value, headers) in enumerate(batch.entries, batch.first):
+            record = LogRecord(self.partition, offset, batch.append_ms, key, value, tuple(headers))
+            self.records.append(record)
+            self.on_visible(record)
+
+    def cut_off(self) -> list[Batch]:
+        """Lose what not all replicas have; return it."""
+        lost = [batch for batch in self.batches if batch.after > self.high_watermark]
+        for batch in lost:
+            batch.is_lost = True
+        self.batches = self.batches[: len(self.batches) - len(lost)]
+        self.log_end = self.high_watermark
+        return lost
+
+    def visible(self, position: int = 0) -> list[Batch]:
+        """Return the batches that consumers can see from a position on."""
+        return [each for each in self.batches[: self._seen] if each.after > position]
+
+    def data(self, position: int = 0) -> bytes:
+        """Return the bytes of those that were not aborted."""
+        return b"".join(each.data for each in self.visible(position) if not each.is_aborted)
+
+    def fetch(self, position: int, batches_max: int) -> tuple[Chunk | None, int, int]:
+        """Return the next few batches as a chunk, None at the end; the high watermark; the end."""
+        found = self.visible(position)[:batches_max]
         if not found:
-            return None, self.next_offset
-        data = b"".join(data for _, _, data in found)
-        return Chunk(position, found[-1][1], data), self.next_offset
+            return None, self.high_watermark, self.visible_end
+        data = b"".join(each.data for each in found if not each.is_aborted)
+        return Chunk(position, found[-1].after, data), self.high_watermark, self.visible_end
 
 
 class Coordinator:
@@ -194,6 +259,25 @@ class Coordinator:
             self._end(Outcome.ABORTED)
 
 
+class AckedAppend:
+    """A produce request with acks=all: done when all replicas have it, again if it gets lost."""
+
+    def __init__(self, broker: "Broker", partition: int, entry: Entry) -> None:
+        self._broker = broker
+        self._partition = partition
+        self._entry = entry
+        self._batch: Batch | None = None
+
+    def __call__(self) -> int:
+        """Return the append time."""
+        batch = self._batch
+        if batch is None or batch.is_lost:
+            batch = self._batch = self._broker.append_segments(self._partition, (self._entry,))
+        if batch.after > self._broker.segments[self._partition].high_watermark:
+            raise Again
+        return batch.append_ms
+
+
 class Broker:
     """All brokers together, and the network before them."""
 
@@ -208,29 +292,66 @@ class Broker:
         self.letters: list[Entry] = []
         self.skew_ms = [0] * plan.partitions
         """Of each partition's append clock."""
+        self.stalled_until_s = [0.0] * plan.partitions
+        """Until when a follower of each partition lags, in the ISR: nothing new can be seen."""
         self.down_until_s = 0.0
         self.cut_off_until_s: dict[Host, float] = {}
         self.slow = plan.faults.slow
         self.gave_up = plan.faults.gave_up * 0.3
         self.on_commit: Callable[[int, Transaction], None] = lambda partition, transaction: None
-        self.on_append: Callable[[LogRecord], None] = lambda record: None
         self.on_request: Callable[[Host, str], None] = lambda host, what: None
         self.trace: Callable[[str], None] | None = None
         self._world = Context()
 
     def append_segments(
-        self, partition: int, entries: tuple[Entry, ...], *, aborted: bool = False
-    ) -> None:
-        """Append a batch of segments, with the time of the partition's broker."""
+        self, partition: int, entries: tuple[Entry, ...], *, is_open: bool = False
+    ) -> Batch:
+        """Append a batch of segments, with the time of the partition's leader."""
         log = self.segments[partition]
         if self.trace is not None:
-            fate = " (aborted)" if aborted else ""
-            self.trace(f"segments/{partition}@{log.next_offset}: {len(entries)} records{fate}")
+            fate = " in a transaction" if is_open else ""
+            self.trace(f"segments/{partition}@{log.log_end}: {len(entries)} records{fate}")
+        batch = log.append(entries, self._append_ms(partition), is_open=is_open)
+        self._replicate_later(log)
+        return batch
+
+    def end_transaction(self, partition: int, batch: Batch, *, is_aborted: bool) -> None:
+        """End a client's transaction of one batch."""
+        log = self.segments[partition]
+        if self.trace is not None:
+            how = "aborted" if is_aborted else "committed"
+            self.trace(f"segments/{partition}@{batch.first} is {how}")
+        if not batch.is_lost:
+            log.append_marker(batch, self._append_ms(partition), is_aborted=is_aborted)
+            self._replicate_later(log)
+
+    def _append_ms(self, partition: int) -> int:
         now_ms = BASE_MS + round(self.loop.time() * 1000) + self.skew_ms[partition]
-        count = len(log.records)
-        log.append(entries, now_ms - now_ms % GRAIN_MS, aborted=aborted)
-        for record in log.records[count:]:
-            self.on_append(record)
+        return now_ms - now_ms % GRAIN_MS
+
+    def _replicate_later(self, log: SegmentLog) -> None:
+        self.later(self._replicate, log, log.log_end)
+
+    def _replicate(self, log: SegmentLog, to: int) -> None:
+        wait_s = self.stalled_until_s[log.partition] - self.loop.time()
+        if wait_s > 0:
+            self.loop.call_later(wait_s, self._replicate, log, to, context=self._world)
+        else:
+            log.replicate(to)
+
+    def change_leader(self, partition: int, *, keeps: bool) -> list[Batch]:
+        """Have another replica lead; return what is lost: nothing that was acknowledged."""
+        log = self.segments[partition]
+        self.stalled_until_s[partition] = 0.0
+        if keeps:
+            log.replicate(log.log_end)
+            return []
+        lost = log.cut_off()
+        for batch in lost:
+            # A marker is written again by the coordinator, until it has been acknowledged.
+            if batch.ends is not None and not batch.ends.is_lost:
+                self.end_transaction(partition, batch.ends, is_aborted=batch.ends.is_aborted)
+        return [batch for batch in lost if batch.ends is None]
 
     # -- requests -----------------------------------------------------------------------------
 

@@ -42,13 +42,13 @@ def drill(plan: Plan, broker: Broker, partition: int, policy: truth.Policy) -> l
     place = Place(partition, plan.partitions)
     table = empty_table(plan.columns, place, plan.settings.policy, OWN_SCHEMA_ONLY)
     marks = marks_of(entries, partition, origin, None)
-    start = len(broker.totals[partition].records) if marks is None else marks.totals_offset or 0
+    start = 0 if marks is None else marks.totals_offset or 0
     tail = Tail([each for each in said if each[0] >= start], len(broker.totals[partition].records))
     lane = checkpoint.restore_lane(table, entries, origin, marks, first_offset=0, tail=tail)
     later: list[Total] = []
-    if lane.next_offset < log.next_offset:
-        rest = b"".join(data for _, after, data in log.batches if after > lane.next_offset)
-        effects = table.fold(Chunk(lane.next_offset, log.next_offset, rest))
+    if lane.next_offset < log.visible_end:
+        rest = log.data(lane.next_offset)
+        effects = table.fold(Chunk(lane.next_offset, log.visible_end, rest))
         later += lane.unsaid(effects.totals)
     later += lane.unsaid(settle_all(table))
     found: dict[str, list[bytes | None]] = defaultdict(list)

@@ -28,6 +28,12 @@ class Faults:
     """Records in a wrong partition."""
     aborted: float = 0.0
     """Batches of clients' transactions that are aborted."""
+    undecided: float = 0.0
+    """Batches of clients' transactions that stay open for seconds."""
+    stall: float = 0.0
+    """Seconds in which a follower of a partition begins to lag, in the ISR."""
+    leader: float = 0.0
+    """Seconds in which a partition's leader changes."""
     reborn: float = 0.0
     """Orders whose number is used again after they were forgotten."""
     echo: float = 0.0
@@ -51,9 +57,9 @@ class Faults:
     night: float = 0.0
     """Long silences in which no worker runs; afterwards the whole log is there at once."""
     worker_clock: float = 0.0
-    """Workers whose wall clock jumps, at random, within the slack."""
+    """Workers whose wall clock jumps, by seconds or hours."""
     broker_clock: float = 0.0
-    """Partitions whose append clock jumps, also backwards, within the slack."""
+    """Partitions whose append clock jumps, also backwards."""
 
 
 WORST = Faults(
@@ -65,6 +71,9 @@ WORST = Faults(
     bad=0.3,
     misplaced=0.4,
     aborted=0.3,
+    undecided=0.2,
+    stall=0.4,
+    leader=0.2,
     reborn=0.6,
     echo=0.3,
     slow=0.1,
@@ -128,7 +137,6 @@ def draw_plan(seed: int) -> Plan:
         settle_grace_s=dice.choice((0.3, 2.0, 4.0)),
         idle_timeout_s=dice.choice((3.0, 6.0)),
         correction_window_s=dice.choice((4.0, 15.0)),
-        clock_slack_s=2.0,
     )
     return Plan(
         seed=seed,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from stream_processors.errors import FencedError
@@ -13,7 +14,7 @@ from tests.sim.group import Group
 from tests.sim.host import SimWorker, draw_crash_step
 from tests.sim.loop import HOST, Host, Killed, SimLoop, Stuck
 from tests.sim.tables import small_blocks
-from tests.sim.traffic import Clients
+from tests.sim.traffic import OPEN_S_MAX, Clients, Sending
 
 STEPS_MAX = 200_000
 CALM_S = 90.0
@@ -61,7 +62,8 @@ class History:
         self._calm = self._over = False
         self._night = (0.0, 0.0)
         self._trace: list[str] | None = [] if trace else None
-        self._broker.on_append = self._auditor.on_append
+        for log in self._broker.segments:
+            log.on_visible = self._auditor.on_append
         self._broker.on_commit = self._auditor.on_commit
         self._broker.on_request = self._on_request
         self._group.on_move = self._auditor.on_move
@@ -87,10 +89,7 @@ class History:
         plan, loop, broker = self._plan, self._loop, self._broker
         sendings = Clients(plan, self._dice).sendings()
         for sending in sendings:
-            append = broker.append_segments
-            loop.call_at(
-                sending.at_s, _append, append, sending.partition, sending.entries, sending.aborted
-            )
+            loop.call_at(sending.at_s, self._send, sending)
         for slot in range(plan.workers):
             loop.call_at(self._dice.random() * 2.0, self._launch, slot)
         if plan.gap_s and self._dice.random() < self._faults.night:
@@ -99,7 +98,9 @@ class History:
             loop.call_at(falls_s, self._end_all)
         self._watch()
         last_s = max((each.at_s for each in sendings), default=0.0)
-        await broker.sleep(max(plan.traffic_s + plan.gap_s, last_s, self._night[1]) + 3.0)
+        await broker.sleep(
+            max(plan.traffic_s + plan.gap_s, last_s, self._night[1]) + 3.0 + OPEN_S_MAX
+        )
         self._be_calm()
         until_s = loop.time() + CALM_S
         while not self._is_settled() and loop.time() < until_s:
@@ -108,6 +109,24 @@ class History:
             self._auditor.problems.append(f"not settled {CALM_S:.0f} s after the last fault")
         await self._stop_all()
         self._auditor.check_end(self._group.offsets)
+
+    def _send(self, sending: Sending) -> None:
+        """Have what a client sends reach the brokers."""
+        broker, partition = self._broker, sending.partition
+        is_open = sending.open_s is not None
+        batch = broker.append_segments(partition, sending.entries, is_open=is_open)
+        if sending.open_s is not None:
+            end = partial(broker.end_transaction, partition, batch, is_aborted=sending.aborted)
+            self._loop.call_later(sending.open_s, end)
+
+    def _change_leader(self, partition: int) -> None:
+        """Have another broker lead a partition; clients send what was not acknowledged again."""
+        lost = self._broker.change_leader(partition, keeps=self._dice.random() < 0.5)
+        self._note(f"{partition} has another leader, {len(lost)} batches are lost")
+        for batch in lost:
+            again = Sending(0.0, partition, batch.entries)
+            if batch.entries[0][0] is not None:  # clock marks are sent again by who waits for them
+                self._loop.call_later(self._dice.uniform(0.1, 2.0), self._send, again)
 
     # -- workers ------------------------------------------------------------------------------
 
@@ -231,8 +250,14 @@ class History:
                 for_s = dice.choice((0.5, 3.0, 10.0))
                 broker.down_until_s = self._loop.time() + for_s
                 self._note(f"no broker answers for {for_s} s")
+            for partition in range(self._plan.partitions):
+                if dice.random() < faults.stall * 0.3:
+                    for_s = dice.choice((1.0, 4.0, 9.0))
+                    broker.stalled_until_s[partition] = self._loop.time() + for_s
+                    self._note(f"a follower of {partition} stalls for {for_s} s")
+                if dice.random() < faults.leader * 0.3:
+                    self._change_leader(partition)
             if dice.random() < faults.broker_clock * 0.2:
-                # With a worker's clock ahead this must stay within the slack, or nothing holds.
                 partition = dice.randrange(self._plan.partitions)
                 broker.skew_ms[partition] = dice.choice((-1000, -500, 0, 0, 700, 2500))
                 self._note(f"clock of {partition}: {broker.skew_ms[partition]} ms")
@@ -242,7 +267,7 @@ class History:
         self._loop.call_later(WATCH_S, self._watch)
 
     def _jump(self, worker: SimWorker) -> None:
-        worker.skew_ms = self._dice.choice((-6000, -1000, 0, 500, 900))
+        worker.skew_ms = self._dice.choice((-36_000_000, -6000, 0, 900, 5000, 36_000_000))
         self._note(f"clock of {worker.name}: {worker.skew_ms} ms")
 
     def _be_calm(self) -> None:
@@ -252,6 +277,7 @@ class History:
         broker = self._broker
         broker.down_until_s = 0.0
         broker.slow = broker.gave_up = 0.0
+        broker.stalled_until_s = [0.0] * self._plan.partitions
         broker.cut_off_until_s.clear()
         for worker in self._workers.values():
             worker.skew_ms = 0
@@ -267,7 +293,7 @@ class History:
             and self._group.has(worker, worker.processor.lanes)
             and worker.has_published()
             and all(
-                lane.next_offset == self._broker.segments[partition].next_offset
+                lane.next_offset == self._broker.segments[partition].log_end
                 and lane.table.oldest_deadline_ms() is None
                 for partition, lane in worker.processor.lanes.items()
             )
@@ -292,10 +318,6 @@ class History:
                 self._auditor.problems.append("a worker doesn't stop")
                 return
             await self._broker.sleep(WATCH_S)
-
-
-def _append(append: Callable[..., None], partition: int, entries: object, aborted: bool) -> None:
-    append(partition, entries, aborted=aborted)
 
 
 def run_seed(seed: int, *, trace: bool = False, without: tuple[str, ...] = ()) -> Verdict:

@@ -71,6 +71,7 @@ class SimWorker(Host):
             self.now_ms,
             new_table=table_maker(self._plan.columns, self._dice),
             kill=self.kill,
+            on_fatal=self.die,
         )
         for work in (self._membership, self._heartbeats, self._fold):
             self._spawn(work)
@@ -151,6 +152,8 @@ class SimWorker(Host):
                 continue
             self.runtime.shares = shares
             await processor.on_assigned(shares)
+            if processor.stopping:
+                continue
             self._fetches = [
                 self._spawn(self._fetch, each, self.runtime.starts[each]) for each in shares
             ]
@@ -165,10 +168,9 @@ class SimWorker(Host):
     async def _fetch(self, partition: int, position: int) -> None:
         log, pause_s = self._broker.segments[partition], POLL_S
         while True:
-            asked_ms = self.now_ms()
             count = self._dice.randint(1, 4)
-            chunk, end = await self._broker.ask("fetch", log.fetch, position, count)
-            self.runtime.log_ends[partition] = (asked_ms, end)
+            chunk, *ends = await self._broker.ask("fetch", log.fetch, position, count)
+            self.runtime.log_ends[partition] = (ends[0], ends[1])
             if chunk is None:
                 await self._broker.sleep(pause_s * self._dice.random())
                 pause_s = min(2 * pause_s, POLL_MAX_S)

@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stream_processors import blocks, checkpoint, table, worker
+from stream_processors import blocks, checkpoint, lanes, table
 from stream_processors.checkpoint import Lane
+from stream_processors.lanes import LaneBuilder
 from stream_processors.order import Order
 from stream_processors.table import IntervalTable
 from stream_processors.worker import Processor
@@ -89,6 +90,8 @@ if self._epoch < 0:
         self._epoch = await self._link.broker.ask("open exit", self._coordinator.init)
     {_LINK}"""
 
+_PUBLISH_MARK = "self.letters.publish_mark(partition, encode_clock_mark(mark), on_told)"
+
 EFFECT_ORDER = (
     Mutation(
         "blocks overtake totals",  # waiting for totals is one safety, the exit's queue the other
@@ -139,10 +142,6 @@ EFFECT_ORDER = (
         "a chunk is folded during a cut",
         Processor, "fold", "async with self._effects_lock:", "if True:",
     ),
-    _one(
-        "totals of a timer get lost",
-        Processor, "tick", "await self._publish(lane, effects)", "pass",
-    ),
 )  # fmt: skip
 """What may happen after what."""
 
@@ -156,29 +155,24 @@ CHECKPOINTS = (
     ),
     _one(
         "totals are looked for from the start",
-        Processor, "_build_lanes", "way_out.position = tails[partition].end", "pass",
+        LaneBuilder, "_build_one", "way_out.starts_at(tail.end)", "pass",
     ),
     _one(
         "no marks before the first total",
-        Processor, "_build_lanes", "if found is None:", "if False:",
+        LaneBuilder, "_build_one", "if marks is None:", "if False:",
     ),
     Mutation(
         "the clock is not restored",
         tuple(
-            Change(
-                module, "restore_lane",
-                "table.restore(blocks, marks.clock_ms)", "table.restore(blocks, 0)",
-            )
-            for module in (checkpoint, worker)
+            Change(module, "restore_lane", "(blocks, clock_ms)", "(blocks, 0)")
+            for module in (checkpoint, lanes)
         ),
     ),
     Mutation(
         "the clock is ahead of the marks",
         tuple(
-            Change(
-                module, "restore_lane", "(blocks, marks.clock_ms)", "(blocks, marks.clock_ms + 900)"
-            )
-            for module in (checkpoint, worker)
+            Change(module, "restore_lane", "(blocks, clock_ms)", "(blocks, clock_ms + 900)")
+            for module in (checkpoint, lanes)
         ),
     ),
     _one("a changed block is forgotten", Lane, "cut", "take_changed()", "take_changed()[1:]"),
@@ -236,14 +230,23 @@ OWNERS = (
 """Who may write."""
 
 TIME = (
-    _one("no slack", Processor, "tick", "answered_ms - self._slack_ms", "answered_ms"),
     _one(
-        "the worker's clock",
-        Processor, "tick", "answered_ms - self._slack_ms", "self._now_ms() - self._slack_ms",
+        "a high watermark that stands still is silence",  # by the worker's clock, less a slack
+        Processor, "_mark", _PUBLISH_MARK,
+        "asyncio.get_running_loop().create_task("
+        "self._publish(lane, lane.table.tick(self._now_ms() - 2000)))",
     ),
     _one(
-        "silence though there is more",
-        SimRuntime, "silent_since_ms", "if next_offset >= end", "if True",
+        "a clock mark's acknowledgement moves the clock",
+        Processor, "_mark", "lane.clock.note_told(append_ms, self.runtime.elapsed_s())",
+        "lane.clock.note_told(append_ms, self.runtime.elapsed_s()); "
+        "asyncio.get_running_loop().create_task("
+        "self._publish(lane, lane.table.tick(append_ms or 0)))",
+    ),
+    _one("no clock marks", Processor, "_mark", _PUBLISH_MARK, "pass"),
+    _one(
+        "a clock mark is a dead letter",
+        IntervalTable, "_fold_record", "if is_clock_mark(record.value):", "if False:",
     ),
     Mutation(
         "a deadline is over a moment later",

@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 
 from stream_processors.checkpoint import Origin
 from stream_processors.errors import FencedError, StateError
-from stream_processors.outlet import Entry, Tail
+from stream_processors.outlet import Entry, Tail, WriterClosed
 from stream_processors.table import Effects, Total
 from tests.property.batches import Entry as LogEntry
-from tests.sim.broker import Broker, Coordinator, Fenced, GaveUp, TopicLog
+from tests.sim.broker import AckedAppend, Broker, Coordinator, Fenced, GaveUp, TopicLog
 from tests.sim.group import Group
 from tests.sim.loop import Host
 
 T = TypeVar("T")
 ROOM_RUNS = 12
 PAUSE_S = 0.005
+LOST_MARK = 0.05
 FULL = 0.2
 """How often the producer's queue is full for a while."""
 
@@ -65,8 +66,10 @@ class SimExit:
         self._wake.set()
 
     async def flushed(self) -> None:
-        """Return once everything put so far is committed."""
+        """Return once everything put so far is committed; raise WriterClosed if it can't be."""
         if self._committed < self._put:
+            if self._closing:
+                raise WriterClosed
             waiter: asyncio.Future[None] = self._link.broker.loop.create_future()
             self._waiters.append((self._put, waiter))
             await waiter
@@ -84,6 +87,14 @@ class SimExit:
         """Let go."""
         self._closing = True
         self._wake.set()
+        waiters, self._waiters = self._waiters, []
+        for _, waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(WriterClosed())
+
+    def starts_at(self, totals_end: int) -> None:
+        """Take note where the totals ended when they were read."""
+        self.position = totals_end
 
     async def closed(self) -> None:
         """Return once it has let go."""
@@ -162,7 +173,7 @@ class SimLetters:
             await self._put(partial(broker.letters.append, entry))
         for forward in effects.forwards:
             copy: LogEntry = (forward.record.key, forward.record.value, forward.headers)
-            await self._put(partial(broker.append_segments, forward.partition, (copy,)))
+            await self._put(AckedAppend(broker, forward.partition, copy))
 
     async def _put(self, append: Callable[[], None]) -> None:
         self._queue.append((self._epoch, append))
@@ -170,6 +181,22 @@ class SimLetters:
         dice = self._link.broker.dice
         while len(self._queue) > ROOM_RUNS or dice.random() < FULL:
             await self._link.broker.sleep(dice.random() * 0.3)
+
+    def publish_mark(
+        self, partition: int, value: bytes, on_told: Callable[[int | None], None]
+    ) -> None:
+        """Append a clock mark; sometimes it can't be written."""
+        self._link.broker.loop.create_task(self._mark(partition, value, on_told))
+
+    async def _mark(
+        self, partition: int, value: bytes, on_told: Callable[[int | None], None]
+    ) -> None:
+        broker = self._link.broker
+        if broker.dice.random() < LOST_MARK:
+            await broker.sleep(broker.dice.random())
+            on_told(None)
+        else:
+            on_told(await broker.ask("mark", AckedAppend(broker, partition, (None, value, ()))))
 
     def cut(self) -> int:
         """Close the current epoch and return it."""
@@ -219,6 +246,7 @@ class SimRuntime:
         self.starts: dict[int, int] = {}
         self.log_ends: dict[int, tuple[int, int]] = {}
         self._link = link
+        self._began_s = link.broker.dice.uniform(0.0, 1e6)
 
     def assigned(self) -> list[int]:
         """Return the partitions that the group has given us."""
@@ -244,7 +272,7 @@ class SimRuntime:
         """Ask for the bounds of the log."""
         logs = self._link.broker.segments
         return await self._link.broker.ask(
-            "log bounds", lambda: {each: (0, logs[each].next_offset) for each in partitions}
+            "log bounds", lambda: {each: (0, logs[each].visible_end) for each in partitions}
         )
 
     async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
@@ -257,14 +285,24 @@ class SimRuntime:
             latest.update((key, value) for _, key, value in records)
         return {key: value for key, value in latest.items() if value is not None}
 
-    def silent_since_ms(self, partition: int, next_offset: int) -> int | None:
-        """Return when the broker was asked that had nothing from an offset on."""
-        asked_ms, end = self.log_ends.get(partition, (None, 0))
-        return asked_ms if next_offset >= end else None
+    async def read_previous_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        """Return none: there is no other application id."""
+        return {}
 
     def log_end(self, partition: int) -> int | None:
-        """Return the log's end as last heard of."""
-        return self.log_ends.get(partition, (0, None))[1]
+        """Return the committed log's end as last heard of."""
+        return self.log_ends[partition][1] if partition in self.log_ends else None
+
+    def high_watermark(self, partition: int) -> int | None:
+        """Return the high watermark as last heard of."""
+        return self.log_ends[partition][0] if partition in self.log_ends else None
+
+    def hold(self, partition: int, *, held: bool) -> None:
+        """Do nothing: what comes all the same is kept."""
+
+    def elapsed_s(self) -> float:
+        """Return the time on a clock that nobody sets, and that began at any moment."""
+        return self._link.broker.loop.time() + self._began_s
 
     async def open_exit(self, partition: int) -> SimExit:
         """Fence all others, and return the partition's way out."""
@@ -282,7 +320,7 @@ class SimRuntime:
             end = await broker.ask("totals' end", log.stable_end)
             if start is not None and start > end:
                 raise StateError(f"the totals end at {end}, before {start}")
-            found = await broker.ask("totals", log.committed, end if start is None else start)
+            found = await broker.ask("totals", log.committed, start or 0)
             tails[partition] = Tail([each for each in found if each[0] < end], end)
         return tails
 

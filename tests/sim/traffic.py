@@ -1,6 +1,6 @@
 """What clients send in a history: orders' segments, and all that goes wrong on their way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from schemas import SEGMENT_HEADER, partition_for
@@ -11,6 +11,7 @@ from tests.sim.faults import Plan
 BASE_MS = 1_700_000_000_000
 """The wall clock as a history begins."""
 
+OPEN_S_MAX = 7.0
 GRAIN_MS = 100
 """All clocks move in steps of this, so that deadlines are met to the millisecond."""
 
@@ -23,6 +24,8 @@ class Sending:
     partition: int
     entries: tuple[Entry, ...]
     aborted: bool = False
+    open_s: float | None = None
+    """For how long it belongs to an open transaction; None: to none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,12 @@ class Clients:
         keys: dict[str, bytes | None] = {"key": b"another", "no key": None}
         return keys.get(kind, key), value, ()
 
+    def _open_s(self) -> float:
+        """Draw for how long a transaction is open."""
+        if self._dice.random() < self._faults.undecided:
+            return self._dice.choice((1.0, 3.0, OPEN_S_MAX))
+        return self._dice.uniform(0.0, 0.05)
+
     def _batches(self) -> list[Sending]:
         """Cut the records into batches, as they happen to come together."""
         dice, faults = self._dice, self._faults
@@ -174,16 +183,19 @@ class Clients:
                 del waiting[packet.partition]
                 sendings.append(_sending(batch))
                 if dice.random() < faults.aborted:
-                    sendings[-1] = _sending(batch, aborted=True)
-                    later_s = dice.uniform(0.1, 1.0)
+                    open_s = self._open_s()
+                    sendings[-1] = replace(_sending(batch), aborted=True, open_s=open_s)
+                    later_s = open_s + dice.uniform(0.1, 1.0)
                     sendings.append(_sending(batch, later_s=later_s))
+                elif dice.random() < faults.undecided:
+                    sendings[-1] = replace(sendings[-1], open_s=self._open_s())
         sendings += [_sending(batch) for batch in waiting.values()]
         return sorted(sendings, key=lambda each: each.at_s)
 
 
-def _sending(batch: list[Packet], *, later_s: float = 0.0, aborted: bool = False) -> Sending:
+def _sending(batch: list[Packet], *, later_s: float = 0.0) -> Sending:
     entries = tuple(each.entry for each in batch)
-    return Sending(batch[-1].at_s + later_s, batch[0].partition, entries, aborted)
+    return Sending(batch[-1].at_s + later_s, batch[0].partition, entries)
 
 
 def _ms(at_s: float) -> int:

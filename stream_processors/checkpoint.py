@@ -1,10 +1,11 @@
 """Checkpoints: a partition's interval table in the entries of an ordinary Faust `Table`.
 
 Keys are `partition/block`, `partition/meta` for the marks, and `partition/policy` and
-`partition/schemas` for what else decides totals (`policies`, `verdicts`). Union is idempotent and every order
-knows its last offset, so blocks need not be written all at once or not at all: a checkpoint that
-a crash tore is a mixture of older and newer blocks, and the replay from the marks brings each of
-them to the same place. All of it is written by the partition's outlet, so by its owner alone.
+`partition/schemas` for what else decides totals (`policies`, `verdicts`). Union is idempotent and
+every order knows its last offset, so blocks need not be written all at once or not at all: a
+checkpoint that a crash tore is a mixture of older and newer blocks, and the replay from the marks
+brings each of them to the same place. All of it is written by the partition's outlet, so by its
+owner alone.
 
 The effect order, which a test walks by killing the worker after each step:
 

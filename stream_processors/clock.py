@@ -15,7 +15,7 @@ RETRY_S = 1.0
 """How long after a mark that could not be written the next one is tried."""
 
 REFRESH_S = 60.0
-"""How old the broker's word on its clock may get while something is open: leaders' clocks differ."""
+"""How old the broker's word on its clock may get while something is open: leaders differ."""
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 

@@ -136,8 +136,8 @@ def _recorded(
 def _tell_change(partition: int, before: PolicyRecord, now: PolicyRecord) -> None:
     """Say loudly that a partition is billed by other terms from now on."""
     log.warning(
-        "partition %d: from offset %d on it is billed by %s; so far, since offset %d, by %s. If this"
-        " comes again and again, workers of this application id have different settings",
+        "partition %d: from offset %d on it is billed by %s; so far, since offset %d, by %s. If"
+        " this comes again and again, workers of this application id have different settings",
         *(partition, now.from_offset, now.terms, before.from_offset, before.terms),
     )
 

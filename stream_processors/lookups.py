@@ -98,7 +98,7 @@ class SchemaLookups:
 
 
 def ask_beside(registry: Registry) -> Ask:
-    """Return how to ask a registry in threads of its own, so that it can't use up those of others."""
+    """Return how to ask a registry in threads of its own: a slow one uses up no others."""
     threads = ThreadPoolExecutor(2, thread_name_prefix="schema-registry")
 
     async def ask(schema_id: int) -> str | None:
@@ -110,5 +110,5 @@ def ask_beside(registry: Registry) -> Ask:
 async def no_registry(schema_id: int) -> str | None:
     """Say why nothing is known: the recorded terms want a registry, and the settings name none."""
     raise NoAnswer(
-        "DURABILL_SCHEMA_REGISTRY_URL is not set, but records up to here were judged with a registry"
+        "DURABILL_SCHEMA_REGISTRY_URL is not set, but so far records were judged with a registry"
     )

@@ -8,8 +8,8 @@ totals that it rests on. A transaction that the broker gave up is written again 
 whatever else goes wrong is fatal, and a recovery finds out from the topic what has been published
 (`read_tails`).
 
-Another application id has other transactional ids, so it is not fenced. But nobody else may write to
-our partition of the totals, so we know the offset that our next total must get. Before a
+Another application id has other transactional ids, so it is not fenced. But nobody else may write
+to our partition of the totals, so we know the offset that our next total must get. Before a
 transaction with totals is committed, its first offset is compared with that. If others' totals lie
 between, the transaction is aborted and the worker ends: of two applications at most one can
 publish a total, and whoever starts next reads what the other has published.

@@ -132,11 +132,13 @@ class Auditor:
                     self._blame(f"marks pass {partition}/{offset}, whose {what} is not there")
 
     def _find_copies(self) -> None:
-        """See which copies are in the log for good; a transaction before them may still hide them."""
+        """See which copies are in the log for good, hidden by a transaction before them or not."""
         for log in self._broker.segments:
             for batch in log.batches:
                 if batch.after <= log.high_watermark:
-                    self._copies_seen |= {truth.forwarded_from(each[2]) for each in batch.entries}
+                    self._copies_seen |= {
+                        truth.forwarded_from(tuple(each[2])) for each in batch.entries
+                    }
 
     def _read_letters(self) -> None:
         for _, _, headers in self._broker.letters[self._letters_read :]:

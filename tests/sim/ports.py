@@ -156,7 +156,7 @@ class SimLetters:
 
     def __init__(self, link: Connection) -> None:
         self._link = link
-        self._queue: deque[tuple[int, Callable[[], None]]] = deque()
+        self._queue: deque[tuple[int, Callable[[], object]]] = deque()
         self._epoch = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
@@ -175,7 +175,7 @@ class SimLetters:
             copy: LogEntry = (forward.record.key, forward.record.value, forward.headers)
             await self._put(AckedAppend(broker, forward.partition, copy))
 
-    async def _put(self, append: Callable[[], None]) -> None:
+    async def _put(self, append: Callable[[], object]) -> None:
         self._queue.append((self._epoch, append))
         self._wake.set()
         dice = self._link.broker.dice

@@ -144,8 +144,10 @@ def is_clock_mark(record: LogRecord) -> bool:
         return False
     try:
         size, at = _read_long(value, 10)
-        name = value[at : at + size].decode() if 1 <= size <= 100 else ""
-        return len(name.encode()) == size and _read_long(value, at + size)[1] == len(value)
+        if not 1 <= size <= min(100, len(value) - at):
+            return False
+        value[at : at + size].decode()
+        return _read_long(value, at + size)[1] == len(value)
     except ValueError:
         return False
 

@@ -74,7 +74,7 @@ class SchemaLookups:
         refill_s = (began_s - self._refilled_s) * PATIENCE_S / PATIENCE_PERIOD_S
         patience_s = self._patience_s = min(PATIENCE_S, self._patience_s + refill_s)
         self._refilled_s = began_s
-        while doubtful and self._clock_s() - began_s < patience_s:
+        while doubtful and self._clock_s() + ASK_AGAIN_S - began_s <= patience_s:
             tell(f"the schema registry doesn't know id {doubtful[0]}; perhaps it lags")
             await self._sleep(ASK_AGAIN_S)
             for each in doubtful:

@@ -100,7 +100,7 @@ def test_transactions(running: Deployment) -> None:
     totals = {each.service_order_number: each for each in found(running)}
     assert "aborted" not in totals
     assert (totals["committed"].segments, totals["both"].segments) == (3, 3)
-    wait_until(lambda: running.committed() == ends, "the markers are committed")
+    wait_until(lambda: running.committed() == running.ends(), "the markers are committed")
 
 
 def found(deployed: Deployment) -> list[OrderTotal]:

@@ -38,12 +38,18 @@ class LaneBuilder:
     """Builds lanes for a worker whose settings ask for `wanted` terms."""
 
     def __init__(
-        self, runtime: Runtime, wanted: Terms, writers: WriterSchemas, new_table: TableMaker
+        self,
+        runtime: Runtime,
+        wanted: Terms,
+        writers: WriterSchemas,
+        new_table: TableMaker,
+        on_step: Callable[[str], None],
     ) -> None:
         self._runtime = runtime
         self._wanted = wanted
         self._writers = writers
         self._new_table = new_table
+        self._on_step = on_step
 
     async def build(self, exits: Mapping[int, Exit]) -> dict[int, Lane]:
         """Return the lanes of the partitions whose exits are open.
@@ -116,7 +122,9 @@ class LaneBuilder:
                 way_out.put_entries([(entry_key(partition, SCHEMAS), raw_schemas)])
             # Ahead of the first total: a recovery has to know from where on to look for it.
             way_out.put_entries([lane.first_marks(tail.end)])
+        self._on_step("inherited")
         await way_out.flushed()
+        self._on_step("recorded")
         return lane
 
 

@@ -3,8 +3,9 @@
 The first two go out at least once and carry their origin, by which a repeat is recognised; totals
 go out by an `outlet`. A clock mark needs no care: one that is lost or doubled does no harm. Every
 other record is counted in the epoch in which it was produced. A checkpoint closes the epoch
-(`cut`) and waits until it has been delivered to the last record before anything that rests on it is written. A
-record that can't be delivered is fatal: the process ends, and a recovery produces it again.
+(`cut`) and waits until it has been delivered to the last record before anything that rests on it
+is written. A record that can't be delivered is fatal: the process ends, and a recovery produces it
+again.
 """
 
 import asyncio

@@ -128,12 +128,12 @@ class Processor:
         self.exits: dict[int, Exit] = {}
         self.stopping = False
         wanted = Terms(settings.policy, registry=bool(settings.schema_registry_url))
-        self._builder = LaneBuilder(runtime, wanted, writers, new_table)
+        self._step = CrashStep(settings.crash_at_step, kill)
+        self._builder = LaneBuilder(runtime, wanted, writers, new_table, self._step)
         self._lookups = SchemaLookups(ask_registry)
         self._on_fatal = on_fatal
         self._tasks: set[asyncio.Task[None]] = set()
         self._now_ms = now_ms
-        self._step = CrashStep(settings.crash_at_step, kill)
         self._checkpoint_lock = asyncio.Lock()
         # What a table holds and what has been queued of it must not be told apart by a checkpoint.
         self._effects_lock = asyncio.Lock()

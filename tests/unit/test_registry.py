@@ -104,7 +104,7 @@ NO_ANSWERS = {
     "a schema that is no text": as_json("200 OK", {"schema": {"type": "string"}}),
     "not allowed": as_json("401 Unauthorized", {"error_code": 401}),
     "a failure": as_json("500 Internal Server Error", {"error_code": 50001}),
-    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
     "no HTTP": b"\x00\x01\x02\x03\r\n\r\n",
     "nothing": b"",
     "too much": answer("200 OK", b" " * (5 * 1024 * 1024)),

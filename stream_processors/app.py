@@ -55,12 +55,15 @@ class App(faust.App):
     processor: Processor
     publisher: Publisher
     health: Health
+    _observing: "asyncio.Task[None]"
 
     async def on_start(self) -> None:
         """Start what partitions need before the first is assigned."""
         self.publisher.start(asyncio.get_running_loop())
         watchdog = Watchdog(2 * self.processor.settings.stall_timeout_s)
         watchdog.start(asyncio.get_running_loop())
+        # Faust's own tasks begin after the first assignment, which may be what hangs.
+        self._observing = asyncio.create_task(_repeat(self, OBSERVE_S, self.health.observe))
         await super().on_start()
 
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
@@ -185,27 +188,32 @@ def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> Any:
     on_revoked.connect(revoked, weak=False)
     _every(app, TICK_S, processor.tick)
     _every(app, processor.settings.checkpoint_interval_s, processor.checkpoint)
-    _every(app, OBSERVE_S, app.health.observe)
     return table
 
 
 def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None] | None]) -> None:
     async def repeat(app: Any) -> None:
-        pause_s = interval_s
-        while not app.should_stop:
-            await asyncio.sleep(pause_s)
-            started_s = time.monotonic()
-            try:
-                if (waiting := action()) is not None:
-                    await waiting
-            except Exception as error:
-                die(error)
-            # What takes long (a checkpoint of a million orders) comes less often; but what had to
-            # wait for a broker has not taken long.
-            pause_s = PAUSE_RATIO * (time.monotonic() - started_s)
-            pause_s = max(interval_s, min(pause_s, PAUSE_S_MAX))
+        await _repeat(app, interval_s, action)
 
     app.task(repeat)
+
+
+async def _repeat(
+    app: faust.App, interval_s: float, action: Callable[[], Awaitable[None] | None]
+) -> None:
+    pause_s = interval_s
+    while not app.should_stop:
+        await asyncio.sleep(pause_s)
+        started_s = time.monotonic()
+        try:
+            if (waiting := action()) is not None:
+                await waiting
+        except Exception as error:
+            die(error)
+        # What takes long (a checkpoint of a million orders) comes less often; but what had to
+        # wait for a broker has not taken long.
+        pause_s = PAUSE_RATIO * (time.monotonic() - started_s)
+        pause_s = max(interval_s, min(pause_s, PAUSE_S_MAX))
 
 
 def _add_pages(app: App, processor: Processor, table: Any) -> None:

@@ -7,6 +7,7 @@ in between must not be mixed with what we remember, nor come after it.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -311,6 +312,10 @@ class Processor:
 
     async def checkpoint(self) -> None:
         """Write a checkpoint of every lane with changes; see `checkpoint` for the steps."""
+        with contextlib.suppress(WriterClosed):  # the partitions were let go meanwhile
+            await self._write_checkpoint()
+
+    async def _write_checkpoint(self) -> None:
         async with self._checkpoint_lock:
             async with self._effects_lock:
                 exits = dict(self.exits)

@@ -133,5 +133,3 @@ def outcomes(
 @pytest.mark.parametrize("case", CASES)
 def test_application_ids(outcomes: dict[str, Future[None]], case: str) -> None:
     outcomes[case].result(250)
-
-

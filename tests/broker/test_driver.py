@@ -202,7 +202,7 @@ def test_nothing_is_handed_out_that_would_be_lost() -> None:
     changelog = TopicPartition("changelog", 3)
     active = {TP, changelog}
     app = SimpleNamespace(segments_topic_name="segments", rebalancing=False)
-    consumer = SimpleNamespace(flow_active=True, app=app)
+    consumer = SimpleNamespace(flow_active=True, app=app, held=set())
     partitions: Any = ActivePartitions(consumer, active)
     assert TP in partitions
     assert changelog in partitions
@@ -212,6 +212,10 @@ def test_nothing_is_handed_out_that_would_be_lost() -> None:
     consumer.flow_active = False
     assert changelog not in partitions
     app.rebalancing, consumer.flow_active = False, True
+    consumer.held.add(TP)
+    assert TP not in partitions
+    consumer.held.clear()
+    assert TP in partitions
     active.clear()
     assert bool(partitions)
     assert TP not in partitions

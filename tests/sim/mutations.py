@@ -97,7 +97,7 @@ EFFECT_ORDER = (
         "blocks overtake totals",  # waiting for totals is one safety, the exit's queue the other
         (
             Change(
-                Processor, "checkpoint",
+                Processor, "_write_checkpoint",
                 f"delivered(epoch)\n        {_WAIT}", "delivered(epoch)",
             ),
             Change(
@@ -108,20 +108,20 @@ EFFECT_ORDER = (
     ),
     _one(
         "dead letters are not waited for",
-        Processor, "checkpoint", "await self.letters.delivered(epoch)", "pass",
+        Processor, "_write_checkpoint", "await self.letters.delivered(epoch)", "pass",
     ),
     _one(
         "the epoch before is waited for",
-        Processor, "checkpoint", "delivered(epoch)", "delivered(epoch - 1)",
+        Processor, "_write_checkpoint", "delivered(epoch)", "delivered(epoch - 1)",
     ),
     _one(
         "offsets move before anything is written",
-        Processor, "checkpoint",
+        Processor, "_write_checkpoint",
         'self._step("published")', f'self._step("published"); {_COMMIT}',
     ),
     _one(
         "offsets move while it is written",
-        Processor, "checkpoint",
+        Processor, "_write_checkpoint",
         f"put_entries(own)\n        {_WAIT}", "put_entries(own)",
     ),
     _one(
@@ -130,12 +130,12 @@ EFFECT_ORDER = (
     ),
     _one(
         "slots are given back at the cut",
-        Processor, "checkpoint",
+        Processor, "_write_checkpoint",
         "entries = [", "[cut.lane.table.confirm(cut.clock_ms) for cut in cuts]; entries = [",
     ),
     _one(
         "slots are given back as of now",
-        Processor, "checkpoint",
+        Processor, "_write_checkpoint",
         "cut.lane.table.confirm(cut.clock_ms)", "cut.lane.table.confirm(cut.lane.table.clock_ms)",
     ),
     _one(

@@ -17,7 +17,7 @@ class Bench:
     def __init__(self) -> None:
         self.now_s = 1_000.0
         self.lag, self.waiting_s = 0, 0.0
-        self.lane = SimpleNamespace(next_offset=5)
+        self.lane = SimpleNamespace(next_offset=5, held="")
         way_out = SimpleNamespace(waiting_s=lambda: self.waiting_s)
         processor: Any = SimpleNamespace(
             lanes={3: self.lane},

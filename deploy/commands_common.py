@@ -36,7 +36,7 @@ CONNECTION = (
     "data_dir",
 )
 TOPICS = ("segments_topic", "totals_topic", "dead_letters_topic", "application_id")
-POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s")
+POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
 
 SETTING_HELP = {
     "bootstrap_servers": "Where Kafka is: host:port[,host:port]. Default: the local stack's.",
@@ -54,8 +54,9 @@ SETTING_HELP = {
     "totals_topic": "Topic of the totals.",
     "dead_letters_topic": "Topic of the dead letters.",
     "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
-    "idle_timeout_s": "Wait for an order's next segment, then ABANDONED.",
-    "correction_window_s": "How late a segment may come and still count.",
+    "idle_timeout_s": "Wait for an order's next new segment, then ABANDONED.",
+    "correction_window_s": "How long ago a segment may have ended and still count.",
+    "interim_interval_s": "Longest time an order runs on without a total, then RUNNING; 0: never.",
     "checkpoint_interval_s": "Time between checkpoints: what a crash replays at most.",
     "clock_slack_s": "How far this machine's clock may be off the broker's.",
     "stall_timeout_s": "How long a worker may stand still before it says so; twice that ends it.",

@@ -116,12 +116,13 @@ def fleet(
 
 def truth_policy(settings: "Settings") -> Any:
     """Return the settlement policy as the fleet's own oracle takes it."""
-    from producers.truth import Policy
+    from producers.truth_order import Policy
 
     return Policy(
         settle_grace_ms=settings.policy.settle_grace_ms,
         idle_timeout_ms=settings.policy.idle_timeout_ms,
         correction_window_ms=settings.policy.correction_window_ms,
+        interim_interval_ms=settings.policy.interim_interval_ms,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers import truth
+from producers import truth, truth_order
 from producers.truth import LogRecord, LogTruth
 from schemas import OWN_SCHEMA_ONLY, Reason, decode_total, encode_total
 from stream_processors.batch import Chunk
@@ -41,10 +41,11 @@ class Auditor:
         policy = plan.settings.policy
         self._plan = plan
         self._broker = broker
-        self._policy = truth.Policy(
+        self._policy = truth_order.Policy(
             settle_grace_ms=policy.settle_grace_ms,
             idle_timeout_ms=policy.idle_timeout_ms,
             correction_window_ms=policy.correction_window_ms,
+            interim_interval_ms=policy.interim_interval_ms,
         )
         self._arrival_ms: dict[int, int] = {}
         self._letters_due: dict[int, list[int]] = defaultdict(list)
@@ -68,7 +69,8 @@ class Auditor:
         arrival_ms = max(record.append_ms, self._arrival_ms.get(record.partition, 0))
         self._arrival_ms[record.partition] = arrival_ms
         judged = truth.judge(record, arrival_ms, self._policy, self._plan.partitions)
-        self._copies_seen.add(truth.forwarded_from(record.headers))
+        origin = truth.forwarded_from(record.headers, record.partition, self._plan.partitions)
+        self._copies_seen.add(origin)
         if judged is Reason.WRONG_PARTITION and truth.may_be_sent_on(record):
             self._copies_due[record.partition].append(record.offset)
         elif isinstance(judged, Reason):

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from producers.garbage import raw_segment
-from producers.truth import Arrived, LogRecord, Policy, history, judge, missing, read_log, union
+from producers.truth import LogRecord, judge, read_log
+from producers.truth_order import Arrived, Policy, history, missing, union
 from schemas import (
     Interval,
     NumberRange,

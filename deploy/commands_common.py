@@ -185,6 +185,19 @@ def human_ms(duration_ms: int) -> str:
     return f"{minutes} min {seconds:02}.{ms:03} s" if minutes else f"{seconds}.{ms:03} s"
 
 
+def human_bound(upper_bound_ms: int | None) -> str:
+    """Return what a total says of the duration if all that is missing were found."""
+    if upper_bound_ms is None:
+        return "upper bound unknown"
+    return f"at most {human_ms(upper_bound_ms)}"
+
+
+def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
+    """Return what somebody should look at, each with a comma before it; or nothing."""
+    gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
+    return gaps + (f", {numbers_after_end} numbers after the end" if numbers_after_end else "")
+
+
 def human_time(epoch_ms: int) -> str:
     """Return an instant in UTC, to the millisecond."""
     try:

@@ -122,6 +122,7 @@ class OrderTotal:
             (self.duration_ms == sum(b - a for a, b in self.intervals), "duration_ms"),
             (0 <= self.duration_ms <= bound_ms <= span_ms, "upper_bound_ms"),
             (self._may_be_unbounded() or self.upper_bound_ms is not None, "upper_bound_ms"),
+            (self.status is not Status.COMPLETE or bound_ms == self.duration_ms, "upper_bound_ms"),
             (self.gap_ms == span_ms - self.duration_ms, "gap_ms"),
             (self.revision >= 1, "revision"),
             (self.revision == 1 or bool(self.previous_digest), "previous_digest"),

@@ -36,7 +36,7 @@ CONNECTION = (
     "data_dir",
 )
 TOPICS = ("segments_topic", "totals_topic", "dead_letters_topic", "application_id")
-POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s")
+POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
 
 SETTING_HELP = {
     "bootstrap_servers": "Where Kafka is: host:port[,host:port]. Default: the local stack's.",
@@ -55,8 +55,9 @@ SETTING_HELP = {
     "totals_topic": "Topic of the totals.",
     "dead_letters_topic": "Topic of the dead letters.",
     "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
-    "idle_timeout_s": "Wait for an order's next segment, then ABANDONED.",
-    "correction_window_s": "How late a segment may come and still count.",
+    "idle_timeout_s": "Wait for an order's next new segment, then ABANDONED.",
+    "correction_window_s": "How long ago a segment may have ended and still count.",
+    "interim_interval_s": "Longest time an order runs on without a total, then RUNNING; 0: never.",
     "checkpoint_interval_s": "Time between checkpoints: what a crash replays at most.",
     "stall_timeout_s": "How long a worker may stand still before it says so; twice that ends it.",
     "worker_host": "Address that the worker's web server listens on.",
@@ -182,6 +183,19 @@ def human_ms(duration_ms: int) -> str:
     if hours:
         return f"{hours:,} h {minutes:02} min {seconds:02}.{ms:03} s"
     return f"{minutes} min {seconds:02}.{ms:03} s" if minutes else f"{seconds}.{ms:03} s"
+
+
+def human_bound(upper_bound_ms: int | None) -> str:
+    """Return what a total says of the duration if all that is missing were found."""
+    if upper_bound_ms is None:
+        return "upper bound unknown"
+    return f"at most {human_ms(upper_bound_ms)}"
+
+
+def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
+    """Return what somebody should look at, each with a comma before it; or nothing."""
+    gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
+    return gaps + (f", {numbers_after_end} numbers after the end" if numbers_after_end else "")
 
 
 def human_time(epoch_ms: int) -> str:

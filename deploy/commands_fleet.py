@@ -14,6 +14,8 @@ from deploy.commands_common import (
     TOPICS,
     answer,
     emit,
+    human_bound,
+    human_doubts,
     human_ms,
     located,
     progress_bars,
@@ -116,12 +118,13 @@ def fleet(
 
 def truth_policy(settings: "Settings") -> Any:
     """Return the settlement policy as the fleet's own oracle takes it."""
-    from producers.truth import Policy
+    from producers.truth_order import Policy
 
     return Policy(
         settle_grace_ms=settings.policy.settle_grace_ms,
         idle_timeout_ms=settings.policy.idle_timeout_ms,
         correction_window_ms=settings.policy.correction_window_ms,
+        interim_interval_ms=settings.policy.interim_interval_ms,
     )
 
 
@@ -147,7 +150,7 @@ def _faults(faultless: bool, given: list[str]) -> "Faults":
 def totals(
     settings: "Settings",
     status: Annotated[
-        str | None, typer.Option(help="Only COMPLETE, INCOMPLETE or ABANDONED ones.")
+        str | None, typer.Option(help="Only COMPLETE, INCOMPLETE, ABANDONED or RUNNING ones.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     check: Annotated[
@@ -181,7 +184,8 @@ def totals(
     chosen = [each for each in latest.values() if status in (None, each.status)]
     for total in chosen[:limit]:
         text = f"{total.service_order_number}  revision {total.revision}  {total.status}"
-        text += f"  {human_ms(total.duration_ms)} (at most {human_ms(total.upper_bound_ms)})"
+        text += f"  {human_ms(total.duration_ms)} ({human_bound(total.upper_bound_ms)})"
+        text += human_doubts(total.gap_ms, total.numbers_after_end)
         answer(total_as_json(total), text, as_json)
     say(f"{len(chosen)} of {len(latest)} orders")
 

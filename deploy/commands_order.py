@@ -15,6 +15,8 @@ from deploy.commands_common import (
     TOPICS,
     Progress,
     emit,
+    human_bound,
+    human_doubts,
     human_ms,
     human_time,
     located,
@@ -317,7 +319,10 @@ def _show_live(live: dict[str, Any] | None, why_not: str) -> None:
         return
     print(f"\nLive state: {live['phase']}, {human_ms(live['duration_ms'])}, ", end="")
     print(f"{live['segments']} segments, {live['duplicates']} repeats, ", end="")
-    print(f"revision {live['revision']}, next deadline {human_time(live['deadline_ms'])}")
+    print(f"revision {live['revision']}, next deadline {human_time(live['deadline_ms'])}", end="")
+    print(human_doubts(live["gap_ms"], live["numbers_after_end"]))
+    if live["interim_deadline_ms"] is not None:
+        print(f"  interim total at {human_time(live['interim_deadline_ms'])}")
     if live["missing_numbers"]:
         print(f"  missing: {_ranges(live['missing_numbers'])}")
 
@@ -327,12 +332,14 @@ def _show_totals(totals: "list[OrderTotal]", source: str) -> None:
     for total in totals:
         print(
             f"  revision {total.revision}  {total.status:10}  {human_ms(total.duration_ms)}"
-            f" (at most {human_ms(total.upper_bound_ms)})  {total.segments} segments,"
+            f" ({human_bound(total.upper_bound_ms)})  {total.segments} segments,"
             f" {total.duplicates} repeats, {human_ms(total.overlap_ms)} counted twice removed"
+            f"{human_doubts(total.gap_ms, total.numbers_after_end)}"
         )
         missing = _ranges(total.missing_numbers)
+        when = "as of" if total.status == "RUNNING" else "settled"
         print(
-            f"    settled {human_time(total.settled_at_ms)} at record"
+            f"    {when} {human_time(total.settled_at_ms)} at record"
             f" {total.source_partition}/{total.source_offset}, digest {total.digest[:16]}…"
             + (f", missing {missing}" if missing else "")
         )

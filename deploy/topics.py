@@ -41,7 +41,7 @@ _KEPT = {
     "cleanup.policy": "delete",
 }
 _MESSAGE_BYTES_MIN: Mapping[str, tuple[int, str]] = {
-    # Kafka's own default, and enough for `table.FORWARD_BYTES_MAX`.
+    # Kafka's own default, and enough for `limits.FORWARD_BYTES_MAX`.
     "segments": (1_048_588, "records that are sent on"),
     "totals": (16 * MIB, "a total, which lists every interval and gap of an order,"),
     # Enough for `table.LETTER_BYTES_MAX`.

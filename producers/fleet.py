@@ -25,8 +25,15 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from producers.fleet_publish import FleetError, Progress, Publisher, Receipt
 from producers.plan import Fault, FleetPlan, OrderPlan, Send, in_publishing_order
-from producers.truth import LogRecord, LogTruth, Policy, forwarded_from, read_log
+from producers.truth import (
+    FORWARDED_FROM,
+    LogRecord,
+    LogTruth,
+    forwarded_from,
+    read_log,
+)
 from producers.truth_file import Comparison, compare, compare_dead_letters, write_truth
+from producers.truth_order import Policy
 
 __all__ = [
     "Comparison",
@@ -260,7 +267,11 @@ class _Log:
 
     def copies(self) -> set[bytes]:
         """Return the origins of the copies that were sent on to their right partition."""
-        origins = (forwarded_from(record.headers) for record in self.records if record.headers)
+        origins = (
+            forwarded_from(record.headers, record.partition, self.partitions)
+            for record in self.records
+            if record.headers
+        )
         return {origin for origin in origins if origin is not None}
 
     def close(self) -> None:
@@ -337,7 +348,7 @@ def _unexplained(
     places = {receipt[:2] for receipt in receipts}
     return sum(
         (record.partition, record.offset) not in places
-        and forwarded_from(record.headers) is None
+        and FORWARDED_FROM not in dict(record.headers)
         and (record.key or b"").startswith(order_prefix.encode())
         for record in records
     )

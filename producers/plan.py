@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from producers.garbage import Dice, garbage
-from producers.truth import missing, union
+from producers.truth_order import missing, union
 from schemas import NumberRange, Reason, SegmentEvent, Status, encode_segment, partition_for
 
 DiceMaker = Callable[[str], Dice]
@@ -156,7 +156,7 @@ class OrderPlan:
             return None
         numbers = {each.business_data_number for each in sent}
         end = max((each.business_data_number for each in sent if each.end_identifier), default=None)
-        gaps = missing(numbers, max(numbers) if end is None else end)
+        gaps = missing(numbers, max(numbers))
         complete = Status.INCOMPLETE if gaps else Status.COMPLETE
         return Intended(
             status=Status.ABANDONED if end is None else complete,

@@ -1,36 +1,32 @@
 """The fleet's own oracle: what every total must be, worked out naively from the log.
 
-Theory of operation. This module shares nothing with the stream processor on purpose: it has
-its own reader of the wire form, its own union and its own settling, so that one mistake can't
-be on both sides of a comparison. It keeps, of each order, the plain list of its accepted
-records, and computes every total from that list from scratch: intervals by sorting and
-sweeping, numbers as a set. Where speed and obviousness disagree, obviousness wins.
+Theory of operation. This module and `truth_order` share nothing with the stream processor on
+purpose: they have their own reader of the wire form, their own union and their own settling, so
+that one mistake can't be on both sides of a comparison. Where speed and obviousness disagree,
+obviousness wins.
 
-`judge` says what becomes of one record, `history` which totals one order's accepted records
-give, and `read_log` does both for a whole topic. Times are ms since the epoch by the broker's
-append time, intervals half-open [start, end).
+`judge` says what becomes of one record by itself, `truth_order.history` which totals one order's
+records give, and `read_log` does both for a whole topic. Times are ms since the epoch by the
+broker's append time, intervals half-open [start, end).
 """
 
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from schemas import (
-    Interval,
-    NumberRange,
-    OrderTotal,
-    Reason,
-    SegmentEvent,
-    Status,
-    partition_for,
+from producers.truth_order import (
+    FUTURE_TOLERANCE_MS,
+    PIECES_MAX,
+    Arrived,
+    Fate,
+    OrderHistory,
+    Policy,
 )
+from schemas import OrderTotal, Reason, SegmentEvent, partition_for
 
-FUTURE_TOLERANCE_MS = 60_000
 SEGMENT_MAX_MS = 86_400_000
-FORGET_MARGIN_MS = 60_000
 SENT_ON_BYTES_MAX = 1_000_000
 SEGMENT_MARKER = b"\xc3\x01"
 SEGMENT_FINGERPRINT = bytes.fromhex("ba627070e049bb87")
@@ -39,23 +35,6 @@ FORWARDED_FROM = "forwarded_from"
 """Header of a copy that was sent on to its right partition: b"<partition>/<offset>" it had."""
 
 Headers = tuple[tuple[str, bytes | None], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How long the processor waits: the three times that decide when orders settle."""
-
-    settle_grace_ms: int = 30_000
-    idle_timeout_ms: int = 300_000
-    correction_window_ms: int = 86_400_000
-
-
-class Arrived(NamedTuple):
-    """One accepted record; `arrival_ms` is the partition's greatest append time so far."""
-
-    offset: int
-    arrival_ms: int
-    event: SegmentEvent
 
 
 class LogRecord(NamedTuple):
@@ -201,225 +180,60 @@ def may_be_sent_on(record: LogRecord) -> bool:
     return size <= SENT_ON_BYTES_MAX and FORWARDED_FROM not in dict(record.headers)
 
 
-def forwarded_from(headers: Headers) -> bytes | None:
-    """Return the well-formed b"<partition>/<offset>" that a copy was sent on from, or None."""
-    found = (value for name, value in headers if name == FORWARDED_FROM and value is not None)
-    return next((value for value in found if re.fullmatch(rb"\d{1,9}/\d{1,18}", value)), None)
+def forwarded_from(headers: Headers, partition: int, partitions: int) -> bytes | None:
+    """Return the b"<partition>/<offset>" that a copy in `partition` was sent on from, or None.
 
-
-# -- one order ----------------------------------------------------------------------------
-
-
-def union(pieces: Iterable[tuple[int, int]]) -> tuple[Interval, ...]:
-    """Return the union of half-open pieces: sorted, disjoint, not touching, no empty ones."""
-    merged: list[Interval] = []
-    for start_ms, end_ms in sorted(piece for piece in pieces if piece[0] < piece[1]):
-        if merged and start_ms <= merged[-1].end_ms:
-            merged[-1] = Interval(merged[-1].start_ms, max(merged[-1].end_ms, end_ms))
-        else:
-            merged.append(Interval(start_ms, end_ms))
-    return tuple(merged)
-
-
-def ranges(numbers: Iterable[int]) -> tuple[NumberRange, ...]:
-    """Return the numbers as ascending ranges, both ends included."""
-    found: list[NumberRange] = []
-    for number in sorted(set(numbers)):
-        if found and found[-1].last + 1 == number:
-            found[-1] = NumberRange(found[-1].first, number)
-        else:
-            found.append(NumberRange(number, number))
-    return tuple(found)
-
-
-def missing(numbers: Iterable[int], greatest: int) -> tuple[NumberRange, ...]:
-    """Return what is not there of 1..greatest; `greatest` may be astronomical."""
-    gaps: list[NumberRange] = []
-    expected = 1
-    for first, last in ranges(number for number in numbers if number <= greatest):
-        if expected < first:
-            gaps.append(NumberRange(expected, first - 1))
-        expected = last + 1
-    if expected <= greatest:
-        gaps.append(NumberRange(expected, greatest))
-    return tuple(gaps)
-
-
-class Evidence(NamedTuple):
-    """What an order's total rests on; records that don't change it can't reopen the order."""
-
-    intervals: tuple[Interval, ...]
-    numbers: tuple[NumberRange, ...]
-    end_number: int | None
-
-
-def evidence(records: Iterable[Arrived]) -> Evidence:
-    """Return the evidence that these records give together."""
-    events = [record.event for record in records]
-    ends = [event.business_data_number for event in events if event.end_identifier]
-    return Evidence(
-        union((event.start_ms, event.end_ms) for event in events),
-        ranges(event.business_data_number for event in events),
-        max(ends, default=None),
-    )
-
-
-def digest(order_number: str, facts: Evidence) -> str:
-    """Return the SHA-256, in lower hex, of the canonical text of an order's evidence."""
-    lines = (
-        "durabill-evidence-1",
-        order_number,
-        ",".join(f"{start}-{end}" for start, end in facts.intervals),
-        ",".join(f"{first}-{last}" for first, last in facts.numbers),
-        "-" if facts.end_number is None else str(facts.end_number),
-    )
-    return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
-
-
-def total_of(
-    records: Sequence[Arrived], partition: int, settled_at_ms: int, previous: OrderTotal | None
-) -> OrderTotal:
-    """Return the total that these accepted records of one order, in log order, give."""
-    events = [record.event for record in records]
-    facts = evidence(records)
-    numbers = {event.business_data_number for event in events}
-    end = facts.end_number
-    gaps = missing(numbers, max(numbers) if end is None else end)
-    status = Status.ABANDONED if end is None else Status.INCOMPLETE if gaps else Status.COMPLETE
-    duration_ms = sum(end_ms - start_ms for start_ms, end_ms in facts.intervals)
-    started_ms = min(event.start_ms for event in events)
-    ended_ms = max(event.end_ms for event in events)
-    order_number = events[0].service_order_number
-    return OrderTotal(
-        service_order_number=order_number,
-        revision=previous.revision + 1 if previous else 1,
-        status=status,
-        duration_ms=duration_ms,
-        upper_bound_ms=duration_ms if status is Status.COMPLETE else ended_ms - started_ms,
-        started_ms=started_ms,
-        ended_ms=ended_ms,
-        intervals=facts.intervals,
-        end_number=end,
-        missing_numbers=gaps,
-        segments=len(numbers),
-        duplicates=len(events) - len(numbers),
-        overlap_ms=sum(event.end_ms - event.start_ms for event in events) - duration_ms,
-        numbers_after_end=0 if end is None else sum(number > end for number in numbers),
-        digest=digest(order_number, facts),
-        previous_digest=previous.digest if previous else "",
-        source_partition=partition,
-        source_offset=records[-1].offset,
-        settled_at_ms=settled_at_ms,
-    )
-
-
-class _Order:
-    """One order from its first record until it is forgotten."""
-
-    def __init__(self, policy: Policy, partition: int) -> None:
-        self.policy = policy
-        self.partition = partition
-        self.records: list[Arrived] = []
-        self.numbers: set[int] = set()
-        self.end_number: int | None = None
-        self.deadline_ms: int | None = None  # None: settled, or nothing has come yet
-        self.totals: list[OrderTotal] = []
-
-    def settle(self, at_ms: int) -> None:
-        previous = self.totals[-1] if self.totals else None
-        self.totals.append(total_of(self.records, self.partition, at_ms, previous))
-        self.deadline_ms = None
-
-    def settle_if_due(self, now_ms: int | None) -> None:
-        """Settle if the deadline is not after `now_ms`; None means the end of time."""
-        if self.deadline_ms is not None and (now_ms is None or self.deadline_ms <= now_ms):
-            self.settle(self.deadline_ms)
-
-    def is_forgotten(self, now_ms: int) -> bool:
-        if self.deadline_ms is not None or not self.totals:
-            return False
-        ended_ms = max(record.event.end_ms for record in self.records)
-        kept_from_ms = max(self.totals[-1].settled_at_ms, ended_ms - FUTURE_TOLERANCE_MS)
-        return now_ms > kept_from_ms + self.policy.correction_window_ms + FORGET_MARGIN_MS
-
-    def is_complete(self) -> bool:
-        end = self.end_number
-        if end is None or len(self.numbers) < end:
-            return False
-        return all(number in self.numbers for number in range(1, end + 1))
-
-    def accept(self, record: Arrived) -> None:
-        settled = self.deadline_ms is None and bool(self.records)
-        if settled and evidence([*self.records, record]) == evidence(self.records):
-            self.records.append(record)  # the counts move, to be seen in a later revision if any
-            return
-        had_ended = self.end_number is not None
-        self.records.append(record)
-        self.numbers.add(record.event.business_data_number)
-        if record.event.end_identifier:
-            self.end_number = max(self.end_number or 0, record.event.business_data_number)
-        if self.is_complete():
-            self.settle(record.arrival_ms)
-        elif self.end_number is None:
-            self.deadline_ms = record.arrival_ms + self.policy.idle_timeout_ms
-        elif settled or not had_ended:
-            self.deadline_ms = record.arrival_ms + self.policy.settle_grace_ms
-
-
-def history(
-    records: Iterable[Arrived], policy: Policy, *, partition: int, until_ms: int | None = None
-) -> list[OrderTotal]:
-    """Return every revision that one order's accepted records must have given, oldest first.
-
-    `records` in log order. Deadlines up to and including `until_ms` have fired; None: all have.
-    An order that was forgotten starts again at revision 1, so revisions may repeat in the list.
+    One that is not well-formed or names no other partition of the topic is no origin.
     """
-    totals: list[OrderTotal] = []
-    order = _Order(policy, partition)
-    for record in records:
-        order.settle_if_due(record.arrival_ms)
-        if order.is_forgotten(record.arrival_ms):
-            totals += order.totals
-            order = _Order(policy, partition)
-        order.accept(record)
-    order.settle_if_due(until_ms)
-    return totals + order.totals
+    for name, value in headers:
+        if name == FORWARDED_FROM and re.fullmatch(rb"\d{1,9}/\d{1,18}", value or b""):
+            origin = int((value or b"").split(b"/")[0])
+            if origin != partition and origin < partitions:
+                return value
+    return None
 
 
 # -- a whole topic ------------------------------------------------------------------------
 
 
 def read_log(
-    records: Iterable[LogRecord], policy: Policy, partitions: int, until_ms: int | None = None
+    records: Iterable[LogRecord],
+    policy: Policy,
+    partitions: int,
+    until_ms: int | None = None,
+    *,
+    pieces_max: int = PIECES_MAX,
 ) -> LogTruth:
     """Return what the log must have led to. Each partition's records must come in offset order.
 
     A record in the wrong partition counts only as the first accepted copy of it that was sent on.
+    `pieces_max` is for tests: how many intervals or ranges of numbers an order may have.
     """
     truth = LogTruth()
     arrival_ms: dict[int, int] = {}
-    accepted: dict[str, list[Arrived]] = {}
-    counted: set[bytes] = set()
+    orders: dict[str, OrderHistory] = {}
     for record in records:
         now_ms = max(record.append_ms, arrival_ms.get(record.partition, 0))
         arrival_ms[record.partition] = now_ms
         if is_clock_mark(record):
             continue
         judged = judge(record, now_ms, policy, partitions)
-        origin = forwarded_from(record.headers)
         if judged is Reason.WRONG_PARTITION and may_be_sent_on(record):
             truth.sent_on.add(b"%d/%d" % (record.partition, record.offset))
             continue
+        origin = forwarded_from(record.headers, record.partition, partitions)
         if origin is not None:
             truth.forwarded.add(origin)
-        if isinstance(judged, Reason):
-            truth.dead_letters.append(DeadLetter(judged, record.partition, record.offset))
-        elif origin is None or origin not in counted:
-            counted.update(() if origin is None else (origin,))
-            arrived = Arrived(record.offset, now_ms, judged)
-            accepted.setdefault(judged.service_order_number, []).append(arrived)
-            truth.accepted += 1
-    for number, of_order in accepted.items():
-        partition = partition_for(number.encode(), partitions)
-        truth.totals[number] = history(of_order, policy, partition=partition, until_ms=until_ms)
+        if isinstance(judged, SegmentEvent):
+            number = judged.service_order_number
+            if number not in orders:
+                orders[number] = OrderHistory(policy, record.partition, pieces_max)
+            fate = orders[number].take(Arrived(record.offset, now_ms, judged), origin)
+            truth.accepted += fate is Fate.ACCEPTED
+            if fate is not Fate.REFUSED:
+                continue
+            judged = Reason.TOO_FRAGMENTED
+        truth.dead_letters.append(DeadLetter(judged, record.partition, record.offset))
+    for number, order in orders.items():
+        truth.totals[number] = order.finish(until_ms)
     return truth

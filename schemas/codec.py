@@ -36,6 +36,8 @@ def load_schema(name: str) -> dict[str, Any]:
 
 SEGMENT_SCHEMA = load_schema("segment_event.avsc")
 TOTAL_SCHEMA = load_schema("order_total.avsc")
+TOTAL_SCHEMA_V1 = load_schema("order_total_v1.avsc")
+"""What totals were written with before there were interim totals and unknown bounds."""
 
 
 def schema_fingerprint(schema: Mapping[str, Any]) -> bytes:
@@ -46,7 +48,9 @@ def schema_fingerprint(schema: Mapping[str, Any]) -> bytes:
 SEGMENT_HEADER = MARKER + schema_fingerprint(SEGMENT_SCHEMA)
 TOTAL_HEADER = MARKER + schema_fingerprint(TOTAL_SCHEMA)
 _SEGMENT = parse_schema(SEGMENT_SCHEMA)
+_TOTAL_HEADER_V1 = MARKER + schema_fingerprint(TOTAL_SCHEMA_V1)
 _TOTAL = parse_schema(TOTAL_SCHEMA)
+_TOTAL_V1 = parse_schema(TOTAL_SCHEMA_V1)
 
 
 def _canonical(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +239,7 @@ def encode_total(total: OrderTotal) -> bytes:
 
 def total_revision(value: bytes) -> int:
     """Return the revision of an encoded total, read alone; raise BadTotal if it has none."""
-    if not value.startswith(TOTAL_HEADER):
+    if not value.startswith((TOTAL_HEADER, _TOTAL_HEADER_V1)):
         return decode_total(value).revision
     try:
         size, at = read_long(value, HEADER_SIZE)
@@ -245,17 +249,23 @@ def total_revision(value: bytes) -> int:
 
 
 def decode_total(value: bytes | None) -> OrderTotal:
-    """Return the total in a record value; raise BadTotal if it is none."""
-    if value is None or not value.startswith(TOTAL_HEADER):
+    """Return the total in a record value; raise BadTotal if it is none.
+
+    A total of the schema before keeps its `upper_bound_ms` as it was written, also where by now it
+    would be unknown, so that it equals what consumers have of it; its `gap_ms` is worked out.
+    """
+    if value is None or not value.startswith((TOTAL_HEADER, _TOTAL_HEADER_V1)):
         raise BadTotal("the value does not start with the fingerprint of billing.OrderTotal")
+    writer = _TOTAL if value.startswith(TOTAL_HEADER) else _TOTAL_V1
     body = BytesIO(value)
     body.seek(HEADER_SIZE)
     try:
-        record: Any = fastavro.schemaless_reader(body, _TOTAL, None)
+        record: Any = fastavro.schemaless_reader(body, writer, None)
     except _UNREADABLE as error:
         raise BadTotal(f"the body can't be read: {type(error).__name__}") from error
     if body.tell() != len(value):
         raise BadTotal("bytes follow the record")
+    record.setdefault("gap_ms", record["ended_ms"] - record["started_ms"] - record["duration_ms"])
     record["status"] = Status(record["status"])
     record["intervals"] = tuple(Interval(**interval) for interval in record["intervals"])
     record["missing_numbers"] = tuple(NumberRange(**each) for each in record["missing_numbers"])

@@ -16,6 +16,7 @@ class Reason(StrEnum):
     TOO_LONG = "TOO_LONG"
     TOO_LATE = "TOO_LATE"
     WRONG_PARTITION = "WRONG_PARTITION"
+    TOO_FRAGMENTED = "TOO_FRAGMENTED"
 
 
 class BadRecord(ValueError):

@@ -11,10 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from schemas.errors import BadRecord, BadTotal, Reason
-
-ORDER_NUMBER_BYTES_MAX = 64
-LONG_MAX = 2**63 - 1
-LONG_MIN = -(2**63)
+from schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX
 
 
 class Interval(NamedTuple):
@@ -32,11 +29,12 @@ class NumberRange(NamedTuple):
 
 
 class Status(StrEnum):
-    """How an order was settled."""
+    """How an order was settled; RUNNING: it was not, and goes on."""
 
     COMPLETE = "COMPLETE"
     INCOMPLETE = "INCOMPLETE"
     ABANDONED = "ABANDONED"
+    RUNNING = "RUNNING"
 
 
 def check_order_number(number: str) -> None:
@@ -89,15 +87,16 @@ class OrderTotal:
     """The proven duration of an order as of one revision. Raises BadTotal if contradictory.
 
     `duration_ms` is the measure of `intervals`, the union of the accepted segments;
-    `upper_bound_ms` what it can be at most if everything missing were found. `digest` is the
-    evidence's SHA-256 (see `stream_processors.order.evidence_digest`).
+    `upper_bound_ms` what it can be at most if everything missing were found, None where that is
+    unknown. `gap_ms` is what no segment covers between `started_ms` and `ended_ms`. `digest` is
+    the evidence's SHA-256 (see `stream_processors.order.evidence_digest`).
     """
 
     service_order_number: str
     revision: int
     status: Status
     duration_ms: int
-    upper_bound_ms: int
+    upper_bound_ms: int | None
     started_ms: int
     ended_ms: int
     intervals: tuple[Interval, ...]
@@ -106,6 +105,7 @@ class OrderTotal:
     segments: int
     duplicates: int
     overlap_ms: int
+    gap_ms: int
     numbers_after_end: int
     digest: str
     previous_digest: str
@@ -115,17 +115,32 @@ class OrderTotal:
 
     def __post_init__(self) -> None:
         edges = [edge for interval in self.intervals for edge in interval]
+        span_ms = self.ended_ms - self.started_ms
+        bound_ms = span_ms if self.upper_bound_ms is None else self.upper_bound_ms
         checks = (
             (all(a < b for a, b in pairwise(edges)), "intervals"),
             (self.duration_ms == sum(b - a for a, b in self.intervals), "duration_ms"),
-            (0 <= self.duration_ms <= self.upper_bound_ms, "upper_bound_ms"),
-            (self.upper_bound_ms <= self.ended_ms - self.started_ms, "upper_bound_ms"),
+            (0 <= self.duration_ms <= bound_ms <= span_ms, "upper_bound_ms"),
+            (self._may_be_unbounded() or self.upper_bound_ms is not None, "upper_bound_ms"),
+            (self.status is not Status.COMPLETE or bound_ms == self.duration_ms, "upper_bound_ms"),
+            (self.gap_ms == span_ms - self.duration_ms, "gap_ms"),
             (self.revision >= 1, "revision"),
             (self.revision == 1 or bool(self.previous_digest), "previous_digest"),
             (self.segments >= 1 and self.duplicates >= 0 and self.overlap_ms >= 0, "counts"),
             (self.status is not Status.COMPLETE or not self.missing_numbers, "missing_numbers"),
-            ((self.status is Status.ABANDONED) == (self.end_number is None), "end_number"),
+            (self._has_right_end(), "end_number"),
         )
         wrong = [name for holds, name in checks if not holds]
         if wrong:
             raise BadTotal(f"total of {self.service_order_number!r}: wrong {', '.join(wrong)}")
+
+    def _may_be_unbounded(self) -> bool:
+        """Tell whether the beginning or the end of the order is not known."""
+        lacks_first = bool(self.missing_numbers) and self.missing_numbers[0].first == 1
+        return self.end_number is None or lacks_first
+
+    def _has_right_end(self) -> bool:
+        """Tell whether the status and the end number can be together."""
+        if self.status is Status.RUNNING:
+            return True
+        return (self.status is Status.ABANDONED) == (self.end_number is None)

@@ -1,9 +1,11 @@
 """Orders as the bytes of a checkpoint block, and back.
 
-A block is a version byte and a zstd frame of MessagePack. Version 1 is a list of plain orders,
-[[slot, the order's fields ...], ...]. Version 2 is [slots, rows, extras, orders]: the columns' rows
-as they lie in memory (little-endian), the slots that they belong in, and in the form of version 1
+A block is a version byte and a zstd frame of MessagePack. Version 3 is a list of plain orders,
+[[slot, the order's fields ...], ...]. Version 4 is [slots, rows, extras, orders]: the columns' rows
+as they lie in memory (little-endian), the slots that they belong in, and in the form of version 3
 those orders that are no rows. The columns read both, the plain table has no rows to put one in.
+Versions 1 and 2 are the same without what interim totals and gathered corrections need; they are
+read, and not written any more: see `_bring_up_to_date` and `upgrade`.
 
 Invariants are asserted before a state is written and after it is read; a block that can't be read
 raises StateError, since going on without it would forget money.
@@ -18,13 +20,15 @@ import msgspec
 
 from stream_processors.errors import StateError
 from stream_processors.intervals import IntervalSet
-from stream_processors.order import Order, Phase
+from stream_processors.order import SETTLEMENTS_MAX, Order, Phase
 
-PLAIN_VERSION = 1
-COLUMNS_VERSION = 2
+PLAIN_VERSION = 3
+COLUMNS_VERSION = 4
+OLD_PLAIN_VERSION = 1
+OLD_COLUMNS_VERSION = 2
 
 
-class _OrderState(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class _OldOrderState(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     slot: int
     service_order_number: str
     source_partition: int
@@ -43,24 +47,43 @@ class _OrderState(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     forwarded: dict[int, int]
 
 
-class _Columns(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class _OrderState(_OldOrderState, array_like=True, forbid_unknown_fields=True):
+    unbilled_since_ms: int
+    settlements: int
+
+
+class _Raw(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     slots: bytes
     rows: bytes
     extras: bytes
+
+
+class _Columns(_Raw, array_like=True, forbid_unknown_fields=True):
     orders: list[_OrderState]
 
 
-class BlockContent(NamedTuple):
-    """A decoded block: raw columns (empty in version 1), and the plain orders with their slots."""
+class _OldColumns(_Raw, array_like=True, forbid_unknown_fields=True):
+    orders: list[_OldOrderState]
 
+
+class BlockContent(NamedTuple):
+    """A decoded block: raw columns of its version, and the plain orders with their slots."""
+
+    version: int
     slots: bytes
     rows: bytes
     extras: bytes
     orders: list[tuple[int, Order]]
 
 
-_plain_decoder = msgspec.msgpack.Decoder(list[_OrderState])
-_columns_decoder = msgspec.msgpack.Decoder(_Columns)
+_plain_decoders: dict[int, Any] = {
+    PLAIN_VERSION: msgspec.msgpack.Decoder(list[_OrderState]),
+    OLD_PLAIN_VERSION: msgspec.msgpack.Decoder(list[_OldOrderState]),
+}
+_columns_decoders: dict[int, Any] = {
+    COLUMNS_VERSION: msgspec.msgpack.Decoder(_Columns),
+    OLD_COLUMNS_VERSION: msgspec.msgpack.Decoder(_OldColumns),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +114,16 @@ def columns_snapshot(
 
 
 def decode_block(block: bytes) -> BlockContent:
-    """Return what a block of either version holds; raise StateError if it can't be read."""
+    """Return what a block of any version holds; raise StateError if it can't be read."""
     version = block[0] if block else None
     try:
-        if version == PLAIN_VERSION:
-            states = _plain_decoder.decode(bytes(cramjam.zstd.decompress(block[1:])))
-            return BlockContent(b"", b"", b"", [_order_of(state) for state in states])
-        if version == COLUMNS_VERSION:
-            columns = _columns_decoder.decode(bytes(cramjam.zstd.decompress(block[1:])))
+        if version in _plain_decoders:
+            states = _plain_decoders[version].decode(bytes(cramjam.zstd.decompress(block[1:])))
+            return BlockContent(version, b"", b"", b"", [_order_of(state) for state in states])
+        if version in _columns_decoders:
+            columns = _columns_decoders[version].decode(bytes(cramjam.zstd.decompress(block[1:])))
             orders = [_order_of(state) for state in columns.orders]
-            return BlockContent(columns.slots, columns.rows, columns.extras, orders)
+            return BlockContent(version, columns.slots, columns.rows, columns.extras, orders)
     except (cramjam.DecompressionError, msgspec.DecodeError) as error:
         raise StateError(f"a checkpoint block is damaged: {error}") from error
     raise StateError(
@@ -121,10 +144,25 @@ def _state_of(slot: int, order: Order) -> _OrderState:
     return _OrderState(slot=slot, **fields)
 
 
-def _order_of(state: _OrderState) -> tuple[int, Order]:
-    fields = {name: getattr(state, name) for name in Order.__slots__}
+def _order_of(state: _OldOrderState) -> tuple[int, Order]:
+    fields = {name: getattr(state, name) for name in Order.__slots__ if hasattr(state, name)}
     order = Order(
         **{**fields, "time": IntervalSet(state.time), "numbers": IntervalSet(state.numbers)}
     )
+    if not isinstance(state, _OrderState):
+        _bring_up_to_date(order)
     order.check()
     return state.slot, order
+
+
+def _bring_up_to_date(order: Order) -> None:
+    """Fill in what an order of a block of version 1 or 2 doesn't say.
+
+    Each of its revisions was a settlement. One that was reopened keeps the deadline that it has.
+    Interim totals count from that deadline: that is later than they could, and depends on the
+    block alone, so that every recovery from it comes to the same totals.
+    """
+    order.settlements = min(order.revision, SETTLEMENTS_MAX)
+    order.unbilled_since_ms = order.deadline_ms
+    if order.revision and order.phase is not Phase.SETTLED:
+        order.phase = Phase.REOPENED

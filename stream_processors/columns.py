@@ -13,7 +13,7 @@ stays as harmless as in the plain table.
 Time is the same for all records of a batch (LogAppendTime), so a batch is folded against one clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from schemas import (
     OWN_SCHEMA_ONLY,
     SEGMENT_HEADER,
+    OrderTotal,
     SegmentEvent,
     WriterSchemas,
     encode_segment,
 )
+from schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from schemas.wire import zigzag
 from stream_processors.batch import (
     CODEC_MASK,
@@ -46,7 +48,7 @@ from stream_processors.events import take_totals
 from stream_processors.intervals import IntervalSet
 from stream_processors.kernel import fold, rows
 from stream_processors.order import (
-    FUTURE_TOLERANCE_MS,
+    SETTLEMENTS_MAX,
     Order,
     Phase,
     Policy,
@@ -56,7 +58,6 @@ from stream_processors.order import (
 from stream_processors.store import ROWS_MAX, Rows
 from stream_processors.table import (
     BLOCK_SLOTS,
-    SEGMENT_LENGTH_MAX_MS,
     Effects,
     IntervalTable,
     Place,
@@ -70,6 +71,7 @@ _FLAGS = {phase: flag for flag, phase in _PHASES.items()}
 _SEGMENT_HEADER = np.frombuffer(SEGMENT_HEADER, np.uint8)
 
 assert BLOCK_SLOTS == rows.BLOCK_ROWS
+assert SETTLEMENTS_MAX - 1 == rows.SETTLEMENTS >> rows.SETTLEMENTS_SHIFT
 
 
 class ColumnTable(IntervalTable):
@@ -83,9 +85,11 @@ class ColumnTable(IntervalTable):
         *,
         seed: int = 0,
         rows_max: int = ROWS_MAX,
+        pieces_max: int = ORDER_PIECES_MAX,
     ) -> None:
-        super().__init__(place, policy, writers)
-        self._rows = Rows(seed, rows_max)
+        super().__init__(place, policy, writers, pieces_max=pieces_max)
+        assert pieces_max >= rows.PIECES_MAX, "the kernel doesn't count the pieces of rows"
+        self._rows = Rows(seed, rows_max, policy.interim_after_ms)
         self._touched: set[str] = set()
         self._room = np.empty(0, np.uint8)
         self._task = np.zeros(fold.TASK, np.int64)
@@ -95,6 +99,7 @@ class ColumnTable(IntervalTable):
         self._task[fold.PARTITION] = place.partition
         self._task[fold.PARTITIONS] = place.partitions
         self._task[fold.SEED] = seed
+        self._task[fold.INTERIM_AFTER] = policy.interim_after_ms
 
     def set_policy(self, policy: Policy) -> None:
         """Judge what is folded from now on by another policy; see the base."""
@@ -269,11 +274,14 @@ class ColumnTable(IntervalTable):
         order.length_sum_ms = int(row["overlap_ms"]) + order.time.measure
         order.started_ms = int(row["start_ms"])
         order.ended_ms = int(row["end_ms"])
-        order.phase = _PHASES[int(row["flags"]) & rows.PHASE]
+        flags = int(row["flags"])
+        order.phase = _PHASES[flags & rows.PHASE]
         order.deadline_ms = int(row["deadline_ms"])
+        order.unbilled_since_ms = int(row["unbilled_since_ms"])
         order.source_offset = int(row["source_offset"])
         order.revision = int(row["revision"])
         if order.revision:
+            order.settlements = ((flags & rows.SETTLEMENTS) >> rows.SETTLEMENTS_SHIFT) + 1
             # A settled row's evidence is that of its last total: new evidence lifts it first.
             order.digest = evidence_digest(
                 order.service_order_number, order.time, order.numbers, order.end_number
@@ -283,21 +291,23 @@ class ColumnTable(IntervalTable):
     # -- time ---------------------------------------------------------------------------------
 
     def _run_due(self, effects: Effects) -> None:
-        super()._run_due(effects)
         block = 0
         while block >= 0:
             block = self._rows.settle_due(
                 block, self.clock_ms, self.policy.correction_window_ms, FUTURE_TOLERANCE_MS
             )
             self._take_events(effects)
+            for slot in self._rows.running():
+                self._lift(self._rows.key(slot))
+        super()._run_due(effects)
 
     def confirm(self, clock_ms: int) -> None:
         """Give back the slots of orders forgotten before the replay's start; see the base."""
         super().confirm(clock_ms)
         self._rows.retire(clock_ms)
 
-    def _note(self, total: Any, order: Order, effects: Effects) -> None:
-        super()._note(total, order, effects)
+    def _note(self, totals: Sequence[OrderTotal], order: Order, effects: Effects) -> None:
+        super()._note(totals, order, effects)
         self._touched.add(order.service_order_number)
 
     def _take_events(self, effects: Effects) -> None:
@@ -345,7 +355,7 @@ class ColumnTable(IntervalTable):
         return int(row["source_offset"]), int(row["revision"])
 
     def oldest_deadline_ms(self) -> int | None:
-        """Return the earliest deadline of an order that is not settled (None: there is none)."""
+        """Return the earliest instant at which a total is due (None: there is none)."""
         deadlines = (super().oldest_deadline_ms(), self._rows.oldest_deadline_ms())
         return min((each for each in deadlines if each is not None), default=None)
 
@@ -354,7 +364,7 @@ class ColumnTable(IntervalTable):
         slot = self._rows.find(number.encode("utf-8", "surrogatepass"))
         if slot < 0 or self._rows.orders[slot]["flags"] & rows.ODD:
             return super().describe(number)
-        return describe_order(self._order_of(slot))
+        return describe_order(self._order_of(slot), self.policy)
 
 
 def compile_kernel() -> None:
@@ -380,14 +390,16 @@ def _fits(order: Order) -> bool:
 
 
 def _row_of(order: Order) -> dict[str, int]:
+    settlements = max(0, order.settlements - 1) << rows.SETTLEMENTS_SHIFT
     return {
         "start_ms": order.started_ms,
         "end_ms": order.ended_ms,
         "deadline_ms": order.deadline_ms,
+        "unbilled_since_ms": order.unbilled_since_ms,
         "source_offset": order.source_offset,
         "overlap_ms": order.length_sum_ms - order.time.measure,
         "end_number": order.end_number or 0,
         "accepted": order.accepted,
         "revision": order.revision,
-        "flags": rows.USED | _FLAGS[order.phase],
+        "flags": rows.USED | _FLAGS[order.phase] | settlements,
     }

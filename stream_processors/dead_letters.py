@@ -25,8 +25,9 @@ from confluent_kafka import (
 )
 
 from schemas import PARTITIONER, SegmentEvent, encode_segment
+from schemas.limits import FORWARD_BYTES_MAX
 from stream_processors.batch import Record
-from stream_processors.table import FORWARD_BYTES_MAX, FORWARDED_FROM
+from stream_processors.table import FORWARDED_FROM
 
 Header = tuple[str, bytes | None]
 

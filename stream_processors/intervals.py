@@ -70,6 +70,15 @@ class IntervalSet:
         i = bisect_right(self._starts, start) - 1
         return start >= end or (i >= 0 and self._ends[i] >= end)
 
+    def is_apart(self, start: int, end: int) -> bool:
+        """Tell whether [start, end) would be a further interval: not empty, not touching any."""
+        assert start <= end
+        return start < end and bisect_left(self._ends, start) == bisect_right(self._starts, end)
+
+    def is_one_from(self, start: int) -> bool:
+        """Tell whether the set is one interval that begins at `start`."""
+        return len(self._starts) == 1 and self._starts[0] == start
+
     def count_from(self, start: int) -> int:
         """Return how many integers of the set are at `start` or above."""
         first = bisect_right(self._ends, start)

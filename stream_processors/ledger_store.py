@@ -49,7 +49,10 @@ _SQL_TYPES = {
     "totals_partition": "int",
 }
 _PLACE_FIELDS = ("totals_topic", "totals_partition", "totals_offset", "totals_append_ms")
-_COLUMNS = (*TOTAL_FIELDS, *_PLACE_FIELDS)
+_WRITTEN_FIELDS = tuple(name for name in TOTAL_FIELDS if name != "gap_ms")
+"""The tables work out the gap from the others, also of totals that were written without it."""
+
+_COLUMNS = (*_WRITTEN_FIELDS, *_PLACE_FIELDS)
 _SELECTED = ", ".join(f"{name}::jsonb" if name in _JSON_FIELDS else name for name in _COLUMNS)
 _ARRAYS = ", ".join(f"%s::{_SQL_TYPES.get(name, 'bigint')}[]" for name in _COLUMNS)
 
@@ -288,7 +291,7 @@ def array_literal(values: Sequence[object], *, quoted: bool) -> str:
 def _row(topic: str, recorded: RecordedTotal) -> tuple[object, ...]:
     """The values of `_COLUMNS`."""
     total, record = recorded.total, recorded.record
-    values: dict[str, Any] = {name: getattr(total, name) for name in TOTAL_FIELDS}
+    values: dict[str, Any] = {name: getattr(total, name) for name in _WRITTEN_FIELDS}
     values["status"] = total.status.value
     for name in _JSON_FIELDS:
         values[name] = json.dumps([each._asdict() for each in values[name]])

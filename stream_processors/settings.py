@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+from schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX
 from stream_processors.errors import SettingsError
 from stream_processors.order import Policy
 
 PREFIX = "DURABILL_"
 TEN_YEARS_S = 315_360_000
+INTERIM_INTERVAL_MIN_S = 1
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=TEN_YEARS_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -49,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     settle_grace_s: Seconds = 30
     idle_timeout_s: Seconds = 300
     correction_window_s: Seconds = 86_400
+    interim_interval_s: Seconds = 86_400
     checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     stall_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
 
@@ -76,7 +79,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             settle_grace_ms=round(self.settle_grace_s * 1000),
             idle_timeout_ms=round(self.idle_timeout_s * 1000),
             correction_window_ms=round(self.correction_window_s * 1000),
+            interim_interval_ms=round(self.interim_interval_s * 1000),
         )
+
+    def interim_problems(self) -> list[str]:
+        """Return what is wrong with the interval of interim totals, beside the waits."""
+        name, interval_s = f"{PREFIX}INTERIM_INTERVAL_S", self.interim_interval_s
+        if interval_s == 0:
+            return []
+        if interval_s < INTERIM_INTERVAL_MIN_S:
+            least = f"the least is {INTERIM_INTERVAL_MIN_S}, and 0 means never"
+            return [f"{name}={interval_s:g}: {least}"]
+        allowed_s = interval_s * INTERIM_TOTALS_MAX
+        waits = {
+            "IDLE_TIMEOUT_S": (self.idle_timeout_s, ""),
+            "SETTLE_GRACE_S": (self.settle_grace_s * GRACE_FACTOR_MAX, f" x {GRACE_FACTOR_MAX}"),
+        }
+        return [
+            f"{PREFIX}{wait}{times} is {wait_s:g} s, more than {INTERIM_TOTALS_MAX:,} times"
+            f" {name}={interval_s:g}: one order could be due so many interim totals at once."
+            f" Set {name} to {wait_s / INTERIM_TOTALS_MAX:g} or more, or to 0 for none"
+            for wait, (wait_s, times) in waits.items()
+            if wait_s > allowed_s
+        ]
 
     def librdkafka(self) -> dict[str, str]:
         """Return the connection part of a confluent-kafka configuration."""
@@ -154,9 +179,12 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
         except msgspec.ValidationError as error:
             shown = "…" if "password" in name else repr(value)
             problems.append(f"{PREFIX}{name.upper()}={shown}: {error}")
+    if not problems:
+        settings = Settings(**good)
+        problems = settings.interim_problems()
     if problems:
         raise SettingsError(problems)
-    return Settings(**good)
+    return settings
 
 
 def _types() -> list[Any]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from stream_processors.blocks import BlockContent, Snapshot, columns_snapshot, decode_block
 from stream_processors.errors import StateError
 from stream_processors.kernel import fold, index, maintain, parse, rows
-from stream_processors.order import Order
+from stream_processors.order import NEVER_MS, Order
+from stream_processors.upgrade import rows_in
 
 ROWS_MAX = 1 << 24
 """Orders of a partition that can be rows; further ones stay with the plain core, only slower."""
@@ -37,10 +38,11 @@ def reserve(count: int, dtype: Any) -> NDArray[Any]:
 
 
 class Rows:
-    """The rows of one partition's table."""
+    """The rows of one partition's table; `interim_after_ms` is the policy's."""
 
-    def __init__(self, seed: int, rows_max: int) -> None:
+    def __init__(self, seed: int, rows_max: int, interim_after_ms: int = NEVER_MS) -> None:
         self._seed = seed
+        self._interim_after_ms = interim_after_ms
         self._max = rows_max
         blocks = rows_max // rows.BLOCK_ROWS + 1
         self.orders = reserve(rows_max, rows.ORDER)
@@ -233,9 +235,12 @@ class Rows:
         if len(numbers) > 1 or time != ([span] if span[0] < span[1] else []):
             row["extra"] = self._put_extra(time, numbers)
         self.counters[rows.ORDERS] += 1
-        due = self._block_retire if fields["flags"] & rows.SETTLED else self._block_due
-        block = slot // rows.BLOCK_ROWS
-        due[block] = min(due[block], fields["deadline_ms"])
+        block, due_ms = slot // rows.BLOCK_ROWS, fields["deadline_ms"]
+        if fields["flags"] & rows.SETTLED:
+            self._block_retire[block] = min(self._block_retire[block], due_ms)
+        else:
+            due_ms = min(due_ms, fields["unbilled_since_ms"] + self._interim_after_ms)
+            self._block_due[block] = min(self._block_due[block], due_ms)
 
     def _put_extra(self, time: list[tuple[int, int]], numbers: list[tuple[int, int]]) -> int:
         free = int(self.counters[rows.EXTRAS_FREE])
@@ -260,18 +265,30 @@ class Rows:
     # -- time ---------------------------------------------------------------------------------
 
     def settle_due(self, block: int, now_ms: int, window_ms: int, tolerance_ms: int) -> int:
-        """Note the totals due at `now_ms` as events; return the block to go on with, or -1."""
+        """Note the totals due at `now_ms` as events; return the block to go on with, or -1.
+
+        `running` tells afterwards which rows are due an interim total.
+        """
+        self.counters[rows.SLOWS] = 0
+        forget_after_ms = window_ms + tolerance_ms
         return int(
-            rows.settle_due(self.arrays, block, now_ms, window_ms + tolerance_ms, tolerance_ms)
+            rows.settle_due(
+                self.arrays, block, now_ms, self._interim_after_ms, forget_after_ms, tolerance_ms
+            )
         )
+
+    def running(self) -> list[int]:
+        """Return the rows that `settle_due` has found due for an interim total."""
+        found: list[int] = self.slow[: int(self.counters[rows.SLOWS])].tolist()
+        return found
 
     def retire(self, clock_ms: int) -> None:
         """Free the rows of orders whose time to be known was over before `clock_ms`."""
         maintain.retire(self.arrays, clock_ms, self._seed)
 
     def oldest_deadline_ms(self) -> int | None:
-        """Return the earliest deadline of an unsettled row."""
-        oldest = int(maintain.oldest_deadline(self.arrays))
+        """Return the earliest instant at which a row gives its next total."""
+        oldest = int(maintain.oldest_deadline(self.arrays, self._interim_after_ms))
         return None if oldest == rows.NEVER else oldest
 
     def event_keys(self, count: int) -> list[bytes]:
@@ -300,7 +317,7 @@ class Rows:
         if not len(slots) and not odd:
             return None
         held = self.orders[slots]
-        held["flags"] &= rows.USED | rows.PHASE
+        held["flags"] &= rows.USED | rows.PHASE | rows.SETTLEMENTS
         with_extra = np.flatnonzero(held["extra"] >= 0)
         extras = self._extra[held["extra"][with_extra]]
         held["extra"][with_extra] = np.arange(len(with_extra))
@@ -328,7 +345,7 @@ class Rows:
         return kept
 
     def _restore_rows(self, content: BlockContent) -> None:
-        held = np.frombuffer(content.rows, rows.ORDER)
+        held = rows_in(content)
         slots = np.frombuffer(content.slots, np.int32)
         pieces = np.frombuffer(content.extras, np.int64).reshape(-1, rows.EXTRA_SIZE)
         assert len(held) == len(slots)
@@ -339,8 +356,11 @@ class Rows:
             )
         assert maintain.are_sound(held, pieces)
         progress = np.zeros(1, np.int64)
+        after_ms = self._interim_after_ms
         while True:
-            table = maintain.restore_rows(self.arrays, held, slots, pieces, progress, self._seed)
+            table = maintain.restore_rows(
+                self.arrays, held, slots, pieces, progress, after_ms, self._seed
+            )
             if table < 0:
                 return
             self.grow_table(table)

@@ -13,7 +13,7 @@ been passed stays passed, and the totals don't depend on when a timer looked.
 
 import hashlib
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,20 +29,20 @@ from schemas import (
     read_clock_mark,
     to_segment,
 )
+from schemas.limits import (
+    DETAIL_CHARS_MAX,
+    FORWARD_BYTES_MAX,
+    FUTURE_TOLERANCE_MS,
+    LETTER_BYTES_MAX,
+    LETTER_CUT_BYTES,
+    ORDER_PIECES_MAX,
+    SEGMENT_LENGTH_MAX_MS,
+)
 from stream_processors.batch import Chunk, Headers, Record, records
 from stream_processors.blocks import Snapshot, decode_block, plain_snapshot
 from stream_processors.errors import StateError
-from stream_processors.order import FUTURE_TOLERANCE_MS, Order, Policy, describe_order
+from stream_processors.order import Order, Policy, describe_order
 
-SEGMENT_LENGTH_MAX_MS = 86_400_000
-FORWARD_BYTES_MAX = 1_000_000
-"""Of `Record.size`: with the header that it gets, it fits any segments topic that we take."""
-
-LETTER_BYTES_MAX = 2_000_000
-"""Of `Record.size`: with the headers that it gets, it fits any dead-letters topic that we take."""
-
-LETTER_CUT_BYTES = 65_536
-DETAIL_CHARS_MAX = 500
 BLOCK_SLOTS = 1024
 FORWARDED_FROM = "forwarded_from"
 """Header of a record that was sent on from a wrong partition: `partition/offset` it sat at."""
@@ -94,12 +94,23 @@ class Place:
 
 
 class IntervalTable:
-    """The orders of one partition."""
+    """The orders of one partition.
 
-    def __init__(self, place: Place, policy: Policy, writers: WriterSchemas) -> None:
+    `pieces_max` is the contract's limit of an order's intervals and ranges; tests lower it.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        policy: Policy,
+        writers: WriterSchemas,
+        *,
+        pieces_max: int = ORDER_PIECES_MAX,
+    ) -> None:
         self.place = place
         self.policy = policy
         self.writers = writers
+        self.pieces_max = pieces_max
         self.clock_ms = 0
         self.records = 0
         """Records folded in this process's life; for the metrics only."""
@@ -153,7 +164,7 @@ class IntervalTable:
             effects.dead_letters.append(dead_letter(record, error.reason, error.detail))
             return
         number = event.service_order_number
-        origin = _origin(record.headers)
+        origin = _origin(record.headers, self.place)
         order = self._orders.get(number)
         if order is None:
             assert record.key is not None
@@ -164,16 +175,21 @@ class IntervalTable:
         else:
             if record.offset <= order.source_offset or _seen_before(order, origin):
                 return
-            self._note(order.settle_if_due(self.clock_ms, self.policy), order, effects)
+            self._settle_if_due(order, effects)
             if order.is_forgotten(self.clock_ms):
                 # In the same slot: were the two ever in blocks of different age, a replay
                 # could find neither, and take a repeat of the old one's for a new order.
                 order = self._place_order(self._slots[number], number)
+            elif (excess := order.excess(event, self.pieces_max)) is not None:
+                detail = f"its order has {self.pieces_max:,} {excess}, and it adds one"
+                effects.dead_letters.append(dead_letter(record, Reason.TOO_FRAGMENTED, detail))
+                return
         if order is None:
             order = self._place_order(self._take_slot(number), number)
         if origin is not None:
             order.forwarded[origin[0]] = origin[1]
-        self._note(order.apply(event, self.clock_ms, record.offset, self.policy), order, effects)
+        total = order.apply(event, self.clock_ms, record.offset, self.policy)
+        self._note([] if total is None else [total], order, effects)
 
     def _accept(self, record: Record) -> SegmentEvent:
         """Return the record's segment, or raise BadRecord for the first rule that it breaks."""
@@ -204,32 +220,36 @@ class IntervalTable:
         detail = f"belongs in partition {partition} and {problem}"
         effects.dead_letters.append(dead_letter(record, Reason.WRONG_PARTITION, detail))
 
-    def _note(self, total: OrderTotal | None, order: Order, effects: Effects) -> None:
-        """Note that `order` has changed, and the total that this gave."""
+    def _note(self, totals: Sequence[OrderTotal], order: Order, effects: Effects) -> None:
+        """Note that `order` has changed, and the totals that this gave."""
         number = order.service_order_number
         self._changed.add(self._slots[number] // BLOCK_SLOTS)
-        if total is not None:
-            effects.totals.append(Total(number.encode(), encode_total(total)))
-        if total is not None or not order.is_settled():
+        key = number.encode()
+        effects.totals += [Total(key, encode_total(total)) for total in totals]
+        if totals or not order.is_settled():
             self._queue(order)
+
+    def _settle_if_due(self, order: Order, effects: Effects) -> None:
+        totals = order.settle_if_due(self.clock_ms, self.policy)
+        if totals:
+            self._note(totals, order, effects)
 
     # -- time ---------------------------------------------------------------------------------
 
     def _queue(self, order: Order) -> None:
-        """Have the order looked at when its deadline comes.
+        """Have the order looked at when something is due: a total, or to be forgotten.
 
-        One live entry an order: a deadline that moves away is found out when the entry comes up.
+        One live entry an order: what moves away is found out when the entry comes up.
         """
-        number, deadline_ms = order.service_order_number, order.deadline_ms
+        number = order.service_order_number
         if order.is_settled():
-            if self._retiring_at.get(number) != deadline_ms:
-                self._retiring_at[number] = deadline_ms
-                heapq.heappush(self._retiring, (deadline_ms, number))
-            return
-        queued_ms = self._queued.get(number)
-        if queued_ms is None or deadline_ms < queued_ms:
-            self._queued[number] = deadline_ms
-            heapq.heappush(self._due, (deadline_ms, number))
+            due_ms, heap, queued = order.deadline_ms, self._retiring, self._retiring_at
+        else:
+            due_ms, heap, queued = order.next_due_ms(self.policy), self._due, self._queued
+        queued_ms = queued.get(number)
+        if queued_ms is None or due_ms < queued_ms:
+            queued[number] = due_ms
+            heapq.heappush(heap, (due_ms, number))
 
     def _run_due(self, effects: Effects) -> None:
         while self._due and self._due[0][0] <= self.clock_ms:
@@ -240,10 +260,10 @@ class IntervalTable:
             order = self._orders.get(number)
             if order is None or order.is_settled():
                 continue
-            if order.deadline_ms > self.clock_ms:
+            if order.next_due_ms(self.policy) > self.clock_ms:
                 self._queue(order)
             else:
-                self._note(order.settle_if_due(self.clock_ms, self.policy), order, effects)
+                self._settle_if_due(order, effects)
 
     def confirm(self, clock_ms: int) -> None:
         """Give back the slots of orders forgotten before the replay's start.
@@ -347,16 +367,16 @@ class IntervalTable:
         return None if order is None else (order.source_offset, order.revision)
 
     def oldest_deadline_ms(self) -> int | None:
-        """Return the earliest deadline of an order that is not settled (None: there is none)."""
-        deadlines = (order.deadline_ms for order in self._orders.values() if not order.is_settled())
-        return min(deadlines, default=None)
+        """Return the earliest instant at which a total is due (None: there is none)."""
+        unsettled = (order for order in self._orders.values() if not order.is_settled())
+        return min((order.next_due_ms(self.policy) for order in unsettled), default=None)
 
     def describe(self, number: str) -> dict[str, Any] | None:
         """Return the live state of an order as plain values for JSON, or None if it is unknown."""
         order = self._orders.get(number)
         if order is None:
             return None
-        return describe_order(order)
+        return describe_order(order, self.policy)
 
 
 def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
@@ -380,15 +400,20 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
     return DeadLetter(record, reason, detail)
 
 
-def _origin(headers: Headers) -> tuple[int, int] | None:
-    """Return (partition, offset) of a record that was sent on; None if it was not."""
+def _origin(headers: Headers, place: Place) -> tuple[int, int] | None:
+    """Return (partition, offset) of a record that was sent on to `place`; None if it was not.
+
+    Anybody can write this header: one that names no other partition of the topic doesn't count.
+    """
     for name, content in headers:
         if name == FORWARDED_FROM and content is not None:
             partition, _, offset = content.partition(b"/")
-            # Anybody can write this header: what doesn't fit 64 bits must not reach a checkpoint.
+            # What doesn't fit 64 bits must not reach a checkpoint.
             sizes_fit = len(partition) <= 9 and len(offset) <= 18
             if partition.isdigit() and offset.isdigit() and sizes_fit:
-                return int(partition), int(offset)
+                origin = int(partition), int(offset)
+                if origin[0] < place.partitions and origin[0] != place.partition:
+                    return origin
     return None
 
 

@@ -60,6 +60,7 @@ from stream_processors.kernel.rows import (
     ORDERS,
     PHASE,
     REJECTED,
+    REPEATED,
     ROWS_FREE,
     ROWS_USED,
     SETTLED,
@@ -94,7 +95,8 @@ OTHERS = 14  # whether other schemas than our own are known
 REGISTRY = 15  # whether there is a registry of further ones
 LEAST_DELTA = 16  # the next record's offset is this or more above the batch's; in and out
 NEXT_DELTA = 17  # and less than this
-TASK = 18
+INTERIM_AFTER = 18  # how long an order runs before an interim total
+TASK = 19
 
 GROUP = 64
 """Records that are read, fetched and applied together."""
@@ -150,8 +152,9 @@ def make_stub(orders: Any, slot: int, key_size: int) -> None:
 
 
 @compiled
-def start_order(orders: Any, slot: int, record: Any, offset: int) -> None:
+def start_order(orders: Any, slot: int, record: Any, offset: int, now: int) -> None:
     """Fill a row with an order's first segment."""
+    orders[slot].unbilled_since_ms = now
     orders[slot].start_ms = record[BEGIN]
     orders[slot].end_ms = record[END]
     orders[slot].source_offset = offset
@@ -169,7 +172,8 @@ def start_order(orders: Any, slot: int, record: Any, offset: int) -> None:
 def apply(orders: Any, slot: int, extra: Any, record: Any, offset: int, task: Any) -> int:
     """Apply a segment to a known order.
 
-    CHANGED, UNCHANGED, NEEDS_EXTRA where it takes the pool, NO_ROOM where it is the plain core's.
+    CHANGED, REPEATED where only the counts did, UNCHANGED, NEEDS_EXTRA where it takes the pool,
+    NO_ROOM where it is the plain core's.
     """
     order = orders[slot]
     now = task[NOW]
@@ -181,9 +185,11 @@ def apply(orders: Any, slot: int, extra: Any, record: Any, offset: int, task: An
     settled = order.flags & PHASE == SETTLED
     if (now > order.deadline_ms) if settled else (now >= order.deadline_ms):
         return NO_ROOM
+    if not settled and now >= order.unbilled_since_ms + task[INTERIM_AFTER]:
+        return NO_ROOM
     if is_no_news(orders, slot, extra, number, start, end, record[IS_END] == 1):
         count_repeat(orders, slot, end - start, offset)
-        return CHANGED
+        return REPEATED
     if settled:
         return NO_ROOM
     if order.extra >= 0 or not take_inline(orders, slot, number, start, end):
@@ -207,11 +213,9 @@ def apply_with_extra(store: Any, slot: int, record: Any, offset: int) -> int:
 def move_on(
     orders: Any, slot: int, extra: Any, block_due: Any, changed: Any, record: Any, task: Any
 ) -> bool:
-    """Move a changed order's phase and deadline on; tell whether it is complete."""
+    """Move the phase and deadline of an order with new evidence on; tell if it is complete."""
     block = slot // BLOCK_ROWS
     changed[block] = 1
-    if orders[slot].flags & PHASE == SETTLED:
-        return False
     now = task[NOW]
     if record[IS_END] == 1 and record[NUMBER] > orders[slot].end_number:
         orders[slot].end_number = record[NUMBER]
@@ -275,7 +279,9 @@ def start_row(
     if slot >= 0:
         make_stub(store.orders, slot, record[KEY_SIZE])
         if is_new_order(data, header, record, task):
-            start_order(store.orders, slot, record, task[BASE_OFFSET] + record[DELTA])
+            now, block = task[NOW], slot // BLOCK_ROWS
+            start_order(store.orders, slot, record, task[BASE_OFFSET] + record[DELTA], now)
+            store.block_due[block] = min(store.block_due[block], now + task[INTERIM_AFTER])
             store.counters[ORDERS] += 1
     return slot
 
@@ -358,6 +364,8 @@ def apply_group(store: Any, data: Any, task: Any, header: Any, count: int) -> in
         if outcome == CHANGED:
             if move_on(orders, slot, extra, block_due, changed, record, task):
                 settle_complete(store, slot, task)
+        elif outcome == REPEATED:
+            changed[slot // BLOCK_ROWS] = 1
         elif outcome != UNCHANGED:
             if slot >= 0 and outcome == NO_ROOM:
                 orders[slot].flags |= DEFERRED
@@ -373,7 +381,8 @@ def apply_group(store: Any, data: Any, task: Any, header: Any, count: int) -> in
 def fold(store: Any, data: Any, task: Any, header: Any) -> int:
     """Fold records RECORD..RECORDS-1 of a batch from POSITION on; see DONE for what it returns.
 
-    `slow` and the events' arrays have room for one entry a record.
+    `slow` gets the positions of the records left to the plain core, ~position where one is a sure
+    dead letter; it and the events' arrays have room for one entry a record.
     """
     while task[RECORD] < task[RECORDS]:
         count = read_group(store, data, task, header)

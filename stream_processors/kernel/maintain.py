@@ -78,13 +78,14 @@ def retire(store: Any, clock: int, seed: int) -> None:
 
 
 @compiled
-def oldest_deadline(store: Any) -> int:
-    """Return the earliest deadline of an unsettled row, NEVER if there is none."""
+def oldest_deadline(store: Any, interim_after: int) -> int:
+    """Return the earliest instant at which a row gives its next total, NEVER if there is none."""
     oldest = NEVER
     for slot in range(store.counters[ROWS_USED]):
         flags = store.orders[slot].flags
         if flags & USED and not flags & (ODD | SETTLED):
-            oldest = min(oldest, store.orders[slot].deadline_ms)
+            interim = store.orders[slot].unbilled_since_ms + interim_after
+            oldest = min(oldest, store.orders[slot].deadline_ms, interim)
     return oldest
 
 
@@ -99,7 +100,9 @@ def drop_row(store: Any, slot: int, seed: int) -> None:
 
 
 @compiled
-def restore_rows(store: Any, new: Any, slots: Any, pieces: Any, progress: Any, seed: int) -> int:
+def restore_rows(
+    store: Any, new: Any, slots: Any, pieces: Any, progress: Any, interim_after: int, seed: int
+) -> int:
     """Put checkpointed rows where they were; -1 when done, else the index table to grow first.
 
     `progress[0]` is the next of them, in and out. An order that is there already in a newer
@@ -139,7 +142,9 @@ def restore_rows(store: Any, new: Any, slots: Any, pieces: Any, progress: Any, s
                 store.block_retire[block], store.orders[slot].deadline_ms
             )
         else:
-            store.block_due[block] = min(store.block_due[block], store.orders[slot].deadline_ms)
+            interim = store.orders[slot].unbilled_since_ms + interim_after
+            deadline = store.orders[slot].deadline_ms
+            store.block_due[block] = min(store.block_due[block], deadline, interim)
     return -1
 
 

@@ -6,8 +6,9 @@ PIECES_MAX intervals and ranges are held in a row of the `extra` pool beside it;
 end_ms are always the first start and the last end over the accepted records. What doesn't fit is
 given back to the plain core, before anything has been changed.
 
-A row that isn't settled has revision 0: what was reopened stays with the plain core until it is
-settled again, since only there the digest of the revision before is known.
+A row that isn't settled has revision 0: what was reopened or has given an interim total stays
+with the plain core until it is settled, since only there the digest of the revision before is
+known.
 """
 
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ ORDER = np.dtype(
         ("start_ms", "<i8"),
         ("end_ms", "<i8"),
         ("deadline_ms", "<i8"),
+        ("unbilled_since_ms", "<i8"),
         ("source_offset", "<i8"),
         ("overlap_ms", "<i8"),
         ("first_number", "<i4"),
@@ -38,8 +40,8 @@ ORDER = np.dtype(
         ("k4", "<u8"),
     ]
 )
-"""One order, 104 bytes; `end_number` 0: none yet. The key is padded with zeros."""
-assert ORDER.itemsize == 104
+"""One order, 112 bytes; `end_number` 0: none yet. The key is padded with zeros."""
+assert ORDER.itemsize == 112
 
 KEY_BYTES_MAX = 40
 NUMBER_MAX = 2**31 - 2
@@ -56,6 +58,10 @@ ODD = 8
 """The order is with the plain core; the row only keeps its place and its name."""
 DEFERRED = 16
 """A record of this batch waits for the plain core, so those after it have to wait as well."""
+
+SETTLEMENTS_SHIFT = 5
+SETTLEMENTS = 7 << SETTLEMENTS_SHIFT
+"""Of a settled row: how often its order has settled, less one; see `order.SETTLEMENTS_MAX`."""
 
 PIECES_MAX = 8
 INTERVALS = 2
@@ -91,10 +97,10 @@ class Store(NamedTuple):
     extra: Any  # int64, n x EXTRA_SIZE
     extra_free: Any  # int32: stack of free extras
     counters: Any  # int64: see above
-    block_due: Any  # int64: lower bound of the deadlines of a block's unsettled rows
+    block_due: Any  # int64: lower bound of when a block's unsettled rows give their next totals
     block_retire: Any  # int64: the same of its settled rows
     changed: Any  # uint8: 1 where a block has changed since the last checkpoint
-    slow: Any  # int64: positions of records for the plain core; ~position: a sure dead letter
+    slow: Any  # int64: what is left to the plain core; see `fold` and `settle_due`
     events: Any  # ORDER: rows as they were when they settled
     event_at: Any  # int64: as of when
     event_status: Any  # int64: COMPLETE, INCOMPLETE or ABANDONED
@@ -111,6 +117,7 @@ CHANGED = 1
 NO_ROOM = -1
 NEEDS_EXTRA = -2
 REJECTED = -3
+REPEATED = 2
 
 
 @hot
@@ -280,14 +287,14 @@ def take(store: Any, slot: int, number: int, start: int, end: int) -> bool:
 
 @hot
 def is_complete(orders: Any, slot: int, extra: Any) -> bool:
-    """Tell whether the end has been seen and all numbers up to it are there."""
+    """Tell whether an end has been seen, and all numbers from 1 to the greatest."""
     order = orders[slot]
     if order.end_number == 0:
         return False
     if order.extra < 0:
-        return order.first_number == 1 and order.last_number >= order.end_number
+        return order.first_number == 1
     row = extra[order.extra]
-    return row[NUMBERS] == 1 and row[NUMBERS + 1] > order.end_number
+    return row[1] == 1 and row[NUMBERS] == 1
 
 
 @hot
@@ -315,6 +322,7 @@ def settle(
         store.events[event].extra = at
     reference = max(settled_at, store.orders[slot].end_ms - future_tolerance)
     store.orders[slot].deadline_ms = reference + forget_after
+    store.orders[slot].unbilled_since_ms = settled_at
     block = slot // BLOCK_ROWS
     store.block_retire[block] = min(store.block_retire[block], store.orders[slot].deadline_ms)
     store.orders[slot].flags = (store.orders[slot].flags & ~PHASE) | SETTLED
@@ -322,18 +330,25 @@ def settle(
 
 @compiled
 def settle_due(
-    store: Any, first_block: int, now: int, forget_after: int, future_tolerance: int
+    store: Any,
+    first_block: int,
+    now: int,
+    interim_after: int,
+    forget_after: int,
+    future_tolerance: int,
 ) -> int:
     """Settle the rows whose deadline has come; return the block to go on with, -1 when done.
 
-    `block_due` holds a lower bound of the deadlines of a block's unsettled rows; it is made exact
-    where it has come. Stops before a block for which the events have no room.
+    Rows that are due an interim total first are left to the plain core: `slow` gets their numbers.
+
+    `block_due` is a lower bound; it is made exact where it has come. Stops before a block for which
+    the events or `slow` have no room.
     """
     blocks = (store.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS
     for block in range(first_block, blocks):
         if store.block_due[block] > now:
             continue
-        if store.counters[EVENTS] + BLOCK_ROWS > store.events.shape[0]:
+        if max(store.counters[EVENTS], store.counters[SLOWS]) + BLOCK_ROWS > store.slow.shape[0]:
             return block
         due = NEVER
         for slot in range(
@@ -343,8 +358,14 @@ def settle_due(
             if not flags & USED or flags & (ODD | SETTLED):
                 continue
             deadline = store.orders[slot].deadline_ms
-            if deadline > now:
-                due = min(due, deadline)
+            interim = store.orders[slot].unbilled_since_ms + interim_after
+            if min(deadline, interim) > now:
+                due = min(due, deadline, interim)
+                continue
+            if interim < deadline:
+                store.slow[store.counters[SLOWS]] = slot
+                store.counters[SLOWS] += 1
+                due = min(due, interim)
                 continue
             settle(
                 store,

@@ -195,8 +195,7 @@ def write_totals(
             if order.end_number:
                 beyond += max(0, after - max(first, order.end_number + 1))
         known_after = row[NUMBERS + 2 * row[1] - 1]
-        if order.end_number:
-            known_after = order.end_number + 1
+        span = order.end_ms - order.start_ms
         status = event_status[i]
         for byte in header:
             out[at] = byte
@@ -205,7 +204,10 @@ def write_totals(
         at = put_long(out, at, order.revision)
         at = put_long(out, at, status)
         at = put_long(out, at, duration)
-        at = put_long(out, at, duration if status == COMPLETE else order.end_ms - order.start_ms)
+        if order.end_number and row[NUMBERS] == 1:
+            at = put_long(out, put_long(out, at, 1), duration if status == COMPLETE else span)
+        else:
+            at = put_long(out, at, 0)
         at = put_long(out, at, order.start_ms)
         at = put_long(out, at, order.end_ms)
         at = put_pieces(out, at, row, INTERVALS, row[0], 0)
@@ -218,6 +220,7 @@ def write_totals(
         at = put_long(out, at, segments)
         at = put_long(out, at, order.accepted - segments)
         at = put_long(out, at, order.overlap_ms)
+        at = put_long(out, at, span - duration)
         at = put_long(out, at, beyond)
         at = put_digest(out, at, digests, i * DIGEST_CHARS)
         at = put_long(out, at, partition)

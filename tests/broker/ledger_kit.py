@@ -33,6 +33,7 @@ def a_total(order: str = "SO1", revision: int = 1, duration_ms: int = 1_000) -> 
         segments=3,
         duplicates=1,
         overlap_ms=7,
+        gap_ms=500,
         numbers_after_end=1,
         digest=f"{duration_ms:064x}",
         previous_digest="" if revision == 1 else "b" * 64,

@@ -13,8 +13,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from producers.fleet import FleetError, FleetReport, compare, compare_dead_letters, run_fleet
 from producers.gateway import GatewayConfig
 from producers.plan import Faults, FleetPlan
-from producers.truth import LogRecord, Policy, read_log
+from producers.truth import LogRecord, read_log
 from producers.truth_file import read_truth
+from producers.truth_order import Policy
 from schemas import Reason, partition_for
 from tests.broker.gateway_kit import gateway, read_topic
 from tests.conftest import Topics

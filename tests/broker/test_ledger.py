@@ -86,7 +86,7 @@ def test_every_revision_is_recorded_once_with_all_fields(
     assert [first, second] == revisions(dsn, "SO-Ω 1")
     assert second == latest_total(dsn, "SO-Ω 1")
     assert latest_total(dsn, "SO-none") is None
-    assert {"COMPLETE": 1, "INCOMPLETE": 50, "ABANDONED": 0} == status(dsn).orders
+    assert {"COMPLETE": 1, "INCOMPLETE": 50, "ABANDONED": 0, "RUNNING": 0} == status(dsn).orders
     assert (102, 102) == (ledger.stats.recorded, ledger.stats.repeated)
     assert ledger.stats.lag_records == 0
 

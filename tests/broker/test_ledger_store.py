@@ -190,6 +190,6 @@ def test_status_counts_orders_by_their_latest_revision(postgres_dsn: str) -> Non
         first = a_total("SO-1")
         write(LedgerStore(conn), TOPIC, 0, [first, complete(first), a_total("SO-2")])
     found = status(dsn)
-    assert {"COMPLETE": 1, "INCOMPLETE": 1, "ABANDONED": 0} == found.orders
+    assert {"COMPLETE": 1, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 0} == found.orders
     assert (3, 0, 0) == (found.totals, found.set_aside, found.unreadable)
     assert {(TOPIC, 0): 3} == found.next_offsets

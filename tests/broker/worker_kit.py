@@ -36,7 +36,8 @@ from confluent_kafka.admin import AdminClient
 
 from deploy.stack import find_free_ports
 from deploy.topics import create_topics
-from producers.truth import LogRecord, LogTruth, Policy, read_log
+from producers.truth import LogRecord, LogTruth, read_log
+from producers.truth_order import Policy
 from schemas import PARTITIONER, WriterSchemas, decode_total
 from stream_processors import order
 from stream_processors.columns import ColumnTable

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deploy.commands_read import read_topic
-from producers.truth import LogRecord, LogTruth, Policy, read_log
+from producers.truth import LogRecord, LogTruth, read_log
+from producers.truth_order import Policy
 from schemas import OrderTotal, Reason, WriterSchemas, decode_total
 from stream_processors.batch import Record
 from stream_processors.blocks import decode_block

@@ -14,8 +14,8 @@ from tests.property.batches import encode_batch
 from tests.property.oracle import Entry, Segment, Times
 
 BASE_MS = 300_000_000
-TIMES = Times(grace_ms=5, idle_ms=9, window_ms=60)
-POLICY = Policy(TIMES.grace_ms, TIMES.idle_ms, TIMES.window_ms)
+TIMES = Times(grace_ms=5, idle_ms=9, window_ms=60, interim_ms=6, pieces_max=3)
+POLICY = Policy(TIMES.grace_ms, TIMES.idle_ms, TIMES.window_ms, TIMES.interim_ms)
 FAR_FUTURE_MS = BASE_MS * 1_000
 
 # A little time mostly; now and then the broker's clock back, past a deadline, past forgetting.
@@ -33,7 +33,8 @@ def segments(draw: st.DrawFn, append_ms: int, orders: int) -> Segment:
     length_ms = draw(LENGTHS_MS)
     end_identifier = draw(st.sampled_from([False, False, True])) or length_ms == 0
     order = f"SO{draw(st.integers(1, orders))}"
-    return Segment(order, draw(st.integers(1, 4)), end_ms - length_ms, end_ms, end_identifier)
+    number = draw(st.sampled_from([1, 2, 3, 4] * 3 + [6, 8]))
+    return Segment(order, number, end_ms - length_ms, end_ms, end_identifier)
 
 
 @st.composite
@@ -118,9 +119,9 @@ def chunk_of(log: Sequence[Entry], first_offset: int = 0, codec: str = "none") -
     return Chunk(first_offset, log[-1].offset + 1 if log else first_offset, data)
 
 
-def new_table() -> IntervalTable:
+def new_table(pieces_max: int = TIMES.pieces_max) -> IntervalTable:
     """Return the empty table of a topic's only partition."""
-    return IntervalTable(Place(0, 1), POLICY, WriterSchemas())
+    return IntervalTable(Place(0, 1), POLICY, WriterSchemas(), pieces_max=pieces_max)
 
 
 def totals_in(effects: Sequence[Effects]) -> list[OrderTotal]:

@@ -37,11 +37,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Times:
-    """The policy: grace, idle timeout and correction window in milliseconds."""
+    """The policy in milliseconds, and how many pieces an order may have."""
 
     grace_ms: int
     idle_ms: int
     window_ms: int
+    interim_ms: int = 0
+    pieces_max: int = 10_000
 
 
 @dataclass
@@ -51,8 +53,11 @@ class Life:
     order: str
     accepted: list[tuple[Segment, int]] = field(default_factory=list)
     settled_at_ms: int | None = None
+    settlements: int = 0
+    reopened_at_ms: int | None = None
     ended_since_ms: int | None = None
     idle_since_ms: int = 0
+    running_since_ms: int = 0
     totals: list[OrderTotal] = field(default_factory=list)
 
     def milliseconds(self) -> set[int]:
@@ -73,11 +78,13 @@ class Life:
 
     def missing(self) -> list[int]:
         """Return the numbers that should have come."""
-        last = self.end_number() or max(self.numbers())
-        return [number for number in range(1, last + 1) if number not in self.numbers()]
+        seen = self.numbers()
+        return [number for number in range(1, max(seen) + 1) if number not in seen]
 
     def deadline_ms(self, times: Times) -> int:
         """Return when an order that has not settled will."""
+        if self.reopened_at_ms is not None:
+            return self.reopened_at_ms + times.grace_ms * min(2 ** (self.settlements - 1), 128)
         if self.ended_since_ms is not None:
             return self.ended_since_ms + times.grace_ms
         return self.idle_since_ms + times.idle_ms
@@ -91,16 +98,34 @@ class Life:
     def settle(self, status: Status, settled_at_ms: int) -> None:
         """Write down the next total."""
         self.settled_at_ms = settled_at_ms
+        self.reopened_at_ms = None
+        self.settlements += 1
         self.totals.append(self.total(status, settled_at_ms))
+
+    def is_too_much(self, segment: Segment, pieces_max: int) -> bool:
+        """Tell whether the record would add a piece beyond the limit."""
+        after = Life(self.order, [*self.accepted, (segment, 0)])
+        for mine, others in (
+            (self.milliseconds(), after.milliseconds()),
+            (self.numbers(), after.numbers()),
+        ):
+            if len(runs(others)) > max(pieces_max, len(runs(mine))):
+                return True
+        return False
 
     def take(self, segment: Segment, arrival_ms: int, offset: int) -> None:
         """Take in an accepted record."""
         before = self.evidence() if self.accepted else None
         self.accepted.append((segment, offset))
+        if before is None:
+            self.running_since_ms = arrival_ms
+        if self.evidence() == before:
+            return
         if self.settled_at_ms is not None:
-            if self.evidence() == before:
-                return
-            self.settled_at_ms = self.ended_since_ms = None
+            self.settled_at_ms = None
+            self.reopened_at_ms = self.running_since_ms = arrival_ms
+        if self.reopened_at_ms is not None:
+            return
         self.idle_since_ms = arrival_ms
         if self.end_number() is None:
             return
@@ -110,11 +135,20 @@ class Life:
             self.ended_since_ms = arrival_ms
 
     def settle_if_due(self, now_ms: int, times: Times) -> None:
-        """Settle an order whose deadline has come."""
-        if self.settled_at_ms is None and now_ms >= self.deadline_ms(times):
-            ended = self.end_number() is not None
-            status = Status.INCOMPLETE if ended else Status.ABANDONED
-            self.settle(status, self.deadline_ms(times))
+        """Write down interim totals whose time has come, and settle an order whose has."""
+        while self.settled_at_ms is None:
+            deadline_ms = self.deadline_ms(times)
+            interim_ms = self.running_since_ms + times.interim_ms
+            if times.interim_ms and interim_ms < deadline_ms and interim_ms <= now_ms:
+                self.totals.append(self.total(Status.RUNNING, interim_ms))
+                self.running_since_ms = interim_ms
+                continue
+            if now_ms < deadline_ms:
+                return
+            status = Status.ABANDONED if self.end_number() is None else Status.INCOMPLETE
+            if self.end_number() is not None and not self.missing():
+                status = Status.COMPLETE
+            self.settle(status, deadline_ms)
 
     def total(self, status: Status, settled_at_ms: int) -> OrderTotal:
         """Return the total of all records accepted so far, every field worked out anew."""
@@ -122,7 +156,11 @@ class Life:
         segments = [each for each, _ in self.accepted]
         started_ms = min(each.start_ms for each in segments)
         ended_ms = max(each.end_ms for each in segments)
-        complete = status is Status.COMPLETE
+        bound_ms: int | None = ended_ms - started_ms
+        if status is Status.COMPLETE:
+            bound_ms = len(milliseconds)
+        elif end_number is None or 1 not in numbers:
+            bound_ms = None
         intervals = [(first, last + 1) for first, last in runs(milliseconds)]
         lines = [
             "durabill-evidence-1",
@@ -136,7 +174,7 @@ class Life:
             revision=len(self.totals) + 1,
             status=status,
             duration_ms=len(milliseconds),
-            upper_bound_ms=len(milliseconds) if complete else ended_ms - started_ms,
+            upper_bound_ms=bound_ms,
             started_ms=started_ms,
             ended_ms=ended_ms,
             intervals=tuple(Interval(*each) for each in intervals),
@@ -145,6 +183,7 @@ class Life:
             segments=len(numbers),
             duplicates=len(segments) - len(numbers),
             overlap_ms=sum(each.end_ms - each.start_ms for each in segments) - len(milliseconds),
+            gap_ms=ended_ms - started_ms - len(milliseconds),
             numbers_after_end=len(
                 [n for n in numbers if end_number is not None and n > end_number]
             ),
@@ -218,6 +257,9 @@ def answer(log: list[Entry], times: Times) -> Answer:
                 life = None
         if life is None:
             life = lives[order] = Life(order)
+        if life.accepted and life.is_too_much(entry.segment, times.pieces_max):
+            dead_letters.append((entry.offset, "TOO_FRAGMENTED"))
+            continue
         life.take(entry.segment, arrival_ms, entry.offset)
     for life in lives.values():
         life.settle_if_due(1 << 60, times)

@@ -29,6 +29,7 @@ from tests.property.column_histories import (
     BASE_MS,
     BATCHES,
     FORGET_ALL_MS,
+    PIECES_MAX,
     PLACES,
     POLICIES,
     SHAPES,
@@ -110,7 +111,7 @@ class Histories(RuleBasedStateMachine):
     def start(self, policy: Policy, place: Place, shape: Shape) -> None:
         """Begin with empty tables, or with columns that have few places left."""
         self.policy, self.place, self.shape = policy, place, shape
-        self.plain = IntervalTable(place, policy, writers())
+        self.plain = IntervalTable(place, policy, writers(), pieces_max=PIECES_MAX)
         self.columns = new_columns(shape, place, policy)
         self.writer = Writer()
         self.log: list[Chunk] = []
@@ -304,12 +305,17 @@ PIECES = st.lists(
 )
 
 
-@given(PIECES, st.lists(st.integers(1, 44), max_size=4), st.sampled_from([None, 0, 1]))
+@given(
+    PIECES,
+    st.lists(st.integers(1, 44), max_size=4),
+    st.sampled_from([None, 0, 1]),
+    st.sampled_from([0, 3]),
+)
 def test_holes_of_one_order(
-    pieces: list[tuple[int, int, int, int]], cuts: list[int], extras: int | None
+    pieces: list[tuple[int, int, int, int]], cuts: list[int], extras: int | None, interim_ms: int
 ) -> None:
-    policy, place = Policy(5, 9, 100_000), Place(0, 1)
-    plain = IntervalTable(place, policy, writers())
+    policy, place = Policy(5, 9, 100_000, interim_ms), Place(0, 1)
+    plain = IntervalTable(place, policy, writers(), pieces_max=PIECES_MAX)
     columns = new_columns(Shape(64, extras, False), place, policy)
     entries: list[tuple[int, Entry]] = []
     for offset, (number, start, length, end) in enumerate(pieces):

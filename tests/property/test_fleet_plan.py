@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from producers.garbage import KINDS, garbage
 from producers.plan import Fault, Faults, FleetPlan, Send, in_publishing_order
-from producers.truth import LogRecord, LogTruth, Policy, judge, read_log
+from producers.truth import LogRecord, LogTruth, judge, read_log
+from producers.truth_order import Policy
 from schemas import (
     BadRecord,
     OrderTotal,

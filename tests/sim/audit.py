@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers import truth
+from producers import truth, truth_order
 from producers.truth import LogRecord, LogTruth
 from schemas import OWN_SCHEMA_ONLY, Reason, decode_total, encode_total
 from stream_processors.batch import Chunk
@@ -42,10 +42,11 @@ class Auditor:
         policy = plan.settings.policy
         self._plan = plan
         self._broker = broker
-        self._policy = truth.Policy(
+        self._policy = truth_order.Policy(
             settle_grace_ms=policy.settle_grace_ms,
             idle_timeout_ms=policy.idle_timeout_ms,
             correction_window_ms=policy.correction_window_ms,
+            interim_interval_ms=policy.interim_interval_ms,
         )
         self._arrival_ms: dict[int, int] = {}
         self._letters_due: dict[int, list[int]] = defaultdict(list)
@@ -136,8 +137,9 @@ class Auditor:
         for log in self._broker.segments:
             for batch in log.batches:
                 if batch.after <= log.high_watermark:
+                    of = log.partition, self._plan.partitions
                     self._copies_seen |= {
-                        truth.forwarded_from(tuple(each[2])) for each in batch.entries
+                        truth.forwarded_from(tuple(each[2]), *of) for each in batch.entries
                     }
 
     def _read_letters(self) -> None:

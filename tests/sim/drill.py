@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from producers import truth
+from producers.truth_order import Policy
 from schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
 from stream_processors import checkpoint
 from stream_processors.batch import Chunk
@@ -32,7 +33,7 @@ def decided(log: TopicLog) -> Records:
     ]
 
 
-def drill(plan: Plan, broker: Broker, partition: int, policy: truth.Policy) -> list[str]:
+def drill(plan: Plan, broker: Broker, partition: int, policy: Policy) -> list[str]:
     """Return what is wrong with a recovery from here; nothing of the history is touched."""
     origin = Origin("segments", "id", plan.partitions)
     latest = {key: value for _, key, value in decided(broker.changelog[partition])}

@@ -196,7 +196,7 @@ def test_event_buffers_have_room_for_the_longest() -> None:
     pieces = 2 * 2 * rows.PIECES_MAX
     text = 20 + (rows.KEY_BYTES_MAX + 1) + pieces * 20 + 2 + 20
     assert text <= totals.TEXT_BYTES_MAX
-    longs = 12 + 2 * 2 + (2 * rows.PIECES_MAX + 2 * (rows.PIECES_MAX + 1))
+    longs = 13 + 2 * 2 + (2 * rows.PIECES_MAX + 2 * (rows.PIECES_MAX + 1))
     total = 10 + rows.KEY_BYTES_MAX + totals.DIGEST_CHARS + 10 * longs + 10
     assert total <= totals.TOTAL_BYTES_MAX
 

@@ -17,7 +17,7 @@ from stream_processors.ledger_records import (
 DIGEST = "a" * 64
 TOTAL = OrderTotal(
     "SO1", 1, Status.COMPLETE, 9, 9, 1, 10, (Interval(1, 10),), 1, (),
-    1, 0, 0, 0, DIGEST, "", 0, 0, 10,
+    1, 0, 0, 0, 0, DIGEST, "", 0, 0, 10,
 )  # fmt: skip
 VALUE = encode_total(TOTAL)
 

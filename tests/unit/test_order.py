@@ -7,15 +7,18 @@ import pytest
 from schemas import OrderTotal, SegmentEvent
 from stream_processors.order import Order, Policy
 
-POLICY = Policy(settle_grace_ms=30, idle_timeout_ms=300, correction_window_ms=1000)
+POLICY = Policy(
+    settle_grace_ms=30, idle_timeout_ms=300, correction_window_ms=1000, interim_interval_ms=200
+)
 FORGET_MS = 1000 + 60_000
 NOW = 2_000
 """Append time of the move under test."""
 
-STATES = ("OPEN", "ENDED", "COMPLETE", "INCOMPLETE", "ABANDONED")
+STATES = ("OPEN", "ENDED", "COMPLETE", "INCOMPLETE", "ABANDONED", "REOPENED")
 """Each has seen numbers up to 5; 2 and 4 are missing unless the move or COMPLETE wants them in.
 OPEN: last record at 1,980. ENDED: 5 was the end, at 1,980. COMPLETE: at 1,980, by the end 5.
-INCOMPLETE: end 5 at 1,900, settled at 1,930. ABANDONED: last record at 1,690, settled at 1,990."""
+INCOMPLETE: end 5 at 1,900, settled at 1,930. ABANDONED: last record at 1,690, settled at 1,990.
+REOPENED: as INCOMPLETE (COMPLETE where 2 and 4 are wanted in), then new time at 1,985."""
 
 DEADLINES = {
     "OPEN": 2_280,
@@ -23,6 +26,7 @@ DEADLINES = {
     "COMPLETE": 1_980 + FORGET_MS,
     "INCOMPLETE": 1_930 + FORGET_MS,
     "ABANDONED": 1_990 + FORGET_MS,
+    "REOPENED": 2_015,
 }
 
 
@@ -39,11 +43,15 @@ def empty_end(number: int) -> SegmentEvent:
 
 @dataclass(frozen=True)
 class Move:
-    """What happens: a record at NOW (or `late_ms` after), or a tick so long after the deadline."""
+    """What happens: a record at NOW (or `late_ms` after), or a tick so long after the deadline.
+
+    Or a tick so long after the interim deadline of the order that has one, OPEN's.
+    """
 
     event: SegmentEvent | None = None
     late_ms: int = 0
     tick_after_deadline_ms: int = 0
+    tick_after_interim_ms: int | None = None
     whole: bool = False
     """Start with 2 and 4 there too."""
     seen_2: bool = False
@@ -68,6 +76,8 @@ MOVES = {
     "tick before deadline": Move(tick_after_deadline_ms=-1),
     "tick at deadline": Move(tick_after_deadline_ms=0),
     "tick after deadline": Move(tick_after_deadline_ms=1),
+    "tick before the interim deadline": Move(tick_after_interim_ms=-1),
+    "tick at the interim deadline": Move(tick_after_interim_ms=0),
 }
 
 # What then holds: the phase, when it ends by itself, the totals that came out with the time that
@@ -78,109 +88,141 @@ segment next
   ENDED       impossible: it would be a number after the end
   COMPLETE    impossible: it would be a number after the end
   INCOMPLETE  impossible: it would be a number after the end
-  ABANDONED   OPEN      2300
+  ABANDONED   REOPENED  2030
+  REOPENED    impossible: it would be a number after the end
 segment in a hole
   OPEN        OPEN      2300
   ENDED       ENDED     2010
   COMPLETE    impossible: there is no hole
-  INCOMPLETE  ENDED     2030
-  ABANDONED   OPEN      2300
+  INCOMPLETE  REOPENED  2030
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 segment filling the last hole
   OPEN        OPEN      2300
   ENDED       SETTLED  63000  COMPLETE@2000
   COMPLETE    impossible: there is no hole
-  INCOMPLETE  SETTLED  63000  COMPLETE@2000
-  ABANDONED   OPEN      2300
+  INCOMPLETE  REOPENED  2030
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 segment in a hole, after the deadline
-  OPEN        OPEN      3300  ABANDONED@2280
-  ENDED       ENDED     3030  INCOMPLETE@2010
+  OPEN        REOPENED  3030  RUNNING@2180  ABANDONED@2280
+  ENDED       REOPENED  3030  INCOMPLETE@2010
   COMPLETE    impossible: there is no hole
-  INCOMPLETE  ENDED     3030
-  ABANDONED   OPEN      3300
+  INCOMPLETE  REOPENED  3030
+  ABANDONED   REOPENED  3030
+  REOPENED    REOPENED  3060  INCOMPLETE@2015
 end with all there
   OPEN        SETTLED  63000  COMPLETE@2000
   ENDED       impossible: all there would be COMPLETE
-  COMPLETE    SETTLED  63000  COMPLETE@2000
+  COMPLETE    REOPENED  2030
   INCOMPLETE  impossible: all there would be COMPLETE
-  ABANDONED   SETTLED  63000  COMPLETE@2000
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 end with a hole
   OPEN        ENDED     2030
   ENDED       ENDED     2010
-  COMPLETE    ENDED     2030
-  INCOMPLETE  ENDED     2030
-  ABANDONED   ENDED     2030
+  COMPLETE    REOPENED  2030
+  INCOMPLETE  REOPENED  2030
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 empty end with all there
   OPEN        SETTLED  63000  COMPLETE@2000
   ENDED       impossible: all there would be COMPLETE
-  COMPLETE    SETTLED  63000  COMPLETE@2000
+  COMPLETE    REOPENED  2030
   INCOMPLETE  impossible: all there would be COMPLETE
-  ABANDONED   SETTLED  63000  COMPLETE@2000
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 empty end with a hole
   OPEN        ENDED     2030
   ENDED       ENDED     2010
-  COMPLETE    ENDED     2030
-  INCOMPLETE  ENDED     2030
-  ABANDONED   ENDED     2030
+  COMPLETE    REOPENED  2030
+  INCOMPLETE  REOPENED  2030
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 repeat exact
-  OPEN        OPEN      2300
+  OPEN        OPEN      2280
   ENDED       ENDED     2010
   COMPLETE    SETTLED  62980
   INCOMPLETE  SETTLED  62930
   ABANDONED   SETTLED  62990
+  REOPENED    REOPENED  2015
 repeat inside known time
-  OPEN        OPEN      2300
+  OPEN        OPEN      2280
   ENDED       ENDED     2010
   COMPLETE    SETTLED  62980
   INCOMPLETE  SETTLED  62930
   ABANDONED   SETTLED  62990
+  REOPENED    REOPENED  2015
 repeat with new time
   OPEN        OPEN      2300
   ENDED       ENDED     2010
-  COMPLETE    SETTLED  63000  COMPLETE@2000
-  INCOMPLETE  ENDED     2030
-  ABANDONED   OPEN      2300
+  COMPLETE    REOPENED  2030
+  INCOMPLETE  REOPENED  2030
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 repeated end
   OPEN        impossible: no end has been seen
   ENDED       ENDED     2010
   COMPLETE    SETTLED  62980
   INCOMPLETE  SETTLED  62930
   ABANDONED   impossible: no end has been seen
+  REOPENED    REOPENED  2015
 known last number comes as the end
   OPEN        ENDED     2030
   ENDED       impossible: it is a repeated end
   COMPLETE    impossible: it is a repeated end
   INCOMPLETE  impossible: it is a repeated end
-  ABANDONED   ENDED     2030
+  ABANDONED   REOPENED  2030
+  REOPENED    impossible: it is a repeated end
 earlier number comes as an end
   OPEN        ENDED     2030
   ENDED       ENDED     2010
   COMPLETE    SETTLED  62980
   INCOMPLETE  SETTLED  62930
-  ABANDONED   ENDED     2030
+  ABANDONED   REOPENED  2030
+  REOPENED    REOPENED  2015
 number after end
   OPEN        impossible: no end has been seen
   ENDED       ENDED     2010
-  COMPLETE    SETTLED  63000  COMPLETE@2000
-  INCOMPLETE  ENDED     2030
+  COMPLETE    REOPENED  2030
+  INCOMPLETE  REOPENED  2030
   ABANDONED   impossible: no end has been seen
+  REOPENED    REOPENED  2015
 tick before deadline
-  OPEN        OPEN      2280
+  OPEN        OPEN      2280  RUNNING@2180
   ENDED       ENDED     2010
   COMPLETE    SETTLED  62980
   INCOMPLETE  SETTLED  62930
   ABANDONED   SETTLED  62990
+  REOPENED    REOPENED  2015
 tick at deadline
-  OPEN        SETTLED  63280  ABANDONED@2280
+  OPEN        SETTLED  63280  RUNNING@2180  ABANDONED@2280
   ENDED       SETTLED  63010  INCOMPLETE@2010
   COMPLETE    SETTLED  62980
   INCOMPLETE  SETTLED  62930
   ABANDONED   SETTLED  62990
+  REOPENED    SETTLED  63015  INCOMPLETE@2015
 tick after deadline
-  OPEN        SETTLED  63280  ABANDONED@2280
+  OPEN        SETTLED  63280  RUNNING@2180  ABANDONED@2280
   ENDED       SETTLED  63010  INCOMPLETE@2010
   COMPLETE    FORGOTTEN
   INCOMPLETE  FORGOTTEN
   ABANDONED   FORGOTTEN
+  REOPENED    SETTLED  63015  INCOMPLETE@2015
+tick before the interim deadline
+  OPEN        OPEN      2280
+  ENDED       SETTLED  63010  INCOMPLETE@2010
+  COMPLETE    SETTLED  62980
+  INCOMPLETE  SETTLED  62930
+  ABANDONED   SETTLED  62990
+  REOPENED    SETTLED  63015  INCOMPLETE@2015
+tick at the interim deadline
+  OPEN        OPEN      2280  RUNNING@2180
+  ENDED       SETTLED  63010  INCOMPLETE@2010
+  COMPLETE    SETTLED  62980
+  INCOMPLETE  SETTLED  62930
+  ABANDONED   SETTLED  62990
+  REOPENED    SETTLED  63015  INCOMPLETE@2015
 """
 
 
@@ -209,13 +251,18 @@ def order_in(state: str, move: Move) -> Order:
         numbers.append(2)
     if move.whole or state == "COMPLETE":
         numbers.append(4)
-    last_at_ms = {"INCOMPLETE": 1_900, "ABANDONED": 1_690}.get(state, 1_980)
+    last_at_ms = {"INCOMPLETE": 1_900, "ABANDONED": 1_690, "REOPENED": 1_900}.get(state, 1_980)
     for offset, number in enumerate(numbers):
         assert order.apply(segment(number), last_at_ms, offset, POLICY) is None
     last = segment(5, end=state not in ("OPEN", "ABANDONED"))
     total = order.apply(last, last_at_ms, 5, POLICY)
     if state in ("INCOMPLETE", "ABANDONED"):
-        total = order.settle_if_due(NOW - 1, POLICY)
+        found = order.settle_if_due(NOW - 1, POLICY)
+        assert found
+        total = found[-1]
+    if state == "REOPENED":
+        order.settle_if_due(1_985, POLICY)
+        total = order.apply(segment(1, shift_ms=700), 1_985, 6, POLICY)
     assert state == (total.status if total else order.phase)
     assert order.deadline_ms == DEADLINES[state]
     order.check()
@@ -225,15 +272,18 @@ def order_in(state: str, move: Move) -> Order:
 def make(move: Move, order: Order) -> list[OrderTotal]:
     """Let `move` happen to `order`; return the totals that it gave."""
     now_ms = order.deadline_ms + move.tick_after_deadline_ms if move.event is None else NOW
+    if move.tick_after_interim_ms is not None:
+        now_ms = 1_980 + POLICY.interim_interval_ms + move.tick_after_interim_ms
     now_ms += move.late_ms
-    totals = [order.settle_if_due(now_ms, POLICY)]
+    totals = order.settle_if_due(now_ms, POLICY)
     if move.event is not None:
-        totals.append(order.apply(move.event, now_ms, 6, POLICY))
+        total = order.apply(move.event, now_ms, 7, POLICY)
+        totals += [] if total is None else [total]
     elif order.is_forgotten(now_ms):
-        assert totals == [None]
+        assert not totals
         return []
     order.check()
-    return [total for total in totals if total is not None]
+    return totals
 
 
 def test_no_cell_of_the_table_is_absent() -> None:

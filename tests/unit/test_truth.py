@@ -1,12 +1,14 @@
 """The fleet's oracle against DESIGN's rules, one by one, and against its own parts."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from producers.garbage import raw_segment
-from producers.truth import Arrived, LogRecord, Policy, history, judge, missing, read_log, union
+from producers.truth import LogRecord, judge, read_log
+from producers.truth_order import Arrived, Policy, history, missing, union
 from schemas import (
     Interval,
     NumberRange,
@@ -64,6 +66,7 @@ def test_every_field_of_a_complete_total() -> None:
         segments=2,
         duplicates=0,
         overlap_ms=2,
+        gap_ms=0,
         numbers_after_end=0,
         digest=hashlib.sha256(text.encode()).hexdigest(),
         previous_digest="",
@@ -78,7 +81,7 @@ def test_incomplete_total_tells_what_is_missing() -> None:
     (total,) = totals_of([(0, 2, 10, 20, False), (1, 5, 40, 50, True), (2, 9, 90, 90, True)])
     assert total.status is Status.INCOMPLETE
     assert total.missing_numbers == (NumberRange(1, 1), NumberRange(3, 4), NumberRange(6, 8))
-    assert (total.end_number, total.duration_ms, total.upper_bound_ms) == (9, 20, 80)
+    assert (total.end_number, total.duration_ms, total.upper_bound_ms) == (9, 20, None)
     assert (total.numbers_after_end, total.settled_at_ms) == (0, T0 + 1 + 30)
 
 
@@ -87,7 +90,7 @@ def test_abandoned_total_counts_missing_up_to_the_greatest_seen() -> None:
     assert total.status is Status.ABANDONED
     assert (total.missing_numbers, total.end_number) == ((NumberRange(2, 2),), None)
     assert (total.segments, total.duplicates, total.overlap_ms) == (2, 1, 10)
-    assert (total.upper_bound_ms, total.settled_at_ms) == (30, T0 + 2 + 300)
+    assert (total.upper_bound_ms, total.settled_at_ms) == (None, T0 + 1 + 300)
 
 
 HISTORIES: dict[str, tuple[list[Row], list[tuple[int, str, int, int]]]] = {
@@ -98,15 +101,19 @@ HISTORIES: dict[str, tuple[list[Row], list[tuple[int, str, int, int]]]] = {
     ),
     "a record at the deadline finds the order settled": (
         [(0, 2, 10, 20, True), (30, 1, 0, 10, False)],
-        [(1, "INCOMPLETE", 10, 30), (2, "COMPLETE", 20, 30)],
+        [(1, "INCOMPLETE", 10, 30), (2, "COMPLETE", 20, 60)],
     ),
     "a later end doesn't move the grace": (
         [(0, 2, 10, 20, True), (20, 4, 30, 40, True)],
         [(1, "INCOMPLETE", 20, 30)],
     ),
-    "a repeat moves the idle time": (
-        [(0, 1, 0, 10, False), (299, 1, 0, 10, False), (598, 2, 10, 20, True)],
+    "new evidence moves the idle time": (
+        [(0, 1, 0, 10, False), (299, 1, 0, 11, False), (598, 2, 11, 20, True)],
         [(1, "COMPLETE", 20, 598)],
+    ),
+    "a repeat doesn't": (
+        [(0, 1, 0, 10, False), (299, 1, 0, 10, False), (301, 2, 10, 20, True)],
+        [(1, "ABANDONED", 10, 300), (2, "COMPLETE", 20, 331)],
     ),
     "a repeat of a settled order is no revision": (
         [(0, 1, 0, 10, True), (50, 1, 0, 10, True), (60, 1, 5, 8, False)],
@@ -114,11 +121,23 @@ HISTORIES: dict[str, tuple[list[Row], list[tuple[int, str, int, int]]]] = {
     ),
     "new time under a known number reopens": (
         [(0, 1, 0, 10, True), (50, 1, 5, 15, False)],
-        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 15, 50)],
+        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 15, 80)],
     ),
     "an end identifier on a known greater number reopens": (
         [(0, 1, 0, 10, True), (1, 2, 10, 20, False), (2, 2, 10, 20, True)],
-        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 20, 1), (3, "COMPLETE", 20, 2)],
+        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 20, 31)],
+    ),
+    "an end above a gap comes to nothing where the gap is filled in time": (
+        [(0, 1, 0, 10, True), (50, 3, 20, 30, True), (79, 2, 10, 20, False)],
+        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 30, 80)],
+    ),
+    "each correction waits twice as long": (
+        [(0, 1, 0, 10, True), (10, 1, 0, 11, False), (50, 1, 0, 12, False), (99, 1, 0, 13, False)],
+        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 11, 40), (3, "COMPLETE", 13, 110)],
+    ),
+    "a number after the end proves that one before it is missing": (
+        [(0, 1, 0, 10, False), (1, 3, 20, 30, False), (2, 1, 0, 10, True)],
+        [(1, "INCOMPLETE", 20, 32)],
     ),
     "an end above a gap makes a complete order incomplete": (
         [(0, 1, 0, 10, True), (50, 3, 20, 30, True)],
@@ -126,7 +145,7 @@ HISTORIES: dict[str, tuple[list[Row], list[tuple[int, str, int, int]]]] = {
     ),
     "an abandoned order carries on without a revision for each segment": (
         [(0, 1, 0, 10, False), (300, 2, 10, 20, False), (400, 3, 20, 30, False)],
-        [(1, "ABANDONED", 10, 300), (2, "ABANDONED", 30, 700)],
+        [(1, "ABANDONED", 10, 300), (2, "ABANDONED", 20, 330), (3, "ABANDONED", 30, 460)],
     ),
     "an incomplete order's grace runs from what reopened it": (
         [(0, 3, 20, 30, True), (100, 1, 0, 10, False), (129, 1, 0, 10, False)],
@@ -134,7 +153,7 @@ HISTORIES: dict[str, tuple[list[Row], list[tuple[int, str, int, int]]]] = {
     ),
     "known at the last ms of the window": (
         [(0, 1, 0, 10, True), (160_000, 2, 159_990, 160_000, False)],
-        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 20, 160_000)],
+        [(1, "COMPLETE", 10, 0), (2, "COMPLETE", 20, 160_030)],
     ),
     "forgotten a ms later": (
         [(0, 1, 0, 10, True), (160_001, 2, 159_990, 160_000, False)],
@@ -159,6 +178,24 @@ def test_later_counts_show_in_the_next_revision() -> None:
     assert (first.duplicates, first.source_offset) == (0, 0)
     assert (second.duplicates, second.overlap_ms, second.numbers_after_end) == (1, 10, 1)
     assert (second.previous_digest, second.source_offset) == (first.digest, 2)
+
+
+def test_order_that_runs_on_gives_an_interim_total_a_day() -> None:
+    rows = [(60 * at, at + 1, 60 * at, 60 * at + 60, at == 5) for at in range(6)]
+    daily = replace(POLICY, interim_interval_ms=100)
+    found = [
+        (total.revision, total.status.value, total.duration_ms, total.settled_at_ms - T0)
+        for total in history(arrived(rows), daily, partition=HOME)
+    ]
+    running = [(1, "RUNNING", 120, 100), (2, "RUNNING", 240, 200)]
+    assert [*running, (3, "COMPLETE", 360, 300)] == found
+
+
+def test_running_on_for_ever_comes_to_an_end_with_the_idle_time() -> None:
+    daily = replace(POLICY, interim_interval_ms=100)
+    found = history(arrived([(0, 1, 0, 10, False)]), daily, partition=HOME)
+    expected = [("RUNNING", 100), ("RUNNING", 200), ("ABANDONED", 300)]
+    assert expected == [(each.status.value, each.settled_at_ms - T0) for each in found]
 
 
 def test_time_has_to_reach_the_deadline() -> None:
@@ -284,4 +321,4 @@ def test_brokers_clock_that_runs_back_is_not_followed() -> None:
     ]
     truth = read_log(log, POLICY, PARTITIONS)
     statuses = [(total.status, total.settled_at_ms) for total in truth.totals["SO1"]]
-    assert statuses == [(Status.INCOMPLETE, T0 + 30), (Status.COMPLETE, T0 + 30)]
+    assert statuses == [(Status.INCOMPLETE, T0 + 30), (Status.COMPLETE, T0 + 60)]

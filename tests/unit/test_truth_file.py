@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from producers.plan import Faults, FleetPlan
-from producers.truth import DeadLetter, LogRecord, Policy, read_log
+from producers.truth import DeadLetter, LogRecord, read_log
 from producers.truth_file import compare, compare_dead_letters, read_truth, write_truth
+from producers.truth_order import Policy
 from schemas import OrderTotal, Reason
 
 NOW_MS = 1_800_000_000_000

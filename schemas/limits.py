@@ -1,0 +1,38 @@
+"""The limits of the contract, in one place: what a record, an order and a total may hold at most.
+
+All processes judge by these, so that a record has the same fate wherever it is looked at. The
+fleet's oracle (`producers.truth`) has numbers of its own on purpose; a test compares the two.
+"""
+
+LONG_MAX = 2**63 - 1
+LONG_MIN = -(2**63)
+
+ORDER_NUMBER_BYTES_MAX = 64
+"""Of a service order number in UTF-8; it has one byte at least."""
+
+FUTURE_TOLERANCE_MS = 60_000
+"""How far a segment's end may lie after its arrival; also what forgetting waits for on top."""
+
+SEGMENT_LENGTH_MAX_MS = 86_400_000
+"""Of one segment's time sequence."""
+
+ORDER_PIECES_MAX = 10_000
+"""Of an order's intervals, and of its ranges of numbers, both after uniting."""
+
+GRACE_FACTOR_MAX = 128
+"""By so much, at most, a reopened order waits longer than `settle_grace`; a power of two."""
+
+INTERIM_TOTALS_MAX = 10_000
+"""So many interim totals of one order, at most, can be due at once; the settings see to it."""
+
+FORWARD_BYTES_MAX = 1_000_000
+"""Of a record that is sent on; with the header that it gets, it fits any segments topic of ours."""
+
+LETTER_BYTES_MAX = 2_000_000
+"""Of a dead letter that isn't cut; with its headers it fits any dead-letters topic of ours."""
+
+LETTER_CUT_BYTES = 65_536
+"""Of the key and of the value, each, of a dead letter that is cut."""
+
+DETAIL_CHARS_MAX = 500
+"""Of the sentence that says why a record is a dead letter."""

@@ -11,7 +11,7 @@ broker's append time, intervals half-open [start, end).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -46,6 +46,10 @@ class LogRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+
+PolicyOf = Callable[[int, int], Policy]
+"""Returns the policy for a record by its partition and offset."""
 
 
 class DeadLetter(NamedTuple):
@@ -198,7 +202,7 @@ def forwarded_from(headers: Headers, partition: int, partitions: int) -> bytes |
 
 def read_log(
     records: Iterable[LogRecord],
-    policy: Policy,
+    policy: Policy | PolicyOf,
     partitions: int,
     until_ms: int | None = None,
     *,
@@ -207,17 +211,27 @@ def read_log(
     """Return what the log must have led to. Each partition's records must come in offset order.
 
     A record in the wrong partition counts only as the first accepted copy of it that was sent on.
+    `policy` is one for all, or what gives the one for a record by its partition and offset.
     `pieces_max` is for tests: how many intervals or ranges of numbers an order may have.
     """
     truth = LogTruth()
+    policy_of = policy if callable(policy) else (lambda partition, offset: policy)
     arrival_ms: dict[int, int] = {}
+    in_force: dict[int, Policy] = {}
     orders: dict[str, OrderHistory] = {}
+    partition_of: dict[str, int] = {}
     for record in records:
+        now = policy_of(record.partition, record.offset)
+        if in_force.setdefault(record.partition, now) != now:
+            for number, order in orders.items():
+                if partition_of[number] == record.partition:
+                    order.change_policy(now, arrival_ms[record.partition])
+            in_force[record.partition] = now
         now_ms = max(record.append_ms, arrival_ms.get(record.partition, 0))
         arrival_ms[record.partition] = now_ms
         if is_clock_mark(record):
             continue
-        judged = judge(record, now_ms, policy, partitions)
+        judged = judge(record, now_ms, now, partitions)
         if judged is Reason.WRONG_PARTITION and may_be_sent_on(record):
             truth.sent_on.add(b"%d/%d" % (record.partition, record.offset))
             continue
@@ -227,7 +241,8 @@ def read_log(
         if isinstance(judged, SegmentEvent):
             number = judged.service_order_number
             if number not in orders:
-                orders[number] = OrderHistory(policy, record.partition, pieces_max)
+                orders[number] = OrderHistory(now, record.partition, pieces_max)
+                partition_of[number] = record.partition
             fate = orders[number].take(Arrived(record.offset, now_ms, judged), origin)
             truth.accepted += fate is Fate.ACCEPTED
             if fate is not Fate.REFUSED:

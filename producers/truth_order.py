@@ -181,6 +181,8 @@ class _Life:
         self.origins: dict[int, int] = {}  # partition -> greatest offset that copies came from
         self.deadline_ms: int | None = None  # None: settled, or nothing has come yet
         self.running_since_ms = 0  # began, was reopened, or gave its last total
+        self.kept_until_ms = 0  # until when it is known, once it has settled
+        self.ended_ms = 0
         self.settled = 0  # how often
         self.totals: list[OrderTotal] = []
 
@@ -198,6 +200,9 @@ class _Life:
         self.give(at_ms)
         self.deadline_ms = None
         self.settled += 1
+        kept_from_ms = max(at_ms, self.ended_ms - FUTURE_TOLERANCE_MS)
+        window_ms = self.policy.correction_window_ms
+        self.kept_until_ms = kept_from_ms + window_ms + FORGET_MARGIN_MS
 
     def pass_time(self, now_ms: int | None) -> None:
         """Give what is due not after `now_ms`; None means the end of time."""
@@ -215,11 +220,7 @@ class _Life:
 
     def is_forgotten(self, now_ms: int) -> bool:
         """Tell whether the order is settled and its time to be known is over."""
-        if self.deadline_ms is not None or not self.totals:
-            return False
-        ended_ms = max(record.event.end_ms for record in self.records)
-        kept_from_ms = max(self.totals[-1].settled_at_ms, ended_ms - FUTURE_TOLERANCE_MS)
-        return now_ms > kept_from_ms + self.policy.correction_window_ms + FORGET_MARGIN_MS
+        return self.deadline_ms is None and bool(self.totals) and now_ms > self.kept_until_ms
 
     # -- evidence -----------------------------------------------------------------------------
 
@@ -269,9 +270,14 @@ class _Life:
         policy, now_ms = self.policy, record.arrival_ms
         is_first, had_ended = not self.records, self.end_number is not None
         self.records.append(record)
+        self.ended_ms = max(self.ended_ms, record.event.end_ms)
         if is_first:
             self.running_since_ms = now_ms
         if not self.add_evidence(record.event):
+            # Repeats of an empty end with a later time: known while they are not too late.
+            self.kept_until_ms = max(
+                self.kept_until_ms, self.ended_ms + policy.correction_window_ms
+            )
             return  # the counts move, to be seen in a later revision if there is one
         if self.settled and self.deadline_ms is None:
             self.running_since_ms = now_ms
@@ -312,6 +318,11 @@ class OrderHistory:
             life.origins[partition] = offset
         life.accept(record)
         return Fate.ACCEPTED
+
+    def change_policy(self, policy: Policy, until_ms: int) -> None:
+        """Go on with another policy once what was due until now has been given under the old."""
+        self._life.pass_time(until_ms)
+        self._life.policy = policy
 
     def finish(self, until_ms: int | None) -> list[OrderTotal]:
         """Return every revision, oldest first, when deadlines up to `until_ms` have fired.

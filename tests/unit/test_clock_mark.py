@@ -9,6 +9,7 @@ import pytest
 
 from producers import truth
 from producers.truth import LogRecord
+from producers.truth_order import Policy as Oracle
 from schemas import (
     CLOCK_MARK_HEADER,
     CLOCK_MARK_SCHEMA,
@@ -131,7 +132,7 @@ def test_what_is_no_mark_is_a_dead_letter(name: str, kind: str) -> None:
     assert log.table.clock_marks == 0
     record = LogRecord(0, 0, NOW, key, value, ())
     assert not truth.is_clock_mark(record)
-    assert truth.judge(record, NOW, truth.Policy(), 1) is reason
+    assert truth.judge(record, NOW, Oracle(), 1) is reason
 
 
 @pytest.mark.parametrize("kind", TABLES)

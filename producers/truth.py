@@ -27,6 +27,7 @@ from producers.truth_order import (
 from schemas import OrderTotal, Reason, SegmentEvent, partition_for
 
 SEGMENT_MAX_MS = 86_400_000
+OFFSET_MAX = 2**63 - 1
 SENT_ON_BYTES_MAX = 1_000_000
 SEGMENT_MARKER = b"\xc3\x01"
 SEGMENT_FINGERPRINT = bytes.fromhex("ba627070e049bb87")
@@ -250,5 +251,8 @@ def read_log(
             judged = Reason.TOO_FRAGMENTED
         truth.dead_letters.append(DeadLetter(judged, record.partition, record.offset))
     for number, order in orders.items():
+        # What will move the time from here on comes after all that there is.
+        partition = partition_of[number]
+        order.change_policy(policy_of(partition, OFFSET_MAX), arrival_ms[partition])
         truth.totals[number] = order.finish(until_ms)
     return truth

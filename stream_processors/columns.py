@@ -104,9 +104,15 @@ class ColumnTable(IntervalTable):
     def set_policy(self, policy: Policy) -> None:
         """Judge what is folded from now on by another policy; see the base."""
         super().set_policy(policy)
+        self._task[fold.INTERIM_AFTER] = policy.interim_after_ms
         self._task[fold.SETTLE_GRACE] = policy.settle_grace_ms
         self._task[fold.IDLE_TIMEOUT] = policy.idle_timeout_ms
         self._task[fold.CORRECTION_WINDOW] = policy.correction_window_ms
+
+    def _look_again(self) -> None:
+        """Find out anew when each order is due; see the base."""
+        super()._look_again()
+        self._rows.look_again(self.policy.interim_after_ms)
 
     # -- the log comes in ---------------------------------------------------------------------
 

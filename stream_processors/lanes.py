@@ -100,7 +100,9 @@ class LaneBuilder:
         schemas = RecordedSchemas(self._writers, raw_schemas)
         place = Place(partition, origin.partitions)
         # Beside the event loop: a million orders take their time.
-        table = self._new_table(place, self._wanted.policy, schemas)
+        next_offset = bounds[0] if marks is None else marks.next_offset
+        terms = in_force(history, next_offset) if history else self._wanted
+        table = self._new_table(place, terms.policy, schemas)
         restore = partial(restore_lane, first_offset=bounds[0], tail=tail)
         lane = await self._runtime.aside(restore, table, entries, origin, marks)
         lane.schemas = schemas

@@ -282,6 +282,12 @@ class Rows:
         found: list[int] = self.slow[: int(self.counters[rows.SLOWS])].tolist()
         return found
 
+    def look_again(self, interim_after_ms: int) -> None:
+        """Take another interval; the next look finds out anew when rows are due."""
+        self._interim_after_ms = interim_after_ms
+        used = int(self.counters[rows.ROWS_USED])
+        self._block_due[: used // rows.BLOCK_ROWS + 1] = 0
+
     def retire(self, clock_ms: int) -> None:
         """Free the rows of orders whose time to be known was over before `clock_ms`."""
         maintain.retire(self.arrays, clock_ms, self._seed)

@@ -139,8 +139,20 @@ class IntervalTable:
         return effects
 
     def set_policy(self, policy: Policy) -> None:
-        """Judge what is folded from now on by another policy; deadlines that are set stay."""
+        """Judge what is folded from now on by another policy.
+
+        Deadlines that are set stay; interim totals are due by the new interval.
+        """
+        is_other_interval = policy.interim_interval_ms != self.policy.interim_interval_ms
         self.policy = policy
+        if is_other_interval:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Find out anew when each order is due."""
+        for order in self._orders.values():
+            if not order.is_settled():
+                self._queue(order)
 
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return the earliest deadline, or a lower bound of it that is after `now_ms`."""

@@ -19,9 +19,10 @@ from stream_processors.batch import Chunk
 from stream_processors.blocks import decode_block
 from stream_processors.errors import DurabillError
 from stream_processors.kernel import rows
+from stream_processors.policies import decode_history, split
 from stream_processors.table import IntervalTable, Place
 from tests.sim.broker import Broker, TopicLog, Transaction
-from tests.sim.drill import drill, settle_all, short
+from tests.sim.drill import PolicyHistory, drill, history_in, policy_at, settle_all, short
 from tests.sim.faults import Plan
 from tests.sim.tables import empty_table
 
@@ -29,7 +30,8 @@ DRILLS = 0.3
 """Of the transactions with a part of a checkpoint, those from which a recovery is tried."""
 
 META = b"meta"
-NO_BLOCKS = (META, b"policy", b"schemas")
+POLICY = b"policy"
+NO_BLOCKS = (META, POLICY, b"schemas")
 NEXT_OFFSET, CLOCK, TOTALS_OFFSET = 2, 3, 4
 """Where a checkpoint's marks have these; read apart from the engine's own class of them."""
 
@@ -39,16 +41,13 @@ class Auditor:
 
     def __init__(self, plan: Plan, broker: Broker) -> None:
         self.problems: list[str] = []
-        policy = plan.settings.policy
         self._plan = plan
         self._broker = broker
-        self._policy = truth_order.Policy(
-            settle_grace_ms=policy.settle_grace_ms,
-            idle_timeout_ms=policy.idle_timeout_ms,
-            correction_window_ms=policy.correction_window_ms,
-            interim_interval_ms=policy.interim_interval_ms,
-        )
+        self._histories: dict[int, PolicyHistory] = {}
+        """Partition -> what is recorded of the policies that it was billed by."""
         self._arrival_ms: dict[int, int] = {}
+        self._unjudged: dict[int, list[tuple[LogRecord, int]]] = defaultdict(list)
+        """Partition -> (record, arrival) that no checkpoint has passed yet."""
         self._letters_due: dict[int, list[int]] = defaultdict(list)
         """Partition -> offsets of records that must become dead letters."""
         self._copies_due: dict[int, list[int]] = defaultdict(list)
@@ -69,9 +68,22 @@ class Auditor:
         """Take note of what a segment's record asks for."""
         arrival_ms = max(record.append_ms, self._arrival_ms.get(record.partition, 0))
         self._arrival_ms[record.partition] = arrival_ms
-        if truth.is_clock_mark(record):
-            return
-        judged = truth.judge(record, arrival_ms, self._policy, self._plan.partitions)
+        if not truth.is_clock_mark(record):
+            self._unjudged[record.partition].append((record, arrival_ms))
+
+    def policy_of(self, partition: int, offset: int) -> truth_order.Policy:
+        """Return the policy that is recorded for a record."""
+        return policy_at(self._histories[partition], offset)
+
+    def _judge(self, partition: int, next_offset: int) -> None:
+        """Find out which records before an offset ask for a dead letter or a copy."""
+        while (waiting := self._unjudged[partition]) and waiting[0][0].offset < next_offset:
+            record, arrival_ms = waiting.pop(0)
+            policy = self.policy_of(partition, record.offset)
+            self._note_judged(record, arrival_ms, policy)
+
+    def _note_judged(self, record: LogRecord, arrival_ms: int, policy: truth_order.Policy) -> None:
+        judged = truth.judge(record, arrival_ms, policy, self._plan.partitions)
         if judged is Reason.WRONG_PARTITION and truth.may_be_sent_on(record):
             self._copies_due[record.partition].append(record.offset)
         elif isinstance(judged, Reason):
@@ -87,7 +99,9 @@ class Auditor:
                 else:
                     entries.append((key, value))
         for key, value in entries:
-            if key.endswith(META):
+            if key.endswith(POLICY):
+                self._on_policy(partition, value or b"[]")
+            elif key.endswith(META):
                 self._on_marks(partition, msgspec.msgpack.decode(value or b""))
             elif value is not None and not key.endswith(NO_BLOCKS):
                 for name, revision in revisions_in(value):
@@ -98,7 +112,7 @@ class Auditor:
 
     def _drill(self, partition: int) -> None:
         try:
-            found = drill(self._plan, self._broker, partition, self._policy)
+            found = drill(self._plan, self._broker, partition, self._histories)
         except (DurabillError, AssertionError) as error:
             found = [repr(error)]
         for each in found:
@@ -112,6 +126,17 @@ class Auditor:
         self._said.add(identity)
         self._revisions.add((key, total.revision))
 
+    def _on_policy(self, partition: int, value: bytes) -> None:
+        """Check that what was recorded stays, and that nothing was judged by another policy."""
+        before, now = self._histories.get(partition, []), history_in(value)
+        self._histories[partition] = now
+        if now[: len(before)] != before:
+            self._blame(f"the policies of {partition} were {before}, and are {now}")
+        for from_offset, _ in now[len(before) :]:
+            marks = self._marks.get(partition)
+            if marks is not None and from_offset < marks[NEXT_OFFSET]:
+                self._blame(f"a policy of {partition} holds from {from_offset}, before {marks}")
+
     def _on_marks(self, partition: int, marks: list[Any]) -> None:
         before = self._marks.get(partition)
         self._marks[partition] = marks
@@ -122,6 +147,7 @@ class Auditor:
             self._blame(f"marks of {partition} lead the log: {marks}")
         if marks[TOTALS_OFFSET] > len(self._broker.totals[partition].records):
             self._blame(f"marks of {partition} lead the totals: {marks}")
+        self._judge(partition, marks[NEXT_OFFSET])
         self._read_letters()
         self._find_copies()
         for due, seen, what in (
@@ -159,7 +185,7 @@ class Auditor:
     def check_end(self, offsets: dict[int, int]) -> None:
         """Check the whole history; all workers have stopped of themselves."""
         records = [record for log in self._broker.segments for record in log.records]
-        found = truth.read_log(records, self._policy, self._plan.partitions)
+        found = truth.read_log(records, self.policy_of, self._plan.partitions)
         self._check_totals(found)
         self._check_letters(found, {(each.partition, each.offset): each for each in records})
         if found.sent_on - found.forwarded:
@@ -209,12 +235,17 @@ class Auditor:
         latest = {key: value for _, key, value in self._broker.changelog[partition].committed(0)}
         blocks = [value for key, value in latest.items() if value and not key.endswith(NO_BLOCKS)]
         policy = self._plan.settings.policy
+        history = decode_history(latest[b"%d/" % partition + POLICY])
         clock_ms = self._marks[partition][CLOCK]
         kept = empty_table(self._plan.columns, place, policy, OWN_SCHEMA_ONLY)
         kept.restore(blocks, clock_ms)
         plain = IntervalTable(place, policy, OWN_SCHEMA_ONLY)
         log = self._broker.segments[partition]
-        plain.fold(Chunk(0, log.log_end, log.data()))
+        for terms, piece in split(Chunk(0, log.log_end, log.data()), history):
+            if terms is not None:
+                plain.set_policy(terms.policy)
+            plain.fold(piece)
+        plain.set_policy(history[-1].terms.policy)
         settle_all(plain)
         names = {each.key.decode("utf-8", "replace") for each in log.records if each.key}
         for name in sorted(names):

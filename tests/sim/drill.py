@@ -6,8 +6,10 @@ the rest of the log is folded and settled, and what has been said until then, to
 this would still say, must be the truth about the log as it is.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from producers import truth
 from producers.truth_order import Policy
@@ -15,7 +17,9 @@ from schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
 from stream_processors import checkpoint
 from stream_processors.batch import Chunk
 from stream_processors.checkpoint import Origin, marks_of
+from stream_processors.order import Policy as EnginePolicy
 from stream_processors.outlet import Tail
+from stream_processors.policies import PolicyRecord, Terms, decode_history, in_force, split
 from stream_processors.table import IntervalTable, Place, Total
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan
@@ -33,7 +37,32 @@ def decided(log: TopicLog) -> Records:
     ]
 
 
-def drill(plan: Plan, broker: Broker, partition: int, policy: Policy) -> list[str]:
+PolicyHistory = list[tuple[int, Policy]]
+"""(Offset from which on it holds, policy), as recorded; read apart from the engine's own class."""
+
+
+def history_in(value: bytes) -> PolicyHistory:
+    """Return what an entry records."""
+    names = [each.name for each in fields(Policy)]
+    return [
+        (each["from_offset"], Policy(**{name: each["terms"]["policy"][name] for name in names}))
+        for each in json.loads(value)
+    ]
+
+
+def oracles(policy: EnginePolicy) -> Policy:
+    """Return a policy as the oracle has it."""
+    return Policy(**{each.name: getattr(policy, each.name) for each in fields(Policy)})
+
+
+def policy_at(history: PolicyHistory, offset: int) -> Policy:
+    """Return the policy for the record at an offset."""
+    return [policy for from_offset, policy in history if from_offset <= offset][-1]
+
+
+def drill(
+    plan: Plan, broker: Broker, partition: int, histories: Mapping[int, PolicyHistory]
+) -> list[str]:
     """Return what is wrong with a recovery from here; nothing of the history is touched."""
     origin = Origin("segments", "id", plan.partitions)
     latest = {key: value for _, key, value in decided(broker.changelog[partition])}
@@ -41,22 +70,32 @@ def drill(plan: Plan, broker: Broker, partition: int, policy: Policy) -> list[st
     said = decided(broker.totals[partition])
     log = broker.segments[partition]
     place = Place(partition, plan.partitions)
-    table = empty_table(plan.columns, place, plan.settings.policy, OWN_SCHEMA_ONLY)
+    history = decode_history(entries.get(b"%d/policy" % partition))
+    history = history or (PolicyRecord(0, Terms(plan.settings.policy)),)
     marks = marks_of(entries, partition, origin, None)
+    terms = in_force(history, 0 if marks is None else marks.next_offset)
+    table = empty_table(plan.columns, place, terms.policy, OWN_SCHEMA_ONLY)
     start = 0 if marks is None else marks.totals_offset or 0
     tail = Tail([each for each in said if each[0] >= start], len(broker.totals[partition].records))
     lane = checkpoint.restore_lane(table, entries, origin, marks, first_offset=0, tail=tail)
     later: list[Total] = []
     if lane.next_offset < log.visible_end:
-        rest = log.data(lane.next_offset)
-        effects = table.fold(Chunk(lane.next_offset, log.visible_end, rest))
-        later += lane.unsaid(effects.totals)
+        rest = Chunk(lane.next_offset, log.visible_end, log.data(lane.next_offset))
+        for terms, piece in split(rest, history):
+            if terms is not None:
+                lane.use(terms)
+            later += lane.unsaid(table.fold(piece).totals)
+    lane.use(history[-1].terms)  # they hold for whatever will move the time
     later += lane.unsaid(settle_all(table))
     found: dict[str, list[bytes | None]] = defaultdict(list)
     for key, value in [(key, value) for _, key, value in said] + [*later]:
         found[key.decode()].append(value)
     logs = [record for each in broker.segments for record in each.records]
-    known = truth.read_log(logs, policy, plan.partitions)
+
+    def policy_of(partition: int, offset: int) -> Policy:
+        return policy_at(histories.get(partition) or [(0, oracles(plan.settings.policy))], offset)
+
+    known = truth.read_log(logs, policy_of, plan.partitions)
     expected = {
         number: [encode_total(each) for each in totals]
         for number, totals in known.totals.items()

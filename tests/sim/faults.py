@@ -62,6 +62,9 @@ class Faults:
     """Partitions whose append clock jumps, also backwards."""
 
 
+MIXED_UP = 0.1
+"""Workers that have the settings of another time, while these change."""
+
 WORST = Faults(
     repeat=0.4,
     reorder=0.4,
@@ -110,6 +113,14 @@ class Plan:
     tick_s: float
     checkpoint_s: float
     settings: Settings
+    later: Settings
+    """What workers have that begin after `changes_s`; some have them earlier, and some too late."""
+    changes_s: float
+
+    def settings_at(self, now_s: float, dice: Random) -> Settings:
+        """Return what a worker has that begins now."""
+        is_late = now_s > self.changes_s
+        return self.later if is_late != (dice.random() < MIXED_UP) else self.settings
 
     def describe(self) -> str:
         """Return it in a line or two."""
@@ -133,11 +144,8 @@ def draw_plan(seed: int) -> Plan:
         for each in fields(Faults)
     }
     partitions = dice.choice((1, 1, 2, 3))
-    settings = Settings(
-        settle_grace_s=dice.choice((0.3, 2.0, 4.0)),
-        idle_timeout_s=dice.choice((3.0, 6.0)),
-        correction_window_s=dice.choice((4.0, 15.0)),
-    )
+    settings, other = _draw_settings(dice), _draw_settings(dice)
+    is_changed = dice.random() < 0.4
     return Plan(
         seed=seed,
         faults=Faults(**ratios),
@@ -151,4 +159,15 @@ def draw_plan(seed: int) -> Plan:
         tick_s=dice.choice((0.3, 0.8, 1.5)),
         checkpoint_s=dice.choice((0.4, 1.0, 3.0)),
         settings=settings,
+        later=other if is_changed else settings,
+        changes_s=dice.uniform(1.0, 20.0),
+    )
+
+
+def _draw_settings(dice: Random) -> Settings:
+    return Settings(
+        settle_grace_s=dice.choice((0.3, 2.0, 4.0)),
+        idle_timeout_s=dice.choice((3.0, 6.0)),
+        correction_window_s=dice.choice((4.0, 15.0)),
+        interim_interval_s=dice.choice((0.0, 0.0, 2.5, 5.0)),
     )

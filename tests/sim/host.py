@@ -64,7 +64,10 @@ class SimWorker(Host):
         self._rejoin = asyncio.Event()
         self._letters = SimLetters(self._link)
         self.processor = Processor(
-            msgspec.structs.replace(self._plan.settings, crash_at_step=self.crash_at_step),
+            msgspec.structs.replace(
+                self._plan.settings_at(self._broker.loop.time(), self._dice),
+                crash_at_step=self.crash_at_step,
+            ),
             self.runtime,
             OWN_SCHEMA_ONLY,
             self._letters,

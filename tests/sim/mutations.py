@@ -231,10 +231,11 @@ OWNERS = (
 
 TIME = (
     _one(
-        "a high watermark that stands still is silence",  # by the worker's clock, less a slack
-        Processor, "_mark", _PUBLISH_MARK,
-        "asyncio.get_running_loop().create_task("
-        "self._publish(lane, lane.table.tick(self._now_ms() - 2000)))",
+        "a high watermark that stands still is silence",  # by a clock that is right, less a slack
+        Processor, "tick",
+        "if due_ms is not None and lane.clock.is_mark_due(due_ms, now_s):\n"
+        "            self._mark(partition, lane, due_ms)",
+        "await self._publish(lane, lane.table.tick(lane.clock.guess_ms(now_s) - 2000))",
     ),
     _one(
         "a clock mark's acknowledgement moves the clock",
@@ -283,6 +284,31 @@ TIME = (
 )  # fmt: skip
 """When something is due."""
 
+POLICIES = (
+    _one(
+        "another policy holds for the tail as well",
+        LaneBuilder, "_build_one",
+        "log_end=max(bounds[1], lane.next_offset)", "log_end=lane.next_offset",
+    ),
+    _one(
+        "a policy is not recorded",
+        LaneBuilder, "_build_one", "if lane.history != history:", "if not history:",
+    ),
+    _one(
+        "a policy is forgotten by its offset",
+        LaneBuilder, "_build_one", "encode_history(lane.history)", "encode_history(lane.history[-1:])",
+    ),
+    _one(
+        "what a worker began with is in force at once",
+        Processor, "_fold", "if terms is not None:", "if False:",
+    ),
+    _one(
+        "interim totals are due by the old interval",
+        IntervalTable, "set_policy", "if is_other_interval:", "if False:",
+    ),
+)  # fmt: skip
+"""What it is billed by."""
+
 RECORDS = (
     _one(
         "replayed records are taken in again",
@@ -303,4 +329,4 @@ RECORDS = (
 )  # fmt: skip
 """What becomes of a record."""
 
-MUTATIONS = (*EFFECT_ORDER, *CHECKPOINTS, *OWNERS, *TIME, *RECORDS)
+MUTATIONS = (*EFFECT_ORDER, *CHECKPOINTS, *OWNERS, *TIME, *POLICIES, *RECORDS)

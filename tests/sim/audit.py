@@ -129,9 +129,10 @@ class Auditor:
     def _on_policy(self, partition: int, value: bytes) -> None:
         """Check that what was recorded stays, and that nothing was judged by another policy."""
         before, now = self._histories.get(partition, []), history_in(value)
-        self._histories[partition] = now
         if now[: len(before)] != before:
-            self._blame(f"the policies of {partition} were {before}, and are {now}")
+            now = before
+            self._blame(f"the policies of {partition} were {before}, and are {value!r}")
+        self._histories[partition] = now
         for from_offset, _ in now[len(before) :]:
             marks = self._marks.get(partition)
             if marks is not None and from_offset < marks[NEXT_OFFSET]:

@@ -296,7 +296,8 @@ POLICIES = (
     ),
     _one(
         "a policy is forgotten by its offset",
-        LaneBuilder, "_build_one", "encode_history(lane.history)", "encode_history(lane.history[-1:])",
+        LaneBuilder, "_build_one",
+        "encode_history(lane.history)", "encode_history(lane.history[-1:])",
     ),
     _one(
         "what a worker began with is in force at once",

@@ -16,6 +16,8 @@ class Reason(StrEnum):
     TOO_LONG = "TOO_LONG"
     TOO_LATE = "TOO_LATE"
     WRONG_PARTITION = "WRONG_PARTITION"
+    BAD_BATCH = "BAD_BATCH"
+    """Not of a record, but of the rest of a batch: from a record on that can't be read."""
 
 
 class BadRecord(ValueError):

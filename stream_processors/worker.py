@@ -290,7 +290,8 @@ class Processor:
                 return
             self._step("committed")
             for cut in cuts:
-                cut.lane.table.confirm(cut.clock_ms)
+                while cut.lane.table.confirm(cut.clock_ms):
+                    await asyncio.sleep(0)
             self._step("confirmed")
             self.last_checkpoint_ms = self._now_ms()
 

@@ -16,7 +16,7 @@ from deploy.topics import check_topics, create_topics
 from schemas import Reason, SegmentEvent, decode_total, partition_for
 from schemas.wire import zigzag
 from stream_processors.dead_letters import DeadLetterError, list_dead_letters, resend
-from stream_processors.table import LETTER_CUT_BYTES
+from stream_processors.effects import LETTER_CUT_BYTES
 from tests.broker import raw_kit
 from tests.broker.traffic_kit import now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until

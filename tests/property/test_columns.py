@@ -43,7 +43,8 @@ from tests.property.column_histories import (
     writers,
 )
 
-BLOCKS_WRITTEN = st.lists(st.booleans(), min_size=8, max_size=8)
+WRITTEN = st.integers(0, 8)
+"""How many of a checkpoint's entries get written before a crash."""
 
 
 class Published:
@@ -69,26 +70,26 @@ class Published:
 
 
 class Store:
-    """A checkpoint: blocks, the chunk from which to replay, and the clock there."""
+    """A checkpoint: entries, the chunk from which to replay, and the clock there."""
 
-    def __init__(self, blocks: dict[int, bytes]) -> None:
+    def __init__(self, blocks: dict[str, bytes]) -> None:
         self.blocks = blocks
         self.position = 0
         self.clock_ms = 0
 
-    def write(self, changed: list[tuple[int, bytes | None]]) -> None:
-        """Write some blocks."""
+    def write(self, changed: list[tuple[str, bytes | None]]) -> None:
+        """Write some entries."""
         for block, content in changed:
             if content is None:
                 self.blocks.pop(block, None)
             else:
                 self.blocks[block] = content
 
-    def torn(self, changed: list[tuple[int, bytes | None]], written: list[bool]) -> "Store":
-        """Return the checkpoint with only some of its newest blocks written."""
+    def torn(self, changed: list[tuple[str, bytes | None]], written: int) -> "Store":
+        """Return the checkpoint with only the first few of its newest entries written."""
         mixed = Store(dict(self.blocks))
         mixed.position, mixed.clock_ms = self.position, self.clock_ms
-        mixed.write([each for each, done in zip(changed, written, strict=False) if done])
+        mixed.write(changed[:written])
         return mixed
 
 
@@ -98,7 +99,7 @@ class Cut:
 
     position: int
     clock_ms: int
-    changed: list[int]
+    changed: list[str]
 
 
 class Histories(RuleBasedStateMachine):
@@ -120,7 +121,10 @@ class Histories(RuleBasedStateMachine):
         self.sent, self.expected = Published(), Published()
         blocks = filler_blocks() if shape.filled else ()
         self.cut: Cut | None = None
-        self.store, self.plain_store = Store(dict(enumerate(blocks))), Store({})
+        self.store, self.plain_store = (
+            Store({str(at): block for at, block in enumerate(blocks)}),
+            Store({}),
+        )
         self.columns.restore(blocks, 0)
         self.fillers = len(self.columns)
         self.filled_blocks = set(self.store.blocks)
@@ -188,13 +192,13 @@ class Histories(RuleBasedStateMachine):
         self.sent.commit()
         self.columns.confirm(self.cut.clock_ms)
         if self.caught_up():
-            self.plain_store.write(self.plain.take_changed_blocks())
+            self.plain_store.write(self.plain.take_changed_entries())
             self.plain_store.position = self.position
             self.plain_store.clock_ms = self.plain.clock_ms
             self.plain.confirm(self.cut.clock_ms)
         self.cut = None
 
-    def _snapshots(self, cut: "Cut") -> list[tuple[int, bytes | None]]:
+    def _snapshots(self, cut: "Cut") -> list[tuple[str, bytes | None]]:
         snapshots = [(block, self.columns.snapshot(block)) for block in cut.changed]
         return [(block, each.pack() if each else None) for block, each in snapshots]
 
@@ -206,29 +210,29 @@ class Histories(RuleBasedStateMachine):
         self.columns.confirm(clock_ms)
         self.plain.confirm(clock_ms)
 
-    @rule(written=BLOCKS_WRITTEN, lost=st.booleans())
-    def crash(self, written: list[bool], lost: bool) -> None:
+    @rule(written=WRITTEN, lost=st.booleans())
+    def crash(self, written: int, lost: bool) -> None:
         """Die in a checkpoint, or long before one with effects that were never sent."""
         self.begin_checkpoint()
         assert self.cut is not None
         changed = self._snapshots(self.cut)
         if lost:
             self.sent.lose()
-            written = []
+            written = 0
         else:
             self.sent.commit()
         self._recover(self.store.torn(changed, written))
 
-    @rule(written=BLOCKS_WRITTEN)
-    def upgrade(self, written: list[bool]) -> None:
+    @rule(written=WRITTEN)
+    def upgrade(self, written: int) -> None:
         """Go on from the plain table's checkpoint, which may be torn as well."""
-        before = set(self.plain._changed)
-        changed = self.plain.take_changed_blocks()
-        self.plain._changed |= before
+        changed = self.plain.take_changed_entries()
+        torn = self.plain_store.torn(changed, written)
+        self.plain_store.write(changed)
         self.fillers, self.filled_blocks = 0, set()
         self.sent.seen |= self.expected.seen  # by the plain table's worker, before it was stopped
         self.sent.commit()
-        self._recover(self.plain_store.torn(changed, written))
+        self._recover(torn)
 
     def _recover(self, store: Store) -> None:
         self.columns = new_columns(self.shape, self.place, self.policy)
@@ -327,7 +331,7 @@ def test_holes_of_one_order(
     assert_same_effects(plain.tick(later_ms), columns.tick(later_ms))
     assert plain.describe("SO1") == columns.describe("SO1")
     restored = new_columns(Shape(64, None, False, seed=99), place, policy)
-    restored.restore([each for _, each in columns.take_changed_blocks() if each], later_ms)
+    restored.restore([each for _, each in columns.take_changed_entries() if each], later_ms)
     assert_sound(restored)
     assert plain.describe("SO1") == restored.describe("SO1")
 
@@ -361,7 +365,7 @@ def test_more_orders_than_a_block_an_index_table_or_the_scratch_hold(rows_max: i
     assert_sound(columns)
     assert len(plain) == len(columns) == orders
     restored = new_columns(Shape(rows_max, None, False, seed=99), place, policy)
-    restored.restore([each for _, each in columns.take_changed_blocks() if each], now_ms)
+    restored.restore([each for _, each in columns.take_changed_entries() if each], now_ms)
     assert_sound(restored)
     for at in range(0, orders, 7):
         assert plain.describe(f"order {at}") == restored.describe(f"order {at}")

@@ -8,19 +8,16 @@ from producers import truth
 from schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, encode_segment, partition_for
 from stream_processors.batch import Chunk, Headers, Record
 from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import (
+from stream_processors.effects import (
     DETAIL_CHARS_MAX,
-    FORWARD_BYTES_MAX,
-    FORWARDED_FROM,
     LETTER_BYTES_MAX,
     LETTER_CUT_BYTES,
     DeadLetter,
     Effects,
-    IntervalTable,
-    Place,
     dead_letter,
 )
+from stream_processors.order import Policy
+from stream_processors.table import FORWARD_BYTES_MAX, FORWARDED_FROM, IntervalTable, Place
 from tests.property.batches import encode_batch, encode_record
 
 NOW_MS = 1_700_000_000_000

@@ -6,8 +6,10 @@ replays. Whenever it has caught up, everything that can be asked of the two must
 """
 
 import itertools
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -20,6 +22,9 @@ from hypothesis.stateful import (
     rule,
 )
 
+from stream_processors import columns as columns_module
+from stream_processors import slots as slots_module
+from stream_processors import steps as steps_module
 from stream_processors.batch import Chunk
 from stream_processors.columns import ColumnTable
 from stream_processors.order import Policy
@@ -76,6 +81,7 @@ class Store:
         self.blocks = blocks
         self.position = 0
         self.clock_ms = 0
+        self.next_offset = 0  # what comes before it in that chunk has been folded
 
     def write(self, changed: list[tuple[str, bytes | None]]) -> None:
         """Write some entries."""
@@ -89,6 +95,7 @@ class Store:
         """Return the checkpoint with only the first few of its newest entries written."""
         mixed = Store(dict(self.blocks))
         mixed.position, mixed.clock_ms = self.position, self.clock_ms
+        mixed.next_offset = self.next_offset
         mixed.write(changed[:written])
         return mixed
 
@@ -107,9 +114,25 @@ class Histories(RuleBasedStateMachine):
 
     columns: ColumnTable
 
-    @initialize(policy=POLICIES, place=PLACES, shape=SHAPES)
-    def start(self, policy: Policy, place: Place, shape: Shape) -> None:
-        """Begin with empty tables, or with columns that have few places left."""
+    @initialize(
+        policy=POLICIES,
+        place=PLACES,
+        shape=SHAPES,
+        large=st.sampled_from([3, 3, 4, 9, 32]),
+        step_cost=st.sampled_from([1, 64, 65, 200, 24_576]),
+    )
+    def start(self, policy: Policy, place: Place, shape: Shape, large: int, step_cost: int) -> None:
+        """Begin with empty tables, or with columns that have few places left.
+
+        Orders may be large with few pieces, and steps be short.
+        """
+        self.patched = ExitStack()
+        for module, name, value in (
+            (slots_module, "LARGE_PIECES", large),
+            (steps_module, "STEP_COST", step_cost),
+            (columns_module, "STEP_COST", step_cost),
+        ):
+            self.patched.enter_context(mock.patch.object(module, name, value))
         self.policy, self.place, self.shape = policy, place, shape
         self.plain = IntervalTable(place, policy, writers())
         self.columns = new_columns(shape, place, policy)
@@ -128,6 +151,10 @@ class Histories(RuleBasedStateMachine):
         self.columns.restore(blocks, 0)
         self.fillers = len(self.columns)
         self.filled_blocks = set(self.store.blocks)
+
+    def teardown(self) -> None:
+        """Undo what `start` has changed."""
+        self.patched.close()
 
     def caught_up(self) -> bool:
         """Tell whether the columns have seen the whole log."""
@@ -150,9 +177,7 @@ class Histories(RuleBasedStateMachine):
     @rule(batches=st.lists(BATCHES, min_size=1, max_size=4), skipped=st.sampled_from([0, 0, 0, 2]))
     def log_grows(self, batches: list[BatchSpec], skipped: int) -> None:
         """A chunk of some batches comes; it may start in the middle of a batch."""
-        first_offset = self.next_offset + skipped
-        data = b"".join(map(self._batch, batches))
-        chunk = Chunk(first_offset, max(first_offset, self.next_offset), data)
+        chunk = self._chunk(batches, skipped)
         caught_up = self.caught_up()
         self.log.append(chunk)
         expected = self.plain.fold(chunk)
@@ -162,6 +187,37 @@ class Histories(RuleBasedStateMachine):
             self.sent.add(found)
             self.position += 1
             assert_same_effects(expected, found)
+
+    def _chunk(self, batches: list[BatchSpec], skipped: int) -> Chunk:
+        first_offset = self.next_offset + skipped
+        data = b"".join(map(self._batch, batches))
+        return Chunk(first_offset, max(first_offset, self.next_offset), data)
+
+    @rule(
+        batches=st.lists(BATCHES, min_size=1, max_size=4),
+        steps=st.integers(1, 12),
+        written=st.sampled_from([None, None, *range(5)]),
+    )
+    @precondition(lambda self: self.caught_up())
+    def dies_between_two_steps(
+        self, batches: list[BatchSpec], steps: int, written: int | None
+    ) -> None:
+        """Die in or after a checkpoint that began in the middle of a chunk's folding."""
+        chunk = self._chunk(batches, 0)
+        self.expected.add(self.plain.fold(chunk))
+        next_offset = chunk.first_offset
+        for step in itertools.islice(self.columns.steps(chunk), steps):
+            assert next_offset <= step.next_offset <= chunk.next_offset
+            next_offset = step.next_offset
+            self.sent.add(step.effects)
+        self.log.append(chunk)
+        cut = Cut(self.position, self.columns.clock_ms, self.columns.take_changed())
+        self.sent.commit()
+        store = self.store.torn(self._snapshots(cut), 1_000 if written is None else written)
+        if written is None:
+            store.position, store.clock_ms = cut.position, cut.clock_ms
+            store.next_offset = next_offset
+        self._recover(store)
 
     @rule(ahead_ms=st.sampled_from([0, 1, 5, 9, 50, 90, 60_000, 200_000]))
     def time_passes(self, ahead_ms: int) -> None:
@@ -247,7 +303,8 @@ class Histories(RuleBasedStateMachine):
     def replay(self, chunks: int) -> None:
         """Fold some chunks again; nothing may come out that the plain table never said."""
         for chunk in self.log[self.position : self.position + chunks]:
-            self.sent.add(self.columns.fold(chunk))
+            first_offset = max(chunk.first_offset, self.store.next_offset)
+            self.sent.add(self.columns.fold(replace(chunk, first_offset=first_offset)))
             self.position += 1
         assert self.sent.seen <= self.expected.seen
         if self.caught_up():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from schemas import OWN_SCHEMA_ONLY, Reason
 from stream_processors.batch import (
     HEADER_SIZE,
-    HEADERS_MAX,
     Chunk,
     Record,
     Rest,
@@ -24,7 +23,7 @@ from stream_processors.effects import LETTER_CUT_BYTES
 from stream_processors.errors import ContractError, CorruptBatch
 from stream_processors.order import Policy
 from stream_processors.table import IntervalTable, Place
-from stream_processors.unpack import KEPT_BYTES, BadBatch, Room
+from stream_processors.unpack import BadBatch, Room
 from tests.property.batches import CODECS, CONTROL, LOG_APPEND_TIME, Entry, encode_batch
 
 XERIAL_HEADER = b"\x82SNAPPY\x00" + bytes(8)

@@ -107,8 +107,7 @@ GROUP = 64
 SLOWS_STOP = 256
 EVENTS_STOP = 2048
 SLOWS_ROOM = SLOWS_STOP + GROUP
-EVENTS_ROOM = EVENTS_STOP + BLOCK_ROWS
-"""So many entries `slow` and the events' arrays need, for what `fold` and `settle_due` add."""
+EVENTS_ROOM = EVENTS_STOP + BLOCK_ROWS  # for what `settle_due` adds, too
 
 DONE = -1
 BROKEN = -2
@@ -383,7 +382,7 @@ def apply_group(store: Any, data: Any, task: Any, header: Any, count: int) -> in
 def fold(store: Any, data: Any, task: Any, header: Any) -> int:
     """Fold records RECORD..RECORDS-1 of a batch from POSITION on; see DONE for what it returns.
 
-    DONE with RECORD below RECORDS: enough waits for the caller. BROKEN: the record at POSITION is.
+    DONE with RECORD below RECORDS: enough waits for the caller. BROKEN is the record at POSITION.
     """
     counters = store.counters
     while (

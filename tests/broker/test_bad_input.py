@@ -132,14 +132,14 @@ def test_batches_that_no_client_sends_stop_nobody(deployed: Deployment) -> None:
     base_ms = now_ms() - 10_000
     key, value = segment("SO1", 1, base_ms, base_ms + 10)
     partition = partition_for(key, deployed.partitions)
-    record = encode_record(0, (key, value, ()))
     bomb = encode_record(0, (key, bytes(2 * BATCH_UNPACKED_BYTES_MAX), ()))
     batches = [
         raw_kit.batch([encode_record(each, (key, value, ())) for each in FORGED["beyond"]]),
         raw_kit.batch([encode_record(each, (key, value, ())) for each in FORGED["before"]]),
         raw_kit.batch([bomb], "zstd"),
-        raw_kit.batch([b"no record at all"]),
-        raw_kit.batch([record, record + bytes(100_000)]),
+        raw_kit.batch(
+            [encode_record(0, (key, value, ())), encode_record(5, (key, bytes(100_000), ()))]
+        ),
     ]
     for data in batches:
         assert raw_kit.append(deployed.bootstrap_servers, deployed.segments, partition, data) == 0
@@ -151,11 +151,11 @@ def test_batches_that_no_client_sends_stop_nobody(deployed: Deployment) -> None:
     # Of the first batch and of the last one record each counted.
     assert (total.duration_ms, total.segments, total.duplicates) == (30, 2, 1)
     letters: Any = deployed.found_letters()
-    assert [("BAD_BATCH", each) for each in ("1", "2", "4", "5", "7")] == [
+    assert [("BAD_BATCH", each) for each in ("1", "2", "4", "6")] == [
         (verdict(each)[0], dict(each.headers())["source_offset"].decode()) for each in letters
     ]
     logged = dict(headers_of_batches(deployed, partition))
-    for letter, base_offset in zip(letters, (0, 2, 4, 5, 6), strict=True):
+    for letter, base_offset in zip(letters, (0, 2, 4, 5), strict=True):
         data = logged[base_offset]
         assert (letter.key(), letter.value()) == (None, data[:LETTER_CUT_BYTES])
         told = f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()

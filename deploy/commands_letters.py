@@ -25,7 +25,7 @@ letters_app = typer.Typer(invoke_without_command=True)
 
 _REASONS = (
     "NOT_AVRO UNKNOWN_SCHEMA KEY_MISMATCH BAD_ORDER_NUMBER BAD_BUSINESS_DATA_NUMBER "
-    "BAD_TIME_SEQUENCE IN_THE_FUTURE TOO_LONG TOO_LATE WRONG_PARTITION"
+    "BAD_TIME_SEQUENCE IN_THE_FUTURE TOO_LONG TOO_LATE WRONG_PARTITION BAD_BATCH"
 )
 Reason = Annotated[str | None, typer.Option(help=f"Only this reason: {_REASONS}.")]
 

@@ -17,6 +17,8 @@ class Reason(StrEnum):
     TOO_LATE = "TOO_LATE"
     WRONG_PARTITION = "WRONG_PARTITION"
     TOO_FRAGMENTED = "TOO_FRAGMENTED"
+    BAD_BATCH = "BAD_BATCH"
+    """Not of a record, but of the rest of a batch: from a record on that can't be read."""
 
 
 class BadRecord(ValueError):

@@ -4,9 +4,12 @@ A `Chunk` is what the driver hands over: one or more whole record batches of one
 fetched, verified (CRC) and still compressed. `records` is the plain way to unpack one; the
 columnar path has its own and must find the same records.
 
-A broker checks that a batch has as many records as offsets, but looks at the records' own offsets
-only where the batch is compressed: a forged one can put a record anywhere. Every order trusts in
-offsets that rise, so a batch whose records leave their places is corrupt.
+A broker checks that a batch has as many records as offsets, but looks at the records themselves
+only where the batch is compressed, and then not at all of them: a forged one can hold any bytes,
+put a record anywhere, or unpack to gigabytes. Every order trusts in offsets that rise, and a
+process in its memory. So a batch counts up to the first record that can't be read or is out of
+its place; see `read_batch`. What its writer can't have caused, a frame of a batch that the broker
+would have refused, raises CorruptBatch.
 
     batch header, big-endian, 61 bytes: base offset i64, length i32 (of all that follows it),
     leader epoch i32, magic i8 (2), CRC-32C u32 (of all that follows it), attributes i16 (bits 0-2
@@ -17,11 +20,10 @@ offsets that rise, so a batch whose records leave their places is corrupt.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any, NamedTuple
-
-import cramjam
+from typing import NamedTuple
 
 from stream_processors.errors import ContractError, CorruptBatch
+from stream_processors.unpack import BadBatch, Room
 
 HEADER = Struct(">qiibIhiqqqhii")
 HEADER_SIZE = 61
@@ -35,8 +37,13 @@ CODEC_MASK = 0x07
 LOG_APPEND_TIME = 0x08
 TRANSACTIONAL = 0x10
 CONTROL = 0x20
-XERIAL_MAGIC = b"\x82SNAPPY\x00"
-XERIAL_HEADER_SIZE = 16
+BATCH_UNPACKED_BYTES_MAX = 32 * 1024 * 1024
+"""How large a batch's records may be together, unpacked; nothing counts of one that is larger."""
+
+HEADERS_MAX = 1000
+"""How many headers a record may have: reading them takes a microsecond each."""
+
+BYTES_FOLLOW = "bytes follow the last record"
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -131,110 +138,97 @@ def append_time_ms(header: BatchHeader) -> int:
     return header.max_timestamp_ms
 
 
-def decompress(codec: int, body: bytes) -> bytes:
-    """Return the records of a batch; `codec` is Kafka's number; raise CorruptBatch."""
-    try:
-        if codec == 0:
-            return body
-        if codec == 1:
-            return bytes(cramjam.gzip.decompress(body))
-        if codec == 2:
-            return _snappy(body)
-        if codec == 3:
-            return bytes(cramjam.lz4.decompress(body))
-        if codec == 4:
-            return bytes(cramjam.zstd.decompress(body))
-    except cramjam.DecompressionError as error:
-        raise CorruptBatch(f"codec {codec}: {error}") from error
-    raise CorruptBatch(f"unknown compression codec {codec}")
+def records(chunk: Chunk) -> Iterator[Record]:
+    """Yield the chunk's records that count from `first_offset` on; see `read_batch`.
+
+    Raises CorruptBatch and ContractError.
+    """
+    room = Room(BATCH_UNPACKED_BYTES_MAX)
+    view = memoryview(chunk.data)
+    for at, header in headers_in(chunk.data):
+        append_time_ms(header)
+        for each in read_batch(header, view[at + HEADER_SIZE : at + header.size], room):
+            if isinstance(each, Record) and each.offset >= chunk.first_offset:
+                yield each
 
 
-def decompress_into(codec: int, body: memoryview, room: Any) -> int | None:
-    """Put the records of a batch into `room`, a writable buffer, and return their size.
+class Rest(NamedTuple):
+    """The part of a batch that doesn't count: all from `offset` on; `detail` says what is wrong."""
 
-    None where that can't be done or fails, for want of room too: ask `decompress`, then. New
-    memory for every batch costs more than filling it.
+    offset: int
+    detail: str
+
+
+def read_batch(header: BatchHeader, packed: memoryview, room: Room) -> Iterator[Record | Rest]:
+    """Yield a batch's records, up to the first that can't be read or is out of its place.
+
+    From there on the batch doesn't count, and a `Rest` comes last. `packed` is all that follows
+    the header, which must have the broker's time. `room` sets how large a batch may be.
     """
     try:
-        if codec == 3:
-            return int(cramjam.lz4.decompress_into(body, room))
-        if codec == 4:
-            return int(cramjam.zstd.decompress_into(body, room))
-    except cramjam.DecompressionError:
-        return None
-    return None
+        body = room.unpack(header.attributes & CODEC_MASK, packed).tobytes()
+    except BadBatch as error:
+        yield unread(header, str(error))
+        return
+    at, least_offset = 0, header.base_offset
+    for number in range(header.record_count):
+        try:
+            record, at = take_record(body, at, header, least_offset)
+        except BadBatch as error:
+            yield unread(header, str(error), number, least_offset)
+            return
+        least_offset = record.offset + 1
+        yield record
+    if at != len(body):
+        yield unread(header, BYTES_FOLLOW, header.record_count, least_offset)
 
 
-def _snappy(body: bytes) -> bytes:
-    """Take both snappy forms: the bare block of librdkafka and snappy-java's block stream."""
-    if not body.startswith(XERIAL_MAGIC):
-        return bytes(cramjam.snappy.decompress_raw(body))
-    out = bytearray()
-    at = XERIAL_HEADER_SIZE
-    while at < len(body):
-        size = int.from_bytes(body[at : at + 4], "big")
-        block = body[at + 4 : at + 4 + size]
-        if len(block) != size:
-            raise CorruptBatch("a snappy block is cut short")
-        out += bytes(cramjam.snappy.decompress_raw(block))
-        at += 4 + size
-    return bytes(out)
+def unread(header: BatchHeader, problem: str, number: int = 0, offset: int = -1) -> Rest:
+    """Return the rest of a batch from its record `number`, whose offset is `offset` or more."""
+    count = header.record_count
+    where = max(header.base_offset, min(offset, header.next_offset - 1))
+    detail = f"{problem}; of the {count} records of the batch at offset {header.base_offset}"
+    return Rest(where, f"{detail} the last {count - number} don't count")
 
 
-def records(chunk: Chunk) -> Iterator[Record]:
-    """Yield the chunk's records from `first_offset` on; raise CorruptBatch, ContractError."""
-    for at, header in headers_in(chunk.data):
-        append_ms = append_time_ms(header)
-        body = decompress(
-            header.attributes & CODEC_MASK, chunk.data[at + HEADER_SIZE : at + header.size]
+def take_record(body: bytes, at: int, header: BatchHeader, least_offset: int) -> tuple[Record, int]:
+    """Return (record, position after it) of the record at `at`; raise BadBatch.
+
+    Its offset must be `least_offset` or more, and one of the batch's.
+    """
+    record, at = read_record(body, at, header.base_offset, header.max_timestamp_ms)
+    if not least_offset <= record.offset < header.next_offset:
+        raise BadBatch(
+            f"forged: a record has offset {record.offset}, where {least_offset} to"
+            f" {header.next_offset - 1} are possible"
         )
-        position, least_offset = 0, header.base_offset
-        for _ in range(header.record_count):
-            record, position = read_record(body, position, header.base_offset, append_ms)
-            if not least_offset <= record.offset < header.next_offset:
-                raise misplaced(header)
-            least_offset = record.offset + 1
-            if record.offset >= chunk.first_offset:
-                yield record
-        if position != len(body):
-            raise CorruptBatch(f"bytes follow the records at offset {header.base_offset}")
-
-
-def misplaced(header: BatchHeader) -> CorruptBatch:
-    """Return the error for a batch in which a record has an offset that is not its own."""
-    return CorruptBatch(
-        f"the batch at offset {header.base_offset} was forged: its records' offsets don't rise, or"
-        f" pass {header.next_offset - 1}, which is its last. No client library sends such a thing:"
-        " find out who wrote it. To go on without it and what came before, delete the records up"
-        f" to offset {header.next_offset} (kafka-delete-records.sh) and start anew from what is"
-        " left under another DURABILL_APPLICATION_ID"
-    )
+    return record, at
 
 
 def read_record(body: bytes, at: int, base_offset: int, append_ms: int) -> tuple[Record, int]:
-    """Return (record, position after it) of the record at `at`; raise CorruptBatch."""
+    """Return (record, position after it) of the record at `at`; raise BadBatch."""
     size, at = _varint(body, at)
     end = at + size
     if size < 0 or end > len(body):
-        raise CorruptBatch(f"a record is cut short in the batch at offset {base_offset}")
+        raise BadBatch("a record is cut short")
     _, at = _varint(body, at + 1)  # one byte of attributes, unused; the timestamp's delta
     offset_delta, at = _varint(body, at)
     if not 0 <= offset_delta < 2**31:
-        raise CorruptBatch(f"a record has offset {offset_delta} in the batch at {base_offset}")
+        raise BadBatch(f"a record is {offset_delta} offsets after the first")
     key, at = _bytes(body, at)
     value, at = _bytes(body, at)
     count, at = _varint(body, at)
-    if count < 0:
-        raise CorruptBatch(f"a record has {count} headers in the batch at offset {base_offset}")
+    if not 0 <= count <= HEADERS_MAX:
+        raise BadBatch(f"a record has {count} headers, at most {HEADERS_MAX} are allowed")
     headers = []
     for _ in range(count):
         name, at = _bytes(body, at)
         if name is None:
-            raise CorruptBatch(f"a header without a name in the batch at offset {base_offset}")
+            raise BadBatch("a header has no name")
         content, at = _bytes(body, at)
         headers.append((_text(name), content))
     if at != end:
-        raise CorruptBatch(f"a record's size is wrong in the batch at offset {base_offset}")
+        raise BadBatch("a record's size is wrong")
     return Record(base_offset + offset_delta, append_ms, key, value, tuple(headers)), end
 
 
@@ -247,7 +241,7 @@ def _varint(body: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(body) or (shift == 63 and body[at] > 1):
-            raise CorruptBatch("a number inside a record is cut short or too long")
+            raise BadBatch("a number inside a record is cut short or too long")
         byte = body[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -261,5 +255,5 @@ def _bytes(body: bytes, at: int) -> tuple[bytes | None, int]:
     if size < 0:
         return None, at
     if at + size > len(body):
-        raise CorruptBatch("a field inside a record is cut short")
+        raise BadBatch("a field inside a record is cut short")
     return body[at : at + size], at + size

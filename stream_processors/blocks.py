@@ -3,15 +3,16 @@
 A block is a version byte and a zstd frame of MessagePack. Version 3 is a list of plain orders,
 [[slot, the order's fields ...], ...]. Version 4 is [slots, rows, extras, orders]: the columns' rows
 as they lie in memory (little-endian), the slots that they belong in, and in the form of version 3
-those orders that are no rows. The columns read both, the plain table has no rows to put one in.
-Versions 1 and 2 are the same without what interim totals and gathered corrections need; they are
+those orders that are no rows. Version 5 is a list as in version 3, of one large order, and the
+whole entry is that order's own. The columns read all, the plain table has no rows to put one in.
+Versions 1 and 2 are 3 and 4 without what interim totals and gathered corrections need; they are
 read, and not written any more: see `_bring_up_to_date` and `upgrade`.
 
 Invariants are asserted before a state is written and after it is read; a block that can't be read
 raises StateError, since going on without it would forget money.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,8 +25,13 @@ from stream_processors.order import SETTLEMENTS_MAX, Order, Phase
 
 PLAIN_VERSION = 3
 COLUMNS_VERSION = 4
+LARGE_VERSION = 5
 OLD_PLAIN_VERSION = 1
 OLD_COLUMNS_VERSION = 2
+
+ORDER_WEIGHT = 16
+ROW_BYTES = 10
+"""A plain order weighs as much and one for each piece; so many bytes of rows weigh one."""
 
 
 class _OldOrderState(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -74,10 +80,13 @@ class BlockContent(NamedTuple):
     rows: bytes
     extras: bytes
     orders: list[tuple[int, Order]]
+    is_own: bool = False
+    """Whether it is the entry of one large order."""
 
 
 _plain_decoders: dict[int, Any] = {
     PLAIN_VERSION: msgspec.msgpack.Decoder(list[_OrderState]),
+    LARGE_VERSION: msgspec.msgpack.Decoder(list[_OrderState]),
     OLD_PLAIN_VERSION: msgspec.msgpack.Decoder(list[_OldOrderState]),
 }
 _columns_decoders: dict[int, Any] = {
@@ -88,10 +97,14 @@ _columns_decoders: dict[int, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A block's content as of one moment, to be packed whenever, and in any thread."""
+    """An entry's content as of one moment, to be packed whenever, and in any thread.
+
+    `weight` is about what taking it cost, in the unit of `effects.STEP_COST`.
+    """
 
     version: int
     content: Any
+    weight: int = 0
 
     def pack(self) -> bytes:
         """Return the block's bytes."""
@@ -99,27 +112,53 @@ class Snapshot:
         return bytes([self.version]) + bytes(packed)
 
 
-def plain_snapshot(orders: Iterable[tuple[int, Order]]) -> Snapshot:
-    """Return the content of a block that holds these (slot, order) pairs."""
-    return Snapshot(PLAIN_VERSION, [_state_of(slot, order) for slot, order in orders])
+def plain_snapshot(
+    orders: Iterable[tuple[int, Order]], frozen: Sequence[_OrderState] = ()
+) -> Snapshot:
+    """Return the content of a block that holds these (slot, order) pairs, and these states."""
+    states = [*frozen, *(_state_of(slot, order) for slot, order in orders)]
+    return Snapshot(PLAIN_VERSION, states, _weight(states))
+
+
+def large_snapshot(slot: int, order: Order) -> Snapshot:
+    """Return the content of the entry of one large order."""
+    states = [_state_of(slot, order)]
+    return Snapshot(LARGE_VERSION, states, _weight(states))
 
 
 def columns_snapshot(
-    slots: Any, held: Any, extras: Any, orders: Iterable[tuple[int, Order]]
+    slots: Any,
+    held: Any,
+    extras: Any,
+    orders: Iterable[tuple[int, Order]],
+    frozen: Sequence[_OrderState] = (),
 ) -> Snapshot:
     """Return the content of a block of rows (numpy; slots int32) and of orders that are none."""
-    states = [_state_of(slot, order) for slot, order in orders]
+    states = [*frozen, *(_state_of(slot, order) for slot, order in orders)]
     columns = _Columns(slots.tobytes(), held.tobytes(), extras.tobytes(), states)
-    return Snapshot(COLUMNS_VERSION, columns)
+    weight = (held.nbytes + extras.nbytes) // ROW_BYTES + _weight(states)
+    return Snapshot(COLUMNS_VERSION, columns, weight)
+
+
+def freeze(slot: int, order: Order) -> _OrderState:
+    """Return an order's state as it is now, for a snapshot that is taken later."""
+    return _state_of(slot, order)
+
+
+def _weight(states: Iterable[_OrderState]) -> int:
+    return sum(
+        ORDER_WEIGHT + len(each.time) + len(each.numbers) + len(each.forwarded) for each in states
+    )
 
 
 def decode_block(block: bytes) -> BlockContent:
-    """Return what a block of any version holds; raise StateError if it can't be read."""
+    """Return what an entry of any version holds; raise StateError if it can't be read."""
     version = block[0] if block else None
     try:
         if version in _plain_decoders:
             states = _plain_decoders[version].decode(bytes(cramjam.zstd.decompress(block[1:])))
-            return BlockContent(version, b"", b"", b"", [_order_of(state) for state in states])
+            orders = [_order_of(state) for state in states]
+            return BlockContent(version, b"", b"", b"", orders, version == LARGE_VERSION)
         if version in _columns_decoders:
             columns = _columns_decoders[version].decode(bytes(cramjam.zstd.decompress(block[1:])))
             orders = [_order_of(state) for state in columns.orders]
@@ -128,7 +167,7 @@ def decode_block(block: bytes) -> BlockContent:
         raise StateError(f"a checkpoint block is damaged: {error}") from error
     raise StateError(
         f"a checkpoint block has format version {version}, this worker reads up to"
-        f" {COLUMNS_VERSION}: run the version of Durabill that wrote it, or replay the segments"
+        f" {LARGE_VERSION}: run the version of Durabill that wrote it, or replay the segments"
         " from the start under a new application id"
     )
 

@@ -1,11 +1,11 @@
 """Checkpoints: a partition's interval table in the entries of an ordinary Faust `Table`.
 
-Keys are `partition/block`, `partition/meta` for the marks, and `partition/policy` and
-`partition/schemas` for what else decides totals (`policies`, `verdicts`). Union is idempotent and
-every order knows its last offset, so blocks need not be written all at once or not at all: a
-checkpoint that a crash tore is a mixture of older and newer blocks, and the replay from the marks
-brings each of them to the same place. All of it is written by the partition's outlet, so by its
-owner alone.
+Keys are `partition/entry`, with the names that `slots` explains, `partition/meta` for the marks,
+and `partition/policy` and `partition/schemas` for what else decides totals (`policies`,
+`verdicts`). Union is idempotent and every order knows its last offset, so entries need not be
+written all at once or not at all: a checkpoint that a crash tore is a mixture of older and newer
+ones, and the replay from the marks brings each of them to the same place. All of it is written by
+the partition's outlet, so by its owner alone.
 
 The effect order, which a test walks by killing the worker after each step:
 
@@ -90,25 +90,35 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What a checkpoint of one partition has to write: `blocks`, and the marks at `next_offset`."""
+    """What a checkpoint of one partition has to write: `names`, and the marks at `next_offset`."""
 
     lane: "Lane"
     next_offset: int
     clock_ms: int
-    blocks: list[int]
+    names: list[str]
     marks: bytes
 
-    def snapshots(self, count: int) -> Iterator[list[tuple[bytes, Snapshot | None]]]:
-        """Yield (entry key, content) of the blocks, at most `count` at a time, each as of now.
+    def snapshots(
+        self, count: int, weight_max: int
+    ) -> Iterator[list[tuple[bytes, Snapshot | None]]]:
+        """Yield (entry key, content) of the entries, some at a time, each as of now.
 
-        A block that is taken later than the cut holds orders that are ahead of it; a replay from
+        At most `count` at a time, and no further one once `weight_max` is reached.
+
+        An entry that is taken later than the cut holds orders that are ahead of it; a replay from
         the cut passes over what they have seen.
         """
-        for at in range(0, len(self.blocks), count):
-            yield [
-                (entry_key(self.lane.partition, str(block)), self.lane.table.snapshot(block))
-                for block in self.blocks[at : at + count]
-            ]
+        taken: list[tuple[bytes, Snapshot | None]] = []
+        weight = 0
+        for name in self.names:
+            snapshot = self.lane.table.snapshot(name)
+            taken.append((entry_key(self.lane.partition, name), snapshot))
+            weight += snapshot.weight if snapshot else 0
+            if len(taken) == count or weight >= weight_max:
+                yield taken
+                taken, weight = [], 0
+        if taken:
+            yield taken
 
 
 @dataclass(slots=True)

@@ -13,11 +13,10 @@ stays as harmless as in the plain table.
 Time is the same for all records of a batch (LogAppendTime), so a batch is folded against one clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas import (
     OWN_SCHEMA_ONLY,
@@ -30,20 +29,21 @@ from schemas import (
 from schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from schemas.wire import zigzag
 from stream_processors.batch import (
+    BYTES_FOLLOW,
     CODEC_MASK,
+    HEADER,
     HEADER_SIZE,
+    LOG_APPEND_TIME,
     BatchHeader,
     Chunk,
     Record,
-    append_time_ms,
-    decompress,
-    decompress_into,
-    headers_in,
-    misplaced,
+    Rest,
     read_record,
+    take_record,
+    unread,
 )
 from stream_processors.blocks import Snapshot
-from stream_processors.errors import CorruptBatch
+from stream_processors.effects import PLAIN_COST, STEP_COST, TOTAL_COST, plain_cost
 from stream_processors.events import take_totals
 from stream_processors.intervals import IntervalSet
 from stream_processors.kernel import fold, rows
@@ -52,19 +52,20 @@ from stream_processors.order import (
     Order,
     Phase,
     Policy,
-    describe_order,
     evidence_digest,
 )
+from stream_processors.slots import BLOCK_SLOTS
 from stream_processors.store import ROWS_MAX, Rows
-from stream_processors.table import (
-    BLOCK_SLOTS,
-    Effects,
-    IntervalTable,
-    Place,
-)
+from stream_processors.table import Effects, IntervalTable, Place
+from stream_processors.unpack import BadBatch
 
-RECORD_BYTES_MIN = 7
-"""A record's length, attributes, time, offset, sizes of key and value, count of headers."""
+BATCH_COST = 50
+"""Of a call of the kernel, and of a batch that is opened for it."""
+
+SCAN_COST = 2_000
+"""Of looking for due rows, on top of what they give, where there were too many for one call."""
+
+LOWERED_AT_ONCE = 256
 
 _PHASES = {rows.OPEN: Phase.OPEN, rows.ENDED: Phase.ENDED, rows.SETTLED: Phase.SETTLED}
 _FLAGS = {phase: flag for flag, phase in _PHASES.items()}
@@ -91,7 +92,6 @@ class ColumnTable(IntervalTable):
         assert pieces_max >= rows.PIECES_MAX, "the kernel doesn't count the pieces of rows"
         self._rows = Rows(seed, rows_max, policy.interim_after_ms)
         self._touched: set[str] = set()
-        self._room = np.empty(0, np.uint8)
         self._task = np.zeros(fold.TASK, np.int64)
         self.set_policy(policy)
         self._task[fold.FUTURE_TOLERANCE] = FUTURE_TOLERANCE_MS
@@ -116,69 +116,60 @@ class ColumnTable(IntervalTable):
 
     # -- the log comes in ---------------------------------------------------------------------
 
-    def fold(self, chunk: Chunk) -> Effects:
-        """Take in a chunk of the log; return what it gives, timers due by its end included."""
-        effects = Effects()
-        view = memoryview(chunk.data)
-        for at, header in headers_in(chunk.data):
-            append_ms = append_time_ms(header)
-            if header.record_count and header.next_offset > chunk.first_offset:
-                self.clock_ms = max(self.clock_ms, append_ms)
-            body = self._unpack(header, view[at + HEADER_SIZE : at + header.size])
-            self._fold_batch(body, header, chunk.first_offset, effects)
-            self.records += header.record_count
-        self._run_due(effects)
-        self._lower_touched()
-        return effects
-
-    def _unpack(self, header: BatchHeader, packed: memoryview) -> NDArray[np.uint8]:
-        """Return the records of a batch, which the next one may overwrite."""
-        codec = header.attributes & CODEC_MASK
-        size = decompress_into(codec, packed, self._room)
-        if size is not None:
-            body = self._room[:size]
-            body.flags.writeable = False  # as bytes are: the kernel is compiled for these
-            return body
-        body = np.frombuffer(decompress(codec, bytes(packed)), np.uint8)
-        if codec and len(body) > len(self._room):
-            self._room = np.empty(len(body) * 5 // 4, np.uint8)
-        return body
-
-    def tick(self, now_ms: int) -> Effects:
-        """Return what a record that belongs to no order would give, appended at `now_ms`."""
-        effects = super().tick(now_ms)
-        self._lower_touched()
-        return effects
-
     def _fold_batch(
-        self, body: NDArray[np.uint8], header: BatchHeader, first_offset: int, effects: Effects
-    ) -> None:
-        task, store = self._task, self._rows
-        task[fold.RECORD] = task[fold.POSITION] = task[fold.LEAST_DELTA] = 0
+        self, header: BatchHeader, batch: memoryview, first_offset: int, effects: Effects
+    ) -> Iterator[int]:
+        codec = header.attributes & CODEC_MASK
+        try:
+            body = self._room.unpack(codec, batch[HEADER_SIZE:])
+        except BadBatch as error:
+            self._set_aside(header, batch, unread(header, str(error)), effects)
+            return
+        task, counters = self._task, self._rows.counters
+        task[fold.RECORD] = task[fold.POSITION] = task[fold.LEAST_DELTA] = done = 0
         task[fold.NEXT_DELTA] = header.last_offset_delta + 1
-        task[fold.RECORDS] = header.record_count
         task[fold.BASE_OFFSET] = header.base_offset
         task[fold.FIRST_OFFSET] = first_offset
         task[fold.NOW] = self.clock_ms
         task[fold.OTHERS] = self.writers.has_others
         task[fold.REGISTRY] = self.writers.has_registry
-        if header.record_count * RECORD_BYTES_MIN > len(body):
-            raise CorruptBatch(f"the batch at {header.base_offset} is too short for its records")
-        store.make_room(header.record_count)
-        store.counters[[rows.SLOWS, rows.EVENTS, rows.EVENT_EXTRAS]] = 0
+        counters[[rows.SLOWS, rows.EVENTS, rows.EVENT_EXTRAS]] = 0
+        self._at_hand = (header.base_offset, None)
+        raw = b""
         while True:
-            outcome = fold.fold(store.arrays, body, task, _SEGMENT_HEADER)
-            if outcome < 0:
+            task[fold.RECORDS] = min(header.record_count, done + STEP_COST)
+            outcome = fold.fold(self._rows.arrays, body, task, _SEGMENT_HEADER)
+            if outcome >= 0:
+                self._rows.grow_table(outcome)
+                continue
+            effects.cost += BATCH_COST + int(task[fold.RECORD]) - done
+            done = int(task[fold.RECORD])
+            self._take_events(effects)
+            if count := int(counters[rows.SLOWS]):
+                raw = raw or body.tobytes()
+                yield from self._fold_slowly(raw, header, self._rows.slow[:count].tolist(), effects)
+                counters[rows.SLOWS] = 0
+            if outcome != fold.DONE or done == header.record_count:
                 break
-            store.grow_table(outcome)
-        if outcome == fold.MISPLACED:
-            raise misplaced(header)
-        if outcome == fold.CORRUPT:
-            raise CorruptBatch(f"the records of the batch at {header.base_offset} don't add up")
-        self._take_events(effects)
-        count = int(store.counters[rows.SLOWS])
-        if count:
-            self._fold_slowly(body.tobytes(), header, store.slow[:count].tolist(), effects)
+            yield max(first_offset, header.base_offset + int(task[fold.LEAST_DELTA]))
+        self.records += done
+        if outcome != fold.DONE or task[fold.POSITION] != len(body):
+            rest = self._rest(raw or body.tobytes(), header)
+            self._set_aside(header, batch, rest, effects)
+
+    def _rest(self, body: bytes, header: BatchHeader) -> Rest:
+        """Return what the kernel could not read, and why, in the words of the plain reader."""
+        number, at = int(self._task[fold.RECORD]), int(self._task[fold.POSITION])
+        least_offset = header.base_offset + int(self._task[fold.LEAST_DELTA])
+        problem = BYTES_FOLLOW
+        if number < header.record_count:
+            try:
+                take_record(body, at, header, least_offset)
+            except BadBatch as error:
+                problem = str(error)
+            else:
+                raise AssertionError("the kernel could not read a good record")
+        return unread(header, problem, number, least_offset)
 
     def warm_up(self) -> None:
         """Have everything compiled: fold, settle, checkpoint and restore one order of its own."""
@@ -186,33 +177,38 @@ class ColumnTable(IntervalTable):
         key, value = b"warm-up", encode_segment(event)
         record = b"".join((b"\0\0\0", zigzag(len(key)), key, zigzag(len(value)), value, zigzag(0)))
         body = zigzag(len(record)) + record
-        header = BatchHeader(0, 0, 0, 2, 0, 0, 0, 0, 0, -1, -1, -1, 1)
-        effects = Effects()
-        self._fold_batch(np.frombuffer(body, np.uint8), header, 0, effects)
+        attributes = LOG_APPEND_TIME
+        size = HEADER_SIZE + len(body)
+        header = BatchHeader(0, size - 12, 0, 2, 0, attributes, 0, 0, 0, -1, -1, -1, 1)
+        effects = self.fold(Chunk(0, 1, HEADER.pack(*header) + body))
         self._rows.grow_table(0)
         assert len(effects.totals) == 1
-        self._run_due(effects)
-        blocks = [block for _, block in self.take_changed_blocks() if block is not None]
+        blocks = [block for _, block in self.take_changed_entries() if block is not None]
         ColumnTable(self.place, self.policy, self.writers).restore(blocks, 0)
         self._lift(key)
         self._lower_touched()
-        self.confirm(2**62)
+        while self.confirm(2**62):
+            pass
         assert not len(self)
-        assert self.oldest_deadline_ms() is None
+        assert self.oldest_deadline_ms() is self.next_due_ms(0) is None
 
     # -- what the kernel left -----------------------------------------------------------------
 
     def _fold_slowly(
         self, body: bytes, header: BatchHeader, positions: list[int], effects: Effects
-    ) -> None:
-        """Give the batch's remaining records to the plain rules, in their order.
+    ) -> Iterator[int]:
+        """Give records that the kernel left to the plain rules, in their order.
 
-        `positions` are the kernel's `slow`: for a dead letter nothing need be lifted.
+        `positions` are the kernel's `slow`: for a dead letter nothing need be lifted. Yields where
+        a replay would go on: at the next of them, though the kernel has gone further.
         """
         keys: set[bytes] = set()
         for position in positions:
             at = position if position >= 0 else ~position
             record, _ = read_record(body, at, header.base_offset, header.max_timestamp_ms)
+            yield record.offset
+            self._at_hand = (record.offset, record.key)
+            effects.cost += plain_cost(record)
             if position < 0:
                 letters = len(effects.dead_letters)
                 super()._fold_record(record, effects)
@@ -263,8 +259,9 @@ class ColumnTable(IntervalTable):
         """Put an order into its row, if it fits."""
         number = order.service_order_number
         slot = self._slots[number]
-        if not (self._rows.has(slot) and _fits(order) and self._rows.has_extra()):
-            return
+        fits = self._rows.has(slot) and _fits(order) and self._rows.has_extra()
+        if not fits or slot in self._own:
+            return  # an order with an entry of its own has to get back into its block's first
         order.check()
         self._rows.put(slot, _row_of(order), list(order.time), list(order.numbers))
         del self._orders[number], self._slots[number], self._blocks[slot // BLOCK_SLOTS][slot]
@@ -296,21 +293,34 @@ class ColumnTable(IntervalTable):
 
     # -- time ---------------------------------------------------------------------------------
 
-    def _run_due(self, effects: Effects) -> None:
+    def _run_due(self, effects: Effects) -> Iterator[None]:
         block = 0
         while block >= 0:
             block = self._rows.settle_due(
                 block, self.clock_ms, self.policy.correction_window_ms, FUTURE_TOLERANCE_MS
             )
             self._take_events(effects)
+            if block >= 0:
+                effects.cost += SCAN_COST
+            yield
             for slot in self._rows.running():
                 self._lift(self._rows.key(slot))
-        super()._run_due(effects)
+                effects.cost += PLAIN_COST
+            # At once: what is lowered before it has been looked at would be passed over.
+            yield from self._run_plain_due(effects)
 
-    def confirm(self, clock_ms: int) -> None:
-        """Give back the slots of orders forgotten before the replay's start; see the base."""
-        super().confirm(clock_ms)
-        self._rows.retire(clock_ms)
+    def _run_plain_due(self, effects: Effects) -> Iterator[None]:
+        for _ in super()._run_due(effects):
+            if len(self._touched) >= LOWERED_AT_ONCE:
+                self._lower_touched()
+            yield
+        self._lower_touched()
+        self._at_hand = (None, None)
+
+    def confirm(self, clock_ms: int) -> bool:
+        """Give back slots of orders forgotten before the replay's start; see the base."""
+        has_more = super().confirm(clock_ms)
+        return self._rows.retire(clock_ms) or has_more
 
     def _note(self, totals: Sequence[OrderTotal], order: Order, effects: Effects) -> None:
         super()._note(totals, order, effects)
@@ -318,7 +328,9 @@ class ColumnTable(IntervalTable):
 
     def _take_events(self, effects: Effects) -> None:
         """Make records of the totals that the kernel has noted."""
-        effects.totals += take_totals(self._rows, self.place.partition)
+        totals = take_totals(self._rows, self.place.partition)
+        effects.totals += totals
+        effects.cost += TOTAL_COST * len(totals)
 
     # -- slots and blocks ---------------------------------------------------------------------
 
@@ -328,22 +340,24 @@ class ColumnTable(IntervalTable):
     def _give_slot(self, slot: int) -> None:
         self._rows.free_row(slot)
 
-    def take_changed(self) -> list[int]:
-        """Return the numbers of the blocks that have changed since the last call."""
-        return sorted({*super().take_changed(), *self._rows.take_changed()})
+    def _take_changed_blocks(self) -> set[int]:
+        return super()._take_changed_blocks() | self._rows.take_changed()
 
-    def snapshot(self, block: int) -> Snapshot | None:
-        """Return what a block holds now, None if it is empty."""
-        return self._rows.snapshot(block, self._blocks.get(block, {}))
+    def _block_snapshot(
+        self, block: int, orders: Mapping[int, Order], frozen: list[Any]
+    ) -> Snapshot | None:
+        return self._rows.snapshot(block, orders, frozen)
 
     def restore(self, blocks: Iterable[bytes], clock_ms: int) -> None:
-        """Fill an empty table from checkpointed blocks; see the base."""
+        """Fill an empty table from checkpointed entries; see the base."""
         assert not len(self)
         self.clock_ms = clock_ms
-        for slot, order in self._rows.restore(blocks):
+        orders, own = self._rows.restore(blocks)
+        for slot, order in orders:
             self._put_order(slot, order)
             self._queue(order)
             self._touched.add(order.service_order_number)
+        self._note_entries(orders, own)
         self._lower_touched()
 
     # -- questions ----------------------------------------------------------------------------
@@ -365,12 +379,16 @@ class ColumnTable(IntervalTable):
         deadlines = (super().oldest_deadline_ms(), self._rows.oldest_deadline_ms())
         return min((each for each in deadlines if each is not None), default=None)
 
-    def describe(self, number: str) -> dict[str, Any] | None:
-        """Return the live state of an order as plain values for JSON, or None if it is unknown."""
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """Return the earliest deadline of an order that is not settled; see the base."""
+        deadlines = (super().next_due_ms(now_ms), self._rows.next_due_ms(now_ms))
+        return min((each for each in deadlines if each is not None), default=None)
+
+    def _known(self, number: str) -> Order | None:
         slot = self._rows.find(number.encode("utf-8", "surrogatepass"))
         if slot < 0 or self._rows.orders[slot]["flags"] & rows.ODD:
-            return super().describe(number)
-        return describe_order(self._order_of(slot), self.policy)
+            return super()._known(number)
+        return self._order_of(slot)
 
 
 def compile_kernel() -> None:

@@ -35,7 +35,7 @@ RESENT_FROM = "resent_from"
 """Header of a record that was sent back: `topic/partition/offset` of its dead letter, UTF-8."""
 
 _OURS = ("reason", "detail", "source_topic", "source_partition", "source_offset")
-_CUT = ("cut_key", "cut_value", "cut_headers")
+_CUT = ("cut_key", "cut_value", "cut_headers", "cut_batch")
 _POLL_S = 0.5
 _ASK_AGAIN_S = 0.1
 _LEADER_MOVES = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}

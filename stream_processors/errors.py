@@ -1,6 +1,7 @@
 """Whose fault it is.
 
     BadRecord, BadTotal (in `schemas`)   the sender's: dead letter, 4xx; the process goes on
+    BadBatch (in `unpack`)               the sender's: the rest of a batch is a dead letter
     DurabillError                        anything below; the message says what to do
     ├── SettingsError                    the operator's: all wrong settings at once; exit code 2
     ├── ContractError                    the topics or the log are not as the contract says
@@ -8,6 +9,7 @@
     ├── StateError                       a checkpoint can't be read, or has another format
     ├── FencedError                      another worker has taken a partition over
     ├── ForeignTotals                    another application id publishes to the same totals
+    ├── PoisonError                      folding met a bug of ours; names the partition and record
     └── StallError                       something that must move stands still; exit code 75
 
 What isn't here is our own bug: AssertionError and the rest end the process with a non-zero code,
@@ -56,6 +58,28 @@ class ForeignTotals(DurabillError):
             " at once would bill twice. Nothing was published twice. Stop the workers of one of"
             " them; the other goes on where that one ended"
         )
+
+
+class PoisonError(DurabillError):
+    """Folding failed on a bug of ours; `partition`'s table must not be used any more.
+
+    `offset` (None: a timer, no record) and `key` (None: not known) tell what was being folded.
+    """
+
+    exit_code = 70
+
+    def __init__(
+        self, partition: int, offset: int | None, key: bytes | None, cause: BaseException
+    ) -> None:
+        where = "a timer" if offset is None else f"offset {offset}"
+        order = "not known" if key is None else repr(key.decode("utf-8", "replace"))
+        super().__init__(
+            f"partition {partition} can't be folded on from {where}, order {order}: a bug of"
+            f" Durabill's ({type(cause).__name__}: {cause}). Nothing wrong was published, and"
+            " nothing is lost: its log and its checkpoint stay as they are. Report it with the"
+            " traceback; a version that mends it goes on from there. Starting anew won't help"
+        )
+        self.partition, self.offset, self.key = partition, offset, key
 
 
 class StallError(DurabillError):

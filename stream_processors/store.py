@@ -6,7 +6,7 @@ small tables are moved when they grow, one at a time.
 """
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from stream_processors.blocks import BlockContent, Snapshot, columns_snapshot, d
 from stream_processors.errors import StateError
 from stream_processors.kernel import fold, index, maintain, parse, rows
 from stream_processors.order import NEVER_MS, Order
+from stream_processors.slots import Restored, age_of
 from stream_processors.upgrade import rows_in
 
 ROWS_MAX = 1 << 24
@@ -70,19 +71,15 @@ class Rows:
             np.zeros((fold.GROUP, _WORDS), np.uint64),
             np.zeros(fold.GROUP, np.uint64),
         )
-        self._room = 0
-        self.make_room(rows.BLOCK_ROWS)
+        self._make_scratch()
 
-    def make_room(self, records: int) -> None:
-        """See that a batch of so many records has room in the scratch arrays."""
-        if records <= self._room:
-            return
-        self._room = max(records, 2 * self._room)
-        self.slow = np.empty(self._room, np.int64)
-        self.events = np.zeros(self._room, rows.ORDER)
-        self.event_at = np.empty(self._room, np.int64)
-        self.event_status = np.empty(self._room, np.int64)
-        self.event_extra = np.empty((self._room, rows.EXTRA_SIZE), np.int64)
+    def _make_scratch(self) -> None:
+        """Make the room for what one call of the kernel notes."""
+        self.slow = np.empty(fold.SLOWS_ROOM, np.int64)
+        self.events = np.zeros(fold.EVENTS_ROOM, rows.ORDER)
+        self.event_at = np.empty(fold.EVENTS_ROOM, np.int64)
+        self.event_status = np.empty(fold.EVENTS_ROOM, np.int64)
+        self.event_extra = np.empty((fold.EVENTS_ROOM, rows.EXTRA_SIZE), np.int64)
         self.arrays = rows.Store(
             self.orders,
             self._index,
@@ -288,14 +285,19 @@ class Rows:
         used = int(self.counters[rows.ROWS_USED])
         self._block_due[: used // rows.BLOCK_ROWS + 1] = 0
 
-    def retire(self, clock_ms: int) -> None:
-        """Free the rows of orders whose time to be known was over before `clock_ms`."""
-        maintain.retire(self.arrays, clock_ms, self._seed)
+    def retire(self, clock_ms: int) -> bool:
+        """Free the rows of orders whose time was over before `clock_ms`; False: that was all."""
+        return bool(maintain.retire(self.arrays, clock_ms, self._seed))
 
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest instant at which a row gives its next total."""
         oldest = int(maintain.oldest_deadline(self.arrays, self._interim_after_ms))
         return None if oldest == rows.NEVER else oldest
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """Return when a row gives its next total; an instant after `now_ms` may be too early."""
+        due = int(maintain.next_due(self.arrays, now_ms, self._interim_after_ms))
+        return None if due == rows.NEVER else due
 
     def event_keys(self, count: int) -> list[bytes]:
         """Return the names of the first `count` events' orders."""
@@ -313,14 +315,16 @@ class Rows:
         self._changed[blocks] = 0
         return set(blocks.tolist())
 
-    def snapshot(self, block: int, odd: Mapping[int, Order]) -> Snapshot | None:
-        """Return what a block holds now, None if that is no order."""
+    def snapshot(
+        self, block: int, odd: Mapping[int, Order], frozen: Sequence[Any]
+    ) -> Snapshot | None:
+        """Return what a block holds now, None if that is no order; see `slots` for `frozen`."""
         first = min(block * rows.BLOCK_ROWS, self._max)
         after = min(first + rows.BLOCK_ROWS, self._max)
         flags = self.orders[first:after]["flags"]
         held_at = (flags & (rows.USED | rows.ODD)) == rows.USED
         slots = (first + np.flatnonzero(held_at)).astype(np.int32)
-        if not len(slots) and not odd:
+        if not len(slots) and not odd and not frozen:
             return None
         held = self.orders[slots]
         held["flags"] &= rows.USED | rows.PHASE | rows.SETTLEMENTS
@@ -328,27 +332,28 @@ class Rows:
         extras = self._extra[held["extra"][with_extra]]
         held["extra"][with_extra] = np.arange(len(with_extra))
         assert maintain.are_sound(held, extras)
-        return columns_snapshot(slots, held, extras, odd.items())
+        return columns_snapshot(slots, held, extras, odd.items(), frozen)
 
-    def restore(self, blocks: Iterable[bytes]) -> list[tuple[int, Order]]:
-        """Fill the empty rows from blocks; return the orders that the blocks hold as plain ones.
+    def restore(self, blocks: Iterable[bytes]) -> tuple[list[tuple[int, Order]], dict[int, Order]]:
+        """Fill the empty rows from entries; return the plain orders, and what own entries hold.
 
-        Of two states of the same order in blocks of different age the newer one is taken.
+        Of two states of an order, and of two orders in one slot, the newer is taken; see `slots`.
         """
-        plain: dict[str, tuple[int, Order]] = {}
+        restored = Restored()
         for block in blocks:
             content = decode_block(block)
             if content.rows:
                 self._restore_rows(content)
-            for slot, order in content.orders:
-                known = plain.get(order.service_order_number)
-                if known is None or _age(known[1]) < _age(order):
-                    plain[order.service_order_number] = (slot, order)
-        kept = [each for each in plain.values() if self._is_newest(each[1])]
-        for slot, order in sorted(kept, key=lambda each: each[0]):
+            restored.add(content)
+        kept = [
+            (slot, order)
+            for slot, order in restored.orders(self._drop_older_row)
+            if self._has_slot(slot, order)
+        ]
+        for slot, order in kept:
             self._restore_stub(slot, order.service_order_number.encode())
         maintain.list_free(self.arrays)
-        return kept
+        return kept, restored.own
 
     def _restore_rows(self, content: BlockContent) -> None:
         held = rows_in(content)
@@ -371,13 +376,19 @@ class Rows:
                 return
             self.grow_table(table)
 
-    def _is_newest(self, order: Order) -> bool:
+    def _drop_older_row(self, order: Order) -> bool:
         """Tell whether no row has a newer state of a plain order; drops one with an older."""
         slot = self.find(order.service_order_number.encode())
-        if slot < 0:
-            return True
+        return slot < 0 or self._drop_older(slot, order)
+
+    def _has_slot(self, slot: int, order: Order) -> bool:
+        """Tell whether a slot is a plain order's; drops a row that is there from before."""
+        is_free = slot >= self._max or not self.orders[slot]["flags"] & rows.USED
+        return is_free or self._drop_older(slot, order)
+
+    def _drop_older(self, slot: int, order: Order) -> bool:
         row = self.orders[slot]
-        if (int(row["source_offset"]), int(row["revision"])) >= _age(order):
+        if (int(row["source_offset"]), int(row["revision"])) >= age_of(order):
             return False
         maintain.drop_row(self.arrays, slot, self._seed)
         return True
@@ -406,8 +417,3 @@ def _words(key: bytes) -> NDArray[np.uint64]:
 
 def _pairs(extra: list[int], base: int, count: int) -> list[tuple[int, int]]:
     return [(extra[base + 2 * at], extra[base + 2 * at + 1]) for at in range(count)]
-
-
-def _age(order: Order) -> tuple[int, int]:
-    """Return what grows with every change of an order's state that a recovery could not redo."""
-    return order.source_offset, order.revision

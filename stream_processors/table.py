@@ -11,11 +11,10 @@ unless the broker's clock ran backwards, and never runs backwards itself. So a d
 been passed stays passed, and the totals don't depend on when a timer looked.
 """
 
-import hashlib
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from schemas import (
     BadRecord,
@@ -30,56 +29,34 @@ from schemas import (
     to_segment,
 )
 from schemas.limits import (
-    DETAIL_CHARS_MAX,
     FORWARD_BYTES_MAX,
     FUTURE_TOLERANCE_MS,
-    LETTER_BYTES_MAX,
-    LETTER_CUT_BYTES,
     ORDER_PIECES_MAX,
     SEGMENT_LENGTH_MAX_MS,
 )
-from stream_processors.batch import Chunk, Headers, Record, records
-from stream_processors.blocks import Snapshot, decode_block, plain_snapshot
+from stream_processors.batch import Headers, Record
+from stream_processors.blocks import decode_block
+from stream_processors.effects import (
+    PIECE_COST,
+    PLAIN_COST,
+    TIMER_COST,
+    DeadLetter,
+    Effects,
+    Forward,
+    Total,
+    dead_letter,
+)
 from stream_processors.errors import StateError
 from stream_processors.order import Order, Policy, describe_order
+from stream_processors.slots import OrderSlots, Restored
+from stream_processors.steps import ChunkFolder
 
-BLOCK_SLOTS = 1024
+__all__ = ["DeadLetter", "Effects", "Forward", "IntervalTable", "Place", "Total"]
+
+CONFIRM_AT_ONCE = 4096
+TIMERS_AT_ONCE = 4096
 FORWARDED_FROM = "forwarded_from"
 """Header of a record that was sent on from a wrong partition: `partition/offset` it sat at."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A record that breaks the contract, as it came (but see `dead_letter`), and why."""
-
-    record: Record
-    reason: Reason
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """A record in the wrong partition for its key, to be sent on, once, to `partition`."""
-
-    record: Record
-    partition: int
-    headers: Headers
-
-
-class Total(NamedTuple):
-    """A total as the record that it becomes: the order number's bytes, the encoded OrderTotal."""
-
-    key: bytes
-    value: bytes
-
-
-@dataclass(slots=True)
-class Effects:
-    """What has to be published, in the order in which it came about."""
-
-    totals: list[Total] = field(default_factory=list)
-    dead_letters: list[DeadLetter] = field(default_factory=list)
-    forwards: list[Forward] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +70,7 @@ class Place:
         assert 0 <= self.partition < self.partitions
 
 
-class IntervalTable:
+class IntervalTable(OrderSlots, ChunkFolder):
     """The orders of one partition.
 
     `pieces_max` is the contract's limit of an order's intervals and ranges; tests lower it.
@@ -107,36 +84,18 @@ class IntervalTable:
         *,
         pieces_max: int = ORDER_PIECES_MAX,
     ) -> None:
+        OrderSlots.__init__(self)
+        ChunkFolder.__init__(self, place.partition)
         self.place = place
         self.policy = policy
         self.writers = writers
         self.pieces_max = pieces_max
-        self.clock_ms = 0
-        self.records = 0
-        """Records folded in this process's life; for the metrics only."""
         self.clock_marks = 0
-        """Those of them that were clock marks."""
-        self._orders: dict[str, Order] = {}
-        self._slots: dict[str, int] = {}
-        self._blocks: dict[int, dict[int, Order]] = {}
-        self._free: list[int] = []
-        self._changed: set[int] = set()
+        """Clock marks folded in this process's life."""
         self._due: list[tuple[int, str]] = []
         self._queued: dict[str, int] = {}
         self._retiring: list[tuple[int, str]] = []
         self._retiring_at: dict[str, int] = {}
-
-    # -- the log comes in ---------------------------------------------------------------------
-
-    def fold(self, chunk: Chunk) -> Effects:
-        """Take in a chunk of the log; return what it gives, timers due by its end included."""
-        effects = Effects()
-        for record in records(chunk):
-            self.clock_ms = max(self.clock_ms, record.append_ms)
-            self._fold_record(record, effects)
-            self.records += 1
-        self._run_due(effects)
-        return effects
 
     def set_policy(self, policy: Policy) -> None:
         """Judge what is folded from now on by another policy.
@@ -154,15 +113,12 @@ class IntervalTable:
             if not order.is_settled():
                 self._queue(order)
 
-    def next_due_ms(self, now_ms: int) -> int | None:
-        """Return the earliest deadline, or a lower bound of it that is after `now_ms`."""
-        return self.oldest_deadline_ms()
-
     def tick(self, now_ms: int) -> Effects:
         """Return what a record that belongs to no order would give, appended at `now_ms`."""
         self.clock_ms = max(self.clock_ms, now_ms)
         effects = Effects()
-        self._run_due(effects)
+        for _ in self._run_due(effects):
+            pass
         return effects
 
     def _fold_record(self, record: Record, effects: Effects) -> None:
@@ -235,9 +191,10 @@ class IntervalTable:
     def _note(self, totals: Sequence[OrderTotal], order: Order, effects: Effects) -> None:
         """Note that `order` has changed, and the totals that this gave."""
         number = order.service_order_number
-        self._changed.add(self._slots[number] // BLOCK_SLOTS)
+        self._mark_changed(order)
         key = number.encode()
         effects.totals += [Total(key, encode_total(total)) for total in totals]
+        effects.cost += len(totals) * PIECE_COST * (len(order.time) + len(order.numbers))
         if totals or not order.is_settled():
             self._queue(order)
 
@@ -263,9 +220,12 @@ class IntervalTable:
             queued[number] = due_ms
             heapq.heappush(heap, (due_ms, number))
 
-    def _run_due(self, effects: Effects) -> None:
+    def _run_due(self, effects: Effects) -> Iterator[None]:
+        """Settle what is due by the partition's clock; yield before each timer."""
         while self._due and self._due[0][0] <= self.clock_ms:
+            yield
             due_ms, number = heapq.heappop(self._due)
+            effects.cost += TIMER_COST
             if self._queued.get(number) != due_ms:
                 continue
             del self._queued[number]
@@ -275,16 +235,21 @@ class IntervalTable:
             if order.next_due_ms(self.policy) > self.clock_ms:
                 self._queue(order)
             else:
+                self._at_hand = (None, number.encode())
+                effects.cost += PLAIN_COST
                 self._settle_if_due(order, effects)
 
-    def confirm(self, clock_ms: int) -> None:
-        """Give back the slots of orders forgotten before the replay's start.
+    def confirm(self, clock_ms: int) -> bool:
+        """Give back slots of orders forgotten before the replay's start; False: that was all.
 
         `clock_ms` is the partition's clock at the offset from which a recovery would now replay.
         An order whose time was over only later has to stay: the records that a replay brings
-        again must find it, or a repeat among them would bring it to life anew.
+        again must find it, or a repeat among them would bring it to life anew. One call takes a
+        few milliseconds at most; how the calls are spread over time makes no difference.
         """
-        while self._retiring and self._retiring[0][0] < clock_ms:
+        for _ in range(CONFIRM_AT_ONCE):
+            if not self._retiring or self._retiring[0][0] >= clock_ms:
+                return False
             deadline_ms, number = heapq.heappop(self._retiring)
             if self._retiring_at.get(number) != deadline_ms:
                 continue
@@ -296,70 +261,44 @@ class IntervalTable:
                 self._queue(order)
             else:
                 self._forget(number)
+        return True
 
     # -- slots and blocks ---------------------------------------------------------------------
-
-    def _take_slot(self, number: str) -> int:
-        return heapq.heappop(self._free) if self._free else len(self._slots)
-
-    def _give_slot(self, slot: int) -> None:
-        heapq.heappush(self._free, slot)
 
     def _place_order(self, slot: int, number: str) -> Order:
         order = Order(number, self.place.partition)
         self._put_order(slot, order)
         return order
 
-    def _put_order(self, slot: int, order: Order) -> None:
-        self._orders[order.service_order_number] = order
-        self._slots[order.service_order_number] = slot
-        self._blocks.setdefault(slot // BLOCK_SLOTS, {})[slot] = order
-
     def _forget(self, number: str) -> None:
-        slot = self._slots.pop(number)
-        del self._orders[number]
-        del self._blocks[slot // BLOCK_SLOTS][slot]
         self._queued.pop(number, None)
-        self._give_slot(slot)
-        self._changed.add(slot // BLOCK_SLOTS)
+        self._remove_order(number)
 
-    def take_changed(self) -> list[int]:
-        """Return the numbers of the blocks that have changed since the last call."""
-        changed = sorted(self._changed)
-        self._changed.clear()
-        return changed
-
-    def snapshot(self, block: int) -> Snapshot | None:
-        """Return what a block holds now, None if it is empty."""
-        orders = self._blocks.get(block)
-        return plain_snapshot(orders.items()) if orders else None
-
-    def take_changed_blocks(self) -> list[tuple[int, bytes | None]]:
-        """Return (block number, content) of what changed since the last call; None if empty."""
-        snapshots = [(block, self.snapshot(block)) for block in self.take_changed()]
-        return [(block, each.pack() if each else None) for block, each in snapshots]
+    def take_changed_entries(self) -> list[tuple[str, bytes | None]]:
+        """Return (name, content) of what changed since the last call; None: to be removed."""
+        snapshots = [(name, self.snapshot(name)) for name in self.take_changed()]
+        return [(name, each.pack() if each else None) for name, each in snapshots]
 
     def restore(self, blocks: Iterable[bytes], clock_ms: int) -> None:
-        """Fill an empty table from checkpointed blocks; raise StateError if one can't be read.
+        """Fill an empty table from the contents of checkpointed entries, of all kinds.
 
-        `clock_ms` is the partition's clock at the offset where the replay starts. Of two blocks
-        of different age that hold the same order the newer state is taken: a crash can leave it
-        in its old slot as well, when it was forgotten and began anew.
+        `clock_ms` is the partition's clock at the offset where the replay starts. Entries are read
+        one by one, and may be of different age; see `slots`. May run in a thread of its own.
+        Raises StateError if one can't be read.
         """
         assert not self._orders
         self.clock_ms = clock_ms
-        newest: dict[str, tuple[int, Order]] = {}
+        restored = Restored()
         for block in blocks:
             content = decode_block(block)
             if content.rows:
                 raise StateError("a checkpoint of the batch path needs the batch path to read it")
-            for slot, order in content.orders:
-                known = newest.get(order.service_order_number)
-                if known is None or known[1].source_offset < order.source_offset:
-                    newest[order.service_order_number] = (slot, order)
-        for slot, order in newest.values():
+            restored.add(content)
+        orders = restored.orders()
+        for slot, order in orders:
             self._put_order(slot, order)
             self._queue(order)
+        self._note_entries(orders, restored.own)
         taken = set(self._slots.values())
         self._free = [slot for slot in range(max(taken, default=-1) + 1) if slot not in taken]
 
@@ -379,48 +318,72 @@ class IntervalTable:
         return None if order is None else (order.source_offset, order.revision)
 
     def oldest_deadline_ms(self) -> int | None:
-        """Return the earliest instant at which a total is due (None: there is none)."""
-        unsettled = (order for order in self._orders.values() if not order.is_settled())
-        return min((order.next_due_ms(self.policy) for order in unsettled), default=None)
+        """Return the earliest instant at which a total is due (None: there is none).
 
-    def describe(self, number: str) -> dict[str, Any] | None:
-        """Return the live state of an order as plain values for JSON, or None if it is unknown."""
+        Where more deadlines have moved on than can be looked through in a few milliseconds, it
+        may be too early; asking again brings it nearer.
+        """
+        for _ in range(TIMERS_AT_ONCE):
+            if self._is_first_exact():
+                break
+        return self._due[0][0] if self._due else None
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """Return the earliest deadline of an order that is not settled (None: there is none).
+
+        Cheap, to be asked often: a result after `now_ms` may be too early. One that isn't is
+        exact, but for what `oldest_deadline_ms` says.
+        """
+        for _ in range(TIMERS_AT_ONCE):
+            if not self._due or self._due[0][0] > now_ms or self._is_first_exact():
+                break
+        return self._due[0][0] if self._due else None
+
+    def _is_first_exact(self) -> bool:
+        """Tell whether the first timer is the deadline of its order; put it right if it isn't."""
+        if not self._due:
+            return True
+        due_ms, number = self._due[0]
         order = self._orders.get(number)
+        is_live = self._queued.get(number) == due_ms
+        is_open = order is not None and not order.is_settled()
+        if order is not None and is_live and is_open and order.next_due_ms(self.policy) == due_ms:
+            return True
+        heapq.heappop(self._due)
+        if is_live:
+            del self._queued[number]
+            if order is not None and is_open:
+                self._queue(order)
+        return False
+
+    def describe(self, number: str, limit: int | None = None) -> dict[str, Any] | None:
+        """Return the live state of an order as plain values for JSON, or None if it is unknown.
+
+        At most `limit` intervals and ranges of missing numbers are listed, the first ones; how
+        many there are in all is told beside them.
+        """
+        order = self._known(number)
         if order is None:
             return None
-        return describe_order(order, self.policy)
+        state = describe_order(order, self.policy)
+        for name in ("intervals", "missing_numbers"):
+            state[f"{name}_count"] = len(state[name])
+            state[name] = state[name][:limit]
+        return state
 
-
-def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
-    """Return the record as a dead letter that its topic has room for.
-
-    The broker limits a batch as it is compressed, so a record can be of any size. One that is too
-    large is cut, and says of what was cut how much it was, and its SHA-256; the log has it whole.
-    """
-    if len(detail) > DETAIL_CHARS_MAX:
-        detail = detail[: DETAIL_CHARS_MAX - 1] + "…"
-    if record.size > LETTER_BYTES_MAX:
-        told = [
-            (f"cut_{name}", f"{len(content)} {hashlib.sha256(content).hexdigest()}".encode())
-            for name, content in (("key", record.key), ("value", record.value))
-            if content is not None and len(content) > LETTER_CUT_BYTES
-        ]
-        if record.headers:
-            told.append(("cut_headers", str(len(record.headers)).encode()))
-        key, value = (each and each[:LETTER_CUT_BYTES] for each in (record.key, record.value))
-        record = record._replace(key=key, value=value, headers=tuple(told))
-    return DeadLetter(record, reason, detail)
+    def _known(self, number: str) -> Order | None:
+        return self._orders.get(number)
 
 
 def _origin(headers: Headers, place: Place) -> tuple[int, int] | None:
     """Return (partition, offset) of a record that was sent on to `place`; None if it was not.
 
-    Anybody can write this header: one that names no other partition of the topic doesn't count.
+    Anybody can write this header: one that names no other partition of the topic doesn't count,
+    and what doesn't fit 64 bits must not reach a checkpoint.
     """
     for name, content in headers:
         if name == FORWARDED_FROM and content is not None:
             partition, _, offset = content.partition(b"/")
-            # What doesn't fit 64 bits must not reach a checkpoint.
             sizes_fit = len(partition) <= 9 and len(offset) <= 18
             if partition.isdigit() and offset.isdigit() and sizes_fit:
                 origin = int(partition), int(offset)

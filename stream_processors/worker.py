@@ -23,7 +23,7 @@ from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
 from stream_processors.checkpoint import META, Cut, Lane, entry_key
 from stream_processors.columns import ColumnTable
-from stream_processors.errors import DurabillError
+from stream_processors.errors import DurabillError, PoisonError
 from stream_processors.lanes import LaneBuilder, TableMaker
 from stream_processors.lookups import Ask, SchemaLookups, no_registry
 from stream_processors.order import Policy
@@ -38,7 +38,10 @@ log = logging.getLogger("durabill.worker")
 
 TICK_S = 0.1
 BLOCKS_AT_ONCE = 32
-"""Blocks taken between two chunks of the stream: about 2 ms of its time."""
+"""Entries taken between two steps of the stream: about 2 ms of its time,"""
+
+SNAPSHOT_WEIGHT_MAX = 20_000
+"""or a large one: so much of `Snapshot.weight`, and the last one of them whole."""
 
 CLOSING_S = 5.0
 SHUTDOWN_S = 20.0
@@ -226,10 +229,21 @@ class Processor:
                 self._hold(lane, "asks the schema registry")
                 self._spawn(self._decide(lane, ids, piece))
                 return
-            effects = lane.table.fold(piece)
-            lane.next_offset = piece.next_offset
-            await self._publish(lane, effects)
+            try:
+                for step in lane.table.steps(piece):
+                    lane.next_offset = step.next_offset
+                    await self._publish(lane, step.effects)
+                    await asyncio.sleep(0)  # whatever else there is gets its turn
+            except PoisonError as error:
+                return self._break(lane, error)
         lane.clock.note_folded(lane.table.clock_ms, self.runtime.elapsed_s())
+
+    def _break(self, lane: Lane, error: PoisonError) -> None:
+        """Give up a partition whose table can't be trusted any more; the others go on."""
+        log.critical("%s", error, exc_info=error.__cause__)
+        lane.is_broken = True
+        lane.backlog.clear()
+        self._hold(lane, str(error))
 
     def _hold(self, lane: Lane, why: str) -> None:
         """Have nothing more of a partition folded; an empty reason lets it go on."""
@@ -343,14 +357,15 @@ class Processor:
                 return
             self._step("committed")
             for cut in cuts:
-                cut.lane.table.confirm(cut.clock_ms)
+                while cut.lane.table.confirm(cut.clock_ms):
+                    await asyncio.sleep(0)
             self._step("confirmed")
             self.last_checkpoint_ms = self._now_ms()
 
     async def _encode(self, cut: Cut) -> list[Entry]:
         """Return the cut's entries, packed beside the stream: zstd needs no interpreter lock."""
         entries: list[Entry] = []
-        for snapshots in cut.snapshots(BLOCKS_AT_ONCE):
+        for snapshots in cut.snapshots(BLOCKS_AT_ONCE, SNAPSHOT_WEIGHT_MAX):
             entries += await self.runtime.aside(_pack, snapshots)
         entries.append((entry_key(cut.lane.partition, META), cut.marks))
         return entries

@@ -7,8 +7,12 @@ for a whole group at once, where a record alone would wait for its index entry a
 What the rows can't take is not judged here: the record's position is noted and the plain core reads
 it afterwards, in the batch's order. While one record of an order waits, all after it wait too.
 
-Every read is checked against the batch's size; a batch whose frames don't add up is CORRUPT, one
-whose records' offsets don't rise within its own is MISPLACED.
+Every read is checked against the batch's size. A record whose frame doesn't add up, or whose
+offset doesn't rise within the batch's own, is BROKEN; all before it have been applied by then.
+
+A call does bounded work: it ends after RECORDS, and in between once SLOWS_STOP records wait for
+the plain core, or EVENTS_STOP totals for being written. What waits is for the caller to do before
+it calls again, so that the records of an order keep their order.
 """
 
 from typing import Any
@@ -51,6 +55,7 @@ from stream_processors.kernel.rows import (
     COMPLETE,
     DEFERRED,
     ENDED,
+    EVENTS,
     KEY_BYTES_MAX,
     NEEDS_EXTRA,
     NO_ROOM,
@@ -101,9 +106,13 @@ TASK = 19
 GROUP = 64
 """Records that are read, fetched and applied together."""
 
+SLOWS_STOP = 256
+EVENTS_STOP = 2048
+SLOWS_ROOM = SLOWS_STOP + BLOCK_ROWS  # for what `settle_due` leaves over, too
+EVENTS_ROOM = EVENTS_STOP + BLOCK_ROWS  # for what `settle_due` adds, too
+
 DONE = -1
-CORRUPT = -2
-MISPLACED = -3
+BROKEN = -2
 """What `fold` returns; any other value is the number of the index table that has to grow first."""
 
 
@@ -298,7 +307,7 @@ def has_row_key(data: Any, record: Any) -> bool:
 
 @compiled
 def read_group(store: Any, data: Any, task: Any, header: Any) -> int:
-    """Read the next records, one at least, and fetch their index entries; or tell what is wrong."""
+    """Read the next records and fetch their index entries; return how many, BROKEN for none."""
     records, names, hashes = store.records, store.names, store.hashes
     index, tables, seed = store.index, store.tables, task[SEED]
     head = load_u64(header, 0)
@@ -308,9 +317,9 @@ def read_group(store: Any, data: Any, task: Any, header: Any) -> int:
     for i in range(count):
         record, words = records[i], names[i]
         if not read_ordinary(data, at, head, tail, record) and not read_frame(data, at, record):
-            return CORRUPT
+            return i if i else BROKEN
         if not least <= record[DELTA] < task[NEXT_DELTA]:
-            return MISPLACED
+            return i if i else BROKEN
         least = record[DELTA] + 1
         record[AT] = at
         at = record[AFTER]
@@ -382,9 +391,15 @@ def fold(store: Any, data: Any, task: Any, header: Any) -> int:
     """Fold records RECORD..RECORDS-1 of a batch from POSITION on; see DONE for what it returns.
 
     `slow` gets the positions of the records left to the plain core, ~position where one is a sure
-    dead letter; it and the events' arrays have room for one entry a record.
+    dead letter. DONE with RECORD below RECORDS: enough waits for the caller. BROKEN is the record
+    at POSITION.
     """
-    while task[RECORD] < task[RECORDS]:
+    counters = store.counters
+    while (
+        task[RECORD] < task[RECORDS]
+        and counters[SLOWS] < SLOWS_STOP
+        and counters[EVENTS] < EVENTS_STOP
+    ):
         count = read_group(store, data, task, header)
         if count < 0:
             return count
@@ -392,4 +407,4 @@ def fold(store: Any, data: Any, task: Any, header: Any) -> int:
         table = apply_group(store, data, task, header, count)
         if table >= 0:
             return table
-    return DONE if task[POSITION] == data.shape[0] else CORRUPT
+    return DONE

@@ -17,11 +17,15 @@ from stream_processors.kernel.rows import (
     PHASE,
     ROWS_FREE,
     ROWS_USED,
+    SCANS_MAX,
     SETTLED,
     USED,
     copy_extra,
     drop_extra,
 )
+
+RETIRED_STOP = 16_384
+"""So many rows are freed in one call, and at most a block more: a few milliseconds."""
 
 
 @compiled
@@ -53,12 +57,19 @@ def make_odd(store: Any, slot: int) -> None:
 
 
 @compiled
-def retire(store: Any, clock: int, seed: int) -> None:
-    """Free the settled rows whose deadline is before `clock`; makes `block_retire` exact there."""
+def retire(store: Any, clock: int, seed: int) -> bool:
+    """Free the settled rows whose deadline is before `clock`; makes `block_retire` exact there.
+
+    Ends after RETIRED_STOP rows, or all rows of SCANS_MAX blocks; tells whether there may be more.
+    """
     blocks = (store.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS
+    scans = freed = 0
     for block in range(blocks):
         if store.block_retire[block] >= clock:
             continue
+        if scans == SCANS_MAX or freed >= RETIRED_STOP:
+            return True
+        scans += 1
         earliest = NEVER
         for slot in range(
             block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, store.counters[ROWS_USED])
@@ -74,18 +85,54 @@ def retire(store: Any, clock: int, seed: int) -> None:
             store.counters[ORDERS] -= 1
             free_row(store, slot, seed)
             store.changed[block] = 1
+            freed += 1
         store.block_retire[block] = earliest
+    return False
+
+
+@compiled
+def refine_due(store: Any, block: int, interim_after: int) -> int:
+    """Make the bound of when a block's rows are due exact, and return it."""
+    due = NEVER
+    for slot in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, store.counters[ROWS_USED])):
+        flags = store.orders[slot].flags
+        if flags & USED and not flags & (ODD | SETTLED):
+            interim = store.orders[slot].unbilled_since_ms + interim_after
+            due = min(due, store.orders[slot].deadline_ms, interim)
+    store.block_due[block] = due
+    return due
+
+
+@compiled
+def next_due(store: Any, now: int, interim_after: int) -> int:
+    """Return the earliest instant at which a row gives its next total, NEVER if there is none.
+
+    Makes the bounds of blocks exact where they are at or before `now`, and trusts the others: so
+    a result after `now` may be too early.
+    """
+    oldest = NEVER
+    for block in range((store.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS):
+        due = store.block_due[block]
+        if due <= now:
+            due = refine_due(store, block, interim_after)
+        oldest = min(oldest, due)
+    return oldest
 
 
 @compiled
 def oldest_deadline(store: Any, interim_after: int) -> int:
-    """Return the earliest instant at which a row gives its next total, NEVER if there is none."""
-    oldest = NEVER
-    for slot in range(store.counters[ROWS_USED]):
-        flags = store.orders[slot].flags
-        if flags & USED and not flags & (ODD | SETTLED):
-            interim = store.orders[slot].unbilled_since_ms + interim_after
-            oldest = min(oldest, store.orders[slot].deadline_ms, interim)
+    """Return the very earliest instant at which a row gives its next total, NEVER if there is none.
+
+    Begins with the block of the least bound; a second call in a row has nothing left to look at.
+    """
+    least, blocks = 0, (store.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS
+    for block in range(blocks):
+        if store.block_due[block] < store.block_due[least]:
+            least = block
+    oldest = refine_due(store, least, interim_after)
+    for block in range(blocks):
+        if store.block_due[block] < oldest:
+            oldest = min(oldest, refine_due(store, block, interim_after))
     return oldest
 
 

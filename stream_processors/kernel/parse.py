@@ -13,6 +13,7 @@ from stream_processors.kernel.rows import KEY_BYTES_MAX
 from stream_processors.kernel.unaligned import load_u64, trailing_zeros
 
 HEADER_BYTES = 10
+HEADERS_MAX = 1000  # as in `batch`, which a test holds it against
 FORWARDED_FROM = np.frombuffer(b"forwarded_from", np.uint8)
 _NAME_BYTES = len(FORWARDED_FROM)
 
@@ -83,7 +84,7 @@ def was_sent_on(data: Any, at: int, end: int) -> int:
     """Look through a record's headers: 1 if one says it was sent on, 0 if none, -1 if broken."""
     found = 0
     count, at = read_varint(data, at, end)
-    if at < 0 or count < 0:
+    if at < 0 or not 0 <= count <= HEADERS_MAX:
         return -1
     for _ in range(count):
         size, at = read_varint(data, at, end)

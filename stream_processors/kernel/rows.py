@@ -48,6 +48,7 @@ NUMBER_MAX = 2**31 - 2
 ACCEPTED_MAX = 2**31 - 2
 REVISION_MAX = 2**15 - 2
 BLOCK_ROWS = 1024
+SCANS_MAX = 512  # blocks whose rows are all looked at in one call
 
 USED = 1
 PHASE = 2 | 4
@@ -342,14 +343,20 @@ def settle_due(
     Rows that are due an interim total first are left to the plain core: `slow` gets their numbers.
 
     `block_due` is a lower bound; it is made exact where it has come. Stops before a block for which
-    the events or `slow` have no room.
+    the events or `slow` have no room, or after it has looked at all rows of SCANS_MAX blocks.
     """
     blocks = (store.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS
+    scans = 0
     for block in range(first_block, blocks):
         if store.block_due[block] > now:
             continue
-        if max(store.counters[EVENTS], store.counters[SLOWS]) + BLOCK_ROWS > store.slow.shape[0]:
+        if (
+            scans == SCANS_MAX
+            or store.counters[EVENTS] + BLOCK_ROWS > store.events.shape[0]
+            or store.counters[SLOWS] + BLOCK_ROWS > store.slow.shape[0]
+        ):
             return block
+        scans += 1
         due = NEVER
         for slot in range(
             block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, store.counters[ROWS_USED])

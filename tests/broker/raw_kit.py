@@ -4,6 +4,7 @@ import asyncio
 import struct
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
@@ -20,6 +21,34 @@ def batch(records: list[bytes], codec: str = "none") -> bytes:
     count = len(records)
     checked = struct.pack(">hiqqqhii", CODECS[codec], count - 1, 1, 1, -1, -1, -1, count) + body
     return struct.pack(">qiibI", 0, len(checked) + 9, 0, 2, calc_crc32c(checked)) + checked
+
+
+def fetch(bootstrap_servers: str, topic: str, partition: int) -> bytes:
+    """Returns the first record batches of a partition, some megabytes, as they lie in the log."""
+
+    async def run() -> bytes:
+        client = AIOKafkaClient(bootstrap_servers=bootstrap_servers)
+        await client.bootstrap()
+        try:
+            client.add_topic(topic)
+            await client.force_metadata_update()
+            node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
+            size = 4 << 20
+            topics = [(topic, [(partition, 0, size)])]
+            request = FetchRequest(
+                max_wait_time=500,
+                min_bytes=1,
+                max_bytes=size,
+                isolation_level=0,
+                topics=topics,
+            )
+            answer = await client.send(node, request)
+            ((_, (found,)),) = answer.topics
+            return bytes(found[-1])
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
 
 
 def append(bootstrap_servers: str, topic: str, partition: int, data: bytes) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from deploy.stack import StackError
@@ -16,13 +15,13 @@ from deploy.topics import check_topics, create_topics
 from schemas import Reason, SegmentEvent, decode_total, partition_for
 from schemas.limits import LETTER_CUT_BYTES
 from schemas.wire import zigzag
+from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
 from stream_processors.dead_letters import DeadLetterError, list_dead_letters, resend
 from tests.broker import raw_kit
 from tests.broker.traffic_kit import now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until
 from tests.property.batches import Entry, encode_record
 
-REFUSED = 1
 SEGMENTS_BYTES_MAX = 1_048_588
 """Kafka's default for a batch, as it is compressed."""
 
@@ -122,44 +121,61 @@ FORGED = {"beyond": [0, 5], "same": [0, 0], "back": [1, 0], "before": [-1, 0]}
 def test_compressed_batch_with_forged_offsets_is_refused_by_kafka(
     deployed: Deployment, shape: str
 ) -> None:
-    """Which is why our own check is for those that are not compressed."""
+    """Those that are not compressed it lets in, see below."""
     records = [encode_record(each, (b"SO1", b"v", ())) for each in FORGED[shape]]
     data = raw_kit.batch(records, "lz4")
     assert raw_kit.append(deployed.bootstrap_servers, deployed.segments, 0, data) != 0
 
 
-def test_batch_with_forged_offsets_stops_the_worker_until_somebody_decides(
-    deployed: Deployment,
-) -> None:
+def test_batches_that_no_client_sends_stop_nobody(deployed: Deployment) -> None:
+    """Records before the first bad one count, what follows is one dead letter, and all goes on."""
     base_ms = now_ms() - 10_000
-    key, value = segment("SO1", 1, base_ms, base_ms + 10, True)
+    key, value = segment("SO1", 1, base_ms, base_ms + 10)
     partition = partition_for(key, deployed.partitions)
-    deployed.send([segment("SO1", 2, base_ms + 20, base_ms + 30)])
-    records = [encode_record(each, (key, value, ())) for each in FORGED["beyond"]]
-    data = raw_kit.batch(records)
-    assert raw_kit.append(deployed.bootstrap_servers, deployed.segments, partition, data) == 0
-    for _ in range(2):
-        worker = deployed.start()
-        assert worker.wait(60) == REFUSED
-        assert "the batch at offset 1 was forged" in worker.log()
-        assert deployed.found_totals() == []
+    bomb = encode_record(0, (key, bytes(2 * BATCH_UNPACKED_BYTES_MAX), ()))
+    batches = [
+        raw_kit.batch([encode_record(each, (key, value, ())) for each in FORGED["beyond"]]),
+        raw_kit.batch([encode_record(each, (key, value, ())) for each in FORGED["before"]]),
+        raw_kit.batch([bomb], "zstd"),
+        raw_kit.batch(
+            [encode_record(0, (key, value, ())), encode_record(5, (key, bytes(100_000), ()))]
+        ),
+    ]
+    for data in batches:
+        assert raw_kit.append(deployed.bootstrap_servers, deployed.segments, partition, data) == 0
+    worker = deployed.start_and_wait()
+    deployed.send([segment("SO1", 2, base_ms + 10, base_ms + 30, True)])
+    wait_until(lambda: len(deployed.found_totals()) == 1, "the order settles")
+    assert worker.stop() == 0
+    (total,) = (decode_total(each.value()) for each in deployed.found_totals())
+    # Of the first batch and of the last one record each counted.
+    assert (total.duration_ms, total.segments, total.duplicates) == (30, 2, 1)
+    letters: Any = deployed.found_letters()
+    assert [("BAD_BATCH", each) for each in ("1", "2", "4", "6")] == [
+        (verdict(each)[0], dict(each.headers())["source_offset"].decode()) for each in letters
+    ]
+    logged = dict(headers_of_batches(deployed, partition))
+    for letter, base_offset in zip(letters, (0, 2, 4, 5), strict=True):
+        data = logged[base_offset]
+        assert (letter.key(), letter.value()) == (None, data[:LETTER_CUT_BYTES])
+        told = f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()
+        assert letter.headers()[0] == ("cut_batch", told)
+    (first, *_) = list_dead_letters(deployed.kafka, deployed.dead_letters)
+    with pytest.raises(DeadLetterError, match=f"the whole is {deployed.segments}/{partition}/1"):
+        resend(
+            deployed.kafka,
+            deployed.dead_letters,
+            first.partition,
+            first.offset,
+            segments_topic=deployed.segments,
+        )
 
-    # What the error proposes.
-    admin = AdminClient(deployed.kafka)
-    place = TopicPartition(deployed.segments, partition, 3)
-    admin.delete_records([place])[place].result(20)
-    deployed.send([segment("SO1", 1, base_ms, base_ms + 10, True)])
-    anew = Deployment(deployed.bootstrap_servers, deployed.folder)
-    anew.segments, anew.totals = deployed.segments, deployed.totals
-    anew.dead_letters = deployed.dead_letters
-    try:
-        worker = anew.start_and_wait()
-        anew.wait_for_truth()
-        assert worker.stop() == 0
-        (total,) = (decode_total(each.value()) for each in anew.found_totals())
-        assert (total.duration_ms, total.source_offset) == (10, 3)
-    finally:
-        anew.close()
+
+def headers_of_batches(deployed: Deployment, partition: int) -> Iterator[tuple[int, bytes]]:
+    """(base offset, bytes) of each batch as the broker has it."""
+    data = raw_kit.fetch(deployed.bootstrap_servers, deployed.segments, partition)
+    for at, header in headers_in(data):
+        yield header.base_offset, data[at : at + header.size]
 
 
 def record_with(delta: int, key: bytes, value: bytes | None, *headers: bytes) -> bytes:

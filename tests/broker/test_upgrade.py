@@ -45,7 +45,7 @@ def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int
     next_offset = own[-1].offset + 1
     producer = Producer(deployed.kafka)
     marks = msgspec.msgpack.encode([1, deployed.partitions, [(next_offset, table.clock_ms)]])
-    entries = [(str(block), content) for block, content in table.take_changed_blocks()]
+    entries = [(str(block), content) for block, content in table.take_changed_entries()]
     for name, content in [*entries, (META, marks)]:
         producer.produce(
             deployed.checkpoint, content, entry_key(partition, name), partition=partition

@@ -287,7 +287,7 @@ def filler_blocks() -> tuple[bytes, ...]:
     table = new_columns(Shape(1 << 16, None, False), Place(0, 1), Policy())
     table.restore([plain_snapshot(orders).pack()], 0)
     table._rows._changed[:] = 1
-    blocks = [content for _, content in table.take_changed_blocks() if content is not None]
+    blocks = [content for _, content in table.take_changed_entries() if content is not None]
     assert len(blocks) == FILLED_ROWS // rows.BLOCK_ROWS
     return tuple(blocks)
 

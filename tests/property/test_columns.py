@@ -6,11 +6,12 @@ replays. Whenever it has caught up, everything that can be asked of the two must
 """
 
 import itertools
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
-import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -20,6 +21,9 @@ from hypothesis.stateful import (
     rule,
 )
 
+from stream_processors import columns as columns_module
+from stream_processors import slots as slots_module
+from stream_processors import steps as steps_module
 from stream_processors.batch import Chunk
 from stream_processors.columns import ColumnTable
 from stream_processors.order import Policy
@@ -40,11 +44,11 @@ from tests.property.column_histories import (
     assert_sound,
     filler_blocks,
     new_columns,
-    value_of,
     writers,
 )
 
-BLOCKS_WRITTEN = st.lists(st.booleans(), min_size=8, max_size=8)
+WRITTEN = st.integers(0, 8)
+"""How many of a checkpoint's entries get written before a crash."""
 
 
 class Published:
@@ -70,26 +74,28 @@ class Published:
 
 
 class Store:
-    """A checkpoint: blocks, the chunk from which to replay, and the clock there."""
+    """A checkpoint: entries, the chunk from which to replay, and the clock there."""
 
-    def __init__(self, blocks: dict[int, bytes]) -> None:
+    def __init__(self, blocks: dict[str, bytes]) -> None:
         self.blocks = blocks
         self.position = 0
         self.clock_ms = 0
+        self.next_offset = 0  # what comes before it in that chunk has been folded
 
-    def write(self, changed: list[tuple[int, bytes | None]]) -> None:
-        """Write some blocks."""
+    def write(self, changed: list[tuple[str, bytes | None]]) -> None:
+        """Write some entries."""
         for block, content in changed:
             if content is None:
                 self.blocks.pop(block, None)
             else:
                 self.blocks[block] = content
 
-    def torn(self, changed: list[tuple[int, bytes | None]], written: list[bool]) -> "Store":
-        """Return the checkpoint with only some of its newest blocks written."""
+    def torn(self, changed: list[tuple[str, bytes | None]], written: int) -> "Store":
+        """Return the checkpoint with only the first few of its newest entries written."""
         mixed = Store(dict(self.blocks))
         mixed.position, mixed.clock_ms = self.position, self.clock_ms
-        mixed.write([each for each, done in zip(changed, written, strict=False) if done])
+        mixed.next_offset = self.next_offset
+        mixed.write(changed[:written])
         return mixed
 
 
@@ -99,7 +105,7 @@ class Cut:
 
     position: int
     clock_ms: int
-    changed: list[int]
+    changed: list[str]
 
 
 class Histories(RuleBasedStateMachine):
@@ -107,9 +113,25 @@ class Histories(RuleBasedStateMachine):
 
     columns: ColumnTable
 
-    @initialize(policy=POLICIES, place=PLACES, shape=SHAPES)
-    def start(self, policy: Policy, place: Place, shape: Shape) -> None:
-        """Begin with empty tables, or with columns that have few places left."""
+    @initialize(
+        policy=POLICIES,
+        place=PLACES,
+        shape=SHAPES,
+        large=st.sampled_from([3, 3, 4, 9, 32]),
+        step_cost=st.sampled_from([1, 64, 65, 200, 24_576]),
+    )
+    def start(self, policy: Policy, place: Place, shape: Shape, large: int, step_cost: int) -> None:
+        """Begin with empty tables, or with columns that have few places left.
+
+        Orders may be large with few pieces, and steps be short.
+        """
+        self.patched = ExitStack()
+        for module, name, value in (
+            (slots_module, "LARGE_PIECES", large),
+            (steps_module, "STEP_COST", step_cost),
+            (columns_module, "STEP_COST", step_cost),
+        ):
+            self.patched.enter_context(mock.patch.object(module, name, value))
         self.policy, self.place, self.shape = policy, place, shape
         self.plain = IntervalTable(place, policy, writers(), pieces_max=PIECES_MAX)
         self.columns = new_columns(shape, place, policy)
@@ -121,10 +143,17 @@ class Histories(RuleBasedStateMachine):
         self.sent, self.expected = Published(), Published()
         blocks = filler_blocks() if shape.filled else ()
         self.cut: Cut | None = None
-        self.store, self.plain_store = Store(dict(enumerate(blocks))), Store({})
+        self.store, self.plain_store = (
+            Store({str(at): block for at, block in enumerate(blocks)}),
+            Store({}),
+        )
         self.columns.restore(blocks, 0)
         self.fillers = len(self.columns)
         self.filled_blocks = set(self.store.blocks)
+
+    def teardown(self) -> None:
+        """Undo what `start` has changed."""
+        self.patched.close()
 
     def caught_up(self) -> bool:
         """Tell whether the columns have seen the whole log."""
@@ -147,9 +176,7 @@ class Histories(RuleBasedStateMachine):
     @rule(batches=st.lists(BATCHES, min_size=1, max_size=4), skipped=st.sampled_from([0, 0, 0, 2]))
     def log_grows(self, batches: list[BatchSpec], skipped: int) -> None:
         """A chunk of some batches comes; it may start in the middle of a batch."""
-        first_offset = self.next_offset + skipped
-        data = b"".join(map(self._batch, batches))
-        chunk = Chunk(first_offset, max(first_offset, self.next_offset), data)
+        chunk = self._chunk(batches, skipped)
         caught_up = self.caught_up()
         self.log.append(chunk)
         expected = self.plain.fold(chunk)
@@ -159,6 +186,37 @@ class Histories(RuleBasedStateMachine):
             self.sent.add(found)
             self.position += 1
             assert_same_effects(expected, found)
+
+    def _chunk(self, batches: list[BatchSpec], skipped: int) -> Chunk:
+        first_offset = self.next_offset + skipped
+        data = b"".join(map(self._batch, batches))
+        return Chunk(first_offset, max(first_offset, self.next_offset), data)
+
+    @rule(
+        batches=st.lists(BATCHES, min_size=1, max_size=4),
+        steps=st.integers(1, 12),
+        written=st.sampled_from([None, None, *range(5)]),
+    )
+    @precondition(lambda self: self.caught_up())
+    def dies_between_two_steps(
+        self, batches: list[BatchSpec], steps: int, written: int | None
+    ) -> None:
+        """Die in or after a checkpoint that began in the middle of a chunk's folding."""
+        chunk = self._chunk(batches, 0)
+        self.expected.add(self.plain.fold(chunk))
+        next_offset = chunk.first_offset
+        for step in itertools.islice(self.columns.steps(chunk), steps):
+            assert next_offset <= step.next_offset <= chunk.next_offset
+            next_offset = step.next_offset
+            self.sent.add(step.effects)
+        self.log.append(chunk)
+        cut = Cut(self.position, self.columns.clock_ms, self.columns.take_changed())
+        self.sent.commit()
+        store = self.store.torn(self._snapshots(cut), 1_000 if written is None else written)
+        if written is None:
+            store.position, store.clock_ms = cut.position, cut.clock_ms
+            store.next_offset = next_offset
+        self._recover(store)
 
     @rule(ahead_ms=st.sampled_from([0, 1, 5, 9, 50, 90, 60_000, 200_000]))
     def time_passes(self, ahead_ms: int) -> None:
@@ -189,13 +247,13 @@ class Histories(RuleBasedStateMachine):
         self.sent.commit()
         self.columns.confirm(self.cut.clock_ms)
         if self.caught_up():
-            self.plain_store.write(self.plain.take_changed_blocks())
+            self.plain_store.write(self.plain.take_changed_entries())
             self.plain_store.position = self.position
             self.plain_store.clock_ms = self.plain.clock_ms
             self.plain.confirm(self.cut.clock_ms)
         self.cut = None
 
-    def _snapshots(self, cut: "Cut") -> list[tuple[int, bytes | None]]:
+    def _snapshots(self, cut: "Cut") -> list[tuple[str, bytes | None]]:
         snapshots = [(block, self.columns.snapshot(block)) for block in cut.changed]
         return [(block, each.pack() if each else None) for block, each in snapshots]
 
@@ -207,29 +265,29 @@ class Histories(RuleBasedStateMachine):
         self.columns.confirm(clock_ms)
         self.plain.confirm(clock_ms)
 
-    @rule(written=BLOCKS_WRITTEN, lost=st.booleans())
-    def crash(self, written: list[bool], lost: bool) -> None:
+    @rule(written=WRITTEN, lost=st.booleans())
+    def crash(self, written: int, lost: bool) -> None:
         """Die in a checkpoint, or long before one with effects that were never sent."""
         self.begin_checkpoint()
         assert self.cut is not None
         changed = self._snapshots(self.cut)
         if lost:
             self.sent.lose()
-            written = []
+            written = 0
         else:
             self.sent.commit()
         self._recover(self.store.torn(changed, written))
 
-    @rule(written=BLOCKS_WRITTEN)
-    def upgrade(self, written: list[bool]) -> None:
+    @rule(written=WRITTEN)
+    def upgrade(self, written: int) -> None:
         """Go on from the plain table's checkpoint, which may be torn as well."""
-        before = set(self.plain._changed)
-        changed = self.plain.take_changed_blocks()
-        self.plain._changed |= before
+        changed = self.plain.take_changed_entries()
+        torn = self.plain_store.torn(changed, written)
+        self.plain_store.write(changed)
         self.fillers, self.filled_blocks = 0, set()
         self.sent.seen |= self.expected.seen  # by the plain table's worker, before it was stopped
         self.sent.commit()
-        self._recover(self.plain_store.torn(changed, written))
+        self._recover(torn)
 
     def _recover(self, store: Store) -> None:
         self.columns = new_columns(self.shape, self.place, self.policy)
@@ -244,7 +302,8 @@ class Histories(RuleBasedStateMachine):
     def replay(self, chunks: int) -> None:
         """Fold some chunks again; nothing may come out that the plain table never said."""
         for chunk in self.log[self.position : self.position + chunks]:
-            self.sent.add(self.columns.fold(chunk))
+            first_offset = max(chunk.first_offset, self.store.next_offset)
+            self.sent.add(self.columns.fold(replace(chunk, first_offset=first_offset)))
             self.position += 1
         assert self.sent.seen <= self.expected.seen
         if self.caught_up():
@@ -294,85 +353,3 @@ TestColumnsEqualThePlainCore.settings = settings(
     # To explain a failure Hypothesis traces every line, which takes hours through numba.
     phases=[phase for phase in Phase if phase is not Phase.explain],
 )
-
-
-# -- one order, all kinds of holes ------------------------------------------------------------
-
-PIECES = st.lists(
-    st.tuples(st.integers(1, 24), st.integers(0, 60), st.integers(0, 6), st.integers(0, 11)),
-    min_size=1,
-    max_size=45,
-)
-
-
-@given(
-    PIECES,
-    st.lists(st.integers(1, 44), max_size=4),
-    st.sampled_from([None, 0, 1]),
-    st.sampled_from([0, 3]),
-)
-def test_holes_of_one_order(
-    pieces: list[tuple[int, int, int, int]], cuts: list[int], extras: int | None, interim_ms: int
-) -> None:
-    policy, place = Policy(5, 9, 100_000, interim_ms), Place(0, 1)
-    plain = IntervalTable(place, policy, writers(), pieces_max=PIECES_MAX)
-    columns = new_columns(Shape(64, extras, False), place, policy)
-    entries: list[tuple[int, Entry]] = []
-    for offset, (number, start, length, end) in enumerate(pieces):
-        at = BASE_MS + start
-        value = value_of(b"SO1", number, at, at + length, length == 0 or end == 0)
-        entries.append((offset, (b"SO1", value, ())))
-    edges = sorted({0, *(cut for cut in cuts if cut < len(entries)), len(entries)})
-    for passed_ms, (first, after) in enumerate(itertools.pairwise(edges)):
-        data = encode_batch(first, BASE_MS + 70 + 2 * passed_ms, entries[first:after])
-        chunk = Chunk(first, after, data)
-        assert_same_effects(plain.fold(chunk), columns.fold(chunk))
-        assert plain.describe("SO1") == columns.describe("SO1")
-        assert_sound(columns)
-    later_ms = BASE_MS + 1_000
-    assert_same_effects(plain.tick(later_ms), columns.tick(later_ms))
-    assert plain.describe("SO1") == columns.describe("SO1")
-    restored = new_columns(Shape(64, None, False, seed=99), place, policy)
-    restored.restore([each for _, each in columns.take_changed_blocks() if each], later_ms)
-    assert_sound(restored)
-    assert plain.describe("SO1") == restored.describe("SO1")
-
-
-# -- many orders ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rows_max", [1 << 14, 2_500])
-def test_more_orders_than_a_block_an_index_table_or_the_scratch_hold(rows_max: int) -> None:
-    policy, place = Policy(5, 9, 60), Place(0, 1)
-    plain = IntervalTable(place, policy, writers())
-    columns = new_columns(Shape(rows_max, None, False), place, policy)
-    orders, next_offset = 3_100, 0
-    for step in range(4):
-        now_ms = BASE_MS + step
-        entries: list[tuple[int, Entry]] = []
-        for at in range(orders):
-            name, start_ms = b"order %d" % at, now_ms - 20 + 3 * (step if at % 3 else 2 * step)
-            number = 1 + (step if at % 5 else 2 * step)
-            ends = step == 3 and at % 2 == 0
-            value = value_of(name, number, start_ms, start_ms + 3, ends)
-            entries.append((next_offset + at, (name, value, ())))
-        chunk = Chunk(next_offset, next_offset + orders, encode_batch(next_offset, now_ms, entries))
-        next_offset += orders
-        assert_same_effects(plain.fold(chunk), columns.fold(chunk))
-        assert_sound(columns)
-    now_ms = BASE_MS + 1_000
-    expected, found = plain.tick(now_ms), columns.tick(now_ms)
-    assert len(expected.totals) > 1_500
-    assert_same_effects(expected, found)
-    assert_sound(columns)
-    assert len(plain) == len(columns) == orders
-    restored = new_columns(Shape(rows_max, None, False, seed=99), place, policy)
-    restored.restore([each for _, each in columns.take_changed_blocks() if each], now_ms)
-    assert_sound(restored)
-    for at in range(0, orders, 7):
-        assert plain.describe(f"order {at}") == restored.describe(f"order {at}")
-    for table in (plain, columns, restored):
-        table.confirm(now_ms + FORGET_ALL_MS)
-        assert len(table) == 0
-    assert_sound(columns)
-    assert_sound(restored)

@@ -8,7 +8,7 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from schemas import Status, encode_total
-from stream_processors import table as table_module
+from stream_processors import slots as slots_module
 from stream_processors.batch import Chunk
 from stream_processors.table import Effects, IntervalTable
 from tests.property.histories import (
@@ -231,7 +231,7 @@ class Worker:
         self.table: IntervalTable = new_table()
         self.next_offset = 0
         self.effects: list[Effects] = []
-        self.store: dict[int, bytes] = {}
+        self.store: dict[str, bytes] = {}
         self.committed_offset = 0
         self.committed_clock_ms = 0
 
@@ -253,7 +253,7 @@ class Worker:
 
     def checkpoint(self) -> None:
         """Write every changed block, then move the offset, then give slots back."""
-        for block, content in self.table.take_changed_blocks():
+        for block, content in self.table.take_changed_entries():
             self._write(block, content)
         self.committed_offset = self.next_offset
         self.committed_clock_ms = self.table.clock_ms
@@ -261,7 +261,7 @@ class Worker:
 
     def crash(self, written: list[bool]) -> None:
         """Die in a checkpoint of which only some blocks got written; recover."""
-        changed = self.table.take_changed_blocks()
+        changed = self.table.take_changed_entries()
         for (block, content), done in zip(changed, written, strict=False):
             if done:
                 self._write(block, content)
@@ -269,7 +269,7 @@ class Worker:
         self.table.restore(self.store.values(), self.committed_clock_ms)
         self.next_offset = self.committed_offset
 
-    def _write(self, block: int, content: bytes | None) -> None:
+    def _write(self, block: str, content: bytes | None) -> None:
         if content is None:
             self.store.pop(block, None)
         else:
@@ -306,7 +306,7 @@ def test_torn_checkpoints_do_no_harm(
     log: list[Entry], actions: list[tuple[Any, ...]], slots: int
 ) -> None:
     expected = {encode_total(total) for totals in run(log).values() for total in totals}
-    with mock.patch.object(table_module, "BLOCK_SLOTS", slots):
+    with mock.patch.object(slots_module, "BLOCK_SLOTS", slots):
         worker = Worker(log)
         for name, *arguments in actions:
             getattr(worker, name)(*arguments)

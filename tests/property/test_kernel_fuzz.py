@@ -1,7 +1,7 @@
 """Random and mutated bytes for the kernel's parser, against the plain reader of the same bytes.
 
-Whatever the bytes are: either both tables say that the batch is corrupt, or both give the same
-totals, dead letters and state. The same corpus is run three times: as compiled for production; by
+Whatever the bytes are: both tables give the same totals, dead letters and state, those of what
+is left of a batch included. The same corpus is run three times: as compiled for production; by
 plain Python, where arrays refuse every position outside (negative ones too, which compiled code
 wraps around); and compiled with numba's bounds checks. The last two run in processes of their own,
 since numba decides how to compile when the kernel is imported.
@@ -22,14 +22,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas
+from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, Reason, WriterSchemas
 from schemas.wire import zigzag
 from stream_processors.batch import Chunk
 from stream_processors.columns import ColumnTable
-from stream_processors.errors import CorruptBatch
 from stream_processors.kernel import fold, maintain, rows, totals, unaligned
 from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
+from stream_processors.table import Effects, IntervalTable, Place
 from tests.property.batches import LOG_APPEND_TIME, encode_batch, encode_record
 from tests.property.column_histories import (
     NEWER_HEADER,
@@ -158,28 +157,25 @@ class Pair:
             table.fold(first_chunk())
 
     def agrees_about(self, data: bytes) -> bool:
-        """Assert that both tables make the same of a chunk; tell whether they could read it."""
+        """Assert that both tables make the same of a chunk; tell whether all of it counts."""
         chunk = Chunk(self.next_offset, self.next_offset + 8, data)
-        plain, columns = (outcome(table, chunk) for table in self.tables)
+        effects = [table.fold(chunk) for table in self.tables]
+        plain, columns = map(outcome, effects, self.tables)
         assert plain == columns
         self.next_offset += 8
-        return plain is not None
+        return all(each.reason is not Reason.BAD_BATCH for each in effects[0].dead_letters)
 
     def agrees_after_a_restart(self) -> None:
         """Assert that the columns' checkpoint holds what the plain table knows."""
         plain, columns = self.tables
         restored = ColumnTable(plain.place, plain.policy, writers(), seed=4, rows_max=64)
-        blocks = [content for _, content in columns.take_changed_blocks() if content is not None]
+        blocks = [content for _, content in columns.take_changed_entries() if content is not None]
         restored.restore(blocks, plain.clock_ms)
         assert state(plain) == state(restored)
 
 
-def outcome(table: IntervalTable, chunk: Chunk) -> Any:
-    """Return all that a chunk does to a table, None if it is corrupt."""
-    try:
-        effects = table.fold(chunk)
-    except CorruptBatch:
-        return None
+def outcome(effects: Effects, table: IntervalTable) -> Any:
+    """Return all that a chunk has done to a table."""
     return by_key(effects), letters(effects), effects.forwards, state(table)
 
 
@@ -195,16 +191,12 @@ def registry(schema_id: int) -> str:
 
 
 def fuzz(seed: int, batches: int) -> tuple[int, int]:
-    """Feed odd batches to pairs of tables; return how many were readable, how many corrupt."""
+    """Feed odd batches to a pair of tables; return how many counted whole, how many in part."""
     dice, readable = random.Random(seed), 0
     known = [OWN_SCHEMA_ONLY, writers(), WriterSchemas(registry)]
     pair = Pair(dice.choice(known))
     for _ in range(batches):
-        if pair.agrees_about(odd_batch(dice, pair.next_offset)):
-            readable += 1
-            continue
-        # What a corrupt batch leaves behind is nobody's business: the process ends.
-        pair = Pair(dice.choice(known))
+        readable += pair.agrees_about(odd_batch(dice, pair.next_offset))
     pair.agrees_after_a_restart()
     return readable, batches - readable
 
@@ -224,13 +216,14 @@ def test_random_bytes(body: bytes, count: int) -> None:
     Pair().agrees_about(raw_batch(6, count, body))
 
 
-def test_what_a_corrupt_batch_left_is_not_published_later() -> None:
+def test_what_comes_before_a_bad_record_counts_and_what_comes_after_the_batch() -> None:
     pair = Pair()
     done, new = (
         encode_record(0, (name, value_of(name, 1, NOW_MS - 5, NOW_MS, True), ()))
         for name in (b"done", b"next")
     )
-    assert not pair.agrees_about(raw_batch(pair.next_offset, 1, done + b"\0"))
+    assert not pair.agrees_about(raw_batch(pair.next_offset, 2, done + b"\0"))
+    assert pair.tables[1].describe("done") is not None
     good = raw_batch(pair.next_offset, 1, new)
     effects = pair.tables[1].fold(Chunk(pair.next_offset, pair.next_offset + 1, good))
     assert [b"next"] == [total.key for total in effects.totals]
@@ -363,12 +356,10 @@ def refuse_positions_outside() -> None:
     """Have column tables made of arrays that check every position; for plain Python only."""
     from stream_processors import store
 
-    make_room = store.Rows.make_room
+    make_scratch = store.Rows._make_scratch
 
-    def make_checked_room(self: store.Rows, records: int) -> None:
-        if records <= self._room:
-            return
-        make_room(self, records)
+    def make_checked_scratch(self: store.Rows) -> None:
+        make_scratch(self)
         checked: dict[str, Any] = {}
         for name, array in self.arrays._asdict().items():
             is_rows = isinstance(array, Table) or array.dtype == rows.ORDER
@@ -377,7 +368,7 @@ def refuse_positions_outside() -> None:
         self.arrays = rows.Store(**checked)
         self.orders, self.events = checked["orders"], checked["events"]
 
-    store.Rows.make_room = make_checked_room  # type: ignore[method-assign]
+    store.Rows._make_scratch = make_checked_scratch  # type: ignore[method-assign]
     restore_rows, are_sound = maintain.restore_rows, maintain.are_sound
     maintain.restore_rows = lambda arrays, new, *rest: restore_rows(arrays, Table(new), *rest)
     maintain.are_sound = lambda held, extras: are_sound(Table(held), extras.view(Checked))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from schemas import SEGMENT_HEADER, BadRecord
 from schemas.wire import read_long
 from stream_processors import batch as batch_module
-from stream_processors.errors import CorruptBatch
 from stream_processors.kernel import parse
+from stream_processors.unpack import BadBatch
 from tests.property.batches import encode_record
 from tests.property.column_histories import value_of
 from tests.property.test_kernel_fuzz import NO_EXPLAINING, NOW_MS, odd_record, with_odd_bytes
@@ -42,7 +42,7 @@ def batch_varint(data: bytes, at: int) -> tuple[int, int] | None:
     """Return what the plain reader of record batches reads, None if it refuses."""
     try:
         return batch_module._varint(data, at)
-    except CorruptBatch:
+    except BadBatch:
         return None
 
 

@@ -73,8 +73,8 @@ def drill(
     history = decode_history(entries.get(b"%d/policy" % partition))
     history = history or (PolicyRecord(0, Terms(plan.settings.policy)),)
     marks = marks_of(entries, partition, origin, None)
-    terms = in_force(history, 0 if marks is None else marks.next_offset)
-    table = empty_table(plan.columns, place, terms.policy, OWN_SCHEMA_ONLY)
+    held = in_force(history, 0 if marks is None else marks.next_offset)
+    table = empty_table(plan.columns, place, held.policy, OWN_SCHEMA_ONLY)
     start = 0 if marks is None else marks.totals_offset or 0
     tail = Tail([each for each in said if each[0] >= start], len(broker.totals[partition].records))
     lane = checkpoint.restore_lane(table, entries, origin, marks, first_offset=0, tail=tail)

@@ -279,7 +279,7 @@ TIME = (
     ),
     _one(
         "the clock goes back with the broker's",
-        IntervalTable, "fold", "max(self.clock_ms, record.append_ms)", "record.append_ms",
+        IntervalTable, "_fold_chunk", "max(self.clock_ms, append_ms)", "append_ms",
     ),
 )  # fmt: skip
 """When something is due."""

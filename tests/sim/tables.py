@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 
 from schemas import WriterSchemas
-from stream_processors import table as table_module
+from stream_processors import slots as slots_module
 from stream_processors import worker as worker_module
 from stream_processors.columns import ColumnTable
 from stream_processors.kernel import rows
@@ -15,6 +15,7 @@ from stream_processors.order import Policy
 from stream_processors.table import IntervalTable, Place
 
 BLOCK_SLOTS = 2
+LARGE_PIECES = 3
 BLOCKS = 3
 SLOTS_A_BLOCK = 12
 TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]
@@ -68,15 +69,16 @@ def empty_table(
 
 @contextmanager
 def small_blocks(columns: bool) -> Iterator[None]:
-    """Have plain tables cut their orders into small blocks, for as long as it lasts.
+    """Have plain tables cut their orders into small blocks, and orders be large soon.
 
     And have few blocks taken at once, so that a checkpoint's are of different moments.
     """
-    before = table_module.BLOCK_SLOTS, worker_module.BLOCKS_AT_ONCE
+    before = slots_module.BLOCK_SLOTS, slots_module.LARGE_PIECES, worker_module.BLOCKS_AT_ONCE
     worker_module.BLOCKS_AT_ONCE = 1
+    slots_module.LARGE_PIECES = LARGE_PIECES
     if not columns:
-        table_module.BLOCK_SLOTS = BLOCK_SLOTS
+        slots_module.BLOCK_SLOTS = BLOCK_SLOTS
     try:
         yield
     finally:
-        table_module.BLOCK_SLOTS, worker_module.BLOCKS_AT_ONCE = before
+        slots_module.BLOCK_SLOTS, slots_module.LARGE_PIECES, worker_module.BLOCKS_AT_ONCE = before

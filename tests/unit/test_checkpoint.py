@@ -106,7 +106,7 @@ def lane(tail: list[tuple[int, bytes, bytes | None]], *, read: list[SegmentEvent
     """A lane that a checkpoint after `read` gives, where `tail` has been said since."""
     table = ColumnTable(PLACE, Policy(), WriterSchemas())
     table.fold(chunk(0, *read))
-    entries = {entry_key(0, str(at)): block for at, block in table.take_changed_blocks() if block}
+    entries = {entry_key(0, str(at)): block for at, block in table.take_changed_entries() if block}
     marks = Marks(2, 1, len(read), table.clock_ms, 40)
     fresh = ColumnTable(PLACE, Policy(), WriterSchemas())
     return restore_lane(fresh, entries, LONE, marks, first_offset=0, tail=Tail(tail, 50))

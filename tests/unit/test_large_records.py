@@ -13,17 +13,16 @@ from schemas.limits import (
     LETTER_BYTES_MAX,
     LETTER_CUT_BYTES,
 )
-from stream_processors.batch import Chunk, Headers, Record
+from stream_processors.batch import HEADERS_MAX, Chunk, Headers, Record
 from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import (
-    FORWARDED_FROM,
+from stream_processors.effects import (
     DeadLetter,
     Effects,
-    IntervalTable,
-    Place,
     dead_letter,
 )
+from stream_processors.kernel import parse
+from stream_processors.order import Policy
+from stream_processors.table import FORWARDED_FROM, IntervalTable, Place
 from tests.property.batches import encode_batch, encode_record
 
 NOW_MS = 1_700_000_000_000
@@ -67,11 +66,19 @@ def test_what_is_sent_on_fits_the_least_segments_topic() -> None:
     assert in_a_batch(forward.record._replace(headers=forward.headers)) < 1_048_588 - 1_000
 
 
-def test_many_small_headers_are_large_too() -> None:
-    """An empty header takes bytes in the batch as well."""
-    count = (FORWARD_BYTES_MAX - BARE) // 10
-    assert len(effects_of(IntervalTable, (("", b""),) * count).forwards) == 1
-    assert len(effects_of(IntervalTable, (("", b""),) * (count + 1)).dead_letters) == 1
+@pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+def test_a_record_has_at_most_so_many_headers(kind: type[IntervalTable]) -> None:
+    """Each takes time to read, however small; with one more, the batch doesn't count from there."""
+    effects = effects_of(kind, (("", b""),) * HEADERS_MAX)
+    assert (len(effects.forwards), effects.dead_letters) == (1, [])
+    effects = effects_of(kind, (("", b""),) * (HEADERS_MAX + 1))
+    assert [Reason.BAD_BATCH] == [each.reason for each in effects.dead_letters]
+    assert HEADERS_MAX == parse.HEADERS_MAX
+
+
+def test_an_empty_header_is_large_too() -> None:
+    """It takes bytes in the batch as well."""
+    assert Record(0, 0, b"k", None, (("", b""),) * 7).size == 1 + 7 * 10
 
 
 def in_a_batch(record: Record) -> int:

@@ -1,0 +1,109 @@
+"""A chunk of the log, folded in steps of bounded work.
+
+Nothing that Kafka takes may hold the event loop for long: neither a batch of a million records, nor
+one that unpacks to gigabytes, nor a million orders whose deadline comes with one record. So a chunk
+is folded in steps of some 10 ms; between two of them the worker does whatever else there is.
+"""
+
+from collections.abc import Iterator
+
+from stream_processors.batch import (
+    BATCH_UNPACKED_BYTES_MAX,
+    HEADER_SIZE,
+    BatchHeader,
+    Chunk,
+    Record,
+    Rest,
+    append_time_ms,
+    headers_in,
+    read_batch,
+)
+from stream_processors.effects import (
+    HASHED_BYTES,
+    PLAIN_COST,
+    STEP_COST,
+    Effects,
+    Step,
+    batch_letter,
+    plain_cost,
+)
+from stream_processors.errors import DurabillError, PoisonError
+from stream_processors.unpack import Room
+
+
+class ChunkFolder:
+    """The flow of a table: chunks in, steps out. What a record does is up to the table."""
+
+    def __init__(self, partition: int) -> None:
+        self.clock_ms = 0
+        self.records = 0
+        """Records folded in this process's life; for the metrics only."""
+        self._partition = partition
+        self._room = Room(BATCH_UNPACKED_BYTES_MAX)
+        self._at_hand: tuple[int | None, bytes | None] = (None, None)
+        """Offset and key of what is being folded, for PoisonError."""
+
+    def _fold_record(self, record: Record, effects: Effects) -> None:
+        raise NotImplementedError
+
+    def _run_due(self, effects: Effects) -> Iterator[None]:
+        raise NotImplementedError
+
+    def fold(self, chunk: Chunk) -> Effects:
+        """Take in a chunk of the log; return what it gives, timers due by its end included."""
+        effects = Effects()
+        for step in self.steps(chunk):
+            effects.extend(step.effects)
+        return effects
+
+    def steps(self, chunk: Chunk) -> Iterator[Step]:
+        """Take in a chunk of the log in pieces of bounded work, the timers due by its end last.
+
+        Between two steps the table may be asked, checkpointed and confirmed; a replay from there
+        goes on at the step's `next_offset`. All steps of a chunk come before any of the next one.
+        After PoisonError, which stands for a bug of ours, the table must not be used any more.
+        """
+        effects = Effects()
+        try:
+            for next_offset in self._fold_chunk(chunk, effects):
+                if effects.cost >= STEP_COST:
+                    yield Step(next_offset, effects.take())
+            for _ in self._run_due(effects):
+                if effects.cost >= STEP_COST:
+                    yield Step(chunk.next_offset, effects.take())
+        except (DurabillError, MemoryError):
+            raise
+        except Exception as error:
+            raise PoisonError(self._partition, *self._at_hand, error) from error
+        yield Step(chunk.next_offset, effects.take())
+
+    def _fold_chunk(self, chunk: Chunk, effects: Effects) -> Iterator[int]:
+        """Fold the chunk's records; yield, after each little work, where a replay would go on."""
+        view = memoryview(chunk.data)
+        for at, header in headers_in(chunk.data):
+            append_ms = append_time_ms(header)
+            if header.next_offset > chunk.first_offset:
+                if header.record_count:
+                    self.clock_ms = max(self.clock_ms, append_ms)
+                batch = view[at : at + header.size]
+                yield from self._fold_batch(header, batch, chunk.first_offset, effects)
+                yield header.next_offset
+
+    def _fold_batch(
+        self, header: BatchHeader, batch: memoryview, first_offset: int, effects: Effects
+    ) -> Iterator[int]:
+        for each in read_batch(header, batch[HEADER_SIZE:], self._room):
+            if isinstance(each, Rest):
+                self._set_aside(header, batch, each, effects)
+            elif each.offset >= first_offset:
+                self._at_hand = (each.offset, each.key)
+                effects.cost += plain_cost(each)
+                self._fold_record(each, effects)
+                self.records += 1
+                yield each.offset + 1
+
+    def _set_aside(
+        self, header: BatchHeader, batch: memoryview, rest: Rest, effects: Effects
+    ) -> None:
+        effects.cost += PLAIN_COST + len(batch) // HASHED_BYTES
+        effects.dead_letters.append(batch_letter(header, batch, rest))

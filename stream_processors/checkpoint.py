@@ -30,15 +30,16 @@ from typing import Any
 import msgspec
 
 from schemas import OWN_SCHEMA_ONLY, BadTotal, decode_total, partition_for, total_revision
-from stream_processors.batch import Chunk, records
+from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
 from stream_processors.clock import BrokerClock
 from stream_processors.errors import StateError
 from stream_processors.outlet import Tail
 from stream_processors.policies import POLICY, History, Terms
+from stream_processors.scan import IdScanner
 from stream_processors.table import IntervalTable, Total
 from stream_processors.transactions import TransactionWatch
-from stream_processors.verdicts import SCHEMAS, RecordedSchemas, registry_ids
+from stream_processors.verdicts import SCHEMAS, RecordedSchemas
 
 MARKS_VERSION = 2
 META = "meta"
@@ -134,6 +135,7 @@ class Lane:
     said: dict[bytes, list[tuple[int, bytes]]] = field(default_factory=dict)
     """Order number -> totals (offset, value) that were said before a crash, and will come again."""
     schemas: RecordedSchemas = field(default_factory=lambda: RecordedSchemas(OWN_SCHEMA_ONLY))
+    scanner: IdScanner | None = None
     history: History = ()
     clock: BrokerClock = field(default_factory=BrokerClock)
     held: str = ""
@@ -189,7 +191,9 @@ class Lane:
         """Return the registry ids in a chunk that nobody has decided on yet."""
         if not self.schemas.reads_ids:
             return []
-        return self.schemas.undecided(registry_ids((r.offset, r.value) for r in records(chunk)))
+        if self.scanner is None:
+            self.scanner = IdScanner()
+        return self.schemas.undecided(self.scanner.ids_in(chunk))
 
     def cut(self, totals_end: int) -> Cut | None:
         """Return what a checkpoint as of now has to write, or None if nothing has changed.

@@ -7,7 +7,7 @@ the record and asks nobody: a record's verdict is a function of its offset.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -93,15 +93,6 @@ class RecordedSchemas(WriterSchemas):
                     raise BadRecord(writer.reason, writer.detail)
                 return self._read_with(writer, value)
         raise BadRecord(Reason.UNKNOWN_SCHEMA, f"schema id {schema_id}: no registry knows it")
-
-
-def registry_ids(records: Iterable[tuple[int, bytes | None]]) -> dict[int, int]:
-    """Return the registry ids in (offset, value) pairs, each with its last offset."""
-    return {
-        int.from_bytes(value[1:5], "big"): offset
-        for offset, value in records
-        if value is not None and len(value) >= 5 and value[0] == 0
-    }
 
 
 def _decode(raw: bytes | None) -> Verdicts:

@@ -3,6 +3,7 @@
     rows      what an order is in a row, and the arithmetic of its intervals and numbers
     index     the hash table from an order number's bytes to its row
     parse     the bytes of a record
+    scan      the registry ids in a batch
     fold      a decompressed record batch into the rows
     maintain  rows freed, retired, restored, checked
     totals    settled rows as evidence texts and as Avro bytes

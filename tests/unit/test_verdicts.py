@@ -17,7 +17,7 @@ from stream_processors.lookups import (
     SchemaLookups,
 )
 from stream_processors.registry import ID_MAX, NoAnswer
-from stream_processors.verdicts import RecordedSchemas, registry_ids
+from stream_processors.verdicts import RecordedSchemas
 
 OURS = json.dumps(SEGMENT_SCHEMA)
 EVENT = SegmentEvent("SO1", 1, 1, 2, False)
@@ -40,14 +40,6 @@ def reason(writers: RecordedSchemas, schema_id: int, offset: int) -> Reason | No
     except BadRecord as error:
         return error.reason
     return None
-
-
-def test_ids_in_a_chunk() -> None:
-    records = [
-        (1, framed(7)), (2, None), (3, b"\0\0\0\0"), (4, framed(8)), (5, framed(7)),
-        (6, b"\xc3\x01\0\0\0"), (7, b"\0\0\0\0\x09"),
-    ]  # fmt: skip
-    assert registry_ids(records) == {7: 5, 8: 4, 9: 7}
 
 
 def test_what_must_be_asked_for() -> None:

@@ -21,6 +21,8 @@ from schemas import SegmentEvent, check_order_number
 
 SEGMENT_LENGTH_MAX_MS = 86_400_000
 """The longest time sequence that the contract allows (TOO_LONG): 24 hours."""
+FUTURE_TOLERANCE_MS = 60_000
+"""How far after its arrival a time sequence may end (IN_THE_FUTURE)."""
 
 
 class ProducerError(Exception):
@@ -32,9 +34,12 @@ class ProducerError(Exception):
     │   ├── SpoolFull        the limit or the disk; nothing was stored, nothing was lost
     │   ├── SpoolBusy        another process holds the file
     │   └── SpoolBroken      the file is no spool, or its disk fails
-    ├── UplinkError          transport.py
+    ├── ClientStopped        client.py: closed, or a thread of it has died; make a new one
+    ├── UplinkError          uplink.py
     │   ├── UplinkUnavailable    no answer, or "later": worth a retry
+    │   │   └── OrderFailed      an answer that may be about one order alone
     │   └── UplinkRefused        the request is wrong: a retry would not help
+    │       └── WillNotCount     stored, but it will be a dead letter
     └── GatewayFailed        gateway.py: its Kafka client is beyond repair, restart the process
     """
 

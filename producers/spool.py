@@ -12,23 +12,35 @@ cut away by SQLite's own checksums when the file is opened again. A segment that
 but could not be removed is sent again, which does no harm: the server removes repeats.
 
 A full disk: to remove something, SQLite has to write. So that a disk that the spool itself has
-filled doesn't stay full, a file beside it (`-reserve`) keeps room for that, and is given up for it.
+filled doesn't stay full, a file beside it (`-reserve`) keeps room for that, and is given up for
+it; an empty queue takes its next segments into that room, too. A full spool: what the server
+refused is set aside within the limit and an eighth of it more, so that refusals make room.
+Nothing has to be restarted for either to end.
 
 One process at a time: the file stays locked (`locking_mode=EXCLUSIVE`) until `close`, or until
 the operating system ends the process. Inside the process all methods may be called by any thread.
+
+Nobody else can read the files: they have the mode 0600 whatever the umask, and those of an older
+spool get it, where they are ours.
 """
 
+import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from producers.private_files import create_private, make_private
+from producers.reserve import Reserve
 from producers.session import ProducerError, SessionState
 from schemas import SegmentEvent
+
+log = logging.getLogger(__name__)
 
 LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
 LIMIT_BYTES_MIN = 64 * 1024
@@ -36,7 +48,6 @@ _FORMAT = 1  # PRAGMA user_version; another number is another layout of the tabl
 _LOCK_WAIT_S = 0.2
 _ORDERS_MAX = 1_000  # in one query; old versions of SQLite take 32,766 values
 _LOG_PAGES = 128  # of 4 KiB: the write-ahead log is worked into the file when it is as long
-_RESERVE_BYTES = 1024 * 1024  # for a whole log to be worked in, and a removal to be logged
 _SEGMENT_COLUMNS = """
     service_order_number TEXT NOT NULL, business_data_number INTEGER NOT NULL,
     start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL, end_identifier INTEGER NOT NULL"""
@@ -50,6 +61,7 @@ _TABLES = (
         report_interval_ms INTEGER NOT NULL, next_number INTEGER NOT NULL,
         reported_until_ms INTEGER NOT NULL, ended INTEGER NOT NULL)""",
 )
+_OPENING = threading.Lock()  # see create_private: no other spool's file may be open meanwhile
 _NAMES = "service_order_number, business_data_number, start_ms, end_ms, end_identifier"
 
 
@@ -100,19 +112,23 @@ class Spool:
         if limit_bytes < LIMIT_BYTES_MIN:
             raise ValueError(f"limit_bytes is {limit_bytes}, at least {LIMIT_BYTES_MIN} are needed")
         self.path = Path(path)
-        self._reserve_path = self.path.with_name(self.path.name + "-reserve")
+        self._real_path = Path(os.path.realpath(self.path))  # SQLite's other files lie beside it
+        self._reserve = Reserve(self._beside("reserve"))
+        self._log_pages = 0
         self._mutex = threading.RLock()
-        try:
-            self._db = sqlite3.connect(
-                self.path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as error:
-            raise SpoolBroken(f"{self.path}: {error}") from error
-        try:
-            self._open(limit_bytes, fsync)
-        except BaseException:
-            self._db.close()
-            raise
+        with _OPENING:
+            try:
+                create_private(self._real_path)
+                self._db = sqlite3.connect(
+                    self.path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
+                )
+            except (sqlite3.Error, OSError) as error:
+                raise SpoolBroken(f"{self.path}: {error}") from error
+            try:
+                self._open(limit_bytes, fsync)
+            except BaseException:
+                self._db.close()
+                raise
 
     def _open(self, limit_bytes: int, fsync: bool) -> None:
         with self._errors():
@@ -122,8 +138,9 @@ class Spool:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
             page_bytes = self._one("PRAGMA page_size")
-            self._db.execute(f"PRAGMA max_page_count={limit_bytes // page_bytes}")
-            self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
+            self._page_bytes = page_bytes
+            self._limit_pages = limit_bytes // page_bytes
+            self._db.execute(f"PRAGMA max_page_count={self._limit_pages}")
             with self._transaction():
                 version = self._one("PRAGMA user_version")
                 if version == 0:
@@ -134,7 +151,17 @@ class Spool:
                     raise SpoolBroken(
                         f"{self.path}: format {version}, this version knows {_FORMAT}"
                     )
-        self._reserve()
+        self._tighten()
+        self._take_reserve()
+
+    def _tighten(self) -> None:
+        files = [self._real_path, *(self._beside(each) for each in ("wal", "shm", "journal"))]
+        for path in files:
+            if not make_private(path):
+                log.warning("others may read %s: it isn't ours to change that", path)
+
+    def _beside(self, suffix: str) -> Path:
+        return self._real_path.with_name(f"{self._real_path.name}-{suffix}")
 
     def append(self, segments: Sequence[SegmentEvent], state: SessionState) -> None:
         """Store segments and the state of their session after them: both or neither.
@@ -143,7 +170,8 @@ class Spool:
         Raises SpoolFull, and then nothing has been stored.
         """
         assert all(each.service_order_number == state.service_order_number for each in segments)
-        with self._mutex, self._errors(), self._transaction():
+
+        def store() -> None:
             self._db.executemany(
                 f"INSERT INTO pending ({_NAMES}) VALUES (?, ?, ?, ?, ?)",
                 [astuple(segment) for segment in segments],
@@ -157,6 +185,20 @@ class Spool:
                 self._db.execute(
                     "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", astuple(state)
                 )
+
+        with self._mutex:
+            try:
+                self._commit(store)
+            except SpoolFull:
+                # What is kept for removals may be used where there is nothing to remove.
+                self._make_room(by_reserve=not self._any_pending())
+                try:
+                    self._commit(store)
+                except SpoolFull as error:
+                    raise self._explained(error) from error
+                finally:
+                    self._make_room(by_reserve=False)
+                    self._take_reserve()
 
     def oldest(self, count_max: int, *, without: Sequence[str] = ()) -> list[SpooledSegment]:
         """Return up to `count_max` waiting segments, in the order in which they were stored.
@@ -174,7 +216,7 @@ class Spool:
 
         Works on a full disk as well, as long as there is the reserve; raises SpoolFull without it.
         """
-        self._with_reserve(lambda: self._remove(entry_ids))
+        self._removing(lambda: self._remove(entry_ids))
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
         """Set segments that were refused for good aside, with the server's words; see above."""
@@ -190,31 +232,49 @@ class Spool:
             )
             self._remove([each.entry_id for each in rejected])
 
-        self._with_reserve(set_aside)
+        self._removing(set_aside)
 
     def rejected(self, service_order_number: str | None = None) -> list[RejectedSegment]:
         """Return what was refused, oldest first: of one order, or of all."""
-        rows = self._rows(
-            f"SELECT id, {_NAMES}, reason, detail FROM rejected"
-            " WHERE ?1 IS NULL OR service_order_number = ?1 ORDER BY id",
-            service_order_number,
-        )
+        where, values = _of_order(service_order_number)
+        query = f"SELECT id, {_NAMES}, reason, detail FROM rejected{where} ORDER BY id"
+        rows = self._rows(query, *values)
         return [RejectedSegment(row[0], _segment(row[1:6]), row[6], row[7]) for row in rows]
 
     def retry_rejected(self) -> int:
         """Put everything that was refused back into the queue, and return how much it was."""
-        with self._mutex, self._errors(), self._transaction():
+        count = 0
+
+        def put_back() -> None:
+            nonlocal count
             self._db.execute(
                 f"INSERT INTO pending ({_NAMES}) SELECT {_NAMES} FROM rejected ORDER BY id"
             )
-            return self._db.execute("DELETE FROM rejected").rowcount
+            count = self._db.execute("DELETE FROM rejected").rowcount
+
+        self._removing(put_back)
+        return count
+
+    def discard_rejected(self, service_order_number: str | None = None) -> int:
+        """Forget what was refused, of one order or of all, and return how much it was."""
+        count = 0
+
+        def discard() -> None:
+            nonlocal count
+            where, values = _of_order(service_order_number)
+            count = self._db.execute(f"DELETE FROM rejected{where}", values).rowcount
+
+        self._removing(discard)
+        return count
 
     def pending(self, service_order_number: str | None = None) -> int:
         """Return how many segments wait to be sent: of one order, or of all."""
-        if service_order_number is None:
-            return int(self._rows("SELECT count(*) FROM pending")[0][0])
-        query = "SELECT count(*) FROM pending WHERE service_order_number = ?"
-        return int(self._rows(query, service_order_number)[0][0])
+        where, values = _of_order(service_order_number)
+        return int(self._rows(f"SELECT count(*) FROM pending{where}", *values)[0][0])
+
+    def rejected_count(self) -> int:
+        """Return how many segments were set aside."""
+        return int(self._rows("SELECT count(*) FROM rejected")[0][0])
 
     def sessions(self) -> list[SessionState]:
         """Return the state of every session that was started and has not ended."""
@@ -237,40 +297,59 @@ class Spool:
     ) -> None:
         self.close()
 
-    def _with_reserve(self, change: Callable[[], None]) -> None:
-        """Make a change that must be possible on a full disk, too."""
+    def _removing(self, change: Callable[[], None]) -> None:
+        """Make a change that must be possible on a full disk and in a full spool, too."""
         with self._mutex:
             try:
-                with self._errors(), self._transaction():
-                    change()
+                self._commit(change)
             except SpoolFull:
-                if not self._give_up_reserve():
-                    raise
-                with self._errors(), self._transaction():
-                    change()
-            self._reserve()
+                self._make_room(by_reserve=True)
+                with self._wider_limit():
+                    self._commit(change)
+            finally:
+                self._take_reserve()
 
-    def _reserve(self) -> None:
-        """Take room for what has to be written on a full disk, where there is some."""
-        if self._reserve_path.exists():
-            return
-        try:
-            self._reserve_path.write_bytes(bytes(_RESERVE_BYTES))
-        except OSError:
-            self._reserve_path.unlink(missing_ok=True)
+    def _commit(self, change: Callable[[], None]) -> None:
+        with self._errors(), self._transaction():
+            change()
 
-    def _give_up_reserve(self) -> bool:
-        """Make room by the reserve, and start the log anew; tell whether there was one."""
+    @contextmanager
+    def _wider_limit(self) -> Iterator[None]:
+        """Let the file grow by an eighth over its limit: never for new segments."""
+        wider_pages = self._limit_pages + max(self._limit_pages // 8, 4)
+        self._db.execute(f"PRAGMA max_page_count={wider_pages}")
         try:
-            self._reserve_path.unlink()
-        except OSError:
-            return False
-        with self._errors():
+            yield
+        finally:
+            self._db.execute(f"PRAGMA max_page_count={self._limit_pages}")
+
+    def _take_reserve(self) -> None:
+        self._reserve.take()
+        # What is in the log has to fit into the reserve, to be worked into the file.
+        pages = max(1, min(_LOG_PAGES, self._reserve.size_bytes // self._page_bytes // 2))
+        if pages != self._log_pages:
+            with self._errors():
+                self._db.execute(f"PRAGMA wal_autocheckpoint={pages}")
+            self._log_pages = pages
+
+    def _make_room(self, *, by_reserve: bool) -> None:
+        """Work the log into the file, which empties the log; before, give up the reserve for it."""
+        if by_reserve:
+            self._reserve.give_up()
+        with suppress(SpoolFull), self._errors():  # then there is none, as the next try will show
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return True
+
+    def _explained(self, error: SpoolFull) -> SpoolFull:
+        rejected = self.rejected_count()
+        hint = f"; {rejected} refused segments take room, see discard_rejected" if rejected else ""
+        return SpoolFull(f"{error}{hint}")
 
     def _remove(self, entry_ids: Sequence[int]) -> None:
         self._db.executemany("DELETE FROM pending WHERE id = ?", [(each,) for each in entry_ids])
+
+    def _any_pending(self) -> bool:
+        with self._errors():
+            return self._one("SELECT EXISTS (SELECT 1 FROM pending)") == 1
 
     def _one(self, query: str) -> int:
         return int(self._db.execute(query).fetchone()[0])
@@ -302,6 +381,13 @@ class Spool:
             if code == sqlite3.SQLITE_BUSY:
                 raise SpoolBusy(f"{text}; one process at a time may use a spool") from error
             raise SpoolBroken(text) from error
+
+
+def _of_order(service_order_number: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the condition, and its values, for one order or for all."""
+    if service_order_number is None:
+        return "", ()
+    return " WHERE service_order_number = ?", (service_order_number,)
 
 
 def _segment(row: Sequence[Any]) -> SegmentEvent:

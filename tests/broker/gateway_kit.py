@@ -16,9 +16,18 @@ from producers.gateway import GatewayConfig, serve_gateway
 from schemas import SegmentEvent, decode_segment
 
 
-def answer(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes) -> None:
-    """Send a whole answer to what a handler was asked."""
+def answer(
+    handler: http.server.BaseHTTPRequestHandler,
+    status: int,
+    body: bytes,
+    content_type: str = "application/json",
+    **headers: str,
+) -> None:
+    """Send a whole answer to what a handler was asked; `retry_after` is the header Retry-After."""
     handler.send_response(status)
+    handler.send_header("content-type", content_type)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
     handler.send_header("content-length", str(len(body)))
     handler.end_headers()
     handler.wfile.write(body)

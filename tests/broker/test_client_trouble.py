@@ -13,7 +13,8 @@ from producers.client import DurabillClient
 from producers.holds import Holds
 from producers.session import SessionState
 from producers.spool import Spool, SpoolFull
-from producers.transport import Backoff, Grant, HttpUplink, OrderFailed, UplinkUnavailable
+from producers.transport import HttpUplink
+from producers.uplink import Backoff, Grant, OrderFailed, UplinkUnavailable
 from schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
 from tests.broker.ledger_kit import wait_until
@@ -40,11 +41,11 @@ def failing_gateway(status: int, *failing: str) -> Iterator[Asked]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            segments = json.loads(self.rfile.read(int(self.headers["content-length"])))
             order = self.path.split("/")[3]
             asked.requests[order] += 1
             is_failing = order in asked.failing
-            body = b"oops" if is_failing else json.dumps({"accepted": 1}).encode()
+            body = b"oops" if is_failing else json.dumps({"accepted": len(segments)}).encode()
             answer(self, asked.status if is_failing else 200, body)
 
         def log_message(self, format: str, *args: object) -> None:

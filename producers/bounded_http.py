@@ -141,6 +141,7 @@ class BoundedHttp:
         All of it takes the given time at most, and never more than this object's `timeout_s`.
         """
         given_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+        given_s = max(given_s, 0.0)
         try:
             return self._exchange(method, path, body, time.monotonic() + given_s)
         except TimeoutError as error:

@@ -35,6 +35,12 @@ class Reserve:
         if not self.size_bytes:
             self._path.unlink(missing_ok=True)
 
+    def shrink(self) -> None:
+        """Make room by a part of it, unless it is the last part."""
+        if self.size_bytes > _STEP_BYTES:
+            self.size_bytes -= _STEP_BYTES
+            os.truncate(self._path, self.size_bytes)
+
     def give_up(self) -> None:
         """Make room by all of it."""
         self.size_bytes = 0

@@ -61,7 +61,7 @@ _TABLES = (
         report_interval_ms INTEGER NOT NULL, next_number INTEGER NOT NULL,
         reported_until_ms INTEGER NOT NULL, ended INTEGER NOT NULL)""",
 )
-_OPENING = threading.Lock()  # see create_private: no other spool's file may be open meanwhile
+_OPENING = threading.Lock()  # see create_private: no other spool may lock the file meanwhile
 _NAMES = "service_order_number, business_data_number, start_ms, end_ms, end_identifier"
 
 
@@ -102,8 +102,9 @@ class RejectedSegment:
 class Spool:
     """A queue in the file `path`, which is made if it is missing (its folder is not).
 
-    `limit_bytes` bounds the file (the log and the reserve beside it may take 2 MB or so more).
-    Raises SpoolBusy, SpoolBroken; ValueError for a limit below 64 KiB.
+    `limit_bytes` bounds the file for new segments: an eighth more is for setting refused ones
+    aside, 2 MB or so for the log and the reserve beside it. Raises SpoolBusy, SpoolBroken,
+    SpoolFull for a new file on a full disk, and ValueError for a limit below 64 KiB.
     """
 
     def __init__(
@@ -137,9 +138,8 @@ class Spool:
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
-            page_bytes = self._one("PRAGMA page_size")
-            self._page_bytes = page_bytes
-            self._limit_pages = limit_bytes // page_bytes
+            self._page_bytes = self._one("PRAGMA page_size")
+            self._limit_pages = limit_bytes // self._page_bytes
             self._db.execute(f"PRAGMA max_page_count={self._limit_pages}")
             with self._transaction():
                 version = self._one("PRAGMA user_version")
@@ -148,11 +148,11 @@ class Spool:
                         self._db.execute(table)
                     self._db.execute(f"PRAGMA user_version={_FORMAT}")
                 elif version != _FORMAT:
-                    raise SpoolBroken(
-                        f"{self.path}: format {version}, this version knows {_FORMAT}"
-                    )
+                    wrong = f"format {version}, this version knows {_FORMAT}"
+                    raise SpoolBroken(f"{self.path}: {wrong}")
         self._tighten()
-        self._take_reserve()
+        self._reserve.take()
+        self._bound_log()
 
     def _tighten(self) -> None:
         files = [self._real_path, *(self._beside(each) for each in ("wal", "shm", "journal"))]
@@ -190,15 +190,22 @@ class Spool:
             try:
                 self._commit(store)
             except SpoolFull:
-                # What is kept for removals may be used where there is nothing to remove.
-                self._make_room(by_reserve=not self._any_pending())
+                # The reserve is for new segments as well: all of it where nothing is to be
+                # removed, else all but the last of it.
+                if is_empty := not self._any_pending():
+                    self._reserve.give_up()
+                else:
+                    self._reserve.shrink()
+                self._empty_log()
                 try:
                     self._commit(store)
                 except SpoolFull as error:
-                    raise self._explained(error) from error
+                    raise self._explained(error) from None
                 finally:
-                    self._make_room(by_reserve=False)
-                    self._take_reserve()
+                    self._empty_log()
+                    if is_empty:
+                        self._reserve.take()
+                    self._bound_log()
 
     def oldest(self, count_max: int, *, without: Sequence[str] = ()) -> list[SpooledSegment]:
         """Return up to `count_max` waiting segments, in the order in which they were stored.
@@ -222,6 +229,7 @@ class Spool:
         """Set segments that were refused for good aside, with the server's words; see above."""
 
         def set_aside() -> None:
+            self._remove([each.entry_id for each in rejected])  # it makes room
             self._db.executemany(
                 f"INSERT OR REPLACE INTO rejected (id, {_NAMES}, reason, detail)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -230,7 +238,6 @@ class Spool:
                     for each in rejected
                 ],
             )
-            self._remove([each.entry_id for each in rejected])
 
         self._removing(set_aside)
 
@@ -303,11 +310,13 @@ class Spool:
             try:
                 self._commit(change)
             except SpoolFull:
-                self._make_room(by_reserve=True)
+                self._reserve.give_up()
+                self._empty_log()
                 with self._wider_limit():
                     self._commit(change)
             finally:
-                self._take_reserve()
+                self._reserve.take()
+                self._bound_log()
 
     def _commit(self, change: Callable[[], None]) -> None:
         with self._errors(), self._transaction():
@@ -323,26 +332,23 @@ class Spool:
         finally:
             self._db.execute(f"PRAGMA max_page_count={self._limit_pages}")
 
-    def _take_reserve(self) -> None:
-        self._reserve.take()
-        # What is in the log has to fit into the reserve, to be worked into the file.
+    def _bound_log(self) -> None:
+        """See to it that the log fits into the reserve: it may have to be worked into the file."""
         pages = max(1, min(_LOG_PAGES, self._reserve.size_bytes // self._page_bytes // 2))
         if pages != self._log_pages:
             with self._errors():
                 self._db.execute(f"PRAGMA wal_autocheckpoint={pages}")
             self._log_pages = pages
 
-    def _make_room(self, *, by_reserve: bool) -> None:
-        """Work the log into the file, which empties the log; before, give up the reserve for it."""
-        if by_reserve:
-            self._reserve.give_up()
-        with suppress(SpoolFull), self._errors():  # then there is none, as the next try will show
+    def _empty_log(self) -> None:
+        """Work the log into the file, as far as there is room for that, and cut it off."""
+        with suppress(SpoolFull), self._errors():
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _explained(self, error: SpoolFull) -> SpoolFull:
         rejected = self.rejected_count()
-        hint = f"; {rejected} refused segments take room, see discard_rejected" if rejected else ""
-        return SpoolFull(f"{error}{hint}")
+        hint = f"{error}; {rejected} refused segments take room, see discard_rejected"
+        return SpoolFull(hint) if rejected else error
 
     def _remove(self, entry_ids: Sequence[int]) -> None:
         self._db.executemany("DELETE FROM pending WHERE id = ?", [(each,) for each in entry_ids])

@@ -37,7 +37,7 @@ def answer(
 def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Have it answer in threads of this process; gives the base URL."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

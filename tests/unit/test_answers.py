@@ -22,6 +22,7 @@ DAY_MS = 86_400_000
 SENT = [SegmentEvent("SO1", number, number, number + 1, False) for number in (4, 5, 7)]
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
 GRANT = {"service_order_number": "SO1", "server_timestamp_ms": 5, "report_interval_ms": 10}
+NO_VALUES: tuple[object, ...] = (None, [], {}, True, 1.0, float("nan"))
 
 
 def json_answer(body: object, status: int = 200, content_type: str = "application/json") -> Any:
@@ -52,7 +53,7 @@ def test_grant_of_sense(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *((name, wrong) for name in GRANT for wrong in (None, [], {}, True, 1.0, float("nan"))),
+        *((name, wrong) for name in GRANT for wrong in NO_VALUES),
         ("server_timestamp_ms", -1),
         ("server_timestamp_ms", TIMESTAMP_MAX_MS + 1),
         ("server_timestamp_ms", 10**30),

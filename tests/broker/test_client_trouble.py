@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,13 @@ def test_holds() -> None:
 def test_full_disk_is_told_and_no_time_is_lost(
     small_disk: Path, bootstrap_servers: str, topics: Topics
 ) -> None:
-    """First the server is away, so the spool grows; then others take the rest of the disk."""
+    """First the server is away, so the spool grows; then others take the rest of the disk.
+
+    The spool begins with little room, so that it has a small reserve.
+    """
+    before = fill_up(small_disk)
+    os.truncate(before, before.stat().st_size - 600 * 1024)
+    before = before.rename(small_disk / "before")
     trouble: list[Exception] = []
     down = Uplink()
     down.is_up = False

@@ -29,7 +29,7 @@ from producers.sender import ClientStats, Sender
 from producers.service import EndReceipt, Owner, Service
 from producers.session import ProducerError, Session, SessionState
 from producers.spool import LIMIT_BYTES_DEFAULT, RejectedSegment, Spool
-from producers.uplink import Backoff, Grant, Uplink, UplinkUnavailable
+from producers.uplink import Backoff, Grant, Uplink, UplinkUnavailable, check_timestamp
 from schemas import SegmentEvent, check_order_number
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,8 @@ class DurabillClient:
 
         `count_gap`: see `Session.resume`; by default the time since the last stored segment
         isn't counted. The server is asked for its time unless given. Raises LookupError for an
-        unknown order, UplinkUnavailable, UplinkRefused, SpoolFull, ClientStopped.
+        unknown order, ValueError for a time that can't be, UplinkUnavailable, UplinkRefused,
+        SpoolFull, ClientStopped.
         """
         self._check_running()
         states = {state.service_order_number: state for state in self.unfinished()}
@@ -153,6 +154,7 @@ class DurabillClient:
             server_timestamp_ms = self._patiently(
                 lambda left_s: self._uplink.server_time_ms(timeout_s=left_s), timeout_s
             )
+        check_timestamp(server_timestamp_ms)
         session = Session.resume(
             states[service_order_number],
             server_timestamp_ms,

@@ -74,7 +74,7 @@ class DurabillClient:
         self._running: dict[str, Service] = {}
         self._changed = threading.Condition()  # something started, ended, was sent or refused
         self._stopping = False
-        self._died: ClientStopped | None = None
+        self._died: tuple[str, BaseException] | None = None  # which thread, of what
         self._sender = Sender(
             self._spool, uplink, self._backoff, dice, self._trouble, self._changed
         )
@@ -229,19 +229,25 @@ class DurabillClient:
 
     def _dead(self) -> ClientStopped | None:
         """Tell whether a thread is gone: it died, or it stayed in the process we are a fork of."""
-        if self._died is None and not all(thread.is_alive() for thread in self._threads):
-            self._died = ClientStopped("a thread of this client is gone (a fork?), make a new one")
-        return self._died
+        if self._died is not None:
+            name, error = self._died
+            what = f"the client's {name} died of {type(error).__name__}: {error}"
+            dead = ClientStopped(f"{what}; close it and make a new one on its spool")
+            dead.__cause__ = error
+            return dead
+        if not all(thread.is_alive() for thread in self._threads):
+            return ClientStopped("a thread of this client is gone (a fork?), make a new one")
+        return None
 
     def _guarded(self, name: str, run: Callable[[], None]) -> None:
         try:
             run()
         except BaseException as error:
             log.exception("the client's %s died", name)
-            what = f"the client's {name} died of {type(error).__name__}: {error}"
-            self._died = ClientStopped(f"{what}; close it and make a new one on its spool")
-            self._died.__cause__ = error
-            self._trouble(self._died)
+            self._died = name, error
+            dead = self._dead()
+            assert dead is not None
+            self._trouble(dead)
             with self._changed:
                 self._changed.notify_all()  # whoever waits would wait in vain
 

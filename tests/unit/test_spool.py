@@ -1,6 +1,7 @@
 """The spool: what was appended is there after anything short of losing the disk."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -296,3 +297,14 @@ def test_refused_ones_of_one_order_are_discarded(tmp_path: Path) -> None:
         assert 2 == spool.discard_rejected("SO1")
         assert 3 == spool.discard_rejected()
         assert [] == spool.rejected()
+
+
+def test_no_query_numbers_its_placeholders() -> None:
+    """With values in a sequence, Python 3.12.0 to 3.12.3 warn of that, and warnings are errors."""
+    root = Path(__file__).parents[2]
+    sources = [
+        path for each in ("schemas", "producers", "deploy") for path in (root / each).rglob("*.py")
+    ]
+    users = [path for path in sources if "sqlite3" in path.read_text(encoding="utf-8")]
+    assert "spool.py" in {path.name for path in users}
+    assert [] == [path for path in users if re.search(r"[?]\d", path.read_text(encoding="utf-8"))]

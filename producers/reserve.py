@@ -9,7 +9,8 @@ from producers.private_files import open_private
 log = logging.getLogger(__name__)
 
 RESERVE_BYTES = 1024 * 1024
-_STEP_BYTES = 256 * 1024  # a part of the room is better than none
+_STEP_BYTES = 64 * 1024  # a part of the room is better than none
+_PART_BYTES = 256 * 1024
 
 
 class Reserve:
@@ -36,9 +37,9 @@ class Reserve:
             self._path.unlink(missing_ok=True)
 
     def shrink(self) -> None:
-        """Make room by a part of it, unless it is the last part."""
-        if self.size_bytes > _STEP_BYTES:
-            self.size_bytes -= _STEP_BYTES
+        """Make room by a quarter of a whole reserve, unless that little is left."""
+        if self.size_bytes >= 2 * _PART_BYTES:
+            self.size_bytes -= _PART_BYTES
             os.truncate(self._path, self.size_bytes)
 
     def give_up(self) -> None:

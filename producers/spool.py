@@ -33,36 +33,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from producers.private_files import create_private, make_private
 from producers.reserve import Reserve
 from producers.session import ProducerError, SessionState
+from producers.spool_tables import FORMAT, NAMES, TABLES
 from schemas import SegmentEvent
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
 LIMIT_BYTES_MIN = 64 * 1024
-_FORMAT = 1  # PRAGMA user_version; another number is another layout of the tables
 _LOCK_WAIT_S = 0.2
 _ORDERS_MAX = 1_000  # in one query; old versions of SQLite take 32,766 values
 _LOG_PAGES = 128  # of 4 KiB: the write-ahead log is worked into the file when it is as long
-_SEGMENT_COLUMNS = """
-    service_order_number TEXT NOT NULL, business_data_number INTEGER NOT NULL,
-    start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL, end_identifier INTEGER NOT NULL"""
-_TABLES = (
-    # AUTOINCREMENT: an id never comes again, so a late acknowledgement can't hit a new segment
-    f"CREATE TABLE pending (id INTEGER PRIMARY KEY AUTOINCREMENT, {_SEGMENT_COLUMNS})",
-    "CREATE INDEX pending_by_order ON pending (service_order_number)",
-    f"""CREATE TABLE rejected (id INTEGER PRIMARY KEY, {_SEGMENT_COLUMNS},
-        reason TEXT NOT NULL, detail TEXT NOT NULL)""",
-    """CREATE TABLE sessions (service_order_number TEXT PRIMARY KEY,
-        report_interval_ms INTEGER NOT NULL, next_number INTEGER NOT NULL,
-        reported_until_ms INTEGER NOT NULL, ended INTEGER NOT NULL)""",
-)
 _OPENING = threading.Lock()  # see create_private: no other spool may lock the file meanwhile
-_NAMES = "service_order_number, business_data_number, start_ms, end_ms, end_identifier"
 
 
 class SpoolError(ProducerError):
@@ -144,11 +131,11 @@ class Spool:
             with self._transaction():
                 version = self._one("PRAGMA user_version")
                 if version == 0:
-                    for table in _TABLES:
+                    for table in TABLES:
                         self._db.execute(table)
-                    self._db.execute(f"PRAGMA user_version={_FORMAT}")
-                elif version != _FORMAT:
-                    wrong = f"format {version}, this version knows {_FORMAT}"
+                    self._db.execute(f"PRAGMA user_version={FORMAT}")
+                elif version != FORMAT:
+                    wrong = f"format {version}, this version knows {FORMAT}"
                     raise SpoolBroken(f"{self.path}: {wrong}")
         self._tighten()
         self._reserve.take()
@@ -173,7 +160,7 @@ class Spool:
 
         def store() -> None:
             self._db.executemany(
-                f"INSERT INTO pending ({_NAMES}) VALUES (?, ?, ?, ?, ?)",
+                f"INSERT INTO pending ({NAMES}) VALUES (?, ?, ?, ?, ?)",
                 [astuple(segment) for segment in segments],
             )
             if state.ended:
@@ -214,37 +201,26 @@ class Spool:
         """
         without = without[:_ORDERS_MAX]
         marks = ", ".join("?" * len(without))
-        query = f"SELECT id, {_NAMES} FROM pending WHERE service_order_number NOT IN ({marks})"
+        query = f"SELECT id, {NAMES} FROM pending WHERE service_order_number NOT IN ({marks})"
         rows = self._rows(f"{query} ORDER BY id LIMIT ?", *without, count_max)
         return [SpooledSegment(row[0], _segment(row[1:])) for row in rows]
 
     def acknowledge(self, entry_ids: Sequence[int]) -> None:
         """Remove segments that the server has; ids that are gone already are ignored.
 
-        Works on a full disk as well, as long as there is the reserve; raises SpoolFull without it.
+        Works on a full disk as well, by the reserve, and in small pieces where there is little of
+        it. Raises SpoolFull where not even one can be removed.
         """
-        self._removing(lambda: self._remove(entry_ids))
+        self._in_pieces(entry_ids, self._remove)
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
         """Set segments that were refused for good aside, with the server's words; see above."""
-
-        def set_aside() -> None:
-            self._remove([each.entry_id for each in rejected])  # it makes room
-            self._db.executemany(
-                f"INSERT OR REPLACE INTO rejected (id, {_NAMES}, reason, detail)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (each.entry_id, *astuple(each.segment), each.reason, each.detail)
-                    for each in rejected
-                ],
-            )
-
-        self._removing(set_aside)
+        self._in_pieces(rejected, self._set_aside)
 
     def rejected(self, service_order_number: str | None = None) -> list[RejectedSegment]:
         """Return what was refused, oldest first: of one order, or of all."""
         where, values = _of_order(service_order_number)
-        query = f"SELECT id, {_NAMES}, reason, detail FROM rejected{where} ORDER BY id"
+        query = f"SELECT id, {NAMES}, reason, detail FROM rejected{where} ORDER BY id"
         rows = self._rows(query, *values)
         return [RejectedSegment(row[0], _segment(row[1:6]), row[6], row[7]) for row in rows]
 
@@ -255,7 +231,7 @@ class Spool:
         def put_back() -> None:
             nonlocal count
             self._db.execute(
-                f"INSERT INTO pending ({_NAMES}) SELECT {_NAMES} FROM rejected ORDER BY id"
+                f"INSERT INTO pending ({NAMES}) SELECT {NAMES} FROM rejected ORDER BY id"
             )
             count = self._db.execute("DELETE FROM rejected").rowcount
 
@@ -318,6 +294,16 @@ class Spool:
                 self._reserve.take()
                 self._bound_log()
 
+    def _in_pieces(self, items: Sequence[T], change: Callable[[Sequence[T]], None]) -> None:
+        try:
+            self._removing(lambda: change(items))
+        except SpoolFull:
+            if len(items) <= 1:
+                raise
+            half = len(items) // 2
+            self._in_pieces(items[:half], change)
+            self._in_pieces(items[half:], change)
+
     def _commit(self, change: Callable[[], None]) -> None:
         with self._errors(), self._transaction():
             change()
@@ -356,6 +342,17 @@ class Spool:
     def _any_pending(self) -> bool:
         with self._errors():
             return self._one("SELECT EXISTS (SELECT 1 FROM pending)") == 1
+
+    def _set_aside(self, rejected: Sequence[RejectedSegment]) -> None:
+        self._remove([each.entry_id for each in rejected])  # it makes room
+        self._db.executemany(
+            f"INSERT OR REPLACE INTO rejected (id, {NAMES}, reason, detail)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (each.entry_id, *astuple(each.segment), each.reason, each.detail)
+                for each in rejected
+            ],
+        )
 
     def _one(self, query: str) -> int:
         return int(self._db.execute(query).fetchone()[0])

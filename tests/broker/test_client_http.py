@@ -282,7 +282,7 @@ def test_connections_are_kept_unless_something_is_wrong_with_them() -> None:
         made = []
         for _ in range(6):
             assert b"{}" == http_.call("GET", "/", None).body
-            time.sleep(0.05)  # for the end, or what nobody asked for, to arrive
+            time.sleep(0.15)  # for the end, or what nobody asked for, to arrive
             made.append(served.connections)
     assert [1, 1, 2, 3, 4, 4] == made
 

@@ -12,24 +12,31 @@ class Holds:
     def __init__(self) -> None:
         self._failures: dict[str, int] = {}
         self._until_s: dict[str, float] = {}
+        self._wished: set[str] = set()
 
     def failed(self, number: str) -> int:
         """Note that an order has failed; return how often it has by now, in a row."""
         self._failures[number] = self._failures.get(number, 0) + 1
         return self._failures[number]
 
-    def hold(self, number: str, until_s: float) -> None:
-        """Have an order wait until then."""
+    def hold(self, number: str, until_s: float, *, is_wish: bool = False) -> None:
+        """Have an order wait until then: by a wish of the server's, or just to be careful."""
         self._until_s[number] = until_s
+        if is_wish:
+            self._wished.add(number)
+        else:
+            self._wished.discard(number)
 
     def worked(self, number: str) -> None:
         """Note that the server has taken something of the order's, or refused it for good."""
         self._failures.pop(number, None)
         self._until_s.pop(number, None)
+        self._wished.discard(number)
 
     def release(self) -> None:
-        """End the pauses of all orders; they keep their failures."""
-        self._until_s = dict.fromkeys(self._until_s, float("-inf"))
+        """End the pauses that no server wished for; the orders keep their failures."""
+        for number in self._until_s.keys() - self._wished:
+            self._until_s[number] = float("-inf")
 
     def held(self, now_s: float) -> list[str]:
         """Return the orders that wait now; the one whose turn it is does so no longer."""
@@ -37,6 +44,7 @@ class Holds:
             number = min(self._until_s, key=self._until_s.__getitem__)
             if self._until_s[number] <= now_s:
                 del self._until_s[number]
+                self._wished.discard(number)
         return list(self._until_s)
 
     def wait_s(self, now_s: float) -> float | None:

@@ -21,6 +21,10 @@ from schemas import SegmentEvent, check_order_number
 
 SEGMENT_LENGTH_MAX_MS = 86_400_000
 """The longest time sequence that the contract allows (TOO_LONG): 24 hours."""
+GAP_MAX_MS = 366 * SEGMENT_LENGTH_MAX_MS
+"""The longest time without a meter that `Session.resume` counts: a year."""
+FUTURE_TOLERANCE_MS = 60_000
+"""How far after its arrival a time sequence may end (IN_THE_FUTURE)."""
 
 
 class ProducerError(Exception):
@@ -32,9 +36,12 @@ class ProducerError(Exception):
     │   ├── SpoolFull        the limit or the disk; nothing was stored, nothing was lost
     │   ├── SpoolBusy        another process holds the file
     │   └── SpoolBroken      the file is no spool, or its disk fails
-    ├── UplinkError          transport.py
+    ├── ClientStopped        client.py: closed, or a thread of it has died; make a new one
+    ├── UplinkError          uplink.py
     │   ├── UplinkUnavailable    no answer, or "later": worth a retry
+    │   │   └── OrderFailed      an answer that may be about one order alone
     │   └── UplinkRefused        the request is wrong: a retry would not help
+    │       └── WillNotCount     stored, but it will be a dead letter
     └── GatewayFailed        gateway.py: its Kafka client is beyond repair, restart the process
     """
 
@@ -110,10 +117,15 @@ class Session:
 
         Where the server's time lies before what was reported already (the client's clock ran
         fast), the next segment starts at what was reported, so nothing is counted twice.
-        Raises ValueError if the session has ended.
+        Raises ValueError if the session has ended, and for a gap of over a year that is to be
+        counted: nobody's meter was dead so long, and it would be cut into thousands of segments.
         """
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
+        gap_ms = server_timestamp_ms - state.reported_until_ms
+        if count_gap and gap_ms > GAP_MAX_MS:
+            said = f"the server's time is {gap_ms} ms after the last report, at most a year counts"
+            raise ValueError(f"order {state.service_order_number!r}: {said}")
         now_ms = max(server_timestamp_ms, state.reported_until_ms)
         session = cls(
             state.service_order_number, now_ms, state.report_interval_ms, anchor_monotonic_ms

@@ -1,30 +1,49 @@
 """The ways from a client to the server: over HTTP to a gateway, or straight into Kafka.
 
-An uplink sends what it is given once, says of each segment whether the server has it, refused
-it for good, or neither, and leaves retries to its caller. Every way is at-least-once: after a
-timeout nobody knows whether a segment arrived, so it is sent again, and the stream processor
-removes repeats.
+`uplink` says what they have in common.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
-import urllib3
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import (
+    TIMESTAMP_LOG_APPEND_TIME,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+)
 
-from producers.session import ProducerError
-from schemas import PARTITIONER, SEGMENTS_TOPIC, SegmentEvent, encode_segment
+from producers.answers import (
+    HttpAnswer,
+    NotOurs,
+    read_grant,
+    read_refusal,
+    read_refused,
+    read_stored,
+    read_time,
+)
+from producers.bounded_http import BoundedHttp
+from producers.session import FUTURE_TOLERANCE_MS
+from producers.uplink import (
+    Grant,
+    OrderFailed,
+    SendResult,
+    Uplink,
+    UplinkRefused,
+    UplinkUnavailable,
+    WillNotCount,
+)
+from schemas import PARTITIONER, SEGMENTS_TOPIC, Reason, SegmentEvent, encode_segment
 
 KafkaConfig = Mapping[str, str]
 """librdkafka client configuration: `bootstrap.servers` and, where needed, security settings."""
 
-_LATER_STATUS = {408, 425, 429}  # of the 4xx, the ones that say "not now" and not "not so"
-_BUSY_STATUS = {*_LATER_STATUS, 503}  # whoever is asked for now
+_BUSY_STATUS = {408, 425, 429, 503}  # "not now", whoever is asked for
 _FAILED_ORDERS_MAX = 3  # in a row; so many are no coincidence, so the server itself is at fault
 _REFUSED_BY_BROKER = (  # only these speak of the record itself; the rest is worth a retry
     KafkaError.MSG_SIZE_TOO_LARGE,
@@ -32,90 +51,6 @@ _REFUSED_BY_BROKER = (  # only these speak of the record itself; the rest is wor
     KafkaError.INVALID_RECORD,
     KafkaError.INVALID_TIMESTAMP,
 )
-
-
-class UplinkError(ProducerError):
-    """The server could not be asked, or said no."""
-
-
-class UplinkUnavailable(UplinkError):
-    """No answer, or one that says "later". `retry_after_s` is the server's wish, if it had one."""
-
-    def __init__(self, detail: str, retry_after_s: float | None = None) -> None:
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
-
-
-class OrderFailed(UplinkUnavailable):
-    """An answer that may be about this one order: neither a refusal nor "later"."""
-
-
-class UplinkRefused(UplinkError):
-    """The server understood the request and will never take it: `reason` and `detail` say why."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Pauses between tries: `first_s`, doubled each time up to `max_s`, with jitter.
-
-    The jitter takes up to half of a pause away, by the dice: clients that failed together
-    don't come back together.
-    """
-
-    first_s: float = 0.2
-    max_s: float = 30.0
-
-    def pause_s(self, failures: int, dice: float) -> float:
-        """Return the pause after so many failures in a row (from 1); 0 <= dice < 1."""
-        assert failures >= 1
-        assert 0.0 <= dice < 1.0
-        full_s: float = min(self.max_s, self.first_s * 2.0 ** min(failures - 1, 32))
-        return full_s * (1.0 - dice / 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """The server's go for a service: its order number, the server's time, how often to report."""
-
-    service_order_number: str
-    server_timestamp_ms: int
-    report_interval_ms: int
-
-
-@dataclass(slots=True)
-class SendResult:
-    """What became of the segments of one `send`, by their index in it.
-
-    What is in neither `accepted` nor `refused` is to be sent again, after a pause where
-    `problem` is given. `failed` are orders by number which the server could not take now,
-    though it answered: they may go on failing, and should hold no other order up.
-    """
-
-    accepted: list[int] = field(default_factory=list)
-    refused: dict[int, UplinkRefused] = field(default_factory=dict)
-    failed: dict[str, UplinkUnavailable] = field(default_factory=dict)
-    problem: UplinkUnavailable | None = None
-
-
-class Uplink(Protocol):
-    """A way to the server. `send` is called by one thread, `start` and the time by any."""
-
-    def start(self, service_order_number: str | None = None) -> Grant:
-        """Ask for a new order; raises UplinkUnavailable or UplinkRefused."""
-
-    def server_time_ms(self) -> int:
-        """Ask for the server's time, ms since the epoch; raises as `start` does."""
-
-    def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
-        """Send segments, of one or many orders, once; never raises for the server's doings."""
-
-    def close(self) -> None:
-        """Let go of connections."""
 
 
 def producer_config(
@@ -146,9 +81,11 @@ def producer_config(
 class HttpUplink:
     """Segments to a gateway over HTTP.
 
-    `gateway_url` as in `http://host:port`; a path may follow. `timeout_s` bounds one request,
-    connecting included; it should be longer than the gateway's own wait for Kafka. A 4xx in the
-    gateway's own error format is a refusal; any other error (a proxy's, say) is worth a retry.
+    `gateway_url` as in `http://host:port`; a path may follow. `timeout_s` bounds one request in
+    all: look-up of the name, connecting, sending and the whole answer. It should be longer than
+    the gateway's own wait for Kafka. What is said of a segment for good is taken from answers in
+    the contract's form alone (200 and 422, see `answers`); after any other (a proxy's, say) it
+    waits and is sent again. Raises ValueError for a URL or a timeout that can't be meant.
     """
 
     def __init__(
@@ -158,34 +95,29 @@ class HttpUplink:
         timeout_s: float = 15.0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._url = gateway_url.rstrip("/")
-        # No redirects and no retries of urllib3's own: both are decided by our caller.
-        self._pool = urllib3.PoolManager(
-            maxsize=4,
-            retries=False,
-            timeout=urllib3.Timeout(total=timeout_s),
-            headers={"content-type": "application/json", **(headers or {})},
+        json_headers = {"content-type": "application/json", "accept": "application/json"}
+        self._http = BoundedHttp(
+            gateway_url, timeout_s=timeout_s, headers={**json_headers, **(headers or {})}
         )
 
-    def start(self, service_order_number: str | None = None) -> Grant:
+    def start(
+        self, service_order_number: str | None = None, *, timeout_s: float | None = None
+    ) -> Grant:
         """Ask the gateway for a new order, with the given number or one of the gateway's."""
-        answer = self._ask("POST", "/v1/orders", {"service_order_number": service_order_number})
+        path, body = "/v1/orders", {"service_order_number": service_order_number}
+        answer = self._asked("POST", path, body, timeout_s)
         try:
-            return Grant(
-                str(answer["service_order_number"]),
-                int(answer["server_timestamp_ms"]),
-                int(answer["report_interval_ms"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UplinkUnavailable(f"{self._url} gave no grant: {answer}") from error
+            return read_grant(answer, service_order_number)
+        except NotOurs as error:
+            raise self._not_ours(path, answer, error) from error
 
-    def server_time_ms(self) -> int:
+    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
         """Ask the gateway for its time."""
-        answer = self._ask("GET", "/v1/time", None)
+        answer = self._asked("GET", "/v1/time", None, timeout_s)
         try:
-            return int(answer["server_timestamp_ms"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UplinkUnavailable(f"{self._url} gave no time: {answer}") from error
+            return read_time(answer)
+        except NotOurs as error:
+            raise self._not_ours("/v1/time", answer, error) from error
 
     def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
         """Post segments, one request for each run of segments of one order."""
@@ -209,8 +141,8 @@ class HttpUplink:
         return result
 
     def close(self) -> None:
-        """Close idle connections."""
-        self._pool.clear()
+        """Close the connections; a request that is under way fails at once."""
+        self._http.close()
 
     def _post(
         self,
@@ -220,49 +152,62 @@ class HttpUplink:
         result: SendResult,
     ) -> None:
         path = f"/v1/orders/{quote_order_number(number)}/segments"
-        body = [segment_fields(segments[index]) for index in indices]
-        status, answer, retry_after_s = self._request("POST", path, body)
-        if status == 200:
-            result.accepted.extend(indices)
-            return
-        refusal = _refusal(status, answer)
-        if refusal is None:
-            kind = UplinkUnavailable if status in _BUSY_STATUS else OrderFailed
-            raise kind(f"{self._url}{path}: status {status}", retry_after_s)
-        if status == 413 and len(indices) > 1:  # together they are too much: each half by itself
+        sent = [segments[index] for index in indices]
+        answer = self._call("POST", path, [segment_fields(each) for each in sent])
+        if answer.status == 413 and len(indices) > 1:  # whoever says so: each half by itself
             half = len(indices) // 2
             self._post(number, segments, indices[:half], result)
             self._post(number, segments, indices[half:], result)
             return
-        errors = answer.get("errors") if status == 422 else None
-        refused = dict(_item_errors(errors, indices)) if isinstance(errors, list) else {}
-        # Without a word about single segments the refusal is about all of them.
-        result.refused.update(refused or dict.fromkeys(indices, refusal))
+        if answer.status == 200:
+            try:
+                refused: Mapping[int, UplinkRefused] = read_stored(answer, sent)
+            except NotOurs as error:
+                raise self._not_ours(path, answer, error, OrderFailed) from error
+            result.accepted += [each for at, each in enumerate(indices) if at not in refused]
+        else:
+            found = read_refused(answer, sent)
+            if found is None:
+                kind = UplinkUnavailable if answer.status in _BUSY_STATUS else OrderFailed
+                raise self._unexpected(path, answer, kind)
+            refused = found
+        result.refused.update({indices[at]: why for at, why in refused.items()})
 
-    def _ask(self, method: str, path: str, body: object) -> dict[str, Any]:
-        status, answer, retry_after_s = self._request(method, path, body)
-        if 200 <= status < 300:
+    def _asked(self, method: str, path: str, body: object, timeout_s: float | None) -> HttpAnswer:
+        answer = self._call(method, path, body, timeout_s)
+        if 200 <= answer.status < 300:
             return answer
-        refusal = _refusal(status, answer)
-        if refusal is not None:
+        refusal = read_refusal(answer)
+        is_final = 400 <= answer.status < 500 and answer.status not in _BUSY_STATUS
+        if refusal is not None and is_final:
             raise refusal
-        raise UplinkUnavailable(f"{self._url}{path}: status {status}", retry_after_s)
+        raise self._unexpected(path, answer, UplinkUnavailable)
 
-    def _request(
-        self, method: str, path: str, body: object
-    ) -> tuple[int, dict[str, Any], float | None]:
+    def _call(
+        self, method: str, path: str, body: object, timeout_s: float | None = None
+    ) -> HttpAnswer:
         content = None if body is None else json.dumps(body).encode()
-        try:
-            response = self._pool.request(method, self._url + path, body=content, redirect=False)
-        except urllib3.exceptions.HTTPError as error:
-            raise UplinkUnavailable(f"{self._url}: {error}") from error
-        try:
-            answer = json.loads(response.data)
-        except ValueError:
-            answer = None
-        retry_after = response.headers.get("retry-after", "")
-        retry_after_s = float(retry_after) if retry_after.isdecimal() else None
-        return response.status, answer if isinstance(answer, dict) else {}, retry_after_s
+        return self._http.call(method, path, content, timeout_s=timeout_s)
+
+    def _unexpected(
+        self, path: str, answer: HttpAnswer, kind: type[UplinkUnavailable]
+    ) -> UplinkUnavailable:
+        said = f"status {answer.status}"
+        if answer.location is not None and 300 <= answer.status < 400:
+            said += f", a redirect to {answer.location[:200]!r}, which is not followed"
+        if (refusal := read_refusal(answer)) is not None:
+            said += f", {refusal}"
+        return kind(f"{self._http.base_url}{path}: {said}", answer.retry_after_s)
+
+    def _not_ours(
+        self,
+        path: str,
+        answer: HttpAnswer,
+        error: NotOurs,
+        kind: type[UplinkUnavailable] = UplinkUnavailable,
+    ) -> UplinkUnavailable:
+        said = f"status {answer.status}, but no answer of a gateway: {error}"
+        return kind(f"{self._http.base_url}{path}: {said}", answer.retry_after_s)
 
 
 def segment_fields(segment: SegmentEvent) -> dict[str, Any]:
@@ -287,29 +232,14 @@ def _runs(segments: Sequence[SegmentEvent]) -> Iterator[tuple[str, list[int]]]:
         yield number, list(run)
 
 
-def _refusal(status: int, answer: Mapping[str, Any]) -> UplinkRefused | None:
-    error = answer.get("error")
-    if not 400 <= status < 500 or status in _LATER_STATUS or not isinstance(error, dict):
-        return None
-    return UplinkRefused(str(error.get("reason")), str(error.get("detail")))
-
-
-def _item_errors(
-    errors: Sequence[Any], indices: Sequence[int]
-) -> Iterator[tuple[int, UplinkRefused]]:
-    for error in errors:
-        if isinstance(error, dict) and isinstance(error.get("index"), int):
-            at = error["index"]
-            if 0 <= at < len(indices):
-                yield indices[at], UplinkRefused(str(error.get("reason")), str(error.get("detail")))
-
-
 class KafkaUplink:
     """Segments straight into Kafka: acks=all, idempotent, in the partition of the contract.
 
     Kafka can't say go: `orders` is the uplink (an HttpUplink, usually) that is asked for
     orders and for the time. Without one, `DurabillClient.start` and `resume` need explicit
-    values. Raises KafkaException for a wrong configuration.
+    values. The broker's append times tell which segments will not count: IN_THE_FUTURE, and
+    TOO_LATE where the stream processor's correction window is given. Raises KafkaException for
+    a wrong configuration.
     """
 
     def __init__(
@@ -319,20 +249,24 @@ class KafkaUplink:
         *,
         orders: Uplink | None = None,
         delivery_timeout_s: float = 30.0,
+        correction_window_ms: int | None = None,
     ) -> None:
         self._topic = topic
+        self._correction_window_ms = correction_window_ms
         self._orders = orders
         self._delivery_timeout_s = delivery_timeout_s
         self._config = producer_config(kafka, delivery_timeout_ms=int(delivery_timeout_s * 1000))
         self._producer = Producer(self._config)
 
-    def start(self, service_order_number: str | None = None) -> Grant:
+    def start(
+        self, service_order_number: str | None = None, *, timeout_s: float | None = None
+    ) -> Grant:
         """Ask `orders` for a new order; raises UplinkRefused without one."""
-        return self._asked().start(service_order_number)
+        return self._asked().start(service_order_number, timeout_s=timeout_s)
 
-    def server_time_ms(self) -> int:
+    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
         """Ask `orders` for the time; raises UplinkRefused without one."""
-        return self._asked().server_time_ms()
+        return self._asked().server_time_ms(timeout_s=timeout_s)
 
     def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
         """Produce all segments and wait for every delivery report."""
@@ -341,10 +275,14 @@ class KafkaUplink:
         numbers = [segment.service_order_number for segment in segments]
 
         def reported(index: int) -> Callable[[KafkaError | None, Message], None]:
-            def on_delivery(error: KafkaError | None, _: Message) -> None:
+            def on_delivery(error: KafkaError | None, message: Message) -> None:
                 nonlocal fatal
                 if error is None:
-                    result.accepted.append(index)
+                    in_vain = self._in_vain(segments[index], message)
+                    if in_vain is None:
+                        result.accepted.append(index)
+                    else:
+                        result.refused[index] = in_vain
                 elif error.code() in _REFUSED_BY_BROKER:
                     result.refused[index] = UplinkRefused(error.name(), error.str())
                 else:
@@ -384,6 +322,18 @@ class KafkaUplink:
         until_s = time.monotonic() + self._delivery_timeout_s + 5.0
         while len(self._producer) > 0 and not is_over() and time.monotonic() < until_s:
             self._producer.flush(0.5)
+
+    def _in_vain(self, segment: SegmentEvent, stored: Message) -> WillNotCount | None:
+        kind, append_ms = stored.timestamp()
+        if kind != TIMESTAMP_LOG_APPEND_TIME:
+            return None
+        after_ms = segment.end_ms - append_ms
+        if after_ms > FUTURE_TOLERANCE_MS:
+            return WillNotCount(Reason.IN_THE_FUTURE, f"ends {after_ms} ms after it was stored")
+        window_ms = self._correction_window_ms
+        if window_ms is not None and -after_ms > window_ms:
+            return WillNotCount(Reason.TOO_LATE, f"ended {-after_ms} ms before it was stored")
+        return None
 
     def _asked(self) -> Uplink:
         if self._orders is None:

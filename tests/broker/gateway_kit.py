@@ -16,9 +16,18 @@ from producers.gateway import GatewayConfig, serve_gateway
 from schemas import SegmentEvent, decode_segment
 
 
-def answer(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes) -> None:
-    """Send a whole answer to what a handler was asked."""
+def answer(
+    handler: http.server.BaseHTTPRequestHandler,
+    status: int,
+    body: bytes,
+    content_type: str = "application/json",
+    **headers: str,
+) -> None:
+    """Send a whole answer to what a handler was asked; `retry_after` is the header Retry-After."""
     handler.send_response(status)
+    handler.send_header("content-type", content_type)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
     handler.send_header("content-length", str(len(body)))
     handler.end_headers()
     handler.wfile.write(body)
@@ -28,7 +37,7 @@ def answer(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes
 def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Have it answer in threads of this process; gives the base URL."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

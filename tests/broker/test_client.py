@@ -1,12 +1,9 @@
 """The SDK: over HTTP and straight to Kafka, through outages, refusals, full disks and kill -9."""
 
-import http.server
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,15 +14,8 @@ import pytest
 from producers.client import DurabillClient
 from producers.gateway import GatewayConfig
 from producers.spool import Spool, SpoolFull
-from producers.transport import (
-    Backoff,
-    Grant,
-    HttpUplink,
-    KafkaUplink,
-    SendResult,
-    UplinkRefused,
-    UplinkUnavailable,
-)
+from producers.transport import HttpUplink, KafkaUplink
+from producers.uplink import Backoff, Grant, SendResult, UplinkRefused, UplinkUnavailable
 from schemas import SegmentEvent, decode_segment, partition_for
 from tests.broker.gateway_kit import gateway, read_topic, segments_of
 from tests.broker.ledger_kit import wait_until
@@ -43,10 +33,12 @@ class Uplink:
         self.refuses: set[str] = set()
         self.got: list[SegmentEvent] = []
 
-    def start(self, service_order_number: str | None = None) -> Grant:
+    def start(
+        self, service_order_number: str | None = None, *, timeout_s: float | None = None
+    ) -> Grant:
         return Grant(service_order_number or "SO1", NOW_MS, 20)
 
-    def server_time_ms(self) -> int:
+    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
         return NOW_MS + 60_000
 
     def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
@@ -248,58 +240,6 @@ def test_a_request_that_is_too_large_is_halved(
         assert sorted(uplink.send(segments).accepted) == list(range(100))
         uplink.close()
     assert segments_of(read_topic(bootstrap_servers, topics.segments)) == segments
-
-
-@contextmanager
-def proxy(status: int, body: bytes) -> Iterator[str]:
-    """Something on the way that answers everything in its own manner."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
-            self.send_header("retry-after", "7")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-REFUSAL = b'{"error": {"reason": "R", "detail": "d"}}'
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "is_refused"),
-    [
-        (400, REFUSAL, True),
-        (422, REFUSAL, True),
-        (429, REFUSAL, False),
-        (503, REFUSAL, False),
-        (404, b"<html>no such page</html>", False),
-        (302, b"", False),
-        (201, b"not ours", False),
-    ],
-)
-def test_only_the_gateways_own_refusal_is_one(status: int, body: bytes, is_refused: bool) -> None:
-    with proxy(status, body) as url:
-        uplink = HttpUplink(url)
-        result = uplink.send([SegmentEvent("SO1", 1, 0, 5, False)])
-        uplink.close()
-    assert result.accepted == []
-    assert set(result.refused) == ({0} if is_refused else set())
-    problem = result.problem or result.failed.get("SO1")
-    assert is_refused or (problem is not None and problem.retry_after_s == 7)
 
 
 def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from producers.client import DurabillClient
 from producers.holds import Holds
 from producers.session import SessionState
 from producers.spool import Spool, SpoolFull
-from producers.transport import Backoff, Grant, HttpUplink, OrderFailed, UplinkUnavailable
+from producers.transport import HttpUplink
+from producers.uplink import Backoff, Grant, OrderFailed, UplinkUnavailable
 from schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
 from tests.broker.ledger_kit import wait_until
@@ -40,11 +42,11 @@ def failing_gateway(status: int, *failing: str) -> Iterator[Asked]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            segments = json.loads(self.rfile.read(int(self.headers["content-length"])))
             order = self.path.split("/")[3]
             asked.requests[order] += 1
             is_failing = order in asked.failing
-            body = b"oops" if is_failing else json.dumps({"accepted": 1}).encode()
+            body = b"oops" if is_failing else json.dumps({"accepted": len(segments)}).encode()
             answer(self, asked.status if is_failing else 200, body)
 
         def log_message(self, format: str, *args: object) -> None:
@@ -133,7 +135,13 @@ def test_holds() -> None:
 def test_full_disk_is_told_and_no_time_is_lost(
     small_disk: Path, bootstrap_servers: str, topics: Topics
 ) -> None:
-    """First the server is away, so the spool grows; then others take the rest of the disk."""
+    """First the server is away, so the spool grows; then others take the rest of the disk.
+
+    The spool begins with little room, so that it has a small reserve.
+    """
+    before = fill_up(small_disk)
+    os.truncate(before, before.stat().st_size - 600 * 1024)
+    before = before.rename(small_disk / "before")
     trouble: list[Exception] = []
     down = Uplink()
     down.is_up = False

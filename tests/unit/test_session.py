@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producers.session import (
+    GAP_MAX_MS,
     SEGMENT_LENGTH_MAX_MS,
     ClockWentBackwards,
     Session,
@@ -122,6 +123,22 @@ def test_resume_counts_the_gap_if_told_so() -> None:
     service = Session.resume(old.state, SERVER_MS + 60_000, 7, count_gap=True)
     assert service.due_at() < 7
     assert spans(service.report(7)) == [(2, 1_000, 60_000, False)]
+
+
+def test_resume_counts_a_gap_of_a_year_at_most() -> None:
+    """A server's time without sense would be cut into thousands of segments, again and again."""
+    old = session()
+    old.report(1_050)
+    until_ms = old.state.reported_until_ms
+    for gap_ms in (GAP_MAX_MS - 1, GAP_MAX_MS):
+        service = Session.resume(old.state, until_ms + gap_ms, 0, count_gap=True)
+        segments = service.end(0)
+        assert 366 == len(segments)
+        assert gap_ms == segments[-1].end_ms - until_ms
+    with pytest.raises(ValueError, match="at most a year counts"):
+        Session.resume(old.state, until_ms + GAP_MAX_MS + 1, 0, count_gap=True)
+    later_ms = until_ms + 100 * GAP_MAX_MS
+    assert 1 == len(Session.resume(old.state, later_ms, 0).end(0))
 
 
 @pytest.mark.parametrize("count_gap", [False, True])

@@ -1,6 +1,7 @@
 """The spool: what was appended is there after anything short of losing the disk."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_a_disk_that_others_fill_loses_nothing(small_disk: Path) -> None:
         fill(spool, 50)
         others = fill_up(small_disk)
         with pytest.raises(SpoolFull, match="nothing was stored"):
-            fill_on(spool, 51, 10_000)
+            fill_on(spool, 51, 1_000_050, at_once=20)
         stored = spool.pending()
         assert numbers(spool) == list(range(1, stored + 1))
         assert spool.sessions() == [state(stored + 1)]
@@ -215,3 +216,116 @@ def test_a_disk_that_the_spool_has_filled_is_emptied_by_sending(small_disk: Path
             spool.append([segment(number)], state(number + 1))
             number += 1
         assert numbers(spool) == [number - 1]
+
+
+@pytest.mark.parametrize("room", [None, 400_000, 250_000])
+def test_empty_queue_on_a_full_disk_takes_segments_into_the_reserve(
+    small_disk: Path, room: int | None
+) -> None:
+    """And is emptied again, for as long as it lasts, without a restart."""
+    if room is not None:  # so that the reserve is a small one
+        before = fill_up(small_disk)
+        os.truncate(before, before.stat().st_size - room)
+        before.rename(small_disk / "before")
+    with Spool(small_disk / "spool") as spool:
+        spool.append([], state(1))
+        fill_up(small_disk)
+        number = 1
+        for _ in range(100):
+            spool.append([segment(number)], state(number + 1))
+            assert [number] == numbers(spool)
+            spool.acknowledge([entry.entry_id for entry in spool.oldest(9)])
+            number += 1
+        for _ in range(2):
+            with pytest.raises(SpoolFull):  # there is an end, and a way back from it
+                fill_on(spool, number, number + 1_000_000, at_once=10)
+            assert spool.pending() >= (100 if room is None else 1)
+            number = spool.sessions()[0].next_number
+            while spool.pending():
+                spool.acknowledge([entry.entry_id for entry in spool.oldest(500)])
+            spool.append([segment(number)], state(number + 1))
+            assert [number] == numbers(spool)
+            spool.acknowledge([entry.entry_id for entry in spool.oldest(9)])
+            number += 1
+
+
+def test_full_disk_without_a_reserve_heals_when_there_is_room(small_disk: Path) -> None:
+    others = fill_up(small_disk)
+    room = 3 * 4096 * 8
+    os.truncate(others, others.stat().st_size - room)
+    with Spool(small_disk / "spool") as spool:
+        assert not (small_disk / "spool-reserve").exists()
+        with pytest.raises(SpoolFull):
+            fill_on(spool, 1, 100_000)
+        number = spool.pending() + 1
+        with pytest.raises(SpoolFull):
+            spool.append([segment(number)], state(number + 1))
+        os.truncate(others, others.stat().st_size - room)
+        spool.append([segment(number)], state(number + 1))
+        assert list(range(1, number + 1)) == numbers(spool)
+        others.unlink()
+        spool.acknowledge([])
+        assert (small_disk / "spool-reserve").exists()
+
+
+def test_spool_that_is_full_of_refused_ones_says_so_and_is_emptied(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", limit_bytes=64 * 1024) as spool:
+        with pytest.raises(SpoolFull) as told:
+            fill_on(spool, 1, 100_000, at_once=10)
+        assert "refused" not in str(told.value)
+        refused = spool.pending()
+        with pytest.raises(SpoolFull):  # words that are longer than all the room there is
+            set_aside(spool, "d" * 500)
+        assert refused == spool.pending() + spool.rejected_count()
+        assert 1 <= spool.rejected_count() < 100
+        set_aside(spool, "d")
+        assert (0, refused) == (spool.pending(), spool.rejected_count())
+        number = spool.sessions()[0].next_number
+        with pytest.raises(SpoolFull, match=f"{refused} refused segments take room") as told:
+            fill_on(spool, number, 100_000, at_once=100)
+        assert 0 == spool.discard_rejected("other")
+        assert refused == spool.discard_rejected("SO1")
+        number = spool.sessions()[0].next_number
+        fill_on(spool, number, number + 10)
+
+
+def test_refused_ones_have_room_in_a_full_spool(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", limit_bytes=64 * 1024) as spool:
+        with pytest.raises(SpoolFull):
+            fill_on(spool, 1, 100_000)
+        for entry in spool.oldest(20):
+            spool.reject([RejectedSegment(entry.entry_id, entry.segment, "R", "d" * 500)])
+        assert 20 == spool.rejected_count()
+        number = spool.sessions()[0].next_number
+        with pytest.raises(SpoolFull):  # that room is for them alone
+            fill_on(spool, number, number + 100, at_once=50)
+
+
+def set_aside(spool: Spool, detail: str) -> None:
+    spool.reject([RejectedSegment(e.entry_id, e.segment, "R", detail) for e in spool.oldest(10**6)])
+
+
+def test_refused_ones_of_one_order_are_discarded(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        fill(spool, 2)
+        fill(spool, 3, "SO2")
+        set_aside(spool, "d")
+        assert (0, 2, 3) == (
+            spool.pending(),
+            len(spool.rejected("SO1")),
+            len(spool.rejected("SO2")),
+        )
+        assert 2 == spool.discard_rejected("SO1")
+        assert 3 == spool.discard_rejected()
+        assert [] == spool.rejected()
+
+
+def test_no_query_numbers_its_placeholders() -> None:
+    """With values in a sequence, Python 3.12.0 to 3.12.3 warn of that, and warnings are errors."""
+    root = Path(__file__).parents[2]
+    sources = [
+        path for each in ("schemas", "producers", "deploy") for path in (root / each).rglob("*.py")
+    ]
+    users = [path for path in sources if "sqlite3" in path.read_text(encoding="utf-8")]
+    assert "spool.py" in {path.name for path in users}
+    assert [] == [path for path in users if re.search(r"[?]\d", path.read_text(encoding="utf-8"))]

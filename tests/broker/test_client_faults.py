@@ -1,0 +1,130 @@
+"""The SDK and faults of its own, or of its caller: it goes on, or says that it doesn't."""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from producers.client import ClientStopped, DurabillClient
+from producers.session import SessionState
+from producers.spool import Spool, SpoolFull
+from producers.uplink import SendResult, UplinkRefused
+from schemas import SegmentEvent
+from tests.broker.ledger_kit import wait_until
+from tests.broker.test_client import QUICK, Uplink, ignore
+
+
+def test_on_error_that_raises_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_error(error: Exception) -> None:
+        raise RuntimeError(f"of the caller's, about {error}")
+
+    uplink = Uplink()
+    uplink.is_up = False
+    with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=on_error) as client:
+        service = client.start()
+        wait_until(lambda: "on_error raised; it was told of UplinkUnavail" in caplog.text, "told")
+        uplink.is_up = True
+        assert service.end().acknowledged
+
+
+class Clock:
+    """A clock that raises what the test wants."""
+
+    def __init__(self) -> None:
+        self.raises: BaseException | None = None
+
+    def __call__(self) -> int:
+        if self.raises is not None and threading.current_thread().name == "durabill-reporter":
+            raise self.raises
+        return time.monotonic_ns()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of the clock"), SystemExit("of the clock")])
+def test_thread_that_dies_is_told_at_once_and_by_every_call(
+    tmp_path: Path, error: BaseException
+) -> None:
+    clock, trouble, uplink = Clock(), list[Exception](), Uplink()
+    client = DurabillClient(uplink, tmp_path / "spool", clock=clock, on_error=trouble.append)
+    service = client.start()
+    uplink.is_up = False
+    clock.raises = error
+    wait_until(lambda: any(isinstance(each, ClientStopped) for each in trouble), "told")
+    for call in (client.start, client.flush, service.end, lambda: client.resume("SO1")):
+        with pytest.raises(ClientStopped, match=r"reporter died of .*of the clock"):
+            call()
+    started_s = time.monotonic()
+    client.close()
+    assert time.monotonic() - started_s < 3  # there is nothing to wait for
+    with pytest.raises(ClientStopped, match="closed"):
+        client.start()
+    uplink.is_up = True
+    with DurabillClient(uplink, tmp_path / "spool") as client:  # carries on
+        assert client.resume("SO1").end().acknowledged
+
+
+def test_whoever_waits_when_a_thread_dies_is_told(tmp_path: Path) -> None:
+    class Dying(Uplink):
+        def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+            time.sleep(0.2)
+            raise SystemExit("of the uplink")
+
+    client = DurabillClient(Dying(), tmp_path / "spool", on_error=ignore)
+    started_s = time.monotonic()
+    with pytest.raises(ClientStopped, match="sender died of SystemExit: of the uplink"):
+        client.start().end(timeout_s=30)
+    assert time.monotonic() - started_s < 10
+    client.close()
+
+
+def test_fault_with_one_service_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trouble, uplink = list[Exception](), Uplink()
+    with DurabillClient(uplink, tmp_path / "spool", on_error=trouble.append) as client:
+        bad, good = client.start("bad"), client.start("good")
+        with monkeypatch.context() as patch:
+            patch.setattr(bad._session, "report", lambda _: 1 / 0)
+            wait_until(lambda: any(isinstance(e, ZeroDivisionError) for e in trouble), "told")
+            seen = good.state.next_number
+            wait_until(lambda: good.state.next_number > seen + 2, "the other goes on")
+        assert len(trouble) <= 2  # a second apart
+        assert good.end().acknowledged
+        assert bad.end().acknowledged
+    ends = [each.service_order_number for each in uplink.got if each.end_identifier]
+    assert ["good", "bad"] == ends
+
+
+def test_refused_ones_without_room_hold_up_no_other(tmp_path: Path) -> None:
+    """The spool is so full that they can't even be set aside; what is accepted makes room."""
+
+    class Wordy(Uplink):
+        def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+            result = super().send(segments)
+            result.refused = {at: UplinkRefused("NO", "n" * 500) for at in result.refused}
+            return result
+
+    path, trouble, uplink = tmp_path / "spool", list[Exception](), Wordy()
+    stored = {"bad": 0, "good": 0}
+    with Spool(path, limit_bytes=64 * 1024) as spool, suppress(SpoolFull):
+        while True:
+            order, count = ("good", 1) if stored["bad"] > 90 * (stored["good"] + 1) else ("bad", 10)
+            first = stored[order] + 1
+            segments = [SegmentEvent(order, first + n, n, n + 1, False) for n in range(count)]
+            spool.append(segments, SessionState(order, 10, first + count, count, False))
+            stored[order] += count
+    uplink.refuses = {"bad"}
+    with DurabillClient(
+        uplink, path, spool_limit_bytes=64 * 1024, backoff=QUICK, on_error=trouble.append
+    ) as client:
+        wait_until(lambda: any(isinstance(each, SpoolFull) for each in trouble), "told")
+        wait_until(lambda: client._spool.pending("good") == 0, "the others are sent")
+        uplink.refuses = set()  # what was wrong has been mended
+        # One request may be under way, and be refused yet.
+        wait_until(lambda: client.retry_rejected() + client.flush() == 0, "all is sent")
+    assert sum(stored.values()) == len(set(uplink.got))
+    assert min(stored["bad"] / 100, stored["good"]) > 2

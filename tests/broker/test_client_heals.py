@@ -1,0 +1,306 @@
+"""The SDK against servers, and what stands before them, that say strange things."""
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producers.client import DurabillClient
+from producers.holds import Holds
+from producers.session import SessionState
+from producers.spool import Spool
+from producers.transport import HttpUplink, KafkaUplink
+from producers.uplink import (
+    Grant,
+    OrderFailed,
+    SendResult,
+    UplinkUnavailable,
+    WillNotCount,
+)
+from schemas import SegmentEvent
+from tests.broker.gateway_kit import answer, read_topic, segments_of, serving
+from tests.broker.ledger_kit import wait_until
+from tests.broker.test_client import NOW_MS, QUICK, ignore
+from tests.conftest import Topics
+
+REFUSAL = b'{"error": {"reason": "R", "detail": "d"}}'
+Answers = Callable[["Asked", list[dict[str, Any]]], None]
+
+
+class Asked(http.server.BaseHTTPRequestHandler):
+    """A request to a stand-in for a gateway."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def answering(answers: Answers) -> Iterator[str]:
+    """A server that answers every POST, whose JSON it is given, as the test says."""
+
+    class Handler(Asked):
+        def do_POST(self) -> None:
+            answers(self, json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+    with serving(Handler) as url:
+        yield url
+
+
+def acknowledge(asked: Asked, segments: list[dict[str, Any]]) -> None:
+    answer(asked, 200, json.dumps({"accepted": len(segments)}).encode())
+
+
+def sent_once(url: str, segments: Sequence[SegmentEvent]) -> SendResult:
+    uplink = HttpUplink(url, timeout_s=5)
+    try:
+        return uplink.send(segments)
+    finally:
+        uplink.close()
+
+
+def some(count: int, order: str = "SO1") -> list[SegmentEvent]:
+    return [SegmentEvent(order, n, n, n + 1, False) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "content_type", "is_refused"),
+    [
+        (422, REFUSAL, "application/json", True),
+        (422, REFUSAL, "text/html", False),
+        (422, b'{"detail": []}', "application/json", False),
+        (400, REFUSAL, "application/json", False),
+        (401, REFUSAL, "application/json", False),
+        (413, REFUSAL, "application/json", False),
+        (429, REFUSAL, "application/json", False),
+        (503, REFUSAL, "application/json", False),
+        (404, b"<html>no such page</html>", "text/html", False),
+        (302, b"", "text/html", False),
+        (200, b"<html>Log in</html>", "text/html", False),
+        (200, b'{"accepted": 1}', "text/html", False),
+        (200, b"", "application/json", False),
+        (200, b'{"accepted": 2}', "application/json", False),
+        (201, b'{"accepted": 1}', "application/json", False),
+        (204, b"", "application/json", False),
+    ],
+)
+def test_only_the_gateways_own_word_is_final(
+    status: int, body: bytes, content_type: str, is_refused: bool
+) -> None:
+    def answers(asked: Asked, _: object) -> None:
+        answer(asked, status, body, content_type, retry_after="7")
+
+    with answering(answers) as url:
+        result = sent_once(url, some(1))
+    assert [] == result.accepted
+    assert ({0} if is_refused else set()) == set(result.refused)
+    problem = result.problem or result.failed.get("SO1")
+    assert is_refused or (problem is not None and problem.retry_after_s == 7)
+
+
+def test_login_page_takes_nothing_out_of_the_spool(tmp_path: Path) -> None:
+    has_logged_in, got, trouble = threading.Event(), list[int](), list[Exception]()
+
+    def answers(asked: Asked, segments: list[dict[str, Any]]) -> None:
+        if not has_logged_in.is_set():
+            answer(asked, 200, b"<html>Log in to the hotel's network</html>", "text/html")
+            return
+        got.extend(each["business_data_number"] for each in segments)
+        acknowledge(asked, segments)
+
+    with answering(answers) as url:
+        uplink = HttpUplink(url)
+        with DurabillClient(
+            uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append
+        ) as client:
+            service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
+            receipt = service.end(timeout_s=0.3)
+            assert (1, False) == (receipt.pending, receipt.acknowledged)
+            assert "status 200, but no answer of a gateway" in str(trouble[0])
+            has_logged_in.set()
+            assert service.end().acknowledged
+    assert [1] == got
+
+
+def test_what_will_not_count_is_told_and_not_acknowledged(tmp_path: Path) -> None:
+    trouble = list[Exception]()
+
+    def answers(asked: Asked, segments: list[dict[str, Any]]) -> None:
+        numbers = [each["business_data_number"] for each in segments]
+        verdicts = [
+            {"business_data_number": n, "counts": n != 2, "reason": None, "detail": None}
+            for n in numbers
+        ]
+        for each in verdicts:
+            if not each["counts"]:
+                each |= {"reason": "TOO_LATE", "detail": "by an hour"}
+        accepted = sum(n != 2 for n in numbers)
+        answer(asked, 200, json.dumps({"accepted": accepted, "segments": verdicts}).encode())
+
+    with Spool(tmp_path / "spool") as spool:
+        spool.append(some(2), SessionState("SO1", 10, 3, NOW_MS, False))
+    with answering(answers) as url:
+        uplink = HttpUplink(url)
+        with DurabillClient(uplink, tmp_path / "spool", on_error=trouble.append) as client:
+            receipt = client.resume("SO1", server_timestamp_ms=NOW_MS).end()
+            assert (0, False) == (receipt.pending, receipt.acknowledged)
+            (rejected,) = receipt.rejected
+            found = (rejected.segment.business_data_number, rejected.reason, rejected.detail)
+            assert (2, "TOO_LATE", "by an hour") == found
+            assert [(WillNotCount, "TOO_LATE: by an hour")] == [(type(e), str(e)) for e in trouble]
+            stats = client.stats()
+            assert (0, 1, 2, 1, 1) == (
+                stats.pending,
+                stats.rejected,
+                stats.acknowledged,
+                stats.refused,
+                stats.will_not_count,
+            )
+            assert 1 == client.discard_rejected("SO1")
+            assert ([], 0) == (client.rejected(), client.stats().rejected)
+
+
+def test_kafka_tells_as_well_what_will_not_count(bootstrap_servers: str, topics: Topics) -> None:
+    now_ms, window_ms = time.time_ns() // 1_000_000, 3_600_000
+    ends_ms = [0, 50_000, 70_000, -window_ms + 10_000, -window_ms - 10_000]
+    segments = [
+        SegmentEvent("SO1", n, now_ms + end_ms - 5, now_ms + end_ms, False)
+        for n, end_ms in enumerate(ends_ms, 1)
+    ]
+    for known_ms, expected in [
+        (window_ms, {2: "IN_THE_FUTURE", 4: "TOO_LATE"}),
+        (None, {2: "IN_THE_FUTURE"}),
+    ]:
+        kafka = {"bootstrap.servers": bootstrap_servers}
+        uplink = KafkaUplink(kafka, topics.segments, correction_window_ms=known_ms)
+        result = uplink.send(segments)
+        uplink.close()
+        assert expected == {at: why.reason for at, why in result.refused.items()}
+        assert {WillNotCount} == {type(why) for why in result.refused.values()}
+        assert {0, 1, 2, 3, 4} - set(expected) == set(result.accepted)
+    assert segments == segments_of(read_topic(bootstrap_servers, topics.segments))
+
+
+@pytest.mark.parametrize("body", [REFUSAL, b"<html>413 Request Entity Too Large</html>"])
+def test_413_of_whomever_halves_the_batch(body: bytes) -> None:
+    sizes = list[int]()
+
+    def answers(asked: Asked, segments: list[dict[str, Any]]) -> None:
+        sizes.append(len(segments))
+        if int(asked.headers["content-length"]) > 1_000:
+            answer(asked, 413, body, "text/html")
+        else:
+            acknowledge(asked, segments)
+
+    with answering(answers) as url:
+        result = sent_once(url, some(361))
+    assert list(range(361)) == result.accepted
+    assert ({}, {}, None) == (result.refused, result.failed, result.problem)
+    assert len(sizes) < 361 / 2
+
+
+def test_413_for_a_single_segment_keeps_it(tmp_path: Path) -> None:
+    sizes, trouble = list[int](), list[Exception]()
+
+    def answers(asked: Asked, segments: list[dict[str, Any]]) -> None:
+        sizes.append(len(segments))
+        answer(asked, 413, b"too large", "text/plain")
+
+    with answering(answers) as url:
+        result = sent_once(url, some(500))
+        assert [500, 250, 125, 62, 31, 15, 7, 3, 1] == sizes  # not each of them by itself
+        assert ([], {}) == (result.accepted, result.refused)
+        assert OrderFailed is type(result.failed["SO1"])
+        uplink = HttpUplink(url)
+        with DurabillClient(
+            uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append
+        ) as client:
+            assert 1 == client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.3).pending
+            client.close(timeout_s=0)
+    assert "status 413" in str(trouble[0])
+    with Spool(tmp_path / "spool") as spool:
+        assert 1 == spool.pending()
+
+
+def test_wish_of_a_server_is_kept_though_somebody_waits(tmp_path: Path) -> None:
+    asked_s = list[float]()
+
+    def answers(asked: Asked, segments: list[dict[str, Any]]) -> None:
+        asked_s.append(time.monotonic())
+        if len(asked_s) == 1:
+            answer(asked, 503, REFUSAL, retry_after="1")
+        else:
+            acknowledge(asked, segments)
+
+    with answering(answers) as url:
+        uplink = HttpUplink(url)
+        with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+            service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
+            assert 1 == service.end(timeout_s=0.3).pending
+            assert 1 == service.end(timeout_s=0.1).pending
+            assert service.end().acknowledged
+    assert 1.0 <= asked_s[1] - asked_s[0] < 3.0
+
+
+def test_wishes_for_single_orders_are_kept_as_well() -> None:
+    holds = Holds()
+    for number, is_wish in [("wish", True), ("own", False), ("late", True)]:
+        holds.failed(number)
+        holds.hold(number, 5.0, is_wish=is_wish)
+    holds.hold("late", 6.0)
+    holds.release()
+    assert ["wish", "late"] == holds.held(1.0)
+    assert ["wish"] == holds.held(1.0)
+    assert ["wish"] == holds.held(4.9)
+    assert [] == holds.held(5.0)
+    holds.hold("wish", 9.0)
+    holds.release()
+    assert [] == holds.held(5.0)
+
+
+def test_nonsense_in_a_grant_is_refused_and_the_next_one_is_taken(tmp_path: Path) -> None:
+    good = {"service_order_number": "SO1", "server_timestamp_ms": NOW_MS, "report_interval_ms": 9}
+    grants = [
+        good | {"report_interval_ms": 0},
+        good | {"service_order_number": ""},
+        good | {"server_timestamp_ms": -1},
+        good,
+    ]
+
+    def answers(asked: Asked, _: object) -> None:
+        answer(asked, 201, json.dumps(grants.pop(0)).encode())
+
+    with answering(answers) as url:
+        uplink = HttpUplink(url)
+        with pytest.raises(UplinkUnavailable, match="no grant: report_interval_ms is 0"):
+            uplink.start()
+        with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+            assert "SO1" == client.start(timeout_s=5).service_order_number
+            client.close(timeout_s=0)
+    assert [] == grants
+
+
+def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Path) -> None:
+    is_over = threading.Event()
+
+    def answers(*_: object) -> None:
+        is_over.wait(20)
+
+    try:
+        with answering(answers) as url:
+            client = DurabillClient(HttpUplink(url, timeout_s=60), tmp_path / "spool")
+            started_s = time.monotonic()
+            with pytest.raises(UplinkUnavailable, match="no whole answer"):
+                client.start(timeout_s=0.3)
+            assert 0.3 <= time.monotonic() - started_s < 1.0
+            assert 1 == client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.2).pending
+            client.close(timeout_s=0)
+            wait_until(lambda: not any(t.is_alive() for t in client._threads), "it is over", 5)
+            assert time.monotonic() - started_s < 5
+    finally:
+        is_over.set()

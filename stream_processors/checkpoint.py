@@ -29,7 +29,7 @@ import msgspec
 from schemas import BadTotal, decode_total, total_revision
 from stream_processors.blocks import Snapshot
 from stream_processors.errors import StateError
-from stream_processors.outlet import Tail
+from stream_processors.reading import Tail
 from stream_processors.table import IntervalTable, Total
 
 MARKS_VERSION = 2

@@ -5,7 +5,6 @@ The simulation (tests/sim) has a `Runtime` of its own and runs the same worker o
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import faust
@@ -14,10 +13,10 @@ from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from stream_processors.checkpoint import Origin
+from stream_processors.clients import Right, patiently, quiet
 from stream_processors.driver import Consumer
-from stream_processors.outlet import (
-    Entry,
-    Outlet,
+from stream_processors.outlet import Entry, Outlet
+from stream_processors.reading import (
     Tail,
     open_producer,
     read_bounds,
@@ -28,7 +27,6 @@ from stream_processors.settings import Settings
 from stream_processors.table import Total
 
 T = TypeVar("T")
-ASK_PATIENCE_S = 20.0
 
 
 class Exit(Protocol):
@@ -144,7 +142,11 @@ class FaustRuntime:
     async def log_bounds(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Ask by a client of its own: Faust's would wait behind a fetch that waits for news."""
         return await asyncio.to_thread(
-            read_bounds, self._settings.librdkafka(), self.origin.topic, partitions
+            read_bounds,
+            self._settings.librdkafka(),
+            self._settings.application_id,
+            self.origin.topic,
+            partitions,
         )
 
     def start_at(self, offsets: Mapping[int, int]) -> None:
@@ -154,8 +156,8 @@ class FaustRuntime:
     async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
         """Read the changelog of the table, and leave nothing of it for Faust to recover."""
         topic, kafka = self._settings.checkpoint_topic, self._settings.librdkafka()
-        starts = dict.fromkeys(partitions, 0)
-        tails = await asyncio.to_thread(read_tails, kafka, topic, starts)
+        group, starts = self._settings.application_id, dict.fromkeys(partitions, 0)
+        tails = await asyncio.to_thread(read_tails, kafka, group, topic, starts)
         ends = {TP(topic, partition): tail.end for partition, tail in tails.items()}
         self.consumer.recovered_ends.update(ends)
         latest: dict[bytes, bytes | None] = {}
@@ -185,8 +187,10 @@ class FaustRuntime:
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         """Read them with a consumer of their own."""
-        read = partial(read_tails, self._settings.librdkafka(), self._settings.totals_topic)
-        return await asyncio.to_thread(read, starts)
+        kafka, group = self._settings.librdkafka(), self._settings.application_id
+        return await asyncio.to_thread(
+            read_tails, kafka, group, self._settings.totals_topic, starts
+        )
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Work in a thread."""
@@ -195,8 +199,14 @@ class FaustRuntime:
 
 def find_origin(settings: Settings, partitions: int) -> Origin:
     """Return what checkpoints of the segments topic are marked with."""
-    admin = AdminClient({**settings.librdkafka()})
+    kafka = settings.librdkafka()
+    admin = AdminClient(quiet(kafka))
     names = [settings.segments_topic, settings.checkpoint_topic]
-    asked = admin.describe_topics(TopicCollection(names), request_timeout=ASK_PATIENCE_S)
-    ids = [str(asked[name].result(ASK_PATIENCE_S).topic_id or "") for name in names]
+
+    def ask(timeout_s: float) -> list[str]:
+        asked = admin.describe_topics(TopicCollection(names), request_timeout=timeout_s)
+        return [str(asked[name].result(timeout_s + 1).topic_id or "") for name in names]
+
+    rights = (Right("Describe", "topic", each) for each in names)
+    ids = patiently(ask, "the ids of the topics", kafka, *rights)
     return Origin(settings.segments_topic, ids[0], partitions, ids[1])

@@ -14,7 +14,7 @@ from schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
 from stream_processors import checkpoint
 from stream_processors.batch import Chunk
 from stream_processors.checkpoint import Origin, marks_of
-from stream_processors.outlet import Tail
+from stream_processors.reading import Tail
 from stream_processors.table import IntervalTable, Place, Total
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan

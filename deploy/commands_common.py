@@ -143,12 +143,11 @@ def located(settings: "Settings", *required: str, ledger: bool = False) -> "Sett
     return settings
 
 
-def quiet_kafka(settings: "Settings") -> dict[str, str]:
-    """Return the librdkafka configuration for a short look.
+def quiet_kafka(settings: "Settings") -> dict[str, Any]:
+    """Return the librdkafka configuration for a short look: errors come as such, not as lines."""
+    from stream_processors.clients import quiet
 
-    Without librdkafka's own log lines: what matters comes as an error, and is told by us.
-    """
-    return {**settings.librdkafka(), "log_level": "0"}
+    return quiet(settings.librdkafka())
 
 
 def without_password(dsn: str) -> str:

@@ -51,12 +51,13 @@ _PASSING = {
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.FENCED_LEADER_EPOCH,
 }
-_REFUSED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+_KIND_OF = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
 }
+"""Code of a refusal -> the kind of resource that it is about."""
+
 _UNKNOWN_TOPIC = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -112,12 +113,13 @@ def lacks_right(kafka: Mapping[str, Any], *rights: Right, says: str = "") -> Acc
     return AccessError("\n".join(lines))
 
 
-def no_topic(kafka: Mapping[str, Any], topic: str) -> AccessError:
-    """Return the error for a topic that Kafka says it hasn't."""
+def no_topic(kafka: Mapping[str, Any], topic: str, *rights: Right) -> AccessError:
+    """Return the error for a topic that Kafka says it hasn't; `rights` are those needed on it."""
+    needed = ", ".join(map(str, rights)) or f"Describe on topic {topic}"
     return AccessError(
-        f"Kafka has no topic {topic}, or the right Describe on topic {topic} (which Read and Write"
-        f" include) is missing for {user_of(kafka)}: Kafka hides topics that one may not describe."
-        " If it isn't there, create it with: durabill topics create"
+        f"Kafka has no topic {topic}, or hides it: that is what it does where {user_of(kafka)}"
+        f" has no right on it, and Durabill needs the right {needed}. If it isn't there, create it"
+        " with: durabill topics create"
     )
 
 
@@ -127,21 +129,27 @@ def judged(error: KafkaError, kafka: Mapping[str, Any], *rights: Right) -> Excep
     `rights` are those that were needed for what was asked; the one that Kafka's code is about is
     named.
     """
-    code = error.code()
-    kinds = {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
-        KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
-        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
-    }
-    needed = [each for each in rights if each.kind == kinds.get(code)]
+    needed = [each for each in rights if each.kind == _KIND_OF.get(error.code())]
     if needed:
         return lacks_right(kafka, *needed, says=error.str())
-    if code == KafkaError.CLUSTER_AUTHORIZATION_FAILED:
-        return lacks_right(kafka, *rights, says=error.str())
-    topics = [each.name for each in rights if each.kind == "topic"]
-    if lacks_topic(error) and topics:
-        return no_topic(kafka, topics[0])
+    on_topics = [each for each in rights if each.kind == "topic"]
+    if lacks_topic(error) and on_topics:
+        return no_topic(kafka, on_topics[0].name, *on_topics)
     return KafkaException(error)
+
+
+def explained(error: BaseException, kafka: Mapping[str, Any], *rights: Right) -> BaseException:
+    """Return an error of any client's, aiokafka's too, as one that names the right it is about.
+
+    `rights` are all that the process needs. Errors that aren't about rights come back unchanged.
+    """
+    cause = error.args[0] if isinstance(error, KafkaException) else None
+    code = cause.code() if isinstance(cause, KafkaError) else getattr(error, "errno", None)
+    if code not in _KIND_OF:
+        return error
+    needed = [each for each in rights if each.kind == _KIND_OF[code]]
+    named = [each for each in needed if each.name in str(error)] or needed
+    return lacks_right(kafka, *named, says=str(error)) if named else error
 
 
 def patiently(

@@ -34,13 +34,13 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, MutableMapping, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Set
 from typing import Any
 
 import aiokafka.consumer.fetcher as fetcher_module
 import faust
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import ConsumerRecord
@@ -56,9 +56,11 @@ from stream_processors.batch import (
     Chunk,
     headers_in,
 )
-from stream_processors.errors import ContractError
+from stream_processors.errors import ContractError, UnreachableError
 
 READ_COMMITTED = 1
+CONNECT_PATIENCE_S = 120.0
+CONNECT_PAUSE_S = 0.5
 METADATA_AGE_MAX_MS = 30_000
 """How long a change of the partition count may go unnoticed."""
 
@@ -221,6 +223,24 @@ def other_partitions(topic: str, count: int, expected: int) -> ContractError:
     )
 
 
+async def until_connected(start: Callable[[], Awaitable[None]], client: Callable[[], Any]) -> None:
+    """Start an aiokafka client; a broker that has gone since we looked is waited for.
+
+    `client` returns the one that `start` made. Raises UnreachableError when patience is over.
+    """
+    started_s = time.monotonic()
+    while True:
+        try:
+            return await start()
+        except KafkaConnectionError as error:
+            await client().stop()
+            if time.monotonic() > started_s + CONNECT_PATIENCE_S:
+                raise UnreachableError(
+                    f"Kafka hasn't answered for {CONNECT_PATIENCE_S:g} s: {error}"
+                ) from error
+        await asyncio.sleep(CONNECT_PAUSE_S)
+
+
 class ConsumerThread(base.AIOKafkaConsumerThread):
     """Faust's consumer thread with a fetcher that keeps batches whole."""
 
@@ -245,7 +265,7 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         """Start the consumer; its fetcher exists only from then on."""
-        await super().on_start()
+        await until_connected(super().on_start, lambda: self._consumer)
         self._ensure_consumer()._client.cluster.add_listener(self._note_partitions)
         fetcher = self._ensure_consumer()._fetcher
         assert not fetcher._records
@@ -386,6 +406,10 @@ class Producer(base.Producer):
     Faust asks it which worker has an order; its own answer needs metadata of the changelog, which
     a worker that has written no checkpoint yet does not have.
     """
+
+    async def on_start(self) -> None:
+        """Connect."""
+        await until_connected(super().on_start, lambda: self._producer)
 
     def key_partition(self, topic: str, key: bytes) -> TP:
         """Return the partition of `topic` that holds `key`."""

@@ -115,10 +115,13 @@ def _flag(name: str) -> inspect.Parameter:
     )
 
 
-def located(settings: "Settings", *required: str, ledger: bool = False) -> "Settings":
+def located(
+    settings: "Settings", *required: str, ledger: bool = False, role: str | None = None
+) -> "Settings":
     """Fill in the addresses of a local stack that runs, and insist on the `required` settings.
 
     Kafka's address is looked for always, the ledger's where it is required or `ledger` is true.
+    With a `role`, returns once Kafka lets us in and grants what that needs (see `connect.enter`).
     """
     found = {}
     data_dir = Path(settings.data_dir)
@@ -140,6 +143,10 @@ def located(settings: "Settings", *required: str, ledger: bool = False) -> "Sett
 
     settings = msgspec.structs.replace(settings, **found)
     settings.require(*required)
+    if role is not None:
+        from deploy.connect import enter
+
+        enter(settings, role)
     return settings
 
 

@@ -77,12 +77,10 @@ def fleet(
     """
     import secrets
 
-    from deploy.connect import enter
     from producers.fleet import run_fleet
     from producers.plan import FleetPlan
 
-    settings = located(settings, "bootstrap_servers")
-    enter(settings, "fleet")
+    settings = located(settings, "bootstrap_servers", role="fleet")
     if seed is None:
         seed = secrets.randbelow(10**9)
         say(f"seed {seed}")

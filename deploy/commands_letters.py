@@ -55,11 +55,9 @@ def dead_letters(
         return
     import time
 
-    from deploy.connect import enter
     from stream_processors.dead_letters import list_dead_letters
 
-    settings = located(settings, "bootstrap_servers")
-    enter(settings, "letters")
+    settings = located(settings, "bootstrap_servers", role="letters")
     _check_reason(reason)
     since_ms = None if since_minutes is None else int((time.time() - since_minutes * 60) * 1000)
     count = 0
@@ -103,7 +101,6 @@ def resend(
         durabill dead-letters resend --reason UNKNOWN_SCHEMA
         durabill dead-letters resend 0/17 --number 4 --no-end
     """
-    from deploy.connect import enter
     from stream_processors.dead_letters import list_dead_letters
     from stream_processors.dead_letters import resend as send
 
@@ -121,8 +118,7 @@ def resend(
         raise typer.BadParameter("give either places (PARTITION/OFFSET) or --reason")
     if changes and len(chosen) != 1:
         raise typer.BadParameter("a repair is for one record: give one place")
-    settings = located(settings, "bootstrap_servers")
-    enter(settings, "resend")
+    settings = located(settings, "bootstrap_servers", role="resend")
     kafka, topic = quiet_kafka(settings), settings.dead_letters_topic
     if reason:
         letters = list_dead_letters(kafka, topic, reason=reason)

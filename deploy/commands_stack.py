@@ -159,10 +159,7 @@ def create_topics_command(
 @with_settings(*CONNECTION, *TOPICS)
 def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Say whether a worker may start on the topics, and how to put right what is wrong."""
-    from deploy.connect import enter
-
-    settings = located(settings, "bootstrap_servers")
-    enter(settings, "check")
+    settings = located(settings, "bootstrap_servers", role="check")
     partitions, warnings = checked_topics(settings)
     _show_topics(settings, partitions, warnings, as_json)
 

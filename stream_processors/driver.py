@@ -3,8 +3,7 @@
 Faust pays about 50 µs a message in its own machinery. aiokafka keeps what it fetched as raw
 record batches until `PartitionRecords` unpacks them; for the segments topic (only; changelogs go
 the ordinary way) this transport hands on everything that a fetch brought for a partition as ONE
-message with a `Chunk` as its value and the chunk's last offset as its own. Groups, assignment,
-agents, tables and recovery stay Faust's.
+message with a `Chunk` as its value and the chunk's last offset as its own. The rest stays Faust's.
 
 Registered as `faust.transports` entry point `durabill`: an app uses it by a broker address
 `durabill://host:port`, and names its topic in `app.segments_topic_name` and that topic's number of
@@ -34,13 +33,13 @@ Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; bo
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Set
+from collections.abc import Iterator, Mapping, MutableMapping, Set
 from typing import Any
 
 import aiokafka.consumer.fetcher as fetcher_module
 import faust
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
-from aiokafka.errors import CorruptRecordException, KafkaConnectionError
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import ConsumerRecord
@@ -56,11 +55,10 @@ from stream_processors.batch import (
     Chunk,
     headers_in,
 )
-from stream_processors.errors import ContractError, UnreachableError
+from stream_processors.connecting import PatientConsumerThread, PatientProducer
+from stream_processors.errors import ContractError
 
 READ_COMMITTED = 1
-CONNECT_PATIENCE_S = 120.0
-CONNECT_PAUSE_S = 0.5
 METADATA_AGE_MAX_MS = 30_000
 """How long a change of the partition count may go unnoticed."""
 
@@ -223,25 +221,7 @@ def other_partitions(topic: str, count: int, expected: int) -> ContractError:
     )
 
 
-async def until_connected(start: Callable[[], Awaitable[None]], client: Callable[[], Any]) -> None:
-    """Start an aiokafka client; a broker that has gone since we looked is waited for.
-
-    `client` returns the one that `start` made. Raises UnreachableError when patience is over.
-    """
-    started_s = time.monotonic()
-    while True:
-        try:
-            return await start()
-        except KafkaConnectionError as error:
-            await client().stop()
-            if time.monotonic() > started_s + CONNECT_PATIENCE_S:
-                raise UnreachableError(
-                    f"Kafka hasn't answered for {CONNECT_PATIENCE_S:g} s: {error}"
-                ) from error
-        await asyncio.sleep(CONNECT_PAUSE_S)
-
-
-class ConsumerThread(base.AIOKafkaConsumerThread):
+class ConsumerThread(PatientConsumerThread):
     """Faust's consumer thread with a fetcher that keeps batches whole."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -265,7 +245,7 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         """Start the consumer; its fetcher exists only from then on."""
-        await until_connected(super().on_start, lambda: self._consumer)
+        await super().on_start()
         self._ensure_consumer()._client.cluster.add_listener(self._note_partitions)
         fetcher = self._ensure_consumer()._fetcher
         assert not fetcher._records
@@ -400,16 +380,12 @@ class Recovered(faust.Table[Any, Any]):
         return consumer.recovered_ends[tp] - 1
 
 
-class Producer(base.Producer):
+class Producer(PatientProducer):
     """Faust's producer, with the contract's word on which partition a key belongs in.
 
     Faust asks it which worker has an order; its own answer needs metadata of the changelog, which
     a worker that has written no checkpoint yet does not have.
     """
-
-    async def on_start(self) -> None:
-        """Connect."""
-        await until_connected(super().on_start, lambda: self._producer)
 
     def key_partition(self, topic: str, key: bytes) -> TP:
         """Return the partition of `topic` that holds `key`."""

@@ -1,0 +1,54 @@
+"""Faust's clients, which wait where Kafka has gone between our first look at it and their start."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiokafka.errors import KafkaConnectionError
+from faust.transport.drivers import aiokafka as base
+
+from stream_processors.errors import UnreachableError
+
+log = logging.getLogger("durabill.kafka")
+
+CONNECT_PATIENCE_S = 120.0
+"""As long as brokers may be gone later on, before a worker ends."""
+
+CONNECT_PAUSE_S = 0.5
+
+
+async def until_connected(start: Callable[[], Awaitable[None]], client: Callable[[], Any]) -> None:
+    """Start an aiokafka client; a broker that has gone since we looked is waited for.
+
+    `client` returns the one that `start` made. Raises UnreachableError when patience is over.
+    """
+    started_s = time.monotonic()
+    while True:
+        try:
+            return await start()
+        except KafkaConnectionError as error:
+            log.warning("waiting for Kafka: %s", error)
+            await client().stop()
+            if time.monotonic() > started_s + CONNECT_PATIENCE_S:
+                raise UnreachableError(
+                    f"Kafka hasn't answered for {CONNECT_PATIENCE_S:g} s: {error}"
+                ) from error
+        await asyncio.sleep(CONNECT_PAUSE_S)
+
+
+class PatientConsumerThread(base.AIOKafkaConsumerThread):
+    """Faust's consumer thread."""
+
+    async def on_start(self) -> None:
+        """Start the consumer, as soon as Kafka is there."""
+        await until_connected(super().on_start, lambda: self._consumer)
+
+
+class PatientProducer(base.Producer):
+    """Faust's producer."""
+
+    async def on_start(self) -> None:
+        """Start it, as soon as Kafka is there."""
+        await until_connected(super().on_start, lambda: self._producer)

@@ -138,7 +138,7 @@ class GuardedKafka:
     def start(self) -> None:
         """Start it."""
         assert self.plain == self._kafka.start()
-        self._admin = AdminClient({"bootstrap.servers": self.plain})
+        self._admin = AdminClient({"bootstrap.servers": self.plain, "log_level": "0"})
 
     def stop(self) -> None:
         """Stop it."""
@@ -146,7 +146,8 @@ class GuardedKafka:
 
     def grant(self, user: str, rights: Iterable[Right]) -> None:
         """Grant rights to a user; they are in force when this returns."""
-        for future in self._admin.create_acls([each.acl(user) for each in rights]).values():
+        acls = [each.acl(user) for each in rights]
+        for future in self._admin.create_acls(acls).values() if acls else ():
             future.result(20)
 
     def login(self, user: str, password: str = PASSWORD) -> dict[str, str]:

@@ -8,7 +8,7 @@ loads, a broker is away): ask again, for some time (`patiently`). It is a right 
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -96,12 +96,24 @@ def user_of(kafka: Mapping[str, Any]) -> str:
     return "the user ANONYMOUS"
 
 
-def lacks_right(kafka: Mapping[str, Any], *rights: Right, says: str = "") -> AccessError:
-    """Return the error for rights that are missing; `says` is Kafka's own word."""
+def lacks_right(
+    kafka: Mapping[str, Any], *rights: Right, says: str = "", hidden: Sequence[str] = ()
+) -> AccessError:
+    """Return the error for rights that are missing.
+
+    `says` is Kafka's own word. `hidden` topics are those that Kafka says it hasn't, which is what
+    it says where we have no right on them.
+    """
     user, several = user_of(kafka), "s" if len(rights) > 1 else ""
     lines = [f"Durabill needs the right{several} {', '.join(map(str, rights))} for {user}."]
     if says:
-        lines[0] += f" Kafka says: {says}."
+        lines[0] += f" Kafka says: {says.rstrip('.')}."
+    if hidden:
+        lines.insert(
+            0,
+            f"Kafka has no topic {', '.join(hidden)}, or hides it: that is what it does where one"
+            " has no right on it. If it isn't there, create it with: durabill topics create",
+        )
     principal = user.removeprefix("the user ").replace("of the certificate ", "")
     for right in rights:
         option = right.kind.replace(" ", "-")
@@ -111,16 +123,6 @@ def lacks_right(kafka: Mapping[str, Any], *rights: Right, says: str = "") -> Acc
             f" --{option} {right.name}"
         )
     return AccessError("\n".join(lines))
-
-
-def no_topic(kafka: Mapping[str, Any], topic: str, *rights: Right) -> AccessError:
-    """Return the error for a topic that Kafka says it hasn't; `rights` are those needed on it."""
-    needed = ", ".join(map(str, rights)) or f"Describe on topic {topic}"
-    return AccessError(
-        f"Kafka has no topic {topic}, or hides it: that is what it does where {user_of(kafka)}"
-        f" has no right on it, and Durabill needs the right {needed}. If it isn't there, create it"
-        " with: durabill topics create"
-    )
 
 
 def judged(error: KafkaError, kafka: Mapping[str, Any], *rights: Right) -> Exception:
@@ -134,7 +136,7 @@ def judged(error: KafkaError, kafka: Mapping[str, Any], *rights: Right) -> Excep
         return lacks_right(kafka, *needed, says=error.str())
     on_topics = [each for each in rights if each.kind == "topic"]
     if lacks_topic(error) and on_topics:
-        return no_topic(kafka, on_topics[0].name, *on_topics)
+        return lacks_right(kafka, *on_topics, hidden=[each.name for each in on_topics])
     return KafkaException(error)
 
 

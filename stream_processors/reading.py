@@ -122,7 +122,14 @@ def read_committed_offsets(
     with closing(reader(kafka, group)) as consumer:
 
         def ask(timeout_s: float) -> list[TopicPartition]:
-            found = consumer.committed(list(places), timeout_s)
+            try:
+                found = consumer.committed(list(places), timeout_s)
+            except KafkaException:
+                # Why there is no coordinator for us, librdkafka says by another way alone.
+                message = consumer.poll(0)
+                if message is not None and (error := message.error()) is not None:
+                    raise KafkaException(error) from None
+                raise
             for each in found:
                 if each.error is not None:
                     raise KafkaException(each.error)
@@ -152,7 +159,7 @@ def read_tails(
                     " start anew from the first segment under another DURABILL_APPLICATION_ID"
                 )
             places.append(TopicPartition(topic, partition, end if start is None else start))
-        # At explicit offsets always: librdkafka may crash over others (its issue 5586).
+        # At explicit offsets always: for others librdkafka asks the coordinator, and may crash.
         consumer.assign(places)
         rights = Right("Read", "topic", topic), Right("Read", "group", group)
         while open_partitions:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
-from stream_processors.clients import Right, lacks_right, lacks_topic, no_topic, patiently, quiet
+from stream_processors.clients import Right, lacks_right, lacks_topic, patiently, quiet
 
 if TYPE_CHECKING:
     from stream_processors.settings import Settings
@@ -85,12 +85,9 @@ def check_rights(kafka: dict[str, Any], rights: Sequence[Right]) -> None:
         for each in rights
         if (known := allowed[each.kind, each.name]) is not None
         and _OPERATIONS[each.operation] not in known
-        and each.name not in hidden
     ]
     if missing:
-        raise lacks_right(kafka, *missing)
-    if hidden:
-        raise no_topic(kafka, hidden[0], *(each for each in rights if each.name == hidden[0]))
+        raise lacks_right(kafka, *missing, hidden=hidden)
 
 
 def _topics(

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -59,7 +59,8 @@ def kafka() -> Iterator[GuardedKafka]:
     apart = ("no-join", "no-fetch", "no-transaction")
     try:
         with guarded_kafka(folder, [*ROLES, *less, *apart, "nobody"]) as made:
-            create_topics({"bootstrap.servers": made.plain}, **TOPICS, partitions=2)
+            names: Any = TOPICS
+            create_topics({"bootstrap.servers": made.plain}, **names, partitions=2)
             for role in ROLES:
                 made.grant(role, role_rights(role, APPLICATION, TOPICS))
             for user, without in less.items():
@@ -203,7 +204,7 @@ def test_a_group_is_asked_without_what_crashes(kafka: GuardedKafka) -> None:
 # --- the way in --------------------------------------------------
 
 
-def refused(patience_s: float = 20.0, **settings: str) -> str:
+def refused(settings: Mapping[str, str], patience_s: float = 20.0) -> str:
     """Return what is said of a way in that doesn't lead in, within seconds."""
     began_s = time.monotonic()
     with pytest.raises(UnreachableError) as raised:
@@ -213,7 +214,7 @@ def refused(patience_s: float = 20.0, **settings: str) -> str:
 
 
 def test_a_wrong_password_is_told_in_kafkas_words(kafka: GuardedKafka) -> None:
-    said = refused(**kafka.login("worker", "guess"))
+    said = refused(kafka.login("worker", "guess"))
     assert "Authentication failed: Invalid username or password" in said
     assert "DURABILL_SASL_USERNAME (worker), DURABILL_SASL_PASSWORD" in said
     assert f"{kafka.sasl} (DURABILL_BOOTSTRAP_SERVERS)" in said
@@ -221,7 +222,7 @@ def test_a_wrong_password_is_told_in_kafkas_words(kafka: GuardedKafka) -> None:
 
 
 def test_a_wrong_mechanism_is_told(kafka: GuardedKafka) -> None:
-    said = refused(**{**kafka.login("worker"), "sasl_mechanism": "SCRAM-SHA-256"})
+    said = refused({**kafka.login("worker"), "sasl_mechanism": "SCRAM-SHA-256"})
     assert "Unsupported SASL mechanism" in said
     assert "DURABILL_SASL_MECHANISM is SCRAM-SHA-256" in said
 
@@ -239,7 +240,7 @@ def test_a_wrong_mechanism_is_told(kafka: GuardedKafka) -> None:
 def test_a_wrong_protocol_is_told(kafka: GuardedKafka, listener: str, protocol: str) -> None:
     address = getattr(kafka, listener)
     login = {**kafka.login("worker"), "bootstrap_servers": address, "security_protocol": protocol}
-    said = refused(**login)
+    said = refused(login)
     assert f"DURABILL_SECURITY_PROTOCOL is {protocol}" in said
 
 
@@ -250,29 +251,27 @@ def test_certificates_are_checked_and_what_is_wrong_with_them_is_told(
     login |= {"bootstrap_servers": kafka.sasl_tls, "ssl_ca_location": str(kafka.ca)}
     enter(Settings(**login), "worker")  # type: ignore[arg-type]
 
-    said = refused(**{**login, "ssl_ca_location": ""})
+    said = refused({**login, "ssl_ca_location": ""})
     assert "certificate verify failed" in said
     assert "DURABILL_SSL_CA_LOCATION (not set" in said
-    said = refused(
-        bootstrap_servers=kafka.tls, security_protocol="SSL", ssl_ca_location=str(kafka.ca)
-    )
+    said = refused({**login, "bootstrap_servers": kafka.tls, "security_protocol": "SSL"})
     assert "bad certificate" in said
     assert "DURABILL_SSL_CERTIFICATE_LOCATION (not set)" in said
     nonsense = tmp_path / "ca.pem"
     nonsense.write_text("nonsense")
-    said = refused(**{**login, "ssl_ca_location": str(nonsense)})
+    said = refused({**login, "ssl_ca_location": str(nonsense)})
     assert f"DURABILL_SSL_CA_LOCATION ({nonsense}) can't be used" in said
 
 
 def test_a_name_that_nobody_knows_ends_and_an_address_where_nobody_is_is_waited_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = refused(bootstrap_servers="no.such.host.invalid:9092")
+    said = refused({"bootstrap_servers": "no.such.host.invalid:9092"})
     assert "Failed to resolve 'no.such.host.invalid:9092'" in said
     assert "DURABILL_BOOTSTRAP_SERVERS" in said
     capsys.readouterr()
     absent = f"{HOST}:{find_free_ports(1)[0]}"
-    said = refused(3.0, bootstrap_servers=absent)
+    said = refused({"bootstrap_servers": absent}, 3.0)
     assert "Connection refused" in said
     word = capsys.readouterr().err
     assert f"waiting for Kafka at {absent} (DURABILL_BOOTSTRAP_SERVERS)" in word

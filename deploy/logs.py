@@ -23,8 +23,12 @@ REPEATS_PAUSE_S = 1.0
 KINDS_MAX = 1000
 _SHAPE_CHARACTERS = 160
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-_FOREIGN = ("aiohttp", "aiokafka", "asyncio", "faust", "kafka", "mode")
-"""Libraries whose INFO is chatter; what matters in a start and a rebalance we say ourselves."""
+_CHATTY = (
+    *("aiohttp", "aiokafka", "asyncio", "faust", "kafka", "mode"),
+    # Faust's word on the services that are our classes; our own loggers are called durabill.
+    *("stream_processors.app", "stream_processors.driver"),
+)
+"""Loggers whose INFO is chatter; what matters in a start and a rebalance we say ourselves."""
 
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+(\.\d+)*")
 
@@ -91,5 +95,5 @@ def set_up_logging(level: int = logging.INFO) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for name in _FOREIGN:
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))

@@ -17,6 +17,7 @@ CONNECT_PATIENCE_S = 120.0
 """As long as brokers may be gone later on, before a worker ends."""
 
 CONNECT_PAUSE_S = 0.5
+WATCH_S = 1.0
 
 
 async def until_connected(start: Callable[[], Awaitable[None]], client: Callable[[], Any]) -> None:
@@ -39,11 +40,32 @@ async def until_connected(start: Callable[[], Awaitable[None]], client: Callable
 
 
 class PatientConsumerThread(base.AIOKafkaConsumerThread):
-    """Faust's consumer thread."""
+    """Faust's consumer thread.
+
+    What is wrong with the group, aiokafka keeps until somebody fetches; Faust doesn't before it has
+    partitions, and would wait for ever. So it is looked for here.
+    """
+
+    _watching: "asyncio.Task[None] | None" = None
 
     async def on_start(self) -> None:
         """Start the consumer, as soon as Kafka is there."""
         await until_connected(super().on_start, lambda: self._consumer)
+        self._watching = asyncio.ensure_future(self._watch_group())
+
+    async def on_thread_stop(self) -> None:
+        """Stop looking, then stop the consumer."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await super().on_thread_stop()
+
+    async def _watch_group(self) -> None:
+        while not self.should_stop:
+            await asyncio.sleep(WATCH_S)
+            error = self._ensure_consumer()._coordinator._pending_exception
+            if error is not None:
+                await self.crash(error)
+                return
 
 
 class PatientProducer(base.Producer):

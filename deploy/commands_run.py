@@ -17,6 +17,7 @@ from deploy.commands_common import (
     TOPICS,
     emit,
     located,
+    quiet_kafka,
     say,
     with_settings,
     without_password,
@@ -154,7 +155,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
         signal.signal(number, lambda *_: stop.set())
     started = {"topic": settings.totals_topic, "ledger": without_password(settings.ledger_dsn)}
     run_ledger(
-        settings.librdkafka(),
+        quiet_kafka(settings),
         settings.totals_topic,
         f"{settings.application_id}-ledger",
         settings.ledger_dsn,

@@ -57,8 +57,10 @@ class Vitals(threading.Thread):
         # So that the end of an outage is seen at once.
         eager = {**kafka, "reconnect.backoff.max.ms": "500"}
         self._consumer = Consumer({**eager, "group.id": "chaos-vitals"})
-        # By the group's name, which it never joins.
-        self._group = Consumer({**eager, "group.id": settings.application_id})
+        # It never subscribes, so it is no member of the group. The same question by an AdminClient
+        # crashes the process while a coordinator loads.
+        name = settings.application_id
+        self._group = Consumer({**eager, "group.id": name, "enable.auto.commit": False})
 
     def close(self) -> None:
         """End the thread."""
@@ -88,7 +90,7 @@ class Vitals(threading.Thread):
         """Return the next offset of each partition by the workers' group, 0 where it has none."""
         topic = self._settings.segments_topic
         places = [TopicPartition(topic, each) for each in range(PARTITIONS)]
-        found = self._group.committed(places, _ANSWER_S)
+        found = self._group.committed(places, timeout=_ANSWER_S)
         return {each.partition: max(0, each.offset) for each in found}
 
     def ends(self, topic: str) -> dict[int, int]:

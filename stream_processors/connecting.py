@@ -8,6 +8,7 @@ from typing import Any
 
 from aiokafka.errors import KafkaConnectionError
 from faust.transport.drivers import aiokafka as base
+from faust.types import TP
 
 from stream_processors.errors import UnreachableError
 
@@ -66,6 +67,17 @@ class PatientConsumerThread(base.AIOKafkaConsumerThread):
             if error is not None:
                 await self.crash(error)
                 return
+
+
+class PatientConsumer(base.Consumer):
+    """Faust's consumer, which asks Kafka nothing in a recovery that has nothing to recover."""
+
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        """Return 0: Faust asks where changelogs begin that have been read to their ends already.
+
+        Asked for it, aiokafka would give up after 30 s without a broker, and Faust with it.
+        """
+        return dict.fromkeys(partitions, 0)
 
 
 class PatientProducer(base.Producer):

@@ -55,7 +55,7 @@ from stream_processors.batch import (
     Chunk,
     headers_in,
 )
-from stream_processors.connecting import PatientConsumerThread, PatientProducer
+from stream_processors.connecting import PatientConsumer, PatientConsumerThread, PatientProducer
 from stream_processors.errors import ContractError
 
 READ_COMMITTED = 1
@@ -319,7 +319,7 @@ class ConsumerThread(PatientConsumerThread):
         return await super()._fetch_records(consumer, active_partitions, *args, **kwargs)
 
 
-class Consumer(base.Consumer):
+class Consumer(PatientConsumer):
     """Faust's consumer with offsets of segments committed by checkpoints instead of by acks."""
 
     _thread: ConsumerThread

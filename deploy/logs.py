@@ -60,6 +60,8 @@ class Damping(logging.Filter):
             return True  # what we tell in passing is told when it happens
         now_s = self._clock_s()
         text = _message(record)
+        if "Crashed reason=" in text:
+            record.exc_info = None  # Faust ends the worker for it, which then tells it better
         key = record.name, record.levelno, _NUMBERS.sub("#", text)[:_SHAPE_CHARACTERS]
         kind = self._kinds.get(key)
         if kind is None:

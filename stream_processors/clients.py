@@ -150,6 +150,8 @@ def explained(error: BaseException, kafka: Mapping[str, Any], *rights: Right) ->
     if code not in _KIND_OF:
         return error
     needed = [each for each in rights if each.kind == _KIND_OF[code]]
+    if cause is None:  # aiokafka's, which only reads
+        needed = [each for each in needed if each.operation == "Read"]
     named = [each for each in needed if each.name in str(error)] or needed
     return lacks_right(kafka, *named, says=str(error)) if named else error
 

@@ -96,7 +96,7 @@ def test_what_is_no_matter_of_rights_comes_as_it_is() -> None:
 
 
 def test_aiokafkas_refusals_are_named_too() -> None:
-    other = Right("Read", "topic", "totals")
+    other = Right("Write", "topic", "segments")
     text = str(explained(TopicAuthorizationFailedError({"segments"}), KAFKA, other, READ, JOIN))
     assert "needs the right Read on topic segments for the user ada." in text
     text = str(explained(GroupAuthorizationFailedError("billing"), KAFKA, other, READ, JOIN))

@@ -154,3 +154,13 @@ def test_one_of_two_brokers_that_answers_is_not_the_one_that_failed(
     news.on_error(refused("k:1/2"))
     news.on_statistics(statistics(**{"1": "UP"}))  # it is no broker of the cluster any more
     assert 4 == len(caplog.messages)
+
+
+def test_a_crash_of_fausts_is_told_without_its_traceback_for_the_worker_tells_it(
+    clock: Clock,
+) -> None:
+    for text, kept in (("[^---Fetcher]: Crashed reason=KeyError(1)", False), ("of ours", True)):
+        error = (KeyError, KeyError(1), None)
+        record = logging.LogRecord("faust", logging.ERROR, "", 0, text, None, error)
+        assert Damping(clock).filter(record)
+        assert kept == (record.exc_info is not None)

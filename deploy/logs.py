@@ -30,6 +30,9 @@ _CHATTY = (
 )
 """Loggers whose INFO is chatter; what matters in a start and a rebalance we say ourselves."""
 
+_LAST_WORDS = ("Crashed reason=", "Drain messages raised: ")
+"""Of Faust, for what the worker then ends over; as it ends it tells the same, and better."""
+
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+(\.\d+)*")
 
 
@@ -60,8 +63,8 @@ class Damping(logging.Filter):
             return True  # what we tell in passing is told when it happens
         now_s = self._clock_s()
         text = _message(record)
-        if "Crashed reason=" in text:
-            record.exc_info = None  # Faust ends the worker for it, which then tells it better
+        if any(word in text for word in _LAST_WORDS):
+            record.exc_info = None
         key = record.name, record.levelno, _NUMBERS.sub("#", text)[:_SHAPE_CHARACTERS]
         kind = self._kinds.get(key)
         if kind is None:

@@ -229,21 +229,23 @@ def test_a_wrong_mechanism_is_told(kafka: GuardedKafka) -> None:
     assert "DURABILL_SASL_MECHANISM is SCRAM-SHA-256" in said
 
 
-@pytest.mark.parametrize(
-    ("listener", "protocol"),
-    [
-        ("tls", "PLAINTEXT"),
-        ("sasl", "PLAINTEXT"),
-        ("plain", "SSL"),
-        ("plain", "SASL_PLAINTEXT"),
-        ("sasl_tls", "SASL_PLAINTEXT"),
-    ],
+PROTOCOLS = (
+    ("tls", "PLAINTEXT"),
+    ("sasl", "PLAINTEXT"),
+    ("plain", "SSL"),
+    ("plain", "SASL_PLAINTEXT"),
+    ("sasl_tls", "SASL_PLAINTEXT"),
 )
-def test_a_wrong_protocol_is_told(kafka: GuardedKafka, listener: str, protocol: str) -> None:
-    address = getattr(kafka, listener)
-    login = {**kafka.login("worker"), "bootstrap_servers": address, "security_protocol": protocol}
-    said = refused(login)
-    assert f"DURABILL_SECURITY_PROTOCOL is {protocol}" in said
+
+
+def test_a_wrong_protocol_is_told(kafka: GuardedKafka) -> None:
+    def try_it(case: tuple[str, str]) -> str:
+        address, login = getattr(kafka, case[0]), kafka.login("worker")
+        return refused({**login, "bootstrap_servers": address, "security_protocol": case[1]})
+
+    with ThreadPoolExecutor(len(PROTOCOLS)) as pool:
+        for case, said in zip(PROTOCOLS, pool.map(try_it, PROTOCOLS), strict=True):
+            assert f"DURABILL_SECURITY_PROTOCOL is {case[1]}" in said, case
 
 
 def test_certificates_are_checked_and_what_is_wrong_with_them_is_told(

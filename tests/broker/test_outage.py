@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -12,12 +14,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.kafka import LocalKafka
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Worker, deployment, wait_until
-from tests.conftest import JARS_DIR, make_data_dir, remove_data_dir
+from tests.conftest import JARS_DIR, PROJECT_DIR, make_data_dir, remove_data_dir
 
 OUTAGE_S = 15.0
 AWAY_S = 2.0
@@ -66,6 +69,31 @@ def is_ready(worker: Worker) -> bool:
         return worker.get("/health/ready")[0] == 200
     except OSError:
         return False
+
+
+FIRST_LOOK = """
+import sys
+from deploy.topics import check_group
+from stream_processors.rights import check_rights, rights_of
+from stream_processors.settings import Settings
+settings = Settings(bootstrap_servers=sys.argv[1])
+kafka = settings.librdkafka()
+check_rights(kafka, rights_of(settings, "worker"))
+check_group(kafka, application_id="durabill", segments="billing.segments")
+"""
+
+
+def test_the_first_look_at_a_cluster_just_made_waits_for_its_coordinator(
+    kafka: LocalKafka,
+) -> None:
+    admin = AdminClient({"bootstrap.servers": address_of(kafka), "log_level": "0"})
+    admin.create_topics([NewTopic("other", 50, 1)])["other"].result(20)
+    # In a process of its own, for it was SIGSEGV that ended it.
+    command = [sys.executable, "-c", FIRST_LOOK, address_of(kafka)]
+    looked = subprocess.run(
+        command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert 0 == looked.returncode, looked.stderr
 
 
 def test_a_worker_whose_broker_dies_while_it_starts_joins_at_once_when_it_is_back(

@@ -116,10 +116,13 @@ def _flag(name: str) -> inspect.Parameter:
     )
 
 
-def located(settings: "Settings", *required: str, ledger: bool = False) -> "Settings":
+def located(
+    settings: "Settings", *required: str, ledger: bool = False, role: str | None = None
+) -> "Settings":
     """Fill in the addresses of a local stack that runs, and insist on the `required` settings.
 
     Kafka's address is looked for always, the ledger's where it is required or `ledger` is true.
+    With a `role`, returns once Kafka lets us in and grants what that needs (see `connect.enter`).
     """
     found = {}
     data_dir = Path(settings.data_dir)
@@ -141,15 +144,18 @@ def located(settings: "Settings", *required: str, ledger: bool = False) -> "Sett
 
     settings = msgspec.structs.replace(settings, **found)
     settings.require(*required)
+    if role is not None:
+        from deploy.connect import enter
+
+        enter(settings, role)
     return settings
 
 
-def quiet_kafka(settings: "Settings") -> dict[str, str]:
-    """Return the librdkafka configuration for a short look.
+def quiet_kafka(settings: "Settings") -> dict[str, Any]:
+    """Return the librdkafka configuration for a short look: errors come as such, not as lines."""
+    from stream_processors.clients import quiet
 
-    Without librdkafka's own log lines: what matters comes as an error, and is told by us.
-    """
-    return {**settings.librdkafka(), "log_level": "0"}
+    return quiet(settings.librdkafka())
 
 
 def without_password(dsn: str) -> str:

@@ -82,7 +82,7 @@ def fleet(
     from producers.fleet import run_fleet
     from producers.plan import FleetPlan
 
-    settings = located(settings, "bootstrap_servers")
+    settings = located(settings, "bootstrap_servers", role="fleet")
     if seed is None:
         seed = secrets.randbelow(10**9)
         say(f"seed {seed}")
@@ -167,12 +167,15 @@ def totals(
         durabill totals --status INCOMPLETE --limit 10
         durabill totals --json | jq -r '[.service_order_number, .duration_ms] | @csv'
     """
+    from deploy.connect import enter
     from producers.truth_file import total_as_json
     from schemas import Status
 
     if status is not None and status not in set(Status):
         raise typer.BadParameter(f"{status} is none of {', '.join(Status)}")
     settings = located(settings, "bootstrap_servers", ledger=True)
+    if check is not None or not settings.ledger_dsn:
+        enter(settings, "totals")
     if check is not None:
         _check(settings, check, as_json)
         return

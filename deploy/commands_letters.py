@@ -57,7 +57,7 @@ def dead_letters(
 
     from stream_processors.dead_letters import list_dead_letters
 
-    settings = located(settings, "bootstrap_servers")
+    settings = located(settings, "bootstrap_servers", role="letters")
     _check_reason(reason)
     since_ms = None if since_minutes is None else int((time.time() - since_minutes * 60) * 1000)
     count = 0
@@ -118,7 +118,7 @@ def resend(
         raise typer.BadParameter("give either places (PARTITION/OFFSET) or --reason")
     if changes and len(chosen) != 1:
         raise typer.BadParameter("a repair is for one record: give one place")
-    settings = located(settings, "bootstrap_servers")
+    settings = located(settings, "bootstrap_servers", role="resend")
     kafka, topic = quiet_kafka(settings), settings.dead_letters_topic
     if reason:
         letters = list_dead_letters(kafka, topic, reason=reason)

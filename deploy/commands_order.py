@@ -71,7 +71,7 @@ def order(
 
         durabill order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
     """
-    settings = located(settings, "bootstrap_servers", ledger=True)
+    settings = located(settings, "bootstrap_servers", ledger=True, role="order")
     with progress_bars(quiet=as_json) as progress:
         seen, union = _from_log(settings, number, everywhere, progress)
     live, no_live = _from_worker(settings, number)

@@ -17,11 +17,14 @@ from deploy.commands_common import (
     TOPICS,
     emit,
     located,
+    quiet_kafka,
     say,
     with_settings,
     without_password,
 )
 from deploy.commands_stack import checked_topics
+
+log = logging.getLogger("durabill.settings")
 
 if TYPE_CHECKING:
     from schemas import WriterSchemas
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     "worker_host",
     "worker_port",
     "schema_registry_url",
+    "report_interval_s",
 )
 def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Run a worker: keep the interval tables, settle orders, publish totals.
@@ -48,11 +52,17 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
 
         durabill worker --settle-grace-s 30 --idle-timeout-s 300
     """
+    from deploy.connect import PROCESS_PATIENCE_S, enter
+    from deploy.logs import set_up_logging
     from deploy.stack import find_free_ports
     from schemas import WriterSchemas
-    from stream_processors.app import run_worker
 
+    set_up_logging()
     settings = located(settings, "bootstrap_servers")
+    warn_of_policy(settings)
+    enter(settings, "worker", patience_s=PROCESS_PATIENCE_S)
+    from stream_processors.app import run_worker  # takes a while: what is wrong is told before
+
     partitions, warnings = checked_topics(settings)
     for warning in warnings:
         say(f"note: {warning}")
@@ -68,6 +78,7 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     "segments_topic",
     "application_id",
     "correction_window_s",
+    "idle_timeout_s",
     "gateway_host",
     "gateway_port",
     "report_interval_s",
@@ -84,18 +95,23 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         durabill gateway --gateway-port 8080
         curl -X POST http://127.0.0.1:8080/v1/orders
     """
+    from deploy.connect import PROCESS_PATIENCE_S, enter
+    from deploy.logs import set_up_logging
     from deploy.stack import StackError
     from producers.gateway import GatewayConfig, run_gateway
+    from stream_processors.clients import telling
 
-    log_to_stderr()
+    set_up_logging()
     settings = located(settings, "bootstrap_servers", ledger=True)
+    warn_of_policy(settings)
+    enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
     urls = tuple(each for each in settings.worker_urls.split(",") if each)
     urls = urls or tuple(local_workers(settings))
     if not urls and not settings.ledger_dsn:
         say("note: no worker and no ledger known (DURABILL_WORKER_URLS, DURABILL_LEDGER_DSN):")
         say("      GET /v1/orders/NUMBER has nobody to ask")
     config = GatewayConfig(
-        kafka=settings.librdkafka(),
+        kafka=telling(settings.librdkafka()),
         topic=settings.segments_topic,
         host=settings.gateway_host,
         port=settings.gateway_port,
@@ -125,11 +141,14 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
 
         durabill ledger --ledger-dsn postgresql://billing@db.example/ledger
     """
+    from deploy.connect import PROCESS_PATIENCE_S, enter
+    from deploy.logs import set_up_logging
     from deploy.migrate import migrate
     from stream_processors.ledger import run_ledger
 
-    log_to_stderr()
+    set_up_logging()
     settings = located(settings, "bootstrap_servers", "ledger_dsn")
+    enter(settings, "ledger", patience_s=PROCESS_PATIENCE_S)
     for name in migrate(settings.ledger_dsn):
         say(f"applied {name}")
     stop = threading.Event()
@@ -137,7 +156,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
         signal.signal(number, lambda *_: stop.set())
     started = {"topic": settings.totals_topic, "ledger": without_password(settings.ledger_dsn)}
     run_ledger(
-        settings.librdkafka(),
+        quiet_kafka(settings),
         settings.totals_topic,
         f"{settings.application_id}-ledger",
         settings.ledger_dsn,
@@ -146,9 +165,16 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     )
 
 
-def log_to_stderr() -> None:
-    """Let a long-running process tell what it does, with the time."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+def warn_of_policy(settings: "Settings") -> None:
+    """Say loudly that by the settings orders are abandoned that are between two reports."""
+    report_s, idle_s = settings.report_interval_s, settings.idle_timeout_s
+    if report_s > idle_s:
+        log.warning(
+            "DURABILL_REPORT_INTERVAL_S (%g s) is longer than DURABILL_IDLE_TIMEOUT_S (%g s):"
+            " orders whose clients report that seldom settle as ABANDONED between two reports. Give"
+            " worker and gateway the same settings, and an idle timeout of several reports",
+            *(report_s, idle_s),
+        )
 
 
 def writer_schemas(settings: "Settings") -> "WriterSchemas":

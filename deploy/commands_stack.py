@@ -137,9 +137,11 @@ def create_topics_command(
 
         durabill topics create --partitions 12 --replication-factor 3
     """
+    from deploy.connect import await_kafka
     from deploy.topics import create_topics
 
     settings = located(settings, "bootstrap_servers")
+    await_kafka(settings)
     check = create_topics(
         quiet_kafka(settings),
         segments=settings.segments_topic,
@@ -157,7 +159,7 @@ def create_topics_command(
 @with_settings(*CONNECTION, *TOPICS)
 def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Say whether a worker may start on the topics, and how to put right what is wrong."""
-    settings = located(settings, "bootstrap_servers")
+    settings = located(settings, "bootstrap_servers", role="check")
     partitions, warnings = checked_topics(settings)
     _show_topics(settings, partitions, warnings, as_json)
 

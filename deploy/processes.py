@@ -26,6 +26,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
 from deploy.commands_common import quiet_kafka
+from deploy.connect import await_kafka
 from deploy.kafka import LocalKafka
 from deploy.migrate import migrate
 from deploy.postgres import LocalPostgres
@@ -104,6 +105,7 @@ class Stage:
             self._say("starting Kafka")
             changes["bootstrap_servers"] = LocalKafka(self.folder, say=self._say).start()
         else:
+            await_kafka(self.settings)
             run = f"durabill-demo-{secrets.token_hex(4)}"
             changes["application_id"] = run
             for role in ("segments", "totals", "dead_letters"):

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -29,10 +29,14 @@ from confluent_kafka.admin import (
 )
 
 from deploy.stack import StackError
+from stream_processors.clients import Right, judged, patiently, quiet, user_of
+from stream_processors.errors import AccessError
+from stream_processors.reading import read_committed_offsets
 
 MIB = 1024 * 1024
 CHECKPOINT_MESSAGE_BYTES_MAX = 16 * MIB
 TIMEOUT_S = 30.0
+SPREADS_S = 2.0
 
 _KEPT = {
     "message.timestamp.type": "LogAppendTime",
@@ -107,13 +111,15 @@ def create_topics(
         for role in settings:
             settings[role]["min.insync.replicas"] = "2"
     if alter:
-        _alter(admin, {name: settings[role] for role, name in names.items() if name in existing})
+        _alter(
+            admin, kafka, {name: settings[role] for role, name in names.items() if name in existing}
+        )
     made = [
         NewTopic(name, partitions, replication_factor, config=settings[role])
         for role, name in missing.items()
     ]
     if made:
-        _await_created(admin.create_topics(made, operation_timeout=TIMEOUT_S))
+        _await_created(kafka, admin.create_topics(made, operation_timeout=TIMEOUT_S))
         _await_leaders(admin, set(missing.values()))
     return check_topics(
         kafka,
@@ -142,13 +148,17 @@ def check_topics(
     admin = _admin(kafka)
     names = _names(segments, totals, dead_letters, checkpoint)
     counts = _partition_counts(admin, kafka, names)
-    missing = [name for name in names.values() if name not in counts]
-    if missing:
-        raise StackError(
-            f"Kafka has no topic {', '.join(missing)}. Create what is missing with: "
-            f"durabill topics create --partitions {partitions or counts.get(segments, 4)}"
-        )
-    settings = _settings(admin, list(names.values()))
+    until_s = time.monotonic() + SPREADS_S
+    while missing := [name for name in names.values() if name not in counts]:
+        if time.monotonic() > until_s:
+            raise StackError(
+                f"Kafka has no topic {', '.join(missing)}, or hides it: that is what it does where "
+                f"{user_of(kafka)} has no right on it. Create what is missing with: "
+                f"durabill topics create --partitions {partitions or counts.get(segments, 4)}"
+            )
+        time.sleep(0.1)  # a broker that has just started may not know all of them yet
+        counts = _partition_counts(admin, kafka, names)
+    settings = _settings(admin, kafka, list(names.values()))
     found = [_Found(role, name, counts[name], settings[name]) for role, name in names.items()]
     wrong = [*_wrong_settings(found, _servers(kafka)), *_wrong_partitions(found, partitions)]
     if wrong:
@@ -163,16 +173,18 @@ def check_group(kafka: Mapping[str, Any], *, application_id: str, segments: str)
     write over its checkpoints.
     """
     admin = _admin(kafka)
-    request = ConsumerGroupTopicPartitions(application_id)
-    try:
-        answer = admin.list_consumer_group_offsets([request], request_timeout=TIMEOUT_S)
-        known = answer[application_id].result(timeout=TIMEOUT_S).topic_partitions
-    except (KafkaException, TimeoutError) as error:
-        raise StackError(
-            f"Kafka doesn't say what the group {application_id} reads: "
-            f"{_why(error, 'Describe on it')}"
-        ) from error
-    others = sorted({each.topic for each in known if each.offset >= 0} - {segments})
+    what = f"the offsets of the group {application_id}"
+    topics = patiently(lambda s: admin.list_topics(timeout=s), what, kafka).topics
+    # Offsets are told for places that are named, so all are; those in a topic that is gone went
+    # with it. (`list_consumer_group_offsets`, which asks for all, crashes on new clusters.)
+    places = [
+        TopicPartition(topic, partition)
+        for topic, found in topics.items()
+        if not topic.startswith("__") and topic != segments
+        for partition in found.partitions
+    ]
+    known = read_committed_offsets(kafka, application_id, places) if places else []
+    others = sorted({each.topic for each in known if each.offset >= 0})
     if others:
         raise StackError(
             f"The application id {application_id} is in use for {', '.join(others)}: another "
@@ -195,7 +207,7 @@ def _servers(kafka: Mapping[str, Any]) -> str:
 
 
 def _admin(kafka: Mapping[str, Any]) -> AdminClient:
-    return AdminClient(dict(kafka))
+    return AdminClient(quiet(kafka))
 
 
 def _partition_counts(
@@ -212,36 +224,29 @@ def _partition_counts(
     return {name: len(topics[name].partitions) for name in names.values() if name in topics}
 
 
-def _settings(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+def _settings(
+    admin: AdminClient, kafka: Mapping[str, Any], names: list[str]
+) -> dict[str, dict[str, str]]:
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-    try:
-        described = {
-            resource.name: future.result(timeout=TIMEOUT_S)
-            for resource, future in admin.describe_configs(
-                resources, request_timeout=TIMEOUT_S
-            ).items()
+
+    def ask(timeout_s: float) -> dict[str, dict[str, str]]:
+        asked = admin.describe_configs(resources, request_timeout=timeout_s)
+        described = {each.name: future.result(timeout_s + 1) for each, future in asked.items()}
+        return {
+            name: {key: str(entry.value) for key, entry in entries.items()}
+            for name, entries in described.items()
         }
-    except (KafkaException, TimeoutError) as error:
-        raise StackError(
-            f"The topics' settings cannot be read: {_why(error, 'DescribeConfigs on them')}"
-        ) from error
-    return {
-        name: {key: str(entry.value) for key, entry in entries.items()}
-        for name, entries in described.items()
-    }
+
+    rights = (Right("DescribeConfigs", "topic", name) for name in names)
+    return patiently(ask, "the topics' settings", kafka, *rights)
 
 
-def _why(error: KafkaException | TimeoutError, right: str) -> str:
-    code = None if isinstance(error, TimeoutError) else error.args[0].code()
-    if code in (None, KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
-        return "it does not answer. Is it running?"
-    return f"{error.args[0].str()}. This needs the right {right}."
-
-
-def _alter(admin: AdminClient, wanted: Mapping[str, dict[str, str]]) -> None:
+def _alter(
+    admin: AdminClient, kafka: Mapping[str, Any], wanted: Mapping[str, dict[str, str]]
+) -> None:
     if not wanted:
         return
-    now = _settings(admin, list(wanted))
+    now = _settings(admin, kafka, list(wanted))
     for name, ours in wanted.items():
         sizes = (int(each[name]["max.message.bytes"]) for each in (now, wanted))
         ours["max.message.bytes"] = str(max(sizes))
@@ -259,19 +264,26 @@ def _alter(admin: AdminClient, wanted: Mapping[str, dict[str, str]]) -> None:
     try:
         for future in admin.incremental_alter_configs(resources).values():
             future.result(timeout=TIMEOUT_S)
-    except (KafkaException, TimeoutError) as error:
-        raise StackError(f"The topics' settings cannot be changed: {error}") from error
+    except KafkaException as error:
+        rights = (Right("AlterConfigs", "topic", name) for name in wanted)
+        refusal = judged(error.args[0], kafka, *rights)
+        if isinstance(refusal, AccessError):
+            raise refusal from error
+        why = error.args[0].str()
+        raise StackError(f"The topics' settings cannot be changed: {why}") from error
+    except TimeoutError as error:
+        raise StackError("The topics' settings cannot be changed: Kafka is silent.") from error
     # The controller has them now; the broker that answers our next question, a little later.
     deadline_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s:
-        settings = _settings(admin, list(wanted))
+        settings = _settings(admin, kafka, list(wanted))
         if all(want.items() <= settings[name].items() for name, want in wanted.items()):
             return
         time.sleep(0.05)
     raise StackError(f"New settings of {', '.join(wanted)} took no effect in {TIMEOUT_S:g} s.")
 
 
-def _await_created(futures: Mapping[str, Future[None]]) -> None:
+def _await_created(kafka: Mapping[str, Any], futures: Mapping[str, Future[None]]) -> None:
     for name, future in futures.items():
         try:
             future.result(timeout=TIMEOUT_S + 5)
@@ -279,6 +291,9 @@ def _await_created(futures: Mapping[str, Future[None]]) -> None:
             # Somebody else was faster, and the check below says whether theirs will do.
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 reason = error.args[0].str()
+                refusal = judged(error.args[0], kafka, Right("Create", "topic", name))
+                if isinstance(refusal, AccessError):
+                    raise refusal from error
                 raise StackError(f"Kafka refuses to create topic {name}: {reason}") from error
         except TimeoutError as error:
             raise StackError(f"Kafka does not answer about creating topic {name}.") from error

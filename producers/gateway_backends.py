@@ -11,7 +11,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -103,6 +103,8 @@ class Publisher:
         self.failed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         config: dict[str, Any] = producer_config(kafka, delivery_timeout_ms=delivery_timeout_ms)
+        # Whoever made the configuration may tell errors in passing its own way.
+        self._tell: Callable[[KafkaError], None] = config.get("error_cb", _log_error)
         config["error_cb"] = self._on_error
         self._producer = Producer(config, logger=log)
         self._stopping = False
@@ -162,9 +164,13 @@ class Publisher:
             self._producer.poll(_POLL_S)
 
     def _on_error(self, error: KafkaError) -> None:
-        log.warning("Kafka: %s", error)
+        self._tell(error)
         if error.fatal():
             self._loop.call_soon_threadsafe(self.failed.set)
+
+
+def _log_error(error: KafkaError) -> None:
+    log.warning("Kafka: %s", error)
 
 
 class Workers:

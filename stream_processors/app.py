@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 from faust.types import TP
@@ -14,12 +14,15 @@ from faust.types.auth import SASLMechanism
 from faust.web import Request
 
 from schemas import WriterSchemas
+from stream_processors.clients import explained, telling
 from stream_processors.columns import compile_kernel
 from stream_processors.driver import Recovered
 from stream_processors.health import Health, Watchdog
 from stream_processors.lookups import ask_beside, no_registry
+from stream_processors.membership import Assignor
 from stream_processors.publisher import Publisher
 from stream_processors.registry import Registry
+from stream_processors.rights import rights_of
 from stream_processors.runtime import FaustRuntime, find_origin
 from stream_processors.settings import Settings
 from stream_processors.worker import TICK_S, Processor, die
@@ -55,6 +58,8 @@ class App(faust.App):
     processor: Processor
     publisher: Publisher
     health: Health
+    die: Callable[[BaseException], NoReturn]
+    """Ends the process; names the right that an error of Kafka's is about."""
     _observing: "asyncio.Task[None]"
 
     async def on_start(self) -> None:
@@ -74,16 +79,24 @@ class App(faust.App):
                 tp.partition for tp in assigned if tp.topic == segments
             )
         except Exception as error:
-            die(error)
+            self.die(error)
         await super()._on_partitions_assigned(assigned, generation_id)
 
     def _create_directories(self) -> None:
         """Make none: all state is in the changelog and in memory."""
 
+    def unowned(self) -> list[int]:
+        """Return the partitions that nobody in the group has, as far as we know."""
+        assignor = self.assignor
+        assert isinstance(assignor, Assignor)
+        return assignor.unowned()
+
     async def on_stop(self) -> None:
         """Checkpoint while the consumer still owns its partitions, then stop."""
         if self.crash_reason is not None:
-            die(self.crash_reason)  # with parts of Faust gone, a last checkpoint could only hang
+            self.die(
+                self.crash_reason
+            )  # with parts of Faust gone, a last checkpoint could only hang
         await self.processor.shutdown()
         await super().on_stop()
 
@@ -120,17 +133,19 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         topic_disable_leader=True,
         stream_wait_empty=False,  # chunks are never acked, so there is nothing to wait for
         table_standby_replicas=0,  # blocks are small; a new owner reads them from the changelog
+        PartitionAssignor=Assignor,
     )
+    app.die = die_of(settings)
     app.segments_topic_name = settings.segments_topic
     app.segments_partitions = partitions
     publisher = Publisher(
-        settings.librdkafka(),
+        telling(settings.librdkafka()),
         segments_topic=settings.segments_topic,
         dead_letters_topic=settings.dead_letters_topic,
-        on_fatal=die,
+        on_fatal=app.die,
     )
     compile_kernel()
-    runtime = FaustRuntime(settings, find_origin(settings, partitions), die)
+    runtime = FaustRuntime(settings, find_origin(settings, partitions), app.die)
     runtime.app = app
     url = settings.schema_registry_url
     processor = Processor(
@@ -140,13 +155,20 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         publisher,
         lambda: time.time_ns() // 10**6,
         ask_registry=ask_beside(Registry(url)) if url else no_registry,
+        on_fatal=app.die,
     )
     app.processor = processor
     app.publisher = publisher
-    app.health = Health(processor, settings.stall_timeout_s)
+    app.health = Health(processor, settings.stall_timeout_s, unowned=app.unowned)
     table = _add_stream(app, processor, runtime)
     _add_pages(app, processor, table)
     return app
+
+
+def die_of(settings: Settings) -> Callable[[BaseException], NoReturn]:
+    """Return what ends a worker with these settings."""
+    kafka, rights = settings.librdkafka(), rights_of(settings, "worker")
+    return lambda error: die(explained(error, kafka, *rights))
 
 
 def _credentials(settings: Settings) -> Any:
@@ -258,5 +280,7 @@ def run_worker(settings: Settings, partitions: int, port: int, writers: WriterSc
     # What is there now stays, and what comes is freed by counting: chunks and totals are no cycles.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
-    worker = faust.Worker(app, loglevel="INFO", redirect_stdouts=False)
+    # The process has set up its logging; Faust would replace it.
+    worker = faust.Worker(app, override_logging=False, redirect_stdouts=False)
+    worker.spinner = None
     worker.execute_from_commandline()

@@ -34,8 +34,8 @@ from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
 from stream_processors.clock import BrokerClock
 from stream_processors.errors import StateError
-from stream_processors.outlet import Tail
 from stream_processors.policies import POLICY, History, Terms
+from stream_processors.reading import Tail
 from stream_processors.scan import IdScanner
 from stream_processors.table import IntervalTable, Total
 from stream_processors.transactions import TransactionWatch

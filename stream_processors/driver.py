@@ -3,8 +3,7 @@
 Faust pays about 50 µs a message in its own machinery. aiokafka keeps what it fetched as raw
 record batches until `PartitionRecords` unpacks them; for the segments topic (only; changelogs go
 the ordinary way) this transport hands on everything that a fetch brought for a partition as ONE
-message with a `Chunk` as its value and the chunk's last offset as its own. Groups, assignment,
-agents, tables and recovery stay Faust's.
+message with a `Chunk` as its value and the chunk's last offset as its own. The rest stays Faust's.
 
 Registered as `faust.transports` entry point `durabill`: an app uses it by a broker address
 `durabill://host:port`, and names its topic in `app.segments_topic_name` and that topic's number of
@@ -56,6 +55,7 @@ from stream_processors.batch import (
     Chunk,
     headers_in,
 )
+from stream_processors.connecting import PatientConsumer, PatientConsumerThread, PatientProducer
 from stream_processors.errors import ContractError
 
 READ_COMMITTED = 1
@@ -221,7 +221,7 @@ def other_partitions(topic: str, count: int, expected: int) -> ContractError:
     )
 
 
-class ConsumerThread(base.AIOKafkaConsumerThread):
+class ConsumerThread(PatientConsumerThread):
     """Faust's consumer thread with a fetcher that keeps batches whole."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -318,7 +318,7 @@ class ConsumerThread(base.AIOKafkaConsumerThread):
         return await super()._fetch_records(consumer, active_partitions, *args, **kwargs)
 
 
-class Consumer(base.Consumer):
+class Consumer(PatientConsumer):
     """Faust's consumer with offsets of segments committed by checkpoints instead of by acks."""
 
     _thread: ConsumerThread
@@ -376,7 +376,7 @@ class Recovered(faust.Table[Any, Any]):
         return consumer.recovered_ends[tp] - 1
 
 
-class Producer(base.Producer):
+class Producer(PatientProducer):
     """Faust's producer, with the contract's word on which partition a key belongs in.
 
     Faust asks it which worker has an order; its own answer needs metadata of the changelog, which

@@ -7,6 +7,8 @@
     ├── ContractError                    the topics or the log are not as the contract says
     │   └── CorruptBatch                 bytes that the broker served are no record batch
     ├── StateError                       a checkpoint can't be read, or has another format
+    ├── AccessError                      a right on Kafka is missing, or a topic is
+    ├── UnreachableError                 Kafka can't be reached, or doesn't let us in
     ├── FencedError                      another worker has taken a partition over
     ├── ForeignTotals                    another application id publishes to the same totals
     ├── PoisonError                      folding met a bug of ours; names the partition and record
@@ -43,6 +45,14 @@ class CorruptBatch(ContractError):
 
 class StateError(DurabillError):
     """A checkpoint can't be read."""
+
+
+class AccessError(DurabillError):
+    """A right on Kafka is missing, or the topic that it would be for."""
+
+
+class UnreachableError(DurabillError):
+    """Kafka can't be reached, or doesn't let us in; the message has its own word on it."""
 
 
 class FencedError(DurabillError):

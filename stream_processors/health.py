@@ -40,15 +40,21 @@ class _Seen:
 
 
 class Health:
-    """Watches a processor. `observe` is called every second or so on the event loop."""
+    """Watches a processor. `observe` is called every second or so on the event loop.
+
+    `unowned` returns the partitions that no worker of the group has been given.
+    """
 
     def __init__(
         self,
         processor: Processor,
         stall_timeout_s: float,
         clock_s: Callable[[], float] = time.monotonic,
+        *,
+        unowned: Callable[[], list[int]] = list,
     ) -> None:
         self._processor = processor
+        self._unowned = unowned
         self._timeout_s = stall_timeout_s
         self._clock_s = clock_s
         self._seen: dict[str, _Seen] = {}
@@ -101,6 +107,9 @@ class Health:
             return ["it is stopping"]
         if not self._processor.is_assigned:
             return ["it has no partitions: it joins the group, or recovers"]
+        if not self._processor.lanes and (unowned := self._unowned()):
+            # A spare worker has nothing to do only as long as the others do it all.
+            return [f"it has no partitions, and nobody has {', '.join(map(str, unowned))}"]
         held = [
             f"partition {each} is held: {lane.held}"
             for each, lane in self._processor.lanes.items()

@@ -16,7 +16,6 @@ from stream_processors.checkpoint import (
 )
 from stream_processors.errors import ContractError
 from stream_processors.order import Policy
-from stream_processors.outlet import Tail
 from stream_processors.policies import (
     POLICY,
     PolicyRecord,
@@ -26,6 +25,7 @@ from stream_processors.policies import (
     in_force,
     taken_over,
 )
+from stream_processors.reading import Tail
 from stream_processors.runtime import Exit, Runtime
 from stream_processors.table import IntervalTable, Place
 from stream_processors.verdicts import SCHEMAS, RecordedSchemas

@@ -6,7 +6,7 @@ that was frozen and has lost the partition meanwhile, and undoes what it had not
 put goes out in that order, cut into transactions: no block of a checkpoint can be seen before the
 totals that it rests on. A transaction that the broker gave up is written again from its start;
 whatever else goes wrong is fatal, and a recovery finds out from the topic what has been published
-(`read_tails`).
+(`reading.read_tails`).
 
 Another application id has other transactional ids, so it is not fenced. But nobody else may write
 to our partition of the totals, so we know the offset that our next total must get. Before a
@@ -23,10 +23,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_END as LOG_END
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from stream_processors.errors import FencedError, ForeignTotals, StallError, StateError
+from stream_processors.errors import FencedError, ForeignTotals, StallError
+from stream_processors.reading import read_tails
 from stream_processors.table import Total
 
 Entry = tuple[bytes, bytes | None]
@@ -39,16 +39,13 @@ TRANSACTION_BYTES_MAX = 2 * 1024 * 1024
 """A transaction ends after this much, so that totals needn't wait for a large checkpoint."""
 
 BACKLOG_BYTES_MAX = 64 * 1024 * 1024
-TRANSACTION_TIMEOUT_S = 60
 COMMIT_PATIENCE_S = 1.0
 GIVE_UP_S = 120.0
 """For how long brokers may be gone before a worker ends and leaves it to the next one."""
 
-OPEN_PATIENCE_S = 30.0
 RETRY_PAUSE_S = 0.2
 ATTEMPTS_MAX = 3
 FULL_PAUSE_S = 0.005
-READ_PATIENCE_S = 30.0
 _FENCED = (
     KafkaError._FENCED,
     KafkaError.PRODUCER_FENCED,
@@ -300,134 +297,19 @@ class Outlet:
         return error
 
 
-def open_producer(kafka: Mapping[str, str], transactional_id: str) -> Producer:
-    """Return a producer that has fenced all others of this id. Blocks until it has."""
-    producer = Producer(
-        {
-            **kafka,
-            "transactional.id": transactional_id,
-            "acks": "all",  # a total that one broker alone has seen is not settled
-            "enable.idempotence": True,  # a retry must not repeat or reorder revisions
-            "transaction.timeout.ms": TRANSACTION_TIMEOUT_S * 1000,
-            "compression.type": "lz4",
-            # A block of large orders may have any size: the topic decides, not we.
-            "message.max.bytes": 1_000_000_000,
-            "linger.ms": 0,  # a commit flushes anyway
-        }
-    )
-    until_s = time.monotonic() + OPEN_PATIENCE_S
-    while True:
-        try:
-            producer.init_transactions(OPEN_PATIENCE_S)
-        except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > until_s:
-                raise
-        else:
-            return producer
-
-
-class Tail(NamedTuple):
-    """What a partition holds from some offset on, as (offset, key, value), and where it ends."""
-
-    records: list[tuple[int, bytes, bytes | None]]
-    end: int
-
-
-def _reader(kafka: Mapping[str, str], group: str = "unused") -> Consumer:
-    return Consumer(
-        {
-            **kafka,
-            "group.id": group,
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 10,
-        }
-    )
-
-
-def read_bounds(
-    kafka: Mapping[str, str], topic: str, partitions: Sequence[int]
-) -> dict[int, tuple[int, int]]:
-    """Return the committed part of each partition's log: [first offset, next offset)."""
-    consumer = _reader(kafka)
-    try:
-        return {each: _bounds(consumer, topic, each) for each in partitions}
-    finally:
-        consumer.close()
-
-
-def _bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    return consumer.get_watermark_offsets(TopicPartition(topic, partition), READ_PATIENCE_S)
-
-
-def read_group_offsets(
-    kafka: Mapping[str, str], group: str, topic: str, partitions: Sequence[int]
-) -> dict[int, int | None]:
-    """Return a group's next offset of each partition, None where it has none."""
-    consumer = _reader(kafka, group)
-    try:
-        places = [TopicPartition(topic, each) for each in partitions]
-        found = consumer.committed(places, READ_PATIENCE_S)
-        return {each.partition: each.offset if each.offset >= 0 else None for each in found}
-    finally:
-        consumer.close()
-
-
-def finds_foreign(kafka: Mapping[str, str], topic: str, partition: int) -> Callable[..., bool]:
+def finds_foreign(
+    kafka: Mapping[str, Any], group: str, topic: str, partition: int
+) -> Callable[[int, int], bool]:
     """Return what tells whether others have written to [start, end) of a partition.
 
     Blocks. What is committed there counts, and what hides behind somebody's open transaction.
     """
 
     def find(start: int, end: int) -> bool:
-        tail = read_tails(kafka, topic, {partition: start})[partition]
+        tail = read_tails(kafka, group, topic, {partition: start})[partition]
         return tail.end < end or any(offset < end for offset, _, _ in tail.records)
 
     return find
-
-
-def read_tails(
-    kafka: Mapping[str, str], topic: str, starts: Mapping[int, int | None]
-) -> dict[int, Tail]:
-    """Return what is committed of each partition from its start on (None: from its end on).
-
-    Raises StateError where the topic ends before the start, KafkaException where it can't be read.
-    """
-    consumer = _reader(kafka)
-    tails = {partition: Tail([], -1) for partition in starts}
-    open_partitions = set(starts)
-    try:
-        for partition, start in starts.items():
-            if start is not None and start > (end := _bounds(consumer, topic, partition)[1]):
-                raise StateError(
-                    f"the checkpoint has seen {topic}/{partition} up to offset {start}, but it"
-                    f" ends at {end}: the topic was made anew, or lost records. Restore it, or"
-                    " start anew from the first segment under another DURABILL_APPLICATION_ID"
-                )
-        consumer.assign(
-            [TopicPartition(topic, p, LOG_END if s is None else s) for p, s in starts.items()]
-        )
-        while open_partitions:
-            message = consumer.poll(READ_PATIENCE_S)
-            if message is None:
-                raise StateError(f"{topic} can't be read to its end; is a broker down?")
-            at, offset, error = message.partition(), message.offset(), message.error()
-            assert at is not None
-            assert offset is not None
-            if error is None:
-                key, value = message.key(), message.value()
-                if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
-                    tails[at].records.append((offset, key, value))
-            elif error.code() == KafkaError._PARTITION_EOF:
-                tails[at] = tails[at]._replace(end=offset)
-                open_partitions.discard(at)
-            elif not error.retriable():
-                raise KafkaException(error)
-    finally:
-        consumer.close()
-    return tails
 
 
 def _resolve(waiter: "asyncio.Future[None]") -> None:

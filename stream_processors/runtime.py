@@ -5,7 +5,6 @@ The simulation (tests/sim) has a `Runtime` of its own and runs the same worker o
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import faust
@@ -14,13 +13,12 @@ from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from stream_processors.checkpoint import Origin
+from stream_processors.clients import Right, patiently, quiet
 from stream_processors.clock import elapsed_s
 from stream_processors.driver import Consumer
-from stream_processors.outlet import (
-    Entry,
-    Outlet,
+from stream_processors.outlet import Entry, Outlet, finds_foreign
+from stream_processors.reading import (
     Tail,
-    finds_foreign,
     open_producer,
     read_bounds,
     read_group_offsets,
@@ -30,7 +28,6 @@ from stream_processors.settings import Settings, checkpoint_topic
 from stream_processors.table import Total
 
 T = TypeVar("T")
-ASK_PATIENCE_S = 20.0
 
 
 class Exit(Protocol):
@@ -158,7 +155,11 @@ class FaustRuntime:
     async def log_bounds(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Ask by a client of its own: Faust's would wait behind a fetch that waits for news."""
         return await asyncio.to_thread(
-            read_bounds, self._settings.librdkafka(), self.origin.topic, partitions
+            read_bounds,
+            self._settings.librdkafka(),
+            self._settings.application_id,
+            self.origin.topic,
+            partitions,
         )
 
     def start_at(self, offsets: Mapping[int, int]) -> None:
@@ -181,8 +182,9 @@ class FaustRuntime:
         return _latest(await self._read_changelog(checkpoint_topic(previous), partitions))
 
     async def _read_changelog(self, topic: str, partitions: Sequence[int]) -> dict[int, Tail]:
+        kafka, group = self._settings.librdkafka(), self._settings.application_id
         starts = dict.fromkeys(partitions, 0)
-        return await asyncio.to_thread(read_tails, self._settings.librdkafka(), topic, starts)
+        return await asyncio.to_thread(read_tails, kafka, group, topic, starts)
 
     def log_end(self, partition: int) -> int | None:
         """Ask the driver, which notes it with every fetch."""
@@ -212,14 +214,18 @@ class FaustRuntime:
             checkpoint_topic=self._settings.checkpoint_topic,
             on_fatal=self._on_fatal,
             find_foreign=finds_foreign(
-                self._settings.librdkafka(), self._settings.totals_topic, partition
+                self._settings.librdkafka(),
+                self._settings.application_id,
+                self._settings.totals_topic,
+                partition,
             ),
         )
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         """Read them with a consumer of their own."""
-        read = partial(read_tails, self._settings.librdkafka(), self._settings.totals_topic)
-        return await asyncio.to_thread(read, {each: start or 0 for each, start in starts.items()})
+        kafka, group = self._settings.librdkafka(), self._settings.application_id
+        known = {each: start or 0 for each, start in starts.items()}
+        return await asyncio.to_thread(read_tails, kafka, group, self._settings.totals_topic, known)
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Work in a thread."""
@@ -235,8 +241,14 @@ def _latest(tails: Mapping[int, Tail]) -> dict[bytes, bytes]:
 
 def find_origin(settings: Settings, partitions: int) -> Origin:
     """Return what checkpoints of the segments topic are marked with."""
-    admin = AdminClient({**settings.librdkafka()})
+    kafka = settings.librdkafka()
+    admin = AdminClient(quiet(kafka))
     names = [settings.segments_topic, settings.checkpoint_topic]
-    asked = admin.describe_topics(TopicCollection(names), request_timeout=ASK_PATIENCE_S)
-    ids = [str(asked[name].result(ASK_PATIENCE_S).topic_id or "") for name in names]
+
+    def ask(timeout_s: float) -> list[str]:
+        asked = admin.describe_topics(TopicCollection(names), request_timeout=timeout_s)
+        return [str(asked[name].result(timeout_s + 1).topic_id or "") for name in names]
+
+    rights = (Right("Describe", "topic", each) for each in names)
+    ids = patiently(ask, "the ids of the topics", kafka, *rights)
     return Origin(settings.segments_topic, ids[0], partitions, ids[1])

@@ -4,9 +4,10 @@ A field's environment name is its own in capitals with the prefix DURABILL_. Fla
 environment. Options of the Kafka clients that decide about loss are set here, each with its why.
 """
 
+import re
 import ssl
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -128,7 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             context.load_cert_chain(
                 self.ssl_certificate_location,
                 self.ssl_key_location or None,
-                self.ssl_key_password or None,
+                self.ssl_key_password,  # also where empty: without any it asks at the terminal
             )
         return context
 
@@ -143,6 +144,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(problems)
 
 
+_FILES = ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:[0-9]{1,5})?")
+_DEFAULTS = msgspec.structs.asdict(Settings())
 _WHAT_FOR = {
     "bootstrap_servers": "where Kafka is, host:port[,host:port]; `durabill kafka start` runs one",
     "ledger_dsn": "where PostgreSQL is, as postgresql://user@host:port/database",
@@ -178,7 +182,8 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             good[name] = msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError as error:
             shown = "…" if "password" in name else repr(value)
-            problems.append(f"{PREFIX}{name.upper()}={shown}: {error}")
+            problems.append(f"{PREFIX}{name.upper()}={shown}: {_explain(error, hints[name])}")
+    problems += _connection_problems({**_DEFAULTS, **good})
     if not problems:
         settings = Settings(**good)
         problems = settings.interim_problems()
@@ -187,8 +192,34 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
     return settings
 
 
-def _types() -> list[Any]:
-    from typing import get_type_hints
+def _explain(error: msgspec.ValidationError, hint: Any) -> str:
+    """Return what is wrong with a value; of an enumeration also what is allowed."""
+    if get_origin(hint) is Literal:
+        return f"it must be one of {', '.join(get_args(hint))}"
+    return str(error)
 
+
+def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what can be known of the connection's settings before anything connects."""
+    for address in filter(None, values["bootstrap_servers"].split(",")):
+        if not _ADDRESS.fullmatch(address):
+            yield f"{PREFIX}BOOTSTRAP_SERVERS: {address!r} is no HOST:PORT"
+    protocol = values["security_protocol"]
+    is_tls = protocol.endswith("SSL")
+    if protocol.startswith("SASL") and not values["sasl_username"]:
+        yield f"{PREFIX}SASL_USERNAME is not set, and {PREFIX}SECURITY_PROTOCOL={protocol} needs it"
+    for name in _FILES:
+        if not (is_tls and (path := values[name])):
+            continue
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            yield f"{PREFIX}{name.upper()}={path!r} can't be read: {error.strerror}"
+    if is_tls and values["ssl_key_location"] and not values["ssl_certificate_location"]:
+        yield f"{PREFIX}SSL_KEY_LOCATION is set without {PREFIX}SSL_CERTIFICATE_LOCATION"
+
+
+def _types() -> list[Any]:
     hints = get_type_hints(Settings, include_extras=True)
     return [hints[name] for name in Settings.__struct_fields__]

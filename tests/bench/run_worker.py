@@ -3,10 +3,12 @@
 import os
 import sys
 
+from deploy.logs import set_up_logging
 from schemas import WriterSchemas
 from stream_processors.app import run_worker
 from stream_processors.settings import load_settings
 from tests.bench.lab import PARTITIONS
 
 if __name__ == "__main__":
+    set_up_logging()
     run_worker(load_settings(os.environ), PARTITIONS, int(sys.argv[1]), WriterSchemas())

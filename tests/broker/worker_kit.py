@@ -26,7 +26,6 @@ from urllib.parse import quote
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     Message,
     Producer,
@@ -41,6 +40,7 @@ from producers.truth_order import Policy
 from schemas import PARTITIONER, WriterSchemas, decode_total
 from stream_processors import order
 from stream_processors.columns import ColumnTable
+from stream_processors.reading import read_committed_offsets
 from stream_processors.table import Place
 from tests.broker.traffic_kit import Pair
 
@@ -50,9 +50,11 @@ SETTLE_TIMEOUT_S = 90.0
 
 _ENTRY = """
 import os, sys
+from deploy.logs import set_up_logging
 from schemas import WriterSchemas
 from stream_processors.app import run_worker
 from stream_processors.settings import load_settings
+set_up_logging()
 run_worker(load_settings(os.environ), int(sys.argv[1]), int(sys.argv[2]), WriterSchemas())
 """
 
@@ -329,10 +331,7 @@ class Deployment:
     def committed(self) -> dict[int, int]:
         """Partition -> the group's committed offset, -1001 where there is none."""
         places = [TopicPartition(self.segments, each) for each in range(self.partitions)]
-        request = ConsumerGroupTopicPartitions(self.name, places)
-        admin = AdminClient(self.kafka)  # without a name it would be gone before its answer
-        answer = admin.list_consumer_group_offsets([request])[self.name]
-        found = answer.result(20).topic_partitions
+        found = read_committed_offsets(self.kafka, self.name, places)
         return {each.partition: each.offset for each in found}
 
     def ends(self) -> dict[int, int]:

@@ -26,7 +26,7 @@ from stream_processors.columns import ColumnTable
 from stream_processors.dead_letters import list_dead_letters
 from stream_processors.ledger_lookups import connected, read_totals
 from stream_processors.ledger_lookups import status as ledger_status
-from stream_processors.outlet import Tail
+from stream_processors.reading import Tail
 from stream_processors.settings import Settings
 from stream_processors.table import Effects, IntervalTable, Place
 from tests.chaos.cluster import PARTITIONS

@@ -18,8 +18,8 @@ from stream_processors import checkpoint
 from stream_processors.batch import Chunk
 from stream_processors.checkpoint import Origin, marks_of
 from stream_processors.order import Policy as EnginePolicy
-from stream_processors.outlet import Tail
 from stream_processors.policies import PolicyRecord, Terms, decode_history, in_force, split
+from stream_processors.reading import Tail
 from stream_processors.table import IntervalTable, Place, Total
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan

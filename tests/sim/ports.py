@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from stream_processors.checkpoint import Origin
 from stream_processors.errors import FencedError, StateError
-from stream_processors.outlet import Entry, Tail, WriterClosed
+from stream_processors.outlet import Entry, WriterClosed
+from stream_processors.reading import Tail
 from stream_processors.table import Effects, Total
 from tests.property.batches import Entry as LogEntry
 from tests.sim.broker import AckedAppend, Broker, Coordinator, Fenced, GaveUp, TopicLog

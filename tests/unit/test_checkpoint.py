@@ -21,7 +21,7 @@ from stream_processors.checkpoint import (
 from stream_processors.columns import ColumnTable
 from stream_processors.errors import StateError
 from stream_processors.order import Policy
-from stream_processors.outlet import Tail
+from stream_processors.reading import Tail
 from stream_processors.table import Place, Total
 from tests.property.batches import encode_batch
 

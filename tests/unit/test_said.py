@@ -7,7 +7,7 @@ from stream_processors.batch import Chunk
 from stream_processors.checkpoint import META, Lane, Origin, entry_key, marks_of, restore_lane
 from stream_processors.columns import ColumnTable
 from stream_processors.order import Policy
-from stream_processors.outlet import Tail
+from stream_processors.reading import Tail
 from stream_processors.table import IntervalTable, Place, Total
 from tests.property.batches import encode_batch
 

@@ -65,6 +65,50 @@ def test_all_problems_are_told_at_once() -> None:
     assert "DURABILL_SETLE_GRACE_S is no setting of Durabill" in problems
 
 
+def test_of_a_wrong_choice_the_right_ones_are_told() -> None:
+    (problem,) = problems_of({}, security_protocol="TLS")
+    allowed = "PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"
+    assert f"DURABILL_SECURITY_PROTOCOL='TLS': it must be one of {allowed}" == problem
+    (problem,) = problems_of({"DURABILL_SASL_MECHANISM": "plain"})
+    assert problem.endswith("one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512")
+
+
+def test_files_that_cannot_be_read_are_told_before_anything_connects(tmp_path: Path) -> None:
+    there = tmp_path / "there.pem"
+    there.touch()
+    problems = problems_of(
+        {"DURABILL_SSL_CA_LOCATION": str(tmp_path / "no.pem")},
+        security_protocol="SSL",
+        ssl_certificate_location=str(tmp_path),
+        ssl_key_location=str(there),
+    )
+    assert 2 == len(problems)
+    assert problems[0].startswith(f"DURABILL_SSL_CA_LOCATION='{tmp_path}/no.pem' can't be read: No")
+    assert problems[1].startswith(f"DURABILL_SSL_CERTIFICATE_LOCATION='{tmp_path}' can't be read")
+    # Without TLS nobody reads them.
+    load_settings({"DURABILL_SSL_CA_LOCATION": str(tmp_path / "no.pem")})
+
+
+def test_a_key_needs_its_certificate_and_sasl_a_user(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.touch()
+    (problem,) = problems_of({}, security_protocol="SSL", ssl_key_location=str(key))
+    assert "DURABILL_SSL_CERTIFICATE_LOCATION" in problem
+    (problem,) = problems_of({}, security_protocol="SASL_SSL")
+    assert problem.startswith("DURABILL_SASL_USERNAME is not set")
+
+
+@pytest.mark.parametrize("servers", ["k:9092", "k", "k:1,10.0.0.1:2", "[::1]:9092", "a-b.c_d:1"])
+def test_addresses_that_may_be(servers: str) -> None:
+    assert servers == load_settings({}, bootstrap_servers=servers).bootstrap_servers
+
+
+@pytest.mark.parametrize("servers", ["k:port", "k:1, l:2", "http://k:1", "k:1;l:2", "k:"])
+def test_what_is_no_address_is_told(servers: str) -> None:
+    (problem,) = problems_of({}, bootstrap_servers=servers)
+    assert "no HOST:PORT" in problem
+
+
 def test_passwords_are_not_shown_in_problems() -> None:
     with pytest.raises(SettingsError) as raised:
         load_settings({"DURABILL_SASL_PASSWORD": "ok"}, sasl_password=["s3cret"])

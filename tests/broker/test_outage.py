@@ -1,0 +1,198 @@
+"""A broker that dies and comes back: under a worker's start, and under processes at work."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from deploy.kafka import LocalKafka
+from tests.broker.test_cli import start
+from tests.broker.traffic_kit import traffic
+from tests.broker.worker_kit import Worker, deployment, wait_until
+from tests.conftest import JARS_DIR, PROJECT_DIR, make_data_dir, remove_data_dir
+
+OUTAGE_S = 10.0
+AWAY_S = 2.0
+STARTS_S = (1.5, 2.5)
+"""How long after a worker's start its broker is killed."""
+
+FORGETFUL = """
+import stream_processors.membership as membership
+membership.KnownTopics = lambda cluster, counts: cluster  # as Faust's own assignor
+from aiokafka.cluster import ClusterMetadata
+known = ClusterMetadata.partitions_for_topic
+asked = []
+def partitions_for_topic(self, topic):
+    asked.append(topic)
+    return None if len(asked) < 10 else known(self, topic)
+ClusterMetadata.partitions_for_topic = partitions_for_topic
+"""
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[LocalKafka]:
+    """A broker of these tests' own."""
+    folder = make_data_dir()
+    try:
+        made = LocalKafka(folder, jars_dir=JARS_DIR)
+        made.start()
+        yield made
+    finally:
+        remove_data_dir(folder)
+
+
+def address_of(kafka: LocalKafka) -> str:
+    address = kafka.status().bootstrap_servers
+    assert address is not None
+    return address
+
+
+def kill(kafka: LocalKafka) -> None:
+    pid = kafka.status().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def is_ready(worker: Worker) -> bool:
+    try:
+        return worker.get("/health/ready")[0] == 200
+    except OSError:
+        return False
+
+
+FIRST_LOOK = """
+import sys
+from deploy.topics import check_group
+from stream_processors.rights import check_rights, rights_of
+from stream_processors.settings import Settings
+settings = Settings(bootstrap_servers=sys.argv[1])
+kafka = settings.librdkafka()
+check_rights(kafka, rights_of(settings, "worker"))
+check_group(kafka, application_id="durabill", segments="billing.segments")
+"""
+
+
+def test_the_first_look_at_a_cluster_just_made_waits_for_its_coordinator(
+    kafka: LocalKafka,
+) -> None:
+    admin = AdminClient({"bootstrap.servers": address_of(kafka), "log_level": "0"})
+    admin.create_topics([NewTopic("other", 50, 1)])["other"].result(20)
+    # In a process of its own, for it was SIGSEGV that ended it.
+    command = [sys.executable, "-c", FIRST_LOOK, address_of(kafka)]
+    looked = subprocess.run(
+        command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert 0 == looked.returncode, looked.stderr
+
+
+def test_a_worker_whose_broker_dies_while_it_starts_joins_at_once_when_it_is_back(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    for after_s in STARTS_S:
+        with deployment(address_of(kafka), tmp_path) as deployed:
+            worker = deployed.start()
+            time.sleep(after_s)
+            kill(kafka)
+            time.sleep(AWAY_S)
+            kafka.start()
+            back_s = time.monotonic()
+            wait_until(lambda: is_ready(worker), "it is ready", 20)  # noqa: B023
+            # Never without its partitions, for there is nobody else to have them.
+            assert [*range(deployed.partitions)] == sorted(worker.next_offsets())
+            assert time.monotonic() < back_s + 15
+            deployed.send(traffic(1, orders=3, segments=5))
+            deployed.wait_for_truth()
+
+
+def test_a_worker_that_nobody_gave_partitions_is_not_ready(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    with deployment(address_of(kafka), tmp_path) as deployed:
+        worker = deployed.start(FORGETFUL)
+
+        def says_why() -> bool:
+            try:
+                status, answer = worker.get("/health/ready")
+            except OSError:
+                return False
+            return status == 503 and "nobody has 0, 1, 2, 3" in str(answer["problems"])
+
+        wait_until(says_why, "it says that nobody has the partitions")
+
+
+def lines_of(path: Path, after: int) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[after:]
+
+
+@contextmanager
+def poked(url: str) -> Iterator[None]:
+    """Send the gateway a segment again and again meanwhile, whatever it answers."""
+    ended = threading.Event()
+
+    def poke() -> None:
+        while not ended.wait(0.5):
+            with suppress(OSError):
+                now_ms = int(time.time() * 1000)
+                bounds = {"start_ms": now_ms - 10, "end_ms": now_ms, "end_identifier": False}
+                body = json.dumps({"business_data_number": 1, **bounds}).encode()
+                urllib.request.urlopen(f"{url}/v1/orders/poked/segments", body, timeout=2).close()
+
+    thread = threading.Thread(target=poke)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
+    kafka: LocalKafka, postgres_dsn: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        deployed = stack.enter_context(deployment(address_of(kafka), tmp_path))
+        settings = {
+            "bootstrap_servers": address_of(kafka),
+            "application_id": deployed.name,
+            "segments_topic": deployed.segments,
+            "totals_topic": deployed.totals,
+            "dead_letters_topic": deployed.dead_letters,
+            "data_dir": str(tmp_path),
+            "gateway_port": "0",
+            "ledger_dsn": postgres_dsn,
+        }
+        start(stack, tmp_path, settings, "worker", "worker")
+        gateway = start(stack, tmp_path, settings, "gateway", "gateway")
+        logs = {name: tmp_path / f"{name}.log" for name in ("worker", "gateway")}
+        wait_until(lambda: "partitions [0, 1, 2, 3]" in logs["worker"].read_text(), "it is at work")
+        before = {name: len(lines_of(path, 0)) for name, path in logs.items()}
+        began_s = time.monotonic()
+        kill(kafka)
+        with poked(str(gateway["url"])):
+            time.sleep(OUTAGE_S)
+            kafka.start()
+            outage_s = time.monotonic() - began_s
+            time.sleep(3.0)
+        for name, path in logs.items():
+            wait_until(
+                lambda: any("Kafka is back" in each for each in lines_of(path, before[name])),  # noqa: B023
+                f"the {name} says that it is over",
+                30,
+            )
+            said = lines_of(path, before[name])
+            print(f"{name}: {len(said)} lines in {outage_s:.0f} s", *said, sep="\n")
+            assert len(said) <= outage_s, name
+            causes = re.compile("Connection refused|Connect call failed|Connection reset|closed")
+            assert causes.search("\n".join(said[:2])), name
+            assert not [each for each in said if each.startswith("%")], name

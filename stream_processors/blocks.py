@@ -5,7 +5,7 @@ A block is a version byte and a zstd frame of MessagePack. Version 3 is a list o
 as they lie in memory (little-endian), the slots that they belong in, and in the form of version 3
 those orders that are no rows. The columns read both, the plain table has no rows to put one in.
 Versions 1 and 2 are the same without what interim totals and gathered corrections need; they are
-read, and not written any more: see `_bring_up_to_date` and `upgrade`.
+read, and not written any more: see `_bring_up_to_date` and `kernel.upgrade`.
 
 Invariants are asserted before a state is written and after it is read; a block that can't be read
 raises StateError, since going on without it would forget money.
@@ -74,6 +74,11 @@ class BlockContent(NamedTuple):
     rows: bytes
     extras: bytes
     orders: list[tuple[int, Order]]
+
+    @property
+    def is_old(self) -> bool:
+        """Tell whether the rows are in the layout of the version before."""
+        return self.version == OLD_COLUMNS_VERSION
 
 
 _plain_decoders: dict[int, Any] = {

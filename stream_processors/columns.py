@@ -292,7 +292,7 @@ class ColumnTable(IntervalTable):
                 block, self.clock_ms, self.policy.correction_window_ms, FUTURE_TOLERANCE_MS
             )
             self._take_events(effects)
-            for slot in self._rows.running():
+            for slot in self._rows.slow[: int(self._rows.counters[rows.SLOWS])].tolist():
                 self._lift(self._rows.key(slot))
         super()._run_due(effects)
 

@@ -24,18 +24,11 @@ from schemas import (
     SegmentEvent,
     WriterSchemas,
     encode_total,
+    limits,
     partition_for,
     to_segment,
 )
-from schemas.limits import (
-    DETAIL_CHARS_MAX,
-    FORWARD_BYTES_MAX,
-    FUTURE_TOLERANCE_MS,
-    LETTER_BYTES_MAX,
-    LETTER_CUT_BYTES,
-    ORDER_PIECES_MAX,
-    SEGMENT_LENGTH_MAX_MS,
-)
+from schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from stream_processors.batch import Chunk, Headers, Record, records
 from stream_processors.blocks import Snapshot, decode_block, plain_snapshot
 from stream_processors.errors import StateError
@@ -194,7 +187,7 @@ class IntervalTable:
     def _send_on(self, record: Record, partition: int, effects: Effects) -> None:
         if any(name == FORWARDED_FROM for name, _ in record.headers):
             problem = "has been sent on before"
-        elif record.size > FORWARD_BYTES_MAX:
+        elif record.size > limits.FORWARD_BYTES_MAX:
             problem = f"is too large to be sent on: {record.size} bytes"
         else:
             origin = f"{self.place.partition}/{record.offset}".encode()
@@ -208,8 +201,7 @@ class IntervalTable:
         """Note that `order` has changed, and the totals that this gave."""
         number = order.service_order_number
         self._changed.add(self._slots[number] // BLOCK_SLOTS)
-        key = number.encode()
-        effects.totals += [Total(key, encode_total(total)) for total in totals]
+        effects.totals += [Total(number.encode(), encode_total(each)) for each in totals]
         if totals or not order.is_settled():
             self._queue(order)
 
@@ -369,17 +361,18 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
     The broker limits a batch as it is compressed, so a record can be of any size. One that is too
     large is cut, and says of what was cut how much it was, and its SHA-256; the log has it whole.
     """
-    if len(detail) > DETAIL_CHARS_MAX:
-        detail = detail[: DETAIL_CHARS_MAX - 1] + "…"
-    if record.size > LETTER_BYTES_MAX:
+    if len(detail) > limits.DETAIL_CHARS_MAX:
+        detail = detail[: limits.DETAIL_CHARS_MAX - 1] + "…"
+    if record.size > limits.LETTER_BYTES_MAX:
+        most = limits.LETTER_CUT_BYTES
         told = [
             (f"cut_{name}", f"{len(content)} {hashlib.sha256(content).hexdigest()}".encode())
             for name, content in (("key", record.key), ("value", record.value))
-            if content is not None and len(content) > LETTER_CUT_BYTES
+            if content is not None and len(content) > most
         ]
         if record.headers:
             told.append(("cut_headers", str(len(record.headers)).encode()))
-        key, value = (each and each[:LETTER_CUT_BYTES] for each in (record.key, record.value))
+        key, value = (each and each[:most] for each in (record.key, record.value))
         record = record._replace(key=key, value=value, headers=tuple(told))
     return DeadLetter(record, reason, detail)
 
@@ -394,10 +387,9 @@ def _origin(headers: Headers, place: Place) -> tuple[int, int] | None:
             partition, _, offset = content.partition(b"/")
             # What doesn't fit 64 bits must not reach a checkpoint.
             sizes_fit = len(partition) <= 9 and len(offset) <= 18
-            if partition.isdigit() and offset.isdigit() and sizes_fit:
-                origin = int(partition), int(offset)
-                if origin[0] < place.partitions and origin[0] != place.partition:
-                    return origin
+            is_sound = partition.isdigit() and offset.isdigit() and sizes_fit
+            if is_sound and place.partition != int(partition) < place.partitions:
+                return int(partition), int(offset)
     return None
 
 

@@ -150,13 +150,15 @@ class IntervalTable:
                 self._send_on(record, partition, effects)
                 return
         else:
-            if record.offset <= order.source_offset or _seen_before(order, origin):
+            if record.offset <= order.source_offset:
                 return
             self._settle_if_due(order, effects)
             if order.is_forgotten(self.clock_ms):
                 # In the same slot: were the two ever in blocks of different age, a replay
                 # could find neither, and take a repeat of the old one's for a new order.
                 order = self._place_order(self._slots[number], number)
+            elif _seen_before(order, origin):
+                return
             elif (excess := order.excess(event, self.pieces_max)) is not None:
                 detail = f"its order has {self.pieces_max:,} {excess}, and it adds one"
                 effects.dead_letters.append(dead_letter(record, Reason.TOO_FRAGMENTED, detail))

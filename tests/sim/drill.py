@@ -19,7 +19,7 @@ from stream_processors.outlet import Tail
 from stream_processors.table import IntervalTable, Place, Total
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan
-from tests.sim.tables import empty_table
+from tests.sim.tables import PIECES_MAX, empty_table
 
 Records = list[tuple[int, bytes, bytes | None]]
 
@@ -56,7 +56,7 @@ def drill(plan: Plan, broker: Broker, partition: int, policy: Policy) -> list[st
     for key, value in [(key, value) for _, key, value in said] + [*later]:
         found[key.decode()].append(value)
     logs = [record for each in broker.segments for record in each.records]
-    known = truth.read_log(logs, policy, plan.partitions)
+    known = truth.read_log(logs, policy, plan.partitions, pieces_max=PIECES_MAX)
     expected = {
         number: [encode_total(each) for each in totals]
         for number, totals in known.totals.items()

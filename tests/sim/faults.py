@@ -101,6 +101,8 @@ class Plan:
     tick_s: float
     checkpoint_s: float
     settings: Settings
+    hostile: int
+    """How many orders are sent by somebody who means harm."""
 
     def describe(self) -> str:
         """Return it in a line or two."""
@@ -111,14 +113,15 @@ class Plan:
             f"seed {self.seed}: {self.workers} workers, {self.partitions} partitions,"
             f" {self.orders} orders, {self.traffic_s:.0f} s + {self.gap_s:.0f} s,"
             f" {'columns' if self.columns else 'plain'}, grace {policy.settle_grace_ms} ms,"
-            f" idle {policy.idle_timeout_ms} ms, window {policy.correction_window_ms} ms\n"
+            f" idle {policy.idle_timeout_ms} ms, window {policy.correction_window_ms} ms,"
+            f" interim {policy.interim_interval_ms} ms, {self.hostile} hostile orders\n"
             f"faults: {on or 'none'}"
         )
 
 
 def draw_plan(seed: int) -> Plan:
     """Return what the history with this seed is made of."""
-    dice = Random(seed)
+    dice, later = Random(seed), Random(-1 - seed)  # the second, to leave older draws as they were
     ratios = {
         each.name: getattr(WORST, each.name) * dice.choice((0.0, 0.0, 0.3, 1.0))
         for each in fields(Faults)
@@ -129,6 +132,7 @@ def draw_plan(seed: int) -> Plan:
         idle_timeout_s=dice.choice((3.0, 6.0)),
         correction_window_s=dice.choice((4.0, 15.0)),
         clock_slack_s=2.0,
+        interim_interval_s=later.choice((0.0, 1.0, 2.5, 86_400.0)),
     )
     return Plan(
         seed=seed,
@@ -143,4 +147,5 @@ def draw_plan(seed: int) -> Plan:
         tick_s=dice.choice((0.3, 0.8, 1.5)),
         checkpoint_s=dice.choice((0.4, 1.0, 3.0)),
         settings=settings,
+        hostile=later.choice((0, 0, 0, 1, 2)),
     )

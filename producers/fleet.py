@@ -25,13 +25,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from producers.fleet_publish import FleetError, Progress, Publisher, Receipt
 from producers.plan import Fault, FleetPlan, OrderPlan, Send, in_publishing_order
-from producers.truth import (
-    FORWARDED_FROM,
-    LogRecord,
-    LogTruth,
-    forwarded_from,
-    read_log,
-)
+from producers.truth import FORWARDED_FROM, LogRecord, LogTruth, forwarded_from, read_log
 from producers.truth_file import Comparison, compare, compare_dead_letters, write_truth
 from producers.truth_order import Policy
 

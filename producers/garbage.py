@@ -237,7 +237,8 @@ def _all_recipes() -> tuple[tuple[str, Reason, _Recipe], ...]:
 
 RECIPES = _all_recipes()
 KINDS = tuple(kind for kind, _, _ in RECIPES)
-"""Every kind of garbage. WRONG_PARTITION is none: such a record is sent on first."""
+"""Every kind of garbage. WRONG_PARTITION is none: such a record is sent on first. Nor is
+TOO_FRAGMENTED, which takes ten thousand good records before it."""
 
 
 def garbage(dice: Dice, order_number: str, now_ms: int, window_ms: int, kind: str = "") -> Garbage:

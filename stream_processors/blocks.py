@@ -6,7 +6,7 @@ as they lie in memory (little-endian), the slots that they belong in, and in the
 those orders that are no rows. Version 5 is a list as in version 3, of one large order, and the
 whole entry is that order's own. The columns read all, the plain table has no rows to put one in.
 Versions 1 and 2 are 3 and 4 without what interim totals and gathered corrections need; they are
-read, and not written any more: see `_bring_up_to_date` and `upgrade`.
+read, and not written any more: see `_bring_up_to_date` and `kernel.upgrade`.
 
 Invariants are asserted before a state is written and after it is read; a block that can't be read
 raises StateError, since going on without it would forget money.
@@ -82,6 +82,11 @@ class BlockContent(NamedTuple):
     orders: list[tuple[int, Order]]
     is_own: bool = False
     """Whether it is the entry of one large order."""
+
+    @property
+    def is_old(self) -> bool:
+        """Tell whether the rows are in the layout of the version before."""
+        return self.version == OLD_COLUMNS_VERSION
 
 
 _plain_decoders: dict[int, Any] = {

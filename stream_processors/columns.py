@@ -302,12 +302,14 @@ class ColumnTable(IntervalTable):
             self._take_events(effects)
             if block >= 0:
                 effects.cost += SCAN_COST
-            yield
-            for slot in self._rows.running():
+            # Due an interim total: copied, for the next call counts its own.
+            running = self._rows.slow[: int(self._rows.counters[rows.SLOWS])].tolist()
+            for slot in running:
                 self._lift(self._rows.key(slot))
                 effects.cost += PLAIN_COST
             # At once: what is lowered before it has been looked at would be passed over.
             yield from self._run_plain_due(effects)
+            yield
 
     def _run_plain_due(self, effects: Effects) -> Iterator[None]:
         for _ in super()._run_due(effects):

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from stream_processors.blocks import BlockContent, Snapshot, columns_snapshot, decode_block
 from stream_processors.errors import StateError
-from stream_processors.kernel import fold, index, maintain, parse, rows
+from stream_processors.kernel import fold, index, maintain, parse, rows, upgrade
 from stream_processors.order import NEVER_MS, Order
 from stream_processors.slots import Restored, age_of
-from stream_processors.upgrade import rows_in
 
 ROWS_MAX = 1 << 24
 """Orders of a partition that can be rows; further ones stay with the plain core, only slower."""
@@ -264,20 +263,11 @@ class Rows:
     def settle_due(self, block: int, now_ms: int, window_ms: int, tolerance_ms: int) -> int:
         """Note the totals due at `now_ms` as events; return the block to go on with, or -1.
 
-        `running` tells afterwards which rows are due an interim total.
+        `slow` holds the rows that are due an interim total, as many as its counter tells.
         """
         self.counters[rows.SLOWS] = 0
-        forget_after_ms = window_ms + tolerance_ms
-        return int(
-            rows.settle_due(
-                self.arrays, block, now_ms, self._interim_after_ms, forget_after_ms, tolerance_ms
-            )
-        )
-
-    def running(self) -> list[int]:
-        """Return the rows that `settle_due` has found due for an interim total."""
-        found: list[int] = self.slow[: int(self.counters[rows.SLOWS])].tolist()
-        return found
+        waits_ms = (self._interim_after_ms, window_ms + tolerance_ms, tolerance_ms)
+        return int(rows.settle_due(self.arrays, block, now_ms, *waits_ms))
 
     def look_again(self, interim_after_ms: int) -> None:
         """Take another interval; the next look finds out anew when rows are due."""
@@ -356,7 +346,10 @@ class Rows:
         return kept, restored.own
 
     def _restore_rows(self, content: BlockContent) -> None:
-        held = rows_in(content)
+        if content.is_old:
+            held = upgrade.rows_of_version_2(content.rows)
+        else:
+            held = np.frombuffer(content.rows, rows.ORDER)
         slots = np.frombuffer(content.slots, np.int32)
         pieces = np.frombuffer(content.extras, np.int64).reshape(-1, rows.EXTRA_SIZE)
         assert len(held) == len(slots)

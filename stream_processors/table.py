@@ -24,16 +24,12 @@ from schemas import (
     WriterSchemas,
     encode_total,
     is_clock_mark,
+    limits,
     partition_for,
     read_clock_mark,
     to_segment,
 )
-from schemas.limits import (
-    FORWARD_BYTES_MAX,
-    FUTURE_TOLERANCE_MS,
-    ORDER_PIECES_MAX,
-    SEGMENT_LENGTH_MAX_MS,
-)
+from schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from stream_processors.batch import Headers, Record
 from stream_processors.blocks import decode_block
 from stream_processors.effects import (
@@ -141,13 +137,15 @@ class IntervalTable(OrderSlots, ChunkFolder):
                 self._send_on(record, partition, effects)
                 return
         else:
-            if record.offset <= order.source_offset or _seen_before(order, origin):
+            if record.offset <= order.source_offset:
                 return
             self._settle_if_due(order, effects)
             if order.is_forgotten(self.clock_ms):
                 # In the same slot: were the two ever in blocks of different age, a replay
                 # could find neither, and take a repeat of the old one's for a new order.
                 order = self._place_order(self._slots[number], number)
+            elif _seen_before(order, origin):
+                return
             elif (excess := order.excess(event, self.pieces_max)) is not None:
                 detail = f"its order has {self.pieces_max:,} {excess}, and it adds one"
                 effects.dead_letters.append(dead_letter(record, Reason.TOO_FRAGMENTED, detail))
@@ -178,7 +176,7 @@ class IntervalTable(OrderSlots, ChunkFolder):
     def _send_on(self, record: Record, partition: int, effects: Effects) -> None:
         if any(name == FORWARDED_FROM for name, _ in record.headers):
             problem = "has been sent on before"
-        elif record.size > FORWARD_BYTES_MAX:
+        elif record.size > limits.FORWARD_BYTES_MAX:
             problem = f"is too large to be sent on: {record.size} bytes"
         else:
             origin = f"{self.place.partition}/{record.offset}".encode()
@@ -192,8 +190,7 @@ class IntervalTable(OrderSlots, ChunkFolder):
         """Note that `order` has changed, and the totals that this gave."""
         number = order.service_order_number
         self._mark_changed(order)
-        key = number.encode()
-        effects.totals += [Total(key, encode_total(total)) for total in totals]
+        effects.totals += [Total(number.encode(), encode_total(each)) for each in totals]
         effects.cost += len(totals) * PIECE_COST * (len(order.time) + len(order.numbers))
         if totals or not order.is_settled():
             self._queue(order)
@@ -385,10 +382,9 @@ def _origin(headers: Headers, place: Place) -> tuple[int, int] | None:
         if name == FORWARDED_FROM and content is not None:
             partition, _, offset = content.partition(b"/")
             sizes_fit = len(partition) <= 9 and len(offset) <= 18
-            if partition.isdigit() and offset.isdigit() and sizes_fit:
-                origin = int(partition), int(offset)
-                if origin[0] < place.partitions and origin[0] != place.partition:
-                    return origin
+            is_sound = partition.isdigit() and offset.isdigit() and sizes_fit
+            if is_sound and place.partition != int(partition) < place.partitions:
+                return int(partition), int(offset)
     return None
 
 

@@ -77,7 +77,7 @@ CREATE OR REPLACE VIEW ledger_status AS
             WHEN count(latest.service_order_number) = count(latest.upper_bound_ms)
             THEN coalesce(sum(latest.upper_bound_ms), 0)
         END AS upper_bound_ms,
-        coalesce(sum(greatest(given.settlements - 1, 0)), 0) AS corrections,
+        coalesce(sum(greatest(given.settlements - 1, 0)), 0)::bigint AS corrections,
         count(latest.service_order_number) - count(latest.upper_bound_ms) AS unknown_bounds,
         coalesce(sum(latest.gap_ms), 0) AS gap_ms,
         coalesce(sum(latest.numbers_after_end), 0) AS numbers_after_end

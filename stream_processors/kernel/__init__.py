@@ -7,6 +7,7 @@
     fold      a decompressed record batch into the rows
     maintain  rows freed, retired, restored, checked
     totals    settled rows as evidence texts and as Avro bytes
+    upgrade   rows of an older checkpoint
 
 Compiled by numba at first use and cached. numba notices a change of the file that a function is
 in, but not of the functions that it calls; so the cache's folder carries a digest of all sources

@@ -194,7 +194,6 @@ def write_totals(
             segments += after - first
             if order.end_number:
                 beyond += max(0, after - max(first, order.end_number + 1))
-        known_after = row[NUMBERS + 2 * row[1] - 1]
         span = order.end_ms - order.start_ms
         status = event_status[i]
         for byte in header:
@@ -216,7 +215,7 @@ def write_totals(
             at = put_long(out, at, order.end_number)
         else:
             at = put_long(out, at, 0)
-        at = put_missing(out, at, row, known_after)
+        at = put_missing(out, at, row, row[NUMBERS + 2 * row[1] - 1])
         at = put_long(out, at, segments)
         at = put_long(out, at, order.accepted - segments)
         at = put_long(out, at, order.overlap_ms)

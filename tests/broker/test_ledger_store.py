@@ -161,6 +161,7 @@ def test_time_that_nobody_can_read_is_null_not_an_error(
         a_total(order, 1, 1_000),
         started_ms=0,
         ended_ms=end_ms,
+        gap_ms=end_ms - 1_000,
         intervals=(Interval(end_ms - 1_000, end_ms),),
     )
     write(store, order, 0, [far])

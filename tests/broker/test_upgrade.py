@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import cramjam
 import msgspec
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -33,6 +34,29 @@ def numbers(first: int, after: int) -> Iterable[tuple[bytes, bytes]]:
             yield segment(f"SO-{order}", number, at_ms, at_ms + 1_000, end)
 
 
+def block_v1(table: IntervalTable, block: int) -> bytes:
+    """A block of plain orders as version 1 had it."""
+    names = [
+        "end_number",
+        "accepted",
+        "length_sum_ms",
+        "started_ms",
+        "ended_ms",
+        "phase",
+        "deadline_ms",
+        "source_offset",
+        "revision",
+        "digest",
+        "forwarded",
+    ]
+    states = []
+    for slot, order in table._blocks[block].items():
+        state = [slot, order.service_order_number, order.source_partition]
+        state += [list(order.time), list(order.numbers)]
+        states.append(state + [getattr(order, name) for name in names])
+    return b"\x01" + bytes(cramjam.zstd.compress(msgspec.msgpack.encode(states), 1))
+
+
 def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int) -> int:
     """Writes what the version before wrote: blocks of version 1, and marks without an offset."""
     own = [each for each in records if each.partition == partition]
@@ -45,7 +69,7 @@ def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int
     next_offset = own[-1].offset + 1
     producer = Producer(deployed.kafka)
     marks = msgspec.msgpack.encode([1, deployed.partitions, [(next_offset, table.clock_ms)]])
-    entries = [(str(block), content) for block, content in table.take_changed_entries()]
+    entries = [(name, block_v1(table, int(name))) for name in table.take_changed()]
     for name, content in [*entries, (META, marks)]:
         producer.produce(
             deployed.checkpoint, content, entry_key(partition, name), partition=partition

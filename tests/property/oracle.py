@@ -84,7 +84,7 @@ class Life:
     def deadline_ms(self, times: Times) -> int:
         """Return when an order that has not settled will."""
         if self.reopened_at_ms is not None:
-            return self.reopened_at_ms + times.grace_ms * min(2 ** (self.settlements - 1), 128)
+            return self.reopened_at_ms + times.grace_ms * min(1 << (self.settlements - 1), 128)
         if self.ended_since_ms is not None:
             return self.ended_since_ms + times.grace_ms
         return self.idle_since_ms + times.idle_ms

@@ -20,11 +20,11 @@ from stream_processors.blocks import decode_block
 from stream_processors.errors import DurabillError
 from stream_processors.kernel import rows
 from stream_processors.policies import decode_history, split
-from stream_processors.table import IntervalTable, Place
+from stream_processors.table import Place
 from tests.sim.broker import Broker, TopicLog, Transaction
 from tests.sim.drill import PolicyHistory, drill, history_in, policy_at, settle_all, short
 from tests.sim.faults import Plan
-from tests.sim.tables import empty_table
+from tests.sim.tables import PIECES_MAX, empty_table
 
 DRILLS = 0.3
 """Of the transactions with a part of a checkpoint, those from which a recovery is tried."""
@@ -186,7 +186,8 @@ class Auditor:
     def check_end(self, offsets: dict[int, int]) -> None:
         """Check the whole history; all workers have stopped of themselves."""
         records = [record for log in self._broker.segments for record in log.records]
-        found = truth.read_log(records, self.policy_of, self._plan.partitions)
+        partitions = self._plan.partitions
+        found = truth.read_log(records, self.policy_of, partitions, pieces_max=PIECES_MAX)
         self._check_totals(found)
         self._check_letters(found, {(each.partition, each.offset): each for each in records})
         if found.sent_on - found.forwarded:
@@ -240,7 +241,7 @@ class Auditor:
         clock_ms = self._marks[partition][CLOCK]
         kept = empty_table(self._plan.columns, place, policy, OWN_SCHEMA_ONLY)
         kept.restore(blocks, clock_ms)
-        plain = IntervalTable(place, policy, OWN_SCHEMA_ONLY)
+        plain = empty_table(False, place, policy, OWN_SCHEMA_ONLY)
         log = self._broker.segments[partition]
         for terms, piece in split(Chunk(0, log.log_end, log.data()), history):
             if terms is not None:

@@ -23,7 +23,7 @@ from stream_processors.reading import Tail
 from stream_processors.table import IntervalTable, Place, Total
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan
-from tests.sim.tables import empty_table
+from tests.sim.tables import PIECES_MAX, empty_table
 
 Records = list[tuple[int, bytes, bytes | None]]
 
@@ -95,7 +95,7 @@ def drill(
     def policy_of(partition: int, offset: int) -> Policy:
         return policy_at(histories.get(partition) or [(0, oracles(plan.settings.policy))], offset)
 
-    known = truth.read_log(logs, policy_of, plan.partitions)
+    known = truth.read_log(logs, policy_of, plan.partitions, pieces_max=PIECES_MAX)
     expected = {
         number: [encode_total(each) for each in totals]
         for number, totals in known.totals.items()

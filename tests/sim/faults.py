@@ -116,6 +116,8 @@ class Plan:
     later: Settings
     """What workers have that begin after `changes_s`; some have them earlier, and some too late."""
     changes_s: float
+    hostile: int
+    """How many orders are sent by somebody who means harm."""
 
     def settings_at(self, now_s: float, dice: Random) -> Settings:
         """Return what a worker has that begins now."""
@@ -131,7 +133,8 @@ class Plan:
             f"seed {self.seed}: {self.workers} workers, {self.partitions} partitions,"
             f" {self.orders} orders, {self.traffic_s:.0f} s + {self.gap_s:.0f} s,"
             f" {'columns' if self.columns else 'plain'}, grace {policy.settle_grace_ms} ms,"
-            f" idle {policy.idle_timeout_ms} ms, window {policy.correction_window_ms} ms\n"
+            f" idle {policy.idle_timeout_ms} ms, window {policy.correction_window_ms} ms,"
+            f" interim {policy.interim_interval_ms} ms, {self.hostile} hostile orders\n"
             f"faults: {on or 'none'}"
         )
 
@@ -161,6 +164,7 @@ def draw_plan(seed: int) -> Plan:
         settings=settings,
         later=other if is_changed else settings,
         changes_s=dice.uniform(1.0, 20.0),
+        hostile=dice.choice((0, 0, 0, 1, 2)),
     )
 
 
@@ -169,5 +173,5 @@ def _draw_settings(dice: Random) -> Settings:
         settle_grace_s=dice.choice((0.3, 2.0, 4.0)),
         idle_timeout_s=dice.choice((3.0, 6.0)),
         correction_window_s=dice.choice((4.0, 15.0)),
-        interim_interval_s=dice.choice((0.0, 0.0, 2.5, 5.0)),
+        interim_interval_s=dice.choice((0.0, 1.0, 2.5, 86_400.0)),
     )

@@ -254,7 +254,7 @@ TIME = (
         (
             Change(
                 Order, "settle_if_due",
-                "now_ms < self.deadline_ms", "now_ms <= self.deadline_ms",
+                "self.next_due_ms(policy)) <= now_ms", "self.next_due_ms(policy)) < now_ms",
             ),
             Change(
                 IntervalTable, "_run_due",
@@ -262,7 +262,8 @@ TIME = (
             ),
             Change(
                 IntervalTable, "_run_due",
-                "order.deadline_ms > self.clock_ms", "order.deadline_ms >= self.clock_ms",
+                "order.next_due_ms(self.policy) > self.clock_ms",
+                "order.next_due_ms(self.policy) >= self.clock_ms",
             ),
         ),
     ),
@@ -276,6 +277,32 @@ TIME = (
         "a late repeat doesn't keep its order",
         Order, "apply",
         "self.deadline_ms = max(self.deadline_ms, last_repeat_ms)", "pass",
+    ),
+    _one(
+        "repeats put off the idle deadline",
+        Order, "apply", "elif new_evidence and self.phase", "elif self.phase",
+    ),
+    _one(
+        "a reopened order completes at once",
+        Order, "apply", "self.phase is not Phase.REOPENED", "True",
+    ),
+    _one(
+        "each correction waits as long as the first",
+        Order, "apply", "correction_grace_ms(self.settlements)", "correction_grace_ms(1)",
+    ),
+    _one(
+        "interim totals count as settlements",
+        Order, "_give", "return total",
+        "self.settlements += self.settlements and status is Status.RUNNING; return total",
+    ),
+    _one(
+        "the interim interval starts late",
+        Order, "_give", "self.unbilled_since_ms = settled_at_ms",
+        "self.unbilled_since_ms = settled_at_ms + 100",
+    ),
+    _one(
+        "an interim total beside a settlement",
+        Order, "settle_if_due", "due_ms < self.deadline_ms", "due_ms <= self.deadline_ms",
     ),
     _one(
         "the clock goes back with the broker's",
@@ -313,7 +340,24 @@ POLICIES = (
 RECORDS = (
     _one(
         "replayed records are taken in again",
-        IntervalTable, "_fold_record", "record.offset <= order.source_offset or ", "",
+        IntervalTable, "_fold_record", "record.offset <= order.source_offset", "False",
+    ),
+    _one(
+        "a piece more than the limit",
+        Order, "excess", "len(self.time) >= pieces_max", "len(self.time) > pieces_max",
+    ),
+    _one(
+        "too many pieces of numbers",
+        Order, "excess", "len(self.numbers) >= pieces_max", "False",
+    ),
+    _one(
+        "made-up origins are kept",
+        table, "_origin", "place.partition != int(partition) < place.partitions", "True",
+    ),
+    _one(
+        "a total is complete without the numbers after its end",
+        Order, "is_complete",
+        "self.numbers.is_one_from(1)", "self.numbers.covers(1, self.end_number + 1)",
     ),
     _one(
         "copies that come again count",

@@ -18,6 +18,9 @@ BLOCK_SLOTS = 2
 LARGE_PIECES = 3
 BLOCKS = 3
 SLOTS_A_BLOCK = 12
+PIECES_MAX = 9
+"""Of an order's intervals, and of its ranges of numbers: a few, so that small traffic meets it."""
+
 TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]
 
 
@@ -28,7 +31,10 @@ class ScatteredTable(ColumnTable):
     """
 
     def __init__(self, place: Place, policy: Policy, writers: WriterSchemas, seed: int) -> None:
-        super().__init__(place, policy, writers, seed=seed, rows_max=BLOCKS * rows.BLOCK_ROWS)
+        rows_max = BLOCKS * rows.BLOCK_ROWS
+        super().__init__(
+            place, policy, writers, seed=seed, rows_max=rows_max, pieces_max=PIECES_MAX
+        )
         self._scatter()
 
     def restore(self, blocks: Iterable[bytes], clock_ms: int) -> None:
@@ -52,7 +58,7 @@ class ScatteredTable(ColumnTable):
 def table_maker(columns: bool, dice: Random) -> TableMaker:
     """Return what makes a worker's tables."""
     if not columns:
-        return IntervalTable
+        return lambda place, policy, writers: empty_table(False, place, policy, writers)
     return lambda place, policy, writers: ScatteredTable(
         place, policy, writers, dice.getrandbits(50)
     )
@@ -64,7 +70,7 @@ def empty_table(
     """Return a table for the auditor."""
     if columns:
         return ScatteredTable(place, policy, writers, 1)
-    return IntervalTable(place, policy, writers)
+    return IntervalTable(place, policy, writers, pieces_max=PIECES_MAX)
 
 
 @contextmanager

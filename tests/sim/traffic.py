@@ -5,6 +5,7 @@ from random import Random
 
 from schemas import SEGMENT_HEADER, partition_for
 from schemas.wire import zigzag
+from stream_processors.table import FORWARDED_FROM
 from tests.property.batches import Entry
 from tests.sim.faults import Plan
 
@@ -55,6 +56,7 @@ class Segment:
         return SEGMENT_HEADER + body + bytes([self.end])
 
 
+HARMS = ("islands", "numbers", "flood", "repeats", "far end", "forged")
 BAD_KINDS = (
     "null", "garbage", "schema", "cut", "key", "no key", "number", "times", "future", "long", "late"
 )  # fmt: skip
@@ -78,6 +80,8 @@ class Clients:
             self._live(number, plan.gap_s if after_gap else 0.0)
             if plan.gap_s and not after_gap and dice.random() < self._faults.reborn:
                 self._live(number, plan.gap_s)
+        for order in range(plan.hostile):
+            self._packets += hostile_packets(plan, Random(plan.seed * 10 + order), order)
         return self._batches()
 
     def _live(self, number: str, gap_s: float) -> None:
@@ -191,6 +195,41 @@ class Clients:
                     sendings[-1] = replace(sendings[-1], open_s=self._open_s())
         sendings += [_sending(batch) for batch in waiting.values()]
         return sorted(sendings, key=lambda each: each.at_s)
+
+
+def hostile_packets(plan: Plan, dice: Random, order: int) -> list[Packet]:
+    """Return what somebody sends of an order who means harm."""
+    number = f"harm-{order}"
+    at_s, count = round(dice.uniform(0.0, plan.traffic_s / 2), 1), dice.randint(10, 16)
+    places = list(range(count))
+    dice.choice((places.sort, places.reverse, lambda: dice.shuffle(places)))()
+
+    def piece(place: int, number_in: int = 1, end: bool = False) -> Segment:
+        start_ms = _ms(at_s) + 20 * place
+        return Segment(number, number_in, start_ms, start_ms + 10, end)
+
+    def soon() -> float:
+        return at_s + 0.3 + dice.uniform(0.0, 2.0)
+
+    harm = dice.choice(HARMS)
+    sent: list[tuple[float, Segment]] = [(at_s + 0.2, piece(0, 1, harm == "flood"))]
+    if harm == "islands":
+        sent += [(at_s + 0.3 + 0.05 * at, piece(place)) for at, place in enumerate(places)]
+    elif harm == "numbers":
+        sent += [(soon(), piece(0, 2 * place + 1, dice.random() < 0.1)) for place in places]
+    elif harm == "flood":
+        bursts = sorted(dice.uniform(0.4, 3.5) for _ in range(3))
+        sent += [(at_s + dice.choice(bursts), piece(place)) for place in places]
+    elif harm == "repeats":
+        sent += [(at_s + 0.4 * place, piece(0)) for place in range(20)]
+    elif harm == "far end":
+        sent += [(soon(), piece(place, 2**62 + place, True)) for place in (0, 2, 5)]
+    else:
+        sent += [(soon(), piece(place, 1 + place // 2)) for place in places]
+    headers = ((FORWARDED_FROM, b"999/%d" % order),) if harm == "forged" else ()
+    key = number.encode()
+    partition = partition_for(key, plan.partitions)
+    return [Packet(at_s, partition, (key, each.encode(), headers)) for at_s, each in sent]
 
 
 def _sending(batch: list[Packet], *, later_s: float = 0.0) -> Sending:

@@ -179,7 +179,7 @@ def test_the_longest_total_there_can_be_fits(seen: int | None) -> None:
     order = Order("x" * 40, 0, time, numbers, seen, rows.ACCEPTED_MAX - 1, 2**61)
     order.started_ms, order.ended_ms = next(iter(time))[0], top
     order.phase = Phase.ENDED if seen else Phase.OPEN
-    order.deadline_ms, order.source_offset = top + 10, 2**62
+    order.deadline_ms, order.unbilled_since_ms, order.source_offset = top + 10, top, 2**62
     block = plain_snapshot([(0, order)]).pack()
     plain = IntervalTable(PLACE, POLICY, writers())
     columns = ColumnTable(PLACE, POLICY, writers(), rows_max=8)
@@ -302,8 +302,13 @@ def test_an_end_among_known_numbers_reopens_a_settled_order() -> None:
     )
     known = columns.describe("SO1")
     assert known is not None
-    assert (known["end_number"], known["revision"], known["phase"]) == (5, 2, "SETTLED")
+    assert (known["end_number"], known["revision"], known["phase"]) == (5, 1, "REOPENED")
     assert plain.describe("SO1") == known
+    later_ms = NOW_MS + IDLE_MS + GRACE_MS
+    assert_same_effects(plain.tick(later_ms), columns.tick(later_ms))
+    known = columns.describe("SO1")
+    assert known is not None
+    assert (known["missing_numbers"], known["revision"], known["phase"]) == ([], 2, "SETTLED")
 
 
 @pytest.mark.parametrize("number", [rows.NUMBER_MAX, rows.NUMBER_MAX + 1, 2**31, 2**32 + 1])

@@ -38,7 +38,7 @@ def write(lane: Lane, totals_end: int, entries: dict[bytes, bytes], *, marks: bo
     """Write a checkpoint, or only its blocks, as a crash may leave it."""
     cut = lane.cut(totals_end)
     assert cut is not None
-    for batch in cut.snapshots(32):
+    for batch in cut.snapshots(32, 1_000):
         entries.update({key: each.pack() for key, each in batch if each is not None})
     if marks:
         entries[entry_key(0, META)] = cut.marks

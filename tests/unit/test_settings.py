@@ -122,7 +122,9 @@ def test_switches_of_the_tests_and_the_local_stack_are_no_settings(variable: str
     assert Settings() == load_settings({variable: "1"})
 
 
-@pytest.mark.parametrize("name", ["settle_grace_s", "idle_timeout_s", "correction_window_s"])
+@pytest.mark.parametrize(
+    "name", ["settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s"]
+)
 def test_times_cannot_be_negative(name: str) -> None:
     assert 1 == len(problems_of({}, **{name: "-1"}))
 
@@ -177,3 +179,24 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
         value = getattr(Settings(), name)
         defaults[name.upper()] = f"{value:g}" if isinstance(value, float) else str(value)
     assert defaults == {name: shown.strip() for name, shown in rows.items()}
+
+
+@pytest.mark.parametrize("text", ["0.001", "0.999", "-1"])
+def test_interim_interval_is_a_second_or_never(text: str) -> None:
+    (problem,) = problems_of({"DURABILL_INTERIM_INTERVAL_S": text})
+    assert f"DURABILL_INTERIM_INTERVAL_S={text}" in problem.replace("'", "")
+    assert load_settings({}, interim_interval_s="0").policy.interim_interval_ms == 0
+    day = load_settings({}, idle_timeout_s="300", settle_grace_s="1", interim_interval_s="1")
+    assert day.policy.interim_interval_ms == 1_000
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("idle_timeout_s", "20000"), ("settle_grace_s", "156.25")]
+)
+def test_no_order_can_be_due_more_than_10000_interim_totals(name: str, most: str) -> None:
+    """As a catch-up would give them all at once."""
+    assert load_settings({}, interim_interval_s="2", **{name: most})
+    (problem,) = problems_of({}, interim_interval_s="2", **{name: f"{float(most) + 0.01}"})
+    assert f"DURABILL_{name.upper()}" in problem
+    assert "more than 10,000 times DURABILL_INTERIM_INTERVAL_S=2" in problem
+    assert load_settings({}, interim_interval_s="0", **{name: "1000000"})

@@ -163,7 +163,8 @@ def test_illegal_record_in_the_wrong_partition_is_not_sent_on() -> None:
 
 
 def test_record_sent_on_twice_counts_once() -> None:
-    log, name = Log(Place(0, 3)), order_for(0, 3)
+    log = Log(Place(0, 4))
+    name = order_for(0, 4)
     for origin in (b"1/5", b"1/6", b"1/5", b"1/6", b"2/5"):
         log.segment(name, headers=((FORWARDED_FROM, origin),))
     known = log.table.describe(name)
@@ -236,11 +237,11 @@ def test_forgotten_order_begins_anew() -> None:
     log = Log()
     [first] = totals_in([log.segment("SO1", end=True)])
     known_until_ms = NOW + FORGET_MS
-    [second] = totals_in(
-        [log.segment("SO1", 2, end=True, end_ms=known_until_ms, at_ms=known_until_ms)]
-    )
+    log.segment("SO1", 2, end=True, end_ms=known_until_ms, at_ms=known_until_ms)
+    settled_ms = known_until_ms + POLICY.settle_grace_ms
+    [second] = totals_in([log.table.tick(settled_ms)])
     assert (first.revision, second.revision) == (1, 2)
-    later_ms = known_until_ms + FORGET_MS + 1
+    later_ms = settled_ms + FORGET_MS + 1
     [third] = totals_in(
         [log.segment("SO1", end=True, start_ms=later_ms - 1, end_ms=later_ms, at_ms=later_ms)]
     )

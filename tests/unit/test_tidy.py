@@ -38,7 +38,8 @@ PURE_LAYERS = (
     "stream_processors.events",
     "stream_processors.columns",
 )
-PURE = (*PURE_LAYERS, "schemas", "producers.holds", "producers.session", "producers.truth")
+ORACLE = ("producers.truth", "producers.truth_order")
+PURE = (*PURE_LAYERS, "schemas", "producers.holds", "producers.session", *ORACLE)
 IMPURE = {
     "aiokafka",
     "asyncio",

@@ -191,6 +191,20 @@ def unread(header: BatchHeader, problem: str, number: int = 0, offset: int = -1)
     return Rest(where, f"{detail} the last {count - number} don't count")
 
 
+def rest_of(body: bytes, at: int, header: BatchHeader, number: int, least_offset: int) -> Rest:
+    """Return the rest of a batch from its record `number` on, which the kernel could not read.
+
+    It is at `at`, or the last one ended there; why it can't be read is told as `read_batch` does.
+    """
+    if number == header.record_count:
+        return unread(header, BYTES_FOLLOW, number, least_offset)
+    try:
+        take_record(body, at, header, least_offset)
+    except BadBatch as error:
+        return unread(header, str(error), number, least_offset)
+    raise AssertionError("the kernel could not read a good record")
+
+
 def take_record(body: bytes, at: int, header: BatchHeader, least_offset: int) -> tuple[Record, int]:
     """Return (record, position after it) of the record at `at`; raise BadBatch.
 

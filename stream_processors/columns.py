@@ -29,7 +29,6 @@ from schemas import (
 from schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from schemas.wire import zigzag
 from stream_processors.batch import (
-    BYTES_FOLLOW,
     CODEC_MASK,
     HEADER,
     HEADER_SIZE,
@@ -37,13 +36,20 @@ from stream_processors.batch import (
     BatchHeader,
     Chunk,
     Record,
-    Rest,
     read_record,
-    take_record,
+    rest_of,
     unread,
 )
 from stream_processors.blocks import Snapshot
-from stream_processors.effects import PLAIN_COST, STEP_COST, TOTAL_COST, plain_cost
+from stream_processors.effects import (
+    BATCH_COST,
+    COPIED_BYTES,
+    PLAIN_COST,
+    SCAN_COST,
+    STEP_COST,
+    TOTAL_COST,
+    plain_cost,
+)
 from stream_processors.events import take_totals
 from stream_processors.intervals import IntervalSet
 from stream_processors.kernel import fold, rows
@@ -58,12 +64,6 @@ from stream_processors.slots import BLOCK_SLOTS
 from stream_processors.store import ROWS_MAX, Rows
 from stream_processors.table import Effects, IntervalTable, Place
 from stream_processors.unpack import BadBatch
-
-BATCH_COST = 50
-"""Of a call of the kernel, and of a batch that is opened for it."""
-
-SCAN_COST = 2_000
-"""Of looking for due rows, on top of what they give, where there were too many for one call."""
 
 LOWERED_AT_ONCE = 256
 
@@ -119,22 +119,24 @@ class ColumnTable(IntervalTable):
     def _fold_batch(
         self, header: BatchHeader, batch: memoryview, first_offset: int, effects: Effects
     ) -> Iterator[int]:
-        codec = header.attributes & CODEC_MASK
+        base_offset = header.base_offset
         try:
-            body = self._room.unpack(codec, batch[HEADER_SIZE:])
+            body = self._room.unpack(header.attributes & CODEC_MASK, batch[HEADER_SIZE:])
         except BadBatch as error:
             self._set_aside(header, batch, unread(header, str(error)), effects)
             return
         task, counters = self._task, self._rows.counters
         task[fold.RECORD] = task[fold.POSITION] = task[fold.LEAST_DELTA] = done = 0
         task[fold.NEXT_DELTA] = header.last_offset_delta + 1
-        task[fold.BASE_OFFSET] = header.base_offset
+        task[fold.BASE_OFFSET] = base_offset
         task[fold.FIRST_OFFSET] = first_offset
         task[fold.NOW] = self.clock_ms
         task[fold.OTHERS] = self.writers.has_others
         task[fold.REGISTRY] = self.writers.has_registry
         counters[[rows.SLOWS, rows.EVENTS, rows.EVENT_EXTRAS]] = 0
-        self._at_hand = (header.base_offset, None)
+        self._at_hand = (base_offset, None)
+        effects.cost += len(body) // COPIED_BYTES
+        yield max(first_offset, base_offset)
         raw = b""
         while True:
             task[fold.RECORDS] = min(header.record_count, done + STEP_COST)
@@ -146,30 +148,19 @@ class ColumnTable(IntervalTable):
             done = int(task[fold.RECORD])
             self._take_events(effects)
             if count := int(counters[rows.SLOWS]):
-                raw = raw or body.tobytes()
+                if not raw:
+                    raw = body.tobytes()
+                    effects.cost += len(raw) // COPIED_BYTES
                 yield from self._fold_slowly(raw, header, self._rows.slow[:count].tolist(), effects)
                 counters[rows.SLOWS] = 0
             if outcome != fold.DONE or done == header.record_count:
                 break
-            yield max(first_offset, header.base_offset + int(task[fold.LEAST_DELTA]))
+            yield max(first_offset, base_offset + int(task[fold.LEAST_DELTA]))
         self.records += done
         if outcome != fold.DONE or task[fold.POSITION] != len(body):
-            rest = self._rest(raw or body.tobytes(), header)
+            at, least_offset = int(task[fold.POSITION]), base_offset + int(task[fold.LEAST_DELTA])
+            rest = rest_of(raw or body.tobytes(), at, header, done, least_offset)
             self._set_aside(header, batch, rest, effects)
-
-    def _rest(self, body: bytes, header: BatchHeader) -> Rest:
-        """Return what the kernel could not read, and why, in the words of the plain reader."""
-        number, at = int(self._task[fold.RECORD]), int(self._task[fold.POSITION])
-        least_offset = header.base_offset + int(self._task[fold.LEAST_DELTA])
-        problem = BYTES_FOLLOW
-        if number < header.record_count:
-            try:
-                take_record(body, at, header, least_offset)
-            except BadBatch as error:
-                problem = str(error)
-            else:
-                raise AssertionError("the kernel could not read a good record")
-        return unread(header, problem, number, least_offset)
 
     def warm_up(self) -> None:
         """Have everything compiled: fold, settle, checkpoint and restore one order of its own."""

@@ -24,6 +24,15 @@ PIECE_COST = 6
 TIMER_COST = 2
 """Of a deadline that is found to have moved on."""
 
+BATCH_COST = 50
+"""Of a call of the kernel, and of a batch that is opened for it."""
+
+COPIED_BYTES = 1024
+"""So many bytes that are unpacked, or copied for the plain core, cost one."""
+
+SCAN_COST = 2_000
+"""Of looking for due rows, on top of what they give, where there were too many for one call."""
+
 HEADER_COST = 2
 HASHED_BYTES = 1024
 """So many bytes of a record that becomes a dead letter cost one."""

@@ -1,8 +1,9 @@
 """How long one turn of the event loop takes at the limits: `python -m tests.bench.turns`.
 
-Prints, each in milliseconds of CPU time: the longest step of folding for chunks that are made to take long; the
-cost of a segment while one order grows to 10,000 pieces, rising, falling and shuffled; and what is
-done at once for a checkpoint and a recovery at the limits. No broker is needed; a minute or two.
+Prints, each in milliseconds of CPU time: the longest step of folding, for chunks that are made to
+take long; the cost of a segment while one order grows to 10,000 pieces, rising, falling and
+shuffled; and what is done at once for a checkpoint and a recovery at the limits. No broker is
+needed; a minute or two.
 """
 
 import gc

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from deploy.stack import StackError
 from deploy.topics import check_topics, create_topics
-from schemas import Reason, SegmentEvent, decode_total, partition_for
+from schemas import OrderTotal, Reason, SegmentEvent, decode_total, partition_for
 from schemas.limits import LETTER_CUT_BYTES
 from schemas.wire import zigzag
 from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
@@ -145,9 +145,15 @@ def test_batches_that_no_client_sends_stop_nobody(deployed: Deployment) -> None:
         assert raw_kit.append(deployed.bootstrap_servers, deployed.segments, partition, data) == 0
     worker = deployed.start_and_wait()
     deployed.send([segment("SO1", 2, base_ms + 10, base_ms + 30, True)])
-    wait_until(lambda: len(deployed.found_totals()) == 1, "the order settles")
+
+    def latest_total() -> OrderTotal | None:
+        totals = [decode_total(each.value()) for each in deployed.found_totals()]
+        return totals[-1] if totals else None
+
+    wait_until(lambda: (last := latest_total()) and last.end_number == 2, "the order ends")
     assert worker.stop() == 0
-    (total,) = (decode_total(each.value()) for each in deployed.found_totals())
+    total = latest_total()
+    assert total is not None
     # Of the first batch and of the last one record each counted.
     assert (total.duration_ms, total.segments, total.duplicates) == (30, 2, 1)
     letters: Any = deployed.found_letters()

@@ -10,13 +10,7 @@ import time
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from confluent_kafka import (
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    KafkaException,
-    TopicPartition,
-)
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from deploy.stack import StackError
 from stream_processors.settings import Settings
@@ -63,7 +57,10 @@ class Vitals(threading.Thread):
         # So that the end of an outage is seen at once.
         eager = {**kafka, "reconnect.backoff.max.ms": "500"}
         self._consumer = Consumer({**eager, "group.id": "chaos-vitals"})
-        self._admin = AdminClient({**eager})
+        # It never subscribes, so it is no member of the group. The same question by an AdminClient
+        # crashes the process while a coordinator loads.
+        name = settings.application_id
+        self._group = Consumer({**eager, "group.id": name, "enable.auto.commit": False})
 
     def close(self) -> None:
         """End the thread."""
@@ -71,6 +68,7 @@ class Vitals(threading.Thread):
         if self.ident is not None:
             self.join()
         self._consumer.close()
+        self._group.close()
 
     def run(self) -> None:
         """Take samples."""
@@ -90,11 +88,9 @@ class Vitals(threading.Thread):
 
     def committed(self) -> dict[int, int]:
         """Return the next offset of each partition by the workers' group, 0 where it has none."""
-        topic, group = self._settings.segments_topic, self._settings.application_id
+        topic = self._settings.segments_topic
         places = [TopicPartition(topic, each) for each in range(PARTITIONS)]
-        request = ConsumerGroupTopicPartitions(group, places)
-        asked = self._admin.list_consumer_group_offsets([request], request_timeout=_ANSWER_S)
-        found = asked[group].result(_ANSWER_S + 1).topic_partitions
+        found = self._group.committed(places, timeout=_ANSWER_S)
         return {each.partition: max(0, each.offset) for each in found}
 
     def ends(self, topic: str) -> dict[int, int]:

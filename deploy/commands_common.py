@@ -130,7 +130,7 @@ def located(
         from deploy.kafka import LocalKafka
 
         kafka = LocalKafka(data_dir).status()
-        if kafka.running and kafka.bootstrap_servers:
+        if kafka.usable and kafka.bootstrap_servers:
             found["bootstrap_servers"] = kafka.bootstrap_servers
             say(f"using the local Kafka at {kafka.bootstrap_servers}")
     if not settings.ledger_dsn and (ledger or "ledger_dsn" in required):

@@ -23,35 +23,62 @@ if TYPE_CHECKING:
 NOT_RUNNING = 3
 """Exit code of `status` for a server that does not run, as `systemctl status` has it."""
 
-kafka_app = typer.Typer(no_args_is_help=True, help="Run a real single-node Kafka on this machine.")
+kafka_app = typer.Typer(
+    no_args_is_help=True, help="Run a real Kafka on this machine: one broker, or three."
+)
 postgres_app = typer.Typer(no_args_is_help=True, help="Run a PostgreSQL for the ledger here.")
 topics_app = typer.Typer(no_args_is_help=True, help="Make and check the topics.")
 
 Port = Annotated[
     int | None, typer.Option(help="Port to listen on. Default: the last one, else a free one.")
 ]
+FirstPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Port of the first broker; the next ones take those after it. Default: the last "
+        "ones, else free ones."
+    ),
+]
+Brokers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=9,
+        help="How many brokers, each some 350 MB. Default: as many as the data folder has, else 1.",
+    ),
+]
 
 
 @kafka_app.command("start")
 @with_settings("data_dir")
-def start_kafka(settings: "Settings", port: Port = None, as_json: AS_JSON = False) -> None:
+def start_kafka(
+    settings: "Settings",
+    port: FirstPort = None,
+    brokers: Brokers = None,
+    as_json: AS_JSON = False,
+) -> None:
     """Start Kafka, or find it running, and print its address.
 
     The first start fetches the broker's jars. Other commands find this Kafka by themselves
     while it runs, so nothing has to be set:
 
         durabill kafka start && durabill topics create && durabill worker
+
+    With three brokers there are three copies of everything, two of them in sync at least, as in
+    production: one broker may die, freeze or restart. A broker that doesn't run is started:
+
+        durabill kafka start --brokers 3
     """
     from deploy.kafka import LocalKafka
 
-    address = LocalKafka(Path(settings.data_dir), port, say=say).start()
+    address = LocalKafka(Path(settings.data_dir), port, brokers=brokers, say=say).start()
     answer({"bootstrap_servers": address}, address, as_json)
 
 
 @kafka_app.command("stop")
 @with_settings("data_dir")
 def stop_kafka(settings: "Settings") -> None:
-    """Stop that Kafka cleanly. Its records stay for the next start."""
+    """Stop that Kafka cleanly, all brokers of it. Its records stay for the next start."""
     from deploy.kafka import LocalKafka
 
     LocalKafka(Path(settings.data_dir)).stop()
@@ -60,12 +87,23 @@ def stop_kafka(settings: "Settings") -> None:
 @kafka_app.command("status")
 @with_settings("data_dir")
 def show_kafka(settings: "Settings", as_json: AS_JSON = False) -> None:
-    """Tell whether it runs, and where. Exit code 0 if it does, 3 if not."""
+    """Tell whether it runs, and where. Exit code 0 if all its brokers do, 3 if not."""
     from deploy.kafka import LocalKafka
 
     status = LocalKafka(Path(settings.data_dir)).status()
     where = {"bootstrap_servers": status.bootstrap_servers}
-    _show("Kafka", status, where, as_json)
+    if len(status.nodes) == 1:
+        _show("Kafka", status, where, as_json)
+    brokers = [{"broker": n.number, "address": n.address, "pid": n.pid} for n in status.nodes]
+    if as_json:
+        emit({"running": status.running, "pid": status.pid, **where, "brokers": brokers})
+    else:
+        running = sum(node.pid is not None for node in status.nodes)
+        print(f"{running} of {len(brokers)} brokers of the Kafka in {status.data_dir} run")
+        for node in status.nodes:
+            state = "does not run" if node.pid is None else f"runs (pid {node.pid})"
+            print(f"broker {node.number} at {node.address} {state}")
+    raise typer.Exit(0 if status.running else NOT_RUNNING)
 
 
 @postgres_app.command("start")
@@ -123,8 +161,9 @@ def create_topics_command(
         int, typer.Option(min=1, help="Partitions: the most workers that can share the load.")
     ] = 4,
     replication_factor: Annotated[
-        int, typer.Option(min=1, help="Copies of each record; 3 where there are 3 brokers.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="Copies of each record. Default: 3, or as many as brokers."),
+    ] = None,
     alter: Annotated[
         bool, typer.Option("--alter", help="Give existing topics our settings as well.")
     ] = False,

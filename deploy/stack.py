@@ -185,7 +185,7 @@ class Daemon:
             return None
         child = _children.get(pid)
         if child is not None and child.poll() is not None:
-            del _children[pid]
+            _children.pop(pid, None)  # another thread may have noticed it as well
         return pid if birth_mark(pid) == record.get("birth_mark") else None
 
     def spawn(

@@ -90,12 +90,13 @@ def create_topics(
     dead_letters: str,
     checkpoint: str | None = None,
     partitions: int,
-    replication_factor: int = 1,
+    replication_factor: int | None = None,
     alter: bool = False,
 ) -> TopicsCheck:
     """Creates those of the topics that are missing, waits until they can be used, and checks all.
 
-    `kafka` is librdkafka's client configuration. Existing topics are left as they are, except that
+    `kafka` is librdkafka's client configuration. `replication_factor` None: 3, or as many as there
+    are brokers. Existing topics are left as they are, except that
     `alter` gives them our settings (never other partitions: that would move orders; and never
     smaller messages). Raises StackError when Kafka refuses, or when existing topics will not do.
     """
@@ -103,6 +104,8 @@ def create_topics(
     names = _names(segments, totals, dead_letters, checkpoint)
     existing = _partition_counts(admin, kafka, names)
     missing = {role: name for role, name in names.items() if name not in existing}
+    if replication_factor is None:
+        replication_factor = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers))
     settings = {
         role: {**_SETTINGS[role], "max.message.bytes": str(_MESSAGE_BYTES_MIN[role][0])}
         for role in names

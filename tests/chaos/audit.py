@@ -1,11 +1,11 @@
 """What must be found when the dust has settled, whatever was done to the cluster.
 
 Theory of operation. A total is a function of the log, so the log is read back and everything is
-worked out from it twice: by the plain `IntervalTable`, the product's specification, which gives the
-very bytes that an undisturbed run gives, and by the fleet's own oracle (`producers.truth`), which
-shares no code with it. What the topics, the ledger and the checkpoint hold must be that: nothing
-else, nothing less, and nothing twice. And what the fleet meant each order to come to, it must have
-come to, so nothing that was acknowledged is missing in the log itself.
+worked out from it by the fleet's own oracle (`producers.truth`), which shares no code with the
+workers. What the topics, the ledger and the checkpoint hold must be that: every field of every
+revision, `settled_at_ms` too; nothing else, nothing less, and nothing twice. And what the fleet
+meant each order to come to, it must have come to, so nothing that was acknowledged is missing in
+the log itself. Hostile orders are judged by the oracle in the same way; nobody meant them.
 
 Works partition by partition, since a log of millions of records is large in Python.
 """
@@ -18,22 +18,18 @@ from typing import Any
 from deploy.commands_read import read_topic
 from producers.truth import LogRecord, LogTruth, read_log
 from producers.truth_order import Policy
-from schemas import OrderTotal, Reason, WriterSchemas, decode_total
-from stream_processors.batch import Record
-from stream_processors.blocks import decode_block
-from stream_processors.checkpoint import META, Origin, entry_key, marks_of, restore_lane
-from stream_processors.columns import ColumnTable
+from schemas import OrderTotal, Reason, decode_total, encode_total
 from stream_processors.dead_letters import list_dead_letters
 from stream_processors.ledger_lookups import connected, read_totals
 from stream_processors.ledger_lookups import status as ledger_status
-from stream_processors.reading import Tail
 from stream_processors.settings import Settings
-from stream_processors.table import Effects, IntervalTable, Place
+from tests.chaos.checkpoint_audit import checkpoint_entries, differences
 from tests.chaos.cluster import PARTITIONS
+from tests.chaos.hostile import is_hostile
+from tests.chaos.latency import Published
 from tests.chaos.traffic import Sent
 
 SHOWN_MAX = 8
-_END_OF_TIME_MS = 1 << 60
 
 Name = tuple[str, int]
 """Order number and revision of a total."""
@@ -70,19 +66,6 @@ class Audit:
             self.violations.append("\n".join([f"{what}: {len(cases)}", *shown]))
 
 
-class Replay(IntervalTable):
-    """The plain table, fed with records that an ordinary client has read."""
-
-    def take(self, record: Record, effects: Effects) -> None:
-        """Take in one record of the log."""
-        self.clock_ms = max(self.clock_ms, record.append_ms)
-        self._fold_record(record, effects)
-
-    def forwarded(self) -> dict[str, dict[int, int]]:
-        """Return what each order with copies that were sent on remembers of them."""
-        return {name: order.forwarded for name, order in self._orders.items() if order.forwarded}
-
-
 class Auditor:
     """Audits one deployment; the steps of `audit` may look at the topics at rest only."""
 
@@ -104,11 +87,15 @@ class Auditor:
             idle_timeout_ms=policy.idle_timeout_ms,
             correction_window_ms=policy.correction_window_ms,
         )
-        self._replays: dict[int, Replay] = {}
+        self.published: list[Published] = []
+        """When totals of the fleet's orders had to come, and when they came."""
+        self._latest: dict[int, dict[str, OrderTotal]] = {}
+        self._clocks_ms: dict[int, int] = {}
         self._expected: dict[Name, bytes] = {}
         self._places: dict[Name, int] = {}
         self._rejected: set[Verdict] = set()
         self._garbage: Counter[tuple[bytes | None, bytes | None]] = Counter()
+        self._of_fleet = 0
         self._wrongly_judged: list[str] = []
         self._sent_on: set[bytes] = set()
         self._copies: Counter[bytes] = Counter()
@@ -126,39 +113,25 @@ class Auditor:
         self.audit.note("records judged otherwise than planned", self._wrongly_judged)
         lost = self._sent.garbage.keys() - self._garbage.keys()
         self.audit.note("acknowledged records that are not in the log", lost)
-        if self.audit.records < self._sent.records:
+        if self._of_fleet < self._sent.records:
             self.audit.note(
                 "acknowledged records that are not in the log",
-                [f"{self.audit.records} records in the log, {self._sent.records} sent"],
+                [f"{self._of_fleet} of the fleet in the log, {self._sent.records} sent"],
             )
         return len(self._expected)
 
     def _read_partition(self, partition: int) -> None:
-        replay = Replay(Place(partition, self._partitions), self._settings.policy, WriterSchemas())
-        effects = Effects()
-        log: list[LogRecord] = []
-        for record in self._records(partition):
-            log.append(record)
-            append_ms, key, value, headers = record[2:]
-            replay.take(Record(record.offset, append_ms, key, value, headers), effects)
-        clock_ms = replay.clock_ms
-        due = replay.tick(_END_OF_TIME_MS)
-        replay.clock_ms = clock_ms
-        totals = [each.value for each in (*effects.totals, *due.totals)]
+        log = list(self._records(partition))
         truth = read_log(log, self._policy, self._partitions)
-        self._check_oracle(partition, totals, truth)
-        rejected = {
-            (each.reason.value, partition, each.record.offset) for each in effects.dead_letters
-        }
-        oracle = {(each.reason.value, each.partition, each.offset) for each in truth.dead_letters}
-        self.audit.note("dead letters on which the two oracles differ", rejected ^ oracle)
+        self._expect(partition, truth)
+        rejected = {(each.reason.value, partition, each.offset) for each in truth.dead_letters}
         self._rejected |= rejected
         self._sent_on |= truth.sent_on
         self.audit.records += sum(_origin(each) is None for each in log)
         self._copies.update(origin for each in log if (origin := _origin(each)) is not None)
-        self._note_garbage(log, {offset: reason for reason, _, offset in rejected})
-        self._replays[partition] = replay
-        self.audit.orders += len(replay)
+        self._judge_fleet(log, {offset: reason for reason, _, offset in rejected})
+        self._clocks_ms[partition] = max((each.append_ms for each in log), default=0)
+        self.audit.orders += len(truth.totals)
 
     def _records(self, partition: int) -> Iterator[LogRecord]:
         topic = self._settings.segments_topic
@@ -167,44 +140,48 @@ class Auditor:
             append_ms, key, value = message.timestamp()[1], message.key(), message.value()
             yield LogRecord(partition, offset, append_ms, _bytes(key), _bytes(value), headers)
 
-    def _note_garbage(self, log: list[LogRecord], rejected: dict[int, str]) -> None:
+    def _judge_fleet(self, log: list[LogRecord], rejected: dict[int, str]) -> None:
+        """Compare what the oracle says of the fleet's records with what the fleet planned."""
         for record in log:
             sent = record.key, record.value
             planned: Reason | None = self._sent.garbage.get(sent)
             if planned is not None:
                 self._garbage[sent] += 1
+            elif record.key is None or record.key not in self._sent.keys:
+                continue  # hostile, or a mark of a worker's
+            self._of_fleet += _origin(record) is None
             got = rejected.get(record.offset)
             if got != (None if planned is None else planned.value):
                 where = f"{record.partition}/{record.offset}"
                 self._wrongly_judged.append(f"{where}: {got}, planned as {planned}")
 
-    def _check_oracle(self, partition: int, totals: list[bytes], truth: LogTruth) -> None:
-        """The replay and the fleet's oracle must agree, and with what the fleet intended."""
-        replayed = {}
-        for value in totals:
-            total = decode_total(value)
-            replayed[total.service_order_number, total.revision] = total
-            self._expected[total.service_order_number, total.revision] = value
-            self._places[total.service_order_number, total.revision] = partition
-        assert len(replayed) == len(totals), "an order was forgotten within the run"
-        judged = {
-            (number, each.revision): each for number, own in truth.totals.items() for each in own
-        }
-        names = sorted(replayed.keys() | judged.keys())
-        differing = [name for name in names if replayed.get(name) != judged.get(name)]
-        self.audit.note("totals on which replay and oracle differ", differing)
+    def _expect(self, partition: int, truth: LogTruth) -> None:
+        """Keep what must be published; it must agree with what the fleet intended."""
         unintended = []
+        latest = self._latest[partition] = {}
         for number, own in truth.totals.items():
+            latest[number] = own[-1]
+            for total in own:
+                self._expected[number, total.revision] = encode_total(total)
+                self._places[number, total.revision] = partition
+            if is_hostile(number.encode()):
+                continue
             intended = self._sent.intended.get(number)
             got = [getattr(own[-1], name) for name in intended._fields] if intended else None
             if intended is None or got != list(intended):
                 unintended.append(f"{number}: intended {intended}, got {got}")
+        revisions = sum(map(len, truth.totals.values()))
+        known = sum(place == partition for place in self._places.values())
+        assert known == revisions, "an order was forgotten within the run"
         self.audit.note("orders that did not come to what the fleet intended", unintended)
 
     # -- what was really published ------------------------------------------------------------
 
     def check_totals(self) -> None:
-        """Compare the totals topic: each (order, revision) once, byte for byte, in its place."""
+        """Compare the totals topic: each (order, revision) once, byte for byte, in its place.
+
+        Their bytes are those of the oracle's total, so every field of it is compared.
+        """
         orders = {number for number, _ in self._expected}
         lost = self._sent.intended.keys() - orders
         self.audit.note("orders of the fleet that have no total at all", lost)
@@ -222,6 +199,9 @@ class Auditor:
                 unordered.append(f"{partition}/{offset}: {name} after {latest.get(name[0])}")
             latest[name[0]] = max(total.revision, latest.get(name[0], 0))
             found[name] += 1
+            if not is_hostile(message.key()):
+                came_ms = message.timestamp()[1]
+                self.published.append(Published(name, total.settled_at_ms, came_ms))
         self.audit.totals = len(found)
         repeated = [f"{name}: {times} times" for name, times in found.items() if times > 1]
         self.audit.totals_repeated = found.total() - len(found)
@@ -274,66 +254,26 @@ class Auditor:
         self.audit.note("dead letters that must not be", found.keys() - self._rejected)
 
     def check_checkpoint(self, committed: dict[int, int]) -> None:
-        """Compare the checkpointed table, as a worker would restore it, with the replayed one."""
-        entries = self._entries()
-        origin = Origin(self._settings.segments_topic, "", self._partitions)
-        for partition, replay in self._replays.items():
-            table = ColumnTable(replay.place, self._settings.policy, WriterSchemas())
-            marks = marks_of(entries, partition, origin, committed.get(partition))
-            if marks is None or marks.next_offset != committed.get(partition):
-                place = f"{marks}, committed {committed.get(partition)}"
-                self.audit.note(f"partition {partition}: the checkpoint's marks", [place])
-                continue
-            # At rest nothing has been said since the checkpoint, so there is no tail to it.
-            nothing = Tail([], marks.totals_offset or 0)
-            restore_lane(table, entries, origin, marks, first_offset=0, tail=nothing)
-            names = {number for number, _ in self._expected if replay.describe(number)}
-            assert len(names) == len(replay), "every order has a total by now"
-            different = [
-                f"{name}: {table.describe(name)}, must be {replay.describe(name)}"
-                for name in sorted(names)
-                if table.describe(name) != replay.describe(name)
-            ]
-            self.audit.note(f"partition {partition}: orders wrong in the checkpoint", different)
-            if len(table) != len(replay):
-                counts = f"{len(table)}, must be {len(replay)}"
-                self.audit.note(f"partition {partition}: orders in the checkpoint", [counts])
-            clocks = f"{table.clock_ms}, must be {replay.clock_ms}"
-            if table.clock_ms < replay.clock_ms:
-                self.audit.note(f"partition {partition}: the checkpoint's clock", [clocks])
-            kept = _forwarded(entries, partition)
-            if kept != replay.forwarded():
-                self.audit.note(f"partition {partition}: copies remembered", [kept])
-            self.audit.checkpointed_orders += len(table)
-
-    def _entries(self) -> dict[bytes, bytes]:
-        """Return the changelog's entries, the last of each key, as read_committed."""
-        entries: dict[bytes, bytes] = {}
-        for _, _, message in read_topic(self._kafka, self._settings.checkpoint_topic):
-            key, value = _bytes(message.key()), _bytes(message.value())
-            assert key is not None
-            if value is None:
-                entries.pop(key, None)
-            else:
-                entries[key] = value
-        return entries
-
-
-def _forwarded(entries: dict[bytes, bytes], partition: int) -> dict[str, dict[int, int]]:
-    """Return what the checkpoint's orders with copies that were sent on remember of them."""
-    own = entry_key(partition, "")
-    marks = entry_key(partition, META)
-    return {
-        order.service_order_number: order.forwarded
-        for key, block in entries.items()
-        if key.startswith(own) and key != marks
-        for _, order in decode_block(block).orders
-        if order.forwarded
-    }
+        """Compare the checkpointed orders, as a worker would restore them, with the oracle's."""
+        entries = checkpoint_entries(self._kafka, self._settings.checkpoint_topic)
+        for partition, latest in self._latest.items():
+            found = differences(
+                self._settings,
+                entries,
+                (partition, self._partitions),
+                latest,
+                self._clocks_ms[partition],
+                committed.get(partition),
+            )
+            for what, cases in found.items():
+                self.audit.note(f"partition {partition}: {what} in the checkpoint", cases)
+            self.audit.checkpointed_orders += len(latest)
 
 
 def _origin(record: LogRecord) -> bytes | None:
-    """Return where a copy that was sent on came from, None for an original."""
+    """Return where a copy that was sent on came from; None for an original, or a forged copy."""
+    if is_hostile(record.key):
+        return None
     return next((value for name, value in record.headers if name == "forwarded_from"), None)
 
 

@@ -29,17 +29,12 @@ from deploy.processes import deaf_to_signals, environment, get_json
 from deploy.stack import Daemon, StackError, birth_mark, find_free_ports
 from deploy.topics import create_topics
 from stream_processors.settings import Settings
-from tests.chaos.proxy import Proxy
+from tests.chaos.brokers import Brokers, kill_all
 from tests.chaos.schedule import PROXIED, WORKERS_FIRST
 
 ROOT = Path(__file__).resolve().parents[2]
 JARS_DIR = ROOT / ".durabill" / "jars"
 PREFIX = "durabill-chaos-"
-BROKER = {
-    # A broker that was killed may come back when the controller has missed it for so long.
-    "broker.session.timeout.ms": 3_000,
-    "broker.heartbeat.interval.ms": 500,
-}
 PARTITIONS = 6
 READY_S = 240.0  # the very first start of a worker compiles
 STOP_S = 45.0
@@ -47,6 +42,16 @@ LAST_WORDS_BYTES = 1_500
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.5, 5.0
 _LOOK_S = 0.1
 _RESTARTS_OF_POSTGRES = 20
+_CLOCK_OFF = """
+import sys, time
+off_s, plain, plain_ns = int(sys.argv.pop(1)), time.time, time.time_ns
+time.time = lambda: plain() + off_s
+time.time_ns = lambda: plain_ns() + off_s * 10**9
+print(f"the clock is {off_s} s off", file=sys.stderr, flush=True)
+from deploy.cli import main
+main()
+"""
+"""What a process runs whose wall clock is wrong. All of ours ask Python for the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +81,18 @@ class Process:
         self._pause_s = _PAUSE_FIRST_S
         self._started_s = 0.0
 
-    def start(self) -> int:
-        """Start it, and want it running from now on; return its pid."""
+    def start(self, clock_off_s: int = 0) -> int:
+        """Start it, and want it running from now on; return its pid.
+
+        Its wall clock is so far ahead of the others' until it is started again.
+        """
         with self._lock:
             self._wanted = True
             self._started_s = time.monotonic()
-            command = [sys.executable, "-m", "deploy.cli", self.name.partition("-")[0]]
+            command = [sys.executable, "-m", "deploy.cli"]
+            if clock_off_s:
+                command = [sys.executable, "-c", _CLOCK_OFF, str(clock_off_s)]
+            command.append(self.name.partition("-")[0])
             environ = environment(self._settings)
             # A whole minute of retries in the log says no more than its end.
             return self._daemon.spawn(command, env=environ, cwd=ROOT)
@@ -148,22 +159,22 @@ class Process:
 class Cluster:
     """A running cluster; a context manager. See the module's docstring."""
 
-    def __init__(self, settings: Settings, *, keep: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, brokers: int, *, keep: bool, say: Callable[[str], None]
+    ) -> None:
         self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o755)  # PostgreSQL's user must be able to enter
         self.exits: list[Exit] = []
         self.processes: dict[str, Process] = {}
-        self.proxy: Proxy
         self.began_s = time.monotonic()
         self._keep = keep
         self._say = say
         self._over = contextlib.ExitStack()
         self._end = threading.Event()
         self._guard = threading.Thread(target=self._look_after, name="guard", daemon=True)
-        self._kafka: LocalKafka
+        self.brokers = Brokers(self.folder, brokers, JARS_DIR, say)
         self._postgres = LocalPostgres(self.folder, fsync=False)
-        self._broker_lock = threading.Lock()
 
     # -- begin and end ------------------------------------------------------------------------
 
@@ -188,18 +199,13 @@ class Cluster:
             self._say(f"kept: {self.folder}")
 
     def _start(self) -> None:
-        behind, front = find_free_ports(2)
-        self._kafka = LocalKafka(
-            self.folder, jars_dir=JARS_DIR, proxied=(behind, front), more=BROKER, say=self._say
-        )
-        self.proxy = self._over.enter_context(Proxy(front, behind))
-        self._front = f"127.0.0.1:{front}"
+        ports = find_free_ports(2 * self.brokers.count)
         with ThreadPoolExecutor(1) as beside:
             dsn = beside.submit(self._postgres.start)
-            servers = self._kafka.start()
+            self._over.enter_context(self.brokers.running(ports))
         self.settings = msgspec.structs.replace(
             self.settings,
-            bootstrap_servers=servers,
+            bootstrap_servers=self.brokers.servers,
             ledger_dsn=dsn.result(),
             data_dir=str(self.folder),
         )
@@ -210,6 +216,12 @@ class Cluster:
             dead_letters=self.settings.dead_letters_topic,
             checkpoint=self.settings.checkpoint_topic,
             partitions=PARTITIONS,
+        )
+        self.brokers.watch(
+            self.settings.segments_topic,
+            self.settings.totals_topic,
+            self.settings.dead_letters_topic,
+            self.settings.checkpoint_topic,
         )
         migrate(self.settings.ledger_dsn)
         for name in ("gateway", *WORKERS_FIRST, "ledger"):
@@ -225,6 +237,9 @@ class Cluster:
                 found = process.look_after(time.monotonic(), self.began_s)
                 if found is not None:
                     self.exits.append(found)
+            at_s = round(time.monotonic() - self.began_s, 1)
+            for number, code, words in self.brokers.ended():
+                self.exits.append(Exit(f"broker-{number}", at_s, code, words))
 
     # -- processes ----------------------------------------------------------------------------
 
@@ -245,7 +260,7 @@ class Cluster:
         if name == "gateway":
             self._gateway_port = port
         if name in PROXIED:
-            changes["bootstrap_servers"] = self._front
+            changes["bootstrap_servers"] = self.brokers.front
         settings = msgspec.structs.replace(self.settings, **changes)
         process = Process(name, self.folder, settings)
         process.start()
@@ -293,24 +308,6 @@ class Cluster:
 
     # -- servers ------------------------------------------------------------------------------
 
-    def kill_broker(self) -> int:
-        """End the broker at once; return its pid, which is gone."""
-        with self._broker_lock:
-            return _kill(self._kafka.status().pid, "the broker")
-
-    def start_broker(self) -> None:
-        """Start the broker again, at the same address, and wait until it answers."""
-        with self._broker_lock:
-            address = self._kafka.start()
-        assert address == self.settings.bootstrap_servers, "its port was taken meanwhile"
-
-    def signal_broker(self, number: signal.Signals) -> int:
-        """Send a signal to the broker; return its pid."""
-        pid = self._kafka.status().pid
-        assert pid is not None, "the broker runs"
-        os.kill(pid, number)
-        return pid
-
     def kill_postgres(self) -> int:
         """End PostgreSQL at once; return its pid, which is gone."""
         return _kill(self._postgres.status().pid, "PostgreSQL")
@@ -352,17 +349,13 @@ def clear_away(folder: Path, *, keep: bool) -> None:
     for home in folder.iterdir():
         if (home / "process.json").exists() and home.name not in ("kafka", "postgres"):
             Daemon(home.name, home).stop([(signal.SIGKILL, 10.0)])
-    kafka, postgres = LocalKafka(folder), LocalPostgres(folder)
-    pid = kafka.status().pid
-    if pid is not None:
-        os.kill(pid, signal.SIGCONT)  # a frozen one can't stop
+    postgres = LocalPostgres(folder)
     if keep:
-        kafka.stop()
+        LocalKafka(folder).stop()
         postgres.stop()
         (folder / "kept").touch()
         return
-    if pid is not None:
-        _kill(pid, "the broker")
+    kill_all(folder)
     postgres.remove()
     shutil.rmtree(folder)
 

@@ -1,58 +1,25 @@
-"""Does what a schedule says, and proves of every fault that it hit while segments flowed.
-
-A fault is held for its time, and longer where its proof is still missing (up to `PROOF_S`):
-records were appended while it lasted, or pushed by the fleet where no broker was there to append
-them; there was work that it kept from being done; and the target was really in the state meant.
-"""
+"""Does what a schedule says to processes and lines; `tests.chaos.broker_faults` does to brokers."""
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
+
+from confluent_kafka import KafkaException
 
 from deploy.stack import StackError
-from tests.chaos.cluster import PARTITIONS, Cluster, process_state
+from tests.chaos.broker_faults import BrokerFaults
+from tests.chaos.cluster import PARTITIONS, Cluster
+from tests.chaos.proofs import JOINS_S, Check, Injected, Proofs
 from tests.chaos.proxy import Mode
 from tests.chaos.schedule import Fault, Kind, Step
 from tests.chaos.vitals import Vitals
 
-PROOF_S = 25.0
 CALM_S = 120.0
 """How long a mended cluster may take to be back at work."""
 
 LATENCY_S = 0.4
 _LOOK_S = 0.1
-_TAKES_OVER_S = 60.0
-
-Check = Callable[[], str]
-"""Returns what is still missing for a proof, empty when it is complete."""
-
-
-@dataclass(slots=True)
-class Injected:
-    """One fault as it went: what the target was, what flowed and what waited meanwhile."""
-
-    kind: Kind
-    target: str
-    began_s: float
-    lasted_s: float = 0.0
-    appended: int = 0
-    waiting: int = 0
-    evidence: list[str] = field(default_factory=list)
-    missing: str = ""
-
-    @property
-    def is_proven(self) -> bool:
-        """Tell whether it hit while segments flowed."""
-        return not self.missing
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
 
 
 class Injector:
@@ -61,10 +28,12 @@ class Injector:
     def __init__(self, cluster: Cluster, vitals: Vitals, say: Callable[[str], None]) -> None:
         self.injected: list[Injected] = []
         self.problems: list[str] = []
+        self.calm_ms: list[int] = []
+        """When the cluster was seen to be back at work, by the wall clock."""
         self._cluster = cluster
         self._vitals = vitals
         self._say = say
-        self._interrupted = threading.Event()
+        self._proofs = Proofs(vitals, self.problems)
         self._actions: dict[Kind, Callable[[Fault, Injected], None]] = {
             Kind.KILL_WORKER: self._kill_process,
             Kind.KILL_LEDGER: self._kill_process,
@@ -74,12 +43,11 @@ class Injector:
             Kind.REMOVE_WORKER: self._remove_worker,
             Kind.DROP_WORKER: self._remove_worker,
             Kind.KILL_POSTGRES: self._kill_postgres,
-            Kind.KILL_BROKER: self._kill_broker,
-            Kind.BROKERS_DOWN: self._kill_broker,
-            Kind.FREEZE_BROKER: self._freeze_broker,
+            Kind.CLOCK_OFF: self._set_clock,
             Kind.SLOW_BROKER: self._trouble_line,
             Kind.SILENT_BROKER: self._trouble_line,
             Kind.CUT_OFF: self._trouble_line,
+            **BrokerFaults(cluster, self._proofs).actions(),
         }
 
     def run(self, step: Step) -> None:
@@ -89,7 +57,7 @@ class Injector:
                 for done in [pool.submit(self._inject, fault) for fault in step.faults]:
                     done.result()
             except BaseException:
-                self._interrupted.set()  # so that no fault is held any longer
+                self._proofs.interrupt()  # so that no fault is held any longer
                 raise
         if step.calm_after:
             self.wait_for_calm()
@@ -103,6 +71,7 @@ class Injector:
             if last is not None and last.at_s > began_s and last.answered:
                 target = last.segments if target is None else target
                 if (last.committed or 0) >= (target or 0) and self._cluster.all_shared_out():
+                    self.calm_ms.append(time.time_ns() // 10**6)
                     return
             time.sleep(_LOOK_S)
         self.problems.append(
@@ -111,12 +80,15 @@ class Injector:
         )
 
     def _inject(self, fault: Fault) -> None:
-        self._pause(fault.delay_s)
+        self._proofs.pause(fault.delay_s)
         at_s = time.monotonic() - self._cluster.began_s
-        injected = Injected(fault.kind, fault.target, round(at_s, 1))
+        injected = Injected(fault.kind, fault.target, round(at_s, 1), time.time_ns() // 10**6)
         self._say(f"{at_s:6.1f} s  {fault.kind} ({fault.target})")
         began_s = time.monotonic()
-        self._actions[fault.kind](fault, injected)
+        try:
+            self._actions[fault.kind](fault, injected)
+        except (StackError, KafkaException) as error:
+            self.problems.append(f"{fault.kind}: {error}")
         injected.lasted_s = round(time.monotonic() - began_s, 1)
         if injected.missing:
             self.problems.append(
@@ -124,91 +96,52 @@ class Injector:
             )
         self.injected.append(injected)
 
-    # -- holding and proving ------------------------------------------------------------------
-
-    def _pause(self, seconds: float) -> None:
-        self._interrupted.wait(seconds)
-
-    def _hold(self, fault: Fault, injected: Injected, *checks: Check) -> None:
-        """Hold the fault for its time, and until it is proven or hopeless."""
-        began_s = time.monotonic()
-        while not self._interrupted.is_set():
-            held_s = time.monotonic() - began_s
-            missing = [found for check in checks if (found := check())]
-            injected.missing = "; ".join(missing)
-            if held_s >= fault.hold_s and (not missing or held_s >= fault.hold_s + PROOF_S):
-                return
-            self._pause(_LOOK_S)
-
-    def _flowing(self, injected: Injected, waits: str = "lag") -> Check:
-        """Return the check that records were appended, and that something waited, since now.
-
-        What waits is the group's `lag`, or new `totals`, which the ledger can't record; while the
-        broker is away too, what the fleet has pushed.
-        """
-        began_s = time.monotonic()
-
-        def check() -> str:
-            now_s = time.monotonic()
-            injected.appended = self._vitals.gained("segments", began_s, now_s)
-            lag = self._vitals.lag_max(began_s, now_s)
-            totals = self._vitals.gained("totals", began_s, now_s)
-            injected.waiting = totals if waits == "totals" else lag
-            backlog = self._vitals.backlog_max(began_s, now_s)
-            if not injected.appended and backlog and self._vitals.silences(began_s, now_s):
-                injected.waiting = backlog  # beside an outage: segments flow, but get nowhere
-                return ""
-            if not injected.appended:
-                return "no segment was appended meanwhile"
-            return "" if injected.waiting else f"nothing waited ({waits})"
-
-        return check
-
-    def _pushing(self, injected: Injected) -> Check:
-        """Return the check that the fleet pushed records at a broker that didn't answer."""
-        began_s = time.monotonic()
-
-        def check() -> str:
-            now_s = time.monotonic()
-            injected.waiting = self._vitals.backlog_max(began_s, now_s)
-            if not injected.waiting:
-                return "the fleet had nothing unacknowledged"
-            return "" if self._vitals.silences(began_s, now_s) else "the broker answered"
-
-        return check
-
     # -- processes ----------------------------------------------------------------------------
 
     def _kill_process(self, fault: Fault, injected: Injected) -> None:
         """Kill -9, and start it again, as a process manager would after a moment."""
         process = self._cluster.processes[fault.target]
         waits = "totals" if fault.kind is Kind.KILL_LEDGER else "lag"
-        flowing = self._flowing(injected, waits)
+        flowing = self._proofs.flowing(injected, waits)
         pid, code = process.kill()
         injected.evidence.append(f"pid {pid} ended with {code}")
         killed = "" if code == -signal.SIGKILL else f"it had ended with {code} before"
-        self._hold(fault, injected, flowing, lambda: killed)
+        self._proofs.hold(fault, injected, flowing, lambda: killed)
         process.start()
+
+    def _set_clock(self, fault: Fault, injected: Injected) -> None:
+        """Kill -9, and start it again with a wall clock that is hours off; it must own some."""
+        process = self._cluster.processes[fault.target]
+        flowing = self._proofs.flowing(injected)
+        pid, code = process.kill()
+        killed = "" if code == -signal.SIGKILL else f"it had ended with {code} before"
+        again = process.start(fault.clock_off_s)
+        injected.evidence.append(
+            f"pid {pid} ended with {code}; {again} is {fault.clock_off_s} s off"
+        )
+        self._proofs.hold(
+            fault,
+            injected,
+            flowing,
+            lambda: killed,
+            lambda: self._owns_nothing(fault.target),
+            patience_s=JOINS_S,
+        )
 
     def _freeze_worker(self, fault: Fault, injected: Injected) -> None:
         """SIGSTOP beyond the session: another worker must have taken over; then SIGCONT."""
         process = self._cluster.processes[fault.target]
-        flowing = self._flowing(injected)
+        flowing = self._proofs.flowing(injected)
         pid = process.signal(signal.SIGSTOP)
         try:
-            self._hold(fault, injected, flowing, self._stopped(pid), self._taken_over(fault))
+            self._proofs.hold(
+                fault, injected, flowing, self._proofs.stopped(pid), self._taken_over(fault)
+            )
             injected.evidence.append(
                 f"pid {pid} was stopped, others owned all {PARTITIONS} partitions meanwhile"
             )
         finally:
             process.signal(signal.SIGCONT)
-
-    def _stopped(self, pid: int | None) -> Check:
-        def check() -> str:
-            state = "" if pid is None else process_state(pid)
-            return "" if state == "T" else f"pid {pid} is not stopped but {state!r}"
-
-        return check
 
     def _taken_over(self, fault: Fault) -> Check:
         """Return the check that the other workers own all partitions at some time from now on."""
@@ -222,10 +155,16 @@ class Injector:
         return check
 
     def _add_worker(self, fault: Fault, injected: Injected) -> None:
-        flowing = self._flowing(injected)
+        flowing = self._proofs.flowing(injected)
         process = self._cluster.add(fault.target)
         injected.evidence.append(f"pid {process.pid()}")
-        self._hold(fault, injected, flowing, lambda: self._owns_nothing(fault.target))
+        self._proofs.hold(
+            fault,
+            injected,
+            flowing,
+            lambda: self._owns_nothing(fault.target),
+            patience_s=JOINS_S,
+        )
 
     def _owns_nothing(self, name: str) -> str:
         everything = self._cluster.shared_out()
@@ -235,10 +174,13 @@ class Injector:
     def _remove_worker(self, fault: Fault, injected: Injected) -> None:
         """Let a worker go, asked or killed; others must take over with records flowing."""
         process = self._cluster.processes[fault.target]
-        flowing, taken_over = self._flowing(injected), self._taken_over(fault)
+        flowing, taken_over = self._proofs.flowing(injected), self._taken_over(fault)
         if fault.kind is Kind.DROP_WORKER:
             pid, code = process.kill()
             injected.evidence.append(f"pid {pid} ended with {code}")
+            if code != -signal.SIGKILL:
+                words = f"had ended with {code} before it was killed:\n{process.log_tail()}"
+                self.problems.append(f"{fault.target} {words}")
         else:
             try:
                 code = process.stop()
@@ -251,77 +193,40 @@ class Injector:
                     words = f"ended with {code} when asked to:\n{process.log_tail()}"
                     self.problems.append(f"{fault.target} {words}")
         self._cluster.forget(fault.target)
-        self._hold(fault, injected, flowing, taken_over)
+        self._proofs.hold(fault, injected, flowing, taken_over)
 
     # -- servers ------------------------------------------------------------------------------
 
     def _kill_postgres(self, fault: Fault, injected: Injected) -> None:
-        flowing = self._flowing(injected, "totals")
+        flowing = self._proofs.flowing(injected, "totals")
         pid = self._cluster.kill_postgres()
         injected.evidence.append(f"pid {pid} is gone")
         try:
-            self._hold(fault, injected, flowing)
+            self._proofs.hold(fault, injected, flowing)
         finally:
             self._cluster.start_postgres()
-
-    def _kill_broker(self, fault: Fault, injected: Injected) -> None:
-        pushing = self._pushing(injected)
-        with self._back_again(injected):
-            pid = self._cluster.kill_broker()
-            injected.evidence.append(f"pid {pid} is gone")
-            try:
-                self._hold(fault, injected, pushing)
-            finally:
-                self._cluster.start_broker()
-
-    def _freeze_broker(self, fault: Fault, injected: Injected) -> None:
-        pushing = self._pushing(injected)
-        with self._back_again(injected):
-            pid = self._cluster.signal_broker(signal.SIGSTOP)
-            try:
-                self._hold(fault, injected, pushing, self._stopped(pid))
-            finally:
-                self._cluster.signal_broker(signal.SIGCONT)
-            injected.evidence.append(f"pid {pid} was stopped")
-
-    @contextmanager
-    def _back_again(self, injected: Injected) -> Iterator[None]:
-        """Have the log grow again after the block, which proves that the fleet had gone on."""
-        before = self._newest_end()
-        yield
-        until_s = time.monotonic() + _TAKES_OVER_S
-        while time.monotonic() < until_s and not self._interrupted.is_set():
-            injected.appended = self._newest_end() - before
-            if injected.appended > 0:
-                return
-            self._pause(_LOOK_S)
-        self.problems.append(f"after '{injected.kind}' nothing was appended any more")
-
-    def _newest_end(self) -> int:
-        known = (each.segments for each in reversed(self._vitals.samples))
-        return next((each for each in known if each is not None), 0)
 
     # -- the line between ---------------------------------------------------------------------
 
     def _trouble_line(self, fault: Fault, injected: Injected) -> None:
         """Slow down, silence or cut the proxied line; the others reach the broker all the while."""
-        proxy = self._cluster.proxy
+        line = self._cluster.brokers.line
         mode = {
             Kind.SLOW_BROKER: Mode.SLOW,
             Kind.SILENT_BROKER: Mode.SILENT,
             Kind.CUT_OFF: Mode.CUT,
         }[fault.kind]
-        flowing = self._flowing(injected)
-        before = proxy.counters.held()
-        proxy.switch(mode, LATENCY_S)
+        flowing = self._proofs.flowing(injected)
+        before = line.held()
+        line.switch(mode, LATENCY_S)
 
         def held() -> str:
-            return "" if proxy.counters.held() > before else "the proxy held nothing back"
+            return "" if line.held() > before else "the proxy held nothing back"
 
         try:
-            self._hold(fault, injected, flowing, held)
+            self._proofs.hold(fault, injected, flowing, held)
         finally:
-            proxy.switch(Mode.PASS)
-        more = proxy.counters.held() - before
+            line.switch(Mode.PASS)
+        more = line.held() - before
         what = "connections cut or refused" if mode is Mode.CUT else "bytes held back"
         injected.evidence.append(f"{more:,} {what}")

@@ -7,6 +7,7 @@ stay there. It runs an event loop in a thread of its own; its switches may be se
 import asyncio
 import contextlib
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -142,3 +143,19 @@ class Proxy:
             await self._changed.wait()
         if self._mode is Mode.SLOW:
             await asyncio.sleep(self._latency_s)
+
+
+class Line:
+    """The proxies of all brokers, switched as one: the line between some clients and Kafka."""
+
+    def __init__(self, proxies: Sequence[Proxy]) -> None:
+        self._proxies = proxies
+
+    def switch(self, mode: Mode, latency_s: float = 0.0) -> None:
+        """Go over to another mode."""
+        for proxy in self._proxies:
+            proxy.switch(mode, latency_s)
+
+    def held(self) -> int:
+        """Return what was not let through at once: bytes, or connections."""
+        return sum(proxy.counters.held() for proxy in self._proxies)

@@ -1,13 +1,15 @@
 """What was injected and what was found, for people and as JSON."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tests.chaos.audit import Audit
+from tests.chaos.audit import SHOWN_MAX, Audit
 from tests.chaos.cluster import Exit
-from tests.chaos.faults import Injected
+from tests.chaos.ends import unexplained
+from tests.chaos.latency import Latency, Published, measure, windows
+from tests.chaos.proofs import Injected
 from tests.chaos.schedule import Kind
 from tests.chaos.traffic import Sent
 
@@ -17,12 +19,15 @@ class RunReport:
     """One seed. `problems` are violations besides the audit's: unproven faults, hangs, lag."""
 
     seed: int
+    brokers: int = 1
     took_s: float = 0.0
     steps: int = 0
     rest_s: float = 0.0
     lag_records: int = 0
     lag_records_max: int = 0
     sent: Sent = field(default_factory=Sent)
+    hostile_records: int = 0
+    latency: Latency = field(default_factory=Latency)
     injected: list[Injected] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     audit: Audit = field(default_factory=Audit)
@@ -34,22 +39,29 @@ class RunReport:
         return [*self.problems, *self.audit.violations]
 
     def note_exits(self) -> None:
-        """Take it for a violation if a process ended by itself as if its work were done."""
-        self.problems += [
-            f"{each.name} ended with 0 by itself at {each.at_s} s"
-            for each in self.exits
-            if each.code == 0
-        ]
+        """Take it for a violation if a process ended by itself and no fault explains it."""
+        self.problems += unexplained(self.exits, self.injected)
+
+    def note_latency(self, published: Iterable[Published], calm_ms: Sequence[int]) -> None:
+        """Measure how late the fleet's totals came, and take it for a violation if grossly."""
+        self.latency = measure(published, windows(self.injected, calm_ms))
+        if self.latency.gross:
+            cases = "\n  ".join(self.latency.gross[:SHOWN_MAX])
+            many = len(self.latency.gross)
+            self.problems.append(f"totals that came late with no fault on: {many}\n  {cases}")
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "seed": self.seed,
+            "brokers": self.brokers,
             "took_s": self.took_s,
             "steps": self.steps,
             "records": self.sent.records,
             "segments": self.sent.segments,
             "segments_over_http": self.sent.over_http,
+            "hostile_records": self.hostile_records,
+            "latency": asdict(self.latency),
             "orders": len(self.sent.intended),
             "rest_s": self.rest_s,
             "lag_records": self.lag_records,
@@ -99,9 +111,13 @@ def _lines(reports: Sequence[RunReport]) -> Iterator[str]:
 
 def _found(report: RunReport) -> Iterator[str]:
     audit = report.audit
-    yield f"What was found with seed {report.seed} ({report.took_s:g} s, {report.steps} steps)"
+    yield (
+        f"What was found with seed {report.seed} ({report.took_s:g} s, {report.steps} steps,"
+        f" brokers: {report.brokers})"
+    )
     yield (
         f"  {report.sent.segments:,} segments sent ({report.sent.over_http:,} over HTTP),"
+        f" {report.hostile_records:,} hostile records beside them,"
         f" {audit.records:,} records in the log, {audit.orders:,} orders"
     )
     yield (
@@ -117,7 +133,13 @@ def _found(report: RunReport) -> Iterator[str]:
         f"  lag {report.lag_records} in the end, {report.lag_records_max:,} at most;"
         f" at rest {report.rest_s:g} s after the last segment"
     )
+    late = report.latency
+    yield (
+        f"  {late.quiet:,} totals of the fleet came while no fault was on: p50 {late.p50_ms} ms, "
+        f"p99 {late.p99_ms} ms, at most {late.max_ms} ms after what settled them"
+    )
     for violation in report.violations:
         yield f"  VIOLATION: {violation}"
     if report.violations:
-        yield f'  The same schedule again: make chaos ARGS="--seed {report.seed}"'
+        again = f"--seed {report.seed} --brokers {report.brokers}"
+        yield f'  The same schedule again: make chaos ARGS="{again}"'

@@ -11,86 +11,148 @@ from stream_processors.settings import Settings
 from tests.chaos.audit import Auditor
 from tests.chaos.cluster import PARTITIONS, Cluster
 from tests.chaos.faults import Injector
+from tests.chaos.hostile import Hostile, Malice
 from tests.chaos.report import RunReport
-from tests.chaos.schedule import LONG, Form, Planner, Step, short_schedule
+from tests.chaos.schedule import (
+    LONG,
+    Form,
+    Kind,
+    Planner,
+    Step,
+    long_kinds,
+    short_cluster_schedule,
+    short_schedule,
+)
 from tests.chaos.traffic import Load, Pump
 from tests.chaos.vitals import Vitals
 
 SETTLE_GRACE_S = 2.0
 IDLE_TIMEOUT_S = 5.0
-MARGIN_S = 1.0
+SETTLES_IN_S = max(SETTLE_GRACE_S, IDLE_TIMEOUT_S) + 1.0
 REST_S = 150.0
 """How long everything may take to come to rest once the last segment is in the log."""
+
+HOSTILE_RATIO = 0.2
+"""Hostile records a second, of what the fleet sends."""
 
 _LOOK_S = 0.3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chaos:
-    """What is run: at least `segments` in `seconds`, a fleet of `orders` at a time."""
+    """What is run: at least `segments` in `seconds`, a fleet of `orders` at a time.
+
+    After the faults everybody goes on for `quiet_s`, to see how soon totals come with no fault on.
+    Hostile orders have `pieces` pieces, and late floods `flood` segments.
+    """
 
     seed: int
+    brokers: int
     segments: int
     rate: float
     orders: int
     segments_per_order: int
     seconds: float
+    quiet_s: float
+    pieces: int
+    flood: int
     form: Form | None
     """None is the short form, whose steps are fixed."""
 
     def steps(self) -> Iterator[tuple[int, Step]]:
         """Return the schedule, as pairs of round and step."""
         if self.form is None:
-            return iter([(0, step) for step in short_schedule()])
+            steps = short_schedule() if self.brokers == 1 else short_cluster_schedule()
+            return iter([(0, step) for step in steps])
         return Planner(self.seed, self.form).steps()
 
+    def malice(self) -> Malice:
+        """Return how much harm is done beside."""
+        rate = HOSTILE_RATIO * self.rate
+        return Malice(self.seed, rate, self.pieces, self.flood, SETTLES_IN_S)
 
-def long_form(seed: int, segments: int, rate: float, seconds: float, down_s: float) -> Chaos:
-    """Return a run with every kind of fault at least once."""
-    form = Form(LONG.kinds, down_s, LONG.companion_ratio, LONG.calm_ratio)
+
+def long_form(
+    seed: int,
+    *,
+    segments: int,
+    rate: float,
+    seconds: float,
+    down_s: float,
+    brokers: int,
+    without: frozenset[Kind] = frozenset(),
+) -> Chaos:
+    """Return a run with every kind of fault at least once, `without` aside."""
+    kinds = long_kinds(brokers, without)
     per_order = 80
-    orders = max(10, round(rate * 12 / per_order))  # a fleet lasts for longer than idle orders
-    return Chaos(seed, segments, rate, orders, per_order, seconds, form)
+    return Chaos(
+        seed=seed,
+        brokers=brokers,
+        segments=segments,
+        rate=rate,
+        orders=max(10, round(rate * 12 / per_order)),  # a fleet lasts for longer than idle orders
+        segments_per_order=per_order,
+        seconds=seconds,
+        quiet_s=40.0,
+        pieces=10_000,
+        flood=500,
+        form=Form(kinds, down_s, LONG.companion_ratio, LONG.calm_ratio),
+    )
 
 
-def short_form(seed: int, segments: int, rate: float) -> Chaos:
+def short_form(seed: int, segments: int, rate: float, brokers: int = 1) -> Chaos:
     """Return the run that is part of the tests."""
-    return Chaos(seed, segments, rate, max(10, round(rate * 8 / 60)), 60, 0.0, None)
+    return Chaos(
+        seed=seed,
+        brokers=brokers,
+        segments=segments,
+        rate=rate,
+        orders=max(10, round(rate * 8 / 60)),
+        segments_per_order=60,
+        seconds=0.0,
+        quiet_s=6.0,
+        pieces=300,
+        flood=60,
+        form=None,
+    )
 
 
 def run(chaos: Chaos, *, keep: bool, say: Callable[[str], None]) -> RunReport:
     """Run it and return what was done and found; everything is stopped by then."""
-    report = RunReport(chaos.seed)
+    report = RunReport(chaos.seed, chaos.brokers)
     settings = Settings(
         settle_grace_s=SETTLE_GRACE_S,
         idle_timeout_s=IDLE_TIMEOUT_S,
         checkpoint_interval_s=0.5,
         report_interval_s=1.0,
     )
-    say(f"seed {chaos.seed}: starting Kafka, PostgreSQL, gateway, workers, ledger")
+    many = "a broker" if chaos.brokers == 1 else f"{chaos.brokers} brokers"
+    say(f"seed {chaos.seed}: starting {many}, PostgreSQL, gateway, workers, ledger")
     with ExitStack() as exits:
-        cluster = exits.enter_context(Cluster(settings, keep=keep, say=say))
-        load = Load(
-            chaos.seed,
-            chaos.rate,
-            chaos.orders,
-            chaos.segments_per_order,
-            max(SETTLE_GRACE_S, IDLE_TIMEOUT_S) + MARGIN_S,
-        )
+        cluster = exits.enter_context(Cluster(settings, chaos.brokers, keep=keep, say=say))
+        load = Load(chaos.seed, chaos.rate, chaos.orders, chaos.segments_per_order, SETTLES_IN_S)
         topic = cluster.settings.segments_topic
         pump = Pump(load, cluster.kafka, topic, cluster.gateway_url)
         exits.callback(pump.close)
         vitals = Vitals(cluster.settings, cluster.kafka, pump)
         exits.callback(vitals.close)
-        pump.start()
-        vitals.start()
+        hostile = Hostile(chaos.malice(), cluster.kafka, topic)
+        exits.callback(hostile.close)
+        for thread in (pump, vitals, hostile):
+            thread.start()
         injector = Injector(cluster, vitals, say)
         try:
             _inject(chaos, injector, pump, report)
+            hostile.close()
+            if hostile.error:
+                raise StackError(f"the hostile clients failed: {hostile.error}")
             _rest(cluster, pump, vitals, report, say)
-            _audit(cluster, pump, vitals, report, say)
+            auditor = _audit(cluster, pump, vitals, report, say)
+            report.injected = injector.injected
+            report.note_latency(auditor.published, injector.calm_ms)
         except StackError as error:
             report.problems.append(str(error))
+        report.hostile_records = hostile.records
         report.took_s = round(time.monotonic() - cluster.began_s, 1)
         report.injected = injector.injected
         report.problems += injector.problems
@@ -113,6 +175,8 @@ def _inject(chaos: Chaos, injector: Injector, pump: Pump, report: RunReport) -> 
             break
         injector.run(step)
         report.steps += 1
+    injector.wait_for_calm()
+    _wait_until(lambda: bool(pump.error), chaos.quiet_s)
     _wait_until(lambda: pump.sent.segments >= chaos.segments or bool(pump.error), 3_600)
 
 
@@ -164,7 +228,7 @@ def _unsettled(cluster: Cluster) -> list[str]:
 
 def _audit(
     cluster: Cluster, pump: Pump, vitals: Vitals, report: RunReport, say: Callable[[str], None]
-) -> None:
+) -> Auditor:
     def tell(what: str) -> None:
         say(f"{time.monotonic() - cluster.began_s:6.1f} s  {what}")
 
@@ -184,6 +248,7 @@ def _audit(
     _stop(["ledger", "gateway"], cluster, report)
     auditor.check_ledger()
     tell(f"{len(report.audit.violations)} violations")
+    return auditor
 
 
 def _stop(names: Iterable[str], cluster: Cluster, report: RunReport) -> None:

@@ -33,22 +33,51 @@ class Kind(StrEnum):
     KILL_LEDGER = "ledger killed and restarted"
     KILL_GATEWAY = "gateway killed and restarted"
     KILL_POSTGRES = "PostgreSQL killed and restarted"
+    CLOCK_OFF = "worker restarted with its clock hours off"
     KILL_BROKER = "broker killed and restarted"
     FREEZE_BROKER = "broker frozen for a moment"
     BROKERS_DOWN = "all brokers down"
+    FREEZE_FOLLOWER = "follower frozen while the leader appends"
+    KILL_FOLLOWER = "follower killed and restarted"
+    MOVE_LEADERS = "leaders moved away and back"
+    KILL_GROUP_COORDINATOR = "coordinator of the group killed and restarted"
+    KILL_TRANSACTION_COORDINATOR = "coordinator of transactions killed and restarted"
+    ROLLING_RESTART = "all brokers restarted one by one"
     SLOW_BROKER = "broker slow for one worker and the gateway"
     SILENT_BROKER = "broker silent for one worker and the gateway"
     CUT_OFF = "one worker and the gateway cut off from the broker"
 
 
-OF_BROKER = {Kind.KILL_BROKER, Kind.FREEZE_BROKER, Kind.BROKERS_DOWN}
+OF_CLUSTER = {
+    Kind.FREEZE_FOLLOWER,
+    Kind.KILL_FOLLOWER,
+    Kind.MOVE_LEADERS,
+    Kind.KILL_GROUP_COORDINATOR,
+    Kind.KILL_TRANSACTION_COORDINATOR,
+    Kind.ROLLING_RESTART,
+}
+"""These need several brokers, all of which are up and in sync when the fault begins and ends."""
+
+OF_BROKER = {Kind.KILL_BROKER, Kind.FREEZE_BROKER, Kind.BROKERS_DOWN, *OF_CLUSTER}
 OF_PROXY = {Kind.SLOW_BROKER, Kind.SILENT_BROKER, Kind.CUT_OFF}
 OF_WORKERS = {
     Kind.KILL_WORKER,
+    Kind.CLOCK_OFF,
     Kind.FREEZE_WORKER,
     Kind.ADD_WORKER,
     Kind.REMOVE_WORKER,
     Kind.DROP_WORKER,
+}
+_BROKERS = {
+    Kind.KILL_BROKER: "leader",
+    Kind.FREEZE_BROKER: "leader",
+    Kind.BROKERS_DOWN: "brokers",
+    Kind.FREEZE_FOLLOWER: "follower",
+    Kind.KILL_FOLLOWER: "follower",
+    Kind.MOVE_LEADERS: "leader",
+    Kind.KILL_GROUP_COORDINATOR: "group coordinator",
+    Kind.KILL_TRANSACTION_COORDINATOR: "transaction coordinator",
+    Kind.ROLLING_RESTART: "brokers",
 }
 COMPANIONS = (Kind.KILL_LEDGER, Kind.KILL_GATEWAY, Kind.KILL_POSTGRES, Kind.KILL_WORKER)
 """What may come on top of another fault of a step."""
@@ -56,12 +85,17 @@ COMPANIONS = (Kind.KILL_LEDGER, Kind.KILL_GATEWAY, Kind.KILL_POSTGRES, Kind.KILL
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: begins `delay_s` after its step, and is mended after `hold_s` at the earliest."""
+    """One fault: begins `delay_s` after its step, and is mended after `hold_s` at the earliest.
+
+    Which broker is a leader, a follower or a coordinator is known only when the fault begins, so
+    the target says no more. `clock_off_s` is how far ahead a worker's clock is.
+    """
 
     kind: Kind
     target: str
     delay_s: float
     hold_s: float
+    clock_off_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +116,13 @@ class Form:
     calm_ratio: float
 
 
-LONG = Form(tuple(Kind), down_s=60.0, companion_ratio=0.5, calm_ratio=0.6)
+def long_kinds(brokers: int, without: frozenset[Kind] = frozenset()) -> tuple[Kind, ...]:
+    """Return every kind of fault that so many brokers can have."""
+    impossible = without | (OF_CLUSTER if brokers == 1 else set())
+    return tuple(kind for kind in Kind if kind not in impossible)
+
+
+LONG = Form(long_kinds(3), down_s=60.0, companion_ratio=0.5, calm_ratio=0.6)
 
 
 def short_schedule() -> tuple[Step, ...]:
@@ -101,7 +141,21 @@ def short_schedule() -> tuple[Step, ...]:
             ),
             calm_after=False,
         ),
-        Step((Fault(Kind.KILL_BROKER, "broker", 0.0, 1.0),), calm_after=False),
+        Step((Fault(Kind.KILL_BROKER, "leader", 0.0, 1.0),), calm_after=False),
+    )
+
+
+def short_cluster_schedule() -> tuple[Step, ...]:
+    """Return the steps of the short form on three brokers: what one broker can't show."""
+    return (
+        Step((Fault(Kind.FREEZE_FOLLOWER, "follower", 0.0, 4.5),), calm_after=False),
+        Step(
+            (
+                Fault(Kind.KILL_GROUP_COORDINATOR, "group coordinator", 0.0, 0.5),
+                Fault(Kind.CLOCK_OFF, "worker-0", 2.0, 0.0, clock_off_s=3 * 3600),
+            ),
+            calm_after=False,
+        ),
     )
 
 
@@ -162,8 +216,12 @@ class Planner:
         direct = [each for each in self._workers if each not in busy]
         hold_s = roll.uniform(0.2, 2.0)
         target = direct[roll.randrange(len(direct))]
+        clock_off_s = 0
         if kind is Kind.FREEZE_WORKER:
             hold_s = SESSION_S + roll.uniform(3.0, 8.0)
+        elif kind is Kind.CLOCK_OFF:
+            clock_off_s = roll.choice([-1, 1]) * roll.randrange(3_600, 24 * 3_600)
+            hold_s = 0.0
         elif kind is Kind.ADD_WORKER:
             target = f"worker-{next(self._serial)}"
             self._workers.append(target)
@@ -174,12 +232,14 @@ class Planner:
             self._workers.remove(target)
             hold_s = 0.0
         elif kind in OF_BROKER:
-            target = "broker"
-            hold_s = {
-                Kind.KILL_BROKER: roll.uniform(0.0, 4.0),
-                Kind.FREEZE_BROKER: roll.uniform(2.0, 6.0),
-                Kind.BROKERS_DOWN: self._form.down_s,
-            }[kind]
+            target = _BROKERS[kind]
+            hold_s = roll.uniform(0.0, 4.0)
+            if kind is Kind.FREEZE_BROKER:
+                hold_s = roll.uniform(2.0, 6.0)
+            elif kind is Kind.FREEZE_FOLLOWER:
+                hold_s = roll.uniform(3.0, 5.0)
+            elif kind is Kind.BROKERS_DOWN:
+                hold_s = self._form.down_s
         elif kind in OF_PROXY:
             target = "proxy"
             longer = kind is not Kind.SLOW_BROKER and roll.random() < 0.7
@@ -190,4 +250,4 @@ class Planner:
                 Kind.KILL_GATEWAY: "gateway",
                 Kind.KILL_POSTGRES: "PostgreSQL",
             }[kind]
-        return Fault(kind, target, round(delay_s, 2), round(hold_s, 2))
+        return Fault(kind, target, round(delay_s, 2), round(hold_s, 2), clock_off_s)

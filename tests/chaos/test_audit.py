@@ -40,14 +40,10 @@ class Bench:
         self.sent = Sent()
         orders = fleet.order_plans(random.Random, int(time.time() * 1000), topics.partitions)
         for order in orders:
-            intended = order.intended()
-            assert intended is not None
-            self.sent.intended[order.number] = intended
+            self.sent.plan(order)
+        assert len(self.sent.intended) == len(orders)
         self.sends = in_publishing_order(orders)
         self.sent.records = len(self.sends)
-        for send in self.sends:
-            if send.expected is not None:
-                self.sent.garbage[send.key, send.value] = send.expected
         self.producer = Producer({**self.kafka, "partitioner": "murmur2_random"})
 
     def publish(self, sends: Sequence[Send]) -> None:

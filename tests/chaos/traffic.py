@@ -52,7 +52,7 @@ class Sent:
     """What was sent, all of it acknowledged once the pump has ended.
 
     `intended` is what each order must come to in the end, `garbage` why each bad record must be
-    rejected, by its key and value.
+    rejected, by its key and value. `keys` are the orders' keys.
     """
 
     records: int = 0
@@ -61,6 +61,17 @@ class Sent:
     fleets: int = 0
     intended: dict[str, Intended] = field(default_factory=dict)
     garbage: dict[tuple[bytes | None, bytes | None], Reason] = field(default_factory=dict)
+    keys: set[bytes] = field(default_factory=set)
+
+    def plan(self, order: OrderPlan) -> None:
+        """Take down what an order must come to, and what becomes of its bad records."""
+        intended = order.intended()
+        if intended is not None:
+            self.intended[order.number] = intended
+            self.keys.add(order.number.encode())
+        for send in order.sends:
+            if send.expected is not None:
+                self.garbage[send.key, send.value] = send.expected
 
 
 class Pump(threading.Thread):
@@ -163,12 +174,7 @@ class Pump(threading.Thread):
 
     def _note(self, orders: Iterable[OrderPlan]) -> None:
         for order in orders:
-            intended = order.intended()
-            if intended is not None:
-                self.sent.intended[order.number] = intended
-            for send in order.sends:
-                if send.expected is not None:
-                    self.sent.garbage[send.key, send.value] = send.expected
+            self.sent.plan(order)
 
     def _publish(self, sends: Iterable[Send], over_http: frozenset[str]) -> None:
         for send in sends:

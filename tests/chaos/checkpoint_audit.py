@@ -1,0 +1,78 @@
+"""Compares the checkpoint, as a worker would restore it, with what the oracle says of each order.
+
+At rest every order has settled, so what the checkpoint keeps of it must be what its last total
+says. Repeats that came after that total are counted in the order and in no total.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deploy.commands_read import read_topic
+from schemas import OrderTotal, WriterSchemas
+from stream_processors.checkpoint import Origin, marks_of, restore_lane
+from stream_processors.columns import ColumnTable
+from stream_processors.outlet import Tail
+from stream_processors.settings import Settings
+from stream_processors.table import Place
+
+_SAME = ("duration_ms", "started_ms", "ended_ms", "end_number", "segments", "revision")
+
+
+def checkpoint_entries(kafka: dict[str, str], topic: str) -> dict[bytes, bytes]:
+    """Return the changelog's entries, the last of each key, as read_committed."""
+    entries: dict[bytes, bytes] = {}
+    for _, _, message in read_topic(kafka, topic):
+        key, value = message.key(), message.value()
+        assert isinstance(key, bytes)
+        if value is None:
+            entries.pop(key, None)
+        else:
+            assert isinstance(value, bytes)
+            entries[key] = value
+    return entries
+
+
+def differences(
+    settings: Settings,
+    entries: Mapping[bytes, bytes],
+    place: tuple[int, int],
+    latest: Mapping[str, OrderTotal],
+    clock_ms: int,
+    committed: int | None,
+) -> dict[str, list[str]]:
+    """Return what is wrong in one partition's checkpoint, by what it is; empty where all is right.
+
+    `place` is (partition, partitions), `latest` the last total of each of its orders, `clock_ms`
+    the greatest append time of its log, `committed` the group's offset.
+    """
+    partition, partitions = place
+    table = ColumnTable(Place(partition, partitions), settings.policy, WriterSchemas())
+    origin = Origin(settings.segments_topic, "", partitions)
+    marks = marks_of(entries, partition, origin, committed)
+    if marks is None or marks.next_offset != committed:
+        return {"marks": [f"{marks}, committed {committed}"]}
+    # At rest nothing has been published since the checkpoint, so there is no tail to it.
+    nothing = Tail([], marks.totals_offset or 0)
+    restore_lane(table, entries, origin, marks, first_offset=0, tail=nothing)
+    found = {
+        "orders that are wrong": list(_wrong(table, latest)),
+        "the number of orders": [f"{len(table)}, must be {len(latest)}"],
+        "the clock": [f"{table.clock_ms}, must be {clock_ms} at least"],
+    }
+    if len(table) == len(latest):
+        del found["the number of orders"]
+    if table.clock_ms >= clock_ms:
+        del found["the clock"]
+    return found
+
+
+def _wrong(table: ColumnTable, latest: Mapping[str, OrderTotal]) -> Iterator[str]:
+    for number, total in latest.items():
+        kept: dict[str, Any] | None = table.describe(number)
+        must: dict[str, Any] = {name: getattr(total, name) for name in _SAME}
+        must["intervals"] = [list(each) for each in total.intervals]
+        must["missing_numbers"] = [list(each) for each in total.missing_numbers]
+        must["phase"] = "SETTLED"
+        same = kept is not None and must.items() <= kept.items()
+        if kept is None or not same or kept["duplicates"] < total.duplicates:
+            yield f"{number}: {kept}, must be {must}"

@@ -70,14 +70,19 @@ def gateway(config: GatewayConfig) -> Iterator[str]:
 
 
 def call(
-    base_url: str, method: str, path: str, body: object = None
+    base_url: str,
+    method: str,
+    path: str,
+    body: object = None,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     """One request, the path sent as it is; bytes as a body go out untouched, the rest as JSON."""
     url = urlsplit(base_url)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     try:
-        connection.request(method, path, content)
+        typed = {} if content is None else {"content-type": "application/json"}
+        connection.request(method, path, content, {**typed, **(headers or {})})
         response = connection.getresponse()
         data = response.read()
     finally:

@@ -22,8 +22,10 @@ def worker(orders: dict[str, object], status: int = 200) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = orders.get(self.path)
-            answer(self, status if found is not None else 404, msgspec.json.encode(found))
+            found = orders.get(self.path.partition("?")[0])
+            unknown = {"error": {"reason": "UNKNOWN_ORDER"}}
+            body = msgspec.json.encode(unknown if found is None else found)
+            answer(self, status if found is not None else 404, body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
@@ -51,6 +53,7 @@ def test_the_first_worker_that_answers_decides() -> None:
         assert answer == {
             "service_order_number": "a/b",
             "live": LIVE,
+            "live_unknown": None,
             "total": None,
             "total_unavailable": None,
         }
@@ -90,7 +93,9 @@ def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
     ):
         for url, live in ((one, settled), (two, None), (three, None)):
             status, answer, _ = call(url, "GET", "/v1/orders/SO1")
-            assert (status, answer["live"], answer["total"]) == (200, live, total)
+            counts = {"interval_count": 1, "missing_range_count": 2, "next": None}
+            assert (200, live, total | counts) == (status, answer["live"], answer["total"])
+            assert (url is three) == (answer["live_unknown"] is not None)
         assert call(two, "GET", "/v1/orders/SO2")[1]["error"]["reason"] == "UNKNOWN_ORDER"
         assert call(three, "GET", "/v1/orders/SO2")[1]["error"]["reason"] == "NO_WORKER_REACHABLE"
 

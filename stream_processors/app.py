@@ -10,12 +10,13 @@ from typing import Any
 import faust
 from faust.types import TP
 from faust.types.auth import SASLMechanism
-from faust.web import Request
 
 from schemas import WriterSchemas
 from stream_processors.columns import compile_kernel
 from stream_processors.driver import Recovered
+from stream_processors.errors import SettingsError
 from stream_processors.health import Health, Watchdog
+from stream_processors.pages import Pages
 from stream_processors.publisher import Publisher
 from stream_processors.runtime import FaustRuntime, find_origin
 from stream_processors.settings import Settings
@@ -52,9 +53,14 @@ class App(faust.App):
     processor: Processor
     publisher: Publisher
     health: Health
+    pages: Pages
 
     async def on_start(self) -> None:
         """Start what partitions need before the first is assigned."""
+        try:
+            await self.pages.start()
+        except SettingsError as error:
+            die(error)
         self.publisher.start(asyncio.get_running_loop())
         watchdog = Watchdog(2 * self.processor.settings.stall_timeout_s)
         watchdog.start(asyncio.get_running_loop())
@@ -79,6 +85,7 @@ class App(faust.App):
         if self.crash_reason is not None:
             die(self.crash_reason)  # with parts of Faust gone, a last checkpoint could only hang
         await self.processor.shutdown()
+        await self.pages.stop()
         await super().on_stop()
 
 
@@ -94,10 +101,8 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         autodiscover=False,
         store="memory://",
         Table=Recovered,
-        web_host=settings.worker_host,
-        web_bind=settings.worker_host,
-        web_port=port,
-        canonical_url=f"http://{settings.worker_host}:{port}",
+        web_enabled=False,  # Faust's pages show tables and more to anybody; ours are in `pages`
+        canonical_url=f"http://{settings.worker_host}:{port}",  # our name in the group
         # Offsets move with checkpoints (see `driver`); Faust's own commits have nothing to do.
         broker_commit_interval=3600.0,
         broker_session_timeout=6.0,
@@ -130,8 +135,8 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
     app.processor = processor
     app.publisher = publisher
     app.health = Health(processor, settings.stall_timeout_s)
-    table = _add_stream(app, processor, runtime)
-    _add_pages(app, processor, table)
+    app.pages = Pages(processor, app.health, settings, port, partitions)
+    _add_stream(app, processor, runtime)
     return app
 
 
@@ -147,13 +152,11 @@ def _credentials(settings: Settings) -> Any:
     return None if context is None else faust.SSLCredentials(context)
 
 
-def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> Any:
+def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> None:
     segments = app.topic(processor.settings.segments_topic, schema=AsIs())
 
     # Faust's part in it is the co-partitioned assignment and who has which order; see `driver`.
-    table = app.Table(
-        "checkpoint", partitions=runtime.origin.partitions, key_type=bytes, value_type=bytes
-    )
+    app.Table("checkpoint", partitions=runtime.origin.partitions, key_type=bytes, value_type=bytes)
 
     @app.agent(segments, name="fold")
     async def fold(stream: Any) -> None:
@@ -175,7 +178,6 @@ def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> Any:
     _every(app, TICK_S, processor.tick)
     _every(app, processor.settings.checkpoint_interval_s, processor.checkpoint)
     _every(app, OBSERVE_S, app.health.observe)
-    return table
 
 
 def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None] | None]) -> None:
@@ -195,36 +197,6 @@ def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None] | N
             pause_s = max(interval_s, min(pause_s, PAUSE_S_MAX))
 
     app.task(repeat)
-
-
-def _add_pages(app: App, processor: Processor, table: Any) -> None:
-    async def order(web: Any, request: Request, number: str) -> Any:
-        state = processor.describe(number)
-        if state is None:
-            return web.json({"error": {"reason": "UNKNOWN_ORDER", "detail": number}}, status=404)
-        return web.json(state)
-
-    async def status(web: Any, request: Request) -> Any:
-        return web.json(processor.status())
-
-    async def live(web: Any, request: Request) -> Any:
-        problems = app.health.problems()
-        return web.json({"live": not problems, "problems": problems}, status=_status(problems))
-
-    async def ready(web: Any, request: Request) -> Any:
-        problems = app.health.unready()
-        return web.json({"ready": not problems, "problems": problems}, status=_status(problems))
-
-    to_owner: Any = app.table_route(table=table, match_info="number")
-    pages: Any = app.page
-    pages("/orders/{number}")(to_owner(order))
-    pages("/status")(status)
-    pages("/health/live")(live)
-    pages("/health/ready")(ready)
-
-
-def _status(problems: list[str]) -> int:
-    return 503 if problems else 200
 
 
 def run_worker(settings: Settings, partitions: int, port: int, writers: WriterSchemas) -> None:

@@ -188,7 +188,9 @@ def test_rules_are_told_for_each_segment_and_nothing_is_stored(
 
 
 def test_a_body_that_is_too_large(config: GatewayConfig) -> None:
-    with gateway(GatewayConfig(config.kafka, config.topic, limits=Limits(body_bytes_max=1_000))) as url:
+    with gateway(
+        GatewayConfig(config.kafka, config.topic, limits=Limits(body_bytes_max=1_000))
+    ) as url:
         body = [item(number, 0, 5) for number in range(1, 100)]
         status, answer, _ = call(url, "POST", "/v1/orders/SO1/segments", body)
         assert (status, answer["error"]["reason"]) == (413, "REQUEST_ENTITY_TOO_LARGE")

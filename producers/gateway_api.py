@@ -246,17 +246,37 @@ class TimeRules:
     early_margin_ms: int = CLOCK_MARGIN_MS
     late_margin_ms: int = CLOCK_MARGIN_MS
 
+    def bounds_ms(self) -> tuple[int, int]:
+        """Return the least and the greatest end that may count, whenever the segment arrives."""
+        window_ms = self.correction_window_ms
+        earliest_ms = 0 if window_ms is None else self.now_ms - window_ms - self.late_margin_ms
+        return earliest_ms, self.now_ms + FUTURE_MAX_MS + self.early_margin_ms
+
     def check(self, segment: SegmentEvent) -> None:
         """Raise BadRecord for a segment that is certain not to count, whenever it arrives."""
+        earliest_ms, latest_ms = self.bounds_ms()
         ahead_ms = segment.end_ms - self.now_ms
-        if ahead_ms > FUTURE_MAX_MS + self.early_margin_ms:
+        if segment.end_ms > latest_ms:
             raise BadRecord(Reason.IN_THE_FUTURE, f"ends {ahead_ms} ms after the server's time")
         length_ms = segment.end_ms - segment.start_ms
         if length_ms > SEGMENT_LENGTH_MAX_MS:
             raise BadRecord(Reason.TOO_LONG, f"is {length_ms} ms long, at most 24 h are allowed")
-        window_ms = self.correction_window_ms
-        if window_ms is not None and -ahead_ms > window_ms + self.late_margin_ms:
+        if segment.end_ms < earliest_ms:
             raise BadRecord(Reason.TOO_LATE, f"ended {-ahead_ms} ms before the server's time")
+
+    def judge_all(
+        self, segments: Sequence[SegmentEvent], appends_ms: Sequence[int | None]
+    ) -> list[SegmentResult]:
+        """Return of each segment whether it counts, by its arrival (None: nobody knows)."""
+        known_ms = [each for each in appends_ms if each is not None]
+        ends_ms = [segment.end_ms for segment in segments]
+        window_ms = self.correction_window_ms
+        if not known_ms or (
+            max(ends_ms) - min(known_ms) <= FUTURE_MAX_MS
+            and (window_ms is None or max(known_ms) - min(ends_ms) <= window_ms)
+        ):
+            return [SegmentResult(segment.business_data_number) for segment in segments]
+        return [self.judge(*each) for each in zip(segments, appends_ms, strict=True)]
 
     def judge(self, segment: SegmentEvent, append_ms: int | None) -> SegmentResult:
         """Return whether a segment counts that arrived at `append_ms` (None: nobody knows)."""
@@ -283,10 +303,14 @@ def check_segments(
     """
     segments: list[SegmentEvent] = []
     errors: list[ItemError] = []
+    earliest_ms, latest_ms = rules.bounds_ms()
+    longest_ms = SEGMENT_LENGTH_MAX_MS
     for index, request in enumerate(requests):
         try:
             segment = _segment(number, index, request)
-            rules.check(segment)
+            end_ms = segment.end_ms
+            if not earliest_ms <= end_ms <= latest_ms or end_ms - segment.start_ms > longest_ms:
+                rules.check(segment)
             segments.append(segment)
         except BadRecord as bad:
             reported = int(request.business_data_number)
@@ -304,11 +328,14 @@ def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
     if request.service_order_number not in (None, number):
         detail = f"service_order_number is {request.service_order_number!r}, not the path's"
         raise BadRecord(Reason.KEY_MISMATCH, detail[:DETAIL_CHARS_MAX])
-    numbers = request.business_data_number, request.start_ms, request.end_ms
-    business_data_number, start_ms, end_ms = (
-        each if type(each) is int else _whole(each, index) for each in numbers
+    at, start_ms, end_ms = request.business_data_number, request.start_ms, request.end_ms
+    return SegmentEvent(
+        number,
+        at if type(at) is int else _whole(at, index),
+        start_ms if type(start_ms) is int else _whole(start_ms, index),
+        end_ms if type(end_ms) is int else _whole(end_ms, index),
+        request.end_identifier,
     )
-    return SegmentEvent(number, business_data_number, start_ms, end_ms, request.end_identifier)
 
 
 def _whole(value: float, index: int) -> int:

@@ -75,13 +75,13 @@ class Gate:
             return
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise ApiError(403, "CROSS_ORIGIN", "web pages of others may not use this server")
-        if any(
-            each.strip().lower() not in _PLAIN for each in headers.getall(hdrs.CONTENT_ENCODING, ())
-        ):
+        codings = headers.getall(hdrs.CONTENT_ENCODING, ())
+        if codings and any(each.strip().lower() not in _PLAIN for each in codings):
             detail = "send the body as it is, without a content encoding"
             raise ApiError(415, "CONTENT_ENCODING", detail)
         kind = headers.get(hdrs.CONTENT_TYPE)
-        if (kind is not None or request.can_read_body) and not _is_json(kind or ""):
+        has_kind = kind is not None or request.can_read_body
+        if kind != _JSON and has_kind and not _is_json(kind or ""):
             raise ApiError(415, "CONTENT_TYPE", f"a body is sent with content-type: {_JSON}")
         if (request.content_length or 0) > self._body_bytes_max:
             detail = f"a body has at most {self._body_bytes_max} bytes"
@@ -111,6 +111,7 @@ class Gate:
         except ApiError as error:
             connection_of(request).request_ends(has_unread_body=True)
             response = error_answer(error)
+            response.headers[hdrs.SERVER] = SERVER_NAME
             response.force_close()
             return response
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -126,25 +127,26 @@ class Gate:
             connection = connection_of(request)
             connection.request_begins()
             try:
-                self.check(request)
-                return await handler(request)
-            except ApiError as error:
-                return error_answer(error)
-            except web.HTTPException as error:
-                return _foreign(error)
-            except Exception:
-                log.exception("%s %s failed", request.method, request.rel_url.raw_path)
-                detail = "this is our fault, the log knows more"
-                return json_answer(ErrorAnswer(ErrorBody("INTERNAL", detail, 500)), 500)
+                response = await self._answer(request, handler)
             finally:
                 connection.request_ends(has_unread_body=not request.content.is_eof())
+            response.headers[hdrs.SERVER] = SERVER_NAME  # aiohttp would tell its version
+            return response
 
         return guard
 
-
-async def name_server(_: web.Request, response: Response) -> None:
-    """Tell what answers, but not its version; for `on_response_prepare`."""
-    response.headers[hdrs.SERVER] = SERVER_NAME
+    async def _answer(self, request: web.Request, handler: Handler) -> Response:
+        try:
+            self.check(request)
+            return await handler(request)
+        except ApiError as error:
+            return error_answer(error)
+        except web.HTTPException as error:
+            return _foreign(error)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.rel_url.raw_path)
+            detail = "this is our fault, the log knows more"
+            return json_answer(ErrorAnswer(ErrorBody("INTERNAL", detail, 500)), 500)
 
 
 def _is_json(content_type: str) -> bool:

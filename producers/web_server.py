@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SERVER_NAME = "durabill"
 READ_BUFFER_BYTES = 32 * 1024
+WRITE_BUFFER_BYTES = 16 * 1024
 DISCARD_BYTES_MAX = 2 * 1024 * 1024
 """What is read and thrown away of a body that was refused: a client that is still sending could
 not read our answer otherwise. Beyond that the connection is cut."""
@@ -100,6 +101,8 @@ class Connection(web.RequestHandler):
         self.client = client_of(peer[0]) if isinstance(peer, tuple) else ""
         self.local_address = local[0] if isinstance(local, tuple) else ""
         super().connection_made(transport)
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._owner.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -149,6 +152,8 @@ class Connection(web.RequestHandler):
         except TimeoutError as error:
             raise BodyFailed(408, "BODY_TIMEOUT", "the body did not come in time") from error
         except (ConnectionError, web.RequestPayloadError, HttpProcessingError) as error:
+            # aiohttp's stream keeps the exception, whose frames keep the stream, and the body.
+            error.__traceback__ = None
             raise BodyFailed(400, "BAD_BODY", "the body broke off, or is framed wrongly") from error
         finally:
             self._owner.works(self)
@@ -156,11 +161,15 @@ class Connection(web.RequestHandler):
 
     async def _read_slowly(self, content: Any, limit: int) -> bytearray:
         body = bytearray()
-        while chunk := await content.readany():
-            body += chunk
-            if len(body) > limit:
-                raise _too_large(limit)
-            self._owner.holds(self, len(body))
+        try:
+            while chunk := await content.readany():
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+                self._owner.holds(self, len(body))
+        except BaseException:
+            body.clear()  # whatever still refers to it
+            raise
         return body
 
     def cut_off(self) -> None:

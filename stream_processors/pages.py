@@ -116,6 +116,12 @@ class Pages:
             problem = f"the worker's web server can't listen on {where} ({why})."
             raise SettingsError([f"{problem} Choose another --worker-port, or 0"]) from error
 
+    @property
+    def port(self) -> int | None:
+        """Return the port that it listens on, None before it does."""
+        addresses = [] if self._runner is None else self._runner.addresses
+        return addresses[0][1] if addresses else None
+
     async def stop(self) -> None:
         """Answer nobody any more."""
         if self._runner is not None:

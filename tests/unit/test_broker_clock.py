@@ -102,3 +102,15 @@ def test_what_counts_is_judged_by_the_arrival_to_the_millisecond() -> None:
 def test_what_nobody_can_know_is_not_said() -> None:
     assert judged(ARRIVAL_MS, None).counts
     assert judged(1, ARRIVAL_MS, window_ms=None).counts
+
+
+@given(st.lists(st.tuples(st.integers(-2 * DAY_MS, 100_000), st.integers(0, 50_000)), min_size=1))
+def test_all_at_once_are_judged_like_each(segments: list[tuple[int, int]]) -> None:
+    rules = TimeRules(DAY_MS, now_ms=0)
+    events = [
+        SegmentEvent("SO1", number, ARRIVAL_MS + ahead_ms, ARRIVAL_MS + ahead_ms, True)
+        for number, (ahead_ms, _) in enumerate(segments, 1)
+    ]
+    appends_ms: list[int | None] = [ARRIVAL_MS + later_ms for _, later_ms in segments]
+    expected = [rules.judge(event, at) for event, at in zip(events, appends_ms, strict=True)]
+    assert expected == rules.judge_all(events, appends_ms)

@@ -193,6 +193,7 @@ class Gateway:
             if not self._in_flight[client]:
                 del self._in_flight[client]
         self._watch_clock()
+        self.lookup.is_stored(number)
         receipts = [
             Receipt(segment.business_data_number, at.partition, at.offset, at.append_ms)
             for segment, at in zip(segments, stored, strict=True)

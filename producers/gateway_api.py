@@ -119,7 +119,7 @@ class OrderAnswer(Struct):
     ] = None
     live_unknown: Annotated[
         str | None,
-        Meta(description="why no worker could say; `total` may be out of date then. See `live`"),
+        Meta(description="why no worker could say, or be sure; `total` may be out of date then"),
     ] = None
     total: Annotated[
         dict[str, Any] | None, Meta(description="the latest OrderTotal, of the ledger")

@@ -32,7 +32,7 @@ _ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Live:
-    """What the workers say of an order: its owner's view, or None and, if so, why it is unknown.
+    """What the workers say of an order: its owner's view, and why nobody can be sure of it.
 
     Both None: the owner was asked, and knows no such order.
     """

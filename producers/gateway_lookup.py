@@ -5,6 +5,8 @@ of the order could not be asked, the answer says so (`live_unknown`), and withou
 404 but a 503: nobody knows whether there is such an order.
 """
 
+import time
+
 from aiohttp import web
 
 from producers.gateway_api import ApiError, OrderAnswer
@@ -14,6 +16,8 @@ from schemas import BadRecord
 from schemas.web import Page, cut_page, number_in_path, read_page
 
 _RETRY_AFTER_S = 2
+_STORED_KEPT_S = 2.0
+_STORED_MAX = 20_000
 _PREFIX = "/v1/orders/"
 
 
@@ -32,6 +36,13 @@ class Lookup:
     def __init__(self, workers: WorkerPool, ledger: Ledger) -> None:
         self._workers = workers
         self._ledger = ledger
+        self._stored_s: dict[str, float] = {}  # order -> when segments of it were acknowledged
+
+    def is_stored(self, number: str) -> None:
+        """Note that Kafka has segments of an order: its worker reads them in a moment."""
+        if len(self._stored_s) >= _STORED_MAX:
+            self._stored_s.clear()
+        self._stored_s[number] = time.monotonic()
 
     async def order(self, request: web.Request) -> OrderAnswer:
         """Return what is known of an order; raise ApiError(404, 422 or 503)."""
@@ -40,7 +51,7 @@ class Lookup:
             page = read_page(request.query)
         except ValueError as error:
             raise ApiError(422, "BAD_PAGE", str(error)) from error
-        live = await self._workers.live(number, page)
+        live = self._doubted(number, await self._workers.live(number, page))
         answer = OrderAnswer(number, live.state, live.unknown)
         is_open = live.state is not None and live.state.get("phase") != "SETTLED"
         ledger_is_known = await self._ledger.is_known()
@@ -49,6 +60,18 @@ class Lookup:
         if answer.live is None and answer.total is None:
             raise _unknown(live, answer.total_unavailable, ledger_is_known)
         return answer
+
+    def _doubted(self, number: str, live: Live) -> Live:
+        """Say so where the worker's word may be older than what this gateway has stored."""
+        if live.unknown is not None:
+            return live
+        if live.state is None:
+            if time.monotonic() - self._stored_s.get(number, -_STORED_KEPT_S) < _STORED_KEPT_S:
+                return Live(unknown="the worker has not read yet what was stored a moment ago")
+        elif live.state.get("phase") == "SETTLED" and live.state.get("lag"):
+            behind = f"{live.state['lag']} records of the order's partition have not been read yet"
+            return Live(live.state, f"{behind}: it may be open again")
+        return live
 
     async def _add_total(self, answer: OrderAnswer, page: Page) -> None:
         try:

@@ -144,10 +144,10 @@ class Pages:
             return _error(421, "NOT_OWNED", f"partition {partition} is not this worker's")
         state = processor.describe(number)
         lag = self._lag(partition)
+        if lag is None or (state is None and lag):
+            return _error(503, "CATCHING_UP", f"partition {partition} has not been read to its end")
         if state is not None:
             return _json({**cut_page(state, page), "lag": lag})
-        if lag != 0:
-            return _error(503, "CATCHING_UP", f"partition {partition} has not been read to its end")
         return _error(404, "UNKNOWN_ORDER", "no open order, and none that settled lately")
 
     def _lag(self, partition: int) -> int | None:

@@ -160,7 +160,7 @@ def test_bodies_that_wait_are_bounded_together() -> None:
 def test_limits_without_sense_are_refused() -> None:
     for wrong in ({"connections_max": 0}, {"bodies_bytes_max": 0}, {"keepalive_s": 0}):
         with pytest.raises(ValueError, match="1 or more"):
-            Limits(**wrong)  # type: ignore[arg-type]
+            Limits(**wrong)
 
 
 def test_what_counts_as_one_client() -> None:

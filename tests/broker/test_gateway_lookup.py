@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from producers.gateway import GatewayConfig
 from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
+from tests.conftest import Topics
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 
@@ -159,6 +160,32 @@ def test_where_no_owner_answers_nobody_says_that_there_is_no_order(
         assert (503, "NO_WORKER_REACHABLE") == (status, answer["error"]["reason"])
         assert why in answer["error"]["detail"]
         assert headers["retry-after"]
+
+
+def test_what_was_stored_a_moment_ago_is_not_denied(bootstrap_servers: str, topics: Topics) -> None:
+    kafka = {"bootstrap.servers": bootstrap_servers}
+    item = {"business_data_number": 1, "start_ms": 0, "end_ms": 5, "end_identifier": False}
+    with (
+        worker({}) as base,
+        gateway(GatewayConfig(kafka, topics.segments, worker_urls=(base,))) as url,
+    ):
+        assert 404 == call(url, "GET", "/v1/orders/SO1")[0]
+        assert 200 == call(url, "POST", "/v1/orders/SO1/segments", item)[0]
+        status, answer, _ = call(url, "GET", "/v1/orders/SO1")
+        assert (503, "NO_WORKER_REACHABLE") == (status, answer["error"]["reason"])
+        assert "stored a moment ago" in answer["error"]["detail"]
+        assert 404 == call(url, "GET", "/v1/orders/SO2")[0]
+        time.sleep(2.1)  # it has been read by now: what it holds was a dead letter
+        assert 404 == call(url, "GET", "/v1/orders/SO1")[0]
+
+
+def test_a_settled_state_of_a_worker_that_lags_is_doubted() -> None:
+    lagging: dict[str, object] = {
+        f"/orders/{phase}": LIVE | {"phase": phase, "lag": 7} for phase in ("SETTLED", "OPEN")
+    }
+    with worker(lagging) as base, gateway(order_gateway((base,))) as url:
+        assert "7 records" in call(url, "GET", "/v1/orders/SETTLED")[1]["live_unknown"]
+        assert call(url, "GET", "/v1/orders/OPEN")[1]["live_unknown"] is None
 
 
 def test_the_404_of_something_else_is_no_word_of_a_worker() -> None:

@@ -22,7 +22,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import uvloop
@@ -50,7 +50,7 @@ from producers.gateway_lookup import Lookup, number_of
 from producers.gateway_openapi import docs_page, openapi
 from producers.session import SEGMENT_LENGTH_MAX_MS, ProducerError
 from producers.transport import KafkaConfig
-from producers.web_server import BoundedServer, Limits
+from producers.web_server import BoundedServer, Limits, fit_limits
 from schemas import SEGMENTS_TOPIC, encode_segment
 from schemas.web import AllowedHosts
 
@@ -97,7 +97,7 @@ class GatewayConfig:
     find_ledger: Callable[[], str | None] | None = None
     correction_window_ms: int | None = None
     limits: Limits = field(default_factory=Limits)
-    client_segments_max: int = 4_000
+    client_segments_max: int = 2_000
     in_flight_segments_max: int = 50_000
     clock_offset_max_ms: int = 30_000
     delivery_timeout_ms: int = 10_000
@@ -323,7 +323,7 @@ def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = 
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve_gateway(config, stop, on_ready)
+        await serve_gateway(replace(config, limits=fit_limits(config.limits)), stop, on_ready)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

@@ -10,8 +10,9 @@ that goes: so slow clients, however many, don't keep out those that are quick.
 import asyncio
 import ipaddress
 import logging
+import resource
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiohttp import web
@@ -29,6 +30,8 @@ DISCARD_BYTES_MAX = 2 * 1024 * 1024
 not read our answer otherwise. Beyond that the connection is cut."""
 DISCARD_S_MAX = 3.0
 SWEEP_S = 1.0
+OTHER_FILES = 256
+"""File descriptors that are left for Kafka, workers, the ledger and the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,25 @@ class Limits:
         )
         if min(counts) < 1 or min(self.head_timeout_s, self.body_timeout_s, self.keepalive_s) <= 0:
             raise ValueError("limits of connections, bytes (body_bytes_max) and times: 1 or more")
+
+
+def fit_limits(limits: Limits) -> Limits:
+    """Return limits of connections that this process has file descriptors for.
+
+    Raises its soft limit of open files as far as that is needed and allowed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections_max + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return limits
+    given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
+    if given == wanted:
+        return limits
+    fitting = max(1, given - OTHER_FILES)
+    text = "%d open files are allowed (ulimit -n), so at most %d connections at once, not %d"
+    log.warning(text, given, fitting, limits.connections_max)
+    return replace(limits, connections_max=fitting)
 
 
 class BodyFailed(Exception):

@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway_port: Port = 8080
     gateway_allowed_hosts: str = ""
     gateway_access_log: bool = False
-    gateway_client_segments: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_000
+    gateway_client_segments: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
     gateway_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_000
     gateway_address_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
     gateway_clock_offset_max_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 30.0

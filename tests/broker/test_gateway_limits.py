@@ -3,9 +3,12 @@
 import contextlib
 import logging
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -155,6 +158,64 @@ def test_bodies_that_wait_are_bounded_together() -> None:
         assert all(map(is_open, slow[-6:])), "the first ones went"
         body = b'{"service_order_number": "SO1"}' + b" " * 200_000
         assert 201 == call(url, "POST", "/v1/orders", body)[0]
+
+
+MAIN = """
+import resource, sys
+from producers.gateway import GatewayConfig, run_gateway
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, min(int(sys.argv[1]), hard)))
+run_gateway(GatewayConfig({"bootstrap.servers": "127.0.0.1:1"}), lambda url: print(url, flush=True))
+"""
+
+
+@contextmanager
+def process(files_max: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A gateway in a process of its own, which may open so many files."""
+    command = [sys.executable, "-c", MAIN, str(files_max)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as ran:
+        assert ran.stdout is not None
+        try:
+            yield ran.stdout.readline().strip(), ran
+        finally:
+            ran.kill()
+
+
+def peak_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(each.split()[1]) * 1024 for each in lines if each.startswith("VmHWM:"))
+
+
+def test_memory_under_slow_connections() -> None:
+    """500 that send two thirds of a body and wait: 300 MB were sent, 64 MiB of bodies may be kept.
+
+    The other half of the bound is what a connection takes itself, times two thousand.
+    """
+    head = HEAD + b"content-length: 900000\r\n\r\n"
+    with process(8_192) as (url, ran), ExitStack() as stack:
+        assert 200 == call(url, "GET", "/healthz")[0]
+        before = peak_bytes(ran.pid)
+        for _ in range(500):
+            connection = stack.enter_context(connect(url))
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                connection.send(head + b" " * 600_000)
+        assert 200 == call(url, "GET", "/healthz")[0]
+        assert peak_bytes(ran.pid) - before < 140_000_000
+
+
+def test_there_are_files_for_the_connections_or_there_are_fewer() -> None:
+    with process(400) as (url, ran), ExitStack() as stack:
+        for _ in range(200):  # 256 were allowed at first, and 256 are for other things
+            stack.enter_context(connect(url))
+        assert 200 == call(url, "GET", "/healthz")[0]
+        ran.terminate()
+        assert ran.stderr is not None
+        told = ran.stderr.read()
+    assert "400 open files are allowed (ulimit -n), so at most 144 connections" in told
+    assert "Traceback" not in told
 
 
 def test_limits_without_sense_are_refused() -> None:

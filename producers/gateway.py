@@ -306,10 +306,13 @@ async def serve_gateway(
         if on_ready is not None:
             on_ready(str(URL.build(scheme="http", host=config.host, port=port)))
         publisher = app[GATEWAY].publisher
-        waits = [asyncio.ensure_future(event.wait()) for event in (stop, publisher.failed)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        assert server.sweeper is not None
+        events = [asyncio.create_task(event.wait()) for event in (stop, publisher.failed)]
+        await asyncio.wait([*events, server.sweeper], return_when=asyncio.FIRST_COMPLETED)
+        for event in events:
+            event.cancel()
+        if server.sweeper.done():
+            server.sweeper.result()  # it never ends but by an error
     finally:
         await server.stop()
     if publisher.failed.is_set():

@@ -168,8 +168,9 @@ class Connection(web.RequestHandler):
                 if len(body) > limit:
                     raise _too_large(limit)
                 return body
-            self._owner.waits(self, self._owner.limits.body_timeout_s)
-            async with asyncio.timeout(self._owner.limits.body_timeout_s):
+            timeout_s = self._owner.limits.body_timeout_s
+            self._owner.waits(self, timeout_s + SWEEP_S)  # it ends here, with an answer
+            async with asyncio.timeout(timeout_s):
                 return await self._read_slowly(content, limit)
         except TimeoutError as error:
             raise BodyFailed(408, "BODY_TIMEOUT", "the body did not come in time") from error
@@ -352,7 +353,8 @@ class BoundedServer:
             "logger": log,
         }
         self._listening: asyncio.Server | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self.sweeper: asyncio.Task[None] | None = None
+        """Runs while the server does; if it ends by itself, the limits hold no more."""
 
     async def start(self, host: str, port: int) -> int:
         """Start the application and listen; return the port. Raises OSError if it can't."""
@@ -366,7 +368,7 @@ class BoundedServer:
             return Connection(connections, server, loop=loop, **self._options)
 
         self._listening = await loop.create_server(connect, host or None, port, backlog=1_024)
-        self._sweeper = asyncio.create_task(connections.sweep_forever())
+        self.sweeper = asyncio.create_task(connections.sweep_forever())
         bound: int = self._listening.sockets[0].getsockname()[1]
         return bound
 
@@ -374,6 +376,6 @@ class BoundedServer:
         """Take no more, finish what is under way, and clean the application up."""
         if self._listening is not None:
             self._listening.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self.sweeper is not None:
+            self.sweeper.cancel()
         await self._runner.cleanup()

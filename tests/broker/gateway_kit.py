@@ -53,9 +53,9 @@ def gateway(config: GatewayConfig) -> Iterator[str]:
 
     def serve() -> None:
         try:
-            loop.run_until_complete(serve_gateway(config, stop, on_ready))
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(serve_gateway(config, stop, on_ready))
         finally:
-            loop.close()
             ready.set()
 
     thread = threading.Thread(target=serve)

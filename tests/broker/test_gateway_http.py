@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -379,3 +380,41 @@ def test_one_client_may_not_fill_the_way_to_kafka(topics: Topics) -> None:
             assert int(headers["retry-after"]) > 0
             assert first.recv(100).startswith(b"HTTP/1.1 503 ")
         assert 503 == call(url, "POST", SEGMENTS, b"[" + b",".join([BODY] * 9) + b"]")[0]
+
+
+# -- what a fuzzer found (.schemathesis): an answer that its description did not lead to expect
+
+
+def test_what_a_schema_can_say_about_order_numbers_it_says(url: str) -> None:
+    _, document, _ = call(url, "GET", "/openapi.json")
+    shapes = document["components"]["schemas"]
+    asked = shapes["OrderRequest"]["properties"]["service_order_number"]["anyOf"]
+    (text,) = [each for each in asked if each["type"] == "string"]
+    (in_path,) = document["paths"]["/v1/orders/{number}"]["parameters"]
+    for schema in (text, in_path["schema"]):
+        assert (1, 64) == (schema["minLength"], schema["maxLength"])
+        pattern = re.compile(schema["pattern"].replace("$", r"\Z"))  # as ECMA has it
+        for number in ("", "a\n", "\x00", "\x85", "x" * 65, "SO 1", "日本", "a\u2028b", "ü" * 32):
+            fits = pattern.search(number) is not None and 1 <= len(number) <= 64
+            with contextlib.suppress(BadRecord):
+                check_order_number(number)
+                assert fits, repr(number)
+                continue
+            assert not fits, repr(number)
+    item = shapes["SegmentRequest"]["properties"]
+    for name in ("business_data_number", "start_ms", "end_ms"):
+        assert "integer" == item[name]["type"]
+
+
+def test_what_it_cannot_say_is_described(url: str) -> None:
+    """An empty segment, an end before the start, and an order that nobody can be asked about."""
+    _, document, _ = call(url, "GET", "/openapi.json")
+    post = document["paths"]["/v1/orders/{number}/segments"]["post"]["responses"]
+    for start_ms, end_ms in ((0, 0), (2, 0)):
+        body = {"business_data_number": 1, "start_ms": start_ms, "end_ms": end_ms}
+        status, answer, _ = call(url, "POST", SEGMENTS, [body | {"end_identifier": False}])
+        assert (422, "BAD_TIME_SEQUENCE") == (status, answer["errors"][0]["reason"])
+        assert "may not end before it starts" in post[str(status)]["description"]
+    status, _, headers = call(url, "GET", f"/v1/orders/{'0' * 63}")
+    assert str(status) in document["paths"]["/v1/orders/{number}"]["get"]["responses"]
+    assert headers["retry-after"]

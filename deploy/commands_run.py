@@ -101,7 +101,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     from producers.gateway import run_gateway
 
     log_to_stderr()
-    settings = located(settings, "bootstrap_servers", ledger=True)
+    settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     if not known_workers(settings):
         say("note: no worker is known yet (DURABILL_WORKER_URLS, or one in the data folder);")
         say("      until one is, GET /v1/orders/NUMBER can't say where an open order stands")

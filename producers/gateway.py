@@ -55,7 +55,7 @@ from schemas import SEGMENTS_TOPIC, encode_segment
 from schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
-access_log = logging.getLogger(f"{__name__}.access")
+access_log = logging.getLogger("durabill.access")  # by this name it is not damped
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RETRY_AFTER_S = 2
@@ -83,7 +83,7 @@ class GatewayConfig:
     without steps, `entropy` so many unguessable bytes. Raises ValueError for values without sense.
     """
 
-    kafka: KafkaConfig
+    kafka: KafkaConfig = field(repr=False)  # it may hold a password
     topic: str = SEGMENTS_TOPIC
     host: str = "127.0.0.1"
     port: int = 0

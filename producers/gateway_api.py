@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from producers.session import SEGMENT_LENGTH_MAX_MS
 from schemas import BadRecord, Reason, SegmentEvent, check_order_number
+from schemas.records import LONG_MAX
 
 CLOCK_MARGIN_MS = 600_000
 """How far the gateway's clock may be off the broker's while it has not learned the broker's yet.
@@ -222,7 +223,8 @@ def read_segments(body: bytes | bytearray) -> list[SegmentRequest]:
 
 def _unreadable(error: ValueError) -> ApiError:
     reason = "BAD_SHAPE" if isinstance(error, msgspec.ValidationError) else "BAD_JSON"
-    return ApiError(400, reason, str(error))
+    detail = str(error)  # it may repeat what was sent, a name of a field that isn't ours
+    return ApiError(400, reason, detail[-DETAIL_CHARS_MAX:])
 
 
 def check_number(number: str) -> None:
@@ -313,7 +315,7 @@ def check_segments(
                 rules.check(segment)
             segments.append(segment)
         except BadRecord as bad:
-            reported = int(request.business_data_number)
+            reported = int(max(-LONG_MAX, min(request.business_data_number, LONG_MAX)))
             detail = bad.detail[:DETAIL_CHARS_MAX]
             errors.append(ItemError(index, reported, bad.reason, detail))
     if errors:
@@ -329,6 +331,11 @@ def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
         detail = f"service_order_number is {request.service_order_number!r}, not the path's"
         raise BadRecord(Reason.KEY_MISMATCH, detail[:DETAIL_CHARS_MAX])
     at, start_ms, end_ms = request.business_data_number, request.start_ms, request.end_ms
+    # A number of thousands of digits takes long to be shown.
+    if not -LONG_MAX <= at <= LONG_MAX:
+        raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, _NO_LONG)
+    if not (-LONG_MAX <= start_ms <= LONG_MAX and -LONG_MAX <= end_ms <= LONG_MAX):
+        raise BadRecord(Reason.BAD_TIME_SEQUENCE, _NO_LONG)
     return SegmentEvent(
         number,
         at if type(at) is int else _whole(at, index),
@@ -336,6 +343,9 @@ def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
         end_ms if type(end_ms) is int else _whole(end_ms, index),
         request.end_identifier,
     )
+
+
+_NO_LONG = "does not fit into 64 bits"
 
 
 def _whole(value: float, index: int) -> int:

@@ -12,7 +12,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, Producer
@@ -133,6 +133,8 @@ class Publisher:
         self._damper = Damper(log)
         self._pending: set[_Delivery] = set()
         config: dict[str, Any] = producer_config(kafka, delivery_timeout_ms=delivery_timeout_ms)
+        # Whoever made the configuration may tell errors in passing its own way.
+        self._tell: Callable[[KafkaError], None] = config.get("error_cb", self._tell_damped)
         config["error_cb"] = self._on_error
         if not librdkafka_log.filters:
             librdkafka_log.addFilter(DampingFilter())
@@ -220,7 +222,10 @@ class Publisher:
             log.critical("Kafka's producer met a fatal error: %s", error)
             self._fail(f"Kafka's producer met a fatal error: {error.str()}")
         else:
-            self._damper.warning(error.name(), "Kafka: %s", error.str())
+            self._tell(error)
+
+    def _tell_damped(self, error: KafkaError) -> None:
+        self._damper.warning(error.name(), "Kafka: %s", error.str())
 
     def _fail(self, why: str) -> None:
         self._loop.call_soon_threadsafe(self._failed, why)

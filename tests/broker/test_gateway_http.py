@@ -160,10 +160,23 @@ def test_whole_numbers_may_be_written_as_floats(url: str) -> None:
         assert (400, "BAD_SHAPE") == (status, answer["error"]["reason"])
 
 
-def test_numbers_of_any_length_are_an_answer(url: str) -> None:
-    for digits in (19, 20, 400, 5_000):
-        body = WRONG.replace(b": 1,", b": " + b"9" * digits + b",")
-        assert call(url, "POST", SEGMENTS, body)[0] in (400, 422)
+@pytest.mark.parametrize("sign", [b"", b"-"])
+def test_numbers_of_any_length_get_a_short_answer(url: str, sign: bytes) -> None:
+    for name in (b'number": 1,', b'start_ms": 0,', b'end_ms": 0,'):
+        field = name.partition(b":")[0]
+        for digits in (19, 20, 400, 5_000):
+            body = WRONG.replace(name, field + b": " + sign + b"9" * digits + b",")
+            assert body != WRONG
+            status, answer, _ = call(url, "POST", SEGMENTS, body)
+            assert status in (400, 422)
+            assert len(json.dumps(answer)) < 600
+
+
+@pytest.mark.parametrize("path", [SEGMENTS, "/v1/orders"])
+def test_names_of_any_length_get_a_short_answer(url: str, path: str) -> None:
+    status, answer, _ = call(url, "POST", path, b'{"' + b"x" * 900_000 + b'": 1}')
+    assert (400, "BAD_SHAPE") == (status, answer["error"]["reason"])
+    assert len(json.dumps(answer)) < 600
 
 
 # -- who asks

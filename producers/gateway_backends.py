@@ -23,6 +23,8 @@ from schemas.web import Page
 log = logging.getLogger(__name__)
 
 NONE_KNOWN = "no worker is known to the gateway"
+_NO_TOKEN = "the workers don't take the gateway's token"
+_BROKEN = "a worker answered with an error"
 _FOUND_KEPT_S = 1.0
 _OTHERS_S = 0.1
 """How long the other workers are waited for once one has answered as the order's owner: one that
@@ -104,7 +106,11 @@ class WorkerPool:
                 body = await response.content.read(_ANSWER_BYTES_MAX)
                 while not response.content.at_eof() and len(body) < _ANSWER_BYTES_MAX:
                     body += await response.content.read(_ANSWER_BYTES_MAX)
-                return _judge(response.status, json.loads(body))
+                live = _judge(response.status, json.loads(body))
+            if live.unknown in (_NO_TOKEN, _BROKEN):
+                why = f"{live.unknown} (status {response.status})"
+                self._damper.warning(url, "the worker at %s: %s", url, why)
+            return live
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             cause = str(error) or type(error).__name__
             self._damper.warning(url, "the worker at %s can't be asked: %s", url, cause)
@@ -129,8 +135,8 @@ def _judge(status: int, answer: Any) -> Live:
         case 503, "CATCHING_UP":
             return Live(unknown="the order's worker has not read all segments yet")
         case 401, _:
-            return Live(unknown="the workers don't take the gateway's token")
-    return Live(unknown="a worker answered with an error")
+            return Live(unknown=_NO_TOKEN)
+    return Live(unknown=_BROKEN)
 
 
 _WORST_FIRST = ("the order's worker", "the workers", "a worker", "no worker")

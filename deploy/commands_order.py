@@ -1,14 +1,12 @@
 """`durabill order NUMBER`: what the log, the worker and the ledger know of one order."""
 
-import json
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploy.ask_workers import ask_workers, known_workers
 from deploy.commands_common import (
     AS_JSON,
     CONNECTION,
@@ -26,7 +24,7 @@ from deploy.commands_common import (
     with_settings,
     without_password,
 )
-from deploy.commands_run import local_workers, writer_schemas
+from deploy.commands_run import writer_schemas
 
 if TYPE_CHECKING:
     from schemas import OrderTotal, WriterSchemas
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from stream_processors.settings import Settings
 
 BAR_WIDTH = 72
-WORKER_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def order(
     settings = located(settings, "bootstrap_servers", ledger=True, role="order")
     with progress_bars(quiet=as_json) as progress:
         seen, union = _from_log(settings, number, everywhere, progress)
-    live, no_live = _from_worker(settings, number)
+    live, no_live = ask_workers(known_workers(settings), settings.worker_token, number)
     totals, source = _totals(settings, number)
     if as_json:
         emit(_as_json(number, seen, union, live, totals))
@@ -154,27 +151,6 @@ def _count(fields: Any, union: "IntervalSet", numbers: "IntervalSet") -> str:
     if verdict == "repeat":
         return f"repeat, adds {human_ms(gained_ms)}" if gained_ms else "repeat, adds nothing"
     return f"counted, less {human_ms(overlap_ms)} known already" if overlap_ms else "counted"
-
-
-def _from_worker(settings: "Settings", number: str) -> tuple[dict[str, Any] | None, str]:
-    """Return the live state from the worker that owns the order, or None and why not."""
-    from producers.transport import quote_order_number
-
-    urls = [each for each in settings.worker_urls.split(",") if each] or local_workers(settings)
-    why = "no worker is known (DURABILL_WORKER_URLS)"
-    for url in urls:
-        target = f"{url.rstrip('/')}/orders/{quote_order_number(number)}"
-        try:
-            with urllib.request.urlopen(target, timeout=WORKER_TIMEOUT_S) as response:
-                state: dict[str, Any] = json.load(response)
-                return state, ""
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None, "the worker does not know it: never seen, or settled long ago"
-            why = f"{url}: status {error.code}"
-        except (OSError, ValueError) as error:
-            why = f"{url}: {error}"
-    return None, why
 
 
 def _totals(settings: "Settings", number: str) -> "tuple[list[OrderTotal], str]":

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.ask_workers import known_workers, workers_dir
 from deploy.commands_common import (
     AS_JSON,
     CONNECTION,
@@ -27,6 +28,7 @@ from deploy.commands_stack import checked_topics
 log = logging.getLogger("durabill.settings")
 
 if TYPE_CHECKING:
+    from producers.gateway import GatewayConfig
     from schemas import WriterSchemas
     from stream_processors.settings import Settings
 
@@ -47,8 +49,10 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Run a worker: keep the interval tables, settle orders, publish totals.
 
     Start as many as there are partitions to share; each finds a free port for its web server,
-    which answers GET /orders/NUMBER and /status. All of one deployment need the same application
-    id, topics and policy. Ctrl-C stops it after a last checkpoint; after a crash, start it again.
+    which answers GET /orders/NUMBER and /status. It listens on this machine alone, unless
+    --worker-host says another address: then whoever asks it needs DURABILL_WORKER_TOKEN. All of
+    one deployment need the same application id, topics and policy. Ctrl-C stops it after a last
+    checkpoint; after a crash, start it again.
 
         durabill worker --settle-grace-s 30 --idle-timeout-s 300
     """
@@ -56,8 +60,10 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     from deploy.logs import set_up_logging
     from deploy.stack import find_free_ports
     from schemas import WriterSchemas
+    from stream_processors.pages import check_access
 
     set_up_logging()
+    check_access(settings)
     settings = located(settings, "bootstrap_servers")
     warn_of_policy(settings)
     enter(settings, "worker", patience_s=PROCESS_PATIENCE_S)
@@ -67,7 +73,8 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     for warning in warnings:
         say(f"note: {warning}")
     port = settings.worker_port or find_free_ports(1)[0]
-    url = f"http://{settings.worker_host}:{port}"
+    host = settings.worker_host
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     _announce({"url": url, "pid": os.getpid(), "partitions": partitions}, "worker", as_json)
     with _registered(settings, url):
         run_worker(settings, partitions, port, WriterSchemas())
@@ -81,6 +88,12 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     "idle_timeout_s",
     "gateway_host",
     "gateway_port",
+    "gateway_allowed_hosts",
+    "gateway_access_log",
+    "gateway_client_segments",
+    "gateway_connections",
+    "gateway_address_connections",
+    "gateway_clock_offset_max_s",
     "report_interval_s",
     "worker_urls",
     "ledger_dsn",
@@ -90,7 +103,8 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     POST /v1/orders starts an order, POST /v1/orders/NUMBER/segments takes its segments, GET
     /v1/orders/NUMBER shows where it stands; /docs describes all. It keeps no state: run as many
-    as you like.
+    as you like. Workers and ledger may be started after it. Where clients know it by another
+    name than the address it listens on, list that in --gateway-allowed-hosts.
 
         durabill gateway --gateway-port 8080
         curl -X POST http://127.0.0.1:8080/v1/orders
@@ -98,28 +112,16 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     from deploy.connect import PROCESS_PATIENCE_S, enter
     from deploy.logs import set_up_logging
     from deploy.stack import StackError
-    from producers.gateway import GatewayConfig, run_gateway
-    from stream_processors.clients import telling
+    from producers.gateway import run_gateway
 
     set_up_logging()
-    settings = located(settings, "bootstrap_servers", ledger=True)
+    settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     warn_of_policy(settings)
     enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
-    urls = tuple(each for each in settings.worker_urls.split(",") if each)
-    urls = urls or tuple(local_workers(settings))
-    if not urls and not settings.ledger_dsn:
-        say("note: no worker and no ledger known (DURABILL_WORKER_URLS, DURABILL_LEDGER_DSN):")
-        say("      GET /v1/orders/NUMBER has nobody to ask")
-    config = GatewayConfig(
-        kafka=telling(settings.librdkafka()),
-        topic=settings.segments_topic,
-        host=settings.gateway_host,
-        port=settings.gateway_port,
-        report_interval_ms=round(settings.report_interval_s * 1000),
-        worker_urls=urls,
-        ledger_dsn=settings.ledger_dsn or None,
-        correction_window_ms=settings.policy.correction_window_ms,
-    )
+    if not known_workers(settings):
+        say("note: no worker is known yet (DURABILL_WORKER_URLS, or one in the data folder);")
+        say("      until one is, GET /v1/orders/NUMBER can't say where an open order stands")
+    config = _gateway_config(settings)
     try:
         run_gateway(
             config, lambda url: _announce({"url": url, "pid": os.getpid()}, "gateway", as_json)
@@ -130,6 +132,40 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
             f"({error.strerror or error}). Choose another port with --gateway-port, or 0 for a "
             "free one."
         ) from error
+
+
+def _gateway_config(settings: "Settings") -> "GatewayConfig":
+    from producers.gateway import GatewayConfig
+    from producers.web_server import Limits
+    from stream_processors.clients import telling
+
+    return GatewayConfig(
+        kafka=telling(settings.librdkafka()),
+        topic=settings.segments_topic,
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        allowed_hosts=tuple(each.strip() for each in settings.gateway_allowed_hosts.split(",")),
+        access_log=settings.gateway_access_log,
+        report_interval_ms=round(settings.report_interval_s * 1000),
+        find_workers=lambda: tuple(known_workers(settings)),
+        worker_token=settings.worker_token,
+        find_ledger=lambda: settings.ledger_dsn or _local_ledger(settings),
+        correction_window_ms=settings.policy.correction_window_ms,
+        limits=Limits(
+            connections_max=settings.gateway_connections,
+            connections_per_address_max=settings.gateway_address_connections,
+        ),
+        client_segments_max=settings.gateway_client_segments,
+        clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
+    )
+
+
+def _local_ledger(settings: "Settings") -> str | None:
+    """Return where the local stack's PostgreSQL is, if it runs by now."""
+    from deploy.postgres import LocalPostgres
+
+    postgres = LocalPostgres(Path(settings.data_dir)).status()
+    return postgres.dsn if postgres.running else None
 
 
 @with_settings(*CONNECTION, "totals_topic", "application_id", "ledger_dsn")
@@ -210,7 +246,7 @@ def _registered(settings: "Settings", url: str) -> Iterator[None]:
     from deploy.stack import birth_mark
 
     pid = os.getpid()
-    path = _workers_dir(settings) / f"{pid}.json"
+    path = workers_dir(settings) / f"{pid}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}))
@@ -222,27 +258,6 @@ def _registered(settings: "Settings", url: str) -> Iterator[None]:
     finally:
         if path != Path(os.devnull):
             path.unlink(missing_ok=True)
-
-
-def local_workers(settings: "Settings") -> list[str]:
-    """Return the web addresses of this deployment's workers that run from the data folder."""
-    from deploy.stack import birth_mark
-
-    urls = []
-    for path in sorted(_workers_dir(settings).glob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # being written, or gone by now
-        if birth_mark(record["pid"]) == record["birth_mark"]:
-            urls.append(record["url"])
-        else:
-            path.unlink(missing_ok=True)  # it was killed
-    return urls
-
-
-def _workers_dir(settings: "Settings") -> Path:
-    return Path(settings.data_dir) / "workers" / settings.application_id
 
 
 def _announce(what: dict[str, Any], name: str, as_json: bool) -> None:

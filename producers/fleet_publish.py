@@ -4,6 +4,7 @@ Each record's receipt says where the broker put it and when: by the delivery rep
 gateway's answer. What can't be delivered stops the run, since a truth without it is none.
 """
 
+import functools
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Prod
 
 from producers.plan import Send
 from producers.session import ProducerError
+from producers.threads import start_thread
 from producers.transport import quote_order_number, segment_fields
 from schemas import PARTITIONER
 
@@ -192,11 +194,9 @@ class _Gateway:
         self._queues: list[Queue[_Batch | None]] = [Queue(32) for _ in range(HTTP_WORKERS)]
         self._pool = urllib3.PoolManager(maxsize=HTTP_WORKERS, timeout=30.0, retries=False)
         self._threads = [
-            threading.Thread(target=self._work, args=(queue,), daemon=True)
-            for queue in self._queues
+            start_thread(functools.partial(self._work, queue), f"fleet-http-{at}")
+            for at, queue in enumerate(self._queues)
         ]
-        for thread in self._threads:
-            thread.start()
 
     def put(self, index: int, send: Send) -> None:
         batch = self._open.setdefault(send.order_number, [])

@@ -7,9 +7,10 @@
 
 The effects of a POST of segments, in this order:
   1. read and check everything; any fault refuses the whole request, nothing is stored
-  2. refuse (503) if too many segments wait for Kafka
+  2. refuse if too many segments wait for Kafka, of this client (429) or in all (503)
   3. produce all of them, and wait for every acknowledgement
-  4. answer 200 with the receipts, or 503 if one is missing: the sender repeats all of it
+  4. answer 200 with the receipts, or 503 if one is missing: the sender repeats all of it. By the
+     broker's time in the acknowledgement the answer says which of them count
 Between 3 and 4 a crash leaves segments that their sender doesn't know of. It repeats them, and
 the stream processor removes repeats.
 """
@@ -19,43 +20,49 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import unquote_to_bytes
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import uvloop
 from aiohttp import web
 from yarl import URL
 
+from producers.broker_clock import BrokerClock
+from producers.damping import Damper
 from producers.gateway_api import (
     ApiError,
-    ErrorAnswer,
-    ErrorBody,
     Health,
-    OrderAnswer,
     OrderGrant,
     Receipt,
     SegmentsAnswer,
     ServerTime,
-    check_number,
+    TimeRules,
     check_segments,
-    docs_page,
-    openapi,
     read_order,
     read_segments,
 )
-from producers.gateway_backends import BackendUnavailable, Ledger, Overloaded, Publisher, Workers
+from producers.gateway_backends import Ledger, WorkerPool
+from producers.gateway_http import Gate, connection_of, json_answer, read_body
+from producers.gateway_kafka import BackendUnavailable, Overloaded, Publisher
+from producers.gateway_lookup import Lookup, number_of
+from producers.gateway_openapi import docs_page, openapi
 from producers.session import SEGMENT_LENGTH_MAX_MS, ProducerError
 from producers.transport import KafkaConfig
-from schemas import SEGMENTS_TOPIC, Reason, encode_segment
+from producers.web_server import BoundedServer, Limits, fit_limits
+from schemas import SEGMENTS_TOPIC, encode_segment
+from schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
+access_log = logging.getLogger("durabill.access")  # by this name it is not damped
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RETRY_AFTER_S = 2
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_QUOTA_RETRY_AFTER_S = 1
+_CLOCK_WANDER_MS = 1_000
+"""How far broker's clocks may differ among each other, or wander until the next acknowledgement."""
+CLOCK_OFFSET_TOLD_MS = 2_000
 
 
 class GatewayFailed(ProducerError):
@@ -66,33 +73,48 @@ class GatewayFailed(ProducerError):
 class GatewayConfig:
     """All that a gateway needs to know. Port 0 takes a free one.
 
-    `correction_window_ms` is the stream processor's, if it is known here: then what is
-    certainly TOO_LATE is refused instead of becoming a dead letter. `clock` gives ns since the
-    epoch, `entropy` so many unguessable bytes. Raises ValueError for values without sense.
+    `allowed_hosts` are names that it has besides the address it listens on. Workers and ledger
+    may come and go: `find_workers` returns the addresses of the first, `find_ledger` the DSN of the
+    second, as of now; both are called in threads, again and again, and default to what
+    `worker_urls` and `ledger_dsn` say. `correction_window_ms` is the stream processor's, if it is
+    known here: without it nothing is told to be TOO_LATE. `client_segments_max` of one client
+    (by address) may wait for Kafka at once. The gateway isn't ready while its clock is further
+    than `clock_offset_max_ms` off the broker's. `clock` gives ns since the epoch, `monotonic` ns
+    without steps, `entropy` so many unguessable bytes. Raises ValueError for values without sense.
     """
 
-    kafka: KafkaConfig
+    kafka: KafkaConfig = field(repr=False)  # it may hold a password
     topic: str = SEGMENTS_TOPIC
     host: str = "127.0.0.1"
     port: int = 0
     report_interval_ms: int = 10_000
+    allowed_hosts: tuple[str, ...] = ()
+    access_log: bool = False
     worker_urls: tuple[str, ...] = ()
+    worker_token: str = field(default="", repr=False)
+    find_workers: Callable[[], tuple[str, ...]] | None = None
     ledger_dsn: str | None = field(default=None, repr=False)  # it may hold a password
+    find_ledger: Callable[[], str | None] | None = None
     correction_window_ms: int | None = None
-    body_bytes_max: int = 1024 * 1024
+    limits: Limits = field(default_factory=Limits)
+    client_segments_max: int = 2_000
     in_flight_segments_max: int = 50_000
+    clock_offset_max_ms: int = 30_000
     delivery_timeout_ms: int = 10_000
     lookup_timeout_s: float = 2.0
     shutdown_timeout_s: float = 15.0
     clock: Callable[[], int] = time.time_ns
+    monotonic: Callable[[], int] = time.monotonic_ns
     entropy: Callable[[int], bytes] = os.urandom
 
     def __post_init__(self) -> None:
         if not 1 <= self.report_interval_ms <= SEGMENT_LENGTH_MAX_MS:
             raise ValueError(f"report_interval_ms is {self.report_interval_ms}, 1 to 24 h allowed")
-        if min(self.body_bytes_max, self.in_flight_segments_max, self.delivery_timeout_ms) < 1:
+        counts = self.client_segments_max, self.in_flight_segments_max, self.delivery_timeout_ms
+        if min(*counts, self.clock_offset_max_ms) < 1:
             raise ValueError(
-                "body_bytes_max, in_flight_segments_max, delivery_timeout_ms: 1 or more"
+                "client_segments_max, in_flight_segments_max, delivery_timeout_ms, "
+                "clock_offset_max_ms: 1 or more"
             )
 
 
@@ -109,13 +131,15 @@ class Gateway:
     """The handlers. Backends exist between the application's startup and cleanup."""
 
     publisher: Publisher
-    workers: Workers
-    ledger: Ledger | None = None
+    lookup: Lookup
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
-        self._openapi = openapi()
-        self._docs = docs_page()
+        self._openapi = msgspec.json.encode(openapi())
+        self._docs = docs_page().encode()
+        self._clock = BrokerClock(config.clock, config.monotonic)
+        self._damper = Damper(log)
+        self._in_flight: Counter[str] = Counter()  # segments by client
 
     async def backends(self, _: web.Application) -> AsyncIterator[None]:
         """Open the backends, and close them after the last request (aiohttp's cleanup_ctx)."""
@@ -125,122 +149,135 @@ class Gateway:
             config.topic,
             delivery_timeout_ms=config.delivery_timeout_ms,
             in_flight_max=config.in_flight_segments_max,
+            clock=self._clock,
         )
-        self.workers = Workers(config.worker_urls, config.lookup_timeout_s)
-        if config.ledger_dsn is not None:
-            self.ledger = Ledger(config.ledger_dsn, config.lookup_timeout_s)
+        find_workers = config.find_workers or (lambda: config.worker_urls)
+        find_ledger = config.find_ledger or (lambda: config.ledger_dsn)
+        workers = WorkerPool(find_workers, config.worker_token, config.lookup_timeout_s)
+        ledger = Ledger(find_ledger, config.lookup_timeout_s)
+        self.lookup = Lookup(workers, ledger)
         yield
         await self.publisher.close(config.shutdown_timeout_s)
-        await self.workers.close()
-        if self.ledger is not None:
-            await self.ledger.close()
+        await workers.close()
+        await ledger.close()
 
     async def start_order(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
-        wanted = read_order(await request.read()).service_order_number
-        now_ms = self._now_ms()
+        wanted = read_order(await read_body(request)).service_order_number
+        now_ms = self._clock.now_ms()
         number = new_order_number(now_ms, self._config.entropy) if wanted is None else wanted
-        return _json(OrderGrant(number, now_ms, self._config.report_interval_ms), status=201)
+        return json_answer(OrderGrant(number, now_ms, self._config.report_interval_ms), status=201)
 
     async def add_segments(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/segments"""
-        number = _number(request)
-        segments = check_segments(
-            number,
-            read_segments(await request.read()),
-            now_ms=self._now_ms(),
-            correction_window_ms=self._config.correction_window_ms,
-        )
+        client, quota = connection_of(request).client, self._config.client_segments_max
+        if self._in_flight[client] >= quota:  # before anything is read
+            raise _over_quota(quota)
+        number = number_of(request)
+        requests = read_segments(await read_body(request))
+        rules = self._rules()
+        segments = check_segments(number, requests, rules)
         values = [encode_segment(segment) for segment in segments]
+        before = self._in_flight[client]
+        if before and before + len(values) > quota:  # a request by itself is always taken
+            raise _over_quota(quota)
+        self._in_flight[client] += len(values)
         try:
             stored = await self.publisher.publish(number.encode(), values)
         except Overloaded as error:
             raise _later("OVERLOADED", str(error)) from error
         except BackendUnavailable as error:
             raise _later("KAFKA_UNAVAILABLE", str(error)) from error
-        assert len(stored) == len(segments)
+        finally:
+            self._in_flight[client] -= len(values)
+            if not self._in_flight[client]:
+                del self._in_flight[client]
+        self._watch_clock()
+        self.lookup.is_stored(number)
         receipts = [
             Receipt(segment.business_data_number, at.partition, at.offset, at.append_ms)
             for segment, at in zip(segments, stored, strict=True)
         ]
-        return _json(SegmentsAnswer(len(receipts), receipts))
+        results = rules.judge_all(segments, [at.append_ms for at in stored])
+        accepted = len(results) - [each.counts for each in results].count(False)
+        return json_answer(SegmentsAnswer(accepted, receipts, results))
+
+    def _rules(self) -> TimeRules:
+        """Return the rules about times as of now, with what is known of the broker's clock."""
+        window_ms, now_ms = self._config.correction_window_ms, self._clock.now_ms()
+        error_ms = self._clock.error_ms()
+        if error_ms is None:
+            return TimeRules(window_ms, now_ms)
+        error_ms += _CLOCK_WANDER_MS
+        # It may take until the delivery's timeout to arrive, and be the less early then.
+        return TimeRules(window_ms, now_ms, error_ms + self._config.delivery_timeout_ms, error_ms)
+
+    def _watch_clock(self) -> None:
+        offset_ms = self._clock.offset_ms()
+        if offset_ms is not None and abs(offset_ms) > CLOCK_OFFSET_TOLD_MS:
+            text = "this machine's clock is %d ms %s the broker's, which counts; set it right"
+            side = "behind" if offset_ms > 0 else "ahead of"
+            self._damper.warning("clock", text, abs(offset_ms), side)
 
     async def get_order(self, request: web.Request) -> web.Response:
         """GET /v1/orders/{number}: of the worker while it knows the order, else of the ledger."""
-        number = _number(request)
-        answer = OrderAnswer(number)
-        no_worker: str | None = None
-        if self._config.worker_urls:
-            try:
-                answer.live = await self.workers.live(number)
-            except BackendUnavailable as error:
-                no_worker = str(error)
-        is_open = answer.live is not None and answer.live.get("phase") != "SETTLED"
-        if self.ledger is not None and not is_open:
-            try:
-                total = await self.ledger.total(number)
-                answer.total = None if total is None else dict(total)
-            except BackendUnavailable as error:
-                answer.total_unavailable = str(error)
-        if answer.live is None and answer.total is None:
-            raise self._unknown(no_worker, answer.total_unavailable)
-        return _json(answer)
-
-    def _unknown(self, no_worker: str | None, no_ledger: str | None) -> ApiError:
-        if no_worker is not None:
-            return _later("NO_WORKER_REACHABLE", no_worker)
-        if no_ledger is not None:
-            return _later("LEDGER_UNREACHABLE", no_ledger)
-        asked = {"a worker": bool(self._config.worker_urls), "the ledger": self.ledger is not None}
-        if not any(asked.values()):
-            return _later("NOT_CONFIGURED", "this gateway knows no worker and no ledger to ask")
-        names = " and ".join(name for name, was_asked in asked.items() if was_asked)
-        return ApiError(404, "UNKNOWN_ORDER", f"{names} was asked: no segment of it has been seen")
+        return json_answer(await self.lookup.order(request))
 
     async def get_time(self, _: web.Request) -> web.Response:
         """GET /v1/time"""
-        return _json(ServerTime(self._now_ms()))
+        return json_answer(ServerTime(self._clock.now_ms()))
 
     async def get_health(self, _: web.Request) -> web.Response:
         """GET /healthz"""
         if self.publisher.failed.is_set():
-            raise _later("KAFKA_PRODUCER_FAILED", "the process has to be started again")
-        return _json(Health("ok"))
+            detail = "its Kafka producer has failed; the process has to be started again"
+            raise _later("KAFKA_PRODUCER_FAILED", detail)
+        return json_answer(Health("ok"))
 
     async def get_readiness(self, _: web.Request) -> web.Response:
         """GET /readyz"""
         problem = await self.publisher.not_ready()
         if problem is not None:
             raise _later("KAFKA_UNAVAILABLE", problem)
-        return _json(Health("ready"))
+        offset_ms, limit_ms = self._clock.offset_ms(), self._config.clock_offset_max_ms
+        if offset_ms is not None and abs(offset_ms) > limit_ms:
+            detail = f"its clock is {abs(offset_ms)} ms off the broker's, {limit_ms} are allowed"
+            raise _later("CLOCK_OFF", detail)
+        return json_answer(Health("ready"))
 
     async def get_openapi(self, _: web.Request) -> web.Response:
         """GET /openapi.json"""
-        return _json(self._openapi)
+        return web.Response(body=self._openapi, content_type="application/json")
 
     async def get_docs(self, _: web.Request) -> web.Response:
         """GET /docs"""
         # The page needs nothing from anywhere, so the browser may not fetch anything.
-        policy = "default-src 'none'; style-src 'unsafe-inline'"
-        headers = {"content-security-policy": policy}
-        return web.Response(text=self._docs, content_type="text/html", headers=headers)
-
-    def _now_ms(self) -> int:
-        return self._config.clock() // 1_000_000
+        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+        return web.Response(
+            body=self._docs, content_type="text/html", charset="utf-8", headers=headers
+        )
 
 
 GATEWAY = web.AppKey("gateway", Gateway)
 
 
 def make_app(config: GatewayConfig) -> web.Application:
-    """Return the gateway as an aiohttp application; nothing is connected before its startup."""
+    """Return the gateway as an aiohttp application; nothing is connected before its startup.
+
+    It is served by a `BoundedServer` alone, whose connections it relies on.
+    """
     gateway = Gateway(config)
-    app = web.Application(client_max_size=config.body_bytes_max, middlewares=[_errors])
+    hosts = AllowedHosts(config.host, config.allowed_hosts)
+    gate = Gate(hosts, config.limits.body_bytes_max)
+    app = web.Application(middlewares=[gate.middleware])
     app[GATEWAY] = gateway
     app.cleanup_ctx.append(gateway.backends)
-    app.router.add_post("/v1/orders", gateway.start_order)
-    app.router.add_post("/v1/orders/{number}/segments", gateway.add_segments)
-    app.router.add_get("/v1/orders/{number}", gateway.get_order)
+    # Without a pattern of its own aiohttp's `{number}` takes no braces.
+    one = "/v1/orders/{number:[^/]+}"
+    app.router.add_post("/v1/orders", gateway.start_order, expect_handler=gate.expects)
+    app.router.add_post(f"{one}/segments", gateway.add_segments, expect_handler=gate.expects)
+    app.router.add_get(one, gateway.get_order, expect_handler=gate.expects)
     app.router.add_get("/v1/time", gateway.get_time)
     app.router.add_get("/healthz", gateway.get_health)
     app.router.add_get("/readyz", gateway.get_readiness)
@@ -258,22 +295,28 @@ async def serve_gateway(
     port can't be had, GatewayFailed if the Kafka producer died.
     """
     app = make_app(config)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=config.shutdown_timeout_s)
-    await runner.setup()
+    server = BoundedServer(
+        app,
+        config.limits,
+        access_log=access_log if config.access_log else None,
+        shutdown_timeout_s=config.shutdown_timeout_s,
+    )
     try:
-        await web.TCPSite(runner, config.host, config.port).start()
+        port = await server.start(config.host, config.port)
         if on_ready is not None:
-            port = runner.addresses[0][1]
             on_ready(str(URL.build(scheme="http", host=config.host, port=port)))
-        failed = app[GATEWAY].publisher.failed
-        waits = [asyncio.ensure_future(event.wait()) for event in (stop, failed)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        publisher = app[GATEWAY].publisher
+        assert server.sweeper is not None
+        events = [asyncio.create_task(event.wait()) for event in (stop, publisher.failed)]
+        await asyncio.wait([*events, server.sweeper], return_when=asyncio.FIRST_COMPLETED)
+        for event in events:
+            event.cancel()
+        if server.sweeper.done():
+            server.sweeper.result()  # it never ends but by an error
     finally:
-        await runner.cleanup()
-    if failed.is_set():
-        raise GatewayFailed("the Kafka producer died, see the log; start the gateway again")
+        await server.stop()
+    if publisher.failed.is_set():
+        raise GatewayFailed(f"{publisher.failure}; start the gateway again")
 
 
 def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = None) -> None:
@@ -283,50 +326,16 @@ def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = 
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve_gateway(config, stop, on_ready)
+        await serve_gateway(replace(config, limits=fit_limits(config.limits)), stop, on_ready)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
-
-
-def _number(request: web.Request) -> str:
-    """Return the order number in the path. aiohttp's own decoding hides bytes that aren't UTF-8."""
-    raw = request.rel_url.raw_path.partition("/v1/orders/")[2].partition("/")[0]
-    try:
-        number = unquote_to_bytes(raw).decode()
-    except UnicodeDecodeError as error:
-        raise ApiError(422, Reason.BAD_ORDER_NUMBER, "is no UTF-8") from error
-    check_number(number)
-    return number
 
 
 def _later(reason: str, detail: str) -> ApiError:
     return ApiError(503, reason, detail, retry_after_s=_RETRY_AFTER_S)
 
 
-def _json(value: Any, status: int = 200) -> web.Response:
-    body = msgspec.json.encode(value)
-    return web.Response(body=body, status=status, content_type="application/json")
-
-
-@web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give every error the same JSON form."""
-    try:
-        return await handler(request)
-    except ApiError as error:
-        response = _json(error.answer, error.status)
-        if error.retry_after_s is not None:
-            response.headers["retry-after"] = str(error.retry_after_s)
-        return response
-    except web.HTTPException as error:
-        reason = error.reason.upper().replace(" ", "_")
-        detail = error.text or error.reason
-        response = _json(ErrorAnswer(ErrorBody(reason, detail, error.status)), error.status)
-        if isinstance(error, web.HTTPMethodNotAllowed):
-            response.headers["allow"] = error.headers["allow"]
-        return response
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        detail = "this is our fault, the log knows more"
-        return _json(ErrorAnswer(ErrorBody("INTERNAL", detail, 500)), 500)
+def _over_quota(quota: int) -> ApiError:
+    detail = f"{quota} segments of this client may wait for Kafka at once; send fewer in parallel"
+    return ApiError(429, "TOO_MANY_IN_FLIGHT", detail, retry_after_s=_QUOTA_RETRY_AFTER_S)

@@ -1,208 +1,160 @@
-"""What stands behind the gateway: the Kafka producer, the workers, the ledger.
-
-Theory of the producer: confluent-kafka reports deliveries by callback, in whichever thread polls.
-One thread of ours does nothing else. The reports of one request are counted there, and only the
-last one crosses over into the event loop, so a request of 500 segments wakes the loop once.
-"""
+"""Whom the gateway asks about orders: the workers, and the ledger. Both may come later than it."""
 
 import asyncio
 import dataclasses
-import functools
+import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 import psycopg
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, Producer
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 from yarl import URL
 
-from producers.transport import KafkaConfig, producer_config, quote_order_number
+from producers.damping import Damper
+from producers.gateway_kafka import BackendUnavailable
+from producers.transport import quote_order_number
 from schemas import OrderTotal
+from schemas.web import Page
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.1
-_READY_TIMEOUT_S = 2.0
-_READY_KEPT_S = 1.0
-
-
-class BackendUnavailable(Exception):
-    """Kafka, every worker, or the ledger did not answer; what was asked may be asked again."""
-
-
-class Overloaded(Exception):
-    """Too many segments wait for Kafka already; none of the request was sent."""
+NONE_KNOWN = "no worker is known to the gateway"
+_NO_TOKEN = "the workers don't take the gateway's token"
+_BROKEN = "a worker answered with an error"
+_FOUND_KEPT_S = 1.0
+_OTHERS_S = 0.1
+"""How long the other workers are waited for once one has answered as the order's owner: one that
+is cut off from Kafka doesn't know yet that the order is another's."""
+_ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a record lies. `append_ms` is None unless the topic has LogAppendTime."""
+class Live:
+    """What the workers say of an order: its owner's view, and why nobody can be sure of it.
 
-    partition: int
-    offset: int
-    append_ms: int | None
-
-
-class _Delivery:
-    """The delivery reports of one request. `report` is called by any thread, once a record."""
-
-    def __init__(self, count: int, publisher: "Publisher") -> None:
-        assert count > 0
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[list[Stored]] = self._loop.create_future()
-        self._publisher = publisher
-        self._stored: list[Stored | None] = [None] * count
-        self._waiting = count
-        self._error: str | None = None
-        self._mutex = threading.Lock()
-
-    def report(self, index: int, error: object, message: Message | None) -> None:
-        with self._mutex:
-            if error is not None or message is None:
-                self._error = str(error)
-            else:
-                kind, append_ms = message.timestamp()
-                known_ms = append_ms if kind == TIMESTAMP_LOG_APPEND_TIME else None
-                partition, offset = message.partition(), message.offset()
-                assert partition is not None
-                assert offset is not None
-                self._stored[index] = Stored(partition, offset, known_ms)
-            self._waiting -= 1
-            is_last = self._waiting == 0
-        if is_last:
-            self._loop.call_soon_threadsafe(self._finish)
-
-    def _finish(self) -> None:
-        self._publisher.in_flight -= len(self._stored)
-        if self.done.done():  # the request was cancelled: nobody waits any more
-            return
-        if self._error is not None:
-            self.done.set_exception(BackendUnavailable(f"Kafka: {self._error}"))
-        else:
-            self.done.set_result([each for each in self._stored if each is not None])
-
-
-class Publisher:
-    """Publishes records to one topic, and knows when Kafka has acknowledged them.
-
-    Made and used inside one event loop. `in_flight` records at most wait for Kafka at any time.
-    `failed` is set when librdkafka declares the producer dead; restart the process then.
+    Both None: the owner was asked, and knows no such order.
     """
 
-    def __init__(
-        self, kafka: KafkaConfig, topic: str, *, delivery_timeout_ms: int, in_flight_max: int
-    ) -> None:
-        self._topic = topic
-        self._in_flight_max = in_flight_max
-        self.in_flight = 0
-        self.failed = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        config: dict[str, Any] = producer_config(kafka, delivery_timeout_ms=delivery_timeout_ms)
-        # Whoever made the configuration may tell errors in passing its own way.
-        self._tell: Callable[[KafkaError], None] = config.get("error_cb", _log_error)
-        config["error_cb"] = self._on_error
-        self._producer = Producer(config, logger=log)
-        self._stopping = False
-        self._thread = threading.Thread(target=self._poll, name="gateway-kafka", daemon=True)
-        self._thread.start()
-        self._ready_mutex = asyncio.Lock()
-        self._ready_until_s = 0.0
-        self._not_ready: str | None = None
+    state: dict[str, Any] | None = None
+    unknown: str | None = None
 
-    async def publish(self, key: bytes, values: Sequence[bytes]) -> list[Stored]:
-        """Publish records of one key; return when all are acknowledged, in the same order.
 
-        Raises Overloaded before anything is sent, BackendUnavailable when some record could not
-        be delivered (others may have been: the sender tries again, repeats do no harm).
-        """
-        if self.in_flight + len(values) > self._in_flight_max:
-            raise Overloaded(f"{self.in_flight} segments wait for Kafka")
-        delivery = _Delivery(len(values), self)
-        self.in_flight += len(values)
-        for index, value in enumerate(values):
-            report = functools.partial(delivery.report, index)
-            try:
-                self._producer.produce(self._topic, value, key=key, on_delivery=report)
-            except (BufferError, KafkaException) as error:
-                delivery.report(index, error, None)
-        return await delivery.done
+class Finder:
+    """Looks something up that may appear, move or go: at most once a second, in a thread."""
 
-    async def not_ready(self) -> str | None:
-        """Return why Kafka's metadata of the topic can't be had, None if all is well.
+    def __init__(self, find: Callable[[], Any]) -> None:
+        self._find = find
+        self._mutex = asyncio.Lock()
+        self._kept_until_s = float("-inf")
+        self._found: Any = None
 
-        An answer is kept for a second, and one question is asked at a time.
-        """
-        async with self._ready_mutex:
-            if time.monotonic() >= self._ready_until_s:
-                self._not_ready = await asyncio.to_thread(self._ask_metadata)
-                self._ready_until_s = time.monotonic() + _READY_KEPT_S
-            return self._not_ready
+    async def __call__(self) -> Any:
+        """Return what is there now, or was less than a second ago."""
+        async with self._mutex:
+            if time.monotonic() >= self._kept_until_s:
+                self._found = await asyncio.to_thread(self._find)
+                self._kept_until_s = time.monotonic() + _FOUND_KEPT_S
+            return self._found
 
-    async def close(self, timeout_s: float) -> None:
-        """Wait up to `timeout_s` for what is under way, then stop."""
-        left = await asyncio.to_thread(self._producer.flush, timeout_s)
-        if left:
-            log.error("%d segments were not acknowledged; their senders were not told so", left)
-        self._stopping = True
-        await asyncio.to_thread(self._thread.join)
 
-    def _ask_metadata(self) -> str | None:
+class WorkerPool:
+    """The stream processor's workers. Each knows the orders of its own partitions alone.
+
+    `find` returns their addresses, and is asked again and again; `token` is theirs, or empty.
+    """
+
+    def __init__(self, find: Callable[[], Sequence[str]], token: str, timeout_s: float) -> None:
+        self._find = Finder(find)
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=timeout_s), headers=headers, auto_decompress=False
+        )
+        self._damper = Damper(log)
+
+    async def live(self, number: str, page: Page) -> Live:
+        """Return what the owner of an order says of it; all known workers are asked at once."""
+        urls = await self._find()
+        if not urls:
+            return Live(unknown=NONE_KNOWN)
+        asked = {asyncio.create_task(self._ask(url, number, page)) for url in urls}
+        answers: list[Live] = []
+        timeout_s: float | None = None
         try:
-            metadata = self._producer.list_topics(self._topic, timeout=_READY_TIMEOUT_S)
-        except KafkaException as error:
-            return f"Kafka: {error}"
-        problem = metadata.topics[self._topic].error
-        return None if problem is None else f"topic {self._topic}: {problem}"
+            while asked:
+                done, asked = await asyncio.wait(
+                    asked, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                answers += [each.result() for each in done]
+                if not done:
+                    break
+                if any(each.unknown is None for each in answers):
+                    timeout_s = _OTHERS_S
+        finally:
+            for each in asked:
+                each.cancel()
+        return _best(answers)
 
-    def _poll(self) -> None:
-        while not self._stopping:
-            self._producer.poll(_POLL_S)
-
-    def _on_error(self, error: KafkaError) -> None:
-        self._tell(error)
-        if error.fatal():
-            self._loop.call_soon_threadsafe(self.failed.set)
-
-
-def _log_error(error: KafkaError) -> None:
-    log.warning("Kafka: %s", error)
-
-
-class Workers:
-    """The stream processor's workers, of which any one forwards to the owner of an order."""
-
-    def __init__(self, urls: Sequence[str], timeout_s: float) -> None:
-        self._urls = [url.rstrip("/") for url in urls]
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s))
-
-    async def live(self, number: str) -> dict[str, Any] | None:
-        """Return the owner's view of an order, None if it knows none.
-
-        The first worker that answers 200 or 404 decides. Raises BackendUnavailable if none does.
-        """
-        problems = []
-        for url in self._urls:
-            target = URL(f"{url}/orders/{quote_order_number(number)}", encoded=True)
-            try:
-                async with self._http.get(target) as response:
-                    if response.status == 404:
-                        return None
-                    if response.status == 200:
-                        answer: dict[str, Any] = await response.json(content_type=None)
-                        return answer
-                    problems.append(f"{url}: status {response.status}")
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                problems.append(f"{url}: {error or type(error).__name__}")
-        raise BackendUnavailable("; ".join(problems) or "no worker is configured")
+    async def _ask(self, url: str, number: str, page: Page) -> Live:
+        path = f"{url.rstrip('/')}/orders/{quote_order_number(number)}?{page.query}"
+        try:
+            # No redirects: the token is for the workers alone.
+            async with self._http.get(URL(path, encoded=True), allow_redirects=False) as response:
+                body = await response.content.read(_ANSWER_BYTES_MAX)
+                while not response.content.at_eof() and len(body) < _ANSWER_BYTES_MAX:
+                    body += await response.content.read(_ANSWER_BYTES_MAX)
+                live = _judge(response.status, json.loads(body))
+            if live.unknown in (_NO_TOKEN, _BROKEN):
+                why = f"{live.unknown} (status {response.status})"
+                self._damper.warning(url, "the worker at %s: %s", url, why)
+            return live
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            cause = str(error) or type(error).__name__
+            self._damper.warning(url, "the worker at %s can't be asked: %s", url, cause)
+            return Live(unknown="a worker did not answer")
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.close()
+
+
+def _judge(status: int, answer: Any) -> Live:
+    """Return what one worker's answer means. A 404 counts only if it speaks of orders."""
+    if status == 200 and isinstance(answer, dict) and "phase" in answer:
+        return Live(state=answer)
+    error = answer.get("error") if isinstance(answer, dict) else None
+    reason = error.get("reason") if isinstance(error, dict) else None
+    match status, reason:
+        case 404, "UNKNOWN_ORDER":
+            return Live()
+        case 421, "NOT_OWNED":
+            return Live(unknown="no worker that was asked owns the order's partition now")
+        case 503, "CATCHING_UP":
+            return Live(unknown="the order's worker has not read all segments yet")
+        case 401, _:
+            return Live(unknown=_NO_TOKEN)
+    return Live(unknown=_BROKEN)
+
+
+_WORST_FIRST = ("the order's worker", "the workers", "a worker", "no worker")
+
+
+def _best(answers: Sequence[Live]) -> Live:
+    """Return the newest view; else that the owner knows none; else why nobody could say."""
+    states = [each.state for each in answers if each.state is not None]
+    if states:
+        return Live(state=max(states, key=lambda state: state.get("source_offset", -1)))
+    if any(each.unknown is None for each in answers):
+        return Live()
+    reasons = sorted({each.unknown or "" for each in answers}, key=_weight)
+    return Live(unknown=reasons[0] if reasons else "no worker answered")
+
+
+def _weight(reason: str) -> int:
+    return next(at for at, start in enumerate(_WORST_FIRST) if reason.startswith(start))
 
 
 _TOTAL_QUERY = sql.SQL("SELECT {} FROM latest_order_totals WHERE service_order_number = %s").format(
@@ -211,13 +163,21 @@ _TOTAL_QUERY = sql.SQL("SELECT {} FROM latest_order_totals WHERE service_order_n
 
 
 class Ledger:
-    """Reads totals over one connection, opened when needed and again after trouble."""
+    """Reads totals over one connection, opened when needed and again after trouble.
 
-    def __init__(self, dsn: str, timeout_s: float) -> None:
-        self._dsn = dsn
+    `find` returns where the ledger is, or None while that is unknown.
+    """
+
+    def __init__(self, find: Callable[[], str | None], timeout_s: float) -> None:
+        self._find = Finder(find)
         self._timeout_s = timeout_s
         self._connection: psycopg.AsyncConnection[DictRow] | None = None
         self._mutex = asyncio.Lock()
+        self._damper = Damper(log)
+
+    async def is_known(self) -> bool:
+        """Tell whether there is a ledger to ask."""
+        return bool(await self._find())
 
     async def total(self, number: str) -> Mapping[str, Any] | None:
         """Return the latest total of an order, fields as in OrderTotal; None if there is none.
@@ -230,13 +190,18 @@ class Ledger:
             async with asyncio.timeout(self._timeout_s), self._mutex:
                 return await self._ask(number)
         except (psycopg.Error, TimeoutError) as error:
-            raise BackendUnavailable(f"ledger: {error!r}") from error
+            cause = str(error).strip() or type(error).__name__
+            self._damper.warning(type(error).__name__, "the ledger can't be asked: %s", cause)
+            raise BackendUnavailable("the ledger can't be asked now") from error
 
     async def _ask(self, number: str) -> Mapping[str, Any] | None:
         try:
             if self._connection is None or self._connection.closed:
+                dsn = await self._find()
+                if not dsn:
+                    return None
                 self._connection = await psycopg.AsyncConnection.connect(
-                    self._dsn, autocommit=True, row_factory=dict_row
+                    dsn, autocommit=True, row_factory=dict_row
                 )
             cursor = await self._connection.execute(_TOTAL_QUERY, (number,))
             return await cursor.fetchone()

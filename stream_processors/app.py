@@ -11,15 +11,16 @@ from typing import Any, NoReturn
 import faust
 from faust.types import TP
 from faust.types.auth import SASLMechanism
-from faust.web import Request
 
 from schemas import WriterSchemas
 from stream_processors.clients import explained, telling
 from stream_processors.columns import compile_kernel
 from stream_processors.driver import Recovered
+from stream_processors.errors import SettingsError
 from stream_processors.health import Health, Watchdog
 from stream_processors.lookups import ask_beside, no_registry
 from stream_processors.membership import Assignor
+from stream_processors.pages import Pages
 from stream_processors.publisher import Publisher
 from stream_processors.registry import Registry
 from stream_processors.rights import rights_of
@@ -58,12 +59,17 @@ class App(faust.App):
     processor: Processor
     publisher: Publisher
     health: Health
+    pages: Pages
     die: Callable[[BaseException], NoReturn]
     """Ends the process; names the right that an error of Kafka's is about."""
     _observing: "asyncio.Task[None]"
 
     async def on_start(self) -> None:
         """Start what partitions need before the first is assigned."""
+        try:
+            await self.pages.start()
+        except SettingsError as error:
+            die(error)
         self.publisher.start(asyncio.get_running_loop())
         watchdog = Watchdog(2 * self.processor.settings.stall_timeout_s)
         watchdog.start(asyncio.get_running_loop())
@@ -98,6 +104,7 @@ class App(faust.App):
                 self.crash_reason
             )  # with parts of Faust gone, a last checkpoint could only hang
         await self.processor.shutdown()
+        await self.pages.stop()
         await super().on_stop()
 
 
@@ -113,10 +120,8 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         autodiscover=False,
         store="memory://",
         Table=Recovered,
-        web_host=settings.worker_host,
-        web_bind=settings.worker_host,
-        web_port=port,
-        canonical_url=f"http://{settings.worker_host}:{port}",
+        web_enabled=False,  # Faust's pages show tables and more to anybody; ours are in `pages`
+        canonical_url=f"http://{settings.worker_host}:{port}",  # our name in the group
         # Offsets move with checkpoints (see `driver`); Faust's own commits have nothing to do.
         broker_commit_interval=3600.0,
         broker_session_timeout=6.0,
@@ -160,8 +165,8 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
     app.processor = processor
     app.publisher = publisher
     app.health = Health(processor, settings.stall_timeout_s, unowned=app.unowned)
-    table = _add_stream(app, processor, runtime)
-    _add_pages(app, processor, table)
+    app.pages = Pages(processor, app.health, settings, port, partitions)
+    _add_stream(app, processor, runtime)
     return app
 
 
@@ -183,13 +188,11 @@ def _credentials(settings: Settings) -> Any:
     return None if context is None else faust.SSLCredentials(context)
 
 
-def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> Any:
+def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> None:
     segments = app.topic(processor.settings.segments_topic, schema=AsIs())
 
     # Faust's part in it is the co-partitioned assignment and who has which order; see `driver`.
-    table = app.Table(
-        "checkpoint", partitions=runtime.origin.partitions, key_type=bytes, value_type=bytes
-    )
+    app.Table("checkpoint", partitions=runtime.origin.partitions, key_type=bytes, value_type=bytes)
 
     @app.agent(segments, name="fold")
     async def fold(stream: Any) -> None:
@@ -210,7 +213,6 @@ def _add_stream(app: App, processor: Processor, runtime: FaustRuntime) -> Any:
     on_revoked.connect(revoked, weak=False)
     _every(app, TICK_S, processor.tick)
     _every(app, processor.settings.checkpoint_interval_s, processor.checkpoint)
-    return table
 
 
 def _every(app: App, interval_s: float, action: Callable[[], Awaitable[None] | None]) -> None:
@@ -236,36 +238,6 @@ async def _repeat(
         # wait for a broker has not taken long.
         pause_s = PAUSE_RATIO * (time.monotonic() - started_s)
         pause_s = max(interval_s, min(pause_s, PAUSE_S_MAX))
-
-
-def _add_pages(app: App, processor: Processor, table: Any) -> None:
-    async def order(web: Any, request: Request, number: str) -> Any:
-        state = processor.describe(number)
-        if state is None:
-            return web.json({"error": {"reason": "UNKNOWN_ORDER", "detail": number}}, status=404)
-        return web.json(state)
-
-    async def status(web: Any, request: Request) -> Any:
-        return web.json(processor.status())
-
-    async def live(web: Any, request: Request) -> Any:
-        problems = app.health.problems()
-        return web.json({"live": not problems, "problems": problems}, status=_status(problems))
-
-    async def ready(web: Any, request: Request) -> Any:
-        problems = app.health.unready()
-        return web.json({"ready": not problems, "problems": problems}, status=_status(problems))
-
-    to_owner: Any = app.table_route(table=table, match_info="number")
-    pages: Any = app.page
-    pages("/orders/{number}")(to_owner(order))
-    pages("/status")(status)
-    pages("/health/live")(live)
-    pages("/health/ready")(ready)
-
-
-def _status(problems: list[str]) -> int:
-    return 503 if problems else 200
 
 
 def _die_of(args: threading.ExceptHookArgs) -> None:

@@ -7,6 +7,7 @@ environment. Options of the Kafka clients that decide about loss are set here, e
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -59,8 +60,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_host: str = "127.0.0.1"
     worker_port: Port = 0
     worker_urls: str = ""
+    worker_token: str = ""
     gateway_host: str = "127.0.0.1"
     gateway_port: Port = 8080
+    gateway_allowed_hosts: str = ""
+    gateway_access_log: bool = False
+    gateway_client_segments: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
+    gateway_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_000
+    gateway_address_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
+    gateway_clock_offset_max_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 30.0
     report_interval_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 10
 
     ledger_dsn: str = ""
@@ -161,13 +169,15 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
     that the local stack reads itself (DURABILL_NO_SYSTEM_TOOLS, DURABILL_MAVEN_REPOSITORY).
     """
     raw: dict[str, Any] = {}
-    problems = []
+    problems: list[str] = []
     for variable, value in environ.items():
         name = variable.removeprefix(PREFIX).lower()
         if not variable.startswith(PREFIX) or variable.startswith(
             (PREFIX + "TEST_", PREFIX + "NO_SYSTEM_TOOLS", PREFIX + "MAVEN_REPOSITORY")
         ):
             continue
+        if name == "worker_token_file":
+            name, value = "worker_token", _content(variable, value, problems)
         if name not in Settings.__struct_fields__:
             problems.append(f"{variable} is no setting of Durabill")
         else:
@@ -181,7 +191,7 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
         try:
             good[name] = msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError as error:
-            shown = "…" if "password" in name else repr(value)
+            shown = "…" if "password" in name or "token" in name else repr(value)
             problems.append(f"{PREFIX}{name.upper()}={shown}: {_explain(error, hints[name])}")
     problems += _connection_problems({**_DEFAULTS, **good})
     if not problems:
@@ -218,6 +228,16 @@ def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{PREFIX}{name.upper()}={path!r} can't be read: {error.strerror}"
     if is_tls and values["ssl_key_location"] and not values["ssl_certificate_location"]:
         yield f"{PREFIX}SSL_KEY_LOCATION is set without {PREFIX}SSL_CERTIFICATE_LOCATION"
+
+
+def _content(variable: str, path: str, problems: list[str]) -> str:
+    """Return the secret in a file, without the line end that editors put there."""
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        problems.append(f"{variable}={path}: the file can't be read: {why}")
+        return ""
 
 
 def _types() -> list[Any]:

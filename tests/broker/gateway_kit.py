@@ -1,9 +1,11 @@
 """What the tests of gateway and client share: a gateway in a thread, HTTP, a topic's records."""
 
 import asyncio
+import contextlib
 import http.client
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,9 +62,9 @@ def gateway(config: GatewayConfig) -> Iterator[str]:
 
     def serve() -> None:
         try:
-            loop.run_until_complete(serve_gateway(config, stop, on_ready))
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(serve_gateway(config, stop, on_ready))
         finally:
-            loop.close()
             ready.set()
 
     thread = threading.Thread(target=serve)
@@ -79,14 +81,19 @@ def gateway(config: GatewayConfig) -> Iterator[str]:
 
 
 def call(
-    base_url: str, method: str, path: str, body: object = None
+    base_url: str,
+    method: str,
+    path: str,
+    body: object = None,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     """One request, the path sent as it is; bytes as a body go out untouched, the rest as JSON."""
     url = urlsplit(base_url)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     try:
-        connection.request(method, path, content)
+        typed = {} if content is None else {"content-type": "application/json"}
+        connection.request(method, path, content, {**typed, **(headers or {})})
         response = connection.getresponse()
         data = response.read()
     finally:
@@ -126,3 +133,25 @@ def segments_of(records: list[Message], number: str | None = None) -> list[Segme
     events = {decode_segment(message.value()) for message in records}
     chosen = [e for e in events if number in (None, e.service_order_number)]
     return sorted(chosen, key=lambda event: (event.business_data_number, event.start_ms))
+
+
+def exchange(
+    base_url: str, sent: bytes, *, wait_for_end: bool = True, close_after: bool = False
+) -> bytes:
+    """Send bytes as they are; gives the answer, to its end or as it is after half a second.
+
+    With `close_after` our side ends after what was sent, as a client's does that goes away.
+    """
+    url = urlsplit(base_url)
+    answer = b""
+    with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
+            if close_after:
+                connection.shutdown(socket.SHUT_WR)
+        if not wait_for_end:
+            connection.settimeout(0.5)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            while chunk := connection.recv(65_536):
+                answer += chunk
+    return answer

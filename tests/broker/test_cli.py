@@ -142,10 +142,10 @@ def deployment(names: dict[str, str], ledger_dsn: str, tmp_path: Path) -> Iterat
     created = run("topics", "create", "--partitions", "4", **settings)
     assert created.returncode == 0, created.stderr
     with ExitStack() as stack:
+        # Before the workers: it finds their addresses in the data folder as they come.
+        gateway = start(stack, tmp_path, settings, "gateway", "gateway")
         workers = [start(stack, tmp_path, settings, "worker", f"worker-{i}") for i in range(2)]
         start(stack, tmp_path, settings, "ledger", "ledger")
-        # After the workers: it finds their addresses in the data folder.
-        gateway = start(stack, tmp_path, settings, "gateway", "gateway")
 
         def all_assigned() -> bool:
             states = [answer_of(f"{worker['url']}/status") for worker in workers]
@@ -260,7 +260,9 @@ def test_the_readmes_producer_is_billed_and_shown(deployment: Deployment) -> Non
 
 def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None:
     orders = f"{deployment.gateway['url']}/v1/orders"
-    with urllib.request.urlopen(orders, data=b"", timeout=10) as response:
+    as_json = {"content-type": "application/json"}
+    request = urllib.request.Request(orders, b"{}", as_json)
+    with urllib.request.urlopen(request, timeout=10) as response:
         grant = json.load(response)
     start_ms = grant["server_timestamp_ms"]
     segment = {
@@ -270,9 +272,17 @@ def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None
         "end_identifier": False,
     }
     url = f"{orders}/{grant['service_order_number']}"
-    urllib.request.urlopen(f"{url}/segments", json.dumps(segment).encode(), timeout=10).close()
+    request = urllib.request.Request(f"{url}/segments", json.dumps(segment).encode(), as_json)
+    urllib.request.urlopen(request, timeout=10).close()
     shown = eventually("the live state", lambda: (answer_of(url) or {}).get("live"))
     assert (700, "OPEN") == (shown["duration_ms"], shown["phase"])
+
+
+def test_a_worker_for_the_network_needs_a_token(names: dict[str, str]) -> None:
+    ran = run("worker", "--worker-host", "0.0.0.0", **names)
+    assert 2 == ran.returncode
+    assert "DURABILL_WORKER_TOKEN" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_the_readmes_sdk_example_is_billed(

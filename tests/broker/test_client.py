@@ -16,6 +16,7 @@ from producers.gateway import GatewayConfig
 from producers.spool import Spool, SpoolFull
 from producers.transport import HttpUplink, KafkaUplink
 from producers.uplink import Backoff, Grant, SendResult, UplinkRefused, UplinkUnavailable
+from producers.web_server import Limits
 from schemas import SegmentEvent, decode_segment, partition_for
 from tests.broker.gateway_kit import gateway, read_topic, segments_of
 from tests.broker.ledger_kit import wait_until
@@ -235,7 +236,7 @@ def test_a_request_that_is_too_large_is_halved(
     gateway_config: GatewayConfig, bootstrap_servers: str, topics: Topics
 ) -> None:
     segments = [SegmentEvent("SO1", n, n, n + 1, False) for n in range(1, 101)]
-    with gateway(replace(gateway_config, body_bytes_max=1_000)) as url:
+    with gateway(replace(gateway_config, limits=Limits(body_bytes_max=1_000))) as url:
         uplink = HttpUplink(url)
         assert sorted(uplink.send(segments).accepted) == list(range(100))
         uplink.close()

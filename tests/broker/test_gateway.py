@@ -14,6 +14,7 @@ import pytest
 
 from producers.gateway import GatewayConfig, new_order_number, serve_gateway
 from producers.transport import quote_order_number
+from producers.web_server import Limits
 from schemas import SegmentEvent, partition_for
 from tests.broker.gateway_kit import call, gateway, read_topic, segments_of
 from tests.conftest import Topics
@@ -187,7 +188,9 @@ def test_rules_are_told_for_each_segment_and_nothing_is_stored(
 
 
 def test_a_body_that_is_too_large(config: GatewayConfig) -> None:
-    with gateway(GatewayConfig(config.kafka, config.topic, body_bytes_max=1_000)) as url:
+    with gateway(
+        GatewayConfig(config.kafka, config.topic, limits=Limits(body_bytes_max=1_000))
+    ) as url:
         body = [item(number, 0, 5) for number in range(1, 100)]
         status, answer, _ = call(url, "POST", "/v1/orders/SO1/segments", body)
         assert (status, answer["error"]["reason"]) == (413, "REQUEST_ENTITY_TOO_LARGE")
@@ -300,5 +303,5 @@ def test_settings_without_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="report_interval_ms"):
         GatewayConfig({}, report_interval_ms=0)
     with pytest.raises(ValueError, match="body_bytes_max"):
-        GatewayConfig({}, body_bytes_max=0)
+        Limits(body_bytes_max=0)
     assert "secret" not in repr(GatewayConfig({}, ledger_dsn="postgresql://me:secret@db"))

@@ -1,29 +1,44 @@
 """GET /v1/orders/{number}: the gateway asks workers, then a real ledger."""
 
+import contextlib
 import http.server
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 import msgspec
 import psycopg
+import pytest
 from psycopg.types.json import Jsonb
 
 from producers.gateway import GatewayConfig
 from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
+from tests.conftest import Topics
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 
 
 @contextmanager
-def worker(orders: dict[str, object], status: int = 200) -> Iterator[str]:
-    """A stand-in for a worker's web server: it answers as DESIGN says the real one does."""
+def worker(
+    orders: dict[str, object], status: int = 200, elsewhere: int = 404, pause_s: float = 0.0
+) -> Iterator[str]:
+    """A stand-in for a worker's web server: it answers as `stream_processors.pages` does.
+
+    `elsewhere` is what it says of other orders: that there is none, or that they aren't its own.
+    """
+    reason = {404: "UNKNOWN_ORDER", 421: "NOT_OWNED", 503: "CATCHING_UP"}[elsewhere]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = orders.get(self.path)
-            answer(self, status if found is not None else 404, msgspec.json.encode(found))
+            asked.append((self.path, self.headers["authorization"]))
+            time.sleep(pause_s)
+            found = orders.get(self.path.partition("?")[0])
+            refused = {"error": {"reason": reason, "detail": "-", "status": elsewhere}}
+            body = msgspec.json.encode(refused if found is None else found)
+            with contextlib.suppress(ConnectionError):
+                answer(self, status if found is not None else elsewhere, body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
@@ -31,6 +46,9 @@ def worker(orders: dict[str, object], status: int = 200) -> Iterator[str]:
     with serving(Handler) as url:
         yield url
 
+
+asked: list[tuple[str, str | None]] = []
+"""Path and authorization of all questions to workers, of all tests."""
 
 LIVE = {"service_order_number": "a/b", "phase": "OPEN", "intervals": [[0, 5]], "duration_ms": 5}
 
@@ -40,17 +58,19 @@ def order_gateway(workers: tuple[str, ...], ledger_dsn: str | None = None) -> Ga
     return GatewayConfig(kafka, worker_urls=workers, ledger_dsn=ledger_dsn, delivery_timeout_ms=100)
 
 
-def test_the_first_worker_that_answers_decides() -> None:
+def test_all_workers_are_asked_and_the_owner_decides() -> None:
     with (
         worker({"/orders/a%2Fb": LIVE}) as good,
         worker({"/orders/a%2Fb": LIVE}, 500) as broken,
-        gateway(order_gateway((f"http://{NOTHING_HERE}", broken, good))) as url,
+        worker({}, elsewhere=421) as another,
+        gateway(order_gateway((f"http://{NOTHING_HERE}", broken, another, good))) as url,
     ):
         status, answer, _ = call(url, "GET", "/v1/orders/a%2Fb")
         assert status == 200
         assert answer == {
             "service_order_number": "a/b",
             "live": LIVE,
+            "live_unknown": None,
             "total": None,
             "total_unavailable": None,
         }
@@ -90,7 +110,9 @@ def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
     ):
         for url, live in ((one, settled), (two, None), (three, None)):
             status, answer, _ = call(url, "GET", "/v1/orders/SO1")
-            assert (status, answer["live"], answer["total"]) == (200, live, total)
+            counts = {"interval_count": 1, "missing_range_count": 2, "next": None}
+            assert (200, live, total | counts) == (status, answer["live"], answer["total"])
+            assert (url is three) == (answer["live_unknown"] is not None)
         assert call(two, "GET", "/v1/orders/SO2")[1]["error"]["reason"] == "UNKNOWN_ORDER"
         assert call(three, "GET", "/v1/orders/SO2")[1]["error"]["reason"] == "NO_WORKER_REACHABLE"
 
@@ -104,3 +126,138 @@ def test_a_dead_ledger_does_not_hide_what_the_worker_knows() -> None:
         assert "ledger" in answer["total_unavailable"]
         status, answer, _ = call(url, "GET", "/v1/orders/SO2")
         assert (status, answer["error"]["reason"]) == (503, "LEDGER_UNREACHABLE")
+
+
+def test_a_worker_that_hangs_holds_nobody_up() -> None:
+    with (
+        worker({"/orders/a%2Fb": LIVE}) as good,
+        worker({}, pause_s=1.5) as hangs,
+        gateway(order_gateway((hangs, good))) as url,
+    ):
+        started_s = time.monotonic()
+        assert LIVE == call(url, "GET", "/v1/orders/a%2Fb")[1]["live"]
+        assert time.monotonic() - started_s < 1.0
+
+
+def test_of_two_that_think_they_own_it_the_newer_view_counts() -> None:
+    views = [LIVE | {"source_offset": offset} for offset in (7, 9, 8)]
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(worker({"/orders/a%2Fb": view})) for view in views]
+        url = stack.enter_context(gateway(order_gateway(tuple(urls))))
+        assert views[1] == call(url, "GET", "/v1/orders/a%2Fb")[1]["live"]
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "why"),
+    [(421, "no worker that was asked owns"), (503, "has not read all segments yet")],
+)
+def test_where_no_owner_answers_nobody_says_that_there_is_no_order(
+    elsewhere: int, why: str, postgres_dsn: str
+) -> None:
+    dsn = new_ledger_dsn(postgres_dsn)
+    with worker({}, elsewhere=elsewhere) as other, gateway(order_gateway((other,), dsn)) as url:
+        status, answer, headers = call(url, "GET", "/v1/orders/SO1")
+        assert (503, "NO_WORKER_REACHABLE") == (status, answer["error"]["reason"])
+        assert why in answer["error"]["detail"]
+        assert headers["retry-after"]
+
+
+def test_what_was_stored_a_moment_ago_is_not_denied(bootstrap_servers: str, topics: Topics) -> None:
+    kafka = {"bootstrap.servers": bootstrap_servers}
+    item = {"business_data_number": 1, "start_ms": 0, "end_ms": 5, "end_identifier": False}
+    with (
+        worker({}) as base,
+        gateway(GatewayConfig(kafka, topics.segments, worker_urls=(base,))) as url,
+    ):
+        assert 404 == call(url, "GET", "/v1/orders/SO1")[0]
+        assert 200 == call(url, "POST", "/v1/orders/SO1/segments", item)[0]
+        status, answer, _ = call(url, "GET", "/v1/orders/SO1")
+        assert (503, "NO_WORKER_REACHABLE") == (status, answer["error"]["reason"])
+        assert "stored a moment ago" in answer["error"]["detail"]
+        assert 404 == call(url, "GET", "/v1/orders/SO2")[0]
+        time.sleep(2.1)  # it has been read by now: what it holds was a dead letter
+        assert 404 == call(url, "GET", "/v1/orders/SO1")[0]
+
+
+def test_a_settled_state_of_a_worker_that_lags_is_doubted() -> None:
+    lagging: dict[str, object] = {
+        f"/orders/{phase}": LIVE | {"phase": phase, "lag": 7} for phase in ("SETTLED", "OPEN")
+    }
+    with worker(lagging) as base, gateway(order_gateway((base,))) as url:
+        assert "7 records" in call(url, "GET", "/v1/orders/SETTLED")[1]["live_unknown"]
+        assert call(url, "GET", "/v1/orders/OPEN")[1]["live_unknown"] is None
+
+
+def test_the_404_of_something_else_is_no_word_of_a_worker() -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self, 404, b'{"detail":"Not Found"}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with serving(Handler) as something, gateway(order_gateway((something,))) as url:
+        assert 503 == call(url, "GET", "/v1/orders/SO1")[0]
+
+
+def test_workers_and_ledger_may_come_later(postgres_dsn: str) -> None:
+    urls: list[str] = []
+    dsns: list[str] = []
+    config = GatewayConfig(
+        {"bootstrap.servers": NOTHING_HERE},
+        find_workers=lambda: tuple(urls),
+        find_ledger=lambda: dsns[0] if dsns else None,
+    )
+    with worker({"/orders/a%2Fb": LIVE}) as base, gateway(config) as url:
+
+        def soon(number: str, expected: tuple[int, str | None]) -> None:
+            give_up_s = time.monotonic() + 5
+            while True:
+                status, answer, _ = call(url, "GET", f"/v1/orders/{number}")
+                found = status, answer["error"]["reason"] if status >= 400 else None
+                if found == expected:
+                    return
+                assert time.monotonic() < give_up_s, (found, expected)
+                time.sleep(0.1)
+
+        soon("a%2Fb", (503, "NOT_CONFIGURED"))
+        dsns.append(new_ledger_dsn(postgres_dsn))
+        soon("a%2Fb", (503, "NO_WORKER_REACHABLE"))  # the ledger alone can't know
+        urls.append(base)
+        soon("a%2Fb", (200, None))
+        soon("SO1", (404, "UNKNOWN_ORDER"))
+        urls.clear()
+        soon("a%2Fb", (503, "NO_WORKER_REACHABLE"))
+
+
+def test_pages_of_an_order_are_asked_of_its_worker() -> None:
+    with worker({"/orders/SO1": LIVE}) as base, gateway(order_gateway((base,))) as url:
+        assert 200 == call(url, "GET", "/v1/orders/SO1?limit=7&after=5.3")[0]
+        assert "/orders/SO1?limit=7&after=5.3" == asked[-1][0]
+        assert 200 == call(url, "GET", "/v1/orders/SO1")[0]
+        assert "/orders/SO1?limit=1000&after=-1.0" == asked[-1][0]
+        for wrong in ("limit=0", "limit=10001", "after=x", "limit=x"):
+            status, answer, _ = call(url, "GET", f"/v1/orders/SO1?{wrong}")
+            assert (422, "BAD_PAGE") == (status, answer["error"]["reason"])
+
+
+def test_the_token_goes_to_workers_alone() -> None:
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("location", f"{good}/stolen")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    kafka = {"bootstrap.servers": NOTHING_HERE}
+    token = "t0ken-of-the-workers"
+    with worker({"/orders/a%2Fb": LIVE}) as good, serving(Elsewhere) as elsewhere:
+        asked.clear()
+        config = GatewayConfig(kafka, worker_urls=(good, elsewhere), worker_token=token)
+        with gateway(config) as url:
+            assert 200 == call(url, "GET", "/v1/orders/a%2Fb")[0]
+        assert [("/orders/a%2Fb?limit=1000&after=-1.0", f"Bearer {token}")] == asked
+        assert token not in repr(config)

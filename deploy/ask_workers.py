@@ -1,0 +1,95 @@
+"""Which workers there are, and what they say of an order: all of them are asked at once."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stream_processors.settings import Settings
+
+TIMEOUT_S = 3.0
+AT_ONCE_MAX = 64
+
+_NOT_KNOWN = "the worker does not know it: never seen, or settled long ago"
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The token is for the workers alone."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none."""
+
+
+def known_workers(settings: "Settings") -> list[str]:
+    """Return the workers' addresses: those that are set, else those in the data folder."""
+    urls = [each.strip() for each in settings.worker_urls.split(",") if each.strip()]
+    return urls or local_workers(settings)
+
+
+def local_workers(settings: "Settings") -> list[str]:
+    """Return the web addresses of this deployment's workers that run from the data folder."""
+    from deploy.stack import birth_mark
+
+    urls = []
+    for path in sorted(workers_dir(settings).glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # being written, or gone by now
+        if birth_mark(record["pid"]) == record["birth_mark"]:
+            urls.append(record["url"])
+        else:
+            path.unlink(missing_ok=True)  # it was killed
+    return urls
+
+
+def workers_dir(settings: "Settings") -> Path:
+    """Return the folder where this deployment's workers leave word of themselves."""
+    return Path(settings.data_dir) / "workers" / settings.application_id
+
+
+def ask_workers(urls: Sequence[str], token: str, number: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the live state of an order from the worker that owns it, or None and why not."""
+    if not urls:
+        return None, "no worker is known (DURABILL_WORKER_URLS)"
+    with ThreadPoolExecutor(min(len(urls), AT_ONCE_MAX)) as pool:
+        answers = list(pool.map(lambda url: _ask(url, token, number), urls))
+    states = [state for state, _ in answers if state is not None]
+    if states:
+        return max(states, key=lambda state: state.get("source_offset", -1)), ""
+    reasons = [why for _, why in answers]
+    return None, _NOT_KNOWN if _NOT_KNOWN in reasons else "; ".join(reasons)
+
+
+def _ask(url: str, token: str, number: str) -> tuple[dict[str, Any] | None, str]:
+    from producers.transport import quote_order_number
+    from schemas.web import PAGE_MAX
+
+    target = f"{url.rstrip('/')}/orders/{quote_order_number(number)}?limit={PAGE_MAX}"
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    opener = urllib.request.build_opener(_NoRedirects())
+    try:
+        request = urllib.request.Request(target, headers=headers)
+        with opener.open(request, timeout=TIMEOUT_S) as response:
+            state = json.load(response)
+            return (state, "") if isinstance(state, dict) else (None, f"{url}: no worker")
+    except urllib.error.HTTPError as error:
+        with error:
+            return None, _refusal(url, error)
+    except (OSError, ValueError) as error:
+        return None, f"{url}: {error}"
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> str:
+    try:
+        told = json.load(error)["error"]
+        reason, detail = told["reason"], told["detail"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{url}: status {error.code}"
+    if error.code == 401:
+        return f"{url}: it asks for its token (DURABILL_WORKER_TOKEN)"
+    return _NOT_KNOWN if reason == "UNKNOWN_ORDER" else f"{url}: {detail}"

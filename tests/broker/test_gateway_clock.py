@@ -1,0 +1,118 @@
+"""Acknowledged means it will count: the broker's append time judges, and the client is told."""
+
+import json
+import logging
+import time
+from typing import Any
+
+import pytest
+
+from producers.gateway import GatewayConfig
+from tests.broker.gateway_kit import call, gateway, read_topic
+from tests.conftest import Topics
+
+SEGMENTS = "/v1/orders/SO1/segments"
+
+
+def machine_ahead(config: dict[str, Any], ahead_ms: int) -> GatewayConfig:
+    """A gateway on a machine whose clock is so far ahead of the broker's."""
+    return GatewayConfig(**config, clock=lambda: time.time_ns() + ahead_ms * 1_000_000)
+
+
+@pytest.fixture
+def base(bootstrap_servers: str, topics: Topics) -> dict[str, Any]:
+    return {"kafka": {"bootstrap.servers": bootstrap_servers}, "topic": topics.segments}
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def item(number: int, end_ms: int) -> dict[str, Any]:
+    return {
+        "business_data_number": number,
+        "start_ms": end_ms - 10,
+        "end_ms": end_ms,
+        "end_identifier": False,
+    }
+
+
+def test_a_clock_that_is_two_minutes_ahead(
+    base: dict[str, Any],
+    bootstrap_servers: str,
+    topics: Topics,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with gateway(machine_ahead(base, 120_000)) as url:
+        _, grant, _ = call(url, "POST", "/v1/orders")
+        assert grant["server_timestamp_ms"] > now_ms() + 115_000, "nothing has been learned yet"
+        assert 200 == call(url, "GET", "/readyz")[0]
+        body = [item(1, grant["server_timestamp_ms"]), item(2, now_ms())]
+        status, answer, _ = call(url, "POST", SEGMENTS, body)
+        assert (200, 1) == (status, answer["accepted"])
+        future, good = answer["segments"]
+        assert [1, 2] == [each["business_data_number"] for each in answer["receipts"]]
+        assert (1, False, "IN_THE_FUTURE") == (
+            future["business_data_number"],
+            future["counts"],
+            future["reason"],
+        )
+        assert "60000 are allowed" in future["detail"]
+        expected = {"business_data_number": 2, "counts": True, "reason": None, "detail": None}
+        assert expected == good
+        # From now on its own clock doesn't matter.
+        _, grant, _ = call(url, "POST", "/v1/orders")
+        assert abs(grant["server_timestamp_ms"] - now_ms()) < 1_000
+        _, told, _ = call(url, "GET", "/v1/time")
+        assert abs(told["server_timestamp_ms"] - now_ms()) < 1_000
+        status, answer, _ = call(url, "POST", SEGMENTS, item(3, now_ms() + 120_000))
+        assert 422 == status
+        assert "IN_THE_FUTURE" == answer["errors"][0]["reason"]
+        status, answer, _ = call(url, "GET", "/readyz")
+        assert (503, "CLOCK_OFF") == (status, answer["error"]["reason"])
+        assert 200 == call(url, "GET", "/healthz")[0]
+    assert 2 == len(read_topic(bootstrap_servers, topics.segments))
+    (line,) = [each for each in caplog.messages if "ahead of the broker's" in each]
+    told_ms = int(line.partition("clock is ")[2].partition(" ms")[0])
+    assert abs(told_ms - 120_000) < 1_000
+
+
+@pytest.mark.parametrize("ahead_ms", [-3_000, 0, 1_000])
+def test_a_small_offset_is_told_from_two_seconds_on(
+    base: dict[str, Any], ahead_ms: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with gateway(machine_ahead(base, ahead_ms)) as url:
+        for _ in range(2):
+            assert 200 == call(url, "POST", SEGMENTS, item(1, now_ms()))[0]
+        assert 200 == call(url, "GET", "/readyz")[0]
+    lines = [each for each in caplog.messages if "clock is" in each]
+    assert int(ahead_ms == -3_000) == len(lines)
+    assert all("behind the broker's" in each for each in lines)
+
+
+def test_too_late_is_judged_by_the_broker_too(base: dict[str, Any]) -> None:
+    config = {**base, "correction_window_ms": 3_600_000}
+    with gateway(machine_ahead(config, -60_000)) as url:
+        late_ms, good_ms = now_ms() - 3_610_000, now_ms() - 3_590_000
+        status, answer, _ = call(url, "POST", SEGMENTS, [item(1, late_ms), item(2, good_ms)])
+        assert (200, 1) == (status, answer["accepted"])
+        assert [False, True] == [each["counts"] for each in answer["segments"]]
+        assert "TOO_LATE" == answer["segments"][0]["reason"]
+        # With the offset known it is refused beforehand.
+        status, answer, _ = call(url, "POST", SEGMENTS, [item(1, late_ms), item(2, good_ms)])
+        assert 422 == status
+        assert ["TOO_LATE"] == [each["reason"] for each in answer["errors"]]
+
+
+def test_the_answer_is_as_long_as_the_request(base: dict[str, Any]) -> None:
+    with gateway(GatewayConfig(**base)) as url:
+        body = [item(number, now_ms()) for number in (3, 1, 1, 2)]
+        status, answer, _ = call(url, "POST", SEGMENTS, body)
+        assert (200, 4) == (status, answer["accepted"])
+        for name in ("receipts", "segments"):
+            assert [3, 1, 1, 2] == [each["business_data_number"] for each in answer[name]]
+        _, document, _ = call(url, "GET", "/openapi.json")
+        shape = json.dumps(document["components"]["schemas"]["SegmentResult"])
+        for name in ("business_data_number", "counts", "reason", "detail"):
+            assert f'"{name}"' in shape

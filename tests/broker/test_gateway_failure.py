@@ -1,0 +1,108 @@
+"""A gateway whose producer can't be used any more ends, and says why."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+from confluent_kafka import KafkaError
+
+from producers.gateway import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
+from producers.gateway_kafka import Publisher
+from tests.broker.gateway_kit import call
+
+NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
+ITEM = {"business_data_number": 1, "start_ms": 0, "end_ms": 5, "end_identifier": False}
+
+MAIN = """
+import sys
+from confluent_kafka import KafkaError
+from producers import gateway_kafka
+from producers.gateway import GatewayConfig, run_gateway
+
+def break_it(publisher):
+    if sys.argv[1] == "fatal":
+        publisher._on_error(KafkaError(KafkaError._FATAL, "the broker refused", fatal=True))
+    else:
+        raise RuntimeError("poll broke")
+
+poll = gateway_kafka.Publisher._poll
+def breaks(publisher):
+    break_it(publisher)
+    poll(publisher)
+gateway_kafka.Publisher._poll = breaks
+run_gateway(GatewayConfig({"bootstrap.servers": "127.0.0.1:1"}))
+"""
+
+
+@pytest.mark.parametrize(("how", "why"), [("fatal", "fatal error"), ("death", "poll broke")])
+def test_the_process_ends_with_a_reason(how: str, why: str) -> None:
+    command = [sys.executable, "-c", MAIN, how]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert ran.returncode not in (0, -6, -11)
+    assert "GatewayFailed" in ran.stderr
+    assert why in ran.stderr
+
+
+def test_until_then_requests_and_health_say_so() -> None:
+    """A request that waits for Kafka is answered at once, and not after the delivery's timeout."""
+    answers: dict[str, tuple[int, str]] = {}
+
+    async def main() -> None:
+        from producers.gateway import make_app
+        from producers.web_server import BoundedServer
+
+        config = GatewayConfig(NOTHING_HERE)
+        app = make_app(config)
+        server = BoundedServer(app, config.limits, access_log=None, shutdown_timeout_s=1)
+        url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
+        publisher: Publisher = app[GATEWAY].publisher
+
+        async def ask(name: str, method: str, path: str, body: object = None) -> None:
+            status, answer, _ = await asyncio.to_thread(call, url, method, path, body)
+            answers[name] = (status, answer["error"]["reason"])
+
+        waiting = asyncio.create_task(ask("waiting", "POST", "/v1/orders/SO1/segments", ITEM))
+        await asyncio.sleep(0.3)
+        publisher._on_error(KafkaError(KafkaError._FATAL, "the broker refused", fatal=True))
+        await asyncio.wait_for(waiting, 2)
+        await ask("health", "GET", "/healthz")
+        await ask("ready", "GET", "/readyz")
+        await ask("later", "POST", "/v1/orders/SO1/segments", ITEM)
+        await server.stop()
+
+    asyncio.run(main())
+    assert {
+        "waiting": (503, "KAFKA_UNAVAILABLE"),
+        "health": (503, "KAFKA_PRODUCER_FAILED"),
+        "ready": (503, "KAFKA_UNAVAILABLE"),
+        "later": (503, "KAFKA_UNAVAILABLE"),
+    } == answers
+
+
+def test_other_errors_of_kafka_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stop = asyncio.Event()
+    loop = asyncio.new_event_loop()
+    seen: list[object] = []
+
+    async def main() -> None:
+        loop.call_later(1.0, stop.set)
+        await serve_gateway(GatewayConfig(NOTHING_HERE), stop)
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(main())
+        except GatewayFailed as error:
+            seen.append(error)
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert [] == seen
+    assert any("Connection refused" in each for each in caplog.messages)

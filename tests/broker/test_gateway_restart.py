@@ -1,0 +1,67 @@
+"""The gateway beside a worker that starts, dies and comes again: never an old answer in silence."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from producers.gateway import GatewayConfig
+from tests.broker.gateway_kit import call, gateway
+from tests.broker.traffic_kit import now_ms
+from tests.broker.worker_kit import Deployment, deployment, wait_until
+
+ORDER = "/v1/orders/SO1"
+
+
+def ask(url: str) -> tuple[int, Any]:
+    """The order as the gateway tells it; never that there is none, nor silence about the worker."""
+    status, answer, _ = call(url, "GET", ORDER)
+    if status == 200:
+        assert answer["live"] is not None or answer["live_unknown"], answer
+        return status, answer["live"]
+    assert status == 503, answer
+    assert answer["error"]["reason"] in ("NO_WORKER_REACHABLE", "NOT_CONFIGURED")  # none is left
+    return status, None
+
+
+def add(url: str, number: int) -> int:
+    """Report the last second of the order; gives how long it has been reported."""
+    end_ms = now_ms()
+    segment = {
+        "business_data_number": number,
+        "start_ms": end_ms - 1_000,
+        "end_ms": end_ms,
+        "end_identifier": False,
+    }
+    assert 200 == call(url, "POST", f"{ORDER}/segments", segment)[0]
+    return number * 1_000
+
+
+def is_told(url: str, deployed: Deployment, measure_ms: int) -> bool:
+    status, live = ask(url)
+    assert deployed.workers
+    return status == 200 and live is not None and live["duration_ms"] == measure_ms
+
+
+def test_an_open_order_while_its_worker_starts_dies_and_comes_again(
+    bootstrap_servers: str, tmp_path: Path
+) -> None:
+    with deployment(bootstrap_servers, tmp_path, idle_timeout_s=60) as deployed:
+        config = GatewayConfig(
+            {"bootstrap.servers": bootstrap_servers},
+            deployed.segments,
+            find_workers=lambda: tuple(
+                f"http://127.0.0.1:{each.port}"
+                for each in deployed.workers
+                if each.process.poll() is None
+            ),
+        )
+        with gateway(config) as url:
+            add(url, 1)
+            first = deployed.start()
+            wait_until(lambda: is_told(url, deployed, 1_000), "it is found once it has started")
+            time.sleep(1.1)
+            add(url, 2)
+            first.kill()
+            wait_until(lambda: ask(url) == (503, None), "nobody can tell any more")
+            deployed.start()
+            wait_until(lambda: is_told(url, deployed, 2_000), "it is told again")

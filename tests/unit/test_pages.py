@@ -1,0 +1,268 @@
+"""The worker's web server on its own: its pages, who may ask, and how large orders are told."""
+
+import asyncio
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+
+from producers.transport import quote_order_number
+from schemas import BadRecord, check_order_number, partition_for
+from stream_processors.errors import SettingsError
+from stream_processors.pages import Pages, check_access
+from stream_processors.settings import Settings, load_settings
+from stream_processors.worker import Processor
+
+PARTITIONS = 4
+OURS = (0, 1)
+TOKEN = "a-token-of-26-characters-x"
+
+
+class Runtime:
+    """Knows where the logs end, or not yet."""
+
+    ends: dict[int, int]
+
+    def log_end(self, partition: int) -> int | None:
+        return self.ends.get(partition)
+
+
+class Stand:
+    """In place of a processor with two partitions, and of what says whether it is well."""
+
+    def __init__(self) -> None:
+        self.is_assigned = True
+        self.lanes = dict.fromkeys(OURS)
+        self.lags = dict.fromkeys(OURS, 0)
+        self.runtime = Runtime()
+        self.runtime.ends = dict.fromkeys(OURS, 100)
+        self.states: dict[str, dict[str, Any]] = {}
+        self.stuck: list[str] = []
+
+    def describe(self, number: str) -> dict[str, Any] | None:
+        return self.states.get(number)
+
+    def lag(self, partition: int) -> int:
+        return self.lags[partition]
+
+    def status(self) -> dict[str, Any]:
+        return {"partitions": {}}
+
+    def problems(self) -> list[str]:
+        return self.stuck
+
+    def unready(self) -> list[str]:
+        return self.stuck
+
+
+@contextmanager
+def served(stand: Stand, **settings: Any) -> Iterator[int]:
+    """Serve a stand's pages in a thread; gives the port."""
+    loop = asyncio.new_event_loop()
+    pages = Pages(cast(Processor, stand), stand, Settings(**settings), 0, PARTITIONS)
+    loop.run_until_complete(pages.start())
+    assert pages.port is not None
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield pages.port
+    finally:
+        asyncio.run_coroutine_threadsafe(pages.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def get(
+    port: int, path: str, headers: dict[str, str] | None = None, method: str = "GET"
+) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, headers=headers or {})
+        response = connection.getresponse()
+        assert "durabill" == response.headers["server"]
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def reason(answer: tuple[int, Any]) -> tuple[int, str]:
+    return answer[0], answer[1]["error"]["reason"]
+
+
+@pytest.fixture(scope="module")
+def stand() -> Stand:
+    return Stand()
+
+
+@pytest.fixture(scope="module")
+def port(stand: Stand) -> Iterator[int]:
+    with served(stand) as port:
+        yield port
+
+
+def in_partition(partition: int) -> str:
+    numbers = (f"SO{at}" for at in range(1_000))
+    return next(each for each in numbers if partition_for(each.encode(), PARTITIONS) == partition)
+
+
+def view(number: str, intervals: int = 1, missing: int = 0) -> dict[str, Any]:
+    return {
+        "service_order_number": number,
+        "phase": "OPEN",
+        "intervals": [[2 * at, 2 * at + 1] for at in range(intervals)],
+        "missing_numbers": [[2 * at, 2 * at] for at in range(1, missing + 1)],
+    }
+
+
+def test_an_order_is_told_by_its_owner_alone(stand: Stand, port: int) -> None:
+    ours, others = in_partition(1), in_partition(2)
+    assert (404, "UNKNOWN_ORDER") == reason(get(port, f"/orders/{ours}"))
+    assert (421, "NOT_OWNED") == reason(get(port, f"/orders/{others}"))
+    stand.states = {ours: view(ours)}
+    status, answer = get(port, f"/orders/{ours}")
+    assert (200, [[0, 1]], 0) == (status, answer["intervals"], answer["lag"])
+
+
+def test_what_has_not_been_read_yet_is_not_denied(stand: Stand, port: int) -> None:
+    number = in_partition(0)
+    stand.states = {}
+    stand.lags[0] = 1
+    assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
+    stand.states = {number: view(number)}
+    assert 1 == get(port, f"/orders/{number}")[1]["lag"]
+    del stand.runtime.ends[0]  # where the log ends is not known yet: the state may be an old one
+    assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
+    stand.lags[0], stand.states = 0, {}
+    assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
+    stand.runtime.ends[0] = 100
+    assert (404, "UNKNOWN_ORDER") == reason(get(port, f"/orders/{number}"))
+    stand.is_assigned = False
+    assert (503, "NOT_READY") == reason(get(port, f"/orders/{number}"))
+    stand.is_assigned = True
+
+
+def test_large_orders_are_told_in_pages(stand: Stand, port: int) -> None:
+    number = in_partition(0)
+    stand.states = {number: view(number, intervals=10_000, missing=10_000)}
+    status, answer = get(port, f"/orders/{number}")
+    assert (200, 1_000, 1_000) == (
+        status,
+        len(answer["intervals"]),
+        len(answer["missing_numbers"]),
+    )
+    assert (10_000, 10_000) == (answer["interval_count"], answer["missing_range_count"])
+    _, following = get(port, f"/orders/{number}?after={answer['next']}&limit=9001")
+    assert ([2_000, 2_001], [2_002, 2_002]) == (
+        following["intervals"][0],
+        following["missing_numbers"][0],
+    )
+    assert (9_000, None) == (len(following["intervals"]), following["next"])
+    assert (422, "BAD_PAGE") == reason(get(port, f"/orders/{number}?limit=10001"))
+
+
+def test_every_legal_order_number_works(stand: Stand, port: int) -> None:
+    points = [*range(256), 0x300, 0x1680, 0x200B, 0x202E, 0x2028, 0xFEFF, 0xFFFD, 0x1F600, 0x10FFFF]
+    numbers = [text for point in points for text in (chr(point), f"a{chr(point)}b")]
+    found = 0
+    for number in [*numbers, ".", "..", "a/../b", "{number}", "%2F", "?a=b", "//"]:
+        try:
+            check_order_number(number)
+        except BadRecord:
+            continue
+        stand.states = {number: view(number)}
+        is_ours = partition_for(number.encode(), PARTITIONS) in OURS
+        status, answer = get(port, f"/orders/{quote_order_number(number)}")
+        assert (200 if is_ours else 421) == status, repr(number)
+        assert not is_ours or number == answer["service_order_number"]
+        found += is_ours
+    assert found > 150
+
+
+@pytest.mark.parametrize("path", ["%FF", "%00", "x" * 65])
+def test_illegal_order_numbers(port: int, path: str) -> None:
+    assert (422, "BAD_ORDER_NUMBER") == reason(get(port, f"/orders/{path}"))
+
+
+def test_health_and_nothing_else(stand: Stand, port: int) -> None:
+    assert (200, {"partitions": {}}) == get(port, "/status")
+    assert (200, {"live": True, "problems": []}) == get(port, "/health/live")
+    stand.stuck = ["timers: still for 61 s"]
+    assert (503, {"live": False, "problems": stand.stuck}) == get(port, "/health/live")
+    assert (503, {"ready": False, "problems": stand.stuck}) == get(port, "/health/ready")
+    stand.stuck = []
+    for path in (
+        "/",
+        "/table/",
+        "/router/",
+        "/graph/",
+        "/production_index/",
+        "/orders/",
+        "/health",
+    ):
+        assert (404, "NOT_FOUND") == reason(get(port, path))
+    assert (405, "METHOD_NOT_ALLOWED") == reason(get(port, "/status", method="POST"))
+
+
+def test_web_pages_of_others_are_refused(port: int) -> None:
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"host": ""}):
+        for path in ("/status", "/health/live", "/orders/SO1"):
+            assert 403 == get(port, path, headers)[0]
+    assert 200 == get(port, "/status", {"host": "localhost:1"})[0]
+
+
+def test_with_a_token_it_is_asked_for_everywhere_but_for_the_health_of_the_process() -> None:
+    with served(Stand(), worker_host="0.0.0.0", worker_token=TOKEN) as port:
+        for wrong in (None, "Bearer", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"):
+            headers = {} if wrong is None else {"authorization": wrong}
+            for path in ("/status", "/orders/SO1", "/health/ready", "/none"):
+                assert (401, "TOKEN_NEEDED") == reason(get(port, path, headers))
+            assert 200 == get(port, "/health/live", headers)[0]
+        good = {"authorization": f"Bearer {TOKEN}"}
+        assert 200 == get(port, "/status", good)[0]
+        assert 200 == get(port, "/status", good | {"host": "worker-0.workers:6066"})[0]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "worker-0.workers", ""])
+def test_off_the_loopback_a_token_is_needed(host: str) -> None:
+    with pytest.raises(SettingsError, match="DURABILL_WORKER_TOKEN") as raised:
+        check_access(Settings(worker_host=host))
+    assert 2 == raised.value.exit_code
+    check_access(Settings(worker_host=host, worker_token=TOKEN))
+
+
+@pytest.mark.parametrize(
+    "token", ["x" * 15, "with a blank in between", "x" * 20 + "é", "x" * 20 + "\n"]
+)
+def test_tokens_that_are_none(token: str) -> None:
+    with pytest.raises(SettingsError, match="DURABILL_WORKER_TOKEN") as raised:
+        check_access(Settings(worker_token=token))
+    assert token not in str(raised.value)
+    check_access(Settings(worker_token="x" * 16))
+
+
+def test_a_token_may_be_in_a_file(tmp_path: Any) -> None:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    assert TOKEN == load_settings({"DURABILL_WORKER_TOKEN_FILE": str(path)}).worker_token
+    with pytest.raises(SettingsError, match="can't be read"):
+        load_settings({"DURABILL_WORKER_TOKEN_FILE": str(tmp_path / "none")})
+
+
+def test_a_port_in_use_is_told() -> None:
+    with served(Stand()) as port:
+        stand = Stand()
+        pages = Pages(cast(Processor, stand), stand, Settings(), port, PARTITIONS)
+
+        async def start() -> None:
+            try:
+                await pages.start()
+            finally:
+                await pages.stop()
+
+        with pytest.raises(SettingsError, match=r"in use.*--worker-port"):
+            asyncio.run(start())

@@ -43,11 +43,11 @@ SETTING_HELP = {
     "security_protocol": "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
     "sasl_mechanism": "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
     "sasl_username": "User name for SASL.",
-    "sasl_password": "Password for SASL; better given by the environment.",
+    "sasl_password": "Password for SASL; by the environment only, or in the file `…_FILE` names.",
     "ssl_ca_location": "File with the CA certificates that Kafka's must be signed by (PEM).",
     "ssl_certificate_location": "File with our certificate, where Kafka asks for one (PEM).",
     "ssl_key_location": "File with that certificate's key (PEM).",
-    "ssl_key_password": "Password of that key; better given by the environment.",
+    "ssl_key_password": "Password of that key; by the environment only, or by `…_FILE`.",
     "schema_registry_url": "Confluent-compatible registry; segments framed for it are read too.",
     "application_id": "Name of this deployment: the worker's group, its checkpoint topic.",
     "segments_topic": "Topic of the segments.",
@@ -65,7 +65,7 @@ SETTING_HELP = {
     "gateway_host": "Address that the gateway listens on.",
     "gateway_port": "Its port; 0 finds a free one.",
     "report_interval_s": "How often clients are told to report.",
-    "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database.",
+    "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",
     "data_dir": "Folder of the local stack and of what runs here.",
 }
 """One line for each setting that is a flag; `crash_at_step` is for tests and is none."""
@@ -85,6 +85,10 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
             from stream_processors.settings import load_settings
 
             flags = {name: arguments.pop(name) for name in names}
+            if any(flags.get(name) for name in ("sasl_password", "ssl_key_password", "ledger_dsn")):
+                from deploy.secret_flags import check_flags
+
+                check_flags(flags)
             command(settings=load_settings(os.environ, **flags), **arguments)
 
         signature = inspect.signature(command)
@@ -105,6 +109,7 @@ def _flag(name: str) -> inspect.Parameter:
         help=SETTING_HELP[name],
         metavar=unit,
         show_default=False,
+        hidden=name.endswith("password"),  # refused: a command line can be read by everybody
         rich_help_panel="Settings (--some-setting is DURABILL_SOME_SETTING in the environment)",
     )
     return inspect.Parameter(
@@ -152,8 +157,10 @@ def quiet_kafka(settings: "Settings") -> dict[str, str]:
 
 
 def without_password(dsn: str) -> str:
-    """Return where a DSN points, for messages."""
-    return dsn.rpartition("@")[2]
+    """Return where a DSN points, for messages, whichever form it has."""
+    from stream_processors.dsn import shown_dsn
+
+    return shown_dsn(dsn)
 
 
 def say(text: str) -> None:

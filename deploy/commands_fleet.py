@@ -77,6 +77,7 @@ def fleet(
     """
     import secrets
 
+    from deploy.files import data_folder
     from producers.fleet import run_fleet
     from producers.plan import FleetPlan
 
@@ -85,7 +86,7 @@ def fleet(
         seed = secrets.randbelow(10**9)
         say(f"seed {seed}")
     path = truth or Path(settings.data_dir) / f"truth-{seed}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data_folder(path.parent)
     try:
         plan = FleetPlan(
             seed=seed,

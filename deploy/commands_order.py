@@ -180,6 +180,7 @@ def _totals(settings: "Settings", number: str) -> "tuple[list[OrderTotal], str]"
     if settings.ledger_dsn:
         import psycopg
 
+        from stream_processors.dsn import error_text
         from stream_processors.ledger_lookups import revisions
 
         try:
@@ -187,7 +188,7 @@ def _totals(settings: "Settings", number: str) -> "tuple[list[OrderTotal], str]"
                 f"the ledger at {without_password(settings.ledger_dsn)}"
             )
         except psycopg.Error as error:
-            say(f"note: the ledger can't be asked: {error}")
+            say(f"note: the ledger can't be asked: {error_text(error)}")
     return totals_in_topic(settings, number), f"topic {settings.totals_topic}"
 
 

@@ -122,7 +122,8 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     Brings the tables up to date first. Several may run side by side. Finance reads the views
     latest_order_totals, ledger_status and disputed_totals.
 
-        durabill ledger --ledger-dsn postgresql://billing@db.example/ledger
+        export DURABILL_LEDGER_DSN=postgresql://billing@db.example/ledger
+        durabill ledger
     """
     from deploy.migrate import migrate
     from stream_processors.ledger import run_ledger
@@ -177,12 +178,13 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
 @contextlib.contextmanager
 def _registered(settings: "Settings", url: str) -> Iterator[None]:
     """Leave word of this worker in the data folder, so that commands beside it find it."""
+    from deploy.files import private_folder
     from deploy.stack import birth_mark
 
     pid = os.getpid()
     path = _workers_dir(settings) / f"{pid}.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         path.write_text(json.dumps({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}))
     except OSError as error:
         say(f"note: {path} can't be written ({error.strerror}); give DURABILL_WORKER_URLS instead")

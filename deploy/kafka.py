@@ -19,6 +19,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from deploy.files import open_private
 from deploy.jars import ensure_jars
 from deploy.java import find_java
 from deploy.stack import HOST, Daemon, StackError, choose_port, find_free_ports, port_is_free
@@ -133,7 +134,8 @@ class LocalKafka:
         self._daemon.remember(state)
         (self._home / "tmp").mkdir(exist_ok=True)
         properties = self._home / "server.properties"
-        properties.write_text(self._properties(state))
+        with open(properties, "w", opener=open_private) as file:
+            file.write(self._properties(state))
         base: list[str | Path] = [
             java,
             f"-Xmx{self._heap_mb}m",
@@ -162,6 +164,7 @@ class LocalKafka:
                 capture_output=True,
                 text=True,
                 timeout=_FORMAT_TIMEOUT_S,
+                umask=0o077,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -71,7 +71,7 @@ class GatewayConfig:
     epoch, `entropy` so many unguessable bytes. Raises ValueError for values without sense.
     """
 
-    kafka: KafkaConfig
+    kafka: KafkaConfig = field(repr=False)  # it may hold a password
     topic: str = SEGMENTS_TOPIC
     host: str = "127.0.0.1"
     port: int = 0

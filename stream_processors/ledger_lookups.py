@@ -9,6 +9,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from schemas import Interval, NumberRange, OrderTotal, Status
+from stream_processors.dsn import connect
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -90,7 +91,7 @@ def forget_offsets(where: str | Connection, topic: str, partition: int | None = 
 def connected(where: str | Connection) -> Iterator[Connection]:
     """The given connection, or one of its own that is committed and closed at the end."""
     if isinstance(where, str):
-        with psycopg.connect(where) as conn:
+        with connect(where) as conn:
             yield conn
     else:
         yield where

@@ -65,7 +65,7 @@ def remove_data_dir(folder: Path) -> None:
 def _sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
         pid = int(folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0])
-        if folder.stat().st_uid != os.geteuid():
+        if folder.lstat().st_uid != os.geteuid() or folder.is_symlink():
             continue
         try:
             os.kill(pid, 0)

@@ -189,12 +189,15 @@ def test_remembered_port_in_use_is_replaced(data_dir: Path) -> None:
     postgres.start()
     postgres.stop()
     before = psycopg.conninfo.conninfo_to_dict(postgres.status().dsn or "")
+    passwords = data_dir / "postgres" / "pgpass"
+    password = passwords.read_text().rpartition(":")[2]
     with socket.socket() as listener:
         listener.bind((HOST, int(str(before["port"]))))
         listener.listen()
         after = psycopg.conninfo.conninfo_to_dict(postgres.start())
     assert after["port"] != before["port"]
-    assert after["password"] == before["password"]
+    assert passwords.read_text() == f"127.0.0.1:{after['port']}:*:durabill:{password}"
+    assert len(password) > 20
 
 
 # --- processes ---------------------------------------------------

@@ -21,6 +21,7 @@ from deploy.commands_common import (
     say,
     with_settings,
 )
+from deploy.files import data_folder
 
 if TYPE_CHECKING:
     from producers.plan import Faults
@@ -77,7 +78,6 @@ def fleet(
     """
     import secrets
 
-    from deploy.files import data_folder
     from producers.fleet import run_fleet
     from producers.plan import FleetPlan
 

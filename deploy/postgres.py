@@ -16,15 +16,12 @@ package nothing is ever called or imported: as root, its own start functions add
 loosen the modes of every folder up to the root. We run its binaries; as root, from a copy.
 """
 
-import contextlib
 import hashlib
 import os
-import pwd
 import re
 import secrets
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,12 +32,12 @@ from urllib.parse import quote
 import psycopg
 
 from deploy.files import open_private, private_folder
+from deploy.server_user import can_enter, hand_over, run_as, server_account, server_environment
 from deploy.stack import (
     HOST,
     Account,
     Daemon,
     StackError,
-    as_account,
     choose_port,
     system_tools_allowed,
 )
@@ -134,7 +131,7 @@ class LocalPostgres:
 
     def _start(self) -> str:
         remembered = self._daemon.state()
-        account = _account()
+        account = server_account()
         server_dir = self._server_dir(account, remembered.get("server_dir"))
         bin_dir = _bin_dir(server_dir, account, self._say)
         cluster = server_dir / "cluster"
@@ -154,7 +151,7 @@ class LocalPostgres:
         command += ["-h", HOST, "-c", "unix_socket_directories="]
         command += ["-c", f"fsync={'on' if self._fsync else 'off'}", "-c", "max_connections=100"]
         try:
-            self._daemon.spawn(command, env=_environment(), cwd=server_dir, account=account)
+            self._daemon.spawn(command, env=server_environment(), cwd=server_dir, account=account)
             self._daemon.wait_until_ready(lambda: self._answers(state), READY_TIMEOUT_S)
             self._create_database(state)
         except BaseException:  # an interrupt too must not leave a half-started server
@@ -165,7 +162,7 @@ class LocalPostgres:
     def _server_dir(self, account: Account | None, remembered: str | None) -> Path:
         """The folder that belongs to the server's user, made if need be."""
         folder = Path(remembered) if remembered else self._home / "server"
-        if account is not None and not remembered and not _can_enter(self._home, account):
+        if account is not None and not remembered and not can_enter(self._home, account):
             name = hashlib.sha256(str(self._home).encode()).hexdigest()[:16]
             folder = ROOT_FALLBACK_DIR / name
             private_folder(ROOT_FALLBACK_DIR, passable=True)
@@ -173,7 +170,7 @@ class LocalPostgres:
             private_folder(folder)
         else:
             hand_over(folder, account)
-            if not _can_enter(folder, account):
+            if not can_enter(folder, account):
                 raise StackError(
                     f"PostgreSQL runs as user {account.name} when started by root, and that user "
                     f"cannot enter {folder}. Choose a data folder that everybody can reach."
@@ -206,81 +203,6 @@ class LocalPostgres:
             found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE])
             if found.fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
-
-
-def hand_over(folder: Path, account: Account) -> None:
-    """Makes a folder, in one of root's own, and gives it to another user, empty.
-
-    One that the user has already stays as it is. Raises StackError for anything else that lies
-    there: a link, or a folder that others may write to, would have root give away what it points
-    to.
-    """
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise StackError(
-            f"{folder} must be a folder, and no link to one ({error.strerror}). Remove it."
-        ) from error
-    try:
-        found = os.fstat(handle)
-        if found.st_uid == account.uid:
-            return
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022 or os.listdir(handle):
-            raise StackError(
-                f"{folder} is neither empty nor user {account.name}'s, as whom PostgreSQL runs when"
-                " started by root. Remove it, or give another --data-dir."
-            )
-        os.fchown(handle, account.uid, account.gid)
-    finally:
-        os.close(handle)
-
-
-def _account() -> Account | None:
-    """None when the caller's own user will do, that is, when it is not root."""
-    if os.geteuid() != 0:
-        return None
-    for name in ("postgres", "nobody") if system_tools_allowed() else ("nobody",):
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return Account(name, entry.pw_uid, entry.pw_gid)
-    raise StackError(
-        "PostgreSQL does not run as root, and there is neither a user 'postgres' nor 'nobody'. "
-        "Run this as an ordinary user, or set DURABILL_LEDGER_DSN to an existing PostgreSQL."
-    )
-
-
-def _can_enter(folder: Path, account: Account) -> bool:
-    # Asked of the kernel as that user: modes alone do not tell of ACLs, mounts or user namespaces.
-    return _run_as(account, "/bin/sh", "-c", 'cd "$1"', "sh", folder).returncode == 0
-
-
-def _run_as(
-    account: Account | None,
-    *command: str | Path,
-    pipe: int = subprocess.DEVNULL,
-    wait_s: float = 30,
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command as the server's user, with `pipe` for its input. Raises StackError."""
-    try:
-        return subprocess.run(
-            [str(part) for part in command],
-            stdin=pipe,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=_environment(),
-            cwd="/",
-            umask=0o077,
-            timeout=wait_s,
-            check=False,
-            **as_account(account),
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StackError(f"{Path(command[0]).name} failed: {error}") from error
 
 
 def _bin_dir(server_dir: Path, account: Account | None, say: Callable[[str], None]) -> Path:
@@ -345,13 +267,13 @@ def _binaries(server_dir: Path) -> Path:
 
 def _check_version(cluster: Path, bin_dir: Path, account: Account | None) -> bool:
     """Whether there is a cluster. Raises StackError where the binaries can't serve it."""
-    read = _run_as(account, "/bin/sh", "-c", 'head -c 40 "$1"', "sh", cluster / "PG_VERSION")
+    read = run_as(account, "/bin/sh", "-c", 'exec head -c 40 "$1"', "sh", cluster / "PG_VERSION")
     if read.returncode != 0:
         return False
     cluster_version = read.stdout.strip()
     if re.fullmatch(r"[0-9.]{1,8}", cluster_version) is None:
         raise StackError(f"{cluster / 'PG_VERSION'} is damaged. Remove the data folder.")
-    ran = _run_as(account, bin_dir / "postgres", "--version")
+    ran = run_as(account, bin_dir / "postgres", "--version")
     # 'postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)'
     words = ran.stdout.split()
     server_version = words[2].partition(".")[0] if len(words) > 2 else "unknown"
@@ -377,7 +299,14 @@ mv -- "$fresh" "$cluster"
 
 def _make_cluster(cluster: Path, bin_dir: Path, password: str, account: Account | None) -> None:
     """Runs initdb as the server's user, which gets the password by a pipe of its own."""
-    command = [bin_dir / "initdb", "-U", USER, "--encoding=UTF8", "--locale=C", "--no-sync"]
+    command: list[str | Path] = [
+        bin_dir / "initdb",
+        "-U",
+        USER,
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+    ]
     command += ["--auth=scram-sha-256", "--pwfile=/dev/stdin"]
     reader, writer = os.pipe()
     try:
@@ -386,21 +315,11 @@ def _make_cluster(cluster: Path, bin_dir: Path, password: str, account: Account 
         os.write(writer, password.encode())  # far less than a pipe holds
         os.close(writer)
         shell = ("/bin/sh", "-c", _MAKE_CLUSTER, "sh", cluster)
-        ran = _run_as(account, *shell, *command, pipe=reader, wait_s=_INITDB_TIMEOUT_S)
+        ran = run_as(account, *shell, *command, pipe=reader, wait_s=_INITDB_TIMEOUT_S)
     finally:
         os.close(reader)
     if ran.returncode != 0:
         raise StackError(f"initdb failed: {(ran.stdout + ran.stderr).strip()}")
-
-
-def _environment() -> dict[str, str]:
-    """What PostgreSQL's programs need of the caller's environment, and nothing else.
-
-    What else is there may steer them (PGDATA, PGPORT), or be a secret: the user that a server runs
-    as can read its environment.
-    """
-    keep = ("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH")
-    return {name: text for name, text in os.environ.items() if name in keep or name[:3] == "LC_"}
 
 
 def _delete(folder: Path) -> None:

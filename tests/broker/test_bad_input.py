@@ -15,7 +15,8 @@ from deploy.stack import StackError
 from deploy.topics import check_topics, create_topics
 from schemas import Reason, SegmentEvent, decode_total, partition_for
 from schemas.wire import zigzag
-from stream_processors.dead_letters import DeadLetterError, list_dead_letters, resend
+from stream_processors.dead_letters import DeadLetterError, list_dead_letters
+from stream_processors.resend import resend
 from stream_processors.table import LETTER_CUT_BYTES
 from tests.broker import raw_kit
 from tests.broker.traffic_kit import now_ms, segment

@@ -130,8 +130,11 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     log_to_stderr()
     settings = located(settings, "bootstrap_servers", "ledger_dsn")
-    for name in migrate(settings.ledger_dsn):
-        say(f"applied {name}")
+
+    def prepare() -> None:
+        for name in migrate(settings.ledger_dsn):
+            say(f"applied {name}")
+
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -142,6 +145,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
         f"{settings.application_id}-ledger",
         settings.ledger_dsn,
         stop=stop,
+        prepare=prepare,
         on_ready=lambda: _announce({**started, "pid": os.getpid()}, "ledger", as_json),
     )
 

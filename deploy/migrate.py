@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from stream_processors.dsn import connect
+from stream_processors.dsn import connect_to_write
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 
@@ -67,7 +67,7 @@ def migrate(dsn: str, folder: Path = MIGRATIONS_DIR) -> tuple[str, ...]:
     """
     migrations = read_migrations(folder)
     applied = []
-    with connect(dsn, autocommit=True) as conn:
+    with connect_to_write(dsn, autocommit=True) as conn:
         encoding = conn.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise MigrationError(

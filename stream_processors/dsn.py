@@ -96,6 +96,15 @@ def connect(dsn: str, **options: Any) -> psycopg.Connection[TupleRow]:
     return psycopg.connect(dsn, **{**_defaults(read_dsn(dsn), options), **options})
 
 
+def connect_to_write(dsn: str, **options: Any) -> psycopg.Connection[TupleRow]:
+    """Connect to that one of the DSN's servers that takes writes, unless the DSN asks for another.
+
+    Raises psycopg.OperationalError where all of them are standbys, or read-only by their settings.
+    """
+    wanted = read_dsn(dsn).get("target_session_attrs") or "read-write"
+    return connect(dsn, **options, target_session_attrs=wanted)
+
+
 def _defaults(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a time limit for the connecting where nobody gave one: libpq would wait minutes."""
     has_limit = given.get("connect_timeout") or options.get("connect_timeout")

@@ -168,6 +168,7 @@ def test_a_cut_letter_is_told_and_holds_nobody_up(judge: Judge) -> None:
 def test_the_command_sends_once_and_tells_the_rest_apart(
     judge: Judge, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("os.umask", lambda mask: 0)  # of a process of its own, not of ours
     monkeypatch.setenv("DURABILL_BOOTSTRAP_SERVERS", judge.kafka["bootstrap.servers"])
     monkeypatch.setenv("DURABILL_SEGMENTS_TOPIC", judge.topics.segments)
     monkeypatch.setenv("DURABILL_DEAD_LETTERS_TOPIC", judge.topics.dead_letters)

@@ -29,6 +29,7 @@ from deploy.stack import (
     port_is_free,
 )
 from deploy.topics import TopicsCheck, check_topics, create_topics
+from tests.broker.test_postgres import open_to_others
 from tests.conftest import JARS_DIR, PROJECT_DIR, Topics
 
 
@@ -88,6 +89,7 @@ def test_kafka_starts_once_stops_from_another_process_and_keeps_address_and_reco
     address = kafka.start()
     first = kafka.status()
     assert (first.running, first.bootstrap_servers) == (True, address)
+    assert [] == open_to_others(data_dir)
 
     again = LocalKafka(data_dir, jars_dir=JARS_DIR)
     assert again.start() == address

@@ -86,6 +86,7 @@ def main() -> None:
 # By name, for an error can only come out of a module that has been imported by then.
 _TOLD_AS_THEY_ARE = (
     ("deploy.stack", "StackError"),
+    ("deploy.files", "ForeignFolder"),
     ("deploy.migrate", "MigrationError"),
     ("stream_processors.errors", "DurabillError"),
     ("stream_processors.dsn", "BadDsn"),

@@ -182,14 +182,16 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
 @contextlib.contextmanager
 def _registered(settings: "Settings", url: str) -> Iterator[None]:
     """Leave word of this worker in the data folder, so that commands beside it find it."""
-    from deploy.files import private_folder
+    from deploy.files import open_private, private_folder
     from deploy.stack import birth_mark
 
     pid = os.getpid()
     path = _workers_dir(settings) / f"{pid}.json"
     try:
         private_folder(path.parent)
-        path.write_text(json.dumps({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}))
+        path.unlink(missing_ok=True)
+        with open(path, "x", opener=open_private) as file:
+            json.dump({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}, file)
     except OSError as error:
         say(f"note: {path} can't be written ({error.strerror}); give DURABILL_WORKER_URLS instead")
         path = Path(os.devnull)

@@ -54,8 +54,9 @@ _WHEEL_INSTALL = "pginstall18"
 
 @dataclass(frozen=True)
 class PostgresStatus:
-    """Whether the server's process runs, and where. `dsn`, password included, is also told while
-    it is stopped, once it has been started: the next start takes the same if its port is free."""
+    """Whether the server's process runs, and where. `dsn`, which names the password's file, is also
+    told while it is stopped, once it has been started: the next start takes the same if its port is
+    free."""
 
     running: bool
     pid: int | None
@@ -99,6 +100,7 @@ class LocalPostgres:
                     f"PostgreSQL runs already, on port {state['port']}. "
                     f"Stop it before starting it on port {self._port}."
                 )
+            self._keep_password(state)
             # Its starter was killed before it was ready, or it is stuck: then this says so.
             self._daemon.wait_until_ready(lambda: self._answers(state), READY_TIMEOUT_S)
             self._create_database(state)
@@ -143,6 +145,7 @@ class LocalPostgres:
         }
         # Before the cluster is made, which is of no use to anybody without its password.
         self._daemon.remember(state)
+        self._keep_password(state)
         if not is_made:
             self._say("making a PostgreSQL cluster")
             _make_cluster(cluster, bin_dir, state["password"], account)
@@ -178,7 +181,11 @@ class LocalPostgres:
         return folder
 
     def _dsn(self, state: dict[str, Any], database: str) -> str:
-        """The server's address, with the file that holds the password, which is written first."""
+        """The server's address, with the file that holds the password."""
+        where = f"{USER}@{HOST}:{state['port']}/{database}"
+        return f"postgresql://{where}?passfile={quote(str(self._home / 'pgpass'))}"
+
+    def _keep_password(self, state: dict[str, Any]) -> None:
         path = self._home / "pgpass"
         line = f"{HOST}:{state['port']}:*:{USER}:{state['password']}\n"
         if not path.exists() or path.read_text() != line:
@@ -187,8 +194,6 @@ class LocalPostgres:
             with open(fresh, "w", opener=open_private) as file:
                 file.write(line)
             os.replace(fresh, path)
-        where = f"{USER}@{HOST}:{state['port']}/{database}"
-        return f"postgresql://{where}?passfile={quote(str(path))}"
 
     def _answers(self, state: dict[str, Any]) -> bool:
         """True when this very server (by its password) lets us in."""

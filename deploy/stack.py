@@ -171,12 +171,8 @@ class Daemon:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held around start and stop, so that two commands at once do not start two servers."""
+        data_folder(self.home.parent)
         private_folder(self.home, passable=self._passable)
-        if os.geteuid() == 0 and self.home.stat().st_uid != 0:
-            raise StackError(
-                f"{self.home} belongs to another user (id {self.home.stat().st_uid}), whose word"
-                " root doesn't take. Run this as that user, or give another --data-dir."
-            )
         return locked(self.home / "lock")
 
     def state(self) -> dict[str, Any]:

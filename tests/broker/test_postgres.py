@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.files import data_folder, private_folder
+from deploy.files import ForeignFolder, data_folder, private_folder
 from deploy.postgres import ROOT_FALLBACK_DIR, LocalPostgres
 from deploy.server_user import hand_over, server_account
 from deploy.stack import HOST, NO_SYSTEM_TOOLS, Account, StackError
@@ -108,9 +108,7 @@ def test_remembered_port_in_use_is_replaced(data_dir: Path) -> None:
     before = psycopg.conninfo.conninfo_to_dict(postgres.status().dsn or "")
     passwords = data_dir / "postgres" / "pgpass"
     password = passwords.read_text().rpartition(":")[2]
-    with socket.socket() as listener:
-        listener.bind((HOST, int(str(before["port"]))))
-        listener.listen()
+    with socket.create_server((HOST, int(str(before["port"])))):
         after = psycopg.conninfo.conninfo_to_dict(postgres.start())
     assert after["port"] != before["port"]
     assert passwords.read_text() == f"127.0.0.1:{after['port']}:*:durabill:{password}"
@@ -293,6 +291,44 @@ def test_root_takes_no_orders_from_another_users_data_folder(
     (home / "state.json").write_text(f'{{"port": 1, "server_dir": "{guarded}"}}')
     shutil.chown(home, account.uid)
     for order in (LocalPostgres(data_dir).start, LocalPostgres(data_dir).remove):
-        with pytest.raises(StackError, match="belongs to another user"):
+        with pytest.raises(ForeignFolder, match="belongs to another user"):
             order()
+    assert LocalPostgres(data_dir).status().pid is None
+    assert not (home / "pgpass").exists()
     shutil.rmtree(home)
+
+
+@as_root_only
+@pytest.mark.parametrize("whose", ["the folder's", "the link's"])
+def test_root_closes_no_folder_through_another_users_link(
+    data_dir: Path, account: Account, treasure: Path, whose: str
+) -> None:
+    treasure.chmod(0o755)
+    link = data_dir / "kafka"
+    link.symlink_to(treasure)
+    if whose == "the link's":
+        os.lchown(link, account.uid, account.gid)
+    else:
+        shutil.chown(treasure, account.uid)
+    with pytest.raises(ForeignFolder):
+        private_folder(link)
+    assert 0o755 == treasure.stat().st_mode & 0o777
+    link.unlink()
+
+
+@as_root_only
+def test_a_link_of_ones_own_to_a_bigger_disk_is_followed(data_dir: Path, treasure: Path) -> None:
+    treasure.chmod(0o755)
+    (data_dir / "kafka").symlink_to(treasure)
+    private_folder(data_dir / "kafka")
+    assert 0o700 == treasure.stat().st_mode & 0o777
+
+
+@as_root_only
+def test_a_data_folder_of_another_user_is_refused(data_dir: Path, account: Account) -> None:
+    folder = data_dir / "theirs"
+    folder.mkdir()
+    shutil.chown(folder, account.uid)
+    with pytest.raises(ForeignFolder, match="theirs belongs to another user"):
+        LocalPostgres(folder).start()
+    assert [] == list(folder.iterdir())

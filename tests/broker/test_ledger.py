@@ -1,5 +1,6 @@
 """The ledger against real Kafka and PostgreSQL: every revision once, none overwritten."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -315,10 +316,12 @@ def test_ledgers_of_one_group_come_and_go(kafka: dict[str, str], topics: Topics,
 
 LEDGER_PROCESS = """
 import os, signal, sys, threading
+# The DSN by the environment: a command line can be read by everybody.
 from stream_processors import ledger_store
 from stream_processors.ledger import run_ledger
 
-bootstrap_servers, topic, group, dsn, dies_after = sys.argv[1:]
+bootstrap_servers, topic, group, dies_after = sys.argv[1:]
+dsn = os.environ["LEDGER_DSN"]
 batches = 0
 if dies_after:
     step = getattr(ledger_store.LedgerStore, dies_after)
@@ -342,8 +345,9 @@ run_ledger(kafka, topic, group, dsn, stop=stop, batch_records_max=100)
 def ledger_process(
     kafka: dict[str, str], topic: str, dsn: str, group: str, dies_after: str = ""
 ) -> subprocess.Popen[bytes]:
-    arguments = [kafka["bootstrap.servers"], topic, group, dsn, dies_after]
-    return subprocess.Popen([sys.executable, "-c", LEDGER_PROCESS, *arguments], cwd=ROOT)
+    arguments = [kafka["bootstrap.servers"], topic, group, dies_after]
+    command = [sys.executable, "-c", LEDGER_PROCESS, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "LEDGER_DSN": dsn})
 
 
 def has_rows(dsn: str, wanted: int) -> bool:

@@ -34,6 +34,7 @@ def treasure(tmp_path: Path) -> Path:
     folder.mkdir(mode=0o700)
     (folder / "file").write_text("root's own")
     (folder / "file").chmod(0o600)
+    (folder / "empty").mkdir(mode=0o700)
     return folder
 
 
@@ -249,7 +250,7 @@ def test_only_an_empty_folder_of_roots_own_is_handed_over(
 ) -> None:
     folder = data_dir / "server"
     if planted == "link":
-        folder.symlink_to(guarded)
+        folder.symlink_to(guarded / "empty")
     elif planted == "file":
         folder.write_text("")
     else:

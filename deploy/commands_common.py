@@ -82,13 +82,11 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
+            from deploy.secret_flags import check_flags
             from stream_processors.settings import load_settings
 
             flags = {name: arguments.pop(name) for name in names}
-            if any(flags.get(name) for name in ("sasl_password", "ssl_key_password", "ledger_dsn")):
-                from deploy.secret_flags import check_flags
-
-                check_flags(flags)
+            check_flags(flags)
             command(settings=load_settings(os.environ, **flags), **arguments)
 
         signature = inspect.signature(command)

@@ -1,10 +1,10 @@
 """Secrets don't belong on a command line, which every user of a machine can read (`ps`)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from deploy.commands_common import say
-from stream_processors.dsn import has_secret
 from stream_processors.errors import SettingsError
 from stream_processors.settings import PREFIX, SECRETS
 
@@ -15,7 +15,7 @@ assert set(PASSWORDS) < set(SECRETS)
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
-    """Raise SettingsError for passwords given as flags; warn of a DSN that holds one."""
+    """Raise SettingsError for passwords given as flags; warn of a DSN or URL that holds one."""
     problems = [
         f"--{name.replace('_', '-')} is not taken: every user of this machine can read a command"
         f" line. Set {PREFIX}{name.upper()}, or {PREFIX}{name.upper()}_FILE to a file that holds it"
@@ -24,10 +24,18 @@ def check_flags(flags: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise SettingsError(problems)
-    dsn = flags.get("ledger_dsn")
-    if dsn and has_secret(dsn):
-        say(
-            "warning: --ledger-dsn holds a password, and every user of this machine can read a"
-            f" command line. Set {PREFIX}LEDGER_DSN, or {PREFIX}LEDGER_DSN_FILE to a file that"
-            " holds it; or leave the password to libpq's password file (~/.pgpass)"
-        )
+    for name, value in flags.items():
+        if value and _holds_secret(name, value):
+            say(
+                f"warning: --{name.replace('_', '-')} holds a password, and every user of this"
+                f" machine can read a command line. Set {PREFIX}{name.upper()} instead"
+                + (f", or {PREFIX}{name.upper()}_FILE" if name in SECRETS else "")
+            )
+
+
+def _holds_secret(name: str, value: str) -> bool:
+    if name == "ledger_dsn":
+        from stream_processors.dsn import has_secret  # psycopg is for those who need it
+
+        return has_secret(value)
+    return re.search(r"://[^/?#]*@", value) is not None

@@ -100,6 +100,15 @@ def test_a_password_by_flag_is_refused_and_not_offered(shell: Shell, flag: str) 
     assert flag not in shell.run("totals", "--help")[1]
 
 
+def test_a_url_with_a_password_by_flag_is_warned_of(shell: Shell) -> None:
+    url = "http://me:secret@127.0.0.1:1"
+    _, output = shell.run(
+        "order", "SO1", "--worker-urls", url, "--schema-registry-url", "http://h/a@b"
+    )
+    assert "warning: --worker-urls holds a password" in output
+    assert "--schema-registry-url holds" not in output
+
+
 def command_lines(mark: str) -> list[str]:
     """The command lines with `mark` in them, as every user sees them; at least one."""
     ran = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from deploy.files import open_private
+from deploy.files import open_private, private_folder
 from deploy.jars import ensure_jars
 from deploy.java import find_java
 from deploy.stack import HOST, Daemon, StackError, choose_port, find_free_ports, port_is_free
@@ -132,7 +132,7 @@ class LocalKafka:
             others = [port for port in find_free_ports(2) if port != state["port"]]
             state["controller_port"] = others[0]
         self._daemon.remember(state)
-        (self._home / "tmp").mkdir(exist_ok=True)
+        private_folder(self._home / "tmp")
         properties = self._home / "server.properties"
         with open(properties, "w", opener=open_private) as file:
             file.write(self._properties(state))

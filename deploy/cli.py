@@ -3,6 +3,7 @@
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -66,6 +67,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error that somebody can mend is a message, not a traceback."""
+    os.umask(0o077)  # what commands write (logs, data, truth files) is for their user alone
     try:
         app()
     except KeyboardInterrupt:
@@ -84,8 +86,10 @@ def main() -> None:
 # By name, for an error can only come out of a module that has been imported by then.
 _TOLD_AS_THEY_ARE = (
     ("deploy.stack", "StackError"),
+    ("deploy.files", "ForeignFolder"),
     ("deploy.migrate", "MigrationError"),
     ("stream_processors.errors", "DurabillError"),
+    ("stream_processors.dsn", "BadDsn"),
     ("stream_processors.ledger_records", "LedgerError"),
     ("stream_processors.dead_letters", "DeadLetterError"),
     ("producers.session", "ProducerError"),
@@ -111,8 +115,10 @@ def _explain_foreign(error: Exception) -> Iterator[list[str]]:
             "Is it running, and is DURABILL_BOOTSTRAP_SERVERS (with its security settings) right?",
         ]
     if _is_a(error, "psycopg", "Error"):
+        from stream_processors.dsn import error_text
+
         yield [
-            f"PostgreSQL: {str(error).strip()}",
+            f"PostgreSQL: {error_text(error)}",
             "Is it running, and is DURABILL_LEDGER_DSN right?",
         ]
 

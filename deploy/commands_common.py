@@ -43,11 +43,11 @@ SETTING_HELP = {
     "security_protocol": "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
     "sasl_mechanism": "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
     "sasl_username": "User name for SASL.",
-    "sasl_password": "Password for SASL; better given by the environment.",
+    "sasl_password": "Password for SASL; by the environment only, or in the file `…_FILE` names.",
     "ssl_ca_location": "File with the CA certificates that Kafka's must be signed by (PEM).",
     "ssl_certificate_location": "File with our certificate, where Kafka asks for one (PEM).",
     "ssl_key_location": "File with that certificate's key (PEM).",
-    "ssl_key_password": "Password of that key; better given by the environment.",
+    "ssl_key_password": "Password of that key; by the environment only, or by `…_FILE`.",
     "schema_registry_url": "Confluent-compatible registry; segments framed for it are read too.",
     "application_id": "Name of this deployment: the worker's group, its checkpoint topic.",
     "previous_application_id": "Id whose recorded policies hold for what it has billed.",
@@ -73,7 +73,7 @@ SETTING_HELP = {
     "gateway_address_connections": "Connections at once of one address (IPv6: a /64).",
     "gateway_clock_offset_max_s": "Further off the broker's clock the gateway is not ready.",
     "report_interval_s": "How often clients are told to report.",
-    "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database.",
+    "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",
     "data_dir": "Folder of the local stack and of what runs here.",
 }
 """One line for each setting that is a flag; `crash_at_step` is for tests and is none."""
@@ -90,9 +90,11 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
+            from deploy.secret_flags import check_flags
             from stream_processors.settings import load_settings
 
             flags = {name: arguments.pop(name) for name in names}
+            check_flags(flags)
             command(settings=load_settings(os.environ, **flags), **arguments)
 
         signature = inspect.signature(command)
@@ -113,6 +115,7 @@ def _flag(name: str) -> inspect.Parameter:
         help=SETTING_HELP[name],
         metavar=unit,
         show_default=False,
+        hidden=name.endswith("password"),  # refused: a command line can be read by everybody
         rich_help_panel="Settings (--some-setting is DURABILL_SOME_SETTING in the environment)",
     )
     return inspect.Parameter(
@@ -166,8 +169,10 @@ def quiet_kafka(settings: "Settings") -> dict[str, Any]:
 
 
 def without_password(dsn: str) -> str:
-    """Return where a DSN points, for messages."""
-    return dsn.rpartition("@")[2]
+    """Return where a DSN points, for messages, whichever form it has."""
+    from stream_processors.dsn import shown_dsn
+
+    return shown_dsn(dsn)
 
 
 def say(text: str) -> None:

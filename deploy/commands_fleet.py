@@ -1,6 +1,6 @@
 """`durabill fleet` and `durabill totals`: a simulated fleet, and what came of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from deploy.commands_common import (
     say,
     with_settings,
 )
+from deploy.files import data_folder
 
 if TYPE_CHECKING:
     from producers.plan import Faults
@@ -87,7 +88,7 @@ def fleet(
         seed = secrets.randbelow(10**9)
         say(f"seed {seed}")
     path = truth or Path(settings.data_dir) / f"truth-{seed}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data_folder(path.parent)
     try:
         plan = FleetPlan(
             seed=seed,
@@ -152,7 +153,9 @@ def totals(
     status: Annotated[
         str | None, typer.Option(help="Only COMPLETE, INCOMPLETE, ABANDONED or RUNNING ones.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many: those that settled last.")
+    ] = None,
     check: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Compare with a fleet's truth file."),
@@ -179,46 +182,57 @@ def totals(
     if check is not None:
         _check(settings, check, as_json)
         return
-    latest: dict[str, OrderTotal] = {}
-    for total in in_ledger(settings) if settings.ledger_dsn else in_topic(settings):
-        known = latest.get(total.service_order_number)
-        if known is None or known.revision < total.revision:
-            latest[total.service_order_number] = total
-    chosen = [each for each in latest.values() if status in (None, each.status)]
-    for total in chosen[:limit]:
+    shown = 0
+    more = None if limit is None else limit + 1  # to know whether there are more
+    for total in _latest(settings, status, more, whole=as_json):
+        if shown == limit:
+            say(f"{shown} orders; there are more, see --limit")
+            return
+        shown += 1
         text = f"{total.service_order_number}  revision {total.revision}  {total.status}"
         text += f"  {human_ms(total.duration_ms)} ({human_bound(total.upper_bound_ms)})"
         text += human_doubts(total.gap_ms, total.numbers_after_end)
-        answer(total_as_json(total), text, as_json)
-    say(f"{len(chosen)} of {len(latest)} orders")
+        answer(total_as_json(total) if as_json else None, text, as_json)
+    say(f"{shown} orders")
 
 
-def in_ledger(settings: "Settings") -> "list[OrderTotal]":
-    """Return every revision of every order that the ledger holds."""
-    from stream_processors.ledger_lookups import connected, read_totals
+def _latest(
+    settings: "Settings", status: str | None, limit: int | None, *, whole: bool
+) -> Iterator[Any]:
+    """Yield each order's latest total, the last settled first; without intervals if not whole."""
+    from stream_processors.ledger_lookups import latest_summaries, latest_totals, summary_of
 
-    with connected(settings.ledger_dsn) as connection:
-        return read_totals(connection, "", ())
+    if settings.ledger_dsn:
+        look = latest_totals if whole else latest_summaries
+        yield from look(settings.ledger_dsn, status=status, limit=limit)
+        return
+    latest: dict[str, Any] = {}
+    for total in in_topic(settings):
+        known = latest.get(total.service_order_number)
+        if known is None or known.revision < total.revision:
+            latest[total.service_order_number] = total if whole else summary_of(total)
+    chosen = [each for each in latest.values() if status in (None, each.status)]
+    chosen.sort(key=lambda each: (-each.settled_at_ms, each.service_order_number))
+    yield from chosen[:limit]
 
 
-def in_topic(settings: "Settings") -> "list[OrderTotal]":
-    """Return every total in the totals topic; raises BadTotal for a record that is none."""
+def in_topic(settings: "Settings") -> "Iterator[OrderTotal]":
+    """Yield every total in the totals topic; raises BadTotal for a record that is none."""
     from deploy.commands_read import read_topic
     from schemas import decode_total
 
-    found = []
     for _, _, message in read_topic(quiet_kafka(settings), settings.totals_topic):
         value = message.value()
-        found.append(decode_total(value if isinstance(value, bytes) else None))
-    return found
+        yield decode_total(value if isinstance(value, bytes) else None)
 
 
 def _check(settings: "Settings", truth: Path, as_json: bool) -> None:
     from producers.truth_file import compare
+    from stream_processors.ledger_lookups import every_total
 
     places: dict[str, Iterable[OrderTotal]] = {"topic": in_topic(settings)}
     if settings.ledger_dsn:
-        places["ledger"] = in_ledger(settings)
+        places["ledger"] = every_total(settings.ledger_dsn)
     found = {name: compare(truth, those) for name, those in places.items()}
     if as_json:
         emit({name: {"right": each.right, "errors": each.errors} for name, each in found.items()})

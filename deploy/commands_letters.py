@@ -1,5 +1,7 @@
 """`durabill dead-letters`: list what was rejected, and send repaired records back."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +11,7 @@ from deploy.commands_common import (
     AS_JSON,
     CONNECTION,
     answer,
+    emit,
     human_time,
     located,
     quiet_kafka,
@@ -19,6 +22,7 @@ from deploy.commands_common import (
 if TYPE_CHECKING:
     from schemas import SegmentEvent
     from stream_processors.dead_letters import DeadLetter
+    from stream_processors.resend import Resent
     from stream_processors.settings import Settings
 
 letters_app = typer.Typer(invoke_without_command=True)
@@ -89,20 +93,25 @@ def resend(
     end_identifier: Annotated[
         bool | None, typer.Option("--end/--no-end", help="Repair: the end identifier.")
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="With --reason: also those that were rejected again."),
+    ] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Send dead letters back into the segments topic: as they were, or repaired.
 
     As they were makes sense once the cause is mended (a schema registered, a longer correction
-    window); all of one reason go with --reason. A repair is for one record: what is given
-    replaces that field. Sending a record twice does no harm.
+    window); all of one reason go with --reason, each record of the log once. What has been sent
+    back already is told and stays, whether it was rejected again (with --again it goes once more)
+    or not. A place that is given is sent in any case; a record that comes twice does no harm. A
+    repair is for one record: what is given replaces that field.
 
         durabill dead-letters resend 2/40 2/41
         durabill dead-letters resend --reason UNKNOWN_SCHEMA
         durabill dead-letters resend 0/17 --number 4 --no-end
     """
-    from stream_processors.dead_letters import list_dead_letters
-    from stream_processors.dead_letters import resend as send
+    from stream_processors.resend import resend as send
 
     changes = {
         "service_order_number": order_number,
@@ -118,17 +127,58 @@ def resend(
         raise typer.BadParameter("give either places (PARTITION/OFFSET) or --reason")
     if changes and len(chosen) != 1:
         raise typer.BadParameter("a repair is for one record: give one place")
+    if again and not reason:
+        raise typer.BadParameter("--again is for --reason; a place is sent in any case")
     settings = located(settings, "bootstrap_servers", role="resend")
     kafka, topic = quiet_kafka(settings), settings.dead_letters_topic
     if reason:
-        letters = list_dead_letters(kafka, topic, reason=reason)
-        chosen = [(letter.partition, letter.offset) for letter in letters]
+        _resend_all(settings, reason, again, as_json)
+        return
     for place in chosen:
         repaired = _repaired(settings, place, changes) if changes else None
         sent = send(kafka, topic, *place, segments_topic=settings.segments_topic, repaired=repaired)
-        text = f"{place[0]}/{place[1]} is at {sent.topic} {sent.partition}/{sent.offset} now"
-        answer({"from": list(place), "to": asdict(sent)}, text, as_json)
+        _tell_sent(place, sent, as_json)
     say(f"{len(chosen)} records sent back")
+
+
+def _resend_all(settings: "Settings", reason: str, again: bool, as_json: bool) -> None:
+    """Send back whatever was rejected for a reason, each origin once; tell the rest apart."""
+    from stream_processors.resend import send_back
+    from stream_processors.resend_review import State, review
+
+    kafka, topic = quiet_kafka(settings), settings.dead_letters_topic
+    goes = {State.NEW, State.REJECTED_AGAIN} if again else {State.NEW}
+    stays: Counter[tuple[State, str]] = Counter()
+
+    def chosen() -> "Iterator[DeadLetter]":
+        for each in review(kafka, topic, segments_topic=settings.segments_topic, reason=reason):
+            if each.state in goes:
+                yield each.letter
+                continue
+            stays[each.state, each.letter.reason] += 1
+            if as_json:
+                place = list(each.letter.place)
+                emit({"from": place, "state": each.state.value, "reason": each.letter.reason})
+
+    count = 0
+    for letter, sent in send_back(kafka, topic, chosen(), settings.segments_topic):
+        count += 1
+        _tell_sent(letter.place, sent, as_json)
+    say(f"{count} records sent back")
+    for (state, newest), number in sorted(stays.items()):
+        say(f"{number} not sent: {_WHY_NOT[state.value].format(reason=newest)}")
+
+
+_WHY_NOT = {
+    "SENT_BACK": "sent back before, and not rejected since",
+    "REJECTED_AGAIN": "sent back before, and rejected again, last as {reason}; --again sends them",
+    "CUT": "{reason}, and too large to be kept whole; give each one's place and a repair",
+}
+
+
+def _tell_sent(place: tuple[int, int], sent: "Resent", as_json: bool) -> None:
+    text = f"{place[0]}/{place[1]} is at {sent.topic} {sent.partition}/{sent.offset} now"
+    answer({"from": list(place), "to": asdict(sent)}, text, as_json)
 
 
 def _check_reason(reason: str | None) -> None:

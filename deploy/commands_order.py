@@ -56,15 +56,16 @@ def order(
         bool, typer.Option("--everywhere", help="Look for records in wrong partitions as well.")
     ] = False,
     rows: Annotated[
-        int, typer.Option(min=0, help="Show at most so many records of the log; 0 shows all.")
+        int, typer.Option(min=0, help="Show at most so many records, and revisions; 0 shows all.")
     ] = 24,
     as_json: AS_JSON = False,
 ) -> None:
     """Show an order: its records in the log, their union over time, its live state, its totals.
 
     Each record is shown with its place, the broker's append time and what became of it. The bar
-    shows which part of the time is proven, and where gaps are. Reads the order's partition from
-    its start. Exit code 1 if nobody knows the order.
+    shows which part of the time is proven, and where gaps are. Of many totals the latest are
+    shown; with --json all of them, with their intervals. Reads the order's partition from its
+    start. Exit code 1 if nobody knows the order.
 
         durabill order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
     """
@@ -72,13 +73,13 @@ def order(
     with progress_bars(quiet=as_json) as progress:
         seen, union = _from_log(settings, number, everywhere, progress)
     live, no_live = ask_workers(known_workers(settings), settings.worker_token, number)
-    totals, source = _totals(settings, number)
+    totals, count, source = _totals(settings, number, None if as_json else rows or None, as_json)
     if as_json:
         emit(_as_json(number, seen, union, live, totals))
     else:
         _show(number, seen, union, rows)
         _show_live(live, no_live)
-        _show_totals(totals, source)
+        _show_totals(totals, count, source)
     if not (seen or live or totals):
         say(f"Nobody knows order {number}.")
         raise typer.Exit(1)
@@ -153,20 +154,29 @@ def _count(fields: Any, union: "IntervalSet", numbers: "IntervalSet") -> str:
     return f"counted, less {human_ms(overlap_ms)} known already" if overlap_ms else "counted"
 
 
-def _totals(settings: "Settings", number: str) -> "tuple[list[OrderTotal], str]":
-    """Return every revision, oldest first, and where they were read."""
+def _totals(
+    settings: "Settings", number: str, limit: int | None, whole: bool
+) -> tuple[list[Any], int, str]:
+    """Return the latest revisions, oldest first, how many there are, and where they were read.
+
+    Without their intervals if they need not be whole.
+    """
     if settings.ledger_dsn:
         import psycopg
 
-        from stream_processors.ledger_lookups import revisions
+        from stream_processors.dsn import error_text
+        from stream_processors.ledger_lookups import revision_summaries, revisions
 
+        source = f"the ledger at {without_password(settings.ledger_dsn)}"
         try:
-            return revisions(settings.ledger_dsn, number), (
-                f"the ledger at {without_password(settings.ledger_dsn)}"
-            )
+            if whole:
+                found = revisions(settings.ledger_dsn, number)
+                return found, len(found), source
+            return *revision_summaries(settings.ledger_dsn, number, limit), source
         except psycopg.Error as error:
-            say(f"note: the ledger can't be asked: {error}")
-    return totals_in_topic(settings, number), f"topic {settings.totals_topic}"
+            say(f"note: the ledger can't be asked: {error_text(error)}")
+    found = totals_in_topic(settings, number)
+    return found[-(limit or len(found)) :], len(found), f"topic {settings.totals_topic}"
 
 
 def totals_in_topic(settings: "Settings", number: str) -> "list[OrderTotal]":
@@ -176,19 +186,17 @@ def totals_in_topic(settings: "Settings", number: str) -> "list[OrderTotal]":
 
     kafka, key = quiet_kafka(settings), number.encode()
     partition = partition_for(key, len(topic_ends(kafka, settings.totals_topic)))
-    found: list[OrderTotal] = []
+    found: dict[OrderTotal, None] = {}
     for _, _, message in read_topic(
         kafka, settings.totals_topic, partitions=frozenset({partition})
     ):
         value = message.value()
         if message.key() == key and isinstance(value, bytes):
             try:
-                total = decode_total(value)
+                found[decode_total(value)] = None
             except BadTotal:
                 continue
-            if total not in found:
-                found.append(total)
-    return found
+    return list(found)
 
 
 def _as_json(
@@ -303,8 +311,10 @@ def _show_live(live: dict[str, Any] | None, why_not: str) -> None:
         print(f"  missing: {_ranges(live['missing_numbers'])}")
 
 
-def _show_totals(totals: "list[OrderTotal]", source: str) -> None:
-    print(f"\n{len(totals)} totals in {source}")
+def _show_totals(totals: list[Any], count: int, source: str) -> None:
+    print(f"\n{count} totals in {source}")
+    if count > len(totals):
+        print(f"  the latest {len(totals)}; --rows 0 shows all")
     for total in totals:
         print(
             f"  revision {total.revision}  {total.status:10}  {human_ms(total.duration_ms)}"

@@ -175,7 +175,8 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     Brings the tables up to date first. Several may run side by side. Finance reads the views
     latest_order_totals, ledger_status and disputed_totals.
 
-        durabill ledger --ledger-dsn postgresql://billing@db.example/ledger
+        export DURABILL_LEDGER_DSN=postgresql://billing@db.example/ledger
+        durabill ledger
     """
     from deploy.connect import PROCESS_PATIENCE_S, enter
     from deploy.logs import set_up_logging
@@ -185,8 +186,11 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     set_up_logging()
     settings = located(settings, "bootstrap_servers", "ledger_dsn")
     enter(settings, "ledger", patience_s=PROCESS_PATIENCE_S)
-    for name in migrate(settings.ledger_dsn):
-        say(f"applied {name}")
+
+    def prepare() -> None:
+        for name in migrate(settings.ledger_dsn):
+            say(f"applied {name}")
+
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -197,6 +201,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
         f"{settings.application_id}-ledger",
         settings.ledger_dsn,
         stop=stop,
+        prepare=prepare,
         on_ready=lambda: _announce({**started, "pid": os.getpid()}, "ledger", as_json),
     )
 
@@ -243,13 +248,16 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
 @contextlib.contextmanager
 def _registered(settings: "Settings", url: str) -> Iterator[None]:
     """Leave word of this worker in the data folder, so that commands beside it find it."""
+    from deploy.files import open_private, private_folder
     from deploy.stack import birth_mark
 
     pid = os.getpid()
     path = workers_dir(settings) / f"{pid}.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}))
+        private_folder(path.parent)
+        path.unlink(missing_ok=True)
+        with open(path, "x", opener=open_private) as file:
+            json.dump({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}, file)
     except OSError as error:
         say(f"note: {path} can't be written ({error.strerror}); give DURABILL_WORKER_URLS instead")
         path = Path(os.devnull)

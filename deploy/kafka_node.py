@@ -17,6 +17,7 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from deploy.files import open_private, private_folder
 from deploy.stack import HOST, Daemon, StackError, port_is_free
 
 READY_TIMEOUT_S = 60.0
@@ -160,9 +161,10 @@ class KafkaNode:
 
     def boot(self, launch: Launch, layout: Layout) -> None:
         """Spawn the process, formatting its storage before the very first start."""
-        (self.home / "tmp").mkdir(parents=True, exist_ok=True)
+        private_folder(self.home / "tmp")
         properties = self.home / "server.properties"
-        properties.write_text(self._properties(launch, layout))
+        with open(properties, "w", opener=open_private) as file:
+            file.write(self._properties(launch, layout))
         java: list[str | Path] = [launch.java, f"-Xmx{launch.heap_mb}m"]
         java += [f"-Djava.io.tmpdir={self.home / 'tmp'}"]
         class_path: list[str | Path] = ["-cp", launch.class_path]
@@ -193,6 +195,7 @@ class KafkaNode:
                 capture_output=True,
                 text=True,
                 timeout=_FORMAT_TIMEOUT_S,
+                umask=0o077,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

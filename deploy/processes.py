@@ -27,11 +27,13 @@ from psycopg import sql
 
 from deploy.commands_common import quiet_kafka
 from deploy.connect import await_kafka
+from deploy.files import data_folder, open_private, private_folder
 from deploy.kafka import LocalKafka
 from deploy.migrate import migrate
 from deploy.postgres import LocalPostgres
 from deploy.stack import Daemon, StackError, find_free_ports
 from deploy.topics import create_topics
+from stream_processors.dsn import connect
 from stream_processors.settings import PREFIX, Settings
 
 READY_TIMEOUT_S = 240.0  # the very first start of a worker compiles for up to a minute or two
@@ -64,7 +66,7 @@ class Stage:
         self._topics_made = False
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder, passable=True)
         self._exits.enter_context(_only_one(self.folder))
         try:
             stop_demo(self.folder)
@@ -94,7 +96,7 @@ class Stage:
 
     def _share_jars(self) -> None:
         """Have the jars in the data folder, so that demo and local stack fetch them once."""
-        (self.data_dir / "jars").mkdir(exist_ok=True)
+        data_folder(self.data_dir / "jars")
         here = self.folder / "jars"
         if not here.exists():
             here.symlink_to(Path("..") / "jars")
@@ -146,7 +148,7 @@ class Stage:
 
     def _spawn(self, name: str) -> None:
         home = self.folder / name
-        home.mkdir(exist_ok=True)
+        private_folder(home)
         command = [sys.executable, "-m", "deploy.cli", name]
         Daemon(name, home).spawn(command, env=environment(self.settings))
 
@@ -180,7 +182,7 @@ class Stage:
             for future in futures.values():
                 future.result(timeout=30)
         if self._schema is not None:
-            with psycopg.connect(self.settings.ledger_dsn, autocommit=True) as connection:
+            with connect(self.settings.ledger_dsn, autocommit=True) as connection:
                 name = sql.Identifier(self._schema)
                 connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(name))
 
@@ -222,7 +224,7 @@ def get_json(url: str) -> Any:
 
 def _with_schema(dsn: str, schema: str) -> str:
     """Make a schema of our own in somebody's database; return the DSN that works in it."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect(dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
     options = psycopg.conninfo.conninfo_to_dict(dsn).get("options") or ""
     return psycopg.conninfo.make_conninfo(dsn, options=f"{options} -csearch_path={schema}".strip())
@@ -230,7 +232,7 @@ def _with_schema(dsn: str, schema: str) -> str:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("a") as file:
+    with open(folder / "lock", "a", opener=open_private) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

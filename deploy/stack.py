@@ -4,12 +4,13 @@ A server is a detached process in a session of its own: a Ctrl-C at the command 
 not reach it, and any later process can stop it. What is known of it lies in its *home* folder:
 
     process.json   pid and birth mark of the running process; gone when it was stopped cleanly
-    state.json     what a restart must find again (ports, cluster id, password); mode 0600
+    state.json     what a restart must find again (ports, cluster id, password)
     server.log     what it printed since its last start; server.log.1 is the start before
     lock           held (flock) while somebody starts or stops it
 
 A pid alone proves nothing, since the system gives pids out again. So process.json also holds the
 process's *birth mark* (boot id and start tick), and nothing is ever signalled whose mark differs.
+All of it is for its owner alone, and root touches no home folder that is another user's.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from deploy.files import data_folder, open_private, private_folder
 
 HOST = "127.0.0.1"
 DEFAULT_DATA_DIR = Path(".durabill")
@@ -141,8 +144,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file `path`; waits for other processes that hold it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    data_folder(path.parent)
+    with open(path, "a", opener=open_private) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -157,9 +160,10 @@ def _reap(pid: int) -> None:
 class Daemon:
     """One detached server process with its home folder. Not thread safe; processes may share it."""
 
-    def __init__(self, name: str, home: Path) -> None:
+    def __init__(self, name: str, home: Path, *, passable: bool = False) -> None:
         self.name = name
         self.home = home.absolute()
+        self._passable = passable  # by the server's user, on the way to its own folder
         self.log_path = self.home / "server.log"
         self._record_path = self.home / "process.json"
         self._state_path = self.home / "state.json"
@@ -167,6 +171,8 @@ class Daemon:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held around start and stop, so that two commands at once do not start two servers."""
+        data_folder(self.home.parent)
+        private_folder(self.home, passable=self._passable)
         return locked(self.home / "lock")
 
     def state(self) -> dict[str, Any]:
@@ -201,7 +207,8 @@ class Daemon:
             raise StackError(f"{self.name} runs already (pid {self.pid()}).")
         if self.log_path.exists():
             os.replace(self.log_path, self.log_path.with_name("server.log.1"))
-        with self.log_path.open("wb") as log:
+            self.log_path.with_name("server.log.1").chmod(0o600)
+        with open(self.log_path, "wb", opener=open_private) as log:
             child = subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.DEVNULL,
@@ -210,6 +217,7 @@ class Daemon:
                 env=None if env is None else dict(env),
                 cwd=cwd or self.home,
                 start_new_session=True,
+                umask=0o077,
                 **as_account(account),
             )
         _children[child.pid] = self._child = child

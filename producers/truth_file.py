@@ -6,6 +6,7 @@ each record that must be rejected, with the place it was sent to.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,8 +35,11 @@ def write_truth(
     orders: Iterable[tuple[OrderPlan, list[OrderTotal]]],
     dead_letters: Iterable[DeadLetter],
 ) -> None:
-    """Write a truth file. `run` must have `order_prefix`, what this run's orders start with."""
-    with path.open("w", encoding="utf-8") as out:
+    """Write a truth file. `run` must have `order_prefix`, what this run's orders start with.
+
+    A new file is for its owner alone.
+    """
+    with open(path, "w", encoding="utf-8", opener=_open_private) as out:
 
         def line(kind: str, fields: Mapping[str, Any]) -> None:
             out.write(json.dumps({"kind": kind, **fields}, ensure_ascii=False) + "\n")
@@ -58,6 +62,10 @@ def write_truth(
             )
         for letter in dead_letters:
             line("dead_letter", letter._asdict())
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def read_truth(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The dead letters of the segments topic: listing them, and sending repaired ones back.
+"""The dead letters of the segments topic: finding and listing them.
 
 A dead letter is the record as it came, with five headers of ours after its own: `reason`, `detail`,
 `source_topic`, `source_partition`, `source_offset`. One that was too large has been cut, and more
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar, cast
+from typing import TypeVar, cast
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -20,14 +20,8 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    Producer,
     TopicPartition,
 )
-
-from schemas import PARTITIONER, SegmentEvent, encode_segment
-from schemas.limits import FORWARD_BYTES_MAX
-from stream_processors.batch import Record
-from stream_processors.table import FORWARDED_FROM
 
 Header = tuple[str, bytes | None]
 
@@ -49,11 +43,11 @@ class DeadLetterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One record of the dead letters topic.
+    """One record of the dead letters topic; `append_ms` is when it was rejected.
 
     `key`, `value` and `headers` are the rejected record's own, as they came. `reason` is a
     `schemas.Reason` where a worker of ours wrote it; what is missing or no text is empty,
-    or None. `append_ms` is when it was rejected, by the broker's clock.
+    or None.
     """
 
     partition: int
@@ -74,6 +68,11 @@ class DeadLetter:
         return bool(self.headers) and all(name in _CUT for name, _ in self.headers)
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Partition and offset in the dead letters topic."""
+        return self.partition, self.offset
+
+    @property
     def origin(self) -> tuple[str, int, int] | None:
         """Where the rejected record stands in the log; None where the headers do not say."""
         if not self.source_topic or self.source_partition is None or self.source_offset is None:
@@ -81,13 +80,21 @@ class DeadLetter:
         return self.source_topic, self.source_partition, self.source_offset
 
 
-@dataclass(frozen=True, slots=True)
-class Resent:
-    """Where a record that was sent back has landed; Kafka has acknowledged it."""
+class Origins:
+    """Origins that have been seen; 60 bytes or so each."""
 
-    topic: str
-    partition: int
-    offset: int
+    def __init__(self) -> None:
+        self._offsets: dict[tuple[str, int], set[int]] = {}
+
+    def add(self, origin: tuple[str, int, int] | None) -> bool:
+        """Take note of an origin; True if it is new, or if there is none."""
+        if origin is None:
+            return True
+        topic, partition, offset = origin
+        offsets = self._offsets.setdefault((topic, partition), set())
+        known = len(offsets)
+        offsets.add(offset)
+        return len(offsets) > known
 
 
 def list_dead_letters(
@@ -108,56 +115,17 @@ def list_dead_letters(
     """
     if limit is not None and limit <= 0:
         return
-    seen: set[tuple[str, int, int]] = set()
+    seen = Origins()
     yielded = 0
-    for letter in _read(kafka, topic, since_ms, answer_s):
+    for letter in read_letters(kafka, topic, since_ms, answer_s):
         if reason is not None and letter.reason != reason:
             continue
-        if not repeats and letter.origin is not None:
-            if letter.origin in seen:
-                continue
-            seen.add(letter.origin)
+        if not repeats and not seen.add(letter.origin):
+            continue
         yield letter
         yielded += 1
         if yielded == limit:
             return
-
-
-def resend(
-    kafka: Mapping[str, str],
-    topic: str,
-    partition: int,
-    offset: int,
-    *,
-    segments_topic: str,
-    repaired: SegmentEvent | None = None,
-    answer_s: float = 30.0,
-) -> Resent:
-    """Sends the dead letter at `offset` back into the segments topic; returns where it landed.
-
-    With `repaired` that segment goes instead of the original bytes, under its order number as the
-    key. The record's own headers stay but for `forwarded_from` (none if they make the record
-    too large to be sent on), ours go, `resent_from` says where it came from. Sending one twice does
-    no harm: a repeated segment is a duplicate. Raises DeadLetterError when there is no such dead
-    letter, it has been cut and is not repaired, or Kafka has not acknowledged in `answer_s` seconds
-    (it may have arrived).
-    """
-    letter = find_dead_letter(kafka, topic, partition, offset, answer_s=answer_s)
-    key, value = letter.key, letter.value
-    if letter.is_cut and repaired is None:
-        raise DeadLetterError(
-            f"{topic}/{partition}/{offset} is a part of a record that was too large; the whole is"
-            f" {letter.source_topic}/{letter.source_partition}/{letter.source_offset}. Send a"
-            " repaired segment in its place"
-        )
-    if repaired is not None:
-        key, value = repaired.service_order_number.encode(), encode_segment(repaired)
-    # Not `forwarded_from` either: a record that says it was sent on before may be passed over.
-    headers = [each for each in letter.headers if each[0] not in (RESENT_FROM, FORWARDED_FROM)]
-    if letter.is_cut or Record(0, 0, key, value, tuple(headers)).size > FORWARD_BYTES_MAX:
-        headers = []
-    headers.append((RESENT_FROM, f"{topic}/{partition}/{offset}".encode()))
-    return _produce(kafka, segments_topic, key, value, headers, answer_s)
 
 
 def find_dead_letter(
@@ -176,10 +144,17 @@ def find_dead_letter(
     raise DeadLetterError(f"{topic}/{partition} has no record at offset {offset}")
 
 
-def _read(
-    kafka: Mapping[str, str], topic: str, since_ms: int | None, answer_s: float
+def read_letters(
+    kafka: Mapping[str, str], topic: str, since_ms: int | None = None, answer_s: float = 30.0
 ) -> Iterator[DeadLetter]:
-    """Every dead letter up to the ends that the partitions have at the start."""
+    """Every dead letter, repeats too, up to the ends that the partitions have at the start."""
+    return map(_letter, read_messages(kafka, topic, since_ms, answer_s))
+
+
+def read_messages(
+    kafka: Mapping[str, str], topic: str, since_ms: int | None = None, answer_s: float = 30.0
+) -> Iterator[Message]:
+    """Every record that a topic holds at the start, from an append time on (inclusive)."""
     with closing(_consumer(kafka)) as consumer:
         partitions = _partitions(consumer, topic, answer_s)
         ends = {each: _range(consumer, topic, each, answer_s) for each in partitions}
@@ -206,7 +181,7 @@ def _read(
             if offset + 1 >= unread[partition]:
                 unread.pop(partition)
             if since_ms is None or message.timestamp()[1] >= since_ms:
-                yield _letter(message)
+                yield message
 
 
 def _next(consumer: Consumer, topic: str, answer_s: float) -> Message:
@@ -271,8 +246,7 @@ def _letter(message: Message) -> DeadLetter:
     partition, offset = message.partition(), message.offset()
     assert partition is not None, "a record has a place"
     assert offset is not None, "a record has a place"
-    headers = cast(list[tuple[str, str | bytes | None]], message.headers() or [])
-    ours, own = split_headers([(name, _bytes(value)) for name, value in headers])
+    ours, own = split_headers(headers_of(message))
     return DeadLetter(
         partition=partition,
         offset=offset,
@@ -288,6 +262,12 @@ def _letter(message: Message) -> DeadLetter:
     )
 
 
+def headers_of(message: Message) -> list[Header]:
+    """The record's headers, contents as bytes."""
+    headers = cast(list[tuple[str, str | bytes | None]], message.headers() or [])
+    return [(name, _bytes(value)) for name, value in headers]
+
+
 def split_headers(headers: list[Header]) -> tuple[dict[str, str], tuple[Header, ...]]:
     """Our headers as text, and the record's own.
 
@@ -298,43 +278,6 @@ def split_headers(headers: list[Header]) -> tuple[dict[str, str], tuple[Header, 
     texts = {name: (headers[at][1] or b"").decode(errors="replace") for name, at in last.items()}
     own = tuple(header for at, header in enumerate(headers) if last.get(header[0]) != at)
     return texts, own
-
-
-def _produce(
-    kafka: Mapping[str, str],
-    topic: str,
-    key: bytes | None,
-    value: bytes | None,
-    headers: list[Header],
-    answer_s: float,
-) -> Resent:
-    outcome: list[tuple[KafkaError | None, Message]] = []
-    sent: list[tuple[str, str | bytes | None]] = [*headers]
-    producer = Producer(
-        {
-            **kafka,
-            "partitioner": PARTITIONER,
-            "acks": "all",
-            "enable.idempotence": True,
-            "delivery.timeout.ms": int(answer_s * 1000),
-            "linger.ms": 0,
-            "message.max.bytes": 1_000_000_000,  # what is too large, the topic says
-            "allow.auto.create.topics": False,
-        }
-    )
-    producer.produce(topic, value, key, headers=sent, on_delivery=lambda *o: outcome.append(o))
-    producer.flush(answer_s + 1)
-    if not outcome:
-        _undelivered(topic, f"no acknowledgement in {answer_s:g} s")
-    error, message = outcome[0]
-    partition, offset = message.partition(), message.offset()
-    if error is not None or partition is None or offset is None:
-        _undelivered(topic, str(error))
-    return Resent(topic, partition, offset)
-
-
-def _undelivered(topic: str, why: str) -> NoReturn:
-    raise DeadLetterError(f"{topic}: {why}; it may have arrived, and sending it again does no harm")
 
 
 def _number(text: str) -> int | None:

@@ -7,8 +7,9 @@ commit, another ledger on the same partition, a broker's error), there is one wa
 what was read, ask PostgreSQL again, and fetch from there. Until PostgreSQL answers nothing is
 assigned, so nothing is fetched and memory stays bounded, and the group's membership is kept alive.
 
-Stops with LedgerError for what trying again cannot repair: offsets that are out of the topic's
-range, a topic that was made anew, missing tables, refused credentials.
+Servers that are away are waited for, at the start too, however long it takes (`ledger_servers` says
+so). Stops with LedgerError for what trying again cannot repair: offsets that are out of the topic's
+range, a topic that was made anew, missing tables, credentials that are refused at the start.
 """
 
 import logging
@@ -23,11 +24,10 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
 
+from stream_processors.dsn import error_text, read_dsn, shown_dsn
 from stream_processors.ledger_records import (
     Fenced,
     LedgerError,
@@ -37,36 +37,24 @@ from stream_processors.ledger_records import (
     check_range,
     read_record,
 )
+from stream_processors.ledger_servers import (
+    HOPELESS_KAFKA,
+    KAFKA_ANSWER_S,
+    TRANSIENT_KAFKA,
+    TRANSIENT_SQL,
+    Server,
+    connect_ledger,
+    consumer_config,
+    is_refusal,
+    topic_id_of,
+)
 from stream_processors.ledger_store import Batch, LedgerStore, Written
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _TOPIC_SPREADS_S = 3.0  # a topic made a moment ago may not be known everywhere yet
-_NO_TOPIC_ID = "A" * 22  # sixteen zero bytes: a broker that knows no ids
-_KAFKA_ANSWER_S = 10.0
 _BACKOFF_FIRST_S = 0.1
-
-_TRANSIENT_SQL = (
-    psycopg.OperationalError,  # gone, restarted, disk full (53100), deadlock, timeouts
-    psycopg.InterfaceError,  # the connection is closed already
-    psycopg.errors.ReadOnlySqlTransaction,  # still a standby
-    psycopg.errors.IdleInTransactionSessionTimeout,
-)
-_TRANSIENT_KAFKA = {
-    KafkaError._AUTO_OFFSET_RESET,  # opening the partition again says what is wrong, if it is
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT,
-    KafkaError._WAIT_COORD,
-    KafkaError._MAX_POLL_EXCEEDED,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-}
-_HOPELESS_KAFKA = {KafkaError._AUTHENTICATION, KafkaError._FATAL}
 
 
 @dataclass
@@ -94,53 +82,32 @@ def run_ledger(
     dsn: str,
     *,
     stop: threading.Event,
+    prepare: Callable[[], object] | None = None,
     on_ready: Callable[[], None] | None = None,
     stats: LedgerStats | None = None,
     batch_records_max: int = 5_000,
     backoff_max_s: float = 10.0,
-    startup_wait_s: float = 30.0,
 ) -> LedgerStats:
     """Runs until `stop` is set, then leaves the group and returns; `stats` may be watched.
 
-    `kafka` is librdkafka's client configuration. `on_ready` is called once, when the first
-    partitions are being read (or the group has none to give). Several ledgers may share a
-    `group_id`. Raises LedgerError for what trying again cannot repair, PostgreSQL or Kafka that
-    cannot be reached in the first `startup_wait_s` among it; later it waits as long as it takes.
+    `kafka` is librdkafka's client configuration. `prepare` is called before PostgreSQL is used,
+    again while it raises psycopg's errors of a server that is away. `on_ready` is called once, when
+    the first partitions are being read (or the group has none to give). Several ledgers may share a
+    `group_id`. Raises LedgerError for what trying again cannot repair; a server that is away is
+    waited for as long as it takes. Raises BadDsn for a DSN that can't be read.
     """
+    read_dsn(dsn)
     ledger = _Ledger(kafka, topic, group_id, dsn, stop, stats or LedgerStats())
-    ledger.on_ready = on_ready
+    ledger.prepare, ledger.on_ready = prepare, on_ready
     ledger.batch_records_max = batch_records_max
     ledger.backoff_max_s = backoff_max_s
-    ledger.started_by = time.monotonic() + startup_wait_s
     try:
         ledger.run()
-    except _TRANSIENT_SQL as error:
-        raise LedgerError(f"PostgreSQL cannot be reached: {error}") from error
     except psycopg.Error as error:
-        raise LedgerError(f"PostgreSQL refuses: {error}") from error
+        raise LedgerError(f"PostgreSQL at {shown_dsn(dsn)} refuses: {error_text(error)}") from error
     except KafkaException as error:
         raise LedgerError(f"Kafka refuses: {error}") from error
     return ledger.stats
-
-
-def consumer_config(kafka: Mapping[str, str], group_id: str) -> dict[str, object]:
-    """librdkafka's configuration of the ledger: what `kafka` says, and what exactness demands."""
-    return {
-        # A killed ledger's partitions are free after 10 s; too short only costs a rebalance.
-        "session.timeout.ms": 10_000,
-        "heartbeat.interval.ms": 2_000,
-        "queued.max.messages.kbytes": 16_384,  # bounds what is fetched ahead
-        **kafka,
-        "group.id": group_id,
-        "isolation.level": "read_committed",  # an aborted transaction's totals never were
-        "enable.auto.commit": False,  # offsets live in PostgreSQL
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",  # never skip or repeat in silence
-        "enable.partition.eof": True,  # moves the offset past trailing transaction markers
-        "partition.assignment.strategy": "range",  # eager: given whole, taken whole
-        "check.crcs": True,
-        "allow.auto.create.topics": False,
-    }
 
 
 class _Ledger:
@@ -154,13 +121,17 @@ class _Ledger:
         stats: LedgerStats,
     ) -> None:
         self.topic, self.dsn, self.stop, self.stats = topic, dsn, stop, stats
+        self.prepare: Callable[[], object] | None = None
         self.on_ready: Callable[[], None] | None = None
         self.batch_records_max = 5_000
         self.backoff_max_s = 10.0
-        self.started_by = 0.0  # monotonic; afterwards nothing transient stops the ledger
         self._kafka = dict(kafka)
+        address = kafka.get("bootstrap.servers", "")
+        self._broker = Server("Kafka", address, "DURABILL_BOOTSTRAP_SERVERS")
+        self._database = Server("PostgreSQL", shown_dsn(dsn), "DURABILL_LEDGER_DSN")
         self._hopeless: KafkaError | None = None
-        config = {**consumer_config(kafka, group_id), "error_cb": self._on_error}
+        # Its own lines say what the callback says, several times a second.
+        config = {"log_level": 0, **consumer_config(kafka, group_id), "error_cb": self._on_error}
         self._consumer = Consumer(config)
         self._store: LedgerStore | None = None
         self._topic_id: str | None = None
@@ -189,8 +160,14 @@ class _Ledger:
     def _check_in(self) -> None:
         """Before joining the group: is the topic there, does PostgreSQL take us?"""
         while not self.stop.is_set():
-            if self._patiently(self._find_topic) and self._patiently(self._connect):
+            if self._patiently(self._find_topic) and self._patiently(self._set_up):
                 return
+
+    def _set_up(self) -> None:
+        if self.prepare is not None:
+            with self._database.asked():
+                self.prepare()
+        self._connect()
 
     def _patiently(self, step: Callable[[], object]) -> bool:
         """Runs a step; True if it went through, False after a pause if it is worth another try."""
@@ -199,17 +176,15 @@ class _Ledger:
         except Fenced as error:
             self.stats.fenced += 1
             _log.warning("fenced: %s; going on from the database's offset", error)
-        except _TRANSIENT_SQL as error:
-            if not self._started and time.monotonic() >= self.started_by:
+        except TRANSIENT_SQL as error:
+            if not self._started and is_refusal(error):
                 raise
             self.stats.reconnects += 1
             self._disconnect()
-            _log.warning("PostgreSQL: %s; next try in %.1f s", error, self._backoff_s)
+            self._database.failed(error_text(error))
         except KafkaException as error:
             self._judge(error.args[0])
-            if not self._started and time.monotonic() >= self.started_by:
-                raise
-            _log.warning("Kafka: %s; next try in %.1f s", error, self._backoff_s)
+            self._broker.failed(error)
         else:
             return True
         self._pause()
@@ -225,24 +200,39 @@ class _Ledger:
         while not self.stop.is_set() and (left_s := until - time.monotonic()) > 0:
             message = self._consumer.poll(min(left_s, _POLL_S))
             if message is not None and (error := message.error()) is not None:
-                _log.warning("Kafka: %s", error)
+                self._broker.failed(error)
                 self._judge(error)
             self._raise_hopeless()
 
     def _turn(self) -> None:
         """One batch from Kafka into PostgreSQL."""
         self._raise_hopeless()
+        if self._broker.is_away:
+            self._look_for_broker()
         if self._doubt:
             self._open()
         messages = self._consumer.consume(self.batch_records_max, _POLL_S)
         batch = self._gather(messages)
-        if self._doubt or not batch.moves:  # in doubt: a rebalance came while consuming
+        if self._doubt:  # a rebalance came while consuming
+            return
+        if not batch.moves:
+            self._database.answered()
             return
         assert self._store is not None, "partitions are opened only with PostgreSQL at hand"
         written = self._store.write(batch)
         self._next.update({partition: after for partition, (_, after) in batch.moves.items()})
         self._backoff_s = _BACKOFF_FIRST_S
+        self._database.answered()
         self._report(written)
+
+    def _look_for_broker(self) -> None:
+        """While nothing comes, only a question tells whether Kafka is back."""
+        try:
+            self._consumer.list_topics(self.topic, timeout=1.0)
+        except KafkaException as error:
+            self._broker.failed(error)
+        else:
+            self._broker.answered()
 
     def _open(self) -> None:
         """Assigns the group's partitions at the offsets that PostgreSQL holds."""
@@ -318,17 +308,8 @@ class _Ledger:
 
     def _connect(self) -> None:
         if self._store is None:
-            conn = psycopg.connect(
-                self.dsn,
-                autocommit=True,
-                connect_timeout=5,
-                # A server that has vanished without a word is noticed in about half a minute.
-                keepalives_idle=10,
-                keepalives_interval=5,
-                keepalives_count=3,
-                tcp_user_timeout=30_000,
-                application_name="durabill-ledger",
-            )
+            with self._database.asked():
+                conn = connect_ledger(self.dsn)
             try:
                 self._store = LedgerStore(conn)
             except BaseException:
@@ -341,14 +322,17 @@ class _Ledger:
             self._store = None
 
     def _find_topic(self) -> None:
-        found = self._consumer.list_topics(self.topic, timeout=_KAFKA_ANSWER_S).topics[self.topic]
+        with self._broker.asked():
+            listed = self._consumer.list_topics(self.topic, timeout=KAFKA_ANSWER_S)
+        self._broker.answered()
+        found = listed.topics[self.topic]
         if found.error is not None:
             raise KafkaException(found.error)
-        self._topic_id = _topic_id(self._kafka, self.topic)
+        self._topic_id = topic_id_of(self._kafka, self.topic)
 
     def _range(self, partition: int) -> tuple[int, int]:
         place = TopicPartition(self.topic, partition)
-        found = self._consumer.get_watermark_offsets(place, timeout=_KAFKA_ANSWER_S)
+        found = self._consumer.get_watermark_offsets(place, timeout=KAFKA_ANSWER_S)
         if found is None:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         low, high = found
@@ -360,16 +344,16 @@ class _Ledger:
             if time.monotonic() < self._born + _TOPIC_SPREADS_S:
                 return
             raise LedgerError(f"topic {self.topic} does not exist: create it, then start again")
-        passes = error.code() in _TRANSIENT_KAFKA or error.retriable()
+        passes = error.code() in TRANSIENT_KAFKA or error.retriable()
         if error.fatal() or not passes:
             raise LedgerError(f"Kafka: {error}")
 
     def _on_error(self, error: KafkaError) -> None:
         """librdkafka's own troubles; most mend themselves, refused credentials do not."""
-        if error.fatal() or error.code() in _HOPELESS_KAFKA:
+        if error.fatal() or error.code() in HOPELESS_KAFKA:
             self._hopeless = error
         else:
-            _log.warning("Kafka: %s", error)
+            self._broker.failed(error)
 
     def _raise_hopeless(self) -> None:
         if self._hopeless is not None:
@@ -387,11 +371,3 @@ class _Ledger:
         self._next = {}
         self._doubt = True
         consumer.unassign()
-
-
-def _topic_id(kafka: Mapping[str, str], topic: str) -> str | None:
-    """Kafka's id of the topic, None where the broker does not tell."""
-    admin = AdminClient(dict(kafka))  # held until the answer is there
-    described = admin.describe_topics(TopicCollection([topic]), request_timeout=_KAFKA_ANSWER_S)
-    topic_id = str(described[topic].result().topic_id)
-    return None if topic_id in ("None", _NO_TOPIC_ID) else topic_id

@@ -3,17 +3,26 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from schemas import Interval, NumberRange, OrderTotal, Status
+from stream_processors.dsn import connect
 
 Connection = psycopg.Connection[TupleRow]
 
 TOTAL_FIELDS: tuple[str, ...] = tuple(OrderTotal.__slots__)
 """OrderTotal's fields, which are the names of the columns too."""
+
+SUMMARY_FIELDS = tuple(name for name in TOTAL_FIELDS if name != "intervals")
+
+Summary = SimpleNamespace
+"""A total without its intervals: the other fields of OrderTotal as attributes."""
+
+_AT_ONCE = 200  # rows; a total has at most a megabyte or so
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,48 @@ def revisions(where: str | Connection, order_number: str) -> list[OrderTotal]:
     with connected(where) as conn:
         all_of_it = "WHERE service_order_number = %s ORDER BY revision"
         return read_totals(conn, all_of_it, (order_number,))
+
+
+def latest_totals(
+    where: str | Connection, *, status: str | None = None, limit: int | None = None
+) -> Iterator[OrderTotal]:
+    """Each order's greatest revision, the last settled first, whole."""
+    clause, parameters = _latest(status, limit)
+    return map(_total, _stream(where, TOTAL_FIELDS, clause, parameters))
+
+
+def latest_summaries(
+    where: str | Connection, *, status: str | None = None, limit: int | None = None
+) -> Iterator[Summary]:
+    """As `latest_totals`, without the intervals, which are most of a total of many pieces."""
+    clause, parameters = _latest(status, limit)
+    return map(_summary, _stream(where, SUMMARY_FIELDS, clause, parameters))
+
+
+def revision_summaries(
+    where: str | Connection, order_number: str, limit: int | None = None
+) -> tuple[list[Summary], int]:
+    """The order's latest revisions, oldest first, without intervals; and how many there are."""
+    newest = "WHERE service_order_number = %s ORDER BY revision DESC LIMIT %s"
+    with connected(where) as conn:
+        rows = conn.execute(
+            f"SELECT {', '.join(SUMMARY_FIELDS)} FROM order_totals {newest}", (order_number, limit)
+        ).fetchall()
+        count = conn.execute(
+            "SELECT count(*) FROM order_totals WHERE service_order_number = %s", (order_number,)
+        ).fetchone()
+    assert count is not None, "an aggregate has one row"
+    return [_summary(row) for row in reversed(rows)], count[0]
+
+
+def every_total(where: str | Connection) -> Iterator[OrderTotal]:
+    """Every revision of every order, a few at a time in memory."""
+    return map(_total, _stream(where, TOTAL_FIELDS, "", ()))
+
+
+def summary_of(total: OrderTotal) -> Summary:
+    """The total without its intervals, as the summaries are."""
+    return Summary(**{name: getattr(total, name) for name in SUMMARY_FIELDS})
 
 
 def set_aside_totals(where: str | Connection, order_number: str) -> list[OrderTotal]:
@@ -90,7 +141,7 @@ def forget_offsets(where: str | Connection, topic: str, partition: int | None = 
 def connected(where: str | Connection) -> Iterator[Connection]:
     """The given connection, or one of its own that is committed and closed at the end."""
     if isinstance(where, str):
-        with psycopg.connect(where) as conn:
+        with connect(where) as conn:
             yield conn
     else:
         yield where
@@ -101,6 +152,42 @@ def read_totals(conn: Connection, where: str, parameters: Sequence[object]) -> l
     query = f"SELECT {', '.join(TOTAL_FIELDS)} FROM order_totals {where}"
     rows = conn.execute(query, parameters).fetchall()
     return [_total(row) for row in rows]
+
+
+def _latest(status: str | None, limit: int | None) -> tuple[str, Sequence[object]]:
+    """The rows of latest_order_totals as a clause which reads no more rows than are asked for.
+
+    The view has to find all latest revisions before it can pick by status or by time; this goes
+    down the index of `settled_at` and looks up by the primary key whether a row is a latest one.
+    """
+    clause = (
+        "AS total WHERE status = coalesce(%s::text, status) AND NOT EXISTS ("
+        "SELECT FROM order_totals AS later WHERE later.revision > total.revision "
+        "AND later.service_order_number = total.service_order_number) "
+        "ORDER BY settled_at DESC, service_order_number LIMIT %s"
+    )
+    return clause, (status, limit)
+
+
+def _stream(
+    where: str | Connection, fields: Sequence[str], clause: str, parameters: Sequence[object]
+) -> Iterator[Sequence[Any]]:
+    """Rows of order_totals by a cursor of the server's."""
+    with (
+        connected(where) as conn,
+        conn.transaction(),
+        conn.cursor("durabill_totals") as cursor,
+    ):
+        cursor.itersize = _AT_ONCE
+        cursor.execute(f"SELECT {', '.join(fields)} FROM order_totals {clause}", parameters)
+        yield from cursor
+
+
+def _summary(row: Sequence[Any]) -> Summary:
+    values = dict(zip(SUMMARY_FIELDS, row, strict=True))
+    values["status"] = Status(values["status"])
+    values["missing_numbers"] = tuple(NumberRange(**each) for each in values["missing_numbers"])
+    return Summary(**values)
 
 
 def _total(row: Sequence[Any]) -> OrderTotal:

@@ -22,6 +22,10 @@ TEN_YEARS_S = 315_360_000
 INTERIM_INTERVAL_MIN_S = 1
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=TEN_YEARS_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+SECRETS = ("sasl_password", "ssl_key_password", "ledger_dsn", "worker_token")
+"""Settings that are, or may hold, a password: never shown; each may come from a file as well."""
+
+_FILE = "_FILE"
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 
@@ -31,7 +35,10 @@ def checkpoint_topic(application_id: str) -> str:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The one settings object. Times in seconds here, in milliseconds everywhere else."""
+    """The one settings object. Times in seconds here, in milliseconds everywhere else.
+
+    Its text shows no secrets: it may get into a log or a traceback.
+    """
 
     bootstrap_servers: str = ""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -75,6 +82,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = ".durabill"
     crash_at_step: str = ""
     """For the crash tests only: `step:occurrence` at which a worker kills itself."""
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(self._shown())})"
+
+    def _shown(self) -> Iterator[str]:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            hidden = value and (name in SECRETS or "@" in str(value))  # a URL's user and password
+            yield f"{name}={'…' if hidden else repr(value)}"
 
     @property
     def checkpoint_topic(self) -> str:
@@ -167,18 +183,24 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
     A variable that starts with DURABILL_ and is no setting is a fault as well (a typing error in
     a grace period would otherwise bill by the default), except DURABILL_TEST_* and the switches
     that the local stack reads itself (DURABILL_NO_SYSTEM_TOOLS, DURABILL_MAVEN_REPOSITORY).
+    Each of SECRETS may stand in a file instead, which DURABILL_..._FILE names.
     """
     raw: dict[str, Any] = {}
     problems: list[str] = []
     for variable, value in environ.items():
         name = variable.removeprefix(PREFIX).lower()
+        is_file = variable.endswith(_FILE) and name.removesuffix(_FILE.lower()) in SECRETS
         if not variable.startswith(PREFIX) or variable.startswith(
             (PREFIX + "TEST_", PREFIX + "NO_SYSTEM_TOOLS", PREFIX + "MAVEN_REPOSITORY")
         ):
             continue
-        if name == "worker_token_file":
-            name, value = "worker_token", _content(variable, value, problems)
-        if name not in Settings.__struct_fields__:
+        if is_file and variable.startswith(PREFIX):
+            name = name.removesuffix(_FILE.lower())
+            if PREFIX + name.upper() in environ:
+                problems.append(f"{variable} and {PREFIX}{name.upper()} are both set: give one")
+            elif flags.get(name) is None:
+                raw[name] = _content(variable, value, problems)
+        elif name not in Settings.__struct_fields__:
             problems.append(f"{variable} is no setting of Durabill")
         else:
             raw[name] = value
@@ -191,9 +213,16 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
         try:
             good[name] = msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError as error:
-            shown = "…" if "password" in name or "token" in name else repr(value)
+            shown = "…" if name in SECRETS or "@" in str(value) else repr(value)
             problems.append(f"{PREFIX}{name.upper()}={shown}: {_explain(error, hints[name])}")
     problems += _connection_problems({**_DEFAULTS, **good})
+    if dsn := good.get("ledger_dsn"):
+        from stream_processors.dsn import BadDsn, read_dsn  # psycopg is for those who need it
+
+        try:
+            read_dsn(dsn)
+        except BadDsn as error:
+            problems.append(f"{PREFIX}LEDGER_DSN: {error}")
     if not problems:
         settings = Settings(**good)
         problems = settings.interim_problems()
@@ -231,7 +260,7 @@ def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _content(variable: str, path: str, problems: list[str]) -> str:
-    """Return the secret in a file, without the line end that editors put there."""
+    """Return a file's text without the line end that editors put there."""
     try:
         return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:

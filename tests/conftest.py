@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -65,7 +66,7 @@ def remove_data_dir(folder: Path) -> None:
 def _sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
         pid = int(folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0])
-        if folder.stat().st_uid != os.geteuid():
+        if folder.lstat().st_uid != os.geteuid() or folder.is_symlink():
             continue
         try:
             os.kill(pid, 0)
@@ -173,3 +174,40 @@ def fill_up(folder: Path) -> Path:
         while file.write(bytes(4096)):
             pass
     return path
+
+
+SECRET = "s3/secret@:%"
+"""A password with what has to be encoded in a URI; "secret" is what no output may hold."""
+
+
+def readable_dsns(host: str, port: int, database: str, user: str) -> list[str]:
+    """The forms in which libpq takes a DSN, with SECRET wherever it takes a secret."""
+    encoded = quote(SECRET, safe="")
+    place = f"{host}:{port}/{database}"
+    words = f"host={host} port={port} dbname={database} user={user}"
+    return [
+        f"postgresql://{user}:{encoded}@{place}",
+        f"postgres://{place}?user={user}&password={encoded}",
+        f"postgresql://{user}:{encoded}@{host}:1,{place}?target_session_attrs=read-write",
+        f"{words} password={SECRET}",
+        f"{words} password = '{SECRET}' connect_timeout=3",
+        f"{words} passfile=/nowhere password={SECRET}",
+        f"{words} sslmode=disable sslpassword={SECRET}",
+    ]
+
+
+def unreadable_dsns(host: str) -> list[str]:
+    """Mistakes that people make with a password: libpq's messages quote parts of it."""
+    return [
+        f"postgresql://me:p@secret@{host}/ledger",
+        f"postgresql://me:secret/1@{host}/ledger",
+        f"postgresql://me:1/secret@{host}/ledger",
+        f"postgresql://me:a secret@{host}/ledger",
+        f"postgresql://me:secret%zz@{host}/ledger",
+        f"postgresql://{host}/ledger?secret=me",
+        f"postgresql://{host}:secret/ledger",
+        f"host={host} password=my secret",
+        f"host={host} password=my secret=1",
+        f"host={host} password='my secret",
+        "secret",
+    ]

@@ -89,7 +89,16 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0
 class RunningLedger:
     """A ledger in a thread; `error` is what it ended with, if it did."""
 
-    def __init__(self, kafka: Mapping[str, str], topic: str, dsn: str, group: str, n: int) -> None:
+    def __init__(
+        self,
+        kafka: Mapping[str, str],
+        topic: str,
+        dsn: str,
+        group: str,
+        n: int,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        self._prepare = prepare
         self.stop, self.ready = threading.Event(), threading.Event()
         self.stats = LedgerStats()
         self.error: BaseException | None = None
@@ -102,11 +111,11 @@ class RunningLedger:
             run_ledger(
                 *self._where,
                 stop=self.stop,
+                prepare=self._prepare,
                 on_ready=self.ready.set,
                 stats=self.stats,
                 batch_records_max=self._batch_records_max,
                 backoff_max_s=0.5,
-                startup_wait_s=5.0,
             )
         except Exception as error:  # handed to the test by `running_ledger`
             self.error = error
@@ -120,9 +129,11 @@ def running_ledger(
     *,
     group: str | None = None,
     batch_records_max: int = 1_000,
+    ledger: RunningLedger | None = None,
 ) -> Iterator[RunningLedger]:
     """Runs a ledger around a block, stops it cleanly, and raises what it ended with."""
-    ledger = RunningLedger(kafka, topic, dsn, group or uuid.uuid4().hex, batch_records_max)
+    group = group or uuid.uuid4().hex
+    ledger = ledger or RunningLedger(kafka, topic, dsn, group, batch_records_max)
     ledger.thread.start()
     try:
         yield ledger

@@ -16,7 +16,8 @@ from schemas import OrderTotal, Reason, SegmentEvent, decode_total, partition_fo
 from schemas.limits import LETTER_CUT_BYTES
 from schemas.wire import zigzag
 from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
-from stream_processors.dead_letters import DeadLetterError, list_dead_letters, resend
+from stream_processors.dead_letters import DeadLetterError, list_dead_letters
+from stream_processors.resend import resend
 from tests.broker import raw_kit
 from tests.broker.traffic_kit import now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until

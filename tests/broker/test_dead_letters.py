@@ -11,11 +11,10 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from schemas import SegmentEvent, decode_segment, encode_segment, partition_for
 from stream_processors.dead_letters import (
     DeadLetterError,
-    Resent,
     find_dead_letter,
     list_dead_letters,
-    resend,
 )
+from stream_processors.resend import Resent, resend
 from tests.conftest import Topics
 
 SEGMENT = SegmentEvent("SO1", 3, 100, 200, True)

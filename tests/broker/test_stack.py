@@ -1,6 +1,5 @@
 """The local stack against the real thing: processes, ports, jars, topics."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 import deploy.jars
 from deploy.jars import Jar, ensure_jars, locked_jars
 from deploy.kafka import LocalKafka
-from deploy.postgres import ROOT_FALLBACK_DIR, LocalPostgres
+from deploy.postgres import LocalPostgres
 from deploy.stack import (
     HOST,
     NO_SYSTEM_TOOLS,
@@ -30,9 +29,8 @@ from deploy.stack import (
     port_is_free,
 )
 from deploy.topics import TopicsCheck, check_topics, create_topics
+from tests.broker.test_postgres import open_to_others
 from tests.conftest import JARS_DIR, PROJECT_DIR, Topics
-
-as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="of interest to root only")
 
 
 def create_topic(address: str, name: str, partitions: int = 1, **config: str) -> None:
@@ -91,6 +89,7 @@ def test_kafka_starts_once_stops_from_another_process_and_keeps_address_and_reco
     address = kafka.start()
     first = kafka.status()
     assert (first.running, first.bootstrap_servers) == (True, address)
+    assert [] == open_to_others(data_dir)
 
     again = LocalKafka(data_dir, jars_dir=JARS_DIR)
     assert again.start() == address
@@ -111,27 +110,6 @@ def test_kafka_starts_once_stops_from_another_process_and_keeps_address_and_reco
     kafka.stop()
     kafka.stop()
     assert not kafka.status().running
-
-
-def test_postgres_starts_once_stops_and_keeps_address_and_rows(data_dir: Path) -> None:
-    postgres = LocalPostgres(data_dir, fsync=False)
-    dsn = postgres.start()
-    first = postgres.status()
-    assert (first.running, first.dsn) == (True, dsn)
-    assert LocalPostgres(data_dir).start() == dsn
-    assert postgres.status() == first
-    with psycopg.connect(dsn) as connection:
-        connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
-    postgres.stop()
-    assert (postgres.status().running, postgres.status().dsn) == (False, dsn)
-
-    assert postgres.start() == dsn
-    with psycopg.connect(dsn) as connection:
-        assert connection.execute("SELECT number FROM kept").fetchone() == (7,)
-    with pytest.raises(psycopg.OperationalError, match="password"):
-        psycopg.connect(psycopg.conninfo.make_conninfo(dsn, password="guess"))
-    postgres.stop()
-    assert not postgres.status().running
 
 
 def test_both_run_from_pip_packages_alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,22 +133,6 @@ def test_both_run_from_pip_packages_alone(data_dir: Path, monkeypatch: pytest.Mo
     assert (kafka.status().running, postgres.status().running) == (False, False)
 
 
-@as_root_only
-def test_postgres_as_root_finds_a_place_when_its_user_cannot_enter_ours(data_dir: Path) -> None:
-    private = data_dir / "private"
-    private.mkdir(mode=0o700)
-    postgres = LocalPostgres(private, fsync=False)
-    try:
-        with psycopg.connect(postgres.start()) as connection:
-            row = connection.execute("SHOW data_directory").fetchone()
-        assert row is not None
-        assert Path(row[0]).is_relative_to(ROOT_FALLBACK_DIR)
-    finally:
-        postgres.remove()
-    assert private.stat().st_mode & 0o777 == 0o700
-    assert not Path(row[0]).exists()
-
-
 @pytest.mark.parametrize("server", [LocalKafka, LocalPostgres])
 def test_given_port_in_use_is_refused(
     server: type[LocalKafka | LocalPostgres], data_dir: Path, taken_port: int
@@ -182,19 +144,6 @@ def test_given_port_in_use_is_refused(
     with pytest.raises(StackError, match=f"Port {taken_port} .* is in use by another program"):
         local.start()
     assert not local.status().running
-
-
-def test_remembered_port_in_use_is_replaced(data_dir: Path) -> None:
-    postgres = LocalPostgres(data_dir, fsync=False)
-    postgres.start()
-    postgres.stop()
-    before = psycopg.conninfo.conninfo_to_dict(postgres.status().dsn or "")
-    with socket.socket() as listener:
-        listener.bind((HOST, int(str(before["port"]))))
-        listener.listen()
-        after = psycopg.conninfo.conninfo_to_dict(postgres.start())
-    assert after["port"] != before["port"]
-    assert after["password"] == before["password"]
 
 
 # --- processes ---------------------------------------------------

@@ -4,7 +4,6 @@ import pytest
 
 from schemas import Interval, OrderTotal, Status, encode_total
 from stream_processors.dead_letters import split_headers
-from stream_processors.ledger import consumer_config
 from stream_processors.ledger_records import (
     OffsetOutOfRange,
     RawRecord,
@@ -13,6 +12,7 @@ from stream_processors.ledger_records import (
     check_range,
     read_record,
 )
+from stream_processors.ledger_servers import consumer_config
 
 DIGEST = "a" * 64
 TOTAL = OrderTotal(

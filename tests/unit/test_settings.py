@@ -115,6 +115,44 @@ def test_passwords_are_not_shown_in_problems() -> None:
     assert "s3cret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_stand_in_a_file(tmp_path: Path, end: str) -> None:
+    (tmp_path / "password").write_bytes(b" s3 cret" + end.encode())
+    settings = load_settings({"DURABILL_SASL_PASSWORD_FILE": str(tmp_path / "password")})
+    assert " s3 cret" == settings.sasl_password
+
+
+def test_a_secrets_file_that_is_missing_or_one_too_many_is_told(tmp_path: Path) -> None:
+    (tmp_path / "dsn").write_text("postgresql://db/ledger")
+    problems = problems_of(
+        {
+            "DURABILL_SASL_PASSWORD_FILE": str(tmp_path / "none"),
+            "DURABILL_LEDGER_DSN_FILE": str(tmp_path / "dsn"),
+            "DURABILL_LEDGER_DSN": "postgresql://db/other",
+            "DURABILL_GATEWAY_PORT_FILE": str(tmp_path / "dsn"),
+        }
+    )
+    assert 3 == len(problems)
+    assert f"DURABILL_SASL_PASSWORD_FILE={tmp_path}/none: the file can't be read" in problems[0]
+    assert "DURABILL_LEDGER_DSN_FILE and DURABILL_LEDGER_DSN are both set" in problems[1]
+    assert "DURABILL_GATEWAY_PORT_FILE is no setting of Durabill" == problems[2]
+    flag = load_settings({"DURABILL_LEDGER_DSN_FILE": str(tmp_path / "dsn")}, ledger_dsn="host=x")
+    assert "host=x" == flag.ledger_dsn
+
+
+def test_no_text_of_the_settings_shows_a_secret() -> None:
+    settings = Settings(
+        sasl_password="s3cret",
+        ssl_key_password="s3cret",
+        ledger_dsn="host=db password=s3cret",
+        schema_registry_url="http://me:s3cret@registry",
+        worker_urls="http://me:s3cret@worker",
+    )
+    for text in (repr(settings), str(settings), f"{settings}", repr([settings])):
+        assert "s3cret" not in text
+    assert "application_id='durabill'" in repr(settings)
+
+
 @pytest.mark.parametrize(
     "variable", ["DURABILL_TEST_ANYTHING", "DURABILL_NO_SYSTEM_TOOLS", "DURABILL_MAVEN_REPOSITORY"]
 )

@@ -38,6 +38,10 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "truth.jsonl")
 
 
+def test_truth_is_for_its_owner_alone(run: Run) -> None:
+    assert 0o600 == run.path.stat().st_mode & 0o777
+
+
 def test_truth_agrees_with_itself_in_any_order(run: Run) -> None:
     found = compare(run.path, reversed(run.totals))
     assert found.exact

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from producers.session import SEGMENT_LENGTH_MAX_MS
 from schemas import BadRecord, Reason, SegmentEvent, check_order_number
-from schemas.records import LONG_MAX
+from schemas.limits import LONG_MAX
 
 CLOCK_MARGIN_MS = 600_000
 """How far the gateway's clock may be off the broker's while it has not learned the broker's yet.

@@ -9,6 +9,7 @@ from typing import NoReturn
 from confluent_kafka import KafkaError, Message, Producer
 
 from schemas import PARTITIONER, SegmentEvent, encode_segment
+from schemas.limits import FORWARD_BYTES_MAX
 from stream_processors.batch import Record
 from stream_processors.dead_letters import (
     RESENT_FROM,
@@ -16,7 +17,7 @@ from stream_processors.dead_letters import (
     DeadLetterError,
     find_dead_letter,
 )
-from stream_processors.table import FORWARD_BYTES_MAX, FORWARDED_FROM
+from stream_processors.table import FORWARDED_FROM
 
 _SENT_AT_ONCE = 500
 _Outcome = tuple[KafkaError | None, Message] | None

@@ -151,7 +151,11 @@ def test_batches_that_no_client_sends_stop_nobody(deployed: Deployment) -> None:
         totals = [decode_total(each.value()) for each in deployed.found_totals()]
         return totals[-1] if totals else None
 
-    wait_until(lambda: (last := latest_total()) and last.end_number == 2, "the order ends")
+    def has_ended() -> bool:
+        total = latest_total()
+        return total is not None and total.end_number == 2
+
+    wait_until(has_ended, "the order ends")
     assert worker.stop() == 0
     total = latest_total()
     assert total is not None

@@ -11,7 +11,7 @@ from deploy.commands_read import read_topic
 from schemas import OrderTotal, WriterSchemas
 from stream_processors.checkpoint import Origin, marks_of, restore_lane
 from stream_processors.columns import ColumnTable
-from stream_processors.outlet import Tail
+from stream_processors.reading import Tail
 from stream_processors.settings import Settings
 from stream_processors.table import Place
 

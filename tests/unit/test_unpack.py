@@ -17,7 +17,7 @@ from tests.property.batches import encode_batch, encode_record
 from tests.property.test_kernel_fuzz import NOW_MS, raw_batch
 
 XERIAL_HEADER = b"\x82SNAPPY\x00" + bytes(8)
-CODECS = {
+CODECS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "none": (0, bytes),
     "gzip": (1, lambda data: bytes(cramjam.gzip.compress(data))),
     "snappy": (2, lambda data: bytes(cramjam.snappy.compress_raw(data))),

@@ -39,6 +39,7 @@ class Replicated:
             "bootstrap.servers": bootstrap_servers,
             "reconnect.backoff.max.ms": 500,
             "topic.metadata.refresh.interval.ms": 1000,
+            "metadata.max.age.ms": 1000,
         }
         self._away: int | None = None
         self._admin = AdminClient({**self.config, "log_level": 0})

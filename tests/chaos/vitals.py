@@ -5,6 +5,7 @@ topics end, and how far the workers' group has committed. What the broker doesn'
 is missing from a sample, which is a proof of its own.
 """
 
+import contextlib
 import threading
 import time
 from bisect import bisect_left
@@ -54,8 +55,10 @@ class Vitals(threading.Thread):
         self._settings = settings
         self._pump = pump
         self._end = threading.Event()
-        # So that the end of an outage is seen at once.
-        eager = {**kafka, "reconnect.backoff.max.ms": "500"}
+        # So that the end of an outage is seen at once, and that a partition has another leader: who
+        # leads is kept for 15 minutes otherwise, where nothing is subscribed.
+        eager = {**kafka, "reconnect.backoff.max.ms": "500", "metadata.max.age.ms": "1000"}
+        eager["topic.metadata.refresh.interval.ms"] = "1000"
         self._consumer = Consumer({**eager, "group.id": "chaos-vitals"})
         # It never subscribes, so it is no member of the group. The same question by an AdminClient
         # crashes the process while a coordinator loads.
@@ -83,7 +86,9 @@ class Vitals(threading.Thread):
             totals = self._end_of(self._settings.totals_topic)
             committed = sum(self.committed().values())
         except (KafkaException, TimeoutError):
-            pass  # a silent broker is what the sample then says
+            # A silent broker is what the sample then says; or the leaders are others by now.
+            with contextlib.suppress(KafkaException):
+                self._consumer.list_topics(timeout=_ANSWER_S)
         return Sample(time.monotonic(), segments, totals, committed, self._pump.backlog())
 
     def committed(self) -> dict[int, int]:

@@ -103,6 +103,7 @@ class Auditor:
             settle_grace_ms=policy.settle_grace_ms,
             idle_timeout_ms=policy.idle_timeout_ms,
             correction_window_ms=policy.correction_window_ms,
+            interim_interval_ms=policy.interim_interval_ms,
         )
         self._replays: dict[int, Replay] = {}
         self._expected: dict[Name, bytes] = {}

@@ -86,6 +86,7 @@ class Auditor:
             settle_grace_ms=policy.settle_grace_ms,
             idle_timeout_ms=policy.idle_timeout_ms,
             correction_window_ms=policy.correction_window_ms,
+            interim_interval_ms=policy.interim_interval_ms,
         )
         self.published: list[Published] = []
         """When totals of the fleet's orders had to come, and when they came."""

@@ -301,8 +301,8 @@ TIME = (
         "self.unbilled_since_ms = settled_at_ms + 100",
     ),
     _one(
-        "an interim total beside a settlement",
-        Order, "settle_if_due", "due_ms < self.deadline_ms", "due_ms <= self.deadline_ms",
+        "an order settles when an interim total is due shortly before",
+        Order, "settle_if_due", "due_ms < self.deadline_ms", "due_ms + 1_500 < self.deadline_ms",
     ),
     _one(
         "the clock goes back with the broker's",

@@ -24,7 +24,8 @@ NOTICED_BY = {
     "a block goes on changing until it is packed": 153,
     "fenced after reading": 36,
     "a deadline is over a moment later": 67,
-    "copies that come again count": 47,
+    "copies that come again count": 245,
+    "a total is complete without the numbers after its end": 101,
 }
 """Seeds to try first, only to save time: where one has come to mean another history, all are."""
 

@@ -67,7 +67,12 @@ def test_an_ordinary_batch_is_one_step_and_one_call_of_the_kernel(
 ) -> None:
     calls = []
     kernel = fold.fold
-    monkeypatch.setattr(fold, "fold", lambda *args: (calls.append(1), kernel(*args))[1])
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(fold, "fold", counted)
     table = table_of(ColumnTable)
     table.fold(chunk_of(segments(20_000, lambda at: f"SO{at % 50}")))
     assert len(calls) == 1

@@ -41,10 +41,12 @@ def chunk_of(entries: list[Entry], first_offset: int = 0, at_ms: int = NOW_MS) -
     return Chunk(first_offset, first_offset + len(entries), data)
 
 
-def segments(count: int, name: Callable[[int], str], end: bool = False) -> list[Entry]:
-    """Return so many segments with number 1, of different orders or not."""
+def segments(
+    count: int, name: Callable[[int], str], end: bool = False, number: int = 1
+) -> list[Entry]:
+    """Return so many segments with the same number, of different orders or not."""
     return [
-        (key := name(at).encode(), value_of(key, 1, NOW_MS - 10, NOW_MS, end), ())
+        (key := name(at).encode(), value_of(key, number, NOW_MS - 10, NOW_MS, end), ())
         for at in range(count)
     ]
 
@@ -68,9 +70,9 @@ def test_an_ordinary_batch_is_one_step_and_one_call_of_the_kernel(
     calls = []
     kernel = fold.fold
 
-    def counted(*args: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         calls.append(1)
-        return kernel(*args)
+        return kernel(*arguments)
 
     monkeypatch.setattr(fold, "fold", counted)
     table = table_of(ColumnTable)
@@ -245,7 +247,7 @@ def test_the_next_deadline(kind: type[IntervalTable], name: str) -> None:
     due_ms = NOW_MS + 2_000
     assert due_ms == table.next_due_ms(NOW_MS) == table.next_due_ms(due_ms)
     assert table.oldest_deadline_ms() == due_ms
-    table.fold(chunk_of(segments(count, name.format), count, NOW_MS + 500))
+    table.fold(chunk_of(segments(count, name.format, number=2), count, NOW_MS + 500))
     assert table.next_due_ms(due_ms - 1) in (due_ms, due_ms + 500)
     assert table.next_due_ms(due_ms) == due_ms + 500
     assert table.next_due_ms(due_ms - 1) == due_ms + 500
@@ -301,7 +303,7 @@ def order_with(
     time_ = IntervalSet((at + 3 * each, at + 3 * each + 1) for each in range(pieces))
     numbers = IntervalSet((at + 2 * each, at + 2 * each + 1) for each in range(pieces))
     found = Order(name, 0, time_, numbers, None, pieces, time_.measure, at, at + 3 * pieces)
-    found.deadline_ms, found.source_offset = deadline_ms, 3
+    found.deadline_ms, found.source_offset, found.unbilled_since_ms = deadline_ms, 3, NOW_MS
     found.forwarded = {2**30 + each: 2**62 for each in range(copies)}
     return found
 

@@ -16,8 +16,9 @@ from stream_processors.unpack import KEPT_BYTES, BadBatch, Room
 from tests.property.batches import encode_batch, encode_record
 from tests.property.test_kernel_fuzz import NOW_MS, raw_batch
 
+Packer = Callable[[bytes], bytes]
 XERIAL_HEADER = b"\x82SNAPPY\x00" + bytes(8)
-CODECS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+CODECS: dict[str, tuple[int, Packer]] = {
     "none": (0, bytes),
     "gzip": (1, lambda data: bytes(cramjam.gzip.compress(data))),
     "snappy": (2, lambda data: bytes(cramjam.snappy.compress_raw(data))),
@@ -25,7 +26,6 @@ CODECS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "lz4": (3, lambda data: bytes(cramjam.lz4.compress(data))),
     "zstd": (4, lambda data: bytes(cramjam.zstd.compress(data, 1))),
 }
-Packer = Callable[[bytes], bytes]
 
 
 def xerial(data: bytes, size: int = 32_768) -> bytes:

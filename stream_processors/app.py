@@ -16,6 +16,7 @@ from schemas import WriterSchemas
 from stream_processors.clients import explained, telling
 from stream_processors.columns import compile_kernel
 from stream_processors.driver import Recovered
+from stream_processors.ending import die
 from stream_processors.errors import SettingsError
 from stream_processors.health import Health, Watchdog
 from stream_processors.lookups import ask_beside, no_registry
@@ -26,7 +27,7 @@ from stream_processors.registry import Registry
 from stream_processors.rights import rights_of
 from stream_processors.runtime import FaustRuntime, find_origin
 from stream_processors.settings import Settings
-from stream_processors.worker import TICK_S, Processor, die
+from stream_processors.worker import TICK_S, Processor
 
 log = logging.getLogger("durabill.worker")
 

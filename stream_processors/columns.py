@@ -51,15 +51,13 @@ from stream_processors.effects import (
     plain_cost,
 )
 from stream_processors.events import take_totals
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import fold, rows
+from stream_processors.kernel import fold, rows, tasks
 from stream_processors.order import (
     SETTLEMENTS_MAX,
     Order,
-    Phase,
     Policy,
-    evidence_digest,
 )
+from stream_processors.row_form import fits_row, order_of, row_of
 from stream_processors.slots import BLOCK_SLOTS
 from stream_processors.store import ROWS_MAX, Rows
 from stream_processors.table import Effects, IntervalTable, Place
@@ -67,8 +65,6 @@ from stream_processors.unpack import BadBatch
 
 LOWERED_AT_ONCE = 256
 
-_PHASES = {rows.OPEN: Phase.OPEN, rows.ENDED: Phase.ENDED, rows.SETTLED: Phase.SETTLED}
-_FLAGS = {phase: flag for flag, phase in _PHASES.items()}
 _SEGMENT_HEADER = np.frombuffer(SEGMENT_HEADER, np.uint8)
 
 assert BLOCK_SLOTS == rows.BLOCK_ROWS
@@ -92,22 +88,22 @@ class ColumnTable(IntervalTable):
         assert pieces_max >= rows.PIECES_MAX, "the kernel doesn't count the pieces of rows"
         self._rows = Rows(seed, rows_max, policy.interim_after_ms)
         self._touched: set[str] = set()
-        self._task = np.zeros(fold.TASK, np.int64)
+        self._task = np.zeros(tasks.TASK, np.int64)
         self.set_policy(policy)
-        self._task[fold.FUTURE_TOLERANCE] = FUTURE_TOLERANCE_MS
-        self._task[fold.LENGTH_MAX] = SEGMENT_LENGTH_MAX_MS
-        self._task[fold.PARTITION] = place.partition
-        self._task[fold.PARTITIONS] = place.partitions
-        self._task[fold.SEED] = seed
-        self._task[fold.INTERIM_AFTER] = policy.interim_after_ms
+        self._task[tasks.FUTURE_TOLERANCE] = FUTURE_TOLERANCE_MS
+        self._task[tasks.LENGTH_MAX] = SEGMENT_LENGTH_MAX_MS
+        self._task[tasks.PARTITION] = place.partition
+        self._task[tasks.PARTITIONS] = place.partitions
+        self._task[tasks.SEED] = seed
+        self._task[tasks.INTERIM_AFTER] = policy.interim_after_ms
 
     def set_policy(self, policy: Policy) -> None:
         """Judge what is folded from now on by another policy; see the base."""
         super().set_policy(policy)
-        self._task[fold.INTERIM_AFTER] = policy.interim_after_ms
-        self._task[fold.SETTLE_GRACE] = policy.settle_grace_ms
-        self._task[fold.IDLE_TIMEOUT] = policy.idle_timeout_ms
-        self._task[fold.CORRECTION_WINDOW] = policy.correction_window_ms
+        self._task[tasks.INTERIM_AFTER] = policy.interim_after_ms
+        self._task[tasks.SETTLE_GRACE] = policy.settle_grace_ms
+        self._task[tasks.IDLE_TIMEOUT] = policy.idle_timeout_ms
+        self._task[tasks.CORRECTION_WINDOW] = policy.correction_window_ms
 
     def _look_again(self) -> None:
         """Find out anew when each order is due; see the base."""
@@ -126,26 +122,26 @@ class ColumnTable(IntervalTable):
             self._set_aside(header, batch, unread(header, str(error)), effects)
             return
         task, counters = self._task, self._rows.counters
-        task[fold.RECORD] = task[fold.POSITION] = task[fold.LEAST_DELTA] = done = 0
-        task[fold.NEXT_DELTA] = header.last_offset_delta + 1
-        task[fold.BASE_OFFSET] = base_offset
-        task[fold.FIRST_OFFSET] = first_offset
-        task[fold.NOW] = self.clock_ms
-        task[fold.OTHERS] = self.writers.has_others
-        task[fold.REGISTRY] = self.writers.has_registry
+        task[tasks.RECORD] = task[tasks.POSITION] = task[tasks.LEAST_DELTA] = done = 0
+        task[tasks.NEXT_DELTA] = header.last_offset_delta + 1
+        task[tasks.BASE_OFFSET] = base_offset
+        task[tasks.FIRST_OFFSET] = first_offset
+        task[tasks.NOW] = self.clock_ms
+        task[tasks.OTHERS] = self.writers.has_others
+        task[tasks.REGISTRY] = self.writers.has_registry
         counters[[rows.SLOWS, rows.EVENTS, rows.EVENT_EXTRAS]] = 0
         self._at_hand = (base_offset, None)
         effects.cost += len(body) // COPIED_BYTES
         yield max(first_offset, base_offset)
         raw = b""
         while True:
-            task[fold.RECORDS] = min(header.record_count, done + STEP_COST)
+            task[tasks.RECORDS] = min(header.record_count, done + STEP_COST)
             outcome = fold.fold(self._rows.arrays, body, task, _SEGMENT_HEADER)
             if outcome >= 0:
                 self._rows.grow_table(outcome)
                 continue
-            effects.cost += BATCH_COST + int(task[fold.RECORD]) - done
-            done = int(task[fold.RECORD])
+            effects.cost += BATCH_COST + int(task[tasks.RECORD]) - done
+            done = int(task[tasks.RECORD])
             self._take_events(effects)
             if count := int(counters[rows.SLOWS]):
                 if not raw:
@@ -155,10 +151,10 @@ class ColumnTable(IntervalTable):
                 counters[rows.SLOWS] = 0
             if outcome != fold.DONE or done == header.record_count:
                 break
-            yield max(first_offset, base_offset + int(task[fold.LEAST_DELTA]))
+            yield max(first_offset, base_offset + int(task[tasks.LEAST_DELTA]))
         self.records += done
-        if outcome != fold.DONE or task[fold.POSITION] != len(body):
-            at, least_offset = int(task[fold.POSITION]), base_offset + int(task[fold.LEAST_DELTA])
+        if outcome != fold.DONE or task[tasks.POSITION] != len(body):
+            at, least_offset = int(task[tasks.POSITION]), base_offset + int(task[tasks.LEAST_DELTA])
             rest = rest_of(raw or body.tobytes(), at, header, done, least_offset)
             self._set_aside(header, batch, rest, effects)
 
@@ -250,37 +246,17 @@ class ColumnTable(IntervalTable):
         """Put an order into its row, if it fits."""
         number = order.service_order_number
         slot = self._slots[number]
-        fits = self._rows.has(slot) and _fits(order) and self._rows.has_extra()
+        fits = self._rows.has(slot) and fits_row(order) and self._rows.has_extra()
         if not fits or slot in self._own:
             return  # an order with an entry of its own has to get back into its block's first
         order.check()
-        self._rows.put(slot, _row_of(order), list(order.time), list(order.numbers))
+        self._rows.put(slot, row_of(order), list(order.time), list(order.numbers))
         del self._orders[number], self._slots[number], self._blocks[slot // BLOCK_SLOTS][slot]
 
     def _order_of(self, slot: int) -> Order:
         """Return a plain order with a row's content."""
-        row = self._rows.orders[slot]
-        time, numbers = self._rows.pieces(slot)
-        key = self._rows.key(slot)
-        order = Order(key.decode(), self.place.partition, IntervalSet(time), IntervalSet(numbers))
-        order.end_number = int(row["end_number"]) or None
-        order.accepted = int(row["accepted"])
-        order.length_sum_ms = int(row["overlap_ms"]) + order.time.measure
-        order.started_ms = int(row["start_ms"])
-        order.ended_ms = int(row["end_ms"])
-        flags = int(row["flags"])
-        order.phase = _PHASES[flags & rows.PHASE]
-        order.deadline_ms = int(row["deadline_ms"])
-        order.unbilled_since_ms = int(row["unbilled_since_ms"])
-        order.source_offset = int(row["source_offset"])
-        order.revision = int(row["revision"])
-        if order.revision:
-            order.settlements = ((flags & rows.SETTLEMENTS) >> rows.SETTLEMENTS_SHIFT) + 1
-            # A settled row's evidence is that of its last total: new evidence lifts it first.
-            order.digest = evidence_digest(
-                order.service_order_number, order.time, order.numbers, order.end_number
-            )
-        return order
+        row, pieces = self._rows.orders[slot], self._rows.pieces(slot)
+        return order_of(row, self._rows.key(slot), *pieces, self.place.partition)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -390,33 +366,3 @@ def compile_kernel() -> None:
     The first time takes about half a minute, later ones less than a second.
     """
     ColumnTable(Place(0, 1), Policy(), OWN_SCHEMA_ONLY).warm_up()
-
-
-def _fits(order: Order) -> bool:
-    """Tell whether an order can be a row; see `kernel.rows`."""
-    return (
-        len(order.service_order_number.encode()) <= rows.KEY_BYTES_MAX
-        and (order.revision == 0 or order.phase is Phase.SETTLED)
-        and order.revision <= rows.REVISION_MAX
-        and len(order.time) <= rows.PIECES_MAX
-        and len(order.numbers) <= rows.PIECES_MAX
-        and order.numbers.last() <= rows.NUMBER_MAX
-        and order.accepted < rows.ACCEPTED_MAX
-        and not order.forwarded
-    )
-
-
-def _row_of(order: Order) -> dict[str, int]:
-    settlements = max(0, order.settlements - 1) << rows.SETTLEMENTS_SHIFT
-    return {
-        "start_ms": order.started_ms,
-        "end_ms": order.ended_ms,
-        "deadline_ms": order.deadline_ms,
-        "unbilled_since_ms": order.unbilled_since_ms,
-        "source_offset": order.source_offset,
-        "overlap_ms": order.length_sum_ms - order.time.measure,
-        "end_number": order.end_number or 0,
-        "accepted": order.accepted,
-        "revision": order.revision,
-        "flags": rows.USED | _FLAGS[order.phase] | settlements,
-    }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stream_processors.blocks import BlockContent, Snapshot, columns_snapshot, decode_block
 from stream_processors.errors import StateError
 from stream_processors.kernel import fold, index, maintain, parse, rows, upgrade
+from stream_processors.memory import NO_COMMIT, reserve
 from stream_processors.order import NEVER_MS, Order
 from stream_processors.slots import Restored, age_of
 
@@ -27,14 +28,7 @@ EXTRAS_SHARE = 64
 Blocks of different age can hold more of them together than there ever were at once, so the pool
 has room for a restore of any."""
 
-_NO_COMMIT = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 _WORDS = rows.KEY_BYTES_MAX // 8
-
-
-def reserve(count: int, dtype: Any) -> NDArray[Any]:
-    """Return a zeroed array whose pages come into being as they are touched."""
-    size = max(1, count) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, size, flags=_NO_COMMIT), dtype, count)
 
 
 class Rows:
@@ -47,7 +41,7 @@ class Rows:
         blocks = rows_max // rows.BLOCK_ROWS + 1
         self.orders = reserve(rows_max, rows.ORDER)
         index_size = 8 * rows_max + 2 * index.TABLES * index.FIRST_SIZE
-        self._index_memory = mmap.mmap(-1, 8 * index_size, flags=_NO_COMMIT)
+        self._index_memory = mmap.mmap(-1, 8 * index_size, flags=NO_COMMIT)
         self._index = np.frombuffer(self._index_memory, np.uint64)
         self._index_used = 0
         self._tables = np.zeros((index.TABLES, 3), np.int64)
@@ -80,24 +74,11 @@ class Rows:
         self.event_status = np.empty(fold.EVENTS_ROOM, np.int64)
         self.event_extra = np.empty((fold.EVENTS_ROOM, rows.EXTRA_SIZE), np.int64)
         self.arrays = rows.Store(
-            self.orders,
-            self._index,
-            self._tables,
-            self._free,
-            self._extra,
-            self._extra_free,
-            self.counters,
-            self._block_due,
-            self._block_retire,
-            self._changed,
-            self.slow,
-            self.events,
-            self.event_at,
-            self.event_status,
-            self.event_extra,
-            self._words,
+            self.orders, self._index, self._tables, self._free, self._extra, self._extra_free,
+            self.counters, self._block_due, self._block_retire, self._changed, self.slow,
+            self.events, self.event_at, self.event_status, self.event_extra, self._words,
             *self._group,
-        )
+        )  # fmt: skip
 
     # -- the index ----------------------------------------------------------------------------
 

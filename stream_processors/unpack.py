@@ -14,6 +14,8 @@ import cramjam
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_processors.memory import NO_COMMIT
+
 KEPT_BYTES = 4 * 1024 * 1024
 """What a room keeps of its memory for the next batch; ordinary ones are smaller."""
 
@@ -24,7 +26,6 @@ _CODECS: dict[int, Any] = {
     3: cramjam.lz4.decompress_into,
     4: cramjam.zstd.decompress_into,
 }
-_NO_COMMIT = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 
 
 class BadBatch(ValueError):
@@ -35,7 +36,7 @@ class Room:
     """The memory that batches are unpacked into, one after the other; pages come as touched."""
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, size, flags=_NO_COMMIT)
+        self._memory = mmap.mmap(-1, size, flags=NO_COMMIT)
         self._array = np.frombuffer(self._memory, np.uint8)
         self._used = 0
 

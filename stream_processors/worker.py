@@ -10,20 +10,18 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-import sys
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from schemas import ClockMark, WriterSchemas, encode_clock_mark
 from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
 from stream_processors.checkpoint import META, Cut, Lane, entry_key
 from stream_processors.columns import ColumnTable
-from stream_processors.errors import DurabillError, PoisonError
+from stream_processors.ending import CrashStep, die, kill
+from stream_processors.errors import PoisonError
 from stream_processors.lanes import LaneBuilder, TableMaker
 from stream_processors.lookups import Ask, SchemaLookups, no_registry
 from stream_processors.order import Policy
@@ -48,44 +46,9 @@ SHUTDOWN_S = 20.0
 """How long a last checkpoint may take; without it the next owner replays a little more."""
 
 
-def die(error: BaseException) -> NoReturn:
-    """End the process: whoever restarts it finds a consistent checkpoint and replays the rest.
-
-    Faust would restart the agent and leave a hole in the log, so nothing is unwound.
-    """
-    if isinstance(error, DurabillError):
-        log.critical("%s", error)
-    else:
-        log.critical("the worker stops on an error of its own", exc_info=error)
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(getattr(error, "exit_code", 70))
-
-
-def kill() -> None:
-    """End the process at once, as the system does to one that it runs out of memory for."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def new_table(place: Place, policy: Policy, writers: WriterSchemas) -> IntervalTable:
     """Return an empty table whose index nobody outside can foresee."""
     return ColumnTable(place, policy, writers, seed=int.from_bytes(os.urandom(7), "little"))
-
-
-class CrashStep:
-    """Kills the process after the n-th time that a named step is done; for the crash tests."""
-
-    def __init__(self, spec: str, kill: Callable[[], None]) -> None:
-        self._name, _, times = spec.partition(":")
-        self._times = int(times or 1)
-        self._kill = kill
-        self._seen: Counter[str] = Counter()
-
-    def __call__(self, name: str) -> None:
-        """Take note that the step `name` is done."""
-        self._seen[name] += 1
-        if name == self._name and self._seen[name] == self._times:
-            self._kill()
 
 
 class Letters(Protocol):

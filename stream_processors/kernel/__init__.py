@@ -4,7 +4,9 @@
     index     the hash table from an order number's bytes to its row
     parse     the bytes of a record
     scan      the registry ids in a batch
+    judge     what becomes of a record by itself
     fold      a decompressed record batch into the rows
+    tasks     what a call of fold is about
     maintain  rows freed, retired, restored, checked
     totals    settled rows as evidence texts and as Avro bytes
     upgrade   rows of an older checkpoint

@@ -29,6 +29,7 @@ from stream_processors.kernel.index import (
     row_at,
     table_to_grow,
 )
+from stream_processors.kernel.judge import is_new_order, judge
 from stream_processors.kernel.parse import (
     AFTER,
     AT,
@@ -40,10 +41,6 @@ from stream_processors.kernel.parse import (
     KEY_SIZE,
     NUMBER,
     SENT_ON,
-    is_plain_text,
-    is_unreadable,
-    parse_segment,
-    partition_of,
     read_frame,
     read_ordinary,
 )
@@ -59,7 +56,6 @@ from stream_processors.kernel.rows import (
     KEY_BYTES_MAX,
     NEEDS_EXTRA,
     NO_ROOM,
-    NUMBER_MAX,
     ODD,
     OPEN,
     ORDERS,
@@ -79,29 +75,23 @@ from stream_processors.kernel.rows import (
     take,
     take_inline,
 )
+from stream_processors.kernel.tasks import (
+    BASE_OFFSET,
+    CORRECTION_WINDOW,
+    FIRST_OFFSET,
+    FUTURE_TOLERANCE,
+    IDLE_TIMEOUT,
+    INTERIM_AFTER,
+    LEAST_DELTA,
+    NEXT_DELTA,
+    NOW,
+    POSITION,
+    RECORD,
+    RECORDS,
+    SEED,
+    SETTLE_GRACE,
+)
 from stream_processors.kernel.unaligned import load_u64, prefetch
-
-# Positions in the int64 array of what a call is about.
-RECORD = 0  # the next record's number in the batch; in and out
-POSITION = 1  # the next record's position in the body; in and out
-RECORDS = 2
-BASE_OFFSET = 3
-FIRST_OFFSET = 4
-NOW = 5
-SETTLE_GRACE = 6
-IDLE_TIMEOUT = 7
-CORRECTION_WINDOW = 8
-FUTURE_TOLERANCE = 9
-LENGTH_MAX = 10
-PARTITION = 11
-PARTITIONS = 12
-SEED = 13
-OTHERS = 14  # whether other schemas than our own are known
-REGISTRY = 15  # whether there is a registry of further ones
-LEAST_DELTA = 16  # the next record's offset is this or more above the batch's; in and out
-NEXT_DELTA = 17  # and less than this
-INTERIM_AFTER = 18  # how long an order runs before an interim total
-TASK = 19
 
 GROUP = 64
 """Records that are read, fetched and applied together."""
@@ -114,20 +104,6 @@ EVENTS_ROOM = EVENTS_STOP + BLOCK_ROWS  # for what `settle_due` adds, too
 DONE = -1
 BROKEN = -2
 """What `fold` returns; any other value is the number of the index table that has to grow first."""
-
-
-@hot
-def is_acceptable(record: Any, task: Any) -> bool:
-    """Tell whether a segment breaks none of the rules that need no order; False: look closer."""
-    start, end, now = record[BEGIN], record[END], task[NOW]
-    return (
-        1 <= record[NUMBER] <= NUMBER_MAX
-        and 0 <= start <= end
-        and (start < end or record[IS_END] == 1)
-        and end <= now + task[FUTURE_TOLERANCE]
-        and end - start <= task[LENGTH_MAX]
-        and end >= now - task[CORRECTION_WINDOW]
-    )
 
 
 @compiled
@@ -244,35 +220,6 @@ def settle_complete(store: Any, slot: int, task: Any) -> None:
     """Settle a row that has become complete with the record at hand."""
     tolerance = task[FUTURE_TOLERANCE]
     settle(store, slot, COMPLETE, task[NOW], task[CORRECTION_WINDOW] + tolerance, tolerance)
-
-
-@hot
-def judge(data: Any, header: Any, record: Any, task: Any) -> int:
-    """Judge a record by itself: CHANGED if it is to be applied, NO_ROOM to be looked at.
-
-    REJECTED if it will certainly be a dead letter: the plain core says why, and as it changes
-    nothing about the order, the order's next records need not wait for that.
-    """
-    if parse_segment(data, header, record):
-        if is_acceptable(record, task):
-            return CHANGED
-        return NO_ROOM if record[NUMBER] > NUMBER_MAX else REJECTED
-    return (
-        REJECTED if is_unreadable(data, header, record, task[OTHERS], task[REGISTRY]) else NO_ROOM
-    )
-
-
-@hot
-def is_new_order(data: Any, header: Any, record: Any, task: Any) -> bool:
-    """Tell whether a record of an unknown order can start a row."""
-    key_at, key_size = record[KEY_AT], record[KEY_SIZE]
-    return (
-        record[SENT_ON] == 0
-        and parse_segment(data, header, record)
-        and is_acceptable(record, task)
-        and is_plain_text(data, key_at, key_size)
-        and partition_of(data, key_at, key_size, task[PARTITIONS]) == task[PARTITION]
-    )
 
 
 @compiled

@@ -26,7 +26,7 @@ from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, Reason, Wri
 from schemas.wire import zigzag
 from stream_processors.batch import Chunk
 from stream_processors.columns import ColumnTable
-from stream_processors.kernel import fold, maintain, rows, totals, unaligned
+from stream_processors.kernel import fold, maintain, rows, tasks, totals, unaligned
 from stream_processors.order import Policy
 from stream_processors.table import Effects, IntervalTable, Place
 from tests.property.batches import LOG_APPEND_TIME, encode_batch, encode_record
@@ -277,7 +277,7 @@ def assert_that_outside_is_refused() -> None:
         totals.put_decimal(np.zeros(1, np.uint8), 3, 5)
     table = ColumnTable(Place(0, 1), Policy(), writers(), rows_max=64)
     arrays, task = table._rows.arrays._replace(slow=np.empty(0, np.int64)), table._task
-    task[fold.RECORDS] = task[fold.NEXT_DELTA] = 1
+    task[tasks.RECORDS] = task[tasks.NEXT_DELTA] = 1
     data = np.frombuffer(b"\x0c\0\0\0\1\1\0", np.uint8)
     with pytest.raises(IndexError):
         fold.fold(arrays, data, task, np.frombuffer(SEGMENT_HEADER, np.uint8))

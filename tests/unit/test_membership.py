@@ -1,6 +1,7 @@
 """Partitions are shared out whatever a broker's metadata says, and a spare worker knows by whom."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import faust
@@ -80,7 +81,7 @@ class Spare:
 
 @pytest.mark.parametrize(
     ("lanes", "unowned", "ready"),
-    [({}, [1, 3], False), ({}, [], True), ({0: object()}, [1, 3], True)],
+    [({}, [1, 3], False), ({}, [], True), ({0: SimpleNamespace(held="")}, [1, 3], True)],
 )
 def test_without_partitions_it_is_ready_only_if_others_have_all(
     lanes: dict[int, object], unowned: list[int], ready: bool

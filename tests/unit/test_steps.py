@@ -261,11 +261,12 @@ def test_the_oldest_deadline_is_exact_whatever_the_bounds_are(kind: type[Interva
     table = table_of(kind)
     table.fold(chunk_of(segments(3_500, lambda at: f"SO{at}")))
     for step, first in enumerate((0, 1_024, 3_000, 3_499)):
-        later = segments(3_500, lambda at: f"SO{at}")[first:]
+        later = segments(3_500, lambda at: f"SO{at}", number=step + 2)[first:]
         table.fold(chunk_of(later, 3_500 * (step + 1), NOW_MS + 10 * step + 10))
         expected = NOW_MS + 2_000 + (10 if first == 0 or step else 0)
         assert table.oldest_deadline_ms() == expected
-    keep_open = [each for at, each in enumerate(segments(3_500, lambda at: f"SO{at}")) if at != 9]
+    more = segments(3_500, lambda at: f"SO{at}", number=9)
+    keep_open = [each for at, each in enumerate(more) if at != 9]
     table.fold(chunk_of(keep_open, 50_000, NOW_MS + 1_000))
     assert table.oldest_deadline_ms() == NOW_MS + 2_010
 

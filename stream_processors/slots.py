@@ -35,7 +35,7 @@ from stream_processors.blocks import (
 from stream_processors.order import Order
 
 BLOCK_SLOTS = 1024
-LARGE_PIECES = 28
+LARGE_PIECES = 32
 """Intervals, ranges of numbers and origins of copies. A block of as many orders as it holds, each
 as large as this allows, takes 0.9 MB."""
 

@@ -315,7 +315,7 @@ def worst_order(at: int) -> Order:
     found = order_with(f"{at:064}", half, at=2**62, deadline_ms=2**62)
     found.end_number, found.phase, found.revision = 2**62, Phase.SETTLED, 2**30
     found.accepted = found.length_sum_ms = found.source_offset = 2**62
-    found.digest = "f" * 64
+    found.digest, found.settlements = "f" * 64, 8
     return found
 
 

@@ -11,8 +11,8 @@ from stream_processors.columns import ColumnTable
 from stream_processors.errors import StateError
 from stream_processors.intervals import IntervalSet
 from stream_processors.kernel import index, rows
-from stream_processors.order import Order, Policy
 from stream_processors.memory import reserve
+from stream_processors.order import Order, Policy
 from stream_processors.store import ROWS_MAX, Rows
 from stream_processors.table import IntervalTable, Place
 from tests.property.batches import encode_batch

@@ -33,7 +33,7 @@ from schemas import OWN_SCHEMA_ONLY, BadTotal, decode_total, partition_for, tota
 from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
 from stream_processors.clock import BrokerClock
-from stream_processors.errors import StateError
+from stream_processors.errors import BEGIN_ANEW, NEW_TOPICS, START_ANEW, StateError
 from stream_processors.policies import POLICY, History, Terms
 from stream_processors.reading import Tail
 from stream_processors.scan import IdScanner
@@ -44,15 +44,6 @@ from stream_processors.verdicts import SCHEMAS, RecordedSchemas
 MARKS_VERSION = 2
 META = "meta"
 NO_BLOCKS = (META, POLICY, SCHEMAS)
-START_ANEW = (
-    "start anew from the first segment under another DURABILL_APPLICATION_ID, with this one as"
-    " DURABILL_PREVIOUS_APPLICATION_ID so that the recorded policies hold: totals that have been"
-    " published are not published again"
-)
-NEW_TOPICS = (
-    "Begin new topics for segments and totals, with as many partitions each, under another"
-    " DURABILL_APPLICATION_ID"
-)
 
 
 class Marks(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -172,9 +163,10 @@ class Lane:
             if each[1] != total.value and decode_total(each[1]) != decode_total(total.value):
                 raise StateError(
                     f"order {total.key.decode()}, revision {revision}: the log gives another total"
-                    f" now than the one at offset {each[0]} of partition {self.partition}. Was the"
-                    " policy changed after a crash? Let a worker with the settings of before catch"
-                    f" up and stop it, then change them; or {START_ANEW}"
+                    f" now than the one at offset {each[0]} of partition {self.partition}. Either"
+                    " it was published under a policy that is not recorded under this application"
+                    " id (name the one that published it in DURABILL_PREVIOUS_APPLICATION_ID), or"
+                    " the log has lost records (restore them), or Durabill is wrong (report it)"
                 )
             known.remove(each)
             if not known:
@@ -268,7 +260,7 @@ def marks_of(
     if marks.partitions != origin.partitions:
         raise StateError(
             f"the checkpoint was made with {marks.partitions} partitions, the segments topic has"
-            f" {origin.partitions}: orders have moved. {NEW_TOPICS}"
+            f" {origin.partitions}: orders have moved: {NEW_TOPICS}"
         )
     if marks.topic and marks.topic != origin.topic:
         raise StateError(
@@ -277,8 +269,8 @@ def marks_of(
         )
     if marks.topic_id and origin.topic_id and marks.topic_id != origin.topic_id:
         raise StateError(
-            f"{origin.topic} was deleted and made anew since the checkpoint, so its offsets mean"
-            f" other segments now: {START_ANEW}"
+            f"{origin.topic} was deleted and recreated since the checkpoint, so its offsets mean"
+            f" other segments now: {BEGIN_ANEW}"
         )
     if marks.checkpoint_id and origin.checkpoint_id and marks.checkpoint_id != origin.checkpoint_id:
         raise StateError(

@@ -7,14 +7,13 @@ from functools import partial
 
 from schemas import WriterSchemas
 from stream_processors.checkpoint import (
-    START_ANEW,
     Lane,
     Marks,
     entry_key,
     marks_of,
     restore_lane,
 )
-from stream_processors.errors import ContractError
+from stream_processors.errors import START_ANEW, ContractError
 from stream_processors.order import Policy
 from stream_processors.policies import (
     POLICY,

@@ -147,6 +147,8 @@ class Processor:
     async def _let_go(self) -> None:
         for lane in self.lanes.values():
             self.runtime.hold(lane.partition, held=False)
+        for task in self._tasks:
+            task.cancel()  # what they wait for concerns others now
         self.lanes, self.is_assigned = {}, False
         exits, self.exits = list(self.exits.values()), {}
         for each in exits:

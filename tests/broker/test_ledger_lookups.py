@@ -143,6 +143,7 @@ def in_pieces(total: OrderTotal, pieces: int) -> OrderTotal:
         intervals=tuple(Interval(start, start + length) for start in starts),
         duration_ms=length * pieces,
         upper_bound_ms=total.ended_ms - total.started_ms,
+        gap_ms=total.ended_ms - total.started_ms - length * pieces,
     )
 
 
@@ -155,7 +156,10 @@ def test_commands_show_the_latest_and_say_that_there_are_more(
     monkeypatch: pytest.MonkeyPatch,
     by_ledger: bool,
 ) -> None:
-    first = replace(a_total("SO-many", duration_ms=100_000), ended_ms=1_770_000_200_123)
+    first = a_total("SO-many", duration_ms=100_000)
+    ended_ms = 1_770_000_200_123
+    gap_ms = ended_ms - first.started_ms - first.duration_ms
+    first = replace(first, ended_ms=ended_ms, gap_ms=gap_ms)
     many = [
         replace(in_pieces(first, n + 1), revision=n + 1, previous_digest="b" * 64 if n else "")
         for n in range(40)

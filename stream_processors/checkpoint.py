@@ -136,6 +136,7 @@ class Lane:
     backlog: deque[Chunk] = field(default_factory=deque)
     """Chunks that came while it was held."""
     transaction: TransactionWatch = field(init=False)
+    _terms: Terms | None = None
 
     def __post_init__(self) -> None:
         self.transaction = TransactionWatch(self.partition)
@@ -176,8 +177,10 @@ class Lane:
 
     def use(self, terms: Terms) -> None:
         """Have what is folded from now on judged by these terms."""
-        self.table.set_policy(terms.policy)
-        self.schemas.reads_ids = terms.registry
+        if terms is not self._terms:
+            self._terms = terms
+            self.table.set_policy(terms.policy)
+            self.schemas.reads_ids = terms.registry
 
     def undecided_ids(self, chunk: Chunk) -> list[int]:
         """Return the registry ids in a chunk that nobody has decided on yet."""

@@ -272,5 +272,5 @@ def _worker_as_json(each: Answer) -> dict[str, Any]:
 
 def _partition_as_json(each: Owned) -> dict[str, Any]:
     lane = msgspec.structs.asdict(each.lane)
-    policy = describe_history(each.lane.policy)
+    policy = list(describe_history(each.lane.policy))
     return {"partition": each.partition, "owner": each.owner, **lane, "policy": policy}

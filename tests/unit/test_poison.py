@@ -1,4 +1,4 @@
-"""A table that breaks while a checkpoint of it is taken: nothing of it is written or asked."""
+"""A bug of ours in a table: its order is named, and what broke is neither written nor asked."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -9,14 +9,18 @@ import pytest
 from schemas import OWN_SCHEMA_ONLY, SegmentEvent, partition_for
 from stream_processors import worker
 from stream_processors.checkpoint import Lane, Origin
-from stream_processors.order import Policy
+from stream_processors.columns import ColumnTable
+from stream_processors.errors import PoisonError
+from stream_processors.order import Order, Policy
 from stream_processors.policies import PolicyRecord, Terms
 from stream_processors.runtime import Runtime
 from stream_processors.settings import Settings
 from stream_processors.slots import BLOCK_SLOTS
+from stream_processors.store import Rows
 from stream_processors.table import IntervalTable, Place
 from stream_processors.worker import Letters, Processor
-from tests.unit.test_steps import NOW_MS, chunk_of, segments
+from tests.property.batches import Entry
+from tests.unit.test_steps import NOW_MS, chunk_of, segments, table_of
 
 PARTITIONS = 2
 ORIGIN = Origin("segments", "id", PARTITIONS)
@@ -211,3 +215,28 @@ def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, por
     assert "we don't like this number" in lanes["0"]["held"]
     assert f"offset {ORDERS}, order {names(0)(0)!r}" in lanes["0"]["held"]
     assert not processor.lanes[0].backlog, "nothing piles up"
+
+
+def test_a_bug_in_a_timer_of_the_rows_is_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of(ColumnTable)
+    monkeypatch.setattr(Rows, "settle_due", lambda *_: 1 / 0)
+    with pytest.raises(PoisonError, match=r"from a timer, order not known: .*ZeroDivisionError"):
+        table.fold(chunk_of([*segments(1, lambda at: "SO1"), (b"no", b"segment", ())]))
+
+
+def test_a_check_that_fails_names_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, names = table_of(ColumnTable), ["SO1", "SO2", "SO3"]
+    table.fold(chunk_of(segments(3, names.__getitem__)))
+    check = Order.check
+
+    def failing(self: Order) -> None:
+        check(self)
+        assert self.service_order_number != "SO2", "it is unsound"
+
+    monkeypatch.setattr(Order, "check", failing)
+    more: list[Entry] = [
+        (key, value, (("forwarded_from", b"9/9"),))  # so plain rules take it, and lower its order
+        for key, value, _ in segments(3, names.__getitem__, number=2)
+    ]
+    with pytest.raises(PoisonError, match=r"from offset 4, order 'SO2'.*it is unsound"):
+        table.fold(chunk_of(more, 3))

@@ -18,7 +18,6 @@ from stream_processors.intervals import IntervalSet
 from stream_processors.kernel import fold, rows
 from stream_processors.order import Order, Phase, Policy
 from stream_processors.slots import LARGE_PIECES
-from stream_processors.store import Rows
 from stream_processors.table import IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import assert_same_effects, assert_sound, value_of
@@ -210,31 +209,6 @@ def test_a_bug_in_a_timer_names_the_order(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Order, "settle_if_due", lambda *_: 1 / 0)
     with pytest.raises(PoisonError, match=r"from a timer, order 'SO1'.*ZeroDivisionError"):
         table.fold(chunk_of([(None, None, ())], 1, NOW_MS + 2_000))
-
-
-def test_a_bug_in_a_timer_of_the_rows_is_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = table_of(ColumnTable)
-    monkeypatch.setattr(Rows, "settle_due", lambda *_: 1 / 0)
-    with pytest.raises(PoisonError, match=r"from a timer, order not known: .*ZeroDivisionError"):
-        table.fold(chunk_of([*segments(1, lambda at: "SO1"), (b"no", b"segment", ())]))
-
-
-def test_a_check_that_fails_names_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, names = table_of(ColumnTable), ["SO1", "SO2", "SO3"]
-    table.fold(chunk_of(segments(3, names.__getitem__)))
-    check = Order.check
-
-    def failing(self: Order) -> None:
-        check(self)
-        assert self.service_order_number != "SO2", "it is unsound"
-
-    monkeypatch.setattr(Order, "check", failing)
-    more: list[Entry] = [
-        (key, value, (("forwarded_from", b"9/9"),))  # so plain rules take it, and lower its order
-        for key, value, _ in segments(3, names.__getitem__, number=2)
-    ]
-    with pytest.raises(PoisonError, match=r"from offset 4, order 'SO2'.*it is unsound"):
-        table.fold(chunk_of(more, 3))
 
 
 def test_what_the_operator_has_to_mend_is_no_bug() -> None:

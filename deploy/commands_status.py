@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 KAFKA_PATIENCE_S = 5.0
 LEDGER_TIMEOUT_S = 10
-STATE_CHARS_MAX = 48
+STATE_CHARS_MAX = 40
 """So much of a reason fits the table; below it stands in whole."""
+
+LINE_CHARS_MAX = 250
+"""A partition is one line, which a narrow terminal breaks where it likes."""
 
 
 @with_settings(*CONNECTION, "segments_topic", "application_id", "worker_urls", "ledger_dsn")
@@ -125,9 +128,7 @@ def _ledger(settings: "Settings") -> "tuple[Recorded | None, str]":
 def _show(report: "Report") -> None:
     from rich.console import Console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=400)  # lines stay whole for whoever reads them
+    console = Console(width=max(Console().width, LINE_CHARS_MAX))
     console.print(_worker_table(report))
     console.print()
     console.print(_partition_table(report))
@@ -139,7 +140,7 @@ def _table(title: str, *columns: str) -> Any:
     table = Table(title=title, title_justify="left", box=None)
     for name in columns:
         right = name in ("", "lag", "next offset", "orders", "unpublished", "marks", "age")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     return table
 
 
@@ -168,9 +169,9 @@ def _partition_table(report: "Report") -> Any:
     from rich.text import Text
 
     known = "?" if report.partition_count is None else report.partition_count
-    title = f"{known} partitions of the segments, deadlines in UTC"
+    title = f"{known} partitions; deadlines in UTC; policy: grace/idle/window/interim"
     columns = ("owner", "next offset", "lag", "orders", "oldest deadline", "unpublished", "marks")
-    table = _table(title, "", *columns, "grace/idle/window/interim", "state")
+    table = _table(title, "", *columns, "policy @ offset", "state")
     rows = [(each.partition, _cells(each)) for each in report.partitions]
     rows += [(each, ("nobody", *[""] * 7, "no owner")) for each in report.unowned]
     for partition, cells in sorted(rows):

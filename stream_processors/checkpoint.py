@@ -103,6 +103,8 @@ class Cut:
         taken: list[tuple[bytes, Snapshot | None]] = []
         weight = 0
         for name in self.names:
+            if self.lane.is_broken:
+                return  # its table must not be asked any more; whoever takes this drops the cut
             snapshot = self.lane.table.snapshot(name)
             taken.append((entry_key(self.lane.partition, name), snapshot))
             weight += snapshot.weight if snapshot else 0

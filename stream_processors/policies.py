@@ -78,6 +78,12 @@ def in_force(history: History, offset: int) -> Terms:
     return (held[-1] if held else history[0]).terms
 
 
+def from_here(history: History, offset: int) -> History:
+    """Return the record in force for a batch that begins at `offset`, and all that come later."""
+    passed = sum(each.from_offset <= offset for each in history)
+    return history[max(0, passed - 1) :]
+
+
 def taken_over(
     history: History, wanted: Terms, *, next_offset: int, log_end: int, has_unseen_totals: bool
 ) -> History:

@@ -68,6 +68,7 @@ class ChunkFolder:
             for next_offset in self._fold_chunk(chunk, effects):
                 if effects.cost >= STEP_COST:
                     yield Step(next_offset, effects.take())
+            self._at_hand = (None, None)
             for _ in self._run_due(effects):
                 if effects.cost >= STEP_COST:
                     yield Step(chunk.next_offset, effects.take())

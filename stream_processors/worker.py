@@ -26,7 +26,7 @@ from stream_processors.lanes import LaneBuilder, TableMaker
 from stream_processors.lookups import Ask, SchemaLookups, no_registry
 from stream_processors.order import Policy
 from stream_processors.outlet import Entry, WriterClosed
-from stream_processors.policies import Terms, describe_history, split
+from stream_processors.policies import Terms, describe_history, from_here, split
 from stream_processors.runtime import Exit, Runtime
 from stream_processors.settings import Settings
 from stream_processors.table import Effects, IntervalTable, Place
@@ -303,7 +303,12 @@ class Processor:
             if not cuts:
                 self.last_checkpoint_ms = self._now_ms()
                 return
-            entries = [await self._encode(cut) for cut in cuts]
+            encoded = [(cut, await self._encode(cut)) for cut in cuts]
+            # A lane that broke meanwhile: what was taken of its table since can't be trusted.
+            encoded = [(cut, own) for cut, own in encoded if not cut.lane.is_broken]
+            cuts, entries = [cut for cut, _ in encoded], [own for _, own in encoded]
+            if not cuts:
+                return
             self._step("cut")
             async with self._effects_lock:
                 epoch = self.letters.cut()
@@ -322,7 +327,7 @@ class Processor:
                 return
             self._step("committed")
             for cut in cuts:
-                while cut.lane.table.confirm(cut.clock_ms):
+                while not cut.lane.is_broken and cut.lane.table.confirm(cut.clock_ms):
                     await asyncio.sleep(0)
             self._step("confirmed")
             self.last_checkpoint_ms = self._now_ms()
@@ -340,8 +345,7 @@ class Processor:
     def describe(self, number: str) -> dict[str, Any] | None:
         """Return the live state of an order in one of our partitions, None if unknown."""
         for lane in self.lanes.values():
-            state = lane.table.describe(number)
-            if state is not None:
+            if not lane.is_broken and (state := lane.table.describe(number)) is not None:
                 return state
         return None
 
@@ -354,7 +358,9 @@ class Processor:
         """Return how the worker is doing, as plain values for JSON."""
         return {
             "application_id": self.settings.application_id,
+            "now_ms": self._now_ms(),
             "last_checkpoint_ms": self.last_checkpoint_ms,
+            "partition_count": self.runtime.origin.partitions,
             "partitions": {
                 str(partition): {
                     "next_offset": lane.next_offset,
@@ -365,12 +371,16 @@ class Processor:
                     "records": lane.table.records,
                     "clock_marks": lane.table.clock_marks,
                     "held": lane.held or None,
+                    "is_broken": lane.is_broken,
                     "waiting_for_transaction_s": round(
                         lane.transaction.waiting_s(self.runtime.elapsed_s()), 3
                     ),
-                    "policy": describe_history(lane.history[-1:]),
+                    "policy": describe_history(from_here(lane.history, lane.next_offset)),
                     "clock_ms": lane.table.clock_ms,
-                    "oldest_deadline_ms": lane.table.oldest_deadline_ms(),
+                    # Of a broken table nothing is looked for: it may be half changed.
+                    "oldest_deadline_ms": (
+                        None if lane.is_broken else lane.table.oldest_deadline_ms()
+                    ),
                 }
                 for partition, lane in sorted(self.lanes.items())
             },

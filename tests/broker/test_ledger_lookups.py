@@ -12,9 +12,11 @@ from schemas import Interval, OrderTotal, Status
 from stream_processors.ledger_lookups import (
     SUMMARY_FIELDS,
     Connection,
+    Recorded,
     every_total,
     latest_summaries,
     latest_totals,
+    recorded,
     revision_summaries,
     revisions,
     summary_of,
@@ -51,6 +53,17 @@ def dsn(postgres_dsn: str, totals: list[OrderTotal]) -> str:
     with psycopg.connect(dsn, autocommit=True) as conn:
         write(LedgerStore(conn), "totals", 0, totals)
     return dsn
+
+
+def test_what_is_recorded(dsn: str, totals: list[OrderTotal], postgres_dsn: str) -> None:
+    found = recorded(dsn)
+    assert (len(totals), 0, 0) == (found.totals, found.disputed, found.unreadable)
+    assert max(each.settled_at_ms for each in totals) == found.last_settled_at_ms
+    key = (found.last_order_number, found.last_revision)
+    assert key in {(each.service_order_number, each.revision) for each in totals}
+    assert found.last_recorded_at_ms is not None
+    empty = new_ledger_dsn(postgres_dsn)
+    assert Recorded(0, 0, 0, None, None, None, None) == recorded(empty)
 
 
 @pytest.mark.parametrize("status", [None, *Status])

@@ -253,8 +253,8 @@ TIME = (
         "a deadline is over a moment later",
         (
             Change(
-                Order, "settle_if_due",
-                "self.next_due_ms(policy)) <= now_ms", "self.next_due_ms(policy)) < now_ms",
+                Order, "is_due",
+                "self.next_due_ms(policy) <= now_ms", "self.next_due_ms(policy) < now_ms",
             ),
             Change(
                 IntervalTable, "_run_due",
@@ -302,7 +302,7 @@ TIME = (
     ),
     _one(
         "an order settles when an interim total is due shortly before",
-        Order, "settle_if_due", "due_ms < self.deadline_ms", "due_ms + 1_500 < self.deadline_ms",
+        Order, "give_due", "due_ms < self.deadline_ms", "due_ms + 1_500 < self.deadline_ms",
     ),
     _one(
         "the clock goes back with the broker's",

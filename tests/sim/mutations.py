@@ -140,7 +140,7 @@ EFFECT_ORDER = (
     ),
     _one(
         "a chunk is folded during a cut",
-        Processor, "fold", "async with self._effects_lock:", "if True:",
+        Processor, "_fold", "async with self._effects_lock:", "if True:",
     ),
 )  # fmt: skip
 """What may happen after what."""

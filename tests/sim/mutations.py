@@ -260,11 +260,6 @@ TIME = (
                 IntervalTable, "_run_due",
                 "self._due[0][0] <= self.clock_ms", "self._due[0][0] < self.clock_ms",
             ),
-            Change(
-                IntervalTable, "_run_due",
-                "order.next_due_ms(self.policy) > self.clock_ms",
-                "order.next_due_ms(self.policy) >= self.clock_ms",
-            ),
         ),
     ),
     _one(

@@ -1,6 +1,7 @@
 """The bench's peers do the worker's job: what they call a total is one, by the present contract."""
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_first_total_is_the_workers(seed: int) -> None:
     for offset, number in enumerate(numbers):
         start_ms = 1_000 + 100 * number + dice.randrange(50)
         end_ms = start_ms + dice.randrange(150)
-        fields = {
+        fields: dict[str, Any] = {
             "service_order_number": "SO1",
             "business_data_number": number,
             "start_ms": start_ms,

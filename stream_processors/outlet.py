@@ -139,7 +139,7 @@ class Outlet:
 
     async def has_room(self) -> None:
         """Return once little enough is queued: holds the stream back where brokers are slow."""
-        while self._backlog_bytes > BACKLOG_BYTES_MAX:
+        while self._backlog_bytes > BACKLOG_BYTES_MAX and not self._closing:
             await asyncio.sleep(FULL_PAUSE_S)
 
     def waiting_s(self) -> float:

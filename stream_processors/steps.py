@@ -43,6 +43,10 @@ class ChunkFolder:
         self._at_hand: tuple[int | None, bytes | None] = (None, None)
         """Offset and key of what is being folded, for PoisonError."""
 
+    def _settle_ahead(self, key: bytes | None, effects: Effects) -> Iterator[None]:
+        """Give the totals of a record's order that are due before it; yield after each."""
+        raise NotImplementedError
+
     def _fold_record(self, record: Record, effects: Effects) -> None:
         raise NotImplementedError
 
@@ -99,6 +103,8 @@ class ChunkFolder:
             elif each.offset >= first_offset:
                 self._at_hand = (each.offset, each.key)
                 effects.cost += plain_cost(each)
+                for _ in self._settle_ahead(each.key, effects):
+                    yield each.offset
                 self._fold_record(each, effects)
                 self.records += 1
                 yield each.offset + 1

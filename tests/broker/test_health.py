@@ -46,8 +46,8 @@ Outlet._commit = lambda self: time.sleep(1000)
 
 BLOCKED_LOOP = """
 import time
-from stream_processors.steps import ChunkFolder
-ChunkFolder.steps = lambda *_: time.sleep(1000)
+from stream_processors.worker import Processor
+Processor._publish = lambda *_: time.sleep(1000)
 """
 
 

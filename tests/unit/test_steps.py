@@ -206,7 +206,7 @@ def test_a_bug_of_ours_names_partition_offset_and_order() -> None:
 def test_a_bug_in_a_timer_names_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(IntervalTable)
     table.fold(chunk_of(segments(1, lambda at: "SO1")))
-    monkeypatch.setattr(Order, "settle_if_due", lambda *_: 1 / 0)
+    monkeypatch.setattr(Order, "give_due", lambda *_: 1 / 0)
     with pytest.raises(PoisonError, match=r"from a timer, order 'SO1'.*ZeroDivisionError"):
         table.fold(chunk_of([(None, None, ())], 1, NOW_MS + 2_000))
 

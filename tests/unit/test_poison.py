@@ -13,12 +13,12 @@ from stream_processors.columns import ColumnTable
 from stream_processors.errors import PoisonError
 from stream_processors.order import Order, Policy
 from stream_processors.policies import PolicyRecord, Terms
-from stream_processors.runtime import Runtime
+from stream_processors.runtime import Letters, Runtime
 from stream_processors.settings import Settings
 from stream_processors.slots import BLOCK_SLOTS
 from stream_processors.store import Rows
 from stream_processors.table import IntervalTable, Place
-from stream_processors.worker import Letters, Processor
+from stream_processors.worker import Processor
 from tests.property.batches import Entry
 from tests.unit.test_steps import NOW_MS, chunk_of, segments, table_of
 

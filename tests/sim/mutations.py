@@ -319,7 +319,8 @@ POLICIES = (
     ),
     _one(
         "a policy is not recorded",
-        LaneBuilder, "_build_one", "if lane.history != history:", "if not history:",
+        LaneBuilder, "_build_one",
+        "if marks is None or lane.history != history:", "if not history:",
     ),
     _one(
         "a policy is forgotten by its offset",

@@ -26,6 +26,7 @@ from stream_processors.publisher import Publisher
 from stream_processors.registry import Registry
 from stream_processors.rights import rights_of
 from stream_processors.runtime import FaustRuntime, find_origin
+from stream_processors.scan import IdScanner
 from stream_processors.settings import Settings
 from stream_processors.worker import TICK_S, Processor
 
@@ -151,6 +152,7 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         on_fatal=app.die,
     )
     compile_kernel()
+    IdScanner().warm_up()
     runtime = FaustRuntime(settings, find_origin(settings, partitions), app.die)
     runtime.app = app
     url = settings.schema_registry_url

@@ -26,7 +26,7 @@ from stream_processors.lanes import LaneBuilder, TableMaker
 from stream_processors.lookups import Ask, SchemaLookups, no_registry
 from stream_processors.order import Policy
 from stream_processors.outlet import Entry, WriterClosed
-from stream_processors.policies import Terms, describe_history, split
+from stream_processors.policies import Terms, describe_history, in_force, split
 from stream_processors.runtime import Exit, Runtime
 from stream_processors.settings import Settings
 from stream_processors.table import Effects, IntervalTable, Place
@@ -145,6 +145,8 @@ class Processor:
         await self._let_go()
 
     async def _let_go(self) -> None:
+        for task in self._tasks:  # they decide for lanes that are gone from now on
+            task.cancel()
         for lane in self.lanes.values():
             self.runtime.hold(lane.partition, held=False)
         self.lanes, self.is_assigned = {}, False
@@ -187,7 +189,12 @@ class Processor:
         for terms, piece in split(replace(chunk, first_offset=lane.next_offset), lane.history):
             if terms is not None:
                 lane.use(terms)
-            if ids := lane.undecided_ids(piece):
+            # Beside the event loop: a chunk can unpack to gigabytes.
+            reads_ids = lane.schemas.reads_ids
+            ids = await self.runtime.aside(lane.undecided_ids, piece) if reads_ids else []
+            if not self._has(lane):
+                return
+            if ids:
                 lane.backlog.appendleft(chunk)
                 self._hold(lane, "asks the schema registry")
                 self._spawn(self._decide(lane, ids, piece))
@@ -197,9 +204,17 @@ class Processor:
                     lane.next_offset = step.next_offset
                     await self._publish(lane, step.effects)
                     await asyncio.sleep(0)  # whatever else there is gets its turn
+                    if not self._has(lane):
+                        return
             except PoisonError as error:
                 return self._break(lane, error)
+        # Whatever comes next begins here or later: also what is due by other terms is due now.
+        lane.use(in_force(lane.history, lane.next_offset))
         lane.clock.note_folded(lane.table.clock_ms, self.runtime.elapsed_s())
+
+    def _has(self, lane: Lane) -> bool:
+        """Tell whether a lane is still ours, after others have had their turn."""
+        return self.lanes.get(lane.partition) is lane
 
     def _break(self, lane: Lane, error: PoisonError) -> None:
         """Give up a partition whose table can't be trusted any more; the others go on."""
@@ -222,7 +237,7 @@ class Processor:
             lane.held = why
 
         found = await self._lookups.decide(ids, tell)
-        if self.lanes.get(lane.partition) is not lane:
+        if not self._has(lane):
             return
         way_out = self.exits[lane.partition]
         verdicts = lane.schemas.decide(found, piece.first_offset, piece.next_offset)
@@ -233,9 +248,9 @@ class Processor:
             return
         async with self._effects_lock:
             lane.held = ""
-            while lane.backlog and not lane.held and self.lanes.get(lane.partition) is lane:
+            while lane.backlog and not lane.held and self._has(lane):
                 await self._fold(lane, lane.backlog.popleft())
-            if not lane.held:
+            if not lane.held and self._has(lane):
                 self.runtime.hold(lane.partition, held=False)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -145,9 +145,13 @@ class Lane:
     backlog: deque[Chunk] = field(default_factory=deque)
     """Chunks that came while it was held."""
     transaction: TransactionWatch = field(init=False)
+    _said_at: dict[int, None] = field(init=False)
+    """The offsets of `said`, ascending: a new application id finds millions of them."""
 
     def __post_init__(self) -> None:
         self.transaction = TransactionWatch(self.partition)
+        offsets = sorted(offset for known in self.said.values() for offset, _ in known)
+        self._said_at = dict.fromkeys(offsets)
 
     @property
     def partition(self) -> int:
@@ -177,6 +181,7 @@ class Lane:
                     f" up and stop it, then change them; or {START_ANEW}"
                 )
             known.remove(each)
+            del self._said_at[each[0]]
             if not known:
                 del self.said[total.key]
             return True
@@ -205,10 +210,15 @@ class Lane:
         changed = self.table.take_changed()
         if not changed and self.written_offset == self.next_offset:
             return None
-        # What a replay has yet to repeat must be found by the next recovery as well.
-        starts = [offset for known in self.said.values() for offset, _ in known]
-        marks = self._marks(min([totals_end, *starts]))
+        marks = self._marks(self._totals_start(totals_end))
         return Cut(self, self.next_offset, self.table.clock_ms, changed, marks)
+
+    def _totals_start(self, totals_end: int) -> int:
+        """Return from where on the next recovery has to look for totals.
+
+        What a replay has yet to repeat must be found by it as well.
+        """
+        return min(totals_end, next(iter(self._said_at), totals_end))
 
     def _marks(self, totals_offset: int) -> bytes:
         origin = self.origin
@@ -229,8 +239,7 @@ class Lane:
 
         What the topic holds already, of another application id, must be found again as well.
         """
-        starts = [offset for known in self.said.values() for offset, _ in known]
-        return entry_key(self.partition, META), self._marks(min([totals_end, *starts]))
+        return entry_key(self.partition, META), self._marks(self._totals_start(totals_end))
 
     def is_written(self, cut: Cut) -> None:
         """Take note that the cut is in the changelog: from now on a recovery replays from there."""

@@ -134,7 +134,9 @@ def _count(
     report.duplicates = sum(total.duplicates for total in latest.values())
     report.overlap_ms = sum(total.overlap_ms for total in latest.values())
     report.totals = len(ledger)
-    report.revisions = len(ledger) - len(latest)
+    # What an order gave while it ran on is no settlement, so the next one corrects nothing.
+    settled = [each for each in ledger if each.status is not Status.RUNNING]
+    report.revisions = len(settled) - len({each.service_order_number for each in settled})
     report.statuses = {status.value: statuses[status.value] for status in Status}
     report.sent_on = fleet.sent_on
     report.services_by_sdk = len(services)

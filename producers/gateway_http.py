@@ -17,7 +17,7 @@ from aiohttp import HttpVersion10, hdrs, web
 
 from producers.gateway_api import ApiError, ErrorAnswer, ErrorBody
 from producers.web_server import SERVER_NAME, BodyFailed, Connection
-from schemas.web import AllowedHosts, is_same_origin
+from schemas.web import AllowedHosts, is_same_origin, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _is_json(content_type: str) -> bool:
 
 def _foreign(error: web.HTTPException) -> web.Response:
     """Return aiohttp's own error (404, 405) in our form."""
-    reason = error.reason.upper().replace(" ", "_")
+    reason = reason_of(error.status)
     detail = error.text or error.reason
     response = json_answer(ErrorAnswer(ErrorBody(reason, detail, error.status)), error.status)
     if isinstance(error, web.HTTPMethodNotAllowed):

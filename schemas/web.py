@@ -18,10 +18,24 @@ from schemas.records import check_order_number
 PAGE_DEFAULT = 1_000
 PAGE_MAX = 10_000
 
+_REASONS = {
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "REQUEST_ENTITY_TOO_LARGE",
+    417: "EXPECTATION_FAILED",
+}
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/?#@\[\]]+)(?::(\d{0,5}))?")
 _CURSOR = re.compile(r"(-1|\d{1,19})\.(\d{1,19})")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _ANY = "*"
+
+
+def reason_of(status: int) -> str:
+    """Return the `reason` of an error that the HTTP library found.
+
+    Ours to name: the library takes its words from Python, where they change (413 in 3.13).
+    """
+    return _REASONS.get(status, f"HTTP_{status}")
 
 
 def number_in_path(raw_path: str, prefix: str) -> str:

@@ -152,7 +152,6 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         on_fatal=app.die,
     )
     compile_kernel()
-    IdScanner().warm_up()
     runtime = FaustRuntime(settings, find_origin(settings, partitions), app.die)
     runtime.app = app
     url = settings.schema_registry_url
@@ -250,6 +249,7 @@ def _die_of(args: threading.ExceptHookArgs) -> None:
 
 def run_worker(settings: Settings, partitions: int, port: int, writers: WriterSchemas) -> None:
     """Run a worker until it is told to stop; ends the process."""
+    IdScanner().warm_up()
     app = create_app(settings, partitions, port, writers)
     threading.excepthook = _die_of
     # What is there now stays, and what comes is freed by counting: chunks and totals are no cycles.

@@ -143,7 +143,9 @@ class Lane:
     is_broken: bool = False
     """Whether the table can't be trusted any more: folding failed by a bug of ours."""
     backlog: deque[Chunk] = field(default_factory=deque)
-    """Chunks that came while it was held."""
+    """Chunks that came while it was held, or slow: the driver hands out no more meanwhile."""
+    is_slow: bool = False
+    """Whether a chunk takes so long that it is folded beside those of other partitions."""
     transaction: TransactionWatch = field(init=False)
     _said_at: dict[int, None] = field(init=False)
     """The offsets of `said`, ascending: a new application id finds millions of them."""

@@ -204,6 +204,8 @@ class ColumnTable(IntervalTable):
             if record.key is not None:
                 keys.add(record.key)
                 self._lift(record.key)
+                for _ in self._settle_ahead(record.key, effects):
+                    yield record.offset
             self._fold_record(record, effects)
         for key in keys:
             self._settle_stub(key)
@@ -243,7 +245,12 @@ class ColumnTable(IntervalTable):
         self._touched.clear()
 
     def _lower(self, order: Order) -> None:
-        """Put an order into its row, if it fits."""
+        """Put an order into its row, if it fits.
+
+        Not while a total is due: whoever looks for due rows may have passed this one already.
+        """
+        if order.is_due(self.clock_ms, self.policy):
+            return
         number = order.service_order_number
         slot = self._slots[number]
         fits = self._rows.has(slot) and fits_row(order) and self._rows.has_extra()
@@ -274,7 +281,7 @@ class ColumnTable(IntervalTable):
             for slot in running:
                 self._lift(self._rows.key(slot))
                 effects.cost += PLAIN_COST
-            # At once: what is lowered before it has been looked at would be passed over.
+                yield
             yield from self._run_plain_due(effects)
             yield
 

@@ -117,15 +117,20 @@ class Order:
         """Return when an unsettled order gives its next total if nothing comes."""
         return min(self.deadline_ms, self.unbilled_since_ms + policy.interim_after_ms)
 
-    def settle_if_due(self, now_ms: int, policy: Policy) -> list[OrderTotal]:
-        """Return the totals that are due, in the order of their time, and settle as of then."""
-        totals: list[OrderTotal] = []
-        while self.phase is not Phase.SETTLED and (due_ms := self.next_due_ms(policy)) <= now_ms:
-            if due_ms < self.deadline_ms:
-                totals.append(self._give(Status.RUNNING, due_ms))
-            else:
-                totals.append(self._settle(self._status(), due_ms, policy))
-        return totals
+    def is_due(self, now_ms: int, policy: Policy) -> bool:
+        """Tell whether a total is due."""
+        return self.phase is not Phase.SETTLED and self.next_due_ms(policy) <= now_ms
+
+    def give_due(self, policy: Policy) -> OrderTotal:
+        """Return the next total, which `is_due`, as of when it is; settle unless it runs on.
+
+        Each takes milliseconds where the order has many pieces, and so many interim ones can be
+        due that the caller has to pause in between.
+        """
+        due_ms = self.next_due_ms(policy)
+        if due_ms < self.deadline_ms:
+            return self._give(Status.RUNNING, due_ms)
+        return self._settle(self._status(), due_ms, policy)
 
     def is_forgotten(self, now_ms: int) -> bool:
         """Tell whether a settled order's time to be known is over."""

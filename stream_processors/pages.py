@@ -28,6 +28,7 @@ from schemas.web import (
     is_same_origin,
     number_in_path,
     read_page,
+    reason_of,
 )
 from stream_processors.errors import SettingsError
 from stream_processors.settings import Settings
@@ -177,7 +178,7 @@ class Pages:
             try:
                 return await handler(request)
             except web.HTTPException as error:
-                return _error(error.status, error.reason.upper().replace(" ", "_"), error.reason)
+                return _error(error.status, reason_of(error.status), error.reason)
             except Exception:
                 log.exception("%s %s failed", request.method, request.rel_url.raw_path)
                 return _error(500, "INTERNAL", "this is our fault, the log knows more")

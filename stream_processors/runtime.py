@@ -25,7 +25,7 @@ from stream_processors.reading import (
     read_tails,
 )
 from stream_processors.settings import Settings, checkpoint_topic
-from stream_processors.table import Total
+from stream_processors.table import Effects, Total
 
 T = TypeVar("T")
 
@@ -58,6 +58,27 @@ class Exit(Protocol):
 
     async def closed(self) -> None:
         """Return once it has let go."""
+
+
+class Letters(Protocol):
+    """Where dead letters and records to be sent on go; see `publisher.Publisher`."""
+
+    async def publish(self, partition: int, effects: Effects) -> None:
+        """Queue the dead letters and forwards of a partition."""
+
+    def publish_mark(
+        self, partition: int, value: bytes, on_told: Callable[[int | None], None]
+    ) -> None:
+        """Append a clock mark; `on_told` gets its append time (ms), None if it was not written."""
+
+    def cut(self) -> int:
+        """Close the current epoch and return it."""
+
+    async def delivered(self, epoch: int) -> None:
+        """Return once every record of the epoch, and before, has been acknowledged."""
+
+    def stop(self) -> None:
+        """Flush what is queued, and end."""
 
 
 class Runtime(Protocol):

@@ -43,6 +43,10 @@ class ChunkFolder:
         self._at_hand: tuple[int | None, bytes | None] = (None, None)
         """Offset and key of what is being folded, for PoisonError."""
 
+    def _settle_ahead(self, key: bytes | None, effects: Effects) -> Iterator[None]:
+        """Give the totals of a record's order that are due before it; yield after each."""
+        raise NotImplementedError
+
     def _fold_record(self, record: Record, effects: Effects) -> None:
         raise NotImplementedError
 
@@ -60,17 +64,20 @@ class ChunkFolder:
         """Take in a chunk of the log in pieces of bounded work, the timers due by its end last.
 
         Between two steps the table may be asked, checkpointed and confirmed; a replay from there
-        goes on at the step's `next_offset`. All steps of a chunk come before any of the next one.
+        goes on at the step's `next_offset`. While timers are still due that is inside the last
+        batch: its terms hold for them, and other terms may begin right after it. All steps of a
+        chunk come before any of the next one.
         After PoisonError, which stands for a bug of ours, the table must not be used any more.
         """
-        effects = Effects()
+        effects, next_offset = Effects(), -1
         try:
             for next_offset in self._fold_chunk(chunk, effects):
                 if effects.cost >= STEP_COST:
                     yield Step(next_offset, effects.take())
-            for _ in self._run_due(effects):
+            # Time moves by records alone: nothing is due by what has none.
+            for _ in self._run_due(effects) if next_offset >= 0 else ():
                 if effects.cost >= STEP_COST:
-                    yield Step(chunk.next_offset, effects.take())
+                    yield Step(next_offset, effects.take())
         except (DurabillError, MemoryError):
             raise
         except Exception as error:
@@ -86,8 +93,10 @@ class ChunkFolder:
                 if header.record_count:
                     self.clock_ms = max(self.clock_ms, append_ms)
                 batch = view[at : at + header.size]
-                yield from self._fold_batch(header, batch, chunk.first_offset, effects)
-                yield header.next_offset
+                last_offset = max(chunk.first_offset, header.next_offset - 1)
+                for next_offset in self._fold_batch(header, batch, chunk.first_offset, effects):
+                    yield min(next_offset, last_offset)
+                yield last_offset
 
     def _fold_batch(
         self, header: BatchHeader, batch: memoryview, first_offset: int, effects: Effects
@@ -98,6 +107,8 @@ class ChunkFolder:
             elif each.offset >= first_offset:
                 self._at_hand = (each.offset, each.key)
                 effects.cost += plain_cost(each)
+                for _ in self._settle_ahead(each.key, effects):
+                    yield each.offset
                 self._fold_record(each, effects)
                 self.records += 1
                 yield each.offset + 1

@@ -139,7 +139,7 @@ class IntervalTable(OrderSlots, ChunkFolder):
         else:
             if record.offset <= order.source_offset:
                 return
-            self._settle_if_due(order, effects)
+            assert not order.is_due(self.clock_ms, self.policy)
             if order.is_forgotten(self.clock_ms):
                 # In the same slot: were the two ever in blocks of different age, a replay
                 # could find neither, and take a repeat of the old one's for a new order.
@@ -195,10 +195,11 @@ class IntervalTable(OrderSlots, ChunkFolder):
         if totals or not order.is_settled():
             self._queue(order)
 
-    def _settle_if_due(self, order: Order, effects: Effects) -> None:
-        totals = order.settle_if_due(self.clock_ms, self.policy)
-        if totals:
-            self._note(totals, order, effects)
+    def _settle_ahead(self, key: bytes | None, effects: Effects) -> Iterator[None]:
+        order = None if key is None else self._orders.get(key.decode("utf-8", "replace"))
+        while order is not None and order.is_due(self.clock_ms, self.policy):
+            self._note([order.give_due(self.policy)], order, effects)
+            yield
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -229,12 +230,13 @@ class IntervalTable(OrderSlots, ChunkFolder):
             order = self._orders.get(number)
             if order is None or order.is_settled():
                 continue
-            if order.next_due_ms(self.policy) > self.clock_ms:
-                self._queue(order)
-            else:
+            if order.is_due(self.clock_ms, self.policy):
                 self._at_hand = (None, number.encode())
                 effects.cost += PLAIN_COST
-                self._settle_if_due(order, effects)
+                # One at a time: what is due after it is queued anew, and comes up at once.
+                self._note([order.give_due(self.policy)], order, effects)
+            else:
+                self._queue(order)
 
     def confirm(self, clock_ms: int) -> bool:
         """Give back slots of orders forgotten before the replay's start; False: that was all.

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 from schemas import ClockMark, WriterSchemas, encode_clock_mark
 from stream_processors.batch import Chunk
@@ -27,7 +27,7 @@ from stream_processors.lookups import Ask, SchemaLookups, no_registry
 from stream_processors.order import Policy
 from stream_processors.outlet import Entry, WriterClosed
 from stream_processors.policies import Terms, describe_history, in_force, split
-from stream_processors.runtime import Exit, Runtime
+from stream_processors.runtime import Exit, Letters, Runtime
 from stream_processors.settings import Settings
 from stream_processors.table import Effects, IntervalTable, Place
 from stream_processors.verdicts import SCHEMAS
@@ -35,6 +35,9 @@ from stream_processors.verdicts import SCHEMAS
 log = logging.getLogger("durabill.worker")
 
 TICK_S = 0.1
+PATIENCE_S = 0.5
+"""How long other partitions wait for a chunk; a fetch of ordinary records takes a tenth of that."""
+
 BLOCKS_AT_ONCE = 32
 """Entries taken between two steps of the stream: about 2 ms of its time,"""
 
@@ -49,27 +52,6 @@ SHUTDOWN_S = 20.0
 def new_table(place: Place, policy: Policy, writers: WriterSchemas) -> IntervalTable:
     """Return an empty table whose index nobody outside can foresee."""
     return ColumnTable(place, policy, writers, seed=int.from_bytes(os.urandom(7), "little"))
-
-
-class Letters(Protocol):
-    """Where dead letters and records to be sent on go; see `publisher.Publisher`."""
-
-    async def publish(self, partition: int, effects: Effects) -> None:
-        """Queue the dead letters and forwards of a partition."""
-
-    def publish_mark(
-        self, partition: int, value: bytes, on_told: Callable[[int | None], None]
-    ) -> None:
-        """Append a clock mark; `on_told` gets its append time (ms), None if it was not written."""
-
-    def cut(self) -> int:
-        """Close the current epoch and return it."""
-
-    async def delivered(self, epoch: int) -> None:
-        """Return once every record of the epoch, and before, has been acknowledged."""
-
-    def stop(self) -> None:
-        """Flush what is queued, and end."""
 
 
 class Processor:
@@ -169,18 +151,47 @@ class Processor:
     # -- the stream ---------------------------------------------------------------------------
 
     async def fold(self, partition: int, chunk: Chunk) -> None:
-        """Take in a chunk of a partition that may have been taken from us meanwhile."""
-        async with self._effects_lock:
-            lane = self.lanes.get(partition)
-            if lane is None or self.stopping or lane.is_broken:
-                return
-            if lane.held:
-                lane.backlog.append(chunk)
-            else:
-                await self._fold(lane, chunk)
+        """Take in a chunk of a partition that may have been taken from us meanwhile.
 
-    async def _fold(self, lane: Lane, chunk: Chunk) -> None:
-        """Fold what the lane has not seen of a chunk; hold the lane where that can't be judged."""
+        Returns after PATIENCE_S at the latest; what is left is folded beside the next chunks, so
+        that no partition waits for another's.
+        """
+        lane = self.lanes.get(partition)
+        if lane is None or self.stopping or lane.is_broken:
+            return
+        if lane.held or lane.is_slow:
+            lane.backlog.append(chunk)
+            return
+        begun_s = self.runtime.elapsed_s()
+        folding = self._fold(lane, chunk)
+        async for _ in folding:
+            if self.runtime.elapsed_s() - begun_s > PATIENCE_S:
+                lane.is_slow = True
+                self.runtime.hold(partition, held=True)
+                return self._spawn(self._go_on(lane, folding))
+
+    async def _go_on(self, lane: Lane, folding: AsyncIterator[None] | None = None) -> None:
+        """Fold to its end what has been begun, then all that came meanwhile."""
+        while True:
+            if folding is not None:
+                async for _ in folding:
+                    pass
+            if lane.held or not lane.backlog or not self._is_ours(lane):
+                break
+            folding = self._fold(lane, lane.backlog.popleft())
+        lane.is_slow = False
+        if not lane.held and self._is_ours(lane):
+            self.runtime.hold(lane.partition, held=False)
+
+    def _is_ours(self, lane: Lane) -> bool:
+        """Tell whether a lane is still ours, after others have had their turn."""
+        return not self.stopping and self.lanes.get(lane.partition) is lane
+
+    async def _fold(self, lane: Lane, chunk: Chunk) -> AsyncIterator[None]:
+        """Fold what the lane has not seen of a chunk, a step for each item of the iterator.
+
+        Holds the lane where that can't be judged; ends once the lane has been let go.
+        """
         if chunk.next_offset <= lane.next_offset:
             return
         assert chunk.first_offset <= lane.next_offset, (
@@ -190,31 +201,35 @@ class Processor:
             if terms is not None:
                 lane.use(terms)
             # Beside the event loop: a chunk can unpack to gigabytes.
-            reads_ids = lane.schemas.reads_ids
-            ids = await self.runtime.aside(lane.undecided_ids, piece) if reads_ids else []
-            if not self._has(lane):
+            ids = lane.schemas.reads_ids and await self.runtime.aside(lane.undecided_ids, piece)
+            if not self._is_ours(lane):
                 return
             if ids:
                 lane.backlog.appendleft(chunk)
                 self._hold(lane, "asks the schema registry")
                 self._spawn(self._decide(lane, ids, piece))
                 return
-            try:
-                for step in lane.table.steps(piece):
-                    lane.next_offset = step.next_offset
-                    await self._publish(lane, step.effects)
-                    await asyncio.sleep(0)  # whatever else there is gets its turn
-                    if not self._has(lane):
+            steps = lane.table.steps(piece)
+            while True:
+                async with self._effects_lock:
+                    if not self._is_ours(lane):
                         return
-            except PoisonError as error:
-                return self._break(lane, error)
+                    way_out = self.exits[lane.partition]
+                    try:
+                        step = next(steps, None)
+                    except PoisonError as error:
+                        self._break(lane, error)
+                        return
+                    if step is None:
+                        break
+                    lane.next_offset = step.next_offset
+                    await self._publish(lane, way_out, step.effects)
+                await way_out.has_room()
+                await asyncio.sleep(0)  # whatever else there is gets its turn
+                yield
         # Whatever comes next begins here or later: also what is due by other terms is due now.
         lane.use(in_force(lane.history, lane.next_offset))
         lane.clock.note_folded(lane.table.clock_ms, self.runtime.elapsed_s())
-
-    def _has(self, lane: Lane) -> bool:
-        """Tell whether a lane is still ours, after others have had their turn."""
-        return self.lanes.get(lane.partition) is lane
 
     def _break(self, lane: Lane, error: PoisonError) -> None:
         """Give up a partition whose table can't be trusted any more; the others go on."""
@@ -237,7 +252,7 @@ class Processor:
             lane.held = why
 
         found = await self._lookups.decide(ids, tell)
-        if not self._has(lane):
+        if not self._is_ours(lane):
             return
         way_out = self.exits[lane.partition]
         verdicts = lane.schemas.decide(found, piece.first_offset, piece.next_offset)
@@ -246,12 +261,8 @@ class Processor:
             await way_out.flushed()  # nothing may rest on a verdict that could still get lost
         except WriterClosed:
             return
-        async with self._effects_lock:
-            lane.held = ""
-            while lane.backlog and not lane.held and self._has(lane):
-                await self._fold(lane, lane.backlog.popleft())
-            if not lane.held and self._has(lane):
-                self.runtime.hold(lane.partition, held=False)
+        lane.held, lane.is_slow = "", True
+        await self._go_on(lane)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the stream; its failure is the worker's."""
@@ -264,20 +275,19 @@ class Processor:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_fatal(error)
 
-    async def _publish(self, lane: Lane, effects: Effects) -> None:
-        way_out = self.exits[lane.partition]
+    async def _publish(self, lane: Lane, way_out: Exit, effects: Effects) -> None:
         way_out.put_totals(lane.unsaid(effects.totals))
         if effects.dead_letters or effects.forwards:
             await self.letters.publish(lane.partition, effects)
         if effects.totals or effects.dead_letters or effects.forwards:
             self._step("folded")
-        await way_out.has_room()
 
     async def tick(self) -> None:
         """Write clock marks where a deadline may have come in a partition that is silent."""
         now_s = self.runtime.elapsed_s()
         for partition, lane in self.lanes.items():
-            end, high_watermark = self._ends(partition)
+            end = self.runtime.log_end(partition)
+            high_watermark = self.runtime.high_watermark(partition)
             lane.transaction.note(lane.next_offset, end, high_watermark, now_s)
             # Silent: all that there is has been folded, by the broker's last answer.
             is_silent = high_watermark is not None and lane.next_offset >= high_watermark
@@ -287,10 +297,6 @@ class Processor:
             if due_ms is not None and lane.clock.is_mark_due(due_ms, now_s):
                 self._mark(partition, lane, due_ms)
         self.last_tick_ms = self._now_ms()
-
-    def _ends(self, partition: int) -> tuple[int | None, int | None]:
-        """Return the end of the committed log, and the high watermark, as last heard of."""
-        return self.runtime.log_end(partition), self.runtime.high_watermark(partition)
 
     def _mark(self, partition: int, lane: Lane, due_ms: int) -> None:
         def on_told(append_ms: int | None) -> None:

@@ -9,6 +9,7 @@ quiet. Parts, for --only:
     open-orders  the worker with 10 thousand, 100 thousand and a million open orders
     recovery     restarts after `kill -9` with the greatest of these
     table        the interval table alone: memory an order, checkpoints, pauses while it grows
+    turns        the longest turns of the event loop, and a segment's cost in the largest orders
     latency      from the last segment's acknowledgement to the readable total
 
 A whole run takes some 12 minutes and writes results.json, results.md and results.svg beside this
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench import latency, plot, report, scaling, throughput, traffic
+from tests.bench import latency, plot, report, scaling, throughput, traffic, turns
 from tests.bench.lab import STATE_DIR, Lab, Stream
 from tests.bench.peers import missing_parts, peers
 from tests.bench.processes import BenchError
@@ -100,6 +101,7 @@ class Bench:
             "open-orders": self.open_orders,
             "recovery": self.recovery,
             "table": self.table,
+            "turns": self.turns,
             "latency": self.latency,
         }
 
@@ -160,6 +162,10 @@ class Bench:
         """See the module's docstring."""
         self.results.table = scaling.table_alone(self.lab, self.sizes.table_orders)
         self.lab.say(str(self.results.table))
+
+    def turns(self) -> None:
+        """See the module's docstring."""
+        self.results.turns = turns.measure()
 
     def latency(self) -> None:
         """See the module's docstring."""
@@ -236,7 +242,16 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("throughput", "shapes", "workers", "open-orders", "recovery", "table", "latency")
+    names = (
+        "throughput",
+        "shapes",
+        "workers",
+        "open-orders",
+        "recovery",
+        "table",
+        "turns",
+        "latency",
+    )
     parser.add_argument("--quick", action="store_true", help="small and rough, under 4 minutes")
     parser.add_argument("--only", action="append", choices=names, help="may be given repeatedly")
     parser.add_argument("--rounds", type=int, help="how often each throughput is measured")

@@ -75,7 +75,7 @@ def fold(
     if changed:
         state["settled"] = False
     numbers = state["numbers"]
-    if state["settled"] or not state["end"] or numbers[0] != 1 or numbers[1] <= state["end"]:
+    if state["settled"] or not state["end"] or numbers[0] != 1 or len(numbers) != 2:
         return None
     state["settled"] = True
     state["revision"] += 1
@@ -128,6 +128,7 @@ def _total(state: State, order: str, partition: int, offset: int, now_ms: int) -
         "segments": segments,
         "duplicates": state["accepted"] - segments,
         "overlap_ms": state["length"] - duration,
+        "gap_ms": state["ended"] - state["started"] - duration,
         "numbers_after_end": sum(max(0, b - max(a, state["end"] + 1)) for a, b in numbers),
         "digest": state["digest"],
         "previous_digest": previous,

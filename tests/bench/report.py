@@ -13,6 +13,7 @@ from tests.bench.latency import LOW_RATE, Latency
 from tests.bench.peers import SETTINGS
 from tests.bench.scaling import Recovery, Scale
 from tests.bench.throughput import Run, Series
+from tests.bench.turns import Turn
 
 MIB = 2**20
 
@@ -29,6 +30,7 @@ class Results:
     open_orders: list[Series] = field(default_factory=list)
     recovery: Recovery | None = None
     table: dict[str, dict[str, Any]] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
     latencies: list[Latency] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -240,6 +242,10 @@ def _others(results: Results) -> list[str]:
     lines: list[str] = []
     if results.scales:
         lines += ["", "## Workers that share a topic", "", *_scales(results.scales)]
+    if results.turns:
+        turns = [(each.name, f"{each.steps:,}", f"{each.took_ms:,.2f}") for each in results.turns]
+        head = ("what", "steps", "CPU ms, the longest")
+        lines += ["", "## Turns of the event loop at the limits", "", *_table(head, turns)]
     if results.table:
         lines += ["", "## The interval table alone", "", *_table_alone(results.table)]
     if results.recovery is not None:

@@ -10,7 +10,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER
 from schemas.wire import zigzag
@@ -27,6 +27,8 @@ from tests.unit.test_steps import order_with
 NOW_MS = 1_700_000_000_000
 PIECES_MAX = 10_000
 DUE_ORDERS = 300_000
+RUNNING_ORDERS = 100_000
+INTERIM_TOTALS = 100
 Name = Callable[[int], bytes]
 
 
@@ -72,14 +74,27 @@ def step_times_ms(steps: Iterator[Step]) -> list[float]:
             return times_ms
 
 
+class Turn(NamedTuple):
+    """Something measured: in how many steps, and the longest of them, or the one cost asked for."""
+
+    name: str
+    steps: int
+    took_ms: float
+
+
+TURNS: list[Turn] = []
+
+
 def tell(name: str, times_ms: list[float]) -> None:
-    """Print a line about steps."""
-    print(f"{name:64} {len(times_ms) - 1:5} steps, longest {max(times_ms):7.1f} ms")
+    """Note and print a line about steps."""
+    TURNS.append(Turn(name.strip(), len(times_ms) - 1, round(max(times_ms), 2)))
+    print(f"{name:64} {len(times_ms) - 1:5} steps, longest {max(times_ms):7.1f} ms", flush=True)
 
 
 def tell_ms(name: str, took_ms: float, note: str = "") -> None:
-    """Print a line about one thing that is done at once."""
-    print(f"{name:64} {took_ms:28.2f} ms {note}")
+    """Note and print a line about one thing that is done at once."""
+    TURNS.append(Turn(name.strip(), 1, round(took_ms, 3)))
+    print(f"{name:64} {took_ms:28.2f} ms {note}", flush=True)
 
 
 def segments(count: int, name: Name, end: bool = False) -> list[Entry]:
@@ -147,6 +162,25 @@ def measure_pieces() -> None:
         tell("  its total", step_times_ms(table.steps(late)))
 
 
+def measure_interim() -> None:
+    """Have orders give interim totals: many orders one each, and one large order many."""
+    day_ms = 86_400_000
+    table = ColumnTable(Place(0, 1), Policy(idle_timeout_ms=2 * day_ms), OWN_SCHEMA_ONLY, seed=7)
+    for at in range(0, RUNNING_ORDERS, 50_000):
+        table.fold(chunk_of(segments(50_000, lambda i, at=at: b"SO-%d" % (at + i)), at))  # type: ignore[misc]
+    late = chunk_of([(None, None, ())], RUNNING_ORDERS, NOW_MS + day_ms)
+    tell(f"{RUNNING_ORDERS:,} interim totals due at once", step_times_ms(table.steps(late)))
+    often = Policy(idle_timeout_ms=INTERIM_TOTALS * 1_000, interim_interval_ms=1_000)
+    table, entries = ColumnTable(Place(0, 1), often, OWN_SCHEMA_ONLY, seed=7), []
+    for at in range(PIECES_MAX):
+        start_ms = NOW_MS - 80_000_000 + 3 * at
+        entries.append((b"S1", value_of(b"S1", 2 * at + 1, start_ms, start_ms + 1, False), ()))
+    table.fold(chunk_of(entries))
+    late = chunk_of([(None, None, ())], PIECES_MAX, NOW_MS + 1_000 * INTERIM_TOTALS)
+    name = f"{INTERIM_TOTALS} totals due of one order of {PIECES_MAX:,} + {PIECES_MAX:,}"
+    tell(name, step_times_ms(table.steps(late)))
+
+
 def block_of_small_orders() -> list[tuple[int, Order]]:
     """Return a block full of the largest orders that get no entry of their own."""
     half = LARGE_PIECES // 2
@@ -173,8 +207,16 @@ def measure_entries() -> None:
     tell_ms("described to 100", timed_ms(lambda: table.describe("x" * 64, 100))[0])
 
 
-if __name__ == "__main__":
+def measure() -> list[Turn]:
+    """Measure all of it; return it in the order in which it was printed."""
+    TURNS.clear()
     compile_kernel()
     measure_steps()
     measure_pieces()
+    measure_interim()
     measure_entries()
+    return list(TURNS)
+
+
+if __name__ == "__main__":
+    measure()

@@ -137,7 +137,7 @@ def two_policies(bootstrap_servers: str, folder: Path) -> None:
             assert offsets == sorted(offsets)
             assert 300 == recorded[partition][-2][1].settle_grace_ms
             assert 0 < offsets[-1] <= deployed.ends()[partition]
-        assert both[1].log().count("from offset") >= len(theirs), "it says so"
+        assert "from offset" in both[1].log(), "it says so"
         statuses = {decode_total(each.value()).status for each in deployed.found_totals()}
         assert {Status.COMPLETE, Status.INCOMPLETE, Status.ABANDONED, Status.RUNNING} == statuses
 

@@ -141,7 +141,7 @@ EFFECT_ORDER = (
     ),
     _one(
         "a chunk is folded during a cut",
-        Processor, "fold", "async with self._effects_lock:", "if True:",
+        Processor, "_fold", "async with self._effects_lock:", "if True:",
     ),
 )  # fmt: skip
 """What may happen after what."""
@@ -257,17 +257,12 @@ TIME = (
         "a deadline is over a moment later",
         (
             Change(
-                Order, "settle_if_due",
-                "self.next_due_ms(policy)) <= now_ms", "self.next_due_ms(policy)) < now_ms",
+                Order, "is_due",
+                "self.next_due_ms(policy) <= now_ms", "self.next_due_ms(policy) < now_ms",
             ),
             Change(
                 IntervalTable, "_run_due",
                 "self._due[0][0] <= self.clock_ms", "self._due[0][0] < self.clock_ms",
-            ),
-            Change(
-                IntervalTable, "_run_due",
-                "order.next_due_ms(self.policy) > self.clock_ms",
-                "order.next_due_ms(self.policy) >= self.clock_ms",
             ),
         ),
     ),
@@ -306,7 +301,7 @@ TIME = (
     ),
     _one(
         "an order settles when an interim total is due shortly before",
-        Order, "settle_if_due", "due_ms < self.deadline_ms", "due_ms + 1_500 < self.deadline_ms",
+        Order, "give_due", "due_ms < self.deadline_ms", "due_ms + 1_500 < self.deadline_ms",
     ),
     _one(
         "the clock goes back with the broker's",

@@ -60,7 +60,7 @@ def test_all_that_can_go_wrong_does() -> None:
     events = [
         *(f"dies at {step}" for step in STEPS),
         *("dies: FencedError", "freezes", "is cut off", "is told to stop", "night falls"),
-        *("no broker answers", "Fenced()", "GaveUp()", "(aborted)", "clock of 0", "clock of w"),
+        *("no broker answers", "Fenced()", "GaveUp()", "is aborted", "clock of 0", "clock of w"),
     ]
     assert [each for each in events if each not in seen] == []
 

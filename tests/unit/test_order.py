@@ -30,6 +30,14 @@ DEADLINES = {
 }
 
 
+def settle_if_due(order: Order, now_ms: int, policy: Policy) -> list[OrderTotal]:
+    """Return the totals that are due, in the order of their time, and settle as of then."""
+    totals = []
+    while order.is_due(now_ms, policy):
+        totals.append(order.give_due(policy))
+    return totals
+
+
 def segment(number: int, *, end: bool = False, shift_ms: int = 0) -> SegmentEvent:
     """Return the order's segment: number n's time is [1000 + 10 n, 1010 + 10 n)."""
     start_ms = 1_000 + 10 * number + shift_ms
@@ -257,11 +265,11 @@ def order_in(state: str, move: Move) -> Order:
     last = segment(5, end=state not in ("OPEN", "ABANDONED"))
     total = order.apply(last, last_at_ms, 5, POLICY)
     if state in ("INCOMPLETE", "ABANDONED"):
-        found = order.settle_if_due(NOW - 1, POLICY)
+        found = settle_if_due(order, NOW - 1, POLICY)
         assert found
         total = found[-1]
     if state == "REOPENED":
-        order.settle_if_due(1_985, POLICY)
+        settle_if_due(order, 1_985, POLICY)
         total = order.apply(segment(1, shift_ms=700), 1_985, 6, POLICY)
     assert state == (total.status if total else order.phase)
     assert order.deadline_ms == DEADLINES[state]
@@ -275,7 +283,7 @@ def make(move: Move, order: Order) -> list[OrderTotal]:
     if move.tick_after_interim_ms is not None:
         now_ms = 1_980 + POLICY.interim_interval_ms + move.tick_after_interim_ms
     now_ms += move.late_ms
-    totals = order.settle_if_due(now_ms, POLICY)
+    totals = settle_if_due(order, now_ms, POLICY)
     if move.event is not None:
         total = order.apply(move.event, now_ms, 7, POLICY)
         totals += [] if total is None else [total]

@@ -4,7 +4,7 @@ import pytest
 
 from schemas import OrderTotal, SegmentEvent, Status
 from stream_processors.order import NEVER_MS, Order, Phase, Policy, describe_order
-from tests.unit.test_order import empty_end, segment
+from tests.unit.test_order import empty_end, segment, settle_if_due
 
 POLICY = Policy(
     settle_grace_ms=10, idle_timeout_ms=300, correction_window_ms=10**6, interim_interval_ms=0
@@ -34,10 +34,10 @@ def test_late_flood_is_one_correction() -> None:
     order = complete_order()
     for at in range(500):
         assert order.apply(piece(at), 5_000 + at // 50, 1 + at, POLICY) is None
-        assert order.settle_if_due(5_000 + at // 50, POLICY) == []
+        assert settle_if_due(order, 5_000 + at // 50, POLICY) == []
     assert (Phase.REOPENED, 5_010) == (order.phase, order.deadline_ms)
-    assert order.settle_if_due(5_009, POLICY) == []
-    (total,) = order.settle_if_due(5_010, POLICY)
+    assert settle_if_due(order, 5_009, POLICY) == []
+    (total,) = settle_if_due(order, 5_010, POLICY)
     assert [(2, "COMPLETE", 5_010)] == brief([total])
     assert (501, 501) == (len(total.intervals), total.duplicates + 1)
 
@@ -49,7 +49,7 @@ def test_each_correction_waits_twice_as_long_as_the_one_before() -> None:
         assert order.apply(piece(at), at_ms, 1 + at, POLICY) is None
         waits_ms.append(order.deadline_ms - at_ms)
         at_ms = order.deadline_ms
-        assert [(at + 2, "COMPLETE", at_ms)] == brief(order.settle_if_due(at_ms, POLICY))
+        assert [(at + 2, "COMPLETE", at_ms)] == brief(settle_if_due(order, at_ms, POLICY))
         order.check()
     assert [10, 20, 40, 80, 160, 320, 640, 1_280, 1_280, 1_280, 1_280] == waits_ms
 
@@ -69,27 +69,27 @@ def test_reopened_order_settles_by_what_it_is_at_its_deadline(
 ) -> None:
     order = Order("SO1", 0)
     order.apply(segment(2), 1_000, 0, POLICY)
-    assert [(1, "ABANDONED", 1_300)] == brief(order.settle_if_due(1_300, POLICY))
+    assert [(1, "ABANDONED", 1_300)] == brief(settle_if_due(order, 1_300, POLICY))
     for offset, event in enumerate(events, start=1):
         assert order.apply(event, 1_304, offset, POLICY) is None
-    assert [] == order.settle_if_due(1_313, POLICY)
-    assert [(2, status, 1_314)] == brief(order.settle_if_due(9_000, POLICY))
+    assert [] == settle_if_due(order, 1_313, POLICY)
+    assert [(2, status, 1_314)] == brief(settle_if_due(order, 9_000, POLICY))
 
 
 def test_repeats_that_never_stop_do_not_put_off_the_idle_deadline() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, POLICY)
     for offset, at_ms in enumerate(range(1_010, 1_300, 10), start=1):
-        assert order.settle_if_due(at_ms, POLICY) == []
+        assert settle_if_due(order, at_ms, POLICY) == []
         assert order.apply(segment(1), at_ms, offset, POLICY) is None
-    assert [(1, "ABANDONED", 1_300)] == brief(order.settle_if_due(1_300, POLICY))
+    assert [(1, "ABANDONED", 1_300)] == brief(settle_if_due(order, 1_300, POLICY))
 
 
 def test_order_that_runs_on_gives_an_interim_total_an_interval_and_goes_on() -> None:
     order = Order("SO1", 0)
     found = []
     for number, at_ms in enumerate(range(1_000, 1_401, 50), start=1):
-        found += order.settle_if_due(at_ms, DAILY) if number > 1 else []
+        found += settle_if_due(order, at_ms, DAILY) if number > 1 else []
         assert order.apply(segment(number), at_ms, number, DAILY) is None
         assert (Phase.OPEN, at_ms + 300) == (order.phase, order.deadline_ms)
         order.check()
@@ -105,16 +105,16 @@ def test_order_that_runs_on_gives_an_interim_total_an_interval_and_goes_on() -> 
 def test_catching_up_gives_all_that_was_due_in_the_order_of_time() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, DAILY)
-    assert [] == order.settle_if_due(1_099, DAILY)
+    assert [] == settle_if_due(order, 1_099, DAILY)
     expected = [(1, "RUNNING", 1_100), (2, "RUNNING", 1_200), (3, "ABANDONED", 1_300)]
-    assert expected == brief(order.settle_if_due(50_000, DAILY))
+    assert expected == brief(settle_if_due(order, 50_000, DAILY))
 
 
 def test_of_an_interim_and_a_settlement_at_one_instant_only_the_settlement_comes() -> None:
     order = Order("SO1", 0)
     policy = Policy(100, 300, 10**6, 100)
     order.apply(segment(2, end=True), 1_000, 0, policy)
-    assert [(1, "INCOMPLETE", 1_100)] == brief(order.settle_if_due(9_000, policy))
+    assert [(1, "INCOMPLETE", 1_100)] == brief(settle_if_due(order, 9_000, policy))
 
 
 @pytest.mark.parametrize("reopens", [False, True])
@@ -124,13 +124,13 @@ def test_waiting_orders_give_interim_totals_too(reopens: bool) -> None:
     order.apply(segment(2, end=True), 1_000, 0, policy)
     if not reopens:
         expected = [(1, "RUNNING", 1_100), (2, "RUNNING", 1_200), (3, "INCOMPLETE", 1_250)]
-        assert expected == brief(order.settle_if_due(9_000, policy))
+        assert expected == brief(settle_if_due(order, 9_000, policy))
         return
-    order.settle_if_due(1_250, policy)
+    settle_if_due(order, 1_250, policy)
     assert order.apply(segment(1), 2_000, 1, policy) is None
     assert 2_100 == order.next_due_ms(policy)
     expected = [(4, "RUNNING", 2_100), (5, "RUNNING", 2_200), (6, "COMPLETE", 2_250)]
-    totals = order.settle_if_due(9_000, policy)
+    totals = settle_if_due(order, 9_000, policy)
     assert expected == brief(totals)
     # All numbers are there, but it may still change: only the settlement bounds it so closely.
     assert [20, 20, 20] == [each.upper_bound_ms for each in totals]
@@ -142,7 +142,7 @@ def test_without_an_interval_there_are_no_interim_totals() -> None:
     order.apply(segment(1), 1_000, 0, POLICY)
     assert 1_300 == order.next_due_ms(POLICY)
     assert NEVER_MS == POLICY.interim_after_ms
-    assert [(1, "ABANDONED", 1_300)] == brief(order.settle_if_due(2**61, POLICY))
+    assert [(1, "ABANDONED", 1_300)] == brief(settle_if_due(order, 2**61, POLICY))
 
 
 def test_live_state_tells_the_next_interim_total() -> None:
@@ -153,5 +153,5 @@ def test_live_state_tells_the_next_interim_total() -> None:
     order.apply(empty_end(3), 1_050, 1, DAILY)
     assert 1_060 == order.deadline_ms
     assert describe_order(order, DAILY)["interim_deadline_ms"] is None
-    order.settle_if_due(1_060, DAILY)
+    settle_if_due(order, 1_060, DAILY)
     assert describe_order(order, DAILY)["interim_deadline_ms"] is None

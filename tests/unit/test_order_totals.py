@@ -8,7 +8,7 @@ import pytest
 from schemas import NumberRange, OrderTotal, SegmentEvent, Status
 from stream_processors.intervals import IntervalSet
 from stream_processors.order import Order, Phase, Policy, evidence_digest
-from tests.unit.test_order import POLICY, empty_end, segment
+from tests.unit.test_order import POLICY, empty_end, segment, settle_if_due
 
 
 def complete_order() -> tuple[Order, OrderTotal]:
@@ -52,7 +52,7 @@ def test_incomplete_total_says_what_is_missing_and_bounds_it() -> None:
     order.apply(segment(2), 1_000, 0, POLICY)
     order.apply(segment(5), 1_000, 1, POLICY)
     order.apply(empty_end(8), 1_000, 2, POLICY)
-    (total,) = order.settle_if_due(1_030, POLICY)
+    (total,) = settle_if_due(order, 1_030, POLICY)
     assert total.missing_numbers == (NumberRange(1, 1), NumberRange(3, 4), NumberRange(6, 7))
     assert (total.duration_ms, total.upper_bound_ms, total.gap_ms) == (20, None, 60)
     assert (total.started_ms, total.ended_ms) == (1_020, 1_100)
@@ -64,16 +64,16 @@ def test_incomplete_total_that_has_its_first_number_is_bounded() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, POLICY)
     order.apply(empty_end(8), 1_000, 1, POLICY)
-    (total,) = order.settle_if_due(1_030, POLICY)
+    (total,) = settle_if_due(order, 1_030, POLICY)
     assert (10, 1_100 - 1_010, 80) == (total.duration_ms, total.upper_bound_ms, total.gap_ms)
 
 
 def test_total_without_an_end_is_not_bounded() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, POLICY)
-    (total,) = order.settle_if_due(1_199 + 1, POLICY)
+    (total,) = settle_if_due(order, 1_199 + 1, POLICY)
     assert (Status.RUNNING, None, ()) == (total.status, total.upper_bound_ms, total.missing_numbers)
-    (total,) = order.settle_if_due(1_300, POLICY)
+    (total,) = settle_if_due(order, 1_300, POLICY)
     assert (Status.ABANDONED, None, ()) == (
         total.status,
         total.upper_bound_ms,
@@ -87,7 +87,7 @@ def test_numbers_beyond_the_end_are_as_good_a_proof_of_what_is_missing() -> None
     for offset, number in enumerate((5, 3, 1)):
         assert order.apply(segment(number), 1_000, offset, POLICY) is None
     assert order.apply(segment(2, end=True), 1_000, 3, POLICY) is None
-    (total,) = order.settle_if_due(1_030, POLICY)
+    (total,) = settle_if_due(order, 1_030, POLICY)
     assert (Status.INCOMPLETE, (NumberRange(4, 4),)) == (total.status, total.missing_numbers)
     assert (2, 2) == (total.end_number, total.numbers_after_end)
 
@@ -109,7 +109,7 @@ def test_a_lost_number_that_is_sent_again_as_a_moment_leaves_a_gap() -> None:
 def test_abandoned_total_misses_numbers_up_to_the_greatest_seen() -> None:
     order = Order("SO1", 0)
     order.apply(segment(4), 1_000, 0, POLICY)
-    total = order.settle_if_due(1_300, POLICY)[-1]
+    total = settle_if_due(order, 1_300, POLICY)[-1]
     assert (total.end_number, total.missing_numbers) == (None, (NumberRange(1, 3),))
     evidence = b"durabill-evidence-1\nSO1\n1040-1050\n4-4\n-\n"
     assert total.digest == hashlib.sha256(evidence).hexdigest()
@@ -128,7 +128,7 @@ def test_total_of_nothing_but_an_empty_end() -> None:
 def test_next_revision_carries_the_digest_of_the_one_before() -> None:
     order, first = complete_order()
     assert order.apply(segment(2, shift_ms=5), 1_002, 9, POLICY) is None
-    (second,) = order.settle_if_due(1_032, POLICY)
+    (second,) = settle_if_due(order, 1_032, POLICY)
     assert (second.revision, second.previous_digest) == (2, first.digest)
     assert second.digest != first.digest
     assert (second.duplicates, second.overlap_ms, second.duration_ms) == (1, 5, 25)
@@ -139,7 +139,7 @@ def test_repeats_between_revisions_are_counted_in_the_next() -> None:
     for offset in (9, 10):
         assert order.apply(segment(1), 1_002, offset, POLICY) is None
     assert order.apply(segment(3), 1_003, 11, POLICY) is None
-    (total,) = order.settle_if_due(1_033, POLICY)
+    (total,) = settle_if_due(order, 1_033, POLICY)
     assert (total.duplicates, total.overlap_ms, total.numbers_after_end) == (2, 20, 1)
     assert total.source_offset == 11
 
@@ -149,7 +149,7 @@ def test_greatest_number_with_the_end_identifier_is_the_end() -> None:
     assert order.apply(segment(4, end=True), 1_002, 9, POLICY) is None
     assert order.end_number == 4
     assert order.apply(segment(3, end=True), 1_003, 10, POLICY) is None
-    (total,) = order.settle_if_due(1_032, POLICY)
+    (total,) = settle_if_due(order, 1_032, POLICY)
     assert (total.end_number, total.status) == (4, Status.COMPLETE)
 
 
@@ -157,7 +157,7 @@ def test_greatest_possible_number_is_taken() -> None:
     order = Order("SO1", 0)
     order.apply(replace(segment(1), business_data_number=2**63 - 1), 1_000, 0, POLICY)
     order.check()
-    total = order.settle_if_due(1_300, POLICY)[-1]
+    total = settle_if_due(order, 1_300, POLICY)[-1]
     assert total.missing_numbers == (NumberRange(1, 2**63 - 2),)
 
 

@@ -1,11 +1,14 @@
 """Names, paths and pages of the web servers, against naive oracles."""
 
+import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producers.gateway_http import _foreign
 from producers.transport import quote_order_number
 from schemas import BadRecord, check_order_number
 from schemas.web import (
@@ -19,6 +22,7 @@ from schemas.web import (
     is_same_origin,
     number_in_path,
     read_page,
+    reason_of,
 )
 
 LOOPBACK = ["localhost", "localhost:8080", "LOCALHOST", "localhost.", "127.0.0.1:1", "[::1]:8080"]
@@ -160,3 +164,23 @@ def test_all_pages_together_are_the_order(
     assert (order["intervals"], order["missing_numbers"]) == (intervals, missing)
     longest = max(len(starts), len(firsts))
     assert max(1, -(-longest // limit)) == pages
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (web.HTTPNotFound(reason="Other Words"), "NOT_FOUND"),
+        (web.HTTPMethodNotAllowed("POST", ["GET"], reason="Other"), "METHOD_NOT_ALLOWED"),
+        (
+            web.HTTPRequestEntityTooLarge(1, 2, reason="Other"),
+            "REQUEST_ENTITY_TOO_LARGE",
+        ),
+        (web.HTTPNotAcceptable(), "HTTP_406"),
+    ],
+)
+def test_reason_of_an_error_is_the_same_on_every_python(
+    error: web.HTTPException, reason: str
+) -> None:
+    answer = _foreign(error)
+    assert isinstance(answer.body, bytes)
+    assert reason == json.loads(answer.body)["error"]["reason"] == reason_of(answer.status)

@@ -41,7 +41,7 @@ final class OrderState {
             changed = true;
         }
         settled &= !changed;
-        if (settled || endNumber == 0 || numbers.start(0) != 1 || numbers.end(0) <= endNumber) {
+        if (settled || endNumber == 0 || numbers.start(0) != 1 || numbers.count() != 1) {
             return false;
         }
         settled = true;
@@ -62,7 +62,7 @@ final class OrderState {
         AvroWriter out = new AvroWriter();
         out.writeBytes(header, 0, header.length);
         out.writeString(order);
-        out.writeLongs(revision, 0, durationMs, durationMs, startedMs, endedMs);
+        out.writeLongs(revision, 0, durationMs, 1, durationMs, startedMs, endedMs);
         if (times.count() > 0) {
             out.writeLongs(times.count());
             for (int i = 0; i < times.count(); i++) {
@@ -70,7 +70,8 @@ final class OrderState {
             }
         }
         out.writeLongs(0, 1, endNumber, 0);
-        out.writeLongs(segments, accepted - segments, lengthMs - durationMs, afterEnd);
+        long gapMs = endedMs - startedMs - durationMs;
+        out.writeLongs(segments, accepted - segments, lengthMs - durationMs, gapMs, afterEnd);
         out.writeString(digest);
         out.writeString(previous);
         out.writeLongs(partition, offset, settledAtMs);

@@ -1,0 +1,171 @@
+"""A worker whose partitions share one event loop: none waits for another's chunk."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from confluent_kafka import Producer
+
+from schemas import OWN_SCHEMA_ONLY
+from stream_processors.batch import Chunk
+from stream_processors.checkpoint import Lane, Origin
+from stream_processors.outlet import BACKLOG_BYTES_MAX, Outlet
+from stream_processors.policies import PolicyRecord, Terms
+from stream_processors.settings import Settings
+from stream_processors.table import Effects, IntervalTable, Place, Total
+from stream_processors.worker import Processor
+from tests.unit.test_steps import chunk_of
+
+PARTITIONS = 2
+LONG, SHORT = 12_000, 10
+
+
+class Ports:
+    """A worker's surroundings, as far as folding needs them; time passes with each look."""
+
+    def __init__(self, s_a_look: float) -> None:
+        self.held: set[int] = set()
+        self.given: list[int] = []
+        self.letters = 0
+        self._now_s = 0.0
+        self._s_a_look = s_a_look
+
+    def elapsed_s(self) -> float:
+        self._now_s += self._s_a_look
+        return self._now_s
+
+    def hold(self, partition: int, *, held: bool) -> None:
+        (self.held.add if held else self.held.discard)(partition)
+
+    async def publish(self, partition: int, effects: Effects) -> None:
+        self.given += [partition] * len(effects.dead_letters)
+
+
+class WayOut:
+    """A partition's way out that takes everything."""
+
+    def __init__(self) -> None:
+        self.totals: list[Total] = []
+
+    def put_totals(self, totals: list[Total]) -> None:
+        self.totals += totals
+
+    async def has_room(self) -> None:
+        await asyncio.sleep(0)
+
+    def close(self) -> None:
+        pass
+
+    async def closed(self) -> None:
+        pass
+
+
+def processor_on(ports: Any) -> Processor:
+    found = Processor(Settings(), ports, OWN_SCHEMA_ONLY, ports, lambda: 0)
+    origin, terms = Origin("segments", "id", PARTITIONS), Terms(Settings().policy)
+    for partition in range(PARTITIONS):
+        table = IntervalTable(Place(partition, PARTITIONS), Settings().policy, OWN_SCHEMA_ONLY)
+        found.lanes[partition] = Lane(table, origin, 0, history=(PolicyRecord(0, terms),))
+        ways_out: dict[int, Any] = found.exits
+        ways_out[partition] = WayOut()
+    return found
+
+
+def garbage(count: int, first_offset: int = 0) -> Chunk:
+    return chunk_of([(b"S1", b"x", ())] * count, first_offset)
+
+
+def run(check: Callable[[Processor, Ports], Awaitable[None]], s_a_look: float) -> None:
+    async def go() -> None:
+        ports = Ports(s_a_look)
+        await check(processor_on(ports), ports)
+
+    asyncio.run(go())
+
+
+async def idle(processor: Processor) -> None:
+    while processor._tasks:
+        await asyncio.sleep(0)
+
+
+def test_a_chunk_that_takes_long_is_folded_beside_those_of_others() -> None:
+    async def check(processor: Processor, ports: Ports) -> None:
+        await processor.fold(0, garbage(LONG))
+        assert 0 < len(ports.given) < LONG / 2
+        assert {0} == ports.held
+        begun = len(ports.given)
+        await processor.fold(0, garbage(SHORT, LONG))  # had been handed out before
+        await processor.fold(1, garbage(SHORT))
+        assert SHORT == ports.given.count(1)
+        assert len(ports.given) < begun + LONG / 4
+        await idle(processor)
+        assert LONG + SHORT == ports.given.count(0)
+        assert (set(), LONG + SHORT) == (ports.held, processor.lanes[0].next_offset)
+        await processor.fold(0, garbage(SHORT, LONG + SHORT))  # and all is as before
+        assert LONG + 2 * SHORT == processor.lanes[0].next_offset
+
+    run(check, 0.1)
+
+
+def test_an_ordinary_chunk_is_folded_at_once() -> None:
+    async def check(processor: Processor, ports: Ports) -> None:
+        await processor.fold(0, garbage(LONG))
+        assert (LONG, set(), set()) == (len(ports.given), ports.held, processor._tasks)
+
+    run(check, 0.0001)
+
+
+def test_a_checkpoint_need_not_wait_for_the_end_of_a_chunk() -> None:
+    async def check(processor: Processor, ports: Ports) -> None:
+        folding = asyncio.create_task(processor.fold(0, garbage(LONG)))
+        await asyncio.sleep(0)
+        async with processor._effects_lock:
+            lane = processor.lanes[0]
+            assert 0 < lane.next_offset < LONG
+            assert lane.next_offset == len(ports.given)
+        await folding
+
+    run(check, 0.0001)
+
+
+def test_a_partition_that_is_taken_away_meanwhile_is_left_at_once() -> None:
+    async def check(processor: Processor, ports: Ports) -> None:
+        await processor.fold(0, garbage(LONG))
+        await processor.fold(0, garbage(SHORT, LONG))
+        begun = len(ports.given)
+        await processor._let_go()
+        await idle(processor)
+        assert (begun, set()) == (len(ports.given), ports.held)
+
+    run(check, 0.1)
+
+
+def test_a_worker_that_stops_leaves_what_it_has_begun() -> None:
+    async def check(processor: Processor, ports: Ports) -> None:
+        await processor.fold(0, garbage(LONG))
+        await processor.fold(0, garbage(SHORT, LONG))
+        processor.stopping = True
+        await idle(processor)
+        assert len(ports.given) == processor.lanes[0].next_offset < LONG
+
+    run(check, 0.1)
+
+
+def test_nobody_waits_for_room_behind_a_closed_way_out() -> None:
+    async def check() -> None:
+        way_out = Outlet(
+            Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}),
+            partition=0,
+            totals_topic="totals",
+            checkpoint_topic="checkpoint",
+            on_fatal=lambda error: None,
+            find_foreign=lambda start, end: False,
+        )
+        way_out._backlog_bytes = BACKLOG_BYTES_MAX + 1
+        waiting = asyncio.create_task(way_out.has_room())
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        way_out.close()
+        await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(check())

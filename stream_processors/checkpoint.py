@@ -195,7 +195,10 @@ class Lane:
         self.schemas.reads_ids = terms.registry
 
     def undecided_ids(self, chunk: Chunk) -> list[int]:
-        """Return the registry ids in a chunk that nobody has decided on yet."""
+        """Return the registry ids in a chunk that nobody has decided on yet.
+
+        To be called beside the event loop: a chunk can unpack to gigabytes.
+        """
         if not self.schemas.reads_ids:
             return []
         if self.scanner is None:

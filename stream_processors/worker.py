@@ -200,8 +200,8 @@ class Processor:
         for terms, piece in split(replace(chunk, first_offset=lane.next_offset), lane.history):
             if terms is not None:
                 lane.use(terms)
-            # Beside the event loop: a chunk can unpack to gigabytes.
-            ids = lane.schemas.reads_ids and await self.runtime.aside(lane.undecided_ids, piece)
+            reads_ids = lane.schemas.reads_ids
+            ids = await self.runtime.aside(lane.undecided_ids, piece) if reads_ids else []
             if not self._is_ours(lane):
                 return
             if ids:

@@ -5,9 +5,9 @@ import pytest
 from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from stream_processors.batch import Chunk
 from stream_processors.columns import ColumnTable
+from stream_processors.effects import Step
 from stream_processors.order import Policy
 from stream_processors.policies import History, PolicyRecord, Terms, split
-from stream_processors.steps import Step
 from stream_processors.table import IntervalTable, Place, Total
 from tests.property.batches import Entry, encode_batch
 
@@ -56,7 +56,8 @@ def test_a_crash_between_two_steps_of_timers(make: type[IntervalTable]) -> None:
     )
     rest = Chunk(step.next_offset, whole.next_offset, last.data)
     after = chunk(whole.next_offset, LATER_MS + 1, segment(1))
-    for tail in (rest, after):
+    # What has been read to its end isn't fetched again.
+    for tail in (rest, after) if step.next_offset < whole.next_offset else (after,):
         for terms, piece in split(tail, history):
             if terms is not None:
                 again.set_policy(terms.policy)

@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 test: lint ## lint, then every test, against a real Kafka and PostgreSQL
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

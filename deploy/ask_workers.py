@@ -1,6 +1,8 @@
 """Which workers there are, and what they say of an order: all of them are asked at once."""
 
+import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 3.0
 AT_ONCE_MAX = 64
+ANSWER_BYTES_MAX = 16 * 1024 * 1024
+"""A worker's status has some 500 bytes a partition."""
 
 _NOT_KNOWN = "the worker does not know it: never seen, or settled long ago"
 
@@ -82,6 +86,40 @@ def _ask(url: str, token: str, number: str) -> tuple[dict[str, Any] | None, str]
             return None, _refusal(url, error)
     except (OSError, ValueError) as error:
         return None, f"{url}: {error}"
+
+
+def ask_page(url: str, token: str, path: str, timeout_s: float = TIMEOUT_S) -> tuple[Any, str]:
+    """Return the JSON of a worker's page, whether it says 200 or 503; or None and why not.
+
+    Takes little more than `timeout_s`, and no answer of more than `ANSWER_BYTES_MAX`.
+    """
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    until_s = time.monotonic() + timeout_s
+    opener = urllib.request.build_opener(_NoRedirects())
+    try:
+        request = urllib.request.Request(url.rstrip("/") + path, headers=headers)
+        try:
+            response = opener.open(request, timeout=timeout_s)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                with error:
+                    return None, _refusal(url, error).removeprefix(f"{url}: ")
+            response = error
+        with response:
+            return json.loads(_read(response, until_s)), ""
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return None, str(reason) or type(error).__name__
+
+
+def _read(response: Any, until_s: float) -> bytes:
+    """Read a body to its end, unless that takes too long or it is too large."""
+    body = b""
+    while piece := response.read1(65_536):
+        body += piece
+        if len(body) > ANSWER_BYTES_MAX or time.monotonic() > until_s:
+            raise ValueError("no end of its answer: it is no worker, or stuck")
+    return body
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:

@@ -16,6 +16,7 @@ from deploy.commands_letters import letters_app
 from deploy.commands_order import order
 from deploy.commands_run import gateway, ledger, worker
 from deploy.commands_stack import kafka_app, postgres_app, topics_app
+from deploy.commands_status import status
 
 HELP = """Exact, provable billing of services that are charged by time, on Kafka.
 
@@ -45,6 +46,7 @@ _RUN, _LOOK, _STACK = "Run", "Look", "Local stack"
 app.command(rich_help_panel="Start here")(demo)
 for _command in (worker, ledger, gateway):
     app.command(rich_help_panel=_RUN)(_command)
+app.command(rich_help_panel=_LOOK)(status)
 app.command(rich_help_panel=_LOOK)(order)
 app.command(rich_help_panel=_LOOK)(totals)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)

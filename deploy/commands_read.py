@@ -68,6 +68,15 @@ def topic_ends(kafka: dict[str, str], topic: str) -> dict[int, int]:
         consumer.close()
 
 
+def partition_count(kafka: dict[str, str], topic: str) -> int:
+    """Return how many partitions the topic has; raise StackError if it is not there."""
+    consumer = _consumer(kafka)
+    try:
+        return len(_partitions(consumer, topic))
+    finally:
+        consumer.close()
+
+
 def _consumer(kafka: dict[str, str]) -> Consumer:
     return Consumer(
         {
@@ -92,16 +101,20 @@ def _open(
     return ends, sum(high - low for low, high in ranges.values())
 
 
-def _ranges(
-    consumer: Consumer, topic: str, partitions: frozenset[int] | None
-) -> dict[int, tuple[int, int]]:
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
     found = consumer.list_topics(topic, timeout=_SILENCE_S).topics[topic]
     if found.error is not None:
         raise StackError(
             f"topic {topic}: {found.error.str()}. Create it with: durabill topics create"
         )
+    return list(found.partitions)
+
+
+def _ranges(
+    consumer: Consumer, topic: str, partitions: frozenset[int] | None
+) -> dict[int, tuple[int, int]]:
     ranges = {}
-    for partition in found.partitions:
+    for partition in _partitions(consumer, topic):
         if partitions is None or partition in partitions:
             place = TopicPartition(topic, partition)
             ranges[partition] = consumer.get_watermark_offsets(place, timeout=_SILENCE_S)

@@ -22,7 +22,7 @@ ORDER_PIECES_MAX = 10_000
 GRACE_FACTOR_MAX = 128
 """By so much, at most, a reopened order waits longer than `settle_grace`; a power of two."""
 
-INTERIM_TOTALS_MAX = 1_000
+INTERIM_TOTALS_MAX = 10_000
 """So many interim totals of one order, at most, can be due at once; the settings see to it."""
 
 FORWARD_BYTES_MAX = 1_000_000

@@ -173,7 +173,7 @@ def decode_block(block: bytes) -> BlockContent:
     raise StateError(
         f"a checkpoint block has format version {version}, this worker reads up to"
         f" {LARGE_VERSION}: run the version of Durabill that wrote it, or replay the segments"
-        " from the start under a new application id"
+        " from the start under another application id"
     )
 
 

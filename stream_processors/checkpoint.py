@@ -33,7 +33,7 @@ from schemas import OWN_SCHEMA_ONLY, BadTotal, decode_total, partition_for, tota
 from stream_processors.batch import Chunk
 from stream_processors.blocks import Snapshot
 from stream_processors.clock import BrokerClock
-from stream_processors.errors import StateError
+from stream_processors.errors import BEGIN_ANEW, NEW_TOPICS, START_ANEW, StateError
 from stream_processors.policies import POLICY, History, Terms
 from stream_processors.reading import Tail
 from stream_processors.scan import IdScanner
@@ -44,15 +44,6 @@ from stream_processors.verdicts import SCHEMAS, RecordedSchemas
 MARKS_VERSION = 2
 META = "meta"
 NO_BLOCKS = (META, POLICY, SCHEMAS)
-START_ANEW = (
-    "start anew from the first segment under another DURABILL_APPLICATION_ID, with this one as"
-    " DURABILL_PREVIOUS_APPLICATION_ID so that the recorded policies hold: totals that have been"
-    " published are not published again"
-)
-NEW_TOPICS = (
-    "Begin new topics for segments and totals, with as many partitions each, under another"
-    " DURABILL_APPLICATION_ID"
-)
 
 
 class Marks(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -112,6 +103,8 @@ class Cut:
         taken: list[tuple[bytes, Snapshot | None]] = []
         weight = 0
         for name in self.names:
+            if self.lane.is_broken:
+                return  # its table must not be asked any more; whoever takes this drops the cut
             snapshot = self.lane.table.snapshot(name)
             taken.append((entry_key(self.lane.partition, name), snapshot))
             weight += snapshot.weight if snapshot else 0
@@ -147,6 +140,7 @@ class Lane:
     is_slow: bool = False
     """Whether a chunk takes so long that it is folded beside those of other partitions."""
     transaction: TransactionWatch = field(init=False)
+    _terms: Terms | None = None
     _said_at: dict[int, None] = field(init=False)
     """The offsets of `said`, ascending: a new application id finds millions of them."""
 
@@ -178,9 +172,10 @@ class Lane:
             if each[1] != total.value and decode_total(each[1]) != decode_total(total.value):
                 raise StateError(
                     f"order {total.key.decode()}, revision {revision}: the log gives another total"
-                    f" now than the one at offset {each[0]} of partition {self.partition}. Was the"
-                    " policy changed after a crash? Let a worker with the settings of before catch"
-                    f" up and stop it, then change them; or {START_ANEW}"
+                    f" now than the one at offset {each[0]} of partition {self.partition}. Either"
+                    " it was published under a policy that is not recorded under this application"
+                    " id (name the one that published it in DURABILL_PREVIOUS_APPLICATION_ID), or"
+                    " the log has lost records (restore them), or Durabill is wrong (report it)"
                 )
             known.remove(each)
             del self._said_at[each[0]]
@@ -191,8 +186,10 @@ class Lane:
 
     def use(self, terms: Terms) -> None:
         """Have what is folded from now on judged by these terms."""
-        self.table.set_policy(terms.policy)
-        self.schemas.reads_ids = terms.registry
+        if terms is not self._terms:
+            self._terms = terms
+            self.table.set_policy(terms.policy)
+            self.schemas.reads_ids = terms.registry
 
     def undecided_ids(self, chunk: Chunk) -> list[int]:
         """Return the registry ids in a chunk that nobody has decided on yet.
@@ -256,6 +253,13 @@ def entry_key(partition: int, name: str) -> bytes:
     return f"{partition}/{name}".encode()
 
 
+def packed(
+    snapshots: list[tuple[bytes, Snapshot | None]],
+) -> list[tuple[bytes, bytes | None]]:
+    """Return entries as they are written; takes a while, but no interpreter lock."""
+    return [(key, snapshot.pack() if snapshot else None) for key, snapshot in snapshots]
+
+
 def marks_of(
     entries: Mapping[bytes, bytes],
     partition: int,
@@ -282,7 +286,7 @@ def marks_of(
     if marks.partitions != origin.partitions:
         raise StateError(
             f"the checkpoint was made with {marks.partitions} partitions, the segments topic has"
-            f" {origin.partitions}: orders have moved. {NEW_TOPICS}"
+            f" {origin.partitions}: orders have moved: {NEW_TOPICS}"
         )
     if marks.topic and marks.topic != origin.topic:
         raise StateError(
@@ -291,8 +295,8 @@ def marks_of(
         )
     if marks.topic_id and origin.topic_id and marks.topic_id != origin.topic_id:
         raise StateError(
-            f"{origin.topic} was deleted and made anew since the checkpoint, so its offsets mean"
-            f" other segments now: {START_ANEW}"
+            f"{origin.topic} was deleted and recreated since the checkpoint, so its offsets mean"
+            f" other segments now: {BEGIN_ANEW}"
         )
     if marks.checkpoint_id and origin.checkpoint_id and marks.checkpoint_id != origin.checkpoint_id:
         raise StateError(

@@ -149,6 +149,7 @@ class ColumnTable(IntervalTable):
                     effects.cost += len(raw) // COPIED_BYTES
                 yield from self._fold_slowly(raw, header, self._rows.slow[:count].tolist(), effects)
                 counters[rows.SLOWS] = 0
+                self._at_hand = (base_offset + int(task[tasks.LEAST_DELTA]), None)
             if outcome != fold.DONE or done == header.record_count:
                 break
             yield max(first_offset, base_offset + int(task[tasks.LEAST_DELTA]))
@@ -256,6 +257,9 @@ class ColumnTable(IntervalTable):
         fits = self._rows.has(slot) and fits_row(order) and self._rows.has_extra()
         if not fits or slot in self._own:
             return  # an order with an entry of its own has to get back into its block's first
+        # Where its check fails: the order, not the record that came last.
+        is_timer = self._at_hand[0] is None
+        self._at_hand = (None if is_timer else order.source_offset, number.encode())
         order.check()
         self._rows.put(slot, row_of(order), list(order.time), list(order.numbers))
         del self._orders[number], self._slots[number], self._blocks[slot // BLOCK_SLOTS][slot]

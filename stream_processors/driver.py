@@ -56,7 +56,7 @@ from stream_processors.batch import (
     headers_in,
 )
 from stream_processors.connecting import PatientConsumer, PatientConsumerThread, PatientProducer
-from stream_processors.errors import ContractError
+from stream_processors.errors import BEGIN_ANEW, NEW_TOPICS, START_ANEW, ContractError
 
 READ_COMMITTED = 1
 METADATA_AGE_MAX_MS = 30_000
@@ -201,9 +201,9 @@ def lost_place(topic: str, partition: int, offset: int) -> ContractError:
     """Return the error for a log that no longer holds the next offset to be read."""
     return ContractError(
         f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
-        " segments are lost (retention, kafka-delete-records.sh, a topic made anew, a broker's log"
+        " segments are lost (retention, kafka-delete-records.sh, a recreated topic, a broker's log"
         " that was cut off). Nothing was skipped. Restore them from the archive, or accept the loss"
-        " and start anew from the first one left under another DURABILL_APPLICATION_ID"
+        f" and {START_ANEW}"
     )
 
 
@@ -211,13 +211,12 @@ def other_partitions(topic: str, count: int, expected: int) -> ContractError:
     """Return the error for a topic that was deleted, or given partitions."""
     if not count:
         return ContractError(
-            f"{topic} is gone, and what this worker knows rests on it. Once it is made anew, start"
-            " anew as well, under another DURABILL_APPLICATION_ID, which replays the segments"
+            f"{topic} is gone, and what this worker knows rests on it. Once it is there again,"
+            f" {BEGIN_ANEW}"
         )
     return ContractError(
         f"{topic} has {count} partitions now, and had {expected} when this worker started: orders"
-        " have moved, so its checkpoint is of no use. Give the totals topic as many, and start"
-        " anew under another DURABILL_APPLICATION_ID, which replays the segments from the start"
+        f" have moved, so its checkpoint is of no use: {NEW_TOPICS}"
     )
 
 

@@ -18,6 +18,24 @@ What isn't here is our own bug: AssertionError and the rest end the process with
 for a wrong bill is worse than no bill.
 """
 
+START_ANEW = (
+    "start anew from the first segment under another DURABILL_APPLICATION_ID, with this one as"
+    " DURABILL_PREVIOUS_APPLICATION_ID so that the recorded policies hold: totals that have been"
+    " published are not published again"
+)
+"""What to do where the checkpoint is of no use any more, but the log is the same."""
+
+BEGIN_ANEW = (
+    "begin anew under another DURABILL_APPLICATION_ID: totals that have been published are not"
+    " published again"
+)
+"""The same where the log is another one."""
+
+NEW_TOPICS = (
+    "begin new topics for segments and totals, with as many partitions each, under another"
+    " DURABILL_APPLICATION_ID"
+)
+
 
 class DurabillError(Exception):
     """Something that an operator has to look at; the message says what to do."""

@@ -24,6 +24,9 @@ from stream_processors.worker import Processor
 
 log = logging.getLogger("durabill.worker")
 
+REMIND_S = 60.0
+"""How often the log says again that a partition is held."""
+
 
 class Watch(NamedTuple):
     """Something that has to move: `value` must change while `is_due`, or the worker is stuck."""
@@ -31,6 +34,12 @@ class Watch(NamedTuple):
     name: str
     value: Any
     is_due: bool
+
+
+@dataclass(slots=True)
+class _Held:
+    since_s: float
+    told_s: float
 
 
 @dataclass(slots=True)
@@ -58,10 +67,12 @@ class Health:
         self._timeout_s = stall_timeout_s
         self._clock_s = clock_s
         self._seen: dict[str, _Seen] = {}
+        self._held: dict[int, _Held] = {}
 
     def observe(self) -> None:
         """Look at every watch; raise StallError if one has stood still for too long."""
         now_s = self._clock_s()
+        self._remind(now_s)
         watches = {watch.name: watch for watch in self._watches()}
         for name in self._seen.keys() - watches.keys():
             del self._seen[name]
@@ -71,6 +82,21 @@ class Health:
                 self._seen[name] = _Seen(watch.value, now_s)
         if problems := self._problems(2 * self._timeout_s):
             raise StallError(f"the worker is stuck and ends itself: {'; '.join(problems)}")
+
+    def _remind(self, now_s: float) -> None:
+        """Log now and then what is still held: who looks at the last lines only must see it."""
+        lanes = {each: lane for each, lane in self._processor.lanes.items() if lane.held}
+        for partition in self._held.keys() - lanes.keys():
+            del self._held[partition]
+        for partition, lane in lanes.items():
+            held = self._held.setdefault(partition, _Held(now_s, now_s))
+            if now_s - held.told_s >= REMIND_S:
+                held.told_s = now_s
+                log.log(
+                    logging.CRITICAL if lane.is_broken else logging.WARNING,
+                    "partition %d has been held for %.0f s: %s",
+                    *(partition, now_s - held.since_s, lane.held),
+                )
 
     def _watches(self) -> list[Watch]:
         processor = self._processor

@@ -2,19 +2,20 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from schemas import WriterSchemas
 from stream_processors.checkpoint import (
-    START_ANEW,
     Lane,
     Marks,
     entry_key,
     marks_of,
     restore_lane,
 )
-from stream_processors.errors import ContractError
+from stream_processors.columns import ColumnTable
+from stream_processors.errors import START_ANEW, ContractError
 from stream_processors.order import Policy
 from stream_processors.policies import (
     POLICY,
@@ -32,6 +33,11 @@ from stream_processors.verdicts import SCHEMAS, RecordedSchemas
 
 log = logging.getLogger("durabill.worker")
 TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]
+
+
+def new_table(place: Place, policy: Policy, writers: WriterSchemas) -> IntervalTable:
+    """Return an empty table whose index nobody outside can foresee."""
+    return ColumnTable(place, policy, writers, seed=int.from_bytes(os.urandom(7), "little"))
 
 
 class LaneBuilder:

@@ -36,6 +36,19 @@ class LedgerStatus:
     next_offsets: Mapping[tuple[str, int], int]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """How many rows the ledger has, and which settled last (None: there is none)."""
+
+    totals: int
+    disputed: int
+    unreadable: int
+    last_order_number: str | None
+    last_revision: int | None
+    last_settled_at_ms: int | None
+    last_recorded_at_ms: int | None
+
+
 def latest_total(where: str | Connection, order_number: str) -> OrderTotal | None:
     """The order's greatest revision, None where there is none."""
     newest = "WHERE service_order_number = %s ORDER BY revision DESC LIMIT 1"
@@ -122,6 +135,20 @@ def status(where: str | Connection) -> LedgerStatus:
         unreadable=unreadable,
         next_offsets={(topic, partition): offset for topic, partition, offset in places},
     )
+
+
+def recorded(where: str | Connection) -> Recorded:
+    """How many rows there are, and the last one, without a look at every order."""
+    with connected(where) as conn:
+        row = conn.execute(
+            "SELECT (SELECT count(*) FROM order_totals), (SELECT count(*) FROM set_aside_totals), "
+            "(SELECT count(*) FROM unreadable_totals), last.service_order_number, last.revision, "
+            "last.settled_at_ms, floor(extract(epoch FROM last.recorded_at) * 1000)::bigint "
+            "FROM (VALUES (1)) AS one LEFT JOIN LATERAL "
+            "(SELECT * FROM order_totals ORDER BY settled_at DESC LIMIT 1) AS last ON true"
+        ).fetchone()
+    assert row is not None, "the VALUES have one row"
+    return Recorded(*row)
 
 
 def forget_offsets(where: str | Connection, topic: str, partition: int | None = None) -> int:

@@ -143,6 +143,8 @@ class Pages:
         partition = partition_for(number.encode(), self._partitions)
         if partition not in processor.lanes:
             return _error(421, "NOT_OWNED", f"partition {partition} is not this worker's")
+        if processor.lanes[partition].is_broken:
+            return _error(503, "CATCHING_UP", f"partition {partition} is stopped by a bug of ours")
         state = processor.describe(number)
         lag = self._lag(partition)
         if lag is None or (state is None and lag):

@@ -79,6 +79,12 @@ def in_force(history: History, offset: int) -> Terms:
     return (held[-1] if held else history[0]).terms
 
 
+def from_here(history: History, offset: int) -> History:
+    """Return the record in force for a batch that begins at `offset`, and all that come later."""
+    passed = sum(each.from_offset <= offset for each in history)
+    return history[max(0, passed - 1) :]
+
+
 def taken_over(
     history: History, wanted: Terms, *, next_offset: int, log_end: int, has_unseen_totals: bool
 ) -> History:
@@ -105,7 +111,13 @@ def taken_over(
 
 def split(chunk: Chunk, history: History) -> list[tuple[Terms | None, Chunk]]:
     """Cut a chunk where the terms change; each piece with its own, None if it has no batch."""
+    first_batch = next(headers_in(chunk.data), None)
+    if first_batch is None:
+        return [(None, chunk)]
+    begins = first_batch[1].base_offset
     changes = sorted({each.from_offset for each in history})
+    if not any(begins < each < chunk.next_offset for each in changes):
+        return [(in_force(history, begins), chunk)]
     starts: list[tuple[int, int]] = []  # (position in the data, base offset) of each piece
     crossed = -1
     for at, header in headers_in(chunk.data):
@@ -113,9 +125,6 @@ def split(chunk: Chunk, history: History) -> list[tuple[Terms | None, Chunk]]:
         if passed != crossed:
             starts.append((at, header.base_offset))
             crossed = passed
-    if len(starts) <= 1:
-        terms = in_force(history, starts[0][1]) if starts else None
-        return [(terms, chunk)]
     pieces: list[tuple[Terms | None, Chunk]] = []
     first = chunk.first_offset
     for place, (at, base) in enumerate(starts):

@@ -20,7 +20,7 @@ from confluent_kafka import (
 )
 
 from stream_processors.clients import Right, patiently, quiet
-from stream_processors.errors import StateError
+from stream_processors.errors import START_ANEW, StateError
 
 TRANSACTION_TIMEOUT_S = 60
 OPEN_PATIENCE_S = 30.0
@@ -155,8 +155,8 @@ def read_tails(
             if start is not None and start > end:
                 raise StateError(
                     f"the checkpoint has seen {topic}/{partition} up to offset {start}, but it"
-                    f" ends at {end}: the topic was made anew, or lost records. Restore it, or"
-                    " start anew from the first segment under another DURABILL_APPLICATION_ID"
+                    f" ends at {end}: the topic was recreated, or lost records. Restore it, or"
+                    f" {START_ANEW}"
                 )
             places.append(TopicPartition(topic, partition, end if start is None else start))
         # At explicit offsets always: for others librdkafka asks the coordinator, and may crash.

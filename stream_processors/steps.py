@@ -74,6 +74,7 @@ class ChunkFolder:
             for next_offset in self._fold_chunk(chunk, effects):
                 if effects.cost >= STEP_COST:
                     yield Step(next_offset, effects.take())
+            self._at_hand = (None, None)
             # Time moves by records alone: nothing is due by what has none.
             for _ in self._run_due(effects) if next_offset >= 0 else ():
                 if effects.cost >= STEP_COST:

@@ -9,7 +9,6 @@ in between must not be mixed with what we remember, nor come after it.
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from itertools import chain
@@ -17,19 +16,16 @@ from typing import Any
 
 from schemas import ClockMark, WriterSchemas, encode_clock_mark
 from stream_processors.batch import Chunk
-from stream_processors.blocks import Snapshot
-from stream_processors.checkpoint import META, Cut, Lane, entry_key
-from stream_processors.columns import ColumnTable
+from stream_processors.checkpoint import META, Cut, Lane, entry_key, packed
 from stream_processors.ending import CrashStep, die, kill
 from stream_processors.errors import PoisonError
-from stream_processors.lanes import LaneBuilder, TableMaker
+from stream_processors.lanes import LaneBuilder, TableMaker, new_table
 from stream_processors.lookups import Ask, SchemaLookups, no_registry
-from stream_processors.order import Policy
 from stream_processors.outlet import Entry, WriterClosed
-from stream_processors.policies import Terms, describe_history, in_force, split
+from stream_processors.policies import Terms, describe_history, from_here, in_force, split
 from stream_processors.runtime import Exit, Letters, Runtime
 from stream_processors.settings import Settings
-from stream_processors.table import Effects, IntervalTable, Place
+from stream_processors.table import Effects
 from stream_processors.verdicts import SCHEMAS
 
 log = logging.getLogger("durabill.worker")
@@ -47,11 +43,6 @@ SNAPSHOT_WEIGHT_MAX = 20_000
 CLOSING_S = 5.0
 SHUTDOWN_S = 20.0
 """How long a last checkpoint may take; without it the next owner replays a little more."""
-
-
-def new_table(place: Place, policy: Policy, writers: WriterSchemas) -> IntervalTable:
-    """Return an empty table whose index nobody outside can foresee."""
-    return ColumnTable(place, policy, writers, seed=int.from_bytes(os.urandom(7), "little"))
 
 
 class Processor:
@@ -127,10 +118,10 @@ class Processor:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        for task in self._tasks:  # they decide for lanes that are gone from now on
-            task.cancel()
         for lane in self.lanes.values():
             self.runtime.hold(lane.partition, held=False)
+        for task in self._tasks:
+            task.cancel()  # what they wait for concerns others now
         self.lanes, self.is_assigned = {}, False
         exits, self.exits = list(self.exits.values()), {}
         for each in exits:
@@ -322,7 +313,12 @@ class Processor:
             if not cuts:
                 self.last_checkpoint_ms = self._now_ms()
                 return
-            entries = [await self._encode(cut) for cut in cuts]
+            encoded = [(cut, await self._encode(cut)) for cut in cuts]
+            # A lane that broke meanwhile: what was taken of its table since can't be trusted.
+            encoded = [(cut, own) for cut, own in encoded if not cut.lane.is_broken]
+            cuts, entries = [cut for cut, _ in encoded], [own for _, own in encoded]
+            if not cuts:
+                return
             self._step("cut")
             async with self._effects_lock:
                 epoch = self.letters.cut()
@@ -341,7 +337,7 @@ class Processor:
                 return
             self._step("committed")
             for cut in cuts:
-                while cut.lane.table.confirm(cut.clock_ms):
+                while not cut.lane.is_broken and cut.lane.table.confirm(cut.clock_ms):
                     await asyncio.sleep(0)
             self._step("confirmed")
             self.last_checkpoint_ms = self._now_ms()
@@ -350,7 +346,7 @@ class Processor:
         """Return the cut's entries, packed beside the stream: zstd needs no interpreter lock."""
         entries: list[Entry] = []
         for snapshots in cut.snapshots(BLOCKS_AT_ONCE, SNAPSHOT_WEIGHT_MAX):
-            entries += await self.runtime.aside(_pack, snapshots)
+            entries += await self.runtime.aside(packed, snapshots)
         entries.append((entry_key(cut.lane.partition, META), cut.marks))
         return entries
 
@@ -359,8 +355,7 @@ class Processor:
     def describe(self, number: str) -> dict[str, Any] | None:
         """Return the live state of an order in one of our partitions, None if unknown."""
         for lane in self.lanes.values():
-            state = lane.table.describe(number)
-            if state is not None:
+            if not lane.is_broken and (state := lane.table.describe(number)) is not None:
                 return state
         return None
 
@@ -373,7 +368,9 @@ class Processor:
         """Return how the worker is doing, as plain values for JSON."""
         return {
             "application_id": self.settings.application_id,
+            "now_ms": self._now_ms(),
             "last_checkpoint_ms": self.last_checkpoint_ms,
+            "partition_count": self.runtime.origin.partitions,
             "partitions": {
                 str(partition): {
                     "next_offset": lane.next_offset,
@@ -384,17 +381,17 @@ class Processor:
                     "records": lane.table.records,
                     "clock_marks": lane.table.clock_marks,
                     "held": lane.held or None,
+                    "is_broken": lane.is_broken,
                     "waiting_for_transaction_s": round(
                         lane.transaction.waiting_s(self.runtime.elapsed_s()), 3
                     ),
-                    "policy": describe_history(lane.history[-1:]),
+                    "policy": describe_history(from_here(lane.history, lane.next_offset)),
                     "clock_ms": lane.table.clock_ms,
-                    "oldest_deadline_ms": lane.table.oldest_deadline_ms(),
+                    # Of a broken table nothing is looked for: it may be half changed.
+                    "oldest_deadline_ms": (
+                        None if lane.is_broken else lane.table.oldest_deadline_ms()
+                    ),
                 }
                 for partition, lane in sorted(self.lanes.items())
             },
         }
-
-
-def _pack(snapshots: list[tuple[bytes, Snapshot | None]]) -> list[Entry]:
-    return [(key, snapshot.pack() if snapshot else None) for key, snapshot in snapshots]

@@ -256,6 +256,29 @@ def test_the_readmes_producer_is_billed_and_shown(deployment: Deployment) -> Non
     with psycopg.connect(deployment.settings["ledger_dsn"]) as connection:
         rows = connection.execute("SELECT status, orders FROM ledger_status").fetchall()
     assert ("COMPLETE", 6) in rows
+    (told,) = deployment.json_of("status")
+    assert (True, [], 4) == (told["ok"], told["problems"], told["partition_count"])
+    assert {each["url"] for each in deployment.workers} == {
+        each["owner"] for each in told["partitions"]
+    }
+    assert (6, 0, 0) == tuple(told["ledger"][name] for name in ("totals", "disputed", "unreadable"))
+    assert told["ledger"]["last_order_number"] in orders
+
+
+def test_status_goes_on_without_kafka_workers_and_ledger(tmp_path: Path) -> None:
+    dsn = "postgresql://nobody:secret@127.0.0.1:1/ledger"
+    away = {"bootstrap_servers": "127.0.0.1:1", "ledger_dsn": dsn, "data_dir": str(tmp_path)}
+    ran = run("status", "--json", worker_urls="http://127.0.0.1:1/", **away)
+    assert 1 == ran.returncode, ran.stderr
+    kafka, ledger, worker = json.loads(ran.stdout)["problems"]
+    assert "Kafka at 127.0.0.1:1 (DURABILL_BOOTSTRAP_SERVERS) can't be reached" in kafka
+    assert "the ledger at nobody@127.0.0.1:1/ledger can't be asked" in ledger
+    assert "worker http://127.0.0.1:1 can't be asked: [Errno 111] Connection refused" == worker
+    assert "secret" not in ran.stdout + ran.stderr
+    ran = run("status", bootstrap_servers="127.0.0.1:1", data_dir=str(tmp_path))
+    assert (1, "2 problems") == (ran.returncode, ran.stdout.splitlines()[-1])
+    assert "- no worker is known" in ran.stdout
+    assert 2 == run("status", settle_grace_s="soon").returncode
 
 
 def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None:

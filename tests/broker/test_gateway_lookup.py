@@ -94,7 +94,9 @@ def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
     total["intervals"] = [each._asdict() for each in a_total().intervals]
     total["missing_numbers"] = [each._asdict() for each in a_total().missing_numbers]
     row = {
-        name: Jsonb(value) if isinstance(value, list) else value for name, value in total.items()
+        name: Jsonb(value) if isinstance(value, list) else value
+        for name, value in total.items()
+        if name != "gap_ms"  # the table's own
     } | {"totals_topic": "t", "totals_partition": 0, "totals_offset": 0, "totals_append_ms": 0}
     names = ", ".join(row)
     with psycopg.connect(dsn) as connection:

@@ -46,10 +46,8 @@ Outlet._commit = lambda self: time.sleep(1000)
 
 BLOCKED_LOOP = """
 import time
-from stream_processors.table import IntervalTable
-IntervalTable._fold_record = lambda *_: time.sleep(1000)
-from stream_processors.columns import ColumnTable
-ColumnTable.fold = lambda *_: time.sleep(1000)
+from stream_processors.steps import ChunkFolder
+ChunkFolder.steps = lambda *_: time.sleep(1000)
 """
 
 

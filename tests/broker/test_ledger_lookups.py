@@ -12,9 +12,11 @@ from schemas import Interval, OrderTotal, Status
 from stream_processors.ledger_lookups import (
     SUMMARY_FIELDS,
     Connection,
+    Recorded,
     every_total,
     latest_summaries,
     latest_totals,
+    recorded,
     revision_summaries,
     revisions,
     summary_of,
@@ -51,6 +53,17 @@ def dsn(postgres_dsn: str, totals: list[OrderTotal]) -> str:
     with psycopg.connect(dsn, autocommit=True) as conn:
         write(LedgerStore(conn), "totals", 0, totals)
     return dsn
+
+
+def test_what_is_recorded(dsn: str, totals: list[OrderTotal], postgres_dsn: str) -> None:
+    found = recorded(dsn)
+    assert (len(totals), 0, 0) == (found.totals, found.disputed, found.unreadable)
+    assert max(each.settled_at_ms for each in totals) == found.last_settled_at_ms
+    key = (found.last_order_number, found.last_revision)
+    assert key in {(each.service_order_number, each.revision) for each in totals}
+    assert found.last_recorded_at_ms is not None
+    empty = new_ledger_dsn(postgres_dsn)
+    assert Recorded(0, 0, 0, None, None, None, None) == recorded(empty)
 
 
 @pytest.mark.parametrize("status", [None, *Status])
@@ -143,6 +156,7 @@ def in_pieces(total: OrderTotal, pieces: int) -> OrderTotal:
         intervals=tuple(Interval(start, start + length) for start in starts),
         duration_ms=length * pieces,
         upper_bound_ms=total.ended_ms - total.started_ms,
+        gap_ms=total.ended_ms - total.started_ms - length * pieces,
     )
 
 
@@ -155,7 +169,10 @@ def test_commands_show_the_latest_and_say_that_there_are_more(
     monkeypatch: pytest.MonkeyPatch,
     by_ledger: bool,
 ) -> None:
-    first = replace(a_total("SO-many", duration_ms=100_000), ended_ms=1_770_000_200_123)
+    first = a_total("SO-many", duration_ms=100_000)
+    ended_ms = 1_770_000_200_123
+    gap_ms = ended_ms - first.started_ms - first.duration_ms
+    first = replace(first, ended_ms=ended_ms, gap_ms=gap_ms)
     many = [
         replace(in_pieces(first, n + 1), revision=n + 1, previous_digest="b" * 64 if n else "")
         for n in range(40)

@@ -74,7 +74,7 @@ def segments_topic_made_anew(servers: str, folder: Path) -> None:
     with deployment(servers, folder) as deployed:
         worker = at_work(deployed)
         recreate(deployed, deployed.segments)
-        assert_stopped(worker, deployed.segments, "start anew")
+        assert_stopped(worker, deployed.segments, "begin anew")
         deployed.send([segment("SO1", 1, now_ms() - 10, now_ms(), True)])
         assert_stopped(deployed.start(), "under another DURABILL_APPLICATION_ID")
 
@@ -96,7 +96,7 @@ def checkpoint_topic_deleted(servers: str, folder: Path) -> None:
         worker = at_work(deployed)
         delete(deployed, deployed.checkpoint)
         deployed.send(traffic(2, orders=10, segments=10))
-        assert_stopped(worker, f"{deployed.checkpoint} is gone", "which replays the segments")
+        assert_stopped(worker, f"{deployed.checkpoint} is gone", "begin anew")
         deployed.create_topics()
         assert_stopped(deployed.start(), "its checkpoint is empty")
 

@@ -52,7 +52,7 @@ def test_marks_decide_not_the_group() -> None:
         ({"version": 3}, "marks have version 3, not 2"),
         ({"partitions": 5}, "the checkpoint was made with 5 partitions, the segments topic has 4"),
         ({"topic": "other"}, "two deployments share an application id"),
-        ({"topic_id": "topic-0"}, "was deleted and made anew since the checkpoint"),
+        ({"topic_id": "topic-0"}, "was deleted and recreated since the checkpoint"),
     ],
 )
 def test_marks_of_something_else_are_refused(changes: dict[str, object], said: str) -> None:

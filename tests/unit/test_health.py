@@ -1,5 +1,6 @@
 """What counts as standing still, with a clock by hand; tests/broker puts hangs into workers."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ class Bench:
     def __init__(self) -> None:
         self.now_s = 1_000.0
         self.lag, self.waiting_s = 0, 0.0
-        self.lane = SimpleNamespace(next_offset=5, held="")
+        self.lane = SimpleNamespace(next_offset=5, held="", is_broken=False)
         way_out = SimpleNamespace(waiting_s=lambda: self.waiting_s)
         processor: Any = SimpleNamespace(
             lanes={3: self.lane},
@@ -98,3 +99,38 @@ def test_a_worker_without_partitions_has_nothing_to_do(bench: Bench) -> None:
     assert bench.health.unready() == ["it has no partitions: it joins the group, or recovers"]
     bench.processor.stopping = True
     assert bench.health.unready() == ["it is stopping"]
+
+
+def test_a_held_partition_is_said_again_each_minute(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "durabill.worker")
+
+    def said() -> list[tuple[int, str]]:
+        lines = [(each.levelno, each.getMessage()) for each in caplog.records]
+        caplog.clear()
+        return lines
+
+    bench.lane.held = "asks the schema registry"
+    bench.pass_by(60)
+    assert [] == said()
+    bench.pass_by(1)
+    text = "partition 3 has been held for 60 s: asks the schema registry"
+    assert [(logging.WARNING, text)] == said()
+    bench.lane.held, bench.lane.is_broken = "a bug", True  # another reason is no new beginning
+    bench.pass_by(59)
+    assert [] == said()
+    bench.pass_by(1)
+    assert [(logging.CRITICAL, "partition 3 has been held for 120 s: a bug")] == said()
+    bench.lane.held, bench.lane.is_broken = "", False
+    bench.pass_by(1)
+    bench.lane.held = "again"
+    bench.pass_by(60)
+    assert [] == said()
+    assert ["partition 3 is held: again"] == bench.health.unready()
+
+
+def test_a_broken_partition_is_no_stall(bench: Bench) -> None:
+    bench.lag, bench.lane.held, bench.lane.is_broken = 9, "a bug", True
+    bench.pass_by(10 * TIMEOUT_S)
+    assert [] == bench.health.problems()

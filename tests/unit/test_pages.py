@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -36,7 +37,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.is_assigned = True
-        self.lanes = dict.fromkeys(OURS)
+        self.lanes = {each: SimpleNamespace(is_broken=False) for each in OURS}
         self.lags = dict.fromkeys(OURS, 0)
         self.runtime = Runtime()
         self.runtime.ends = dict.fromkeys(OURS, 100)
@@ -144,6 +145,18 @@ def test_what_has_not_been_read_yet_is_not_denied(stand: Stand, port: int) -> No
     stand.is_assigned = False
     assert (503, "NOT_READY") == reason(get(port, f"/orders/{number}"))
     stand.is_assigned = True
+
+
+def test_a_table_that_broke_is_not_asked(stand: Stand, port: int) -> None:
+    number = in_partition(0)
+    stand.states = {number: view(number)}
+    assert 200 == get(port, f"/orders/{number}")[0]
+    stand.lanes[0].is_broken = True
+    answer = get(port, f"/orders/{number}")
+    assert (503, "CATCHING_UP") == reason(answer)
+    assert "stopped" in answer[1]["error"]["detail"]
+    stand.lanes[0].is_broken = False
+    stand.states = {}
 
 
 def test_large_orders_are_told_in_pages(stand: Stand, port: int) -> None:

@@ -1,0 +1,242 @@
+"""A bug of ours in a table: its order is named, and what broke is neither written nor asked."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import pytest
+
+from schemas import OWN_SCHEMA_ONLY, SegmentEvent, partition_for
+from stream_processors import worker
+from stream_processors.checkpoint import Lane, Origin
+from stream_processors.columns import ColumnTable
+from stream_processors.errors import PoisonError
+from stream_processors.order import Order, Policy
+from stream_processors.policies import PolicyRecord, Terms
+from stream_processors.runtime import Letters, Runtime
+from stream_processors.settings import Settings
+from stream_processors.slots import BLOCK_SLOTS
+from stream_processors.store import Rows
+from stream_processors.table import IntervalTable, Place
+from stream_processors.worker import Processor
+from tests.property.batches import Entry
+from tests.unit.test_steps import NOW_MS, chunk_of, segments, table_of
+
+PARTITIONS = 2
+ORIGIN = Origin("segments", "id", PARTITIONS)
+HISTORY = (PolicyRecord(0, Terms(Policy())),)
+
+
+class Faulty(IntervalTable):
+    """Fails on number 13, and whenever it is asked for something after that."""
+
+    is_broken = False
+
+    def _accept(self, record: Any) -> SegmentEvent:
+        event = super()._accept(record)
+        self.is_broken = event.business_data_number == 13
+        assert not self.is_broken, "we don't like this number"
+        return event
+
+    def snapshot(self, name: str) -> Any:
+        assert not self.is_broken
+        return super().snapshot(name)
+
+    def confirm(self, clock_ms: int) -> bool:
+        assert not self.is_broken
+        return super().confirm(clock_ms)
+
+    def describe(self, number: str, limit: int | None = None) -> dict[str, Any] | None:
+        assert not self.is_broken
+        return super().describe(number, limit)
+
+    def oldest_deadline_ms(self) -> int | None:
+        assert not self.is_broken
+        return super().oldest_deadline_ms()
+
+
+class Ports:
+    """A worker's runtime, exits and letters, of which it needs little here.
+
+    `on_aside` and `on_commit` run while a checkpoint is packed, and committed.
+    """
+
+    origin = ORIGIN
+    position = 0
+
+    def __init__(self) -> None:
+        self.entries: list[bytes] = []
+        self.held: set[int] = set()
+        self.committed: dict[int, int] = {}
+        self.totals: list[bytes] = []
+        self.on_aside: Callable[[], Any] = self.flushed
+        self.on_commit: Callable[[], Any] = self.flushed
+
+    async def aside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        await self.on_aside()
+        return work(*arguments)
+
+    async def commit(self, offsets: Mapping[int, int]) -> bool:
+        self.committed.update(offsets)
+        await self.on_commit()
+        return True
+
+    def hold(self, partition: int, *, held: bool) -> None:
+        (self.held.add if held else self.held.discard)(partition)
+
+    def elapsed_s(self) -> float:
+        return 0.0
+
+    def log_end(self, partition: int) -> int:
+        return 10_000
+
+    def high_watermark(self, partition: int) -> int:
+        return 10_000
+
+    def put_entries(self, entries: Any) -> None:
+        self.entries += [key for key, _ in entries]
+
+    def put_totals(self, totals: Any) -> None:
+        self.totals += [each.key for each in totals]
+
+    def waiting_s(self) -> float:
+        return 0.0
+
+    async def has_room(self) -> None:
+        """Return at once, as the rest does."""
+
+    async def flushed(self) -> None:
+        """Return at once."""
+
+    async def delivered(self, epoch: int) -> None:
+        """Return at once."""
+
+    def cut(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def ports() -> Ports:
+    return Ports()
+
+
+@pytest.fixture
+def processor(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> Processor:
+    """A worker of two partitions, the first with more than one block of orders."""
+    monkeypatch.setattr(worker, "BLOCKS_AT_ONCE", 1)
+    made = Processor(
+        Settings(),
+        cast(Runtime, ports),
+        OWN_SCHEMA_ONLY,
+        cast(Letters, ports),
+        lambda: NOW_MS,
+        on_fatal=lambda error: pytest.fail(str(error)),
+    )
+    for partition, kind in enumerate((Faulty, IntervalTable)):
+        table = kind(Place(partition, PARTITIONS), Policy(), OWN_SCHEMA_ONLY)
+        made.lanes[partition] = Lane(table, ORIGIN, 0, history=HISTORY)
+        made.exits[partition] = cast(Any, ports)
+    return made
+
+
+def names(partition: int) -> Callable[[int], str]:
+    """Return names of orders of a partition, by a number."""
+    known = (f"SO{at}" for at in range(100_000))
+    those = [each for each in known if partition_for(each.encode(), PARTITIONS) == partition]
+    return lambda at: those[at]
+
+
+ORDERS = BLOCK_SLOTS + 1
+
+
+async def fill(processor: Processor) -> None:
+    for partition in range(PARTITIONS):
+        count = ORDERS if partition == 0 else 1
+        await processor.fold(partition, chunk_of(segments(count, names(partition))))
+
+
+async def poison(processor: Processor) -> None:
+    await processor.fold(0, chunk_of(segments(1, names(0), number=13), ORDERS))
+
+
+def test_a_table_that_breaks_while_it_is_packed_is_not_written(
+    processor: Processor, ports: Ports
+) -> None:
+    async def run() -> None:
+        await fill(processor)
+        ports.on_aside = lambda: poison(processor)
+        await processor.checkpoint()
+
+    asyncio.run(run())
+    assert processor.lanes[0].is_broken
+    assert {1: 1} == ports.committed
+    assert ports.entries
+    assert all(each.startswith(b"1/") for each in ports.entries)
+    assert processor.lanes[0].written_offset is None
+    assert {0} == ports.held
+
+
+def test_a_table_that_breaks_once_it_is_packed_is_written_as_it_was(
+    processor: Processor, ports: Ports
+) -> None:
+    async def run() -> None:
+        await fill(processor)
+        ports.on_commit = lambda: poison(processor)
+        await processor.checkpoint()
+        await processor.checkpoint()  # and never again
+
+    asyncio.run(run())
+    assert processor.lanes[0].is_broken
+    assert {0: ORDERS, 1: 1} == ports.committed
+    assert 1 == ports.entries.count(b"0/meta")
+    assert ORDERS == processor.lanes[0].written_offset
+
+
+def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, ports: Ports) -> None:
+    async def run() -> None:
+        await fill(processor)
+        await poison(processor)
+        for partition in range(PARTITIONS):
+            later = chunk_of(segments(1, names(partition), number=2, end=True), ORDERS + 1)
+            if partition == 1:
+                later = chunk_of(segments(1, names(1), number=2, end=True), 1)
+            await processor.fold(partition, later)
+        await processor.tick()
+
+    asyncio.run(run())
+    assert processor.describe(names(0)(0)) is None
+    other = processor.describe(names(1)(0))
+    assert other is not None
+    assert 2 == other["segments"]
+    lanes = processor.status()["partitions"]
+    assert [True, False] == [lanes[each]["is_broken"] for each in "01"]
+    assert ORDERS == lanes["0"]["next_offset"]
+    assert lanes["0"]["oldest_deadline_ms"] is None
+    assert "we don't like this number" in lanes["0"]["held"]
+    assert f"offset {ORDERS}, order {names(0)(0)!r}" in lanes["0"]["held"]
+    assert not processor.lanes[0].backlog, "nothing piles up"
+
+
+def test_a_bug_in_a_timer_of_the_rows_is_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of(ColumnTable)
+    monkeypatch.setattr(Rows, "settle_due", lambda *_: 1 / 0)
+    with pytest.raises(PoisonError, match=r"from a timer, order not known: .*ZeroDivisionError"):
+        table.fold(chunk_of([*segments(1, lambda at: "SO1"), (b"no", b"segment", ())]))
+
+
+def test_a_check_that_fails_names_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, names = table_of(ColumnTable), ["SO1", "SO2", "SO3"]
+    table.fold(chunk_of(segments(3, names.__getitem__)))
+    check = Order.check
+
+    def failing(self: Order) -> None:
+        check(self)
+        assert self.service_order_number != "SO2", "it is unsound"
+
+    monkeypatch.setattr(Order, "check", failing)
+    more: list[Entry] = [
+        (key, value, (("forwarded_from", b"9/9"),))  # so plain rules take it, and lower its order
+        for key, value, _ in segments(3, names.__getitem__, number=2)
+    ]
+    with pytest.raises(PoisonError, match=r"from offset 4, order 'SO2'.*it is unsound"):
+        table.fold(chunk_of(more, 3))

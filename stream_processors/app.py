@@ -26,6 +26,7 @@ from stream_processors.publisher import Publisher
 from stream_processors.registry import Registry
 from stream_processors.rights import rights_of
 from stream_processors.runtime import FaustRuntime, find_origin
+from stream_processors.scan import IdScanner
 from stream_processors.settings import Settings
 from stream_processors.worker import TICK_S, Processor
 
@@ -248,6 +249,7 @@ def _die_of(args: threading.ExceptHookArgs) -> None:
 
 def run_worker(settings: Settings, partitions: int, port: int, writers: WriterSchemas) -> None:
     """Run a worker until it is told to stop; ends the process."""
+    IdScanner().warm_up()
     app = create_app(settings, partitions, port, writers)
     threading.excepthook = _die_of
     # What is there now stays, and what comes is freed by counting: chunks and totals are no cycles.

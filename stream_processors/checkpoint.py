@@ -141,9 +141,13 @@ class Lane:
     """Whether a chunk takes so long that it is folded beside those of other partitions."""
     transaction: TransactionWatch = field(init=False)
     _terms: Terms | None = None
+    _said_at: dict[int, None] = field(init=False)
+    """The offsets of `said`, ascending: a new application id finds millions of them."""
 
     def __post_init__(self) -> None:
         self.transaction = TransactionWatch(self.partition)
+        offsets = sorted(offset for known in self.said.values() for offset, _ in known)
+        self._said_at = dict.fromkeys(offsets)
 
     @property
     def partition(self) -> int:
@@ -174,6 +178,7 @@ class Lane:
                     " the log has lost records (restore them), or Durabill is wrong (report it)"
                 )
             known.remove(each)
+            del self._said_at[each[0]]
             if not known:
                 del self.said[total.key]
             return True
@@ -187,7 +192,10 @@ class Lane:
             self.schemas.reads_ids = terms.registry
 
     def undecided_ids(self, chunk: Chunk) -> list[int]:
-        """Return the registry ids in a chunk that nobody has decided on yet."""
+        """Return the registry ids in a chunk that nobody has decided on yet.
+
+        To be called beside the event loop: a chunk can unpack to gigabytes.
+        """
         if not self.schemas.reads_ids:
             return []
         if self.scanner is None:
@@ -204,10 +212,15 @@ class Lane:
         changed = self.table.take_changed()
         if not changed and self.written_offset == self.next_offset:
             return None
-        # What a replay has yet to repeat must be found by the next recovery as well.
-        starts = [offset for known in self.said.values() for offset, _ in known]
-        marks = self._marks(min([totals_end, *starts]))
+        marks = self._marks(self._totals_start(totals_end))
         return Cut(self, self.next_offset, self.table.clock_ms, changed, marks)
+
+    def _totals_start(self, totals_end: int) -> int:
+        """Return from where on the next recovery has to look for totals.
+
+        What a replay has yet to repeat must be found by it as well.
+        """
+        return min(totals_end, next(iter(self._said_at), totals_end))
 
     def _marks(self, totals_offset: int) -> bytes:
         origin = self.origin
@@ -228,8 +241,7 @@ class Lane:
 
         What the topic holds already, of another application id, must be found again as well.
         """
-        starts = [offset for known in self.said.values() for offset, _ in known]
-        return entry_key(self.partition, META), self._marks(min([totals_end, *starts]))
+        return entry_key(self.partition, META), self._marks(self._totals_start(totals_end))
 
     def is_written(self, cut: Cut) -> None:
         """Take note that the cut is in the changelog: from now on a recovery replays from there."""
@@ -239,6 +251,13 @@ class Lane:
 def entry_key(partition: int, name: str) -> bytes:
     """Return the key of a table entry."""
     return f"{partition}/{name}".encode()
+
+
+def packed(
+    snapshots: list[tuple[bytes, Snapshot | None]],
+) -> list[tuple[bytes, bytes | None]]:
+    """Return entries as they are written; takes a while, but no interpreter lock."""
+    return [(key, snapshot.pack() if snapshot else None) for key, snapshot in snapshots]
 
 
 def marks_of(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -13,6 +14,7 @@ from stream_processors.checkpoint import (
     marks_of,
     restore_lane,
 )
+from stream_processors.columns import ColumnTable
 from stream_processors.errors import START_ANEW, ContractError
 from stream_processors.order import Policy
 from stream_processors.policies import (
@@ -31,6 +33,11 @@ from stream_processors.verdicts import SCHEMAS, RecordedSchemas
 
 log = logging.getLogger("durabill.worker")
 TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]
+
+
+def new_table(place: Place, policy: Policy, writers: WriterSchemas) -> IntervalTable:
+    """Return an empty table whose index nobody outside can foresee."""
+    return ColumnTable(place, policy, writers, seed=int.from_bytes(os.urandom(7), "little"))
 
 
 class LaneBuilder:
@@ -63,13 +70,15 @@ class LaneBuilder:
         # now, which only our exits will tell us, then what it wrote would look like a loss.
         committed = await runtime.committed(partitions)
         entries = await runtime.read_entries(partitions)
-        previous = await runtime.read_previous_entries(partitions)
+        marks = {
+            partition: marks_of(entries, partition, runtime.origin, offset)
+            for partition, offset in committed.items()
+        }
+        heirs = [each for each in partitions if marks[each] is None]
+        previous = await runtime.read_previous_entries(heirs) if heirs else {}
         bounds = await runtime.log_bounds(partitions)
-        marks: dict[int, Marks | None] = {}
-        for partition, offset in committed.items():
-            found = marks_of(entries, partition, runtime.origin, offset)
+        for partition, found in marks.items():
             _check_offset(runtime.origin.topic, partition, found, bounds[partition])
-            marks[partition] = found
         tails = await runtime.totals_since(
             {each: found.totals_offset if found else None for each, found in marks.items()}
         )
@@ -114,9 +123,9 @@ class LaneBuilder:
         )
         lane.use(in_force(lane.history, lane.next_offset))
         way_out.starts_at(tail.end)
-        if lane.history != history:
-            if history:
-                _tell_change(partition, history[-1], lane.history[-1])
+        if history and lane.history != history:
+            _tell_change(partition, history[-1], lane.history[-1])
+        if marks is None or lane.history != history:  # also what is inherited as it is
             way_out.put_entries([(entry_key(partition, POLICY), encode_history(lane.history))])
         if marks is None:
             if raw_schemas is not None:

@@ -23,8 +23,8 @@ PATIENCE_S = 10.0
 """How long "no such id" is doubted, in all, within PATIENCE_PERIOD_S."""
 
 PATIENCE_PERIOD_S = 60.0
-UNKNOWN_FOR_S = 60.0
-"""How long "no such id" is believed once it has been."""
+UNKNOWN_FOR_S = 2.0
+"""How long "no such id" is believed once it has been, so that it isn't asked about each chunk."""
 
 ASK_AGAIN_S = 0.5
 RETRY_S_MAX = 10.0

@@ -138,7 +138,10 @@ class Outlet:
         await waiter
 
     async def has_room(self) -> None:
-        """Return once little enough is queued: holds the stream back where brokers are slow."""
+        """Return once little enough is queued: holds the stream back where brokers are slow.
+
+        One that has been closed holds nobody back: what it has queued stays so.
+        """
         while self._backlog_bytes > BACKLOG_BYTES_MAX and not self._closing:
             await asyncio.sleep(FULL_PAUSE_S)
 

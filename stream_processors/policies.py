@@ -11,6 +11,7 @@ beyond it, so all that may have been published is replayed under the policy that
 under. The record is committed before anything rests on it.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ def split(chunk: Chunk, history: History) -> list[tuple[Terms | None, Chunk]]:
     starts: list[tuple[int, int]] = []  # (position in the data, base offset) of each piece
     crossed = -1
     for at, header in headers_in(chunk.data):
-        passed = sum(offset <= header.base_offset for offset in changes)
+        passed = bisect_right(changes, header.base_offset)
         if passed != crossed:
             starts.append((at, header.base_offset))
             crossed = passed

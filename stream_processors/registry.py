@@ -81,7 +81,8 @@ def _read(response: urllib3.BaseHTTPResponse, until_s: float) -> bytes:
 def _judge(status: int, body: bytes) -> str | None:
     try:
         answer: Any = json.loads(body)
-    except ValueError:
+        json.dumps(answer, ensure_ascii=False).encode()  # lone surrogates can't be recorded
+    except (ValueError, RecursionError):
         raise NoAnswer(f"status {status} and no JSON; is it a schema registry?") from None
     if status == 404 and isinstance(answer, dict) and answer.get("error_code") == NO_SUCH_SCHEMA:
         return None

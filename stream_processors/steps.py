@@ -64,18 +64,21 @@ class ChunkFolder:
         """Take in a chunk of the log in pieces of bounded work, the timers due by its end last.
 
         Between two steps the table may be asked, checkpointed and confirmed; a replay from there
-        goes on at the step's `next_offset`. All steps of a chunk come before any of the next one.
+        goes on at the step's `next_offset`. While timers are still due that is inside the last
+        batch: its terms hold for them, and other terms may begin right after it. All steps of a
+        chunk come before any of the next one.
         After PoisonError, which stands for a bug of ours, the table must not be used any more.
         """
-        effects = Effects()
+        effects, next_offset = Effects(), -1
         try:
             for next_offset in self._fold_chunk(chunk, effects):
                 if effects.cost >= STEP_COST:
                     yield Step(next_offset, effects.take())
             self._at_hand = (None, None)
-            for _ in self._run_due(effects):
+            # Time moves by records alone: nothing is due by what has none.
+            for _ in self._run_due(effects) if next_offset >= 0 else ():
                 if effects.cost >= STEP_COST:
-                    yield Step(chunk.next_offset, effects.take())
+                    yield Step(next_offset, effects.take())
         except (DurabillError, MemoryError):
             raise
         except Exception as error:
@@ -91,8 +94,10 @@ class ChunkFolder:
                 if header.record_count:
                     self.clock_ms = max(self.clock_ms, append_ms)
                 batch = view[at : at + header.size]
-                yield from self._fold_batch(header, batch, chunk.first_offset, effects)
-                yield header.next_offset
+                last_offset = max(chunk.first_offset, header.next_offset - 1)
+                for next_offset in self._fold_batch(header, batch, chunk.first_offset, effects):
+                    yield min(next_offset, last_offset)
+                yield last_offset
 
     def _fold_batch(
         self, header: BatchHeader, batch: memoryview, first_offset: int, effects: Effects

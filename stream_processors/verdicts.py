@@ -22,12 +22,20 @@ SCHEMAS = "schemas"
 """The name of the entry."""
 
 
-class KnownSchema(msgspec.Struct, frozen=True):
-    """A schema (JSON text) as a registry gave it, known from an offset on."""
+REFUSAL_MAX = 100
+"""Characters of a refusal: an entry must be able to hold all ids that a registry knows."""
+
+
+class KnownSchema(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a registry gave for an id, known from an offset on.
+
+    `schema` is its JSON text, or empty where it can't be resolved to ours; `refusal` says why.
+    """
 
     id: int
     from_offset: int
-    schema: str
+    schema: str = ""
+    refusal: str = ""
 
 
 class Verdicts(msgspec.Struct):
@@ -71,7 +79,7 @@ class RecordedSchemas(WriterSchemas):
         """
         for schema_id, schema in found.items():
             if schema is not None:
-                known = KnownSchema(schema_id, first_offset, schema)
+                known = _known(schema_id, first_offset, schema)
                 self._verdicts.schemas.append(known)
                 self._learn(known)
         if None in found.values():
@@ -79,10 +87,13 @@ class RecordedSchemas(WriterSchemas):
         return msgspec.json.encode(self._verdicts)
 
     def _learn(self, known: KnownSchema) -> None:
+        writer: Any
         try:
-            writer = resolvable(json.loads(known.schema))
-        except (ValueError, RecursionError) as error:
-            writer = BadRecord(Reason.UNKNOWN_SCHEMA, f"schema id {known.id}: {error}")
+            writer = resolvable(json.loads(known.schema)) if known.schema else known.refusal
+        except (ValueError, RecursionError) as error:  # the version before recorded these as well
+            writer = str(error)
+        if isinstance(writer, str):
+            writer = BadRecord(Reason.UNKNOWN_SCHEMA, f"schema id {known.id}: {writer}")
         self._known.setdefault(known.id, []).append((known.from_offset, writer))
 
     def _read_confluent(self, value: bytes, offset: int) -> RawSegment:
@@ -93,6 +104,14 @@ class RecordedSchemas(WriterSchemas):
                     raise BadRecord(writer.reason, writer.detail)
                 return self._read_with(writer, value)
         raise BadRecord(Reason.UNKNOWN_SCHEMA, f"schema id {schema_id}: no registry knows it")
+
+
+def _known(schema_id: int, from_offset: int, schema: str) -> KnownSchema:
+    try:
+        resolvable(json.loads(schema))
+    except (ValueError, RecursionError) as error:
+        return KnownSchema(schema_id, from_offset, refusal=str(error)[:REFUSAL_MAX])
+    return KnownSchema(schema_id, from_offset, schema)
 
 
 def _decode(raw: bytes | None) -> Verdicts:

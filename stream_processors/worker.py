@@ -9,7 +9,6 @@ in between must not be mixed with what we remember, nor come after it.
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from itertools import chain
@@ -17,19 +16,16 @@ from typing import Any
 
 from schemas import ClockMark, WriterSchemas, encode_clock_mark
 from stream_processors.batch import Chunk
-from stream_processors.blocks import Snapshot
-from stream_processors.checkpoint import META, Cut, Lane, entry_key
-from stream_processors.columns import ColumnTable
+from stream_processors.checkpoint import META, Cut, Lane, entry_key, packed
 from stream_processors.ending import CrashStep, die, kill
 from stream_processors.errors import PoisonError
-from stream_processors.lanes import LaneBuilder, TableMaker
+from stream_processors.lanes import LaneBuilder, TableMaker, new_table
 from stream_processors.lookups import Ask, SchemaLookups, no_registry
-from stream_processors.order import Policy
 from stream_processors.outlet import Entry, WriterClosed
-from stream_processors.policies import Terms, describe_history, from_here, split
+from stream_processors.policies import Terms, describe_history, from_here, in_force, split
 from stream_processors.runtime import Exit, Letters, Runtime
 from stream_processors.settings import Settings
-from stream_processors.table import Effects, IntervalTable, Place
+from stream_processors.table import Effects
 from stream_processors.verdicts import SCHEMAS
 
 log = logging.getLogger("durabill.worker")
@@ -47,11 +43,6 @@ SNAPSHOT_WEIGHT_MAX = 20_000
 CLOSING_S = 5.0
 SHUTDOWN_S = 20.0
 """How long a last checkpoint may take; without it the next owner replays a little more."""
-
-
-def new_table(place: Place, policy: Policy, writers: WriterSchemas) -> IntervalTable:
-    """Return an empty table whose index nobody outside can foresee."""
-    return ColumnTable(place, policy, writers, seed=int.from_bytes(os.urandom(7), "little"))
 
 
 class Processor:
@@ -184,6 +175,7 @@ class Processor:
             self.runtime.hold(lane.partition, held=False)
 
     def _is_ours(self, lane: Lane) -> bool:
+        """Tell whether a lane is still ours, after others have had their turn."""
         return not self.stopping and self.lanes.get(lane.partition) is lane
 
     async def _fold(self, lane: Lane, chunk: Chunk) -> AsyncIterator[None]:
@@ -199,7 +191,11 @@ class Processor:
         for terms, piece in split(replace(chunk, first_offset=lane.next_offset), lane.history):
             if terms is not None:
                 lane.use(terms)
-            if ids := lane.undecided_ids(piece):
+            reads_ids = lane.schemas.reads_ids
+            ids = await self.runtime.aside(lane.undecided_ids, piece) if reads_ids else []
+            if not self._is_ours(lane):
+                return
+            if ids:
                 lane.backlog.appendleft(chunk)
                 self._hold(lane, "asks the schema registry")
                 self._spawn(self._decide(lane, ids, piece))
@@ -222,6 +218,8 @@ class Processor:
                 await way_out.has_room()
                 await asyncio.sleep(0)  # whatever else there is gets its turn
                 yield
+        # Whatever comes next begins here or later: also what is due by other terms is due now.
+        lane.use(in_force(lane.history, lane.next_offset))
         lane.clock.note_folded(lane.table.clock_ms, self.runtime.elapsed_s())
 
     def _break(self, lane: Lane, error: PoisonError) -> None:
@@ -245,7 +243,7 @@ class Processor:
             lane.held = why
 
         found = await self._lookups.decide(ids, tell)
-        if self.lanes.get(lane.partition) is not lane:
+        if not self._is_ours(lane):
             return
         way_out = self.exits[lane.partition]
         verdicts = lane.schemas.decide(found, piece.first_offset, piece.next_offset)
@@ -279,7 +277,8 @@ class Processor:
         """Write clock marks where a deadline may have come in a partition that is silent."""
         now_s = self.runtime.elapsed_s()
         for partition, lane in self.lanes.items():
-            end, high_watermark = self._ends(partition)
+            end = self.runtime.log_end(partition)
+            high_watermark = self.runtime.high_watermark(partition)
             lane.transaction.note(lane.next_offset, end, high_watermark, now_s)
             # Silent: all that there is has been folded, by the broker's last answer.
             is_silent = high_watermark is not None and lane.next_offset >= high_watermark
@@ -289,10 +288,6 @@ class Processor:
             if due_ms is not None and lane.clock.is_mark_due(due_ms, now_s):
                 self._mark(partition, lane, due_ms)
         self.last_tick_ms = self._now_ms()
-
-    def _ends(self, partition: int) -> tuple[int | None, int | None]:
-        """Return the end of the committed log, and the high watermark, as last heard of."""
-        return self.runtime.log_end(partition), self.runtime.high_watermark(partition)
 
     def _mark(self, partition: int, lane: Lane, due_ms: int) -> None:
         def on_told(append_ms: int | None) -> None:
@@ -351,7 +346,7 @@ class Processor:
         """Return the cut's entries, packed beside the stream: zstd needs no interpreter lock."""
         entries: list[Entry] = []
         for snapshots in cut.snapshots(BLOCKS_AT_ONCE, SNAPSHOT_WEIGHT_MAX):
-            entries += await self.runtime.aside(_pack, snapshots)
+            entries += await self.runtime.aside(packed, snapshots)
         entries.append((entry_key(cut.lane.partition, META), cut.marks))
         return entries
 
@@ -400,7 +395,3 @@ class Processor:
                 for partition, lane in sorted(self.lanes.items())
             },
         }
-
-
-def _pack(snapshots: list[tuple[bytes, Snapshot | None]]) -> list[Entry]:
-    return [(key, snapshot.pack() if snapshot else None) for key, snapshot in snapshots]

@@ -5,7 +5,11 @@ from random import Random
 
 from stream_processors.settings import Settings
 
-STEPS = ("folded", "cut", "published", "written", "committed", "confirmed")
+STEPS = (
+    *("folded", "cut", "published", "written", "committed", "confirmed"),
+    *("inherited", "recorded"),
+)
+"""Those of the effect order, and of taking a partition over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ if self._epoch < 0:
         self._epoch = await self._link.broker.ask("open exit", self._coordinator.init)
     {_LINK}"""
 
+_TOTALS_START = "min(totals_end, next(iter(self._said_at), totals_end))"
 _PUBLISH_MARK = "self.letters.publish_mark(partition, encode_clock_mark(mark), on_told)"
 
 EFFECT_ORDER = (
@@ -148,10 +149,13 @@ EFFECT_ORDER = (
 CHECKPOINTS = (
     _one("marks are one ahead", Lane, "_marks", "self.next_offset,", "self.next_offset + 1,"),
     _one("marks are one behind", Lane, "_marks", "self.next_offset,", "self.next_offset - 1,"),
-    _one("totals are looked for too late", Lane, "cut", "[totals_end,", "[totals_end + 1,"),
+    _one(
+        "totals are looked for too late",
+        Lane, "_totals_start", _TOTALS_START, _TOTALS_START.replace("totals_end", "totals_end + 1"),
+    ),
     _one(
         "totals not yet repeated are left out of the marks",
-        Lane, "cut", "min([totals_end, *starts])", "totals_end",
+        Lane, "_totals_start", _TOTALS_START, "totals_end",
     ),
     _one(
         "totals are looked for from the start",
@@ -314,7 +318,8 @@ POLICIES = (
     ),
     _one(
         "a policy is not recorded",
-        LaneBuilder, "_build_one", "if lane.history != history:", "if not history:",
+        LaneBuilder, "_build_one",
+        "if marks is None or lane.history != history:", "if not history:",
     ),
     _one(
         "a policy is forgotten by its offset",

@@ -105,6 +105,8 @@ NO_ANSWERS = {
     "not allowed": as_json("401 Unauthorized", {"error_code": 401}),
     "a failure": as_json("500 Internal Server Error", {"error_code": 50001}),
     "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
+    "a schema that is no text in UTF-8": answer("200 OK", b'{"schema":"\\ud800"}'),
+    "nests without end": answer("200 OK", b"[" * 1_000_000),
     "no HTTP": b"\x00\x01\x02\x03\r\n\r\n",
     "nothing": b"",
     "too much": answer("200 OK", b" " * (5 * 1024 * 1024)),

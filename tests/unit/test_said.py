@@ -1,5 +1,8 @@
 """Orders that began anew: which of the totals that the topic holds a replay would say again."""
 
+import time
+
+import msgspec
 import pytest
 
 from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
@@ -103,3 +106,25 @@ def test_total_of_an_order_that_is_not_known_any_more_is_not_waited_for(
     lane.table.confirm(LATER_MS)
     write(lane, 0, entries)
     assert recover(make, entries, [(0, first)]).said == {}
+
+
+def test_marks_name_the_oldest_total_that_is_yet_to_be_repeated() -> None:
+    make = IntervalTable
+    log = [whole_order(at, FIRST_MS + at, f"SO{at}") for at in range(4)]
+    lane = Lane(make(PLACE, POLICY, OWN_SCHEMA_ONLY), ORIGIN, 0)
+    tail = [(at, total) for at, each in enumerate(log) for total in take(lane, each)]
+    again = recover(make, {}, tail[::-1])  # in whichever order they are read
+    starts = []
+    for each in log:
+        starts.append(msgspec.msgpack.decode(again.first_marks(9)[1])[4])
+        assert take(again, each) == []
+    starts.append(msgspec.msgpack.decode(again.first_marks(9)[1])[4])
+    assert [0, 1, 2, 3, 9] == starts
+
+
+def test_a_checkpoint_holds_up_nobody_where_many_totals_are_yet_to_be_repeated() -> None:
+    said = {b"%d" % at: [(at, b"")] for at in range(300_000)}
+    lane = Lane(IntervalTable(PLACE, POLICY, OWN_SCHEMA_ONLY), ORIGIN, 0, said=said)
+    began_s = time.perf_counter()
+    lane.first_marks(300_000)
+    assert time.perf_counter() - began_s < 0.01

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from schemas import SegmentEvent, encode_segment
 from stream_processors.batch import Chunk, records
+from stream_processors.kernel import scan
 from stream_processors.scan import IdScanner
 from tests.property.batches import CODECS, Entry, encode_batch
 
@@ -18,6 +19,7 @@ VALUES = st.one_of(
     st.integers(0, 3).map(lambda schema_id: b"\0" + schema_id.to_bytes(4, "big") + b"x"),
 )
 scanner = IdScanner()
+scanner.warm_up()
 
 
 def ids_of(chunk: Chunk) -> dict[int, int]:
@@ -50,3 +52,12 @@ def test_a_batch_that_can_not_be_unpacked() -> None:
     bad = bytearray(encode_batch(8, 1, [(8, (b"k", b"\0\0\0\0\x08", ()))], codec="zstd"))
     bad[61:70] = b"\xff" * 9
     assert scanner.ids_in(Chunk(8, 10, bytes(bad) + good)) == {7: 9}
+
+
+def test_nothing_is_compiled_while_the_stream_flows() -> None:
+    before = len(scan.registry_ids.signatures)
+    assert before == 1
+    for codec in CODECS:
+        data = encode_batch(8, 1, [(8, (b"k", b"\0\0\0\0\x08", ()))], codec=codec)
+        assert scanner.ids_in(Chunk(8, 9, data)) == {8: 8}
+    assert before == len(scan.registry_ids.signatures)

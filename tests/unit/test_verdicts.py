@@ -71,6 +71,37 @@ def test_what_a_registry_knows_and_ours_does_not_resolve() -> None:
         assert reason(writers, 7, 3) is reason(schemas(entry), 7, 3) is Reason.UNKNOWN_SCHEMA
 
 
+def test_what_is_refused_takes_little_room_and_stays_refused() -> None:
+    """Anybody can name all ids that a registry knows: they must fit an entry of 16 MiB."""
+    huge = json.dumps({"type": "record", "name": "x" * 10_000, "fields": []})
+    writers = schemas()
+    entry = writers.decide(dict.fromkeys(range(1, 20_001), huge), 0, 10)
+    assert len(entry) < 4 * 1024 * 1024  # so 80,000 fit
+    assert reason(writers, 7, 3) is reason(schemas(entry), 7, 3) is Reason.UNKNOWN_SCHEMA
+    assert schemas(entry).undecided({7: 3, 20_001: 3}) == [20_001]
+    details = []
+    for each in (writers, schemas(entry)):
+        with pytest.raises(BadRecord) as caught:
+            each.read(framed(7), 3)
+        details.append(caught.value.detail)
+    assert details[0] == details[1]
+    assert details[0].startswith("schema id 7: xxx")
+
+
+def test_what_the_version_before_has_recorded() -> None:
+    recorded = json.dumps(
+        {
+            "decided_to": 0,
+            "schemas": [
+                {"id": 7, "from_offset": 2, "schema": '{"type":"string"}'},
+                {"id": 8, "from_offset": 2, "schema": OURS},
+            ],
+        }
+    ).encode()
+    assert reason(schemas(recorded), 7, 3) is Reason.UNKNOWN_SCHEMA
+    assert reason(schemas(recorded), 8, 3) is None
+
+
 def test_without_a_registry_in_force_it_is_no_avro() -> None:
     writers = RecordedSchemas(OWN_SCHEMA_ONLY, schemas().decide({7: OURS}, 0, 10))
     assert reason(writers, 7, 3) is Reason.NOT_AVRO
@@ -150,10 +181,12 @@ def test_nobody_holds_a_partition_by_made_up_ids() -> None:
 
 
 def test_what_was_unknown_is_asked_for_again_later() -> None:
-    desk = Desk(lambda schema_id, now_s: OURS if now_s > 30 else None)
+    """Soon: what comes once the registry has it is good, whoever asked for it too early."""
+    desk = Desk(lambda schema_id, now_s: OURS if now_s > PATIENCE_S else None)
     assert desk.decide(1) == {1: None}
     desk.now_s += UNKNOWN_FOR_S
     assert desk.decide(1) == {1: OURS}
+    assert desk.now_s < PATIENCE_S + 5
 
 
 def test_a_chunk_full_of_ids_is_asked_for_in_part() -> None:

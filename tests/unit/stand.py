@@ -1,0 +1,135 @@
+"""A stand-in of Kafka for the worker's own code: one partition, all of it in memory, at once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stream_processors.checkpoint import Origin
+from stream_processors.outlet import Entry
+from stream_processors.reading import Tail
+from stream_processors.table import Effects, Total
+
+
+class Way:
+    """An exit: what is put is in the changelog, and among the totals, at once."""
+
+    def __init__(self, world: "World") -> None:
+        self.position = 0
+        self.is_closed = False
+        self._world = world
+
+    def starts_at(self, totals_end: int) -> None:
+        self.position = totals_end
+
+    def put_totals(self, totals: Sequence[Total]) -> None:
+        assert not self.is_closed
+        self._world.totals += totals
+        self.position = len(self._world.totals)
+
+    def put_entries(self, entries: Sequence[Entry]) -> None:
+        assert not self.is_closed
+        for key, content in entries:
+            if content is None:
+                self._world.changelog.pop(key, None)
+            else:
+                self._world.changelog[key] = content
+
+    async def flushed(self) -> None:
+        """All of it is."""
+
+    async def has_room(self) -> None:
+        """It always has."""
+
+    def waiting_s(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    async def closed(self) -> None:
+        """It is at once."""
+
+
+class World:
+    """A worker's runtime: a log that ends at `log_end`, the totals, and the changelogs."""
+
+    origin = Origin("segments", "id", 1)
+
+    def __init__(self, previous: Mapping[bytes, bytes] | None = None) -> None:
+        self.changelog: dict[bytes, bytes] = {}
+        self.totals: list[Total] = []
+        self.previous = previous or {}
+        self.asked_previous: list[Sequence[int]] = []
+        self.log_end_offset = 0
+        self.held: set[int] = set()
+        self.now_s = 1000.0
+
+    def assigned(self) -> list[int]:
+        return [0]
+
+    async def committed(self, partitions: Sequence[int]) -> dict[int, int | None]:
+        return dict.fromkeys(partitions, None)
+
+    async def commit(self, offsets: Mapping[int, int]) -> bool:
+        return True
+
+    async def read_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        return dict(self.changelog)
+
+    async def read_previous_entries(self, partitions: Sequence[int]) -> dict[bytes, bytes]:
+        self.asked_previous.append(partitions)
+        return dict(self.previous)
+
+    async def log_bounds(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        return dict.fromkeys(partitions, (0, self.log_end_offset))
+
+    async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
+        records = [(at, *total) for at, total in enumerate(self.totals)]
+        known = {each: start or 0 for each, start in starts.items()}
+        end = len(self.totals)
+        return {each: Tail([*records[start:]], end) for each, start in known.items()}
+
+    async def open_exit(self, partition: int) -> Way:
+        return Way(self)
+
+    def start_at(self, offsets: Mapping[int, int]) -> None:
+        """Chunks come by the test's hand."""
+
+    def log_end(self, partition: int) -> int:
+        return self.log_end_offset
+
+    def high_watermark(self, partition: int) -> int:
+        return self.log_end_offset
+
+    def hold(self, partition: int, *, held: bool) -> None:
+        (self.held.add if held else self.held.discard)(partition)
+
+    def elapsed_s(self) -> float:
+        return self.now_s
+
+    async def aside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return work(*arguments)
+
+
+class Letters:
+    """A publisher that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.effects: list[Effects] = []
+        self.marks: list[tuple[int, Callable[[int | None], None]]] = []
+
+    async def publish(self, partition: int, effects: Effects) -> None:
+        self.effects.append(effects)
+
+    def publish_mark(
+        self, partition: int, value: bytes, on_told: Callable[[int | None], None]
+    ) -> None:
+        self.marks.append((partition, on_told))
+
+    def cut(self) -> int:
+        return 0
+
+    async def delivered(self, epoch: int) -> None:
+        """All of it is."""
+
+    def stop(self) -> None:
+        """Nothing runs."""

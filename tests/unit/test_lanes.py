@@ -1,0 +1,92 @@
+"""What a new owner records before anything rests on it, life after life, on a stand-in of Kafka."""
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from stream_processors.batch import Chunk
+from stream_processors.checkpoint import Lane, entry_key
+from stream_processors.lanes import LaneBuilder
+from stream_processors.order import Policy
+from stream_processors.policies import (
+    POLICY,
+    History,
+    PolicyRecord,
+    Terms,
+    decode_history,
+    encode_history,
+)
+from stream_processors.runtime import Exit, Runtime
+from stream_processors.table import IntervalTable
+from stream_processors.verdicts import SCHEMAS
+from tests.property.batches import encode_batch
+from tests.unit.stand import Way, World
+
+OLD, NEW = Terms(Policy(settle_grace_ms=5)), Terms(Policy(settle_grace_ms=7))
+AT_MS = 1_000_000
+KEY = entry_key(0, POLICY)
+OF_BEFORE: History = (PolicyRecord(0, OLD), PolicyRecord(2, NEW))
+VERDICTS = b'{"decided_to":3,"schemas":[]}'
+
+
+class Lives(World):
+    """`start` is a life of a worker up to where its lane is built."""
+
+    def start(self, wanted: Terms) -> Lane:
+        builder = LaneBuilder(
+            cast(Runtime, self), wanted, OWN_SCHEMA_ONLY, IntervalTable, lambda step: None
+        )
+        exits = {0: cast(Exit, Way(self))}
+        return asyncio.run(builder.build(exits))[0]
+
+    def recorded(self) -> History:
+        return decode_history(self.changelog.get(KEY))
+
+
+@pytest.fixture
+def world() -> Lives:
+    """A new application id, whose previous one changed its policy once, and published a total."""
+    made = Lives({KEY: b"", entry_key(0, SCHEMAS): VERDICTS})
+    lane = Lives({}).start(OLD)
+    value = encode_segment(SegmentEvent("SO1", 1, AT_MS - 10, AT_MS, True))
+    chunk = Chunk(0, 1, encode_batch(0, AT_MS, [(0, (b"SO1", value, ()))]))
+    made.totals = lane.table.fold(chunk).totals
+    assert len(made.totals) == 1
+    made.log_end_offset = 5
+    made.previous = {**made.previous, KEY: encode_history(OF_BEFORE)}
+    return made
+
+
+def test_what_is_inherited_is_recorded_also_where_it_stays_as_it_is(world: Lives) -> None:
+    lane = world.start(NEW)
+    assert OF_BEFORE == lane.history == world.recorded()
+    assert VERDICTS == world.changelog[entry_key(0, SCHEMAS)]
+    assert 1 == len(lane.said)
+
+
+@pytest.mark.parametrize("wanted", [OLD, NEW])
+def test_an_heir_that_dies_at_once_is_billed_by_what_it_inherited(
+    world: Lives, wanted: Terms
+) -> None:
+    world.start(NEW)
+    world.previous = {}  # it may be gone by now
+    lane = world.start(wanted)
+    assert OF_BEFORE == lane.history[:2]
+    assert OLD.policy == lane.table.policy
+    assert 1 == len(lane.said)
+
+
+def test_other_settings_hold_from_the_logs_end_on(world: Lives) -> None:
+    assert (*OF_BEFORE, PolicyRecord(5, OLD)) == world.start(OLD).history == world.recorded()
+    world.log_end_offset = 9
+    assert (*OF_BEFORE, PolicyRecord(5, OLD)) == world.start(OLD).history
+    third = (*OF_BEFORE, PolicyRecord(5, OLD), PolicyRecord(9, NEW))
+    assert third == world.start(NEW).history == world.recorded()
+
+
+def test_the_previous_id_is_asked_by_an_heir_alone(world: Lives) -> None:
+    world.start(NEW)
+    world.start(NEW)
+    assert [[0]] == world.asked_previous

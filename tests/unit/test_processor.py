@@ -1,0 +1,161 @@
+"""A worker's lanes when they are taken away in the midst of something, and when terms change."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from schemas import (
+    OWN_SCHEMA_ONLY,
+    SEGMENT_SCHEMA,
+    SegmentEvent,
+    decode_total,
+    encode_segment,
+)
+from stream_processors.batch import Chunk
+from stream_processors.lookups import Ask, no_registry
+from stream_processors.runtime import Runtime
+from stream_processors.settings import Settings
+from stream_processors.table import IntervalTable
+from stream_processors.worker import Processor
+from tests.property.batches import Entry, encode_batch
+from tests.unit.stand import Letters, World
+
+AT_MS = 300_000_000
+REGISTRY = "http://127.0.0.1:9"
+
+
+def processor(world: World, ask: Ask = no_registry, **settings: Any) -> Processor:
+    """Return a worker's processor in the world."""
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    return Processor(
+        Settings(**settings),
+        cast(Runtime, world),
+        OWN_SCHEMA_ONLY,
+        Letters(),
+        lambda: 0,
+        new_table=IntervalTable,
+        ask_registry=ask,
+        on_fatal=fail,
+    )
+
+
+def chunk(first: int, *entries: Entry, at_ms: int = AT_MS) -> Chunk:
+    data = encode_batch(first, at_ms, [*enumerate(entries, first)])
+    return Chunk(first, first + len(entries), data)
+
+
+def segment(
+    order: str, number: int = 1, *, end: bool = True, framing: bytes | None = None
+) -> Entry:
+    event = SegmentEvent(order, number, AT_MS - 10, AT_MS, end)
+    value = encode_segment(event) if framing is None else encode_segment(event, framing)
+    return order.encode(), value, ()
+
+
+def orders(world: World) -> list[str]:
+    return [decode_total(value).service_order_number for _, value in world.totals]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def test_a_lane_that_is_taken_away_between_two_steps() -> None:
+    """Nothing more of it is published; whoever has the partition next publishes the rest once."""
+
+    async def run() -> None:
+        world = World()
+        of_one = processor(world)
+        whole = chunk(0, *(segment(f"SO{each}") for each in range(20_000)))
+        world.log_end_offset = whole.next_offset
+        await of_one.on_assigned([0])
+        folding = asyncio.create_task(of_one.fold(0, whole))
+        await until(lambda: bool(world.totals))
+        await of_one.on_assigned([0])
+        published = len(world.totals)
+        assert 0 < published < 20_000
+        await folding
+        assert published == len(world.totals)
+        await of_one.fold(0, whole)
+        assert [f"SO{each}" for each in range(20_000)] == orders(world)
+
+    asyncio.run(run())
+
+
+def test_a_held_lane_that_is_taken_away() -> None:
+    """Nobody asks for it any longer, and the one after it is held and let go by itself."""
+
+    async def run() -> None:
+        world = World()
+        answers: list[str] = []
+        asking = 0
+
+        async def ask(schema_id: int) -> str | None:
+            nonlocal asking
+            asking += 1
+            try:
+                while not answers:
+                    await asyncio.sleep(0)
+            finally:
+                asking -= 1
+            return answers[0]
+
+        of_one = processor(world, ask, schema_registry_url=REGISTRY)
+        framed = chunk(0, segment("SO1", framing=b"\0\0\0\0\7"), segment("SO2"))
+        world.log_end_offset = framed.next_offset
+        await of_one.on_assigned([0])
+        await of_one.fold(0, framed)
+        await until(lambda: asking == 1)
+        assert {0} == world.held
+        await of_one.on_assigned([0])
+        assert set() == world.held
+        await until(lambda: asking == 0)
+        await of_one.fold(0, framed)
+        await until(lambda: asking == 1)
+        assert {0} == world.held
+        await of_one.fold(0, chunk(2, segment("SO3")))
+        answers.append(json.dumps(SEGMENT_SCHEMA))
+        await until(lambda: not world.held)
+        assert ["SO1", "SO2", "SO3"] == orders(world)
+        await until(lambda: not of_one._tasks)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("tail", [0, 1])
+def test_what_is_due_by_other_terms_alone_is_asked_for(tail: int) -> None:
+    """A shorter interim interval holds from the log's end on, once the tail has been folded."""
+
+    async def run() -> None:
+        world = World()
+        first, second = segment("SO1", end=False), segment("SO1", 2, end=False)
+        world.log_end_offset = 1
+        before = processor(world, interim_interval_s=3600)
+        await before.on_assigned([0])
+        await before.fold(0, chunk(0, first))
+        await before.checkpoint()
+        world.log_end_offset += tail
+        after = processor(world, interim_interval_s=10)
+        await after.on_assigned([0])
+        if tail:
+            await after.fold(0, chunk(1, second))
+        letters = cast(Letters, after.letters)
+        await after.tick()
+        (told,) = letters.marks  # the first one tells the broker's clock
+        told[1](AT_MS + 1)
+        world.now_s += 9
+        await after.tick()
+        assert 1 == len(letters.marks)
+        world.now_s += 1
+        await after.tick()
+        assert 2 == len(letters.marks)
+
+    asyncio.run(run())

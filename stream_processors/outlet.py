@@ -228,7 +228,7 @@ class Outlet:
     def _refuse_foreign(self) -> None:
         """Raise ForeignTotals if somebody else has published totals since we last looked."""
         until_s = time.monotonic() + GIVE_UP_S
-        while self._producer.flush(COMMIT_PATIENCE_S) and not self._closing:
+        while self._flush() and not self._closing:
             if time.monotonic() > until_s:
                 raise StallError(f"totals of partition {self.partition} are not acknowledged")
         first, expected = self._first, self._expected
@@ -240,6 +240,16 @@ class Outlet:
                 self._producer.abort_transaction(COMMIT_PATIENCE_S)
             raise ForeignTotals(self._totals_topic, self.partition)
         self._expected = first
+
+    def _flush(self) -> int:
+        """Wait for acknowledgements; return how many are still missing."""
+        try:
+            return self._producer.flush(COMMIT_PATIENCE_S)
+        except SystemError as error:
+            # How a fatal error looks that comes up while a delivery is being reported.
+            if isinstance(error.__cause__, KafkaException):
+                raise error.__cause__ from None
+            raise
 
     def _commit(self) -> bool:
         return self._insist(self._producer.commit_transaction)

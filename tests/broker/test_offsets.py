@@ -74,7 +74,7 @@ def segments_topic_made_anew(servers: str, folder: Path) -> None:
     with deployment(servers, folder) as deployed:
         worker = at_work(deployed)
         recreate(deployed, deployed.segments)
-        assert_stopped(worker, deployed.segments, "begin anew")
+        assert_stopped(worker, deployed.segments, "under another DURABILL_APPLICATION_ID")
         deployed.send([segment("SO1", 1, now_ms() - 10, now_ms(), True)])
         assert_stopped(deployed.start(), "under another DURABILL_APPLICATION_ID")
 

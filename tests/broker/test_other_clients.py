@@ -260,4 +260,7 @@ def test_every_client_with_every_codec(bootstrap_servers: str, tmp_path: Path) -
             Status.INCOMPLETE: 2 * len(cases),
             Status.ABANDONED: 2 * len(cases),
         }
-        assert {verdict(message)[0] for message in letters} == {each.value for each in Reason}
+        # No client's library makes the first, and no single record the second.
+        others = {Reason.BAD_BATCH, Reason.TOO_FRAGMENTED}
+        reasons = {each.value for each in set(Reason) - others}
+        assert {verdict(message)[0] for message in letters} == reasons

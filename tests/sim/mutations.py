@@ -161,10 +161,6 @@ CHECKPOINTS = (
         "totals are looked for from the start",
         LaneBuilder, "_build_one", "way_out.starts_at(tail.end)", "pass",
     ),
-    _one(
-        "no marks before the first total",
-        LaneBuilder, "_build_one", "if marks is None:", "if False:",
-    ),
     Mutation(
         "the clock is not restored",
         tuple(

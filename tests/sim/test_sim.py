@@ -19,7 +19,6 @@ NOTICED_BY = {
     "slots are given back as of now": 206,
     "a chunk is folded during a cut": 50,
     "totals not yet repeated are left out of the marks": 72,
-    "no marks before the first total": 111,
     "said totals by revision alone": 72,
     "a block goes on changing until it is packed": 153,
     "fenced after reading": 36,

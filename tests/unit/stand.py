@@ -59,7 +59,7 @@ class World:
         self.totals: list[Total] = []
         self.previous = previous or {}
         self.asked_previous: list[Sequence[int]] = []
-        self.log_end_offset = 0
+        self.log_start_offset = self.log_end_offset = 0
         self.held: set[int] = set()
         self.now_s = 1000.0
 
@@ -80,7 +80,7 @@ class World:
         return dict(self.previous)
 
     async def log_bounds(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
-        return dict.fromkeys(partitions, (0, self.log_end_offset))
+        return dict.fromkeys(partitions, (self.log_start_offset, self.log_end_offset))
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         records = [(at, *total) for at, total in enumerate(self.totals)]

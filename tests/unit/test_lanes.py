@@ -8,6 +8,7 @@ import pytest
 from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from stream_processors.batch import Chunk
 from stream_processors.checkpoint import Lane, entry_key
+from stream_processors.errors import ContractError
 from stream_processors.lanes import LaneBuilder
 from stream_processors.order import Policy
 from stream_processors.policies import (
@@ -84,6 +85,15 @@ def test_other_settings_hold_from_the_logs_end_on(world: Lives) -> None:
     assert (*OF_BEFORE, PolicyRecord(5, OLD)) == world.start(OLD).history
     third = (*OF_BEFORE, PolicyRecord(5, OLD), PolicyRecord(9, NEW))
     assert third == world.start(NEW).history == world.recorded()
+
+
+def test_where_it_began_is_recorded_before_the_first_total() -> None:
+    """Or segments that are gone before the first checkpoint would never be missed."""
+    world = Lives({})
+    world.start(OLD)
+    world.log_start_offset, world.log_end_offset = 3, 9
+    with pytest.raises(ContractError, match="segments are lost"):
+        world.start(OLD)
 
 
 def test_the_previous_id_is_asked_by_an_heir_alone(world: Lives) -> None:

@@ -18,6 +18,9 @@ AT_ONCE_MAX = 64
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
 """A worker's status has some 500 bytes a partition."""
 
+_FAULTS = (OSError, ValueError, RecursionError, http.client.HTTPException)
+"""What a server that is away, stuck or no worker brings about; HTTPError is one of them."""
+
 _NOT_KNOWN = "the worker does not know it: never seen, or settled long ago"
 
 
@@ -73,19 +76,15 @@ def _ask(url: str, token: str, number: str) -> tuple[dict[str, Any] | None, str]
     from producers.transport import quote_order_number
     from schemas.web import PAGE_MAX
 
-    target = f"{url.rstrip('/')}/orders/{quote_order_number(number)}?limit={PAGE_MAX}"
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    opener = urllib.request.build_opener(_NoRedirects())
+    path = f"/orders/{quote_order_number(number)}?limit={PAGE_MAX}"
+    until_s = time.monotonic() + TIMEOUT_S
     try:
-        request = urllib.request.Request(target, headers=headers)
-        with opener.open(request, timeout=TIMEOUT_S) as response:
-            state = json.load(response)
-            return (state, "") if isinstance(state, dict) else (None, f"{url}: no worker")
+        state = _get(url, token, path, until_s)
     except urllib.error.HTTPError as error:
-        with error:
-            return None, _refusal(url, error)
-    except (OSError, ValueError) as error:
+        return None, _refusal(url, error, until_s)
+    except _FAULTS as error:
         return None, f"{url}: {error}"
+    return (state, "") if isinstance(state, dict) else (None, f"{url}: no worker")
 
 
 def ask_page(url: str, token: str, path: str, timeout_s: float = TIMEOUT_S) -> tuple[Any, str]:
@@ -93,23 +92,33 @@ def ask_page(url: str, token: str, path: str, timeout_s: float = TIMEOUT_S) -> t
 
     Takes little more than `timeout_s`, and no answer of more than `ANSWER_BYTES_MAX`.
     """
-    headers = {"authorization": f"Bearer {token}"} if token else {}
     until_s = time.monotonic() + timeout_s
-    opener = urllib.request.build_opener(_NoRedirects())
     try:
-        request = urllib.request.Request(url.rstrip("/") + path, headers=headers)
         try:
-            response = opener.open(request, timeout=timeout_s)
+            return _get(url, token, path, until_s), ""
         except urllib.error.HTTPError as error:
             if error.code != 503:
-                with error:
-                    return None, _refusal(url, error).removeprefix(f"{url}: ")
-            response = error
-        with response:
-            return json.loads(_read(response, until_s)), ""
-    except (OSError, ValueError, http.client.HTTPException) as error:
+                return None, _refusal(url, error, until_s).removeprefix(f"{url}: ")
+            return _read_json(error, until_s), ""
+    except _FAULTS as error:
         reason = getattr(error, "reason", error)
         return None, str(reason) or type(error).__name__
+
+
+def _get(url: str, token: str, path: str, until_s: float) -> Any:
+    """Return the JSON of a page; raise HTTPError for all but 200, and one of _FAULTS for no answer.
+
+    Whoever catches the HTTPError has to read or to close it.
+    """
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    opener = urllib.request.build_opener(_NoRedirects())
+    request = urllib.request.Request(url.rstrip("/") + path, headers=headers)
+    return _read_json(opener.open(request, timeout=until_s - time.monotonic()), until_s)
+
+
+def _read_json(response: Any, until_s: float) -> Any:
+    with response:
+        return json.loads(_read(response, until_s))
 
 
 def _read(response: Any, until_s: float) -> bytes:
@@ -122,11 +131,11 @@ def _read(response: Any, until_s: float) -> bytes:
     return body
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> str:
+def _refusal(url: str, error: urllib.error.HTTPError, until_s: float) -> str:
     try:
-        told = json.load(error)["error"]
+        told = _read_json(error, until_s)["error"]
         reason, detail = told["reason"], told["detail"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*_FAULTS, KeyError, TypeError):
         return f"{url}: status {error.code}"
     if error.code == 401:
         return f"{url}: it asks for its token (DURABILL_WORKER_TOKEN)"

@@ -42,23 +42,24 @@ from producers.gateway_api import (
     check_segments,
     read_order,
     read_segments,
+    try_later,
 )
 from producers.gateway_backends import Ledger, WorkerPool
 from producers.gateway_http import Gate, connection_of, json_answer, read_body
 from producers.gateway_kafka import BackendUnavailable, Overloaded, Publisher
 from producers.gateway_lookup import Lookup, number_of
 from producers.gateway_openapi import docs_page, openapi
-from producers.session import SEGMENT_LENGTH_MAX_MS, ProducerError
+from producers.session import ProducerError
 from producers.transport import KafkaConfig
 from producers.web_server import BoundedServer, Limits, fit_limits
 from schemas import SEGMENTS_TOPIC, encode_segment
+from schemas.limits import SEGMENT_LENGTH_MAX_MS
 from schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("durabill.access")  # by this name it is not damped
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_RETRY_AFTER_S = 2
 _QUOTA_RETRY_AFTER_S = 1
 _CLOCK_WANDER_MS = 1_000
 """How far broker's clocks may differ among each other, or wander until the next acknowledgement."""
@@ -185,9 +186,9 @@ class Gateway:
         try:
             stored = await self.publisher.publish(number.encode(), values)
         except Overloaded as error:
-            raise _later("OVERLOADED", str(error)) from error
+            raise try_later("OVERLOADED", str(error)) from error
         except BackendUnavailable as error:
-            raise _later("KAFKA_UNAVAILABLE", str(error)) from error
+            raise try_later("KAFKA_UNAVAILABLE", str(error)) from error
         finally:
             self._in_flight[client] -= len(values)
             if not self._in_flight[client]:
@@ -231,18 +232,18 @@ class Gateway:
         """GET /healthz"""
         if self.publisher.failed.is_set():
             detail = "its Kafka producer has failed; the process has to be started again"
-            raise _later("KAFKA_PRODUCER_FAILED", detail)
+            raise try_later("KAFKA_PRODUCER_FAILED", detail)
         return json_answer(Health("ok"))
 
     async def get_readiness(self, _: web.Request) -> web.Response:
         """GET /readyz"""
         problem = await self.publisher.not_ready()
         if problem is not None:
-            raise _later("KAFKA_UNAVAILABLE", problem)
+            raise try_later("KAFKA_UNAVAILABLE", problem)
         offset_ms, limit_ms = self._clock.offset_ms(), self._config.clock_offset_max_ms
         if offset_ms is not None and abs(offset_ms) > limit_ms:
             detail = f"its clock is {abs(offset_ms)} ms off the broker's, {limit_ms} are allowed"
-            raise _later("CLOCK_OFF", detail)
+            raise try_later("CLOCK_OFF", detail)
         return json_answer(Health("ready"))
 
     async def get_openapi(self, _: web.Request) -> web.Response:
@@ -330,10 +331,6 @@ def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = 
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
-
-
-def _later(reason: str, detail: str) -> ApiError:
-    return ApiError(503, reason, detail, retry_after_s=_RETRY_AFTER_S)
 
 
 def _over_quota(quota: int) -> ApiError:

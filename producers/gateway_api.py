@@ -7,16 +7,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from producers.session import SEGMENT_LENGTH_MAX_MS
 from schemas import BadRecord, Reason, SegmentEvent, check_order_number
-from schemas.limits import LONG_MAX
+from schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX, SEGMENT_LENGTH_MAX_MS
 
 CLOCK_MARGIN_MS = 600_000
 """How far the gateway's clock may be off the broker's while it has not learned the broker's yet.
 The rules about lateness and the future speak of the broker's append time, so the gateway refuses
 beforehand only what is beyond a margin as well: that is certain to become a dead letter."""
-FUTURE_MAX_MS = 60_000
 SEGMENTS_MAX = 1_000
+RETRY_AFTER_S = 2
 DETAIL_CHARS_MAX = 200
 ERRORS_MAX = 20
 """Of a request's wrong segments so many are listed: a wrong body must not cost more than a right
@@ -183,6 +182,11 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
 
+def try_later(reason: str, detail: str) -> ApiError:
+    """Return the answer for what is away or too busy at the moment."""
+    return ApiError(503, reason, detail, retry_after_s=RETRY_AFTER_S)
+
+
 Segments = (
     SegmentRequest
     | Annotated[
@@ -252,7 +256,7 @@ class TimeRules:
         """Return the least and the greatest end that may count, whenever the segment arrives."""
         window_ms = self.correction_window_ms
         earliest_ms = 0 if window_ms is None else self.now_ms - window_ms - self.late_margin_ms
-        return earliest_ms, self.now_ms + FUTURE_MAX_MS + self.early_margin_ms
+        return earliest_ms, self.now_ms + FUTURE_TOLERANCE_MS + self.early_margin_ms
 
     def check(self, segment: SegmentEvent) -> None:
         """Raise BadRecord for a segment that is certain not to count, whenever it arrives."""
@@ -274,7 +278,7 @@ class TimeRules:
         ends_ms = [segment.end_ms for segment in segments]
         window_ms = self.correction_window_ms
         if not known_ms or (
-            max(ends_ms) - min(known_ms) <= FUTURE_MAX_MS
+            max(ends_ms) - min(known_ms) <= FUTURE_TOLERANCE_MS
             and (window_ms is None or max(known_ms) - min(ends_ms) <= window_ms)
         ):
             return [SegmentResult(segment.business_data_number) for segment in segments]
@@ -286,9 +290,10 @@ class TimeRules:
         if append_ms is None:
             return result
         ahead_ms = segment.end_ms - append_ms
-        if ahead_ms > FUTURE_MAX_MS:
+        if ahead_ms > FUTURE_TOLERANCE_MS:
             result.counts, result.reason = False, Reason.IN_THE_FUTURE
-            result.detail = f"ends {ahead_ms} ms after it arrived, {FUTURE_MAX_MS} are allowed"
+            allowed = f"{FUTURE_TOLERANCE_MS} are allowed"
+            result.detail = f"ends {ahead_ms} ms after it arrived, {allowed}"
         elif self.correction_window_ms is not None and -ahead_ms > self.correction_window_ms:
             result.counts, result.reason = False, Reason.TOO_LATE
             allowed_ms = self.correction_window_ms

@@ -9,13 +9,12 @@ import time
 
 from aiohttp import web
 
-from producers.gateway_api import ApiError, OrderAnswer
+from producers.gateway_api import ApiError, OrderAnswer, try_later
 from producers.gateway_backends import NONE_KNOWN, Ledger, Live, WorkerPool
 from producers.gateway_kafka import BackendUnavailable
 from schemas import BadRecord
 from schemas.web import Page, cut_page, number_in_path, read_page
 
-_RETRY_AFTER_S = 2
 _STORED_KEPT_S = 2.0
 _STORED_MAX = 20_000
 _PREFIX = "/v1/orders/"
@@ -84,13 +83,9 @@ class Lookup:
 def _unknown(live: Live, no_ledger: str | None, ledger_is_known: bool) -> ApiError:
     if live.unknown is not None:
         if not ledger_is_known and live.unknown == NONE_KNOWN:
-            return _later("NOT_CONFIGURED", "this gateway knows no worker and no ledger to ask")
-        return _later("NO_WORKER_REACHABLE", live.unknown)
+            return try_later("NOT_CONFIGURED", "this gateway knows no worker and no ledger to ask")
+        return try_later("NO_WORKER_REACHABLE", live.unknown)
     if no_ledger is not None:
-        return _later("LEDGER_UNREACHABLE", no_ledger)
+        return try_later("LEDGER_UNREACHABLE", no_ledger)
     asked = "its worker and the ledger were" if ledger_is_known else "its worker was"
     return ApiError(404, "UNKNOWN_ORDER", f"{asked} asked: no segment of it has been seen")
-
-
-def _later(reason: str, detail: str) -> ApiError:
-    return ApiError(503, reason, detail, retry_after_s=_RETRY_AFTER_S)

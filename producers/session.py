@@ -18,13 +18,10 @@ report covers its time.
 from dataclasses import dataclass, replace
 
 from schemas import SegmentEvent, check_order_number
+from schemas.limits import SEGMENT_LENGTH_MAX_MS
 
-SEGMENT_LENGTH_MAX_MS = 86_400_000
-"""The longest time sequence that the contract allows (TOO_LONG): 24 hours."""
 GAP_MAX_MS = 366 * SEGMENT_LENGTH_MAX_MS
 """The longest time without a meter that `Session.resume` counts: a year."""
-FUTURE_TOLERANCE_MS = 60_000
-"""How far after its arrival a time sequence may end (IN_THE_FUTURE)."""
 
 
 class ProducerError(Exception):

@@ -28,7 +28,6 @@ from producers.answers import (
     read_time,
 )
 from producers.bounded_http import BoundedHttp
-from producers.session import FUTURE_TOLERANCE_MS
 from producers.uplink import (
     Grant,
     OrderFailed,
@@ -39,6 +38,7 @@ from producers.uplink import (
     WillNotCount,
 )
 from schemas import PARTITIONER, SEGMENTS_TOPIC, Reason, SegmentEvent, encode_segment
+from schemas.limits import FUTURE_TOLERANCE_MS
 
 KafkaConfig = Mapping[str, str]
 """librdkafka client configuration: `bootstrap.servers` and, where needed, security settings."""

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from producers.session import SEGMENT_LENGTH_MAX_MS, ProducerError
+from producers.session import ProducerError
 from schemas import SegmentEvent, check_order_number
+from schemas.limits import SEGMENT_LENGTH_MAX_MS
 
 TIMESTAMP_MAX_MS = 253_402_300_799_999
 """The end of the year 9999: a server whose time is later has no idea of the time."""

@@ -14,7 +14,6 @@ from stream_processors.clients import Right, lacks_right, lacks_topic, patiently
 if TYPE_CHECKING:
     from stream_processors.settings import Settings
 
-ROLES = ("worker", "check", "ledger", "gateway", "fleet", "order", "totals", "letters", "resend")
 _OPERATIONS = {
     "Read": AclOperation.READ,
     "Write": AclOperation.WRITE,

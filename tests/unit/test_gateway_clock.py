@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producers.broker_clock import KEPT_MS, BrokerClock
-from producers.gateway_api import FUTURE_MAX_MS, SegmentResult, TimeRules
+from producers.gateway_api import SegmentResult, TimeRules
 from schemas import SegmentEvent
+from schemas.limits import FUTURE_TOLERANCE_MS
 
 
 class Clocks:
@@ -86,9 +87,9 @@ def judged(end_ms: int, append_ms: int | None, window_ms: int | None = DAY_MS) -
 
 def test_what_counts_is_judged_by_the_arrival_to_the_millisecond() -> None:
     expected = {
-        FUTURE_MAX_MS + 1: (False, "IN_THE_FUTURE"),
-        FUTURE_MAX_MS: (True, None),
-        FUTURE_MAX_MS - 1: (True, None),
+        FUTURE_TOLERANCE_MS + 1: (False, "IN_THE_FUTURE"),
+        FUTURE_TOLERANCE_MS: (True, None),
+        FUTURE_TOLERANCE_MS - 1: (True, None),
         -DAY_MS + 1: (True, None),
         -DAY_MS: (True, None),
         -DAY_MS - 1: (False, "TOO_LATE"),

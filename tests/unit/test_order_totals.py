@@ -68,6 +68,18 @@ def test_incomplete_total_that_has_its_first_number_is_bounded() -> None:
     assert (10, 1_100 - 1_010, 80) == (total.duration_ms, total.upper_bound_ms, total.gap_ms)
 
 
+def test_bound_is_unknown_until_the_first_number_is_there() -> None:
+    """Number 3 alone, with the end, once said "at most 10 s", and became 30 s."""
+    order = Order("SO1", 0)
+    order.apply(segment(3, end=True), 1_000, 0, POLICY)
+    (total,) = settle_if_due(order, 1_030, POLICY)
+    assert (total.duration_ms, total.upper_bound_ms) == (10, None)
+    assert order.apply(segment(1), 1_031, 1, POLICY) is None
+    assert order.apply(segment(2), 1_032, 2, POLICY) is None
+    totals = settle_if_due(order, 1_031 + POLICY.settle_grace_ms, POLICY)
+    assert [(each.duration_ms, each.upper_bound_ms) for each in totals] == [(30, 30)]
+
+
 def test_total_without_an_end_is_not_bounded() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, POLICY)

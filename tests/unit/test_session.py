@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from producers.session import (
     GAP_MAX_MS,
-    SEGMENT_LENGTH_MAX_MS,
     ClockWentBackwards,
     Session,
     SessionState,
 )
 from schemas import BadRecord, SegmentEvent
+from schemas.limits import SEGMENT_LENGTH_MAX_MS
 
 SERVER_MS = 1_700_000_000_000
 DAY_MS = SEGMENT_LENGTH_MAX_MS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploy.ask_workers import ask_page
+from deploy.ask_workers import ask_page, ask_workers
 from deploy.status_report import (
     Answer,
     Report,
@@ -242,9 +242,16 @@ def dripping() -> Iterator[str]:
     listener.close()
 
 
-def test_a_server_that_drips_is_left(dripping: str) -> None:
+@pytest.mark.parametrize("asks_for_an_order", [False, True])
+def test_a_server_that_drips_is_left(
+    dripping: str, asks_for_an_order: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.ask_workers.TIMEOUT_S", 0.5)
     started_s = time.monotonic()
-    found, why_not = ask_page(dripping, "", "/status", timeout_s=0.5)
+    if asks_for_an_order:
+        found, why_not = ask_workers([dripping], "", "SO1")
+    else:
+        found, why_not = ask_page(dripping, "", "/status", timeout_s=0.5)
     assert found is None
     assert "no end" in why_not
     assert time.monotonic() - started_s < 5
@@ -252,6 +259,35 @@ def test_a_server_that_drips_is_left(dripping: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "http://[", "ftp://x/"])
 def test_nobody_there(url: str) -> None:
-    found, why_not = ask_page(url, "", "/status")
-    assert found is None
-    assert why_not
+    for found, why_not in (ask_page(url, "", "/status"), ask_workers([url], "", "SO1")):
+        assert found is None
+        assert why_not
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000,
+        b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"HTTP/1.1 503 Away\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+    ],
+)
+def test_what_is_no_worker_is_told(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(said)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for found, why_not in (ask_page(url, "", "/status"), ask_workers([url], "", "SO1")):
+            assert found is None
+            assert why_not
+        thread.join(10)

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 
 from producers.gateway import GatewayConfig, serve_gateway
 from schemas import SegmentEvent, decode_segment
+from stream_processors.clients import patiently
 
 
 def answer(
@@ -104,19 +105,26 @@ def call(
 
 def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
     """All records that the topic holds now, by partition and offset (no gaps: no transactions)."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            "group.id": "unused",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-        }
-    )
+    kafka = {
+        "bootstrap.servers": bootstrap_servers,
+        "group.id": "unused",
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+    }
+    consumer = Consumer(kafka)
+
+    def end_of(place: TopicPartition) -> int:
+        # A topic that was made just now may have no leader yet.
+        _, end = patiently(
+            lambda timeout_s: consumer.get_watermark_offsets(place, timeout_s), topic, kafka
+        )
+        return int(end)
+
     records: list[Message] = []
     try:
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
         places = [TopicPartition(topic, partition, 0) for partition in partitions]
-        ends = [consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]
+        ends = [end_of(place) for place in places]
         consumer.assign(places)
         while len(records) < sum(ends):
             message = consumer.poll(10)

@@ -56,7 +56,9 @@ def test_what_breaks_off_or_is_no_http_leaves_no_traceback(
     assert b"aiohttp" not in answer
     time.sleep(0.1)
     assert [] == [each for each in caplog.records if each.exc_info]
-    assert [] == [each for each in caplog.messages if "Kafka" not in each]
+    # No Kafka runs here: librdkafka's own line of that ("FAIL [rdkafka#…") may come at any time.
+    told = [each for each in caplog.messages if not each.startswith("FAIL [rdkafka#")]
+    assert [] == [each for each in told if "Kafka" not in each]
     assert 200 == call(url, "GET", "/healthz")[0]
 
 

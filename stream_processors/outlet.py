@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from stream_processors.errors import FencedError, ForeignTotals, StallError
-from stream_processors.reading import read_tails
+from stream_processors.reading import read_bounds, read_tails
 from stream_processors.table import Total
 
 Entry = tuple[bytes, bytes | None]
@@ -316,9 +316,12 @@ def finds_foreign(
     """Return what tells whether others have written to [start, end) of a partition.
 
     Blocks. What is committed there counts, and what hides behind somebody's open transaction.
+    That may have begun before `start`: between our last total and its marker.
     """
 
     def find(start: int, end: int) -> bool:
+        if read_bounds(kafka, group, topic, [partition])[partition][1] < start:
+            return True
         tail = read_tails(kafka, group, topic, {partition: start})[partition]
         return tail.end < end or any(offset < end for offset, _, _ in tail.records)
 

@@ -114,28 +114,54 @@ def read_committed_offsets(
 ) -> list[TopicPartition]:
     """Return the places with the offset that the group has committed there, negative if none.
 
-    Waits while the group's coordinator moves or loads. (`AdminClient.list_consumer_group_offsets`
-    crashes the process then: librdkafka 2.16.)
+    Waits while the group's coordinator moves or loads. (What `AdminClient` asks a coordinator for
+    ends the process by a signal where that moves or loads: librdkafka 2.16.)
     """
     rights = [Right("Read", "group", group)]
     rights += [Right("Describe", "topic", each) for each in sorted({each.topic for each in places})]
     with closing(reader(kafka, group)) as consumer:
 
         def ask(timeout_s: float) -> list[TopicPartition]:
-            try:
-                found = consumer.committed(list(places), timeout_s)
-            except KafkaException:
-                # Why there is no coordinator for us, librdkafka says by another way alone.
-                message = consumer.poll(0)
-                if message is not None and (error := message.error()) is not None:
-                    raise KafkaException(error) from None
-                raise
+            found = _ask_committed(consumer, places, timeout_s)
             for each in found:
                 if each.error is not None:
                     raise KafkaException(each.error)
             return found
 
         return patiently(ask, f"the offsets of the group {group}", kafka, *rights)
+
+
+def sees_group(kafka: Mapping[str, Any], group: str, topic: str) -> bool:
+    """Tell whether we may ask for a group's offsets; `topic` is one that we read or write.
+
+    Read on a group implies this right, Describe. So a user who may describe the group, but not
+    read it, is seen to lack a right only when it joins.
+    """
+    with closing(reader(kafka, group)) as consumer:
+
+        def ask(timeout_s: float) -> bool:
+            try:
+                _ask_committed(consumer, [TopicPartition(topic, 0)], timeout_s)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    return False
+                raise
+            return True
+
+        return patiently(ask, f"the coordinator of the group {group}", kafka)
+
+
+def _ask_committed(
+    consumer: Consumer, places: Sequence[TopicPartition], timeout_s: float
+) -> list[TopicPartition]:
+    try:
+        return consumer.committed(list(places), timeout_s)
+    except KafkaException:
+        # Why there is no coordinator for us, librdkafka says by another way alone.
+        message = consumer.poll(0)
+        if message is not None and (error := message.error()) is not None:
+            raise KafkaException(error) from None
+        raise
 
 
 def read_tails(

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
 from stream_processors.clients import Right, lacks_right, lacks_topic, patiently, quiet
+from stream_processors.reading import sees_group
 
 if TYPE_CHECKING:
     from stream_processors.settings import Settings
@@ -67,23 +68,23 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
 def check_rights(kafka: dict[str, Any], rights: Sequence[Right]) -> None:
     """Ask Kafka what we may do; raise AccessError with every right that is missing.
 
-    A topic that isn't there is passed over where Kafka says so: others say better what to do.
+    A topic that isn't there is passed over where Kafka says so: others say better what to do. Read
+    on a group is looked for as far as `sees_group` can tell.
     """
-    admin = AdminClient(quiet(kafka))
-    names = {
-        kind: list(dict.fromkeys(each.name for each in rights if each.kind == kind))
-        for kind in ("topic", "group")
-    }
-    allowed = {
-        **{("topic", each): found for each, found in _topics(admin, kafka, names["topic"]).items()},
-        **{("group", each): _group(admin, kafka, each) for each in names["group"]},
-    }
-    hidden = [each for each in names["topic"] if allowed["topic", each] == frozenset()]
+    topics = list(dict.fromkeys(each.name for each in rights if each.kind == "topic"))
+    allowed = _topics(AdminClient(quiet(kafka)), kafka, topics)
+    hidden = [name for name, operations in allowed.items() if operations == frozenset()]
     missing = [
         each
         for each in rights
-        if (known := allowed[each.kind, each.name]) is not None
+        if each.kind == "topic"
+        and (known := allowed[each.name]) is not None
         and _OPERATIONS[each.operation] not in known
+    ]
+    missing += [
+        each
+        for each in rights
+        if each.kind == "group" and not sees_group(kafka, each.name, topics[0])
     ]
     if missing:
         raise lacks_right(kafka, *missing, hidden=hidden)
@@ -112,24 +113,4 @@ def _topics(
                     raise
         return found
 
-    return patiently(ask, "what we may do with the topics", kafka) if names else {}
-
-
-def _group(admin: AdminClient, kafka: dict[str, Any], name: str) -> frozenset[AclOperation] | None:
-    """Return what we may do with a group, None where Kafka doesn't tell."""
-
-    def ask(timeout_s: float) -> frozenset[AclOperation] | None:
-        asked = admin.describe_consumer_groups(
-            [name], include_authorized_operations=True, request_timeout=timeout_s
-        )
-        try:
-            operations = asked[name].result(timeout_s + 1).authorized_operations
-        except KafkaException as error:
-            if error.args[0].code() == error.args[0].GROUP_AUTHORIZATION_FAILED:
-                return frozenset()
-            if error.args[0].code() == error.args[0].GROUP_ID_NOT_FOUND:
-                return None
-            raise
-        return None if operations is None else frozenset(operations)
-
-    return patiently(ask, f"the coordinator of the group {name}", kafka)
+    return patiently(ask, "what we may do with the topics", kafka)

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from deploy.topics import create_topics
+from stream_processors.outlet import finds_foreign
+from stream_processors.reading import open_producer
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
@@ -121,6 +124,29 @@ def contradiction(bootstrap_servers: str, folder: Path) -> None:
         assert heir.stop() == 0
         deployed.workers.remove(heir)
         assert len(deployed.found_totals()) == count
+
+
+def test_what_hides_before_our_marker_is_found(bootstrap_servers: str, tmp_path: Path) -> None:
+    """Another's open transaction between our last total and its marker: our look begins after."""
+    with deployment(bootstrap_servers, tmp_path, partitions=1) as deployed:
+        name, topic = deployed.name, deployed.totals
+        ours, others = (open_producer(deployed.kafka, f"{name}-{each}") for each in ("a", "b"))
+        find = finds_foreign(deployed.kafka, name, topic, 0)
+
+        def say(producer: Producer) -> None:
+            producer.produce(topic, b"total", b"order", partition=0)
+            assert producer.flush(20) == 0
+
+        for producer in (ours, others):
+            producer.begin_transaction()
+            say(producer)
+        ours.commit_transaction()
+        ours.begin_transaction()
+        say(ours)
+        assert find(2, 3)
+        others.abort_transaction()
+        assert not find(2, 3)
+        ours.abort_transaction()
 
 
 CASES = {each.__name__: each for each in (one_after_the_other, both_at_once, contradiction)}

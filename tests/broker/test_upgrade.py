@@ -5,8 +5,7 @@ from pathlib import Path
 
 import cramjam
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Producer, TopicPartition
 
 from producers.truth import LogRecord
 from schemas import WriterSchemas, decode_total
@@ -16,7 +15,7 @@ from stream_processors.order import Policy
 from stream_processors.runtime import find_origin
 from stream_processors.settings import Settings
 from stream_processors.table import IntervalTable, Place
-from tests.broker.traffic_kit import now_ms, segment
+from tests.broker.traffic_kit import move_group, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed
 from tests.property.batches import encode_batch
 
@@ -84,9 +83,7 @@ def test_open_orders_of_the_version_before(bootstrap_servers: str, tmp_path: Pat
         log = deployed.log()
         offsets = {each: checkpoint_v1(deployed, log, each) for each in range(deployed.partitions)}
         places = [TopicPartition(deployed.segments, each, at) for each, at in offsets.items()]
-        request = ConsumerGroupTopicPartitions(deployed.name, places)
-        admin = AdminClient(deployed.kafka)
-        admin.alter_consumer_group_offsets([request])[deployed.name].result(20)
+        move_group(deployed.bootstrap_servers, deployed.name, places)
 
         worker = deployed.start_and_wait()
         assert f"{ORDERS} orders known" in worker.log()

@@ -11,11 +11,11 @@ from itertools import chain, count
 from pathlib import Path
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from schemas import OrderTotal, Status, decode_total, partition_for
-from tests.broker.traffic_kit import now_ms, segment, traffic
+from tests.broker.traffic_kit import move_group, now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
 REFUSED = 1
@@ -250,9 +250,7 @@ def moved_offset_moves_nothing(bootstrap_servers: str, folder: Path) -> None:
         ]
         deployed.send(traffic(2, orders=10, segments=10))
         places.append(TopicPartition(deployed.segments, 2, deployed.ends()[2]))
-        admin = AdminClient(deployed.kafka)
-        request = ConsumerGroupTopicPartitions(deployed.name, places)
-        admin.alter_consumer_group_offsets([request])[deployed.name].result(20)
+        move_group(deployed.bootstrap_servers, deployed.name, places)
         assert deployed.start_and_wait().stop() == 0
         deployed.start_and_wait()
         deployed.wait_for_truth()

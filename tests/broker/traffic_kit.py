@@ -4,6 +4,8 @@ import random
 import time
 from collections.abc import Sequence
 
+from confluent_kafka import Consumer, TopicPartition
+
 from schemas import SegmentEvent, encode_segment
 
 Pair = tuple[bytes | None, bytes | None]
@@ -61,3 +63,12 @@ _GARBAGE: Sequence[Pair] = (
     (b"SO-cut", segment("SO-cut", 1, 1, 2)[1][:-1]),
     segment("SO-too-late", 1, 1, 2),
 )
+
+
+def move_group(bootstrap_servers: str, group: str, places: list[TopicPartition]) -> None:
+    """Moves the offsets of a group that has no members."""
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": group})
+    try:
+        consumer.commit(offsets=places, asynchronous=False)
+    finally:
+        consumer.close()

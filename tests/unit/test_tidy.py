@@ -195,11 +195,23 @@ def asserts_kept(name: str, tree: ast.Module, text: str) -> Iterator[tuple[int, 
             yield node.lineno, "assert of a tuple is always true"
 
 
+CRASHING = (
+    "list_consumer_group_offsets",
+    "alter_consumer_group_offsets",
+    "delete_consumer_group_offsets",
+    "describe_consumer_groups",
+    "delete_consumer_groups",
+)
+
+
 def crashes(name: str, tree: ast.Module, text: str) -> Iterator[tuple[int, str]]:
-    """Nobody calls what ends the process by SIGSEGV on a cluster whose coordinator loads."""
+    """Nobody asks a group's coordinator by AdminClient.
+
+    librdkafka 2.16 ends the process by a signal where a coordinator loads, moves or has gone.
+    """
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "list_consumer_group_offsets":
-            yield node.lineno, "list_consumer_group_offsets crashes; see reading.py"
+        if isinstance(node, ast.Attribute) and node.attr in CRASHING:
+            yield node.lineno, f"{node.attr} crashes; see reading.py"
 
 
 PACKAGE_RULES: tuple[Rule, ...] = (
@@ -270,6 +282,7 @@ def test_pure_modules_are_there() -> None:
         (prints, "producers.x", "print(1)"),
         (asserts_kept, "schemas.x", "assert (1, 'text')"),
         (crashes, "deploy.x", "admin.list_consumer_group_offsets([])"),
+        (crashes, "deploy.x", "admin.describe_consumer_groups([])"),
     ],
 )
 def test_each_rule_finds_its_violation(rule: Rule, name: str, code: str) -> None:

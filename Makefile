@@ -5,13 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := schemas producers stream_processors deploy tests
 
 # PostgreSQL's files may lie elsewhere than in .durabill, when root made them: remove() knows where.
 define STOP_STACK
-from deploy.kafka import LocalKafka
-from deploy.postgres import LocalPostgres
-from deploy.stack import DEFAULT_DATA_DIR
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import DEFAULT_DATA_DIR
 LocalKafka(DEFAULT_DATA_DIR).stop()
 LocalPostgres(DEFAULT_DATA_DIR).remove()
 endef
@@ -32,7 +31,7 @@ $(STAMP): pyproject.toml
 		{ echo "No virtual environment could be made. On Debian: apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@echo "compiling the kernel (once, about half a minute)"
-	$(BIN)/python -c 'from stream_processors.columns import compile_kernel; compile_kernel()'
+	$(BIN)/python -c 'from durabill.stream_processors.engine.columns import compile_kernel; compile_kernel()'
 	@touch $@
 
 test: lint ## lint, then every test, against a real Kafka and PostgreSQL
@@ -41,7 +40,7 @@ test: lint ## lint, then every test, against a real Kafka and PostgreSQL
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict $(SOURCES)
+	$(BIN)/mypy -p durabill -p tests
 
 demo: $(STAMP) ## the whole engine with a fleet of faulty clients; ARGS="--json" and so on
 	$(BIN)/durabill demo $(ARGS)

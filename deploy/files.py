@@ -11,11 +11,13 @@ import os
 import stat
 from pathlib import Path
 
+from durabill.schemas.errors import DurabillError
+
 PRIVATE = 0o700
 PASSABLE = 0o711
 
 
-class ForeignFolder(PermissionError):
+class ForeignFolder(DurabillError, PermissionError):
     """Root would work in another user's folder, where any name may be a link to any file."""
 
     def __init__(self, folder: Path, owner: int) -> None:

@@ -26,7 +26,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _CHATTY = (
     *("aiohttp", "aiokafka", "asyncio", "faust", "kafka", "mode"),
     # Faust's word on the services that are our classes; our own loggers are called durabill.
-    *("stream_processors.app", "stream_processors.driver"),
+    *("durabill.stream_processors.worker.app", "durabill.stream_processors.worker.driver"),
 )
 """Loggers whose INFO is chatter; what matters in a start and a rebalance we say ourselves."""
 

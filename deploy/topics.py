@@ -28,10 +28,10 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from deploy.stack import StackError
-from stream_processors.clients import Right, judged, patiently, quiet, user_of
-from stream_processors.errors import AccessError
-from stream_processors.reading import read_committed_offsets
+from durabill.deploy.local.stack import StackError
+from durabill.schemas.errors import AccessError
+from durabill.stream_processors.kafka.clients import Right, judged, patiently, quiet, user_of
+from durabill.stream_processors.kafka.reading import read_committed_offsets
 
 MIB = 1024 * 1024
 CHECKPOINT_MESSAGE_BYTES_MAX = 16 * MIB

@@ -1,6 +1,6 @@
 """The contract: Avro schemas, frozen values, wire forms, the partitioner, the topics' names."""
 
-from schemas.clock_mark import (
+from durabill.schemas.clock_mark import (
     CLOCK_MARK_HEADER,
     CLOCK_MARK_SCHEMA,
     ClockMark,
@@ -8,7 +8,7 @@ from schemas.clock_mark import (
     is_clock_mark,
     read_clock_mark,
 )
-from schemas.codec import (
+from durabill.schemas.codec import (
     OWN_SCHEMA_ONLY,
     SEGMENT_HEADER,
     SEGMENT_SCHEMA,
@@ -24,9 +24,9 @@ from schemas.codec import (
     to_segment,
     total_revision,
 )
-from schemas.errors import BadRecord, BadTotal, Reason
-from schemas.partitioner import PARTITIONER, partition_for
-from schemas.records import (
+from durabill.schemas.errors import BadRecord, BadTotal, Reason
+from durabill.schemas.partitioner import PARTITIONER, partition_for
+from durabill.schemas.records import (
     Interval,
     NumberRange,
     OrderTotal,
@@ -34,7 +34,7 @@ from schemas.records import (
     Status,
     check_order_number,
 )
-from schemas.topics import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+from durabill.schemas.topics import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 
 __all__ = [
     "CLOCK_MARK_HEADER",

@@ -1,7 +1,7 @@
 """The limits of the contract, in one place: what a record, an order and a total may hold at most.
 
 All processes judge by these, so that a record has the same fate wherever it is looked at. The
-fleet's oracle (`producers.truth`) has numbers of its own on purpose; a test compares the two.
+fleet's oracle (`fleet.truth`) has numbers of its own on purpose; a test compares the two.
 """
 
 LONG_MAX = 2**63 - 1

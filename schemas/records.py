@@ -10,8 +10,8 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
 
-from schemas.errors import BadRecord, BadTotal, Reason
-from schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX
+from durabill.schemas.errors import BadRecord, BadTotal, Reason
+from durabill.schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX
 
 
 class Interval(NamedTuple):
@@ -89,7 +89,7 @@ class OrderTotal:
     `duration_ms` is the measure of `intervals`, the union of the accepted segments;
     `upper_bound_ms` what it can be at most if everything missing were found, None where that is
     unknown. `gap_ms` is what no segment covers between `started_ms` and `ended_ms`. `digest` is
-    the evidence's SHA-256 (see `stream_processors.order.evidence_digest`).
+    the evidence's SHA-256 (see `core.order.evidence_digest`).
     """
 
     service_order_number: str

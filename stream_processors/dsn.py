@@ -14,6 +14,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from durabill.schemas.errors import DurabillError
+
 SECRET_OPTIONS = (
     "password",
     "sslpassword",
@@ -31,7 +33,7 @@ _HOW = (
 )
 
 
-class BadDsn(ValueError):
+class BadDsn(DurabillError, ValueError):
     """The DSN can't be read. The message quotes nothing of it, for that may be the password."""
 
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
-from schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX
-from stream_processors.errors import SettingsError
-from stream_processors.order import Policy
+from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+from durabill.schemas.errors import SettingsError
+from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX
+from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
 TEN_YEARS_S = 315_360_000
@@ -217,7 +217,10 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             problems.append(f"{PREFIX}{name.upper()}={shown}: {_explain(error, hints[name])}")
     problems += _connection_problems({**_DEFAULTS, **good})
     if dsn := good.get("ledger_dsn"):
-        from stream_processors.dsn import BadDsn, read_dsn  # psycopg is for those who need it
+        from durabill.stream_processors.dsn import (  # psycopg is for those who need it
+            BadDsn,
+            read_dsn,
+        )
 
         try:
             read_dsn(dsn)

@@ -23,10 +23,10 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from deploy.kafka import LocalKafka
-from deploy.postgres import LocalPostgres
-from deploy.stack import StackError
-from deploy.topics import create_topics
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import StackError
+from durabill.deploy.topics import create_topics
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 JARS_DIR = PROJECT_DIR / ".durabill" / "jars"

@@ -15,9 +15,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from deploy.kafka import LocalKafka
-from deploy.topics import create_topics
-from schemas import PARTITIONER, decode_total
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.topics import create_topics
+from durabill.schemas import PARTITIONER, decode_total
 from tests.bench.processes import cpu_s
 from tests.bench.traffic import Entry, Sent, Shape, generate
 

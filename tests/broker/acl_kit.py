@@ -21,9 +21,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from deploy.java import find_java
-from deploy.kafka import LocalKafka
-from deploy.stack import HOST, find_free_ports
+from durabill.deploy.local.java import find_java
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.stack import HOST, find_free_ports
 from tests.conftest import JARS_DIR
 
 PASSWORD = "correct-horse"

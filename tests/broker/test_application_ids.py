@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from deploy.topics import create_topics
-from stream_processors.outlet import finds_foreign
-from stream_processors.reading import open_producer
+from durabill.deploy.topics import create_topics
+from durabill.stream_processors.kafka.reading import open_producer
+from durabill.stream_processors.worker.partition_writer import finds_foreign
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.ask_workers import ask_workers
+from durabill.deploy.commands.ask_workers import ask_workers
 from tests.broker.gateway_kit import answer, serving
 
 TOKEN = "a-token-of-the-workers"

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-from deploy.stack import StackError
-from deploy.topics import check_topics, create_topics
-from schemas import OrderTotal, Reason, SegmentEvent, decode_total, partition_for
-from schemas.limits import LETTER_CUT_BYTES
-from schemas.wire import zigzag
-from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
-from stream_processors.dead_letters import DeadLetterError, list_dead_letters
-from stream_processors.resend import resend
+from durabill.deploy.local.stack import StackError
+from durabill.deploy.topics import check_topics, create_topics
+from durabill.schemas import OrderTotal, Reason, SegmentEvent, decode_total, partition_for
+from durabill.schemas.limits import LETTER_CUT_BYTES
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.dead_letters.letters import DeadLetterError, list_dead_letters
+from durabill.stream_processors.dead_letters.resend import resend
+from durabill.stream_processors.engine.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
 from tests.broker import raw_kit
 from tests.broker.traffic_kit import now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until

@@ -19,11 +19,11 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.cli import app
-from schemas import PARTITIONER, SegmentEvent, encode_segment
+from durabill.deploy.commands.cli import app
+from durabill.schemas import PARTITIONER, SegmentEvent, encode_segment
 from tests.unit.test_readme import python_block
 
-COMMAND = (sys.executable, "-m", "deploy.cli")
+COMMAND = (sys.executable, "-m", "durabill.deploy.commands.cli")
 PATIENCE_S = 180.0  # a worker may have to compile first
 
 
@@ -315,7 +315,7 @@ def test_the_readmes_sdk_example_is_billed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example = python_block("from producers.client")
+    example = python_block("from durabill.producers.sdk.client")
     exec(example.replace("http://127.0.0.1:8080", deployment.gateway["url"]), {})
     number = capsys.readouterr().out.strip()
     (total,) = eventually("its total", lambda: deployment.json_of("totals"))

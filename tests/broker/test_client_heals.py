@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from producers.client import DurabillClient
-from producers.holds import Holds
-from producers.session import SessionState
-from producers.spool import Spool
-from producers.transport import HttpUplink, KafkaUplink
-from producers.uplink import (
+from durabill.producers.sdk.client import Client
+from durabill.producers.sdk.holds import Holds
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import Spool
+from durabill.producers.sdk.uplink import (
     Grant,
     OrderFailed,
     SendResult,
     UplinkUnavailable,
     WillNotCount,
 )
-from schemas import SegmentEvent
+from durabill.producers.sdk.uplinks import HttpUplink, KafkaUplink
+from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, read_topic, segments_of, serving
 from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, ignore
@@ -115,9 +115,7 @@ def test_login_page_takes_nothing_out_of_the_spool(tmp_path: Path) -> None:
 
     with answering(answers) as url:
         uplink = HttpUplink(url)
-        with DurabillClient(
-            uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append
-        ) as client:
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append) as client:
             service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
             receipt = service.end(timeout_s=0.3)
             assert (1, False) == (receipt.pending, receipt.acknowledged)
@@ -146,7 +144,7 @@ def test_what_will_not_count_is_told_and_not_acknowledged(tmp_path: Path) -> Non
         spool.append(some(2), SessionState("SO1", 10, 3, NOW_MS, False))
     with answering(answers) as url:
         uplink = HttpUplink(url)
-        with DurabillClient(uplink, tmp_path / "spool", on_error=trouble.append) as client:
+        with Client(uplink, tmp_path / "spool", on_error=trouble.append) as client:
             receipt = client.resume("SO1", server_timestamp_ms=NOW_MS).end()
             assert (0, False) == (receipt.pending, receipt.acknowledged)
             (rejected,) = receipt.rejected
@@ -217,9 +215,7 @@ def test_413_for_a_single_segment_keeps_it(tmp_path: Path) -> None:
         assert ([], {}) == (result.accepted, result.refused)
         assert OrderFailed is type(result.failed["SO1"])
         uplink = HttpUplink(url)
-        with DurabillClient(
-            uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append
-        ) as client:
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append) as client:
             assert 1 == client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.3).pending
             client.close(timeout_s=0)
     assert "status 413" in str(trouble[0])
@@ -239,7 +235,7 @@ def test_wish_of_a_server_is_kept_though_somebody_waits(tmp_path: Path) -> None:
 
     with answering(answers) as url:
         uplink = HttpUplink(url)
-        with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
             assert 1 == service.end(timeout_s=0.3).pending
             assert 1 == service.end(timeout_s=0.1).pending
@@ -279,7 +275,7 @@ def test_nonsense_in_a_grant_is_refused_and_the_next_one_is_taken(tmp_path: Path
         uplink = HttpUplink(url)
         with pytest.raises(UplinkUnavailable, match="no grant: report_interval_ms is 0"):
             uplink.start()
-        with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             assert "SO1" == client.start(timeout_s=5).service_order_number
             client.close(timeout_s=0)
     assert [] == grants
@@ -293,7 +289,7 @@ def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Pa
 
     try:
         with answering(answers) as url:
-            client = DurabillClient(HttpUplink(url, timeout_s=60), tmp_path / "spool")
+            client = Client(HttpUplink(url, timeout_s=60), tmp_path / "spool")
             started_s = time.monotonic()
             with pytest.raises(UplinkUnavailable, match="no whole answer"):
                 client.start(timeout_s=0.3)

@@ -17,10 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from producers.bounded_http import ANSWER_BYTES_MAX, BoundedHttp
-from producers.transport import HttpUplink
-from producers.uplink import UplinkUnavailable
-from schemas import SegmentEvent
+from durabill.producers.sdk.bounded_http import ANSWER_BYTES_MAX, BoundedHttp
+from durabill.producers.sdk.uplink import UplinkUnavailable
+from durabill.producers.sdk.uplinks import HttpUplink
+from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
 
 TIMEOUT_S = 0.3

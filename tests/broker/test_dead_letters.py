@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from schemas import SegmentEvent, decode_segment, encode_segment, partition_for
-from stream_processors.dead_letters import (
+from durabill.schemas import SegmentEvent, decode_segment, encode_segment, partition_for
+from durabill.stream_processors.dead_letters.letters import (
     DeadLetterError,
     find_dead_letter,
     list_dead_letters,
 )
-from stream_processors.resend import Resent, resend
+from durabill.stream_processors.dead_letters.resend import Resent, resend
 from tests.conftest import Topics
 
 SEGMENT = SegmentEvent("SO1", 3, 100, 200, True)

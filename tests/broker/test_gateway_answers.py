@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producers.gateway import GatewayConfig
-from producers.web_server import Limits
-from schemas import BadRecord, check_order_number
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.producers.gateway.web_server import Limits
+from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
 from tests.conftest import Topics
 

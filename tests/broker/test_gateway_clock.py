@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from producers.gateway import GatewayConfig
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import call, gateway, read_topic
 from tests.conftest import Topics
 

@@ -9,8 +9,8 @@ import threading
 import pytest
 from confluent_kafka import KafkaError
 
-from producers.gateway import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
-from producers.gateway_kafka import Publisher
+from durabill.producers.gateway.kafka import Publisher
+from durabill.producers.gateway.server import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
 from tests.broker.gateway_kit import call
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
@@ -20,7 +20,7 @@ MAIN = """
 import sys
 from confluent_kafka import KafkaError
 from producers import gateway_kafka
-from producers.gateway import GatewayConfig, run_gateway
+from durabill.producers.gateway.server import GatewayConfig, run_gateway
 
 def break_it(publisher):
     if sys.argv[1] == "fatal":
@@ -51,8 +51,8 @@ def test_until_then_requests_and_health_say_so() -> None:
     answers: dict[str, tuple[int, str]] = {}
 
     async def main() -> None:
-        from producers.gateway import make_app
-        from producers.web_server import BoundedServer
+        from durabill.producers.gateway.server import make_app
+        from durabill.producers.gateway.web_server import BoundedServer
 
         config = GatewayConfig(NOTHING_HERE)
         app = make_app(config)

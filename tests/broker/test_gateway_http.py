@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producers.gateway import GatewayConfig
-from producers.gateway_api import ERRORS_MAX, SEGMENTS_MAX
-from producers.transport import quote_order_number
-from producers.web_server import DISCARD_BYTES_MAX
-from schemas import BadRecord, check_order_number
+from durabill.producers.gateway.api import ERRORS_MAX, SEGMENTS_MAX
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.producers.gateway.web_server import DISCARD_BYTES_MAX
+from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on

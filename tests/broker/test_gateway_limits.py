@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producers.gateway import GatewayConfig
-from producers.web_server import Limits, client_of
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.producers.gateway.web_server import Limits, client_of
 from tests.broker.gateway_kit import call, gateway
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
@@ -162,7 +162,7 @@ def test_bodies_that_wait_are_bounded_together() -> None:
 
 MAIN = """
 import resource, sys
-from producers.gateway import GatewayConfig, run_gateway
+from durabill.producers.gateway.server import GatewayConfig, run_gateway
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, min(int(sys.argv[1]), hard)))
 run_gateway(GatewayConfig({"bootstrap.servers": "127.0.0.1:1"}), lambda url: print(url, flush=True))

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from producers.gateway import GatewayConfig
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
 from tests.conftest import Topics
@@ -24,7 +24,7 @@ NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 def worker(
     orders: dict[str, object], status: int = 200, elsewhere: int = 404, pause_s: float = 0.0
 ) -> Iterator[str]:
-    """A stand-in for a worker's web server: it answers as `stream_processors.pages` does.
+    """A stand-in for a worker's web server: it answers as `worker.pages` does.
 
     `elsewhere` is what it says of other orders: that there is none, or that they aren't its own.
     """

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from producers.gateway import GatewayConfig
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import call, gateway
 from tests.broker.traffic_kit import now_ms
 from tests.broker.worker_kit import Deployment, deployment, wait_until

@@ -14,10 +14,15 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from schemas import OrderTotal, encode_total
-from stream_processors.ledger import LedgerStats, run_ledger
-from stream_processors.ledger_lookups import forget_offsets, latest_total, revisions, status
-from stream_processors.ledger_records import LedgerError, OffsetOutOfRange, TopicReplaced
+from durabill.schemas import OrderTotal, encode_total
+from durabill.stream_processors.ledger.consumer import LedgerStats, run_ledger
+from durabill.stream_processors.ledger.lookups import (
+    forget_offsets,
+    latest_total,
+    revisions,
+    status,
+)
+from durabill.stream_processors.ledger.records import LedgerError, OffsetOutOfRange, TopicReplaced
 from tests.broker.ledger_kit import (
     a_total,
     complete,
@@ -318,7 +323,7 @@ LEDGER_PROCESS = """
 import os, signal, sys, threading
 # The DSN by the environment: a command line can be read by everybody.
 from stream_processors import ledger_store
-from stream_processors.ledger import run_ledger
+from durabill.stream_processors.ledger.consumer import run_ledger
 
 bootstrap_servers, topic, group, dies_after = sys.argv[1:]
 dsn = os.environ["LEDGER_DSN"]

@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deploy.migrate import MIGRATIONS_DIR, migrate
-from schemas import NumberRange, OrderTotal, Status, encode_total
-from stream_processors.ledger_lookups import Connection, revisions, status
-from stream_processors.ledger_records import RawRecord, RecordedTotal
-from stream_processors.ledger_store import Batch, LedgerStore, Written
+from durabill.deploy.migrate import MIGRATIONS_DIR, migrate
+from durabill.schemas import NumberRange, OrderTotal, Status, encode_total
+from durabill.stream_processors.ledger.lookups import Connection, revisions, status
+from durabill.stream_processors.ledger.records import RawRecord, RecordedTotal
+from durabill.stream_processors.ledger.store import Batch, LedgerStore, Written
 from tests.broker.ledger_kit import a_total, complete
 
 FIRST_MISSING = (NumberRange(1, 2), NumberRange(5, 5))

@@ -8,8 +8,8 @@ from functools import partial
 import psycopg
 import pytest
 
-from schemas import Interval, OrderTotal, Status
-from stream_processors.ledger_lookups import (
+from durabill.schemas import Interval, OrderTotal, Status
+from durabill.stream_processors.ledger.lookups import (
     SUMMARY_FIELDS,
     Connection,
     Recorded,
@@ -21,7 +21,7 @@ from stream_processors.ledger_lookups import (
     revisions,
     summary_of,
 )
-from stream_processors.ledger_store import LedgerStore
+from durabill.stream_processors.ledger.store import LedgerStore
 from tests.broker.ledger_kit import a_total, complete, new_ledger_dsn, publish
 from tests.broker.test_ledger_store import write
 from tests.broker.test_secrets import Shell, shell

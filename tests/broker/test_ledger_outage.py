@@ -8,11 +8,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.migrate import migrate
-from deploy.postgres import LocalPostgres
-from deploy.stack import HOST, find_free_ports
-from stream_processors.ledger import run_ledger
-from stream_processors.ledger_lookups import status
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import HOST, find_free_ports
+from durabill.deploy.migrate import migrate
+from durabill.stream_processors.ledger.consumer import run_ledger
+from durabill.stream_processors.ledger.lookups import status
 from tests.broker.ledger_kit import (
     RunningLedger,
     expected_rows,

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas import Interval, OrderTotal
-from stream_processors.ledger_lookups import (
+from durabill.schemas import Interval, OrderTotal
+from durabill.stream_processors.ledger.lookups import (
     Connection,
     latest_total,
     revisions,
     set_aside_totals,
     status,
 )
-from stream_processors.ledger_records import Fenced, RawRecord, RecordedTotal
-from stream_processors.ledger_store import Batch, LedgerStore, Written
+from durabill.stream_processors.ledger.records import Fenced, RawRecord, RecordedTotal
+from durabill.stream_processors.ledger.store import Batch, LedgerStore, Written
 from tests.broker.ledger_kit import a_total, complete, new_ledger_dsn
 
 TOPIC = "totals"

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deploy.migrate import MigrationError, migrate, read_migrations
+from durabill.deploy.migrate import MigrationError, migrate, read_migrations
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 from kafka import KafkaProducer
 
-from schemas import Reason, Status, decode_total
+from durabill.schemas import Reason, Status, decode_total
 from tests.broker.traffic_kit import now_ms
 from tests.broker.worker_kit import deployment, verdict
 

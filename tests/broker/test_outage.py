@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.kafka import LocalKafka
+from durabill.deploy.local.kafka import LocalKafka
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Worker, deployment, wait_until
@@ -28,7 +28,7 @@ STARTS_S = (1.5, 2.5)
 """How long after a worker's start its broker is killed."""
 
 FORGETFUL = """
-import stream_processors.membership as membership
+import durabill.stream_processors.worker.membership as membership
 membership.KnownTopics = lambda cluster, counts: cluster  # as Faust's own assignor
 from aiokafka.cluster import ClusterMetadata
 known = ClusterMetadata.partitions_for_topic
@@ -73,9 +73,9 @@ def is_ready(worker: Worker) -> bool:
 
 FIRST_LOOK = """
 import sys
-from deploy.topics import check_group
-from stream_processors.rights import check_rights, rights_of
-from stream_processors.settings import Settings
+from durabill.deploy.topics import check_group
+from durabill.stream_processors.kafka.rights import check_rights, rights_of
+from durabill.stream_processors.settings import Settings
 settings = Settings(bootstrap_servers=sys.argv[1])
 kafka = settings.librdkafka()
 check_rights(kafka, rights_of(settings, "worker"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas import decode_total, partition_for
+from durabill.schemas import decode_total, partition_for
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
@@ -19,7 +19,7 @@ PARTITIONS = 4
 ILL = partition_for(POISONED.encode(), PARTITIONS)
 
 BUG = f"""
-from stream_processors.order import Order
+from durabill.stream_processors.core.order import Order
 apply = Order.apply
 def buggy(self, event, *others):
     total = apply(self, event, *others)  # so that the table is half changed when it fails

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import pytest
 
-from producers.truth_order import Policy
-from schemas import Status, decode_total
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import Status, decode_total
 from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, read_committed, wait_until
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.files import ForeignFolder, data_folder, private_folder
-from deploy.postgres import ROOT_FALLBACK_DIR, LocalPostgres
-from deploy.server_user import hand_over, server_account
-from deploy.stack import HOST, NO_SYSTEM_TOOLS, Account, StackError
+from durabill.deploy.files import ForeignFolder, data_folder, private_folder
+from durabill.deploy.local.postgres import ROOT_FALLBACK_DIR, LocalPostgres
+from durabill.deploy.local.server_user import hand_over, server_account
+from durabill.deploy.local.stack import HOST, NO_SYSTEM_TOOLS, Account, StackError
 
 as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as another user")
 OPEN_TO_OTHERS = 0o077
@@ -234,7 +234,7 @@ def test_binaries_that_root_runs_are_not_in_the_servers_hands(
 def test_a_version_that_never_ends_holds_nobody_up(
     data_dir: Path, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.server_user.WAIT_S", 0.5)
+    monkeypatch.setattr("durabill.deploy.local.server_user.WAIT_S", 0.5)
     server = data_dir / "postgres" / "server"
     private_folder(server.parent, passable=True)
     hand_over(server, account)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from schemas import SEGMENT_SCHEMA, OrderTotal, SegmentEvent, decode_total, encode_segment
+from durabill.schemas import SEGMENT_SCHEMA, OrderTotal, SegmentEvent, decode_total, encode_segment
 from tests.broker.traffic_kit import Pair, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until
 

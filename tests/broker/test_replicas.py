@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from schemas import Status, decode_total, partition_for
+from durabill.schemas import Status, decode_total, partition_for
 from tests.broker.cluster_kit import Replicated, replicated
 from tests.broker.traffic_kit import Pair, now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until

@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from deploy.cli import main
-from schemas import partition_for
-from stream_processors.dead_letters import headers_of, list_dead_letters
-from stream_processors.resend import send_back
-from stream_processors.resend_review import State, review
+from durabill.deploy.commands.cli import main
+from durabill.schemas import partition_for
+from durabill.stream_processors.dead_letters.letters import headers_of, list_dead_letters
+from durabill.stream_processors.dead_letters.resend import send_back
+from durabill.stream_processors.dead_letters.review import State, review
 from tests.broker.test_dead_letters import bury
 from tests.conftest import Topics
 

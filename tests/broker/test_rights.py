@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from deploy.connect import await_kafka, enter
-from deploy.stack import HOST, find_free_ports
-from deploy.topics import check_group, create_topics
-from stream_processors.errors import AccessError, UnreachableError
-from stream_processors.settings import Settings
+from durabill.deploy.connect import await_kafka, enter
+from durabill.deploy.local.stack import HOST, find_free_ports
+from durabill.deploy.topics import check_group, create_topics
+from durabill.schemas.errors import AccessError, UnreachableError
+from durabill.stream_processors.settings import Settings
 from tests.broker.acl_kit import GuardedKafka, Right, guarded_kafka, role_rights
 from tests.broker.test_cli import COMMAND, environment, eventually, start
 from tests.broker.worker_kit import deployment

@@ -10,9 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.cli import main
-from deploy.stack import HOST, find_free_ports
-from producers.gateway import GatewayConfig
+from durabill.deploy.commands.cli import main
+from durabill.deploy.local.stack import HOST, find_free_ports
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.ledger_kit import new_ledger_dsn
 from tests.broker.test_cli import COMMAND, environment
 from tests.conftest import SECRET, Topics, readable_dsns, unreadable_dsns
@@ -140,7 +140,9 @@ def test_processes_show_no_secret_while_their_database_is_away(
         until = time.monotonic() + 30
         while "PostgreSQL at" not in log.read_text() and time.monotonic() < until:
             time.sleep(0.1)
-        assert [] == [line for line in command_lines("deploy.cli") if "secret" in line]
+        assert [] == [
+            line for line in command_lines("durabill.deploy.commands.cli") if "secret" in line
+        ]
         assert None is processes[0].poll()
     finally:
         for process in processes:
@@ -154,7 +156,7 @@ def test_processes_show_no_secret_while_their_database_is_away(
 
 def test_a_crash_shows_no_secret_in_its_traceback() -> None:
     code = (
-        "from stream_processors.settings import load_settings\nimport os, traceback\n"
+        "from durabill.stream_processors.settings import load_settings\nimport os, traceback\n"
         "settings = load_settings(os.environ)\n"
         "raise RuntimeError(settings, [settings], {'settings': settings})\n"
     )

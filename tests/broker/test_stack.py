@@ -15,11 +15,11 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-import deploy.jars
-from deploy.jars import Jar, ensure_jars, locked_jars
-from deploy.kafka import LocalKafka
-from deploy.postgres import LocalPostgres
-from deploy.stack import (
+import durabill.deploy.local.jars
+from durabill.deploy.local.jars import Jar, ensure_jars, locked_jars
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import (
     HOST,
     NO_SYSTEM_TOOLS,
     Daemon,
@@ -28,7 +28,7 @@ from deploy.stack import (
     find_free_ports,
     port_is_free,
 )
-from deploy.topics import TopicsCheck, check_topics, create_topics
+from durabill.deploy.topics import TopicsCheck, check_topics, create_topics
 from tests.broker.test_postgres import open_to_others
 from tests.conftest import JARS_DIR, PROJECT_DIR, Topics
 
@@ -99,7 +99,10 @@ def test_kafka_starts_once_stops_from_another_process_and_keeps_address_and_reco
 
     create_topic(address, "kept")
     produce_one(address, "kept", b"record")
-    code = "import sys, pathlib, deploy.kafka as k; k.LocalKafka(pathlib.Path(sys.argv[1])).stop()"
+    code = (
+        "import sys, pathlib; from durabill.deploy.local.kafka import LocalKafka;"
+        " LocalKafka(pathlib.Path(sys.argv[1])).stop()"
+    )
     subprocess.run([sys.executable, "-c", code, str(data_dir)], cwd=PROJECT_DIR, check=True)
     stopped = kafka.status()
     assert (stopped.running, stopped.pid, stopped.bootstrap_servers) == (False, None, address)
@@ -241,8 +244,8 @@ def test_damaged_jar_is_fetched_again_and_an_altered_download_refused(
         (work / "download").write_bytes(served["content"])
         return [(jar, work / "download")]
 
-    monkeypatch.setattr(deploy.jars, "locked_jars", lambda: (jar,))
-    monkeypatch.setattr(deploy.jars, "_fetch", fetch)
+    monkeypatch.setattr(durabill.deploy.local.jars, "locked_jars", lambda: (jar,))
+    monkeypatch.setattr(durabill.deploy.local.jars, "_fetch", fetch)
     (path,) = ensure_jars(tmp_path)
     assert path.read_bytes() == good
     path.write_bytes(b"damaged")
@@ -342,7 +345,7 @@ def test_missing_topics_and_absent_kafka_are_told(
     names: Names = {**names_of(topics), "totals": "nobody.made.this"}
     with pytest.raises(StackError, match=r"no topic nobody\.made\.this.*topics create --part.* 4"):
         check_topics({"bootstrap.servers": bootstrap_servers}, **names)
-    monkeypatch.setattr("deploy.topics.TIMEOUT_S", 1.0)
+    monkeypatch.setattr("durabill.deploy.topics.TIMEOUT_S", 1.0)
     absent = f"{HOST}:{find_free_ports(1)[0]}"
     with pytest.raises(StackError, match=f"{absent} does not answer.*durabill kafka start"):
         check_topics({"bootstrap.servers": absent, "log_level": "0"}, **names)

@@ -7,14 +7,14 @@ import cramjam
 import msgspec
 from confluent_kafka import Producer, TopicPartition
 
-from producers.truth import LogRecord
-from schemas import WriterSchemas, decode_total
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import META, entry_key, marks_of
-from stream_processors.order import Policy
-from stream_processors.runtime import find_origin
-from stream_processors.settings import Settings
-from stream_processors.table import IntervalTable, Place
+from durabill.producers.fleet.truth import LogRecord
+from durabill.schemas import WriterSchemas, decode_total
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.checkpoint import META, entry_key, marks_of
+from durabill.stream_processors.worker.faust_runtime import find_origin
 from tests.broker.traffic_kit import move_group, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed
 from tests.property.batches import encode_batch

@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-from schemas import OrderTotal, Status, decode_total, partition_for
+from durabill.schemas import OrderTotal, Status, decode_total, partition_for
 from tests.broker.traffic_kit import move_group, now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 

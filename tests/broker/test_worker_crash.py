@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas import decode_total
-from stream_processors import checkpoint
+from durabill.schemas import decode_total
+from durabill.stream_processors.worker import checkpoint
 from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Deployment, deployment, wait_until
 

@@ -33,15 +33,15 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
-from deploy.stack import find_free_ports
-from deploy.topics import create_topics
-from producers.truth import LogRecord, LogTruth, read_log
-from producers.truth_order import Policy
-from schemas import PARTITIONER, WriterSchemas, decode_total
-from stream_processors import order
-from stream_processors.columns import ColumnTable
-from stream_processors.reading import read_committed_offsets
-from stream_processors.table import Place
+from durabill.deploy.local.stack import find_free_ports
+from durabill.deploy.topics import create_topics
+from durabill.producers.fleet.truth import LogRecord, LogTruth, read_log
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import PARTITIONER, WriterSchemas, decode_total
+from durabill.stream_processors.core import order
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.kafka.reading import read_committed_offsets
 from tests.broker.traffic_kit import Pair
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -50,10 +50,10 @@ SETTLE_TIMEOUT_S = 90.0
 
 _ENTRY = """
 import os, sys
-from deploy.logs import set_up_logging
+from durabill.deploy.logs import set_up_logging
 from schemas import WriterSchemas
-from stream_processors.app import run_worker
-from stream_processors.settings import load_settings
+from durabill.stream_processors.worker.app import run_worker
+from durabill.stream_processors.settings import load_settings
 set_up_logging()
 run_worker(load_settings(os.environ), int(sys.argv[1]), int(sys.argv[2]), WriterSchemas())
 """

@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from deploy.stack import StackError
+from durabill.deploy.local.stack import StackError
 from tests.chaos import report
 from tests.chaos.cluster import sweep
 from tests.chaos.run import Chaos, long_form, run, short_form

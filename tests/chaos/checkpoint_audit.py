@@ -7,13 +7,13 @@ says. Repeats that came after that total are counted in the order and in no tota
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.commands_read import read_topic
-from schemas import OrderTotal, WriterSchemas
-from stream_processors.checkpoint import Origin, marks_of, restore_lane
-from stream_processors.columns import ColumnTable
-from stream_processors.reading import Tail
-from stream_processors.settings import Settings
-from stream_processors.table import Place
+from durabill.deploy.topic_reader import read_topic
+from durabill.schemas import OrderTotal, WriterSchemas
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.checkpoint import Origin, marks_of, restore_lane
 
 _SAME = ("duration_ms", "started_ms", "ended_ms", "end_number", "segments", "revision")
 

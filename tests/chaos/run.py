@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from deploy.processes import get_json
-from deploy.stack import StackError
-from stream_processors.settings import Settings
+from durabill.deploy.demo.processes import get_json
+from durabill.deploy.local.stack import StackError
+from durabill.stream_processors.settings import Settings
 from tests.chaos.audit import Auditor
 from tests.chaos.cluster import PARTITIONS, Cluster
 from tests.chaos.faults import Injector

@@ -5,9 +5,9 @@ from itertools import chain
 
 import pytest
 
-from producers.truth import LogRecord, judge, read_log
-from producers.truth_order import Policy
-from schemas import Reason, SegmentEvent, partition_for
+from durabill.producers.fleet.truth import LogRecord, judge, read_log
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import Reason, SegmentEvent, partition_for
 from tests.chaos.cluster import PARTITIONS
 from tests.chaos.hostile import Hit, extremes, forged, garbage, is_hostile, islands
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cramjam
 from aiokafka.record.util import calc_crc32c_py
 
-from schemas.wire import zigzag
+from durabill.schemas.wire import zigzag
 
 LOG_APPEND_TIME = 0x08
 CONTROL = 0x20

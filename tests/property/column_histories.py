@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas, schema_fingerprint
-from schemas.wire import zigzag
-from stream_processors.blocks import plain_snapshot
-from stream_processors.columns import ColumnTable
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import index, rows
-from stream_processors.order import Order, Phase, Policy, evidence_digest
-from stream_processors.table import FORWARDED_FROM, Effects, Place
+from durabill.schemas import SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas, schema_fingerprint
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Phase, Policy, evidence_digest
+from durabill.stream_processors.engine.blocks import plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import index, rows
+from durabill.stream_processors.engine.table import FORWARDED_FROM, Effects, Place
 from tests.property.batches import CODECS, Entry
 
 BASE_MS = 1_700_000_000_000

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, OrderTotal, WriterSchemas, decode_total
-from schemas.wire import zigzag
-from stream_processors.batch import Chunk
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.schemas import SEGMENT_HEADER, OrderTotal, WriterSchemas, decode_total
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.oracle import Entry, Segment, Times
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_processors.batch import Chunk
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import (
     BASE_MS,

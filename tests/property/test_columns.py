@@ -21,13 +21,13 @@ from hypothesis.stateful import (
     rule,
 )
 
-from stream_processors import columns as columns_module
-from stream_processors import slots as slots_module
-from stream_processors import steps as steps_module
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine import columns as columns_module
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine import steps as steps_module
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import (
     BASE_MS,

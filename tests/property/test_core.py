@@ -7,10 +7,10 @@ from unittest import mock
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from schemas import Status, encode_total
-from stream_processors import slots as slots_module
-from stream_processors.batch import Chunk
-from stream_processors.table import Effects, IntervalTable
+from durabill.schemas import Status, encode_total
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import Effects, IntervalTable
 from tests.property.histories import (
     BASE_MS,
     FAR_FUTURE_MS,

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from schemas import OWN_SCHEMA_ONLY
-from schemas.limits import GRACE_FACTOR_MAX
-from stream_processors import slots
-from stream_processors.batch import Chunk
-from stream_processors.blocks import decode_block
-from stream_processors.columns import ColumnTable
-from stream_processors.kernel.rows import PIECES_MAX
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.schemas.limits import GRACE_FACTOR_MAX
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine import slots
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import decode_block
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel.rows import PIECES_MAX
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.column_histories import BASE_MS, assert_sound, value_of
 from tests.property.test_kernel_fuzz import NO_EXPLAINING

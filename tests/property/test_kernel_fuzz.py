@@ -22,13 +22,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, Reason, WriterSchemas
-from schemas.wire import zigzag
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.kernel import fold, maintain, rows, tasks, totals, unaligned
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, Reason, WriterSchemas
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import fold, maintain, rows, tasks, totals, unaligned
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import LOG_APPEND_TIME, encode_batch, encode_record
 from tests.property.column_histories import (
     NEWER_HEADER,
@@ -233,7 +233,7 @@ def test_what_comes_before_a_bad_record_counts_and_what_comes_after_the_batch() 
 
 BATCHES = {"plain Python": 300, "bounds checks": 3_000}
 START = """
-import numba, stream_processors.kernel
+import numba, durabill.stream_processors.engine.kernel
 # Compiled code without the checks must neither be taken from the cache nor the other way round.
 numba.config.CACHE_DIR += "-boundscheck"
 from tests.property import test_kernel_fuzz
@@ -354,7 +354,7 @@ def not_negative(at: Any) -> Any:
 
 def refuse_positions_outside() -> None:
     """Have column tables made of arrays that check every position; for plain Python only."""
-    from stream_processors import store
+    from durabill.stream_processors.engine import store
 
     make_scratch = store.Rows._make_scratch
 

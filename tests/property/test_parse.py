@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, BadRecord
-from schemas.wire import read_long
-from stream_processors import batch as batch_module
-from stream_processors.kernel import parse
-from stream_processors.unpack import BadBatch
+from durabill.schemas import SEGMENT_HEADER, BadRecord
+from durabill.schemas.wire import read_long
+from durabill.stream_processors.engine import batch as batch_module
+from durabill.stream_processors.engine.kernel import parse
+from durabill.stream_processors.engine.unpack import BadBatch
 from tests.property.batches import encode_record
 from tests.property.column_histories import value_of
 from tests.property.test_kernel_fuzz import NO_EXPLAINING, NOW_MS, odd_record, with_odd_bytes

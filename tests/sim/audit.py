@@ -1,6 +1,6 @@
 """The auditor: what a history must have led to, worked out from the log alone.
 
-Truth is `producers.truth`, which shares no code with the engine. What must hold at every moment is
+Truth is `fleet.truth`, which shares no code with the engine. What must hold at every moment is
 checked whenever a transaction is committed, an offset moves or a record is appended; the rest when
 all is over. Problems are collected as text, in the order in which they were found.
 """
@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers import truth, truth_order
-from producers.truth import LogRecord, LogTruth
-from schemas import OWN_SCHEMA_ONLY, Reason, decode_total, encode_total
-from stream_processors.batch import Chunk
-from stream_processors.blocks import decode_block
-from stream_processors.errors import DurabillError
-from stream_processors.kernel import rows
-from stream_processors.policies import decode_history, split
-from stream_processors.table import Place
+from durabill.producers.fleet import truth, truth_order
+from durabill.producers.fleet.truth import LogRecord, LogTruth
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason, decode_total, encode_total
+from durabill.schemas.errors import DurabillError
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import decode_block
+from durabill.stream_processors.engine.kernel import rows
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.worker.policies import decode_history, split
 from tests.sim.broker import Broker, TopicLog, Transaction
 from tests.sim.drill import PolicyHistory, drill, history_in, policy_at, settle_all, short
 from tests.sim.faults import Plan

@@ -11,16 +11,22 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from producers import truth
-from producers.truth_order import Policy
-from schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
-from stream_processors import checkpoint
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import Origin, marks_of
-from stream_processors.order import Policy as EnginePolicy
-from stream_processors.policies import PolicyRecord, Terms, decode_history, in_force, split
-from stream_processors.reading import Tail
-from stream_processors.table import IntervalTable, Place, Total
+from durabill.producers.fleet import truth
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
+from durabill.stream_processors.core.order import Policy as EnginePolicy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import IntervalTable, Place, Total
+from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.worker import checkpoint
+from durabill.stream_processors.worker.checkpoint import Origin, marks_of
+from durabill.stream_processors.worker.policies import (
+    PolicyRecord,
+    Terms,
+    decode_history,
+    in_force,
+    split,
+)
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan
 from tests.sim.tables import PIECES_MAX, empty_table

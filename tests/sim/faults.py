@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from random import Random
 
-from stream_processors.settings import Settings
+from durabill.stream_processors.settings import Settings
 
 STEPS = (
     *("folded", "cut", "published", "written", "committed", "confirmed"),

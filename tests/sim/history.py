@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
-from stream_processors.errors import FencedError
+from durabill.schemas.errors import FencedError
 from tests.sim.audit import Auditor
 from tests.sim.broker import Broker
 from tests.sim.faults import Faults, Plan, draw_plan

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from schemas import OWN_SCHEMA_ONLY
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import Origin
-from stream_processors.worker import Processor
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.worker.checkpoint import Origin
+from durabill.stream_processors.worker.processor import Processor
 from tests.sim.broker import Broker
 from tests.sim.faults import STEPS, Plan
 from tests.sim.group import Group

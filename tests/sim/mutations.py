@@ -12,12 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stream_processors import blocks, checkpoint, lanes, table
-from stream_processors.checkpoint import Lane
-from stream_processors.lanes import LaneBuilder
-from stream_processors.order import Order
-from stream_processors.table import IntervalTable
-from stream_processors.worker import Processor
+from durabill.stream_processors.core.order import Order
+from durabill.stream_processors.engine import blocks, table
+from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.worker import checkpoint
+from durabill.stream_processors.worker import recovery as lanes
+from durabill.stream_processors.worker.checkpoint import Lane
+from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.recovery import LaneBuilder
 from tests.sim.broker import Coordinator
 from tests.sim.history import Verdict, run_seed
 from tests.sim.ports import SimExit, SimRuntime

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from stream_processors.checkpoint import Origin
-from stream_processors.errors import FencedError, StateError
-from stream_processors.outlet import Entry, WriterClosed
-from stream_processors.reading import Tail
-from stream_processors.table import Effects, Total
+from durabill.schemas.errors import FencedError, StateError
+from durabill.stream_processors.engine.table import Effects, Total
+from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.worker.checkpoint import Origin
+from durabill.stream_processors.worker.partition_writer import Entry, WriterClosed
 from tests.property.batches import Entry as LogEntry
 from tests.sim.broker import AckedAppend, Broker, Coordinator, Fenced, GaveUp, TopicLog
 from tests.sim.group import Group

@@ -6,13 +6,13 @@ from random import Random
 
 import numpy as np
 
-from schemas import WriterSchemas
-from stream_processors import slots as slots_module
-from stream_processors import worker as worker_module
-from stream_processors.columns import ColumnTable
-from stream_processors.kernel import rows
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import WriterSchemas
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import rows
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.worker import processor as worker_module
 
 BLOCK_SLOTS = 2
 LARGE_PIECES = 3

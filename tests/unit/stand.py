@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stream_processors.checkpoint import Origin
-from stream_processors.outlet import Entry
-from stream_processors.reading import Tail
-from stream_processors.table import Effects, Total
+from durabill.stream_processors.engine.table import Effects, Total
+from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.worker.checkpoint import Origin
+from durabill.stream_processors.worker.partition_writer import Entry
 
 
 class Way:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from producers.answers import (
+from durabill.producers.sdk.answers import (
     HttpAnswer,
     NotOurs,
     read_grant,
@@ -14,9 +14,9 @@ from producers.answers import (
     read_stored,
     read_time,
 )
-from producers.bounded_http import retry_after_s
-from producers.uplink import TIMESTAMP_MAX_MS, WISH_MAX_S, Backoff, UplinkRefused
-from schemas import SegmentEvent
+from durabill.producers.sdk.bounded_http import retry_after_s
+from durabill.producers.sdk.uplink import TIMESTAMP_MAX_MS, WISH_MAX_S, Backoff, UplinkRefused
+from durabill.schemas import SegmentEvent
 
 DAY_MS = 86_400_000
 SENT = [SegmentEvent("SO1", number, number, number + 1, False) for number in (4, 5, 7)]

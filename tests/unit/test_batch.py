@@ -8,9 +8,11 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import OWN_SCHEMA_ONLY, Reason
-from schemas.limits import LETTER_CUT_BYTES
-from stream_processors.batch import (
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason
+from durabill.schemas.errors import ContractError, CorruptBatch
+from durabill.schemas.limits import LETTER_CUT_BYTES
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import (
     HEADER_SIZE,
     Chunk,
     Record,
@@ -19,11 +21,9 @@ from stream_processors.batch import (
     read_batch,
     records,
 )
-from stream_processors.columns import ColumnTable
-from stream_processors.errors import ContractError, CorruptBatch
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
-from stream_processors.unpack import BadBatch, Room
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.engine.unpack import BadBatch, Room
 from tests.property.batches import CODECS, CONTROL, LOG_APPEND_TIME, Entry, encode_batch
 
 XERIAL_HEADER = b"\x82SNAPPY\x00" + bytes(8)

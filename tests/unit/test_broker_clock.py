@@ -2,7 +2,7 @@
 
 import pytest
 
-from stream_processors.clock import REFRESH_S, RETRY_S, SPACING_S, BrokerClock
+from durabill.stream_processors.worker.clock import REFRESH_S, RETRY_S, SPACING_S, BrokerClock
 
 BROKER_MS = 1_700_000_000_000
 

@@ -6,10 +6,15 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from schemas import WriterSchemas, decode_total, encode_segment, encode_total
-from schemas.records import SegmentEvent
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import (
+from durabill.schemas import WriterSchemas, decode_total, encode_segment, encode_total
+from durabill.schemas.errors import StateError
+from durabill.schemas.records import SegmentEvent
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Place, Total
+from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.worker.checkpoint import (
     META,
     Lane,
     Marks,
@@ -18,11 +23,6 @@ from stream_processors.checkpoint import (
     marks_of,
     restore_lane,
 )
-from stream_processors.columns import ColumnTable
-from stream_processors.errors import StateError
-from stream_processors.order import Policy
-from stream_processors.reading import Tail
-from stream_processors.table import Place, Total
 from tests.property.batches import encode_batch
 
 ORIGIN = Origin("billing.segments", "topic-1", 4)

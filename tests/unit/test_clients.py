@@ -7,12 +7,12 @@ import pytest
 from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 from confluent_kafka import KafkaError, KafkaException
 
-from deploy.commands_run import warn_of_policy
-from deploy.connect import is_certain, kind_of
-from stream_processors import clients
-from stream_processors.clients import Right, explained, judged, patiently
-from stream_processors.errors import AccessError, UnreachableError
-from stream_processors.settings import Settings
+from durabill.deploy.commands.run import warn_of_policy
+from durabill.deploy.connect import is_certain, kind_of
+from durabill.schemas.errors import AccessError, UnreachableError
+from durabill.stream_processors.kafka import clients
+from durabill.stream_processors.kafka.clients import Right, explained, judged, patiently
+from durabill.stream_processors.settings import Settings
 
 KAFKA = {
     "bootstrap.servers": "k:9",

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from producers.damping import Damper, DampingFilter
-from producers.threads import EXIT_CODE, start_thread
+from durabill.producers.gateway.damping import Damper, DampingFilter
+from durabill.producers.sdk.threads import EXIT_CODE, start_thread
 
 log = logging.getLogger("tests.damping")
 
@@ -70,7 +70,7 @@ def test_a_thread_that_dies_tells_whoever_started_it() -> None:
 def test_by_default_it_ends_the_process_and_says_why() -> None:
     code = (
         "import time\n"
-        "from producers.threads import start_thread\n"
+        "from durabill.producers.sdk.threads import start_thread\n"
         "start_thread(lambda: 1 / 0, 'divider')\n"
         "time.sleep(30)\n"
     )

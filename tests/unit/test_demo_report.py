@@ -2,10 +2,10 @@
 
 from dataclasses import fields, replace
 
-from deploy.demo_report import DemoReport, _count
-from producers.fleet import FleetReport
-from schemas import OrderTotal, Status
-from stream_processors.order import Order, Policy
+from durabill.deploy.demo.report import DemoReport, _count
+from durabill.producers.fleet.run import FleetReport
+from durabill.schemas import OrderTotal, Status
+from durabill.stream_processors.core.order import Order, Policy
 from tests.unit.test_order import segment
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stream_processors.dsn import BadDsn, connect, has_secret, read_dsn, shown_dsn
-from stream_processors.errors import SettingsError
-from stream_processors.settings import Settings, load_settings
+from durabill.schemas.errors import SettingsError
+from durabill.stream_processors.dsn import BadDsn, connect, has_secret, read_dsn, shown_dsn
+from durabill.stream_processors.settings import Settings, load_settings
 from tests.conftest import SECRET, readable_dsns, unreadable_dsns
 
 

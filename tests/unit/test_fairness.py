@@ -6,14 +6,14 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from schemas import OWN_SCHEMA_ONLY
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import Lane, Origin
-from stream_processors.outlet import BACKLOG_BYTES_MAX, Outlet
-from stream_processors.policies import PolicyRecord, Terms
-from stream_processors.settings import Settings
-from stream_processors.table import Effects, IntervalTable, Place, Total
-from stream_processors.worker import Processor
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place, Total
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.checkpoint import Lane, Origin
+from durabill.stream_processors.worker.partition_writer import BACKLOG_BYTES_MAX, Outlet
+from durabill.stream_processors.worker.policies import PolicyRecord, Terms
+from durabill.stream_processors.worker.processor import Processor
 from tests.unit.test_steps import chunk_of
 
 PARTITIONS = 2

@@ -6,19 +6,19 @@ from random import Random
 
 import pytest
 
-from producers import truth, truth_order
-from schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, decode_total, encode_segment
-from schemas.limits import (
+from durabill.producers.fleet import truth, truth_order
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, decode_total, encode_segment
+from durabill.schemas.limits import (
     FORWARD_BYTES_MAX,
     FUTURE_TOLERANCE_MS,
     GRACE_FACTOR_MAX,
     ORDER_PIECES_MAX,
     SEGMENT_LENGTH_MAX_MS,
 )
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
 
 BASE_MS = 1_700_000_000_000

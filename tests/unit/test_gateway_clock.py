@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.broker_clock import KEPT_MS, BrokerClock
-from producers.gateway_api import SegmentResult, TimeRules
-from schemas import SegmentEvent
-from schemas.limits import FUTURE_TOLERANCE_MS
+from durabill.producers.gateway.api import SegmentResult, TimeRules
+from durabill.producers.gateway.broker_clock import KEPT_MS, BrokerClock
+from durabill.schemas import SegmentEvent
+from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 
 
 class Clocks:

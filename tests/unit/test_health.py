@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stream_processors.errors import StallError
-from stream_processors.health import Health
+from durabill.schemas.errors import StallError
+from durabill.stream_processors.worker.health import Health
 
 TIMEOUT_S = 10.0
 

@@ -5,11 +5,11 @@ from copy import deepcopy
 
 import pytest
 
-from schemas import Status, decode_total
-from stream_processors.batch import Chunk
-from stream_processors.columns import LOWERED_AT_ONCE, ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Total
+from durabill.schemas import Status, decode_total
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import LOWERED_AT_ONCE, ColumnTable
+from durabill.stream_processors.engine.table import IntervalTable, Total
 from tests.property.column_histories import assert_same_effects, assert_sound, value_of
 from tests.unit.test_steps import BOTH, NOW_MS, chunk_of, order_with, segments, table_of
 

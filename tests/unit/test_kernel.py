@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, Reason, partition_for
-from schemas.wire import zigzag
-from stream_processors.batch import Chunk
-from stream_processors.blocks import plain_snapshot
-from stream_processors.columns import ColumnTable
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import index, parse, rows, totals
-from stream_processors.order import Order, Phase, Policy
-from stream_processors.store import Rows
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import SEGMENT_HEADER, Reason, partition_for
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Phase, Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import index, parse, rows, totals
+from durabill.stream_processors.engine.store import Rows
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import assert_same_effects, value_of, writers
 from tests.property.test_kernel_fuzz import raw_batch
@@ -365,7 +365,7 @@ def test_batches_of_all_sizes_in_the_same_memory() -> None:
 
 AFTER_WARM_UP = """
 from stream_processors import columns
-from stream_processors.kernel import fold, index, maintain, rows, totals
+from durabill.stream_processors.engine.kernel import fold, index, maintain, rows, totals
 from tests.unit import test_kernel
 def signatures():
     kernel = {**vars(fold), **vars(index), **vars(maintain), **vars(rows), **vars(totals)}

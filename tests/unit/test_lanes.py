@@ -5,13 +5,14 @@ from typing import cast
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import Lane, entry_key
-from stream_processors.errors import ContractError
-from stream_processors.lanes import LaneBuilder
-from stream_processors.order import Policy
-from stream_processors.policies import (
+from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from durabill.schemas.errors import ContractError
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.worker.checkpoint import Lane, entry_key
+from durabill.stream_processors.worker.faust_runtime import Exit, Runtime
+from durabill.stream_processors.worker.policies import (
     POLICY,
     History,
     PolicyRecord,
@@ -19,9 +20,8 @@ from stream_processors.policies import (
     decode_history,
     encode_history,
 )
-from stream_processors.runtime import Exit, Runtime
-from stream_processors.table import IntervalTable
-from stream_processors.verdicts import SCHEMAS
+from durabill.stream_processors.worker.recovery import LaneBuilder
+from durabill.stream_processors.worker.verdicts import SCHEMAS
 from tests.property.batches import encode_batch
 from tests.unit.stand import Way, World
 

@@ -4,25 +4,21 @@ import hashlib
 
 import pytest
 
-from producers import truth
-from producers.truth_order import Policy as Oracle
-from schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, encode_segment, partition_for
-from schemas.limits import (
+from durabill.producers.fleet import truth
+from durabill.producers.fleet.truth_order import Policy as Oracle
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, encode_segment, partition_for
+from durabill.schemas.limits import (
     DETAIL_CHARS_MAX,
     FORWARD_BYTES_MAX,
     LETTER_BYTES_MAX,
     LETTER_CUT_BYTES,
 )
-from stream_processors.batch import HEADERS_MAX, Chunk, Headers, Record
-from stream_processors.columns import ColumnTable
-from stream_processors.effects import (
-    DeadLetter,
-    Effects,
-    dead_letter,
-)
-from stream_processors.kernel import parse
-from stream_processors.order import Policy
-from stream_processors.table import FORWARDED_FROM, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import HEADERS_MAX, Chunk, Headers, Record
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.effects import DeadLetter, Effects, dead_letter
+from durabill.stream_processors.engine.kernel import parse
+from durabill.stream_processors.engine.table import FORWARDED_FROM, IntervalTable, Place
 from tests.property.batches import encode_batch, encode_record
 
 NOW_MS = 1_700_000_000_000

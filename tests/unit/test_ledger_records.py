@@ -2,9 +2,9 @@
 
 import pytest
 
-from schemas import Interval, OrderTotal, Status, encode_total
-from stream_processors.dead_letters import split_headers
-from stream_processors.ledger_records import (
+from durabill.schemas import Interval, OrderTotal, Status, encode_total
+from durabill.stream_processors.dead_letters.letters import split_headers
+from durabill.stream_processors.ledger.records import (
     OffsetOutOfRange,
     RawRecord,
     RecordedTotal,
@@ -12,7 +12,7 @@ from stream_processors.ledger_records import (
     check_range,
     read_record,
 )
-from stream_processors.ledger_servers import consumer_config
+from durabill.stream_processors.ledger.servers import consumer_config
 
 DIGEST = "a" * 64
 TOTAL = OrderTotal(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from stream_processors.ledger_servers import Server, is_refusal
+from durabill.stream_processors.ledger.servers import Server, is_refusal
 
 WHERE = "PostgreSQL at me@db:5432/ledger (DURABILL_LEDGER_DSN)"
 
@@ -61,7 +61,7 @@ def test_a_server_that_comes_and_goes_is_damped_too(caplog: pytest.LogCaptureFix
 def test_a_silence_is_told_while_it_lasts(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream_processors.ledger_servers.SILENCE_S", 0.05)
+    monkeypatch.setattr("durabill.stream_processors.ledger.servers.SILENCE_S", 0.05)
     server = a_server(Clock())
     with server.asked():
         pass

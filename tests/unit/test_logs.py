@@ -7,8 +7,8 @@ import logging
 import pytest
 from confluent_kafka import KafkaError
 
-from deploy.logs import REPEAT_AFTER_S, REPEATS_PAUSE_S, Damping
-from stream_processors.clients import ConnectionNews
+from durabill.deploy.logs import REPEAT_AFTER_S, REPEATS_PAUSE_S, Damping
+from durabill.stream_processors.kafka.clients import ConnectionNews
 
 
 class Clock:

@@ -8,8 +8,8 @@ import faust
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 
-from stream_processors.health import Health
-from stream_processors.membership import Assignor
+from durabill.stream_processors.worker.health import Health
+from durabill.stream_processors.worker.membership import Assignor
 
 PARTITIONS = 4
 

@@ -4,11 +4,11 @@ import base64
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, OrderTotal, decode_total
-from stream_processors.blocks import PLAIN_VERSION, decode_block
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Order, Phase, Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.schemas import OWN_SCHEMA_ONLY, OrderTotal, decode_total
+from durabill.stream_processors.core.order import Order, Phase, Policy
+from durabill.stream_processors.engine.blocks import PLAIN_VERSION, decode_block
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 
 NOW_MS = 1_700_000_000_000
 POLICY = Policy(30_000, 300_000, 86_400_000, 40_000)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from schemas import OrderTotal, SegmentEvent, Status
-from stream_processors.order import NEVER_MS, Order, Phase, Policy, describe_order
+from durabill.schemas import OrderTotal, SegmentEvent, Status
+from durabill.stream_processors.core.order import NEVER_MS, Order, Phase, Policy, describe_order
 from tests.unit.test_order import empty_end, segment, settle_if_due
 
 POLICY = Policy(

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from schemas import NumberRange, OrderTotal, SegmentEvent, Status
-from stream_processors.intervals import IntervalSet
-from stream_processors.order import Order, Phase, Policy, evidence_digest
+from durabill.schemas import NumberRange, OrderTotal, SegmentEvent, Status
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Phase, Policy, evidence_digest
 from tests.unit.test_order import POLICY, empty_end, segment, settle_if_due
 
 

@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from producers.transport import quote_order_number
-from schemas import BadRecord, check_order_number, partition_for
-from stream_processors.errors import SettingsError
-from stream_processors.pages import Pages, check_access
-from stream_processors.settings import Settings, load_settings
-from stream_processors.worker import Processor
+from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.schemas import BadRecord, check_order_number, partition_for
+from durabill.schemas.errors import SettingsError
+from durabill.stream_processors.settings import Settings, load_settings
+from durabill.stream_processors.worker.pages import Pages, check_access
+from durabill.stream_processors.worker.processor import Processor
 
 PARTITIONS = 4
 OURS = (0, 1)

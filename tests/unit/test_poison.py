@@ -6,19 +6,19 @@ from typing import Any, cast
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, SegmentEvent, partition_for
-from stream_processors import worker
-from stream_processors.checkpoint import Lane, Origin
-from stream_processors.columns import ColumnTable
-from stream_processors.errors import PoisonError
-from stream_processors.order import Order, Policy
-from stream_processors.policies import PolicyRecord, Terms
-from stream_processors.runtime import Letters, Runtime
-from stream_processors.settings import Settings
-from stream_processors.slots import BLOCK_SLOTS
-from stream_processors.store import Rows
-from stream_processors.table import IntervalTable, Place
-from stream_processors.worker import Processor
+from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, partition_for
+from durabill.schemas.errors import PoisonError
+from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.slots import BLOCK_SLOTS
+from durabill.stream_processors.engine.store import Rows
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker import processor as worker
+from durabill.stream_processors.worker.checkpoint import Lane, Origin
+from durabill.stream_processors.worker.faust_runtime import Letters, Runtime
+from durabill.stream_processors.worker.policies import PolicyRecord, Terms
+from durabill.stream_processors.worker.processor import Processor
 from tests.property.batches import Entry
 from tests.unit.test_steps import NOW_MS, chunk_of, segments, table_of
 

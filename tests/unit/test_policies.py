@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from stream_processors.batch import Chunk
-from stream_processors.errors import StateError
-from stream_processors.order import Policy
-from stream_processors.policies import (
+from durabill.schemas.errors import StateError
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.worker.policies import (
     RULES,
     History,
     PolicyRecord,

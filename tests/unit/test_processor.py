@@ -7,19 +7,19 @@ from typing import Any, cast
 
 import pytest
 
-from schemas import (
+from durabill.schemas import (
     OWN_SCHEMA_ONLY,
     SEGMENT_SCHEMA,
     SegmentEvent,
     decode_total,
     encode_segment,
 )
-from stream_processors.batch import Chunk
-from stream_processors.lookups import Ask, no_registry
-from stream_processors.runtime import Runtime
-from stream_processors.settings import Settings
-from stream_processors.table import IntervalTable
-from stream_processors.worker import Processor
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.faust_runtime import Runtime
+from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.schema_lookups import Ask, no_registry
 from tests.property.batches import Entry, encode_batch
 from tests.unit.stand import Letters, World
 

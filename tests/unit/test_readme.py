@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas import (
+from durabill.schemas import (
     SEGMENT_HEADER,
     TOTAL_HEADER,
     OrderTotal,
@@ -16,9 +16,9 @@ from schemas import (
     encode_segment,
     partition_for,
 )
-from schemas.partitioner import murmur2
-from stream_processors.intervals import IntervalSet
-from stream_processors.order import evidence_digest
+from durabill.schemas.partitioner import murmur2
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import evidence_digest
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -5,13 +5,20 @@ import time
 import msgspec
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import META, Lane, Origin, entry_key, marks_of, restore_lane
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.reading import Tail
-from stream_processors.table import IntervalTable, Place, Total
+from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import IntervalTable, Place, Total
+from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.worker.checkpoint import (
+    META,
+    Lane,
+    Origin,
+    entry_key,
+    marks_of,
+    restore_lane,
+)
 from tests.property.batches import encode_batch
 
 POLICY = Policy(settle_grace_ms=5, idle_timeout_ms=9, correction_window_ms=60)

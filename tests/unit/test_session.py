@@ -6,14 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.session import (
-    GAP_MAX_MS,
-    ClockWentBackwards,
-    Session,
-    SessionState,
-)
-from schemas import BadRecord, SegmentEvent
-from schemas.limits import SEGMENT_LENGTH_MAX_MS
+from durabill.producers.sdk.session import GAP_MAX_MS, ClockWentBackwards, Session, SessionState
+from durabill.schemas import BadRecord, SegmentEvent
+from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 
 SERVER_MS = 1_700_000_000_000
 DAY_MS = SEGMENT_LENGTH_MAX_MS

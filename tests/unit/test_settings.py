@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.commands_common import SETTING_HELP
-from stream_processors.errors import SettingsError
-from stream_processors.order import Policy
-from stream_processors.settings import PREFIX, Settings, load_settings
+from durabill.deploy.commands.common import SETTING_HELP
+from durabill.schemas.errors import SettingsError
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.settings import PREFIX, Settings, load_settings
 
 README = Path(__file__).parents[2] / "README.md"
 

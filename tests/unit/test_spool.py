@@ -9,21 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from producers.session import SessionState
-from producers.spool import (
-    RejectedSegment,
-    Spool,
-    SpoolBroken,
-    SpoolBusy,
-    SpoolFull,
-)
-from schemas import SegmentEvent
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import RejectedSegment, Spool, SpoolBroken, SpoolBusy, SpoolFull
+from durabill.schemas import SegmentEvent
 from tests.conftest import fill_up
 
 WRITER = """
 import sys
-from producers.session import Session
-from producers.spool import Spool
+from durabill.producers.sdk.session import Session
+from durabill.producers.sdk.spool import Spool
 spool = Spool(sys.argv[1])
 session = Session("SO1", 1_000_000, 10, 0)
 for tick in range(10, 10**9, 10):

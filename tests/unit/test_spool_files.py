@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from producers.private_files import create_private, make_private, open_private
-from producers.session import SessionState
-from producers.spool import Spool, SpoolBroken, SpoolBusy
-from schemas import SegmentEvent
+from durabill.producers.sdk.private_files import create_private, make_private, open_private
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import Spool, SpoolBroken, SpoolBusy
+from durabill.schemas import SegmentEvent
 
 SEGMENT = SegmentEvent("SO1", 1, 0, 10, False)
 STATE = SessionState("SO1", 10, 2, 10, False)
@@ -45,7 +45,7 @@ def test_files_of_an_older_spool_are_tightened(tmp_path: Path) -> None:
     """Also those that a killed process left."""
     path = tmp_path / "spool"
     code = (
-        "import os, sys; from producers.spool import Spool;"
+        "import os, sys; from durabill.producers.sdk.spool import Spool;"
         "from tests.unit.test_spool_files import SEGMENT, STATE;"
         "Spool(sys.argv[1]).append([SEGMENT], STATE); os._exit(9)"
     )
@@ -121,7 +121,7 @@ def test_what_is_no_file_does_not_hold_us_up(tmp_path: Path) -> None:
 def test_second_spool_of_this_process_leaves_the_lock_of_the_first(tmp_path: Path) -> None:
     """Closing any descriptor of a file would end this process's lock on it, for all others."""
     path = tmp_path / "spool"
-    code = "import sys; from producers.spool import Spool; Spool(sys.argv[1])"
+    code = "import sys; from durabill.producers.sdk.spool import Spool; Spool(sys.argv[1])"
     with Spool(path):
         path.chmod(0o644)
         with pytest.raises(SpoolBusy):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from deploy.ask_workers import ask_page, ask_workers
-from deploy.status_report import (
+from durabill.deploy.commands.ask_workers import ask_page, ask_workers
+from durabill.deploy.commands.status_report import (
     Answer,
     Report,
     make_report,
@@ -18,8 +18,8 @@ from deploy.status_report import (
     short_ms,
     short_policy,
 )
-from stream_processors.order import Policy
-from stream_processors.policies import PolicyRecord, Terms, from_here
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.worker.policies import PolicyRecord, Terms, from_here
 
 A, B = "http://127.0.0.1:1001", "http://127.0.0.1:1002"
 READY = {"ready": True, "problems": []}
@@ -246,7 +246,7 @@ def dripping() -> Iterator[str]:
 def test_a_server_that_drips_is_left(
     dripping: str, asks_for_an_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.ask_workers.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("durabill.deploy.commands.ask_workers.TIMEOUT_S", 0.5)
     started_s = time.monotonic()
     if asks_for_an_order:
         found, why_not = ask_workers([dripping], "", "SO1")

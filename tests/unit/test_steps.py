@@ -7,18 +7,18 @@ from typing import Any
 import cramjam
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY
-from stream_processors import slots
-from stream_processors.batch import Chunk
-from stream_processors.blocks import decode_block, large_snapshot, plain_snapshot
-from stream_processors.columns import ColumnTable
-from stream_processors.effects import STEP_COST, Effects, Step
-from stream_processors.errors import ContractError, PoisonError
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import fold, rows
-from stream_processors.order import Order, Phase, Policy
-from stream_processors.slots import LARGE_PIECES
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.schemas.errors import ContractError, PoisonError
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Phase, Policy
+from durabill.stream_processors.engine import slots
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import decode_block, large_snapshot, plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.effects import STEP_COST, Effects, Step
+from durabill.stream_processors.engine.kernel import fold, rows
+from durabill.stream_processors.engine.slots import LARGE_PIECES
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import assert_same_effects, assert_sound, value_of
 from tests.unit.test_store import order

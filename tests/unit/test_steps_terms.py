@@ -2,13 +2,13 @@
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.effects import Step
-from stream_processors.order import Policy
-from stream_processors.policies import History, PolicyRecord, Terms, split
-from stream_processors.table import IntervalTable, Place, Total
+from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.effects import Step
+from durabill.stream_processors.engine.table import IntervalTable, Place, Total
+from durabill.stream_processors.worker.policies import History, PolicyRecord, Terms, split
 from tests.property.batches import Entry, encode_batch
 
 HOUR_MS = 3_600_000

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream_processors.batch import Chunk
-from stream_processors.blocks import large_snapshot, plain_snapshot
-from stream_processors.columns import ColumnTable
-from stream_processors.errors import StateError
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import index, rows
-from stream_processors.memory import reserve
-from stream_processors.order import Order, Policy
-from stream_processors.store import ROWS_MAX, Rows
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas.errors import StateError
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import large_snapshot, plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import index, rows
+from durabill.stream_processors.engine.memory import reserve
+from durabill.stream_processors.engine.store import ROWS_MAX, Rows
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.column_histories import (
     Shape,

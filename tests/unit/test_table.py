@@ -4,14 +4,14 @@ from unittest import mock
 
 import pytest
 
-from schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas, encode_segment
-from schemas.partitioner import partition_for
-from stream_processors import slots as slots_module
-from stream_processors.batch import Chunk, Headers
-from stream_processors.blocks import decode_block, plain_snapshot
-from stream_processors.errors import StateError
-from stream_processors.order import Order, Policy
-from stream_processors.table import FORWARDED_FROM, Effects, IntervalTable, Place
+from durabill.schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas, encode_segment
+from durabill.schemas.errors import StateError
+from durabill.schemas.partitioner import partition_for
+from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine.batch import Chunk, Headers
+from durabill.stream_processors.engine.blocks import decode_block, plain_snapshot
+from durabill.stream_processors.engine.table import FORWARDED_FROM, Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.histories import totals_in
 

@@ -11,7 +11,7 @@ import fastavro
 import pytest
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 
-from schemas import (
+from durabill.schemas import (
     TOTAL_SCHEMA,
     TOTAL_SCHEMA_V1,
     BadTotal,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from producers.garbage import raw_segment
-from producers.truth import LogRecord, judge, read_log
-from producers.truth_order import Arrived, Policy, history, missing, union
-from schemas import (
+from durabill.producers.fleet.garbage import raw_segment
+from durabill.producers.fleet.truth import LogRecord, judge, read_log
+from durabill.producers.fleet.truth_order import Arrived, Policy, history, missing, union
+from durabill.schemas import (
     Interval,
     NumberRange,
     OrderTotal,

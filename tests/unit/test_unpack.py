@@ -7,12 +7,12 @@ from collections.abc import Callable
 import cramjam
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, Reason
-from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
-from stream_processors.unpack import KEPT_BYTES, BadBatch, Room
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import BATCH_UNPACKED_BYTES_MAX, Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.engine.unpack import KEPT_BYTES, BadBatch, Room
 from tests.property.batches import encode_batch, encode_record
 from tests.property.test_kernel_fuzz import NOW_MS, raw_batch
 

@@ -8,10 +8,10 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.gateway_http import _foreign
-from producers.transport import quote_order_number
-from schemas import BadRecord, check_order_number
-from schemas.web import (
+from durabill.producers.gateway.checks import _foreign
+from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.schemas import BadRecord, check_order_number
+from durabill.schemas.web import (
     PAGE_DEFAULT,
     PAGE_MAX,
     AllowedHosts,

@@ -1,0 +1,1 @@
+"""The `durabill` command: one file a command."""

@@ -1,0 +1,1 @@
+"""The HTTP gateway for clients that do not speak Kafka."""

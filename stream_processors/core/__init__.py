@@ -1,0 +1,1 @@
+"""The rules of billing: intervals and the life of an order. Pure: no I/O, no clock, no dice."""

@@ -1,0 +1,1 @@
+"""The worker: a Faust app that folds segments, settles orders and publishes totals exactly once."""

@@ -1,0 +1,114 @@
+"""Finding out what registry ids stand for, beside the stream, however long that takes.
+
+A partition with an undecided id is held until it is decided. A registry that doesn't answer holds
+it for as long as that lasts. One that says "no such id" may lag behind the one that gave the id
+out, so it is asked again for a while before its word is taken. Anybody can write an id that does
+not exist: that patience is a budget, so that nobody can hold a partition for long.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from durabill.stream_processors.worker.clock import elapsed_s
+from durabill.stream_processors.worker.registry import NoAnswer, Registry
+
+log = logging.getLogger("durabill.worker")
+
+Ask = Callable[[int], Awaitable[str | None]]
+"""Returns the schema of an id, None if there is none; raises NoAnswer."""
+
+PATIENCE_S = 10.0
+"""How long "no such id" is doubted, in all, within PATIENCE_PERIOD_S."""
+
+PATIENCE_PERIOD_S = 60.0
+UNKNOWN_FOR_S = 2.0
+"""How long "no such id" is believed once it has been, so that it isn't asked about each chunk."""
+
+ASK_AGAIN_S = 0.5
+RETRY_S_MAX = 10.0
+ASKED_AT_ONCE_MAX = 1000
+"""Ids of one chunk that are asked for; if there are more, the rest are unknown."""
+
+
+class SchemaLookups:
+    """Decides registry ids for one worker."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        clock_s: Callable[[], float] = elapsed_s,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._ask = ask
+        self._clock_s = clock_s
+        self._sleep = sleep
+        self._unknown: dict[int, float] = {}
+        self._patience_s = PATIENCE_S
+        self._refilled_s = clock_s()
+
+    async def decide(
+        self, ids: Iterable[int], tell: Callable[[str], None]
+    ) -> dict[int, str | None]:
+        """Return the schema of each id, None where there is none; `tell` gets why it waits."""
+        wanted = list(ids)
+        found: dict[int, str | None] = dict.fromkeys(wanted[ASKED_AT_ONCE_MAX:])
+        doubtful = []
+        for each in wanted[:ASKED_AT_ONCE_MAX]:
+            now_s = self._clock_s()
+            if now_s < self._unknown.get(each, now_s) + UNKNOWN_FOR_S and each in self._unknown:
+                found[each] = None
+                continue
+            found[each] = await self._insist(each, tell)
+            if found[each] is None:
+                doubtful.append(each)
+        await self._doubt(doubtful, found, tell)
+        return found
+
+    async def _doubt(
+        self, doubtful: list[int], found: dict[int, str | None], tell: Callable[[str], None]
+    ) -> None:
+        """Ask again for what was not there, as long as there is patience left."""
+        began_s = self._clock_s()
+        refill_s = (began_s - self._refilled_s) * PATIENCE_S / PATIENCE_PERIOD_S
+        patience_s = self._patience_s = min(PATIENCE_S, self._patience_s + refill_s)
+        self._refilled_s = began_s
+        while doubtful and self._clock_s() + ASK_AGAIN_S - began_s <= patience_s:
+            tell(f"the schema registry doesn't know id {doubtful[0]}; perhaps it lags")
+            await self._sleep(ASK_AGAIN_S)
+            for each in doubtful:
+                found[each] = await self._insist(each, tell)
+            doubtful = [each for each in doubtful if found[each] is None]
+        self._patience_s = max(0.0, patience_s - (self._clock_s() - began_s))
+        if len(self._unknown) > ASKED_AT_ONCE_MAX:
+            self._unknown.clear()
+        self._unknown |= dict.fromkeys(doubtful, self._clock_s())
+
+    async def _insist(self, schema_id: int, tell: Callable[[str], None]) -> str | None:
+        """Ask until there is an answer."""
+        pause_s = ASK_AGAIN_S
+        while True:
+            try:
+                return await self._ask(schema_id)
+            except NoAnswer as error:
+                tell(f"the schema registry doesn't say what id {schema_id} is: {error}")
+                await self._sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_S_MAX)
+
+
+def ask_beside(registry: Registry) -> Ask:
+    """Return how to ask a registry in threads of its own: a slow one uses up no others."""
+    threads = ThreadPoolExecutor(2, thread_name_prefix="schema-registry")
+
+    async def ask(schema_id: int) -> str | None:
+        return await asyncio.get_running_loop().run_in_executor(threads, registry.ask, schema_id)
+
+    return ask
+
+
+async def no_registry(schema_id: int) -> str | None:
+    """Say why nothing is known: the recorded terms want a registry, and the settings name none."""
+    raise NoAnswer(
+        "DURABILL_SCHEMA_REGISTRY_URL is not set, but so far records were judged with a registry"
+    )

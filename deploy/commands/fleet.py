@@ -1,5 +1,6 @@
 """`durabill fleet` and `durabill totals`: a simulated fleet, and what came of it."""
 
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -80,8 +81,6 @@ def fleet(
         durabill fleet --orders 500 --segments 50000 --seed 7
         durabill totals --check .durabill/truth-7.jsonl
     """
-    import secrets
-
     from durabill.deploy.oracle import truth_policy
     from durabill.producers.fleet.plan import FleetPlan
     from durabill.producers.fleet.run import run_fleet

@@ -19,7 +19,7 @@ ITEM = {"business_data_number": 1, "start_ms": 0, "end_ms": 5, "end_identifier":
 MAIN = """
 import sys
 from confluent_kafka import KafkaError
-from producers import gateway_kafka
+from durabill.producers.gateway import kafka as gateway_kafka
 from durabill.producers.gateway.server import GatewayConfig, run_gateway
 
 def break_it(publisher):

@@ -322,7 +322,7 @@ def test_ledgers_of_one_group_come_and_go(kafka: dict[str, str], topics: Topics,
 LEDGER_PROCESS = """
 import os, signal, sys, threading
 # The DSN by the environment: a command line can be read by everybody.
-from stream_processors import ledger_store
+from durabill.stream_processors.ledger import store as ledger_store
 from durabill.stream_processors.ledger.consumer import run_ledger
 
 bootstrap_servers, topic, group, dies_after = sys.argv[1:]

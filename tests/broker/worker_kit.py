@@ -51,7 +51,7 @@ SETTLE_TIMEOUT_S = 90.0
 _ENTRY = """
 import os, sys
 from durabill.deploy.logs import set_up_logging
-from schemas import WriterSchemas
+from durabill.schemas import WriterSchemas
 from durabill.stream_processors.worker.app import run_worker
 from durabill.stream_processors.settings import load_settings
 set_up_logging()

@@ -364,7 +364,7 @@ def test_batches_of_all_sizes_in_the_same_memory() -> None:
 
 
 AFTER_WARM_UP = """
-from stream_processors import columns
+from durabill.stream_processors.engine import columns
 from durabill.stream_processors.engine.kernel import fold, index, maintain, rows, totals
 from tests.unit import test_kernel
 def signatures():

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `durabill --help` answers at once.
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,8 +21,34 @@ def say(text: str) -> None:
 
 
 def emit(value: object) -> None:
-    """Print a result as one line of JSON."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Print a result as one line of JSON, with what can't be seen escaped: exact, and one line."""
+    text = json.dumps(value, ensure_ascii=False)
+    print(text if text.isprintable() else "".join(map(_shown, text)), flush=True)
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text, such as an order number, so that its line stays what it is.
+
+    As it is where every character can be seen; else between quotes, with what can't be seen or
+    would turn the line (controls, bidi marks, zero width, line separators) as JSON's escapes.
+    """
+    seen = not any(_is_hidden(each) or each in '"\\' for each in text)
+    if text and seen and text.strip() == text:
+        return text
+    return '"' + "".join(f"\\{each}" if each in '"\\' else _shown(each) for each in text) + '"'
+
+
+def _shown(character: str) -> str:
+    return _escaped(character) if _is_hidden(character) else character
+
+
+def _is_hidden(character: str) -> bool:
+    """Tell whether a character can't be seen: controls and formats, and all spaces but one."""
+    return unicodedata.category(character)[0] in "CZ" and character != " "
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def answer(value: object, text: str, as_json: bool) -> None:

@@ -47,6 +47,8 @@ class Topics:
 def pytest_configure() -> None:
     # Without this, a CI system's SIGTERM ends pytest at once and its servers stay.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
+    # A run in the background of a script ignores Ctrl-C, and all that it starts would do so too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_data_dir() -> Path:

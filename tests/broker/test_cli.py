@@ -315,7 +315,7 @@ def test_the_readmes_sdk_example_is_billed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example = python_block("from durabill.producers.sdk.client")
+    example = python_block("from durabill import")
     exec(example.replace("http://127.0.0.1:8080", deployment.gateway["url"]), {})
     number = capsys.readouterr().out.strip()
     (total,) = eventually("its total", lambda: deployment.json_of("totals"))

@@ -158,7 +158,7 @@ def located(
 
 def quiet_kafka(settings: "Settings") -> dict[str, Any]:
     """Return the librdkafka configuration for a short look: errors come as such, not as lines."""
-    from durabill.stream_processors.kafka.clients import quiet
+    from durabill.stream_processors.kafka.options import quiet
 
     return quiet(settings.librdkafka())
 

@@ -162,7 +162,7 @@ _TOTAL_QUERY = sql.SQL("SELECT {} FROM latest_order_totals WHERE service_order_n
 )
 
 
-class Ledger:
+class TotalsReader:
     """Reads totals over one connection, opened when needed and again after trouble.
 
     `find` returns where the ledger is, or None while that is unknown.

@@ -30,6 +30,7 @@ from durabill.schemas import (
     to_segment,
 )
 from durabill.schemas.errors import StateError
+from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.stream_processors.core.order import Order, Policy, describe_order
 from durabill.stream_processors.engine.batch import Headers, Record
@@ -51,8 +52,6 @@ __all__ = ["DeadLetter", "Effects", "Forward", "IntervalTable", "Place", "Total"
 
 CONFIRM_AT_ONCE = 4096
 TIMERS_AT_ONCE = 4096
-FORWARDED_FROM = "forwarded_from"
-"""Header of a record that was sent on from a wrong partition: `partition/offset` it sat at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from faust.types.auth import SASLMechanism
 
 from durabill.schemas import WriterSchemas
 from durabill.schemas.errors import SettingsError
+from durabill.schemas.limits import CHECKPOINT_ENTRY_BYTES_MAX
 from durabill.stream_processors.engine.columns import compile_kernel
 from durabill.stream_processors.engine.scan import IdScanner
-from durabill.stream_processors.kafka.clients import explained, telling
+from durabill.stream_processors.kafka.errors import explained
+from durabill.stream_processors.kafka.options import telling
 from durabill.stream_processors.kafka.rights import rights_of
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.driver import Recovered
@@ -32,7 +34,6 @@ from durabill.stream_processors.worker.side_output import Publisher
 
 log = logging.getLogger("durabill.worker")
 
-BLOCK_BYTES_MAX = 16 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 CHUNKS_QUEUED_MAX = 16
 PAUSE_RATIO = 4
@@ -135,7 +136,7 @@ def create_app(settings: Settings, partitions: int, port: int, writers: WriterSc
         stream_buffer_maxsize=CHUNKS_QUEUED_MAX,
         stream_recovery_delay=0.0,
         producer_acks=-1,  # a block that one broker alone has seen is no checkpoint
-        producer_max_request_size=BLOCK_BYTES_MAX,
+        producer_max_request_size=CHECKPOINT_ENTRY_BYTES_MAX,
         topic_allow_declare=False,  # topics are made by `durabill topics create` alone
         topic_disable_leader=True,
         stream_wait_empty=False,  # chunks are never acked, so there is nothing to wait for

@@ -30,7 +30,13 @@ from typing import Any
 import msgspec
 
 from durabill.schemas import OWN_SCHEMA_ONLY, BadTotal, decode_total, partition_for, total_revision
-from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, START_ANEW, StateError
+from durabill.schemas.errors import (
+    BEGIN_ANEW,
+    NEW_TOPICS,
+    OWN_APPLICATION_ID,
+    START_ANEW,
+    StateError,
+)
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import Snapshot
 from durabill.stream_processors.engine.scan import IdScanner
@@ -291,7 +297,7 @@ def marks_of(
     if marks.topic and marks.topic != origin.topic:
         raise StateError(
             f"the checkpoint is of the segments in {marks.topic}, not {origin.topic}: two"
-            " deployments share an application id. Give each its own DURABILL_APPLICATION_ID"
+            f" deployments share an application id. {OWN_APPLICATION_ID}"
         )
     if marks.topic_id and origin.topic_id and marks.topic_id != origin.topic_id:
         raise StateError(
@@ -300,7 +306,7 @@ def marks_of(
         )
     if marks.checkpoint_id and origin.checkpoint_id and marks.checkpoint_id != origin.checkpoint_id:
         raise StateError(
-            "the checkpoint topic was deleted and made anew while a worker ran, so that it lacks"
+            "the checkpoint topic was deleted and recreated while a worker ran, so that it lacks"
             f" what had not changed since. Restore it, or {START_ANEW}"
         )
     return marks

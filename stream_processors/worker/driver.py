@@ -47,7 +47,7 @@ from faust.transport.drivers import aiokafka as base
 from faust.types import TP
 
 from durabill.schemas import partition_for
-from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, START_ANEW, ContractError
+from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, RESTORE_OR_START_ANEW, ContractError
 from durabill.stream_processors.engine.batch import (
     CONTROL,
     CRC_FROM,
@@ -206,8 +206,8 @@ def lost_place(topic: str, partition: int, offset: int) -> ContractError:
     return ContractError(
         f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
         " segments are lost (retention, kafka-delete-records.sh, a recreated topic, a broker's log"
-        " that was cut off). Nothing was skipped. Restore them from the archive, or accept the loss"
-        f" and {START_ANEW}"
+        " that was cut off). Nothing was skipped."
+        f" {RESTORE_OR_START_ANEW}"
     )
 
 

@@ -8,19 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import faust
-from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from durabill.stream_processors.engine.table import Effects, Total
-from durabill.stream_processors.kafka.clients import Right, patiently, quiet
-from durabill.stream_processors.kafka.reading import (
-    Tail,
-    open_producer,
-    read_bounds,
-    read_group_offsets,
-    read_tails,
-)
+from durabill.stream_processors.kafka.errors import Right, patiently
+from durabill.stream_processors.kafka.fencing import open_producer
+from durabill.stream_processors.kafka.group_offsets import read_group_offsets
+from durabill.stream_processors.kafka.options import quiet
+from durabill.stream_processors.kafka.reading import Tail, read_bounds, read_tails
+from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.settings import Settings, checkpoint_topic
 from durabill.stream_processors.worker.checkpoint import Origin
 from durabill.stream_processors.worker.clock import elapsed_s
@@ -265,11 +262,7 @@ def find_origin(settings: Settings, partitions: int) -> Origin:
     kafka = settings.librdkafka()
     admin = AdminClient(quiet(kafka))
     names = [settings.segments_topic, settings.checkpoint_topic]
-
-    def ask(timeout_s: float) -> list[str]:
-        asked = admin.describe_topics(TopicCollection(names), request_timeout=timeout_s)
-        return [str(asked[name].result(timeout_s + 1).topic_id or "") for name in names]
-
     rights = (Right("Describe", "topic", each) for each in names)
-    ids = patiently(ask, "the ids of the topics", kafka, *rights)
-    return Origin(settings.segments_topic, ids[0], partitions, ids[1])
+    what = "the ids of the topics"
+    ids = patiently(lambda s: topic_ids(admin, names, s), what, kafka, *rights)
+    return Origin(names[0], ids[names[0]], partitions, ids[names[1]])

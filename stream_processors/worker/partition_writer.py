@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from durabill.schemas.errors import FencedError, ForeignTotals, StallError
+from durabill.schemas.errors import OWN_APPLICATION_ID, FencedError, ForeignTotals, StallError
 from durabill.stream_processors.engine.table import Total
 from durabill.stream_processors.kafka.reading import read_bounds, read_tails
 
@@ -304,8 +304,8 @@ class Outlet:
             return FencedError(
                 f"partition {self.partition} has been taken over by another worker of this"
                 " application id, while this one was frozen or cut off; it stops, nothing is lost."
-                " If it happens all the time, two deployments share the application id: give each"
-                " its own DURABILL_APPLICATION_ID"
+                " If it happens all the time, two deployments share the application id."
+                f" {OWN_APPLICATION_ID}"
             )
         return error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from durabill.schemas import WriterSchemas
-from durabill.schemas.errors import START_ANEW, ContractError
+from durabill.schemas.errors import RESTORE_OR_START_ANEW, ContractError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import IntervalTable, Place
@@ -166,6 +166,5 @@ def _check_offset(topic: str, partition: int, marks: Marks | None, bounds: tuple
     if marks is not None and not first <= marks.next_offset <= after:
         raise ContractError(
             f"{topic}/{partition}: the next offset to read is {marks.next_offset}, but the log"
-            f" holds {first} to {after}: segments are lost. Restore them from the archive, or"
-            f" accept the loss and {START_ANEW}"
+            f" holds {first} to {after}: segments are lost. {RESTORE_OR_START_ANEW}"
         )

@@ -11,15 +11,16 @@ again.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 
-from durabill.schemas import PARTITIONER
+from durabill.schemas import headers
 from durabill.schemas.errors import ContractError
 from durabill.stream_processors.engine.table import DeadLetter, Effects, Forward
+from durabill.stream_processors.kafka.deliveries import Deliveries
+from durabill.stream_processors.kafka.options import side_producer
 
 POLL_S = 0.05
 FULL_PAUSE_S = 0.005
@@ -41,26 +42,11 @@ class Publisher:
         dead_letters_topic: str,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        self._producer = Producer(
-            {
-                **kafka,
-                "acks": "all",  # a letter that one broker alone has seen can be lost with it
-                "enable.idempotence": True,  # a retry must not repeat what is sent on
-                "partitioner": PARTITIONER,  # dead letters' keys go where everybody's go
-                "compression.type": "lz4",
-                # A dead letter may have any size that came in: the topics decide, not we.
-                "message.max.bytes": 1_000_000_000,
-                "linger.ms": 5,
-                "queue.buffering.max.messages": 200_000,
-            }
-        )
+        self._producer = Producer(side_producer(kafka))
         self._segments_topic = segments_topic
         self._dead_letters_topic = dead_letters_topic
         self._on_fatal = on_fatal
-        self._epoch = 0
-        self._pending = {0: 0}
-        self._lock = threading.Lock()
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._deliveries = Deliveries(self._fail)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="publisher", daemon=True)
@@ -79,15 +65,15 @@ class Publisher:
 
     async def _dead_letter(self, letter: DeadLetter, partition: int) -> None:
         record = letter.record
-        headers = [
+        all_headers = [
             *record.headers,
-            ("reason", letter.reason.value.encode()),
-            ("detail", letter.detail.encode()),
-            ("source_topic", self._segments_topic.encode()),
-            ("source_partition", str(partition).encode()),
-            ("source_offset", str(record.offset).encode()),
+            (headers.REASON, letter.reason.value.encode()),
+            (headers.DETAIL, letter.detail.encode()),
+            (headers.SOURCE_TOPIC, self._segments_topic.encode()),
+            (headers.SOURCE_PARTITION, str(partition).encode()),
+            (headers.SOURCE_OFFSET, str(record.offset).encode()),
         ]
-        await self._produce(self._dead_letters_topic, record.key, record.value, headers=headers)
+        await self._produce(self._dead_letters_topic, record.key, record.value, headers=all_headers)
 
     async def _forward(self, forward: Forward) -> None:
         record = forward.record
@@ -102,9 +88,7 @@ class Publisher:
     async def _produce(
         self, topic: str, key: bytes | None, value: bytes | None, **more: Any
     ) -> None:
-        on_delivery = partial(self._on_delivery, self._epoch)
-        with self._lock:
-            self._pending[self._epoch] += 1
+        on_delivery = self._deliveries.expect()
         while True:
             try:
                 self._producer.produce(topic, value, key, on_delivery=on_delivery, **more)
@@ -139,49 +123,12 @@ class Publisher:
 
     def cut(self) -> int:
         """Close the current epoch and return it: everything produced so far is in it or before."""
-        with self._lock:
-            closed = self._epoch
-            self._epoch += 1
-            self._pending[self._epoch] = 0
-        return closed
+        return self._deliveries.close_generation()
 
     async def delivered(self, epoch: int) -> None:
         """Return once every record of `epoch` and of those before it has been acknowledged."""
-        assert self._loop is not None
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        with self._lock:
-            if self._is_delivered(epoch):
-                return
-            self._waiters.append((epoch, waiter))
         self._producer.poll(0)
-        await waiter
-
-    def _is_delivered(self, epoch: int) -> bool:
-        for each in sorted(self._pending):
-            if each > epoch:
-                return True
-            if self._pending[each]:
-                return False
-            if each < self._epoch:
-                del self._pending[each]
-        return True
-
-    def _on_delivery(self, epoch: int, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._fail(RuntimeError(f"a record for {message.topic()} was not delivered: {error}"))
-            return
-        with self._lock:
-            self._pending[epoch] -= 1
-            if self._pending[epoch]:
-                return
-            ready = [each for each in self._waiters if self._is_delivered(each[0])]
-            self._waiters = [each for each in self._waiters if each not in ready]
-        self._wake([waiter for _, waiter in ready])
-
-    def _wake(self, waiters: Sequence[asyncio.Future[None]]) -> None:
-        assert self._loop is not None
-        for waiter in waiters:
-            self._loop.call_soon_threadsafe(_resolve, waiter)
+        await self._deliveries.acknowledged(epoch)
 
     def _fail(self, error: BaseException) -> None:
         assert self._loop is not None
@@ -201,8 +148,3 @@ class Publisher:
         if self._poller.is_alive():
             self._poller.join()
         self._producer.flush(timeout_s)
-
-
-def _resolve(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -38,10 +38,11 @@ from durabill.deploy.topics import create_topics
 from durabill.producers.fleet.truth import LogRecord, LogTruth, read_log
 from durabill.producers.fleet.truth_order import Policy
 from durabill.schemas import PARTITIONER, WriterSchemas, decode_total
+from durabill.schemas.topics import Topics
 from durabill.stream_processors.core import order
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import Place
-from durabill.stream_processors.kafka.reading import read_committed_offsets
+from durabill.stream_processors.kafka.group_offsets import read_committed_offsets
 from tests.broker.traffic_kit import Pair
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -246,14 +247,12 @@ class Deployment:
 
     def create_topics(self) -> None:
         """Makes those of the topics that are missing."""
-        create_topics(
-            self.kafka,
-            segments=self.segments,
-            totals=self.totals,
-            dead_letters=self.dead_letters,
-            checkpoint=self.checkpoint,
-            partitions=self.partitions,
-        )
+        create_topics(self.kafka, self.topics, partitions=self.partitions)
+
+    @property
+    def topics(self) -> Topics:
+        """All four names."""
+        return Topics(self.segments, self.totals, self.dead_letters, self.checkpoint)
 
     # -- workers ------------------------------------------------------------------------------
 

@@ -7,11 +7,10 @@ says. Repeats that came after that total are counted in the order and in no tota
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from durabill.deploy.topic_reader import read_topic
 from durabill.schemas import OrderTotal, WriterSchemas
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import Place
-from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.kafka.reading import Tail, read_topic
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.checkpoint import Origin, marks_of, restore_lane
 

@@ -9,13 +9,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from durabill.schemas import SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas, schema_fingerprint
+from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import Order, Phase, Policy, evidence_digest
 from durabill.stream_processors.engine.blocks import plain_snapshot
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.kernel import index, rows
-from durabill.stream_processors.engine.table import FORWARDED_FROM, Effects, Place
+from durabill.stream_processors.engine.table import Effects, Place
 from tests.property.batches import CODECS, Entry
 
 BASE_MS = 1_700_000_000_000

@@ -7,6 +7,7 @@ import pytest
 from durabill.producers.fleet import truth
 from durabill.producers.fleet.truth_order import Policy as Oracle
 from durabill.schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, encode_segment, partition_for
+from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.limits import (
     DETAIL_CHARS_MAX,
     FORWARD_BYTES_MAX,
@@ -18,7 +19,7 @@ from durabill.stream_processors.engine.batch import HEADERS_MAX, Chunk, Headers,
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.effects import DeadLetter, Effects, dead_letter
 from durabill.stream_processors.engine.kernel import parse
-from durabill.stream_processors.engine.table import FORWARDED_FROM, IntervalTable, Place
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import encode_batch, encode_record
 
 NOW_MS = 1_700_000_000_000

@@ -50,7 +50,7 @@ LONG_CLASSES = {
     "ColumnTable": "the batch path's shell",
     "Rows": "the rows of one partition",
     "IntervalTable": "the interval table, record by record",
-    "_Ledger": "one loop with its order of effects",
+    "LedgerConsumer": "one loop with its order of effects",
     "Outlet": "one order of effects",
     "Processor": "the order of effects of a worker",
     "LocalKafka": "one server: start, stop, status, cluster",

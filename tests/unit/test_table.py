@@ -6,12 +6,13 @@ import pytest
 
 from durabill.schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas, encode_segment
 from durabill.schemas.errors import StateError
+from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.partitioner import partition_for
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine import slots as slots_module
 from durabill.stream_processors.engine.batch import Chunk, Headers
 from durabill.stream_processors.engine.blocks import decode_block, plain_snapshot
-from durabill.stream_processors.engine.table import FORWARDED_FROM, Effects, IntervalTable, Place
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.histories import totals_in
 

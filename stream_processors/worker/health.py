@@ -85,23 +85,23 @@ class Health:
 
     def _remind(self, now_s: float) -> None:
         """Log now and then what is still held: who looks at the last lines only must see it."""
-        lanes = {each: lane for each, lane in self._processor.lanes.items() if lane.held}
-        for partition in self._held.keys() - lanes.keys():
+        tasks = {each: task for each, task in self._processor.tasks.items() if task.held}
+        for partition in self._held.keys() - tasks.keys():
             del self._held[partition]
-        for partition, lane in lanes.items():
+        for partition, task in tasks.items():
             held = self._held.setdefault(partition, _Held(now_s, now_s))
             if now_s - held.told_s >= REMIND_S:
                 held.told_s = now_s
                 log.log(
-                    logging.CRITICAL if lane.is_broken else logging.WARNING,
+                    logging.CRITICAL if task.is_broken else logging.WARNING,
                     "partition %d has been held for %.0f s: %s",
-                    *(partition, now_s - held.since_s, lane.held),
+                    *(partition, now_s - held.since_s, task.held),
                 )
 
     def _watches(self) -> list[Watch]:
         processor = self._processor
-        lanes = processor.lanes.items()
-        at_work = bool(lanes)
+        tasks = processor.tasks.items()
+        at_work = bool(tasks)
         return [
             Watch("checkpoints", processor.last_checkpoint_ms, at_work),
             Watch("timers", processor.last_tick_ms, at_work),
@@ -109,18 +109,18 @@ class Health:
                 # `lag` ends at an open transaction, and what is held waits for somebody else.
                 Watch(
                     f"reading partition {each}",
-                    lane.next_offset,
-                    processor.lag(each) > 0 and not lane.held,
+                    task.next_offset,
+                    processor.lag(each) > 0 and not task.held,
                 )
-                for each, lane in lanes
+                for each, task in tasks
             ),
         ]
 
     def _problems(self, timeout_s: float) -> list[str]:
         now_s = self._clock_s()
         still_s = {name: now_s - seen.since_s for name, seen in self._seen.items()}
-        for partition, way_out in self._processor.exits.items():
-            still_s[f"publishing partition {partition}"] = way_out.waiting_s()
+        for partition, writer in self._processor.writers.items():
+            still_s[f"publishing partition {partition}"] = writer.waiting_s()
         return [f"{name}: still for {s:.0f} s" for name, s in still_s.items() if s > timeout_s]
 
     def problems(self) -> list[str]:
@@ -133,13 +133,13 @@ class Health:
             return ["it is stopping"]
         if not self._processor.is_assigned:
             return ["it has no partitions: it joins the group, or recovers"]
-        if not self._processor.lanes and (unowned := self._unowned()):
+        if not self._processor.tasks and (unowned := self._unowned()):
             # A spare worker has nothing to do only as long as the others do it all.
             return [f"it has no partitions, and nobody has {', '.join(map(str, unowned))}"]
         held = [
-            f"partition {each} is held: {lane.held}"
-            for each, lane in self._processor.lanes.items()
-            if lane.held
+            f"partition {each} is held: {task.held}"
+            for each, task in self._processor.tasks.items()
+            if task.held
         ]
         return [*held, *self.problems()]
 

@@ -141,9 +141,9 @@ class Pages:
         if not processor.is_assigned:
             return _error(503, "NOT_READY", "it has no partitions yet, or no more")
         partition = partition_for(number.encode(), self._partitions)
-        if partition not in processor.lanes:
+        if partition not in processor.tasks:
             return _error(421, "NOT_OWNED", f"partition {partition} is not this worker's")
-        if processor.lanes[partition].is_broken:
+        if processor.tasks[partition].is_broken:
             return _error(503, "CATCHING_UP", f"partition {partition} is stopped by a bug of ours")
         state = processor.describe(number)
         lag = self._lag(partition)

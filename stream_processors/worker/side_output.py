@@ -1,11 +1,11 @@
-"""Dead letters, records that are sent on, and clock marks go out by confluent-kafka.
+"""Publishes dead letters, forwarded records and clock marks by confluent-kafka.
 
-The first two go out at least once and carry their origin, by which a repeat is recognised; totals
-go out by an `outlet`. A clock mark needs no care: one that is lost or doubled does no harm. Every
-other record is counted in the epoch in which it was produced. A checkpoint closes the epoch
-(`cut`) and waits until it has been delivered to the last record before anything that rests on it
-is written. A record that can't be delivered is fatal: the process ends, and a recovery produces it
-again.
+Dead letters and forwards are published at least once and carry their source, by which a repeat is
+recognised; totals go through a `partition_writer`. A clock mark needs no care: one that is lost or
+doubled does no harm. Every other record is counted in the flush generation in which it was queued.
+A checkpoint closes the generation and waits until its last record has been delivered, before it
+writes anything that rests on it. A record that can't be delivered is fatal: the process ends, and a
+recovery publishes it again.
 """
 
 import asyncio
@@ -30,8 +30,11 @@ _NOT_ALLOWED = (
 _RIGHT = "A worker writes clock marks to the segments topic: it needs the right Write on it"
 
 
-class Publisher:
-    """Produces dead letters and forwards of all tables of a worker. Lives on one event loop."""
+class KafkaSideOutput:
+    """One producer for the side output of all tables of a worker. Lives on one event loop.
+
+    The methods promise what `ports.SideOutput` says.
+    """
 
     def __init__(
         self,
@@ -44,9 +47,9 @@ class Publisher:
         self._producer = Producer(
             {
                 **kafka,
-                "acks": "all",  # a letter that one broker alone has seen can be lost with it
-                "enable.idempotence": True,  # a retry must not repeat what is sent on
-                "partitioner": PARTITIONER,  # dead letters' keys go where everybody's go
+                "acks": "all",  # a dead letter that one broker alone has seen can be lost with it
+                "enable.idempotence": True,  # a retry must not repeat a forwarded record
+                "partitioner": PARTITIONER,  # a dead letter goes where its key's segments go
                 "compression.type": "lz4",
                 # A dead letter may have any size that came in: the topics decide, not we.
                 "message.max.bytes": 1_000_000_000,
@@ -57,16 +60,16 @@ class Publisher:
         self._segments_topic = segments_topic
         self._dead_letters_topic = dead_letters_topic
         self._on_fatal = on_fatal
-        self._epoch = 0
+        self._generation = 0
         self._pending = {0: 0}
         self._lock = threading.Lock()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = threading.Event()
-        self._poller = threading.Thread(target=self._poll, name="publisher", daemon=True)
+        self._poller = threading.Thread(target=self._poll, name="side-output", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to serve delivery reports."""
+        """Start to serve delivery reports."""
         self._loop = loop
         self._poller.start()
 
@@ -102,14 +105,14 @@ class Publisher:
     async def _produce(
         self, topic: str, key: bytes | None, value: bytes | None, **more: Any
     ) -> None:
-        on_delivery = partial(self._on_delivery, self._epoch)
+        on_delivery = partial(self._on_delivery, self._generation)
         with self._lock:
-            self._pending[self._epoch] += 1
+            self._pending[self._generation] += 1
         while True:
             try:
                 self._producer.produce(topic, value, key, on_delivery=on_delivery, **more)
             except BufferError:
-                # Full: the brokers are slower than the table. Waiting here holds the stream back.
+                # Full: the brokers are slower than the table. The stream waits here.
                 await asyncio.sleep(FULL_PAUSE_S)
             else:
                 return
@@ -126,7 +129,7 @@ class Publisher:
                 self._fail(ContractError(f"{self._segments_topic}: {error.str()}. {_RIGHT}"))
             kind, append_ms = message.timestamp()
             is_told = error is None and kind == TIMESTAMP_LOG_APPEND_TIME
-            # A report that comes while the process ends finds the loop closed, and nobody to tell.
+            # A report that comes while the process ends finds the loop closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(on_told, append_ms if is_told else None)
 
@@ -137,42 +140,42 @@ class Publisher:
         except BufferError:
             on_told(None)
 
-    def cut(self) -> int:
-        """Close the current epoch and return it: everything produced so far is in it or before."""
+    def close_generation(self) -> int:
+        """Close the current flush generation and return it: all queued so far is in it or older."""
         with self._lock:
-            closed = self._epoch
-            self._epoch += 1
-            self._pending[self._epoch] = 0
+            closed = self._generation
+            self._generation += 1
+            self._pending[self._generation] = 0
         return closed
 
-    async def delivered(self, epoch: int) -> None:
-        """Return once every record of `epoch` and of those before it has been acknowledged."""
+    async def delivered(self, generation: int) -> None:
+        """Return once every record of `generation` and of older ones has been acknowledged."""
         assert self._loop is not None
         waiter: asyncio.Future[None] = self._loop.create_future()
         with self._lock:
-            if self._is_delivered(epoch):
+            if self._is_delivered(generation):
                 return
-            self._waiters.append((epoch, waiter))
+            self._waiters.append((generation, waiter))
         self._producer.poll(0)
         await waiter
 
-    def _is_delivered(self, epoch: int) -> bool:
+    def _is_delivered(self, generation: int) -> bool:
         for each in sorted(self._pending):
-            if each > epoch:
+            if each > generation:
                 return True
             if self._pending[each]:
                 return False
-            if each < self._epoch:
+            if each < self._generation:
                 del self._pending[each]
         return True
 
-    def _on_delivery(self, epoch: int, error: KafkaError | None, message: Message) -> None:
+    def _on_delivery(self, generation: int, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._fail(RuntimeError(f"a record for {message.topic()} was not delivered: {error}"))
             return
         with self._lock:
-            self._pending[epoch] -= 1
-            if self._pending[epoch]:
+            self._pending[generation] -= 1
+            if self._pending[generation]:
                 return
             ready = [each for each in self._waiters if self._is_delivered(each[0])]
             self._waiters = [each for each in self._waiters if each not in ready]
@@ -192,7 +195,7 @@ class Publisher:
             while not self._stopped.is_set():
                 self._producer.poll(POLL_S)
         except BaseException as error:
-            # Without this thread no report would ever come: better no worker than a silent one.
+            # Without this thread no report would ever come, and the worker would hang.
             self._fail(error)
 
     def stop(self, timeout_s: float = 10.0) -> None:

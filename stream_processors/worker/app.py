@@ -43,7 +43,7 @@ GC_THRESHOLD = 100_000
 
 
 class AsIs(faust.Schema[Any, Any]):
-    """Keys and values as the transport gives them: a chunk is no serialized message."""
+    """Passes keys and values on as the transport gives them: a chunk is no serialized message."""
 
     def loads_key(self, app: Any, message: Any, **_: Any) -> Any:
         """Return the key."""
@@ -68,7 +68,7 @@ class App(faust.App):
     _observing: "asyncio.Task[None]"
 
     async def on_start(self) -> None:
-        """Start what partitions need before the first is assigned."""
+        """Start what a partition needs before it is assigned."""
         try:
             await self.pages.start()
         except SettingsError as error:
@@ -92,10 +92,10 @@ class App(faust.App):
         await super()._on_partitions_assigned(assigned, generation_id)
 
     def _create_directories(self) -> None:
-        """Make none: all state is in the changelog and in memory."""
+        """Create none: all state is in the changelog and in memory."""
 
     def unowned(self) -> list[int]:
-        """Return the partitions that nobody in the group has, as far as we know."""
+        """Return the partitions that no worker of the group owns, as far as we know."""
         assignor = self.assignor
         assert isinstance(assignor, Assignor)
         return assignor.unowned()
@@ -162,9 +162,9 @@ def _faust_app(settings: Settings, port: int) -> App:
         autodiscover=False,
         store="memory://",
         Table=Recovered,
-        web_enabled=False,  # Faust's pages show tables and more to anybody; ours are in `pages`
+        web_enabled=False,  # Faust's pages show tables to anybody; ours are in `pages`
         canonical_url=f"http://{settings.worker_host}:{port}",  # our name in the group
-        # Offsets move with checkpoints (see `driver`); Faust's own commits have nothing to do.
+        # Checkpoints commit the offsets (see `driver`); Faust's own commits find nothing to do.
         broker_commit_interval=3600.0,
         broker_session_timeout=6.0,
         broker_heartbeat_interval=1.0,
@@ -176,7 +176,7 @@ def _faust_app(settings: Settings, port: int) -> App:
         stream_recovery_delay=0.0,
         producer_acks=-1,  # a block that one broker alone has seen is no checkpoint
         producer_max_request_size=BLOCK_BYTES_MAX,
-        topic_allow_declare=False,  # topics are made by `durabill topics create` alone
+        topic_allow_declare=False,  # only `durabill topics create` creates topics
         topic_disable_leader=True,
         stream_wait_empty=False,  # chunks are never acked, so there is nothing to wait for
         table_standby_replicas=0,  # blocks are small; a new owner reads them from the changelog

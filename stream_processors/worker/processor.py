@@ -45,13 +45,13 @@ log = logging.getLogger("durabill.worker")
 
 TICK_S = 0.1
 PATIENCE_S = 0.5
-"""How long other partitions wait for a chunk; a fetch of ordinary records takes a tenth of that."""
+"""How long a chunk may keep other partitions waiting; an ordinary fetch takes a tenth of that."""
 
 BLOCKS_AT_ONCE = 32
-"""Entries taken between two steps of the stream: about 2 ms of its time."""
+"""How many entries of a checkpoint are taken in one turn of the event loop: about 2 ms."""
 
 SNAPSHOT_WEIGHT_MAX = 20_000
-"""The `Snapshot.weight` at which fewer entries are taken; the entry that reaches it is whole."""
+"""A turn also ends with the entry that brings its `Snapshot.weight` to this much."""
 
 CLOSING_S = 5.0
 SHUTDOWN_S = 20.0
@@ -191,7 +191,7 @@ class Processor:
             self.runtime.hold(task.partition, held=False)
 
     def _is_ours(self, task: PartitionTask) -> bool:
-        """Tell whether a task is still ours; asked again after each `await`."""
+        """Tell whether a task is still ours: a rebalance may have come at any `await`."""
         return not self.stopping and self.tasks.get(task.partition) is task
 
     async def _fold(self, task: PartitionTask, chunk: Chunk) -> AsyncIterator[None]:

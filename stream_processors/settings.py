@@ -81,8 +81,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     ledger_dsn: str = ""
     data_dir: str = ".durabill"
-    crash_at_step: str = ""
-    """For the crash tests only: `step:occurrence` at which a worker kills itself."""
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(self._shown())})"

@@ -1,11 +1,11 @@
-"""Dead letters, records that are sent on, and clock marks go out by confluent-kafka.
+"""Publishes dead letters, forwarded records and clock marks by confluent-kafka.
 
-The first two go out at least once and carry their origin, by which a repeat is recognised; totals
-go out by an `outlet`. A clock mark needs no care: one that is lost or doubled does no harm. Every
-other record is counted in the epoch in which it was produced. A checkpoint closes the epoch
-(`cut`) and waits until it has been delivered to the last record before anything that rests on it
-is written. A record that can't be delivered is fatal: the process ends, and a recovery produces it
-again.
+Dead letters and forwards are published at least once and carry their source, by which a repeat is
+recognised; totals go through a `partition_writer`. A clock mark needs no care: one that is lost or
+doubled does no harm. Every other record is counted in the flush generation in which it was queued.
+A checkpoint closes the generation and waits until its last record has been delivered, before it
+writes anything that rests on it. A record that can't be delivered is fatal: the process ends, and a
+recovery publishes it again.
 """
 
 import asyncio
@@ -31,8 +31,11 @@ _NOT_ALLOWED = (
 _RIGHT = "A worker writes clock marks to the segments topic: it needs the right Write on it"
 
 
-class Publisher:
-    """Produces dead letters and forwards of all tables of a worker. Lives on one event loop."""
+class KafkaSideOutput:
+    """One producer for the side output of all tables of a worker. Lives on one event loop.
+
+    The methods promise what `ports.SideOutput` says.
+    """
 
     def __init__(
         self,
@@ -49,10 +52,10 @@ class Publisher:
         self._deliveries = Deliveries(self._fail)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = threading.Event()
-        self._poller = threading.Thread(target=self._poll, name="publisher", daemon=True)
+        self._poller = threading.Thread(target=self._poll, name="side-output", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to serve delivery reports."""
+        """Start to serve delivery reports."""
         self._loop = loop
         self._poller.start()
 
@@ -93,7 +96,7 @@ class Publisher:
             try:
                 self._producer.produce(topic, value, key, on_delivery=on_delivery, **more)
             except BufferError:
-                # Full: the brokers are slower than the table. Waiting here holds the stream back.
+                # Full: the brokers are slower than the table. The stream waits here.
                 await asyncio.sleep(FULL_PAUSE_S)
             else:
                 return
@@ -110,7 +113,7 @@ class Publisher:
                 self._fail(ContractError(f"{self._segments_topic}: {error.str()}. {_RIGHT}"))
             kind, append_ms = message.timestamp()
             is_told = error is None and kind == TIMESTAMP_LOG_APPEND_TIME
-            # A report that comes while the process ends finds the loop closed, and nobody to tell.
+            # A report that comes while the process ends finds the loop closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(on_told, append_ms if is_told else None)
 
@@ -121,14 +124,14 @@ class Publisher:
         except BufferError:
             on_told(None)
 
-    def cut(self) -> int:
-        """Close the current epoch and return it: everything produced so far is in it or before."""
+    def close_generation(self) -> int:
+        """Close the current flush generation and return it: all queued so far is in it or older."""
         return self._deliveries.close_generation()
 
-    async def delivered(self, epoch: int) -> None:
-        """Return once every record of `epoch` and of those before it has been acknowledged."""
+    async def delivered(self, generation: int) -> None:
+        """Return once every record of `generation` and of older ones has been acknowledged."""
         self._producer.poll(0)
-        await self._deliveries.acknowledged(epoch)
+        await self._deliveries.acknowledged(generation)
 
     def _fail(self, error: BaseException) -> None:
         assert self._loop is not None
@@ -139,7 +142,7 @@ class Publisher:
             while not self._stopped.is_set():
                 self._producer.poll(POLL_S)
         except BaseException as error:
-            # Without this thread no report would ever come: better no worker than a silent one.
+            # Without this thread no report would ever come, and the worker would hang.
             self._fail(error)
 
     def stop(self, timeout_s: float = 10.0) -> None:

@@ -16,9 +16,9 @@ import urllib3
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 
 from durabill.producers.fleet.plan import Send
+from durabill.producers.sdk.http_uplink import quote_order_number, segment_fields
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.threads import start_thread
-from durabill.producers.sdk.uplinks import quote_order_number, segment_fields
 from durabill.schemas import PARTITIONER
 
 HTTP_WORKERS = 8

@@ -21,6 +21,7 @@
     │   └── TopicReplaced            the totals topic was deleted and recreated
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
     ├── StackError                   (local.stack) a local server is not as needed
+    ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings
     ├── MigrationError               (deploy.migrate) files and database don't fit together
     ├── ForeignFolder                (deploy.files) root would work in another user's folder
     └── ProducerError                (sdk.session) the SDK's: its own tree is drawn there

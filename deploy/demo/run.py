@@ -22,7 +22,8 @@ from durabill.deploy.terminal import Progress
 from durabill.producers.fleet.plan import Faults, FleetPlan
 from durabill.producers.fleet.run import FleetReport, run_fleet
 from durabill.producers.sdk.client import Client
-from durabill.producers.sdk.uplinks import HttpUplink, KafkaUplink, quote_order_number
+from durabill.producers.sdk.http_uplink import HttpUplink, quote_order_number
+from durabill.producers.sdk.kafka_uplink import KafkaUplink
 from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.kafka.reading import topic_ends
 from durabill.stream_processors.ledger.lookups import status as ledger_status

@@ -16,10 +16,11 @@ import urllib3
 from confluent_kafka import KafkaError, Message, Producer
 
 from durabill.producers.fleet.plan import Send
+from durabill.producers.sdk.http_uplink import quote_order_number, segment_fields
+from durabill.producers.sdk.kafka_uplink import producer_config
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.stored import stored_at
 from durabill.producers.sdk.threads import start_thread
-from durabill.producers.sdk.uplinks import producer_config, quote_order_number, segment_fields
 
 HTTP_WORKERS = 8
 HTTP_BATCH = 10  # segments in one request: as a client with a spool would send after a pause

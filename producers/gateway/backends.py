@@ -16,7 +16,7 @@ from yarl import URL
 
 from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.kafka import BackendUnavailable
-from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import OrderTotal
 from durabill.schemas.web import Page
 

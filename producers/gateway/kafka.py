@@ -18,9 +18,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.damping import Damper, DampingFilter
+from durabill.producers.sdk.kafka_uplink import KafkaConfig, producer_config
 from durabill.producers.sdk.stored import Stored, append_ms_of, stored_at
 from durabill.producers.sdk.threads import start_thread
-from durabill.producers.sdk.uplinks import KafkaConfig, producer_config
 
 log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger(f"{__name__}.librdkafka")

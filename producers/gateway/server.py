@@ -50,8 +50,8 @@ from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, Seg
 from durabill.producers.gateway.lookup import Lookup, number_of
 from durabill.producers.gateway.openapi import docs_page, openapi
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
+from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError
-from durabill.producers.sdk.uplinks import KafkaConfig
 from durabill.schemas import SEGMENTS_TOPIC, encode_segment
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.web import AllowedHosts

@@ -242,7 +242,12 @@ test_kernel_fuzz.run({mode!r})
 
 
 @pytest.mark.parametrize(
-    ("mode", "switch"), [("plain Python", "DISABLE_JIT"), ("bounds checks", "BOUNDSCHECK")]
+    ("mode", "switch"),
+    [
+        ("plain Python", "DISABLE_JIT"),
+        # Slow: the whole kernel is compiled once more, with the checks.
+        pytest.param("bounds checks", "BOUNDSCHECK", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_read_or_written_outside(mode: str, switch: str) -> None:
     environment = {**os.environ, f"NUMBA_{switch}": "1"}

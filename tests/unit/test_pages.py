@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import BadRecord, check_order_number, partition_for
 from durabill.schemas.errors import SettingsError
 from durabill.stream_processors.settings import Settings, load_settings

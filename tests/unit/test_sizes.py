@@ -24,7 +24,6 @@ LONG_FILES = {
     "producers/sdk/bounded_http.py": "one exchange with every limit in it",
     "producers/sdk/client.py": "the public class of the SDK, mostly docstrings",
     "producers/sdk/spool.py": "one file format and all that is done to it",
-    "producers/sdk/uplinks.py": "two uplinks that are read side by side",
     "stream_processors/core/order.py": "the life of an order: the specification of billing",
     "stream_processors/engine/columns.py": "the batch path's shell, which must match `table`",
     "stream_processors/engine/kernel/fold.py": "one compiled loop and what it inlines",

@@ -39,7 +39,7 @@ FLOORS: dict[str, set[str]] = {
         "stream_processors.engine",
         "stream_processors.kafka",
     },
-    "deploy": set(),
+    "deploy": {"schemas"},
     "deploy.files": {"schemas"},
     "deploy.logs": set(),
     "deploy.terminal": set(),

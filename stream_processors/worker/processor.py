@@ -384,7 +384,7 @@ class Processor:
                     "unpublished_s": round(self.exits[partition].waiting_s(), 3),
                     "checkpointed_offset": lane.written_offset,
                     "orders": len(lane.table),
-                    "records": lane.table.records,
+                    "records": lane.table.records_folded,
                     "clock_marks": lane.table.clock_marks,
                     "held": lane.held or None,
                     "is_broken": lane.is_broken,

@@ -9,7 +9,7 @@ from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from durabill.schemas.errors import ContractError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.worker.checkpoint import Lane, entry_key
 from durabill.stream_processors.worker.faust_runtime import Exit, Runtime
 from durabill.stream_processors.worker.policies import (
@@ -37,7 +37,7 @@ class Lives(World):
 
     def start(self, wanted: Terms) -> Lane:
         builder = LaneBuilder(
-            cast(Runtime, self), wanted, OWN_SCHEMA_ONLY, IntervalTable, lambda step: None
+            cast(Runtime, self), wanted, OWN_SCHEMA_ONLY, PlainTable, lambda step: None
         )
         exits = {0: cast(Exit, Way(self))}
         return asyncio.run(builder.build(exits))[0]

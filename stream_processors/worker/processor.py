@@ -404,7 +404,7 @@ class Processor:
                     "unpublished_s": round(self.writers[partition].waiting_s(), 3),
                     "checkpointed_offset": task.written_offset,
                     "orders": len(task.table),
-                    "records": task.table.records,
+                    "records": task.table.records_folded,
                     "clock_marks": task.table.clock_marks,
                     "held": task.held or None,
                     "is_broken": task.is_broken,

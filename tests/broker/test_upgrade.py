@@ -11,6 +11,7 @@ from durabill.producers.fleet.truth import LogRecord
 from durabill.schemas import WriterSchemas, decode_total
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.checkpoint import META, entry_key, find_meta
@@ -49,7 +50,7 @@ def block_v1(table: IntervalTable, block: int) -> bytes:
         "forwarded",
     ]
     states = []
-    for slot, order in table._blocks[block].items():
+    for slot, order in table._plain.slots.in_block(block).items():
         state = [slot, order.service_order_number, order.source_partition]
         state += [list(order.time), list(order.numbers)]
         states.append(state + [getattr(order, name) for name in names])
@@ -59,7 +60,7 @@ def block_v1(table: IntervalTable, block: int) -> bytes:
 def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int) -> int:
     """Writes what the version before wrote: blocks of version 1, and a meta without an offset."""
     own = [each for each in records if each.partition == partition]
-    table = IntervalTable(Place(partition, deployed.partitions), Policy(), WriterSchemas())
+    table = PlainTable(Place(partition, deployed.partitions), Policy(), WriterSchemas())
     for each in own:
         batch = encode_batch(
             each.offset, each.append_ms, [(each.offset, (each.key, each.value, ()))]

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from durabill.stream_processors.core.order import Order
-from durabill.stream_processors.engine import blocks, table
+from durabill.stream_processors.engine import blocks, judge, orders
+from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.engine.timers import Timers
 from durabill.stream_processors.worker import recovery
 from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.processor import Processor
@@ -199,7 +201,7 @@ CHECKPOINTS = (
     ),
     _one(
         "restored orders have no deadline",
-        IntervalTable, "restore", "self._queue(order)", "pass",
+        PlainOrders, "restore", "self._queue(order)", "pass",
     ),
     _one(
         "a transaction that the broker gave up is not written again",
@@ -254,7 +256,7 @@ TIME = (
     _one("no clock marks", Processor, "_mark", _PUBLISH_MARK, "pass"),
     _one(
         "a clock mark is a dead letter",
-        IntervalTable, "_fold_record", "if is_clock_mark(record.value):", "if False:",
+        PlainOrders, "fold_record", "if is_clock_mark(record.value):", "if False:",
     ),
     Mutation(
         "a deadline is over a moment later",
@@ -264,8 +266,8 @@ TIME = (
                 "self.next_due_ms(policy) <= now_ms", "self.next_due_ms(policy) < now_ms",
             ),
             Change(
-                IntervalTable, "_run_due",
-                "self._due[0][0] <= self.clock_ms", "self._due[0][0] < self.clock_ms",
+                Timers, "has_by",
+                "self._heap[0][0] <= now_ms", "self._heap[0][0] < now_ms",
             ),
         ),
     ),
@@ -343,7 +345,7 @@ POLICIES = (
 RECORDS = (
     _one(
         "replayed records are taken in again",
-        IntervalTable, "_fold_record", "record.offset <= order.source_offset", "False",
+        PlainOrders, "fold_record", "record.offset <= order.source_offset", "False",
     ),
     _one(
         "a piece more than the limit",
@@ -355,7 +357,7 @@ RECORDS = (
     ),
     _one(
         "made-up sources are kept",
-        table, "_origin", "place.partition != int(partition) < place.partitions", "True",
+        judge, "source_of", "place.partition != int(partition) < place.partitions", "True",
     ),
     _one(
         "a total is complete without the numbers after its end",
@@ -364,15 +366,16 @@ RECORDS = (
     ),
     _one(
         "copies that come again count",
-        table, "_seen_before", "order.forwarded.get(origin[0], -1) >= origin[1]", "False",
+        orders, "_is_second_copy",
+        "order.forwarded.get(source[0], -1) >= source[1]", "False",
     ),
     _one(
         "copies don't say where they are from",
-        IntervalTable, "_send_on", "(*record.headers, (FORWARDED_FROM, origin))", "record.headers",
+        judge, "forward", "(*record.headers, (FORWARDED_FROM, source))", "record.headers",
     ),
     _one(
         "misplaced records are dropped",
-        IntervalTable, "_send_on", "effects.forwards.append(", "(lambda forward: None)(",
+        judge, "forward", "effects.forwards.append(", "(lambda forward: None)(",
     ),
 )  # fmt: skip
 """What becomes of a record."""

@@ -8,7 +8,8 @@ from confluent_kafka import Producer
 
 from durabill.schemas import OWN_SCHEMA_ONLY
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import Effects, IntervalTable, Place, Total
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, Place, Total
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.checkpoint import SegmentsTopic
 from durabill.stream_processors.worker.partition_task import PartitionTask
@@ -67,7 +68,7 @@ def processor_on(ports: Any) -> Processor:
     found = Processor(Settings(), ports, OWN_SCHEMA_ONLY, ports, lambda: 0)
     segments_topic, terms = SegmentsTopic("segments", "id", PARTITIONS), Terms(Settings().policy)
     for partition in range(PARTITIONS):
-        table = IntervalTable(Place(partition, PARTITIONS), Settings().policy, OWN_SCHEMA_ONLY)
+        table = PlainTable(Place(partition, PARTITIONS), Settings().policy, OWN_SCHEMA_ONLY)
         found.tasks[partition] = PartitionTask(
             table, segments_topic, 0, history=(PolicyRecord(0, terms),)
         )

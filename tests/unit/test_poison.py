@@ -6,13 +6,17 @@ from typing import Any, cast
 
 import pytest
 
-from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, partition_for
+from durabill.schemas import OWN_SCHEMA_ONLY, partition_for
 from durabill.schemas.errors import PoisonError
 from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine import judge
+from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.effects import Effects
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.row_timers import RowTimers
 from durabill.stream_processors.engine.slots import BLOCK_SLOTS
-from durabill.stream_processors.engine.store import Rows
-from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker import processor as worker
 from durabill.stream_processors.worker.checkpoint import SegmentsTopic
@@ -28,16 +32,16 @@ SEGMENTS = SegmentsTopic("segments", "id", PARTITIONS)
 HISTORY = (PolicyRecord(0, Terms(Policy())),)
 
 
-class Faulty(IntervalTable):
+class Faulty(PlainTable):
     """Fails on number 13, and whenever it is asked for something after that."""
 
     is_broken = False
 
-    def _accept(self, record: Any) -> SegmentEvent:
-        event = super()._accept(record)
+    def _fold_record(self, record: Record, effects: Effects) -> None:
+        event = judge.accept(record, self.clock_ms, self.policy, self.writers)
         self.is_broken = event.business_data_number == 13
         assert not self.is_broken, "we don't like this number"
-        return event
+        super()._fold_record(record, effects)
 
     def snapshot(self, name: str) -> Any:
         assert not self.is_broken
@@ -133,7 +137,7 @@ def processor(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> Processor:
         lambda: NOW_MS,
         on_fatal=lambda error: pytest.fail(str(error)),
     )
-    for partition, kind in enumerate((Faulty, IntervalTable)):
+    for partition, kind in enumerate((Faulty, PlainTable)):
         table = kind(Place(partition, PARTITIONS), Policy(), OWN_SCHEMA_ONLY)
         made.tasks[partition] = PartitionTask(table, SEGMENTS, 0, history=HISTORY)
         made.writers[partition] = cast(Any, ports)
@@ -220,7 +224,7 @@ def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, por
 
 def test_a_bug_in_a_timer_of_the_rows_is_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(ColumnTable)
-    monkeypatch.setattr(Rows, "settle_due", lambda *_: 1 / 0)
+    monkeypatch.setattr(RowTimers, "settle_due", lambda *_: 1 / 0)
     with pytest.raises(PoisonError, match=r"from a timer, order not known: .*ZeroDivisionError"):
         table.fold(chunk_of([*segments(1, lambda at: "SO1"), (b"no", b"segment", ())]))
 
@@ -236,7 +240,7 @@ def test_a_check_that_fails_names_its_order(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Order, "check", failing)
     more: list[Entry] = [
-        (key, value, (("forwarded_from", b"9/9"),))  # so plain rules take it, and lower its order
+        (key, value, (("forwarded_from", b"9/9"),))  # so plain rules take it, and unspill its order
         for key, value, _ in segments(3, names.__getitem__, number=2)
     ]
     with pytest.raises(PoisonError, match=r"from offset 4, order 'SO2'.*it is unsound"):

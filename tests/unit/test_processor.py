@@ -15,7 +15,7 @@ from durabill.schemas import (
     encode_segment,
 )
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.ports import Runtime
 from durabill.stream_processors.worker.processor import Processor
@@ -39,7 +39,7 @@ def processor(world: World, ask: Ask = no_registry, **settings: Any) -> Processo
         OWN_SCHEMA_ONLY,
         StandSideOutput(),
         lambda: 0,
-        new_table=IntervalTable,
+        new_table=PlainTable,
         ask_registry=ask,
         on_fatal=fail,
     )

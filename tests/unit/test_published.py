@@ -9,6 +9,7 @@ from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
 from durabill.stream_processors.worker.checkpoint import META, SegmentsTopic, entry_key, find_meta
 from durabill.stream_processors.worker.partition_task import PartitionTask
@@ -23,7 +24,7 @@ FIRST_MS = 1_000_000
 LATER_MS = FIRST_MS + 60 + 60_000 + 1
 """When an order of the first life is forgotten."""
 
-TABLES = pytest.mark.parametrize("make", [IntervalTable, ColumnTable])
+TABLES = pytest.mark.parametrize("make", [PlainTable, ColumnTable])
 
 
 def whole_order(offset: int, at_ms: int, name: str = "SO1", *, end: bool = True) -> Chunk:
@@ -113,7 +114,7 @@ def test_total_of_an_order_that_is_not_known_any_more_is_not_waited_for(
 
 
 def test_the_meta_names_the_oldest_total_that_is_yet_to_be_repeated() -> None:
-    make = IntervalTable
+    make = PlainTable
     log = [whole_order(at, FIRST_MS + at, f"SO{at}") for at in range(4)]
     task = PartitionTask(make(PLACE, POLICY, OWN_SCHEMA_ONLY), SEGMENTS, 0)
     tail = [(at, total) for at, each in enumerate(log) for total in take(task, each)]
@@ -129,7 +130,7 @@ def test_the_meta_names_the_oldest_total_that_is_yet_to_be_repeated() -> None:
 def test_a_checkpoint_holds_up_nobody_where_many_totals_are_yet_to_be_repeated() -> None:
     published = {b"%d" % at: [(at, b"")] for at in range(300_000)}
     task = PartitionTask(
-        IntervalTable(PLACE, POLICY, OWN_SCHEMA_ONLY), SEGMENTS, 0, published=published
+        PlainTable(PLACE, POLICY, OWN_SCHEMA_ONLY), SEGMENTS, 0, published=published
     )
     began_s = time.perf_counter()
     task.first_meta(300_000)

@@ -9,7 +9,7 @@ from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from durabill.schemas.errors import ContractError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.worker.checkpoint import entry_key
 from durabill.stream_processors.worker.effect_order import ignore_step
 from durabill.stream_processors.worker.partition_task import PartitionTask
@@ -39,7 +39,7 @@ class Lives(World):
 
     def start(self, wanted: Terms) -> PartitionTask:
         runtime = cast(Runtime, self)
-        recovery = Recovery(runtime, wanted, OWN_SCHEMA_ONLY, IntervalTable, ignore_step)
+        recovery = Recovery(runtime, wanted, OWN_SCHEMA_ONLY, PlainTable, ignore_step)
         writers = {0: cast(PartitionWriter, StandWriter(self))}
         return asyncio.run(recovery.recover(writers))[0]
 

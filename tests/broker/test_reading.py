@@ -44,7 +44,7 @@ def fill_by_transaction(
 
 def drop_before(kafka: dict[str, str], topic: str, offset: int) -> None:
     place = TopicPartition(topic, 0, offset)
-    admin = AdminClient(kafka)
+    admin = AdminClient({**kafka})
     admin.delete_records([place])[place].result(20)
 
 

@@ -11,7 +11,8 @@
     │   └── CorruptBatch             bytes that the broker served are no record batch
     ├── StateError                   a checkpoint can't be read, or doesn't fit the topics
     ├── AccessError                  a right on Kafka is missing, or a topic is
-    ├── UnreachableError             Kafka can't be reached, falls silent, or doesn't let us in
+    ├── UnreachableError             Kafka or the schema registry can't be reached, falls silent, or
+    │                                doesn't let us in
     ├── FencedError                  another worker has taken a partition over
     ├── ForeignTotals                another application id publishes to the same totals
     ├── PoisonError                  folding met a bug of ours: partition, record; exit code 70
@@ -132,7 +133,7 @@ class AccessError(DurabillError):
 
 
 class UnreachableError(DurabillError):
-    """Kafka can't be reached, falls silent, or doesn't let us in; the message says why."""
+    """Kafka, or the schema registry, can't be reached or falls silent; the message says why."""
 
 
 class FencedError(DurabillError):

@@ -229,7 +229,7 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
 
     if not settings.schema_registry_url:
         return WriterSchemas()
-    from durabill.deploy.local.stack import StackError
+    from durabill.schemas.errors import UnreachableError
     from durabill.stream_processors.worker.registry import NoAnswer, Registry
 
     registry = Registry(settings.schema_registry_url)
@@ -239,7 +239,7 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
             schema = registry.ask(schema_id)
         except NoAnswer as error:
             # Nothing is known of the record then: to call it bad would be a guess.
-            raise StackError(
+            raise UnreachableError(
                 f"The schema registry at {registry.address} (DURABILL_SCHEMA_REGISTRY_URL) does not"
                 f" say what id {schema_id} is: {error}"
             ) from error

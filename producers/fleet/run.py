@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from durabill.producers.fleet.contradictions import contradictions, unexplained
 from durabill.producers.fleet.log import FleetLog
 from durabill.producers.fleet.plan import Fault, FleetPlan, OrderPlan, Send, in_publishing_order
 from durabill.producers.fleet.publish import FleetError, FleetSender, Progress, Receipt
 from durabill.producers.fleet.truth import (
-    FORWARDED_FROM,
-    LogRecord,
     LogTruth,
     read_log,
 )
@@ -165,7 +164,7 @@ def _report(
         repeats=segments - len({_identity(send) for send in sends if send.segment is not None}),
         sent_on=len(truth.sent_on),
         not_forwarded=len(truth.sent_on - truth.forwarded),
-        unexplained=_unexplained(log.records, receipts, plan.order_prefix),
+        unexplained=unexplained(log.records, receipts, plan.order_prefix),
         totals=len(totals),
         final_statuses=dict(Counter(each[-1].status.value for each in truth.totals.values())),
         dead_letters=dict(Counter(letter.reason.value for letter in truth.dead_letters)),
@@ -241,72 +240,8 @@ def _truth(
     places = {(receipt.partition, receipt.offset) for receipt in receipts}
     truth.dead_letters = [letter for letter in truth.dead_letters if letter[1:] in places]
     truth.sent_on &= {b"%d/%d" % place for place in places}
-    problems = _misplaced(log.records, sends, receipts)
-    problems += _misjudged(truth, sends, receipts)
-    problems += _unintended(truth, orders)
+    problems = contradictions(log.records, truth, orders, sends, receipts)
     if problems:
         shown = "\n  ".join(problems[:10])
         raise FleetError(f"{len(problems)} contradictions between plan and log:\n  {shown}")
     return truth
-
-
-def _unexplained(
-    records: Sequence[LogRecord], receipts: Sequence[Receipt], order_prefix: str
-) -> int:
-    places = {receipt[:2] for receipt in receipts}
-    return sum(
-        (record.partition, record.offset) not in places
-        and FORWARDED_FROM not in dict(record.headers)
-        and (record.key or b"").startswith(order_prefix.encode())
-        for record in records
-    )
-
-
-def _misplaced(
-    records: Sequence[LogRecord], sends: Sequence[Send], receipts: Sequence[Receipt]
-) -> list[str]:
-    """Each planned record must lie where its receipt says, and no two at one place."""
-    by_place = {(record.partition, record.offset): record for record in records}
-    problems = []
-    if len({receipt[:2] for receipt in receipts}) != len(sends):
-        problems.append("two records have the same receipt")
-    for send, receipt in zip(sends, receipts, strict=True):
-        record = by_place.get(receipt[:2])
-        if record is None or (record.key, record.value) != (send.key, send.value):
-            problems.append(f"{receipt}: not the record of {send.order_number} that was sent")
-        elif record.append_ms != receipt.append_ms:
-            problems.append(f"{receipt}: appended at {record.append_ms} by the log")
-    return problems
-
-
-def _misjudged(truth: LogTruth, sends: Sequence[Send], receipts: Sequence[Receipt]) -> list[str]:
-    """Garbage must be rejected for its reason, all else accepted or sent on."""
-    rejected = {letter[1:]: letter.reason for letter in truth.dead_letters}
-    problems = []
-    for send, receipt in zip(sends, receipts, strict=True):
-        got = rejected.get(receipt[:2])
-        if got is not send.expected:
-            what = f"{send.order_number} {send.kind or send.segment}"
-            problems.append(f"{receipt}: {what} is judged {got}, planned as {send.expected}")
-        sent_on = b"%d/%d" % receipt[:2] in truth.sent_on
-        if sent_on != (send.fault is Fault.WRONG_PARTITION):
-            problems.append(f"{receipt}: {send.order_number} lies in an unplanned partition")
-    return problems
-
-
-def _unintended(truth: LogTruth, orders: Sequence[OrderPlan]) -> list[str]:
-    """Each order must come to what was intended, unless a copy of its records is still due."""
-    problems = []
-    all_forwarded = truth.sent_on <= truth.forwarded
-    for order in orders:
-        if not all_forwarded and Fault.WRONG_PARTITION in order.faults:
-            continue
-        intended = order.intended()
-        last = truth.totals.get(order.number, [None])[-1]
-        if (intended is None) != (last is None):
-            problems.append(f"{order.number}: intended {intended}, got {last}")
-        elif intended is not None and last is not None:
-            got: Sequence[object] = [getattr(last, name) for name in intended._fields]
-            if got != list(intended):
-                problems.append(f"{order.number}: intended {intended}, got {got}")
-    return problems

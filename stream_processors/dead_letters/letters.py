@@ -17,7 +17,7 @@ from confluent_kafka import Message
 from durabill.schemas import headers
 from durabill.schemas.errors import DurabillError
 from durabill.stream_processors.kafka.options import DEAD_LETTERS_GROUP
-from durabill.stream_processors.kafka.reading import read_record, read_topic
+from durabill.stream_processors.kafka.reading import read_one, read_topic
 
 Header = tuple[str, bytes | None]
 
@@ -122,7 +122,7 @@ def find_dead_letter(
     kafka: Mapping[str, Any], topic: str, partition: int, offset: int, *, answer_s: float = ANSWER_S
 ) -> DeadLetter:
     """Return the dead letter at one place; raise DeadLetterError where there is none."""
-    message = read_record(
+    message = read_one(
         kafka, topic, partition, offset, group=DEAD_LETTERS_GROUP, patience_s=answer_s
     )
     if message is not None:

@@ -9,6 +9,7 @@ that is in it; and a record that is sent back is waited for by `flush`, then loo
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -77,7 +78,9 @@ class Deliveries:
             ready = [each for each in self._waiters if self._is_acknowledged(each[0])]
             self._waiters = [each for each in self._waiters if each not in ready]
         for _, waiter in ready:
-            waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
+            # A report that comes while the process ends finds the loop closed, and nobody to tell.
+            with contextlib.suppress(RuntimeError):
+                waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
 
 
 def _resolve(waiter: "asyncio.Future[None]") -> None:

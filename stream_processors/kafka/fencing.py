@@ -1,4 +1,4 @@
-"""Opens the transactional producer of a partition: whoever had it before writes no more."""
+"""Opens the transactional producer of a partition: who had it before can write no more."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What librdkafka is on about: once that brokers can't be reached, and once that they can again."""
+"""Tells news of the brokers: that they can't be reached, and that they can again."""
 
 import json
 import logging

@@ -25,8 +25,8 @@ TRANSACTION_TIMEOUT_S = 60
 
 _STATISTICS_INTERVAL_MS = 1_000
 _ANY_SIZE_BYTES = 1_000_000_000
-"""The topic decides how large a record may be. A smaller limit here would be a second word on it,
-and a worker couldn't go on where a block or a dead letter of that size has to be written."""
+"""The topic decides how large a record may be. With a second, smaller limit here a worker could
+never go on where it has to write a larger block or dead letter."""
 
 log = logging.getLogger("durabill.kafka")
 
@@ -39,8 +39,8 @@ def ledger_group(application_id: str) -> str:
 def quiet(kafka: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a client that says nothing by itself.
 
-    For clients that nobody polls in between: what matters comes as an error. (The logger takes what
-    librdkafka would print at any level.)
+    For clients that nobody polls in between: what matters comes as an error. (Without a logger
+    librdkafka would print some lines at any level.)
     """
     return {**kafka, "log_level": "0", "logger": log, "error_cb": _ignore}
 
@@ -48,9 +48,9 @@ def quiet(kafka: Mapping[str, Any]) -> dict[str, Any]:
 def telling(kafka: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a client that is polled all the time: it tells how Kafka is.
 
-    One such client in a process is enough. Of librdkafka's log lines the worst alone go to our
-    logging, for the rest are told as news: once that brokers fail, and why, and once that they
-    answer again.
+    One such client in a process is enough. Of librdkafka's log lines only the worst go to our log.
+    The rest is told as news: once that brokers fail, with the cause, and once that they answer
+    again.
     """
     news = ConnectionNews()
     return {
@@ -83,7 +83,7 @@ def assigned_consumer(kafka: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 def ledger_consumer(kafka: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Return the configuration of the ledger: what `kafka` says, and what exactness demands."""
+    """Return the configuration of the ledger's consumer, a member of its group."""
     return {
         # A killed ledger's partitions are free after 10 s; too short only costs a rebalance.
         "session.timeout.ms": 10_000,

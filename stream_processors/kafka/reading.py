@@ -131,7 +131,7 @@ def read_topic(
                 progress(f"reading {topic}", done, total)
 
 
-def read_record(
+def read_one(
     kafka: Mapping[str, Any],
     topic: str,
     partition: int,

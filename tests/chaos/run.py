@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from durabill.deploy.demo.processes import get_json
 from durabill.deploy.local.stack import StackError
+from durabill.schemas.errors import DurabillError
 from durabill.stream_processors.settings import Settings
 from tests.chaos.audit import Auditor
 from tests.chaos.cluster import PARTITIONS, Cluster
@@ -150,7 +151,7 @@ def run(chaos: Chaos, *, keep: bool, say: Callable[[str], None]) -> RunReport:
             auditor = _audit(cluster, pump, vitals, report, say)
             report.injected = injector.injected
             report.note_latency(auditor.published, injector.calm_ms)
-        except StackError as error:
+        except DurabillError as error:
             report.problems.append(str(error))
         report.hostile_records = hostile.records
         report.took_s = round(time.monotonic() - cluster.began_s, 1)

@@ -238,3 +238,11 @@ def test_no_order_can_be_due_more_than_10000_interim_totals(name: str, most: str
     assert f"DURABILL_{name.upper()}" in problem
     assert "more than 10,000 times DURABILL_INTERIM_INTERVAL_S=2" in problem
     assert load_settings({}, interim_interval_s="0", **{name: "1000000"})
+
+
+def test_each_topic_has_a_name_of_its_own() -> None:
+    with pytest.raises(SettingsError, match="of its own: same, same, "):
+        load_settings({}, segments_topic="same", totals_topic="same")
+    names = load_settings({}, application_id="mine").topics
+    assert list(names.by_role) == ["segments", "totals", "dead_letters", "checkpoint"]
+    assert names.checkpoint == "mine-checkpoint-changelog"

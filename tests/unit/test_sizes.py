@@ -16,7 +16,6 @@ CLASS_LINES_MAX = 200
 
 LONG_FILES = {
     "producers/fleet/plan.py": "one plan: its pieces draw from the same dice in a fixed order",
-    "producers/fleet/run.py": "one run of a fleet, from the plan to the comparison",
     "producers/fleet/truth_order.py": "the oracle of one order, read beside the rules as a whole",
     "producers/gateway/api.py": "all shapes of the API; the OpenAPI page is made of them",
     "producers/gateway/server.py": "all routes in one place",

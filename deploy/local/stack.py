@@ -151,6 +151,14 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _reap_all() -> None:
+    """Takes note of the end of every child of ours that is gone, whoever stopped it. Where another
+    process did, the record that names the child is gone as well."""
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            _children.pop(pid, None)  # another thread may have noticed it as well
+
+
 def _reap(pid: int) -> None:
     """Takes note of the end of a child of ours, which has ended but may not be gone yet."""
     child = _children.pop(pid, None)
@@ -186,13 +194,11 @@ class Daemon:
 
     def pid(self) -> int | None:
         """The pid of the running server that `spawn` started, here or in another process."""
+        _reap_all()
         record = _read_json(self._record_path)
         pid = record.get("pid")
         if not isinstance(pid, int):
             return None
-        child = _children.get(pid)
-        if child is not None and child.poll() is not None:
-            _children.pop(pid, None)  # another thread may have noticed it as well
         return pid if birth_mark(pid) == record.get("birth_mark") else None
 
     def spawn(

@@ -203,6 +203,29 @@ def test_process_that_ignores_the_first_signal_gets_the_next(daemon: Daemon) -> 
     assert not daemon.stop([(signal.SIGTERM, 0.2)])
 
 
+STOPPED_ELSEWHERE = """
+import subprocess, sys
+from pathlib import Path
+from durabill.deploy.local.stack import Daemon
+home = Path(sys.argv[1])
+daemon = Daemon("Sleeper", home)
+pid = daemon.spawn(["sleep", "60"])
+stop = "import signal, sys, pathlib; from durabill.deploy.local.stack import Daemon;"
+stop += "Daemon('Sleeper', pathlib.Path(sys.argv[1])).stop([(signal.SIGKILL, 5.0)])"
+subprocess.run([sys.executable, "-c", stop, home], check=True)
+assert not Daemon("Sleeper", home).stop([])
+assert not Path("/proc", str(pid)).exists(), "a zombie"
+"""
+
+
+def test_a_child_that_another_process_stopped_is_reaped(data_dir: Path) -> None:
+    home = data_dir / "home"
+    home.mkdir()
+    command = [sys.executable, "-W", "always", "-c", STOPPED_ELSEWHERE, str(home)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (0, "") == (ran.returncode, ran.stderr)  # no "subprocess is still running" at the end
+
+
 def test_recycled_pid_is_neither_taken_for_ours_nor_killed(data_dir: Path) -> None:
     kafka = LocalKafka(data_dir)
     home = data_dir / "kafka"

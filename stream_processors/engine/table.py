@@ -13,26 +13,22 @@ been passed stays passed, and the totals don't depend on when a timer looked.
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from durabill.schemas import (
     BadRecord,
     OrderTotal,
-    Reason,
     SegmentEvent,
     WriterSchemas,
     encode_total,
     is_clock_mark,
-    limits,
-    partition_for,
     read_clock_mark,
-    to_segment,
 )
 from durabill.schemas.errors import StateError
-from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.limits import ORDER_PIECES_MAX
+from durabill.schemas.order_state import OrderState
+from durabill.stream_processors.core.admission import FORWARDED_FROM, Fate, Place, accept, admit
 from durabill.stream_processors.core.order import Order, Policy, describe_order
-from durabill.stream_processors.engine.batch import Headers, Record
+from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.blocks import decode_block
 from durabill.stream_processors.engine.effects import (
     PIECE_COST,
@@ -47,23 +43,18 @@ from durabill.stream_processors.engine.effects import (
 from durabill.stream_processors.engine.slots import OrderSlots, Restored
 from durabill.stream_processors.engine.steps import ChunkFolder
 
-__all__ = ["DeadLetter", "Effects", "Forward", "IntervalTable", "Place", "Total"]
+__all__ = [
+    "FORWARDED_FROM",
+    "DeadLetter",
+    "Effects",
+    "Forward",
+    "IntervalTable",
+    "Place",
+    "Total",
+]
 
 CONFIRM_AT_ONCE = 4096
 TIMERS_AT_ONCE = 4096
-FORWARDED_FROM = "forwarded_from"
-"""Header of a record that was sent on from a wrong partition: `partition/offset` it sat at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which partition of how many a table is for."""
-
-    partition: int
-    partitions: int
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.partition < self.partitions
 
 
 class IntervalTable(OrderSlots, ChunkFolder):
@@ -124,67 +115,38 @@ class IntervalTable(OrderSlots, ChunkFolder):
                 self.clock_marks += 1  # its batch has moved the clock, as every record's does
                 return
             event = self._accept(record)
+            number = event.service_order_number
+            order = self._orders.get(number)
+            if order is not None and record.offset <= order.source_offset:
+                return  # a replay brings it again
+            assert order is None or not order.is_due(self.clock_ms, self.policy)
+            fate, partition, source = admit(
+                record, event, order, self.place, self.clock_ms, self.pieces_max
+            )
         except BadRecord as error:
             effects.dead_letters.append(dead_letter(record, error.reason, error.detail))
             return
-        number = event.service_order_number
-        origin = _origin(record.headers, self.place)
-        order = self._orders.get(number)
-        if order is None:
-            assert record.key is not None
-            partition = partition_for(record.key, self.place.partitions)
-            if partition != self.place.partition:
-                self._send_on(record, partition, effects)
-                return
-        else:
-            if record.offset <= order.source_offset:
-                return
-            assert not order.is_due(self.clock_ms, self.policy)
-            if order.is_forgotten(self.clock_ms):
-                # In the same slot: were the two ever in blocks of different age, a replay
-                # could find neither, and take a repeat of the old one's for a new order.
-                order = self._place_order(self._slots[number], number)
-            elif _seen_before(order, origin):
-                return
-            elif (excess := order.excess(event, self.pieces_max)) is not None:
-                detail = f"its order has {self.pieces_max:,} {excess}, and it adds one"
-                effects.dead_letters.append(dead_letter(record, Reason.TOO_FRAGMENTED, detail))
-                return
-        if order is None:
-            order = self._place_order(self._take_slot(number), number)
-        if origin is not None:
-            order.forwarded[origin[0]] = origin[1]
-        total = order.apply(event, self.clock_ms, record.offset, self.policy)
+        if fate is Fate.FORWARDED:
+            self._send_on(record, partition, effects)
+        if fate in (Fate.FORWARDED, Fate.SEEN_BEFORE):
+            return
+        if order is None or fate is Fate.BEGINS:
+            # One that is forgotten keeps its slot: were the two ever in blocks of different age, a
+            # replay could find neither, and take a repeat of the old one's for a new order.
+            slot = self._take_slot(number) if order is None else self._slots[number]
+            order = self._place_order(slot, number)
+        total = order.apply(event, self.clock_ms, record.offset, self.policy, source)
         self._note([] if total is None else [total], order, effects)
 
     def _accept(self, record: Record) -> SegmentEvent:
         """Return the record's segment, or raise BadRecord for the first rule that it breaks."""
         raw = self.writers.read(record.value, record.offset)
-        if record.key != raw[0]:
-            raise BadRecord(Reason.KEY_MISMATCH, f"the key is {record.key!r}, not {raw[0]!r}")
-        event = to_segment(raw)
-        length_ms = event.end_ms - event.start_ms
-        ahead_ms = event.end_ms - self.clock_ms
-        if ahead_ms > FUTURE_TOLERANCE_MS:
-            raise BadRecord(Reason.IN_THE_FUTURE, f"ends {ahead_ms} ms after its arrival")
-        if length_ms > SEGMENT_LENGTH_MAX_MS:
-            raise BadRecord(Reason.TOO_LONG, f"{length_ms} ms, {SEGMENT_LENGTH_MAX_MS} are allowed")
-        if -ahead_ms > self.policy.correction_window_ms:
-            raise BadRecord(Reason.TOO_LATE, f"ended {-ahead_ms} ms before its arrival")
-        return event
+        return accept(raw, record.key, self.clock_ms, self.policy)
 
     def _send_on(self, record: Record, partition: int, effects: Effects) -> None:
-        if any(name == FORWARDED_FROM for name, _ in record.headers):
-            problem = "has been sent on before"
-        elif record.size > limits.FORWARD_BYTES_MAX:
-            problem = f"is too large to be sent on: {record.size} bytes"
-        else:
-            origin = f"{self.place.partition}/{record.offset}".encode()
-            headers = (*record.headers, (FORWARDED_FROM, origin))
-            effects.forwards.append(Forward(record, partition, headers))
-            return
-        detail = f"belongs in partition {partition} and {problem}"
-        effects.dead_letters.append(dead_letter(record, Reason.WRONG_PARTITION, detail))
+        origin = f"{self.place.partition}/{record.offset}".encode()
+        headers = (*record.headers, (FORWARDED_FROM, origin))
+        effects.forwards.append(Forward(record, partition, headers))
 
     def _note(self, totals: Sequence[OrderTotal], order: Order, effects: Effects) -> None:
         """Note that `order` has changed, and the totals that this gave."""
@@ -355,41 +317,13 @@ class IntervalTable(OrderSlots, ChunkFolder):
                 self._queue(order)
         return False
 
-    def describe(self, number: str, limit: int | None = None) -> dict[str, Any] | None:
-        """Return the live state of an order as plain values for JSON, or None if it is unknown.
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
+        """Return the live state of an order, or None if it is unknown.
 
-        At most `limit` intervals and ranges of missing numbers are listed, the first ones; how
-        many there are in all is told beside them.
+        At most `limit` intervals and ranges of missing numbers are listed, the first ones.
         """
         order = self._known(number)
-        if order is None:
-            return None
-        state = describe_order(order, self.policy)
-        for name in ("intervals", "missing_numbers"):
-            state[f"{name}_count"] = len(state[name])
-            state[name] = state[name][:limit]
-        return state
+        return None if order is None else describe_order(order, self.policy, limit)
 
     def _known(self, number: str) -> Order | None:
         return self._orders.get(number)
-
-
-def _origin(headers: Headers, place: Place) -> tuple[int, int] | None:
-    """Return (partition, offset) of a record that was sent on to `place`; None if it was not.
-
-    Anybody can write this header: one that names no other partition of the topic doesn't count,
-    and what doesn't fit 64 bits must not reach a checkpoint.
-    """
-    for name, content in headers:
-        if name == FORWARDED_FROM and content is not None:
-            partition, _, offset = content.partition(b"/")
-            sizes_fit = len(partition) <= 9 and len(offset) <= 18
-            is_sound = partition.isdigit() and offset.isdigit() and sizes_fit
-            if is_sound and place.partition != int(partition) < place.partitions:
-                return int(partition), int(offset)
-    return None
-
-
-def _seen_before(order: Order, origin: tuple[int, int] | None) -> bool:
-    """Tell whether a record that was sent on has come twice, as it can after a crash."""
-    return origin is not None and order.forwarded.get(origin[0], -1) >= origin[1]

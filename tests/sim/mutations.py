@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from durabill.stream_processors.core import admission
 from durabill.stream_processors.core.order import Order
-from durabill.stream_processors.engine import blocks, table
+from durabill.stream_processors.engine import blocks
 from durabill.stream_processors.engine.table import IntervalTable
 from durabill.stream_processors.worker import checkpoint
 from durabill.stream_processors.worker import recovery as lanes
@@ -350,7 +351,7 @@ RECORDS = (
     ),
     _one(
         "made-up origins are kept",
-        table, "_origin", "place.partition != int(partition) < place.partitions", "True",
+        admission, "source_of", "place.partition != int(partition) < place.partitions", "True",
     ),
     _one(
         "a total is complete without the numbers after its end",
@@ -359,7 +360,7 @@ RECORDS = (
     ),
     _one(
         "copies that come again count",
-        table, "_seen_before", "order.forwarded.get(origin[0], -1) >= origin[1]", "False",
+        Order, "has_seen", "self.forwarded.get(source[0], -1) >= source[1]", "False",
     ),
     _one(
         "copies don't say where they are from",

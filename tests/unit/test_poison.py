@@ -8,6 +8,7 @@ import pytest
 
 from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, partition_for
 from durabill.schemas.errors import PoisonError
+from durabill.schemas.order_state import OrderState
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.slots import BLOCK_SLOTS
@@ -46,7 +47,7 @@ class Faulty(IntervalTable):
         assert not self.is_broken
         return super().confirm(clock_ms)
 
-    def describe(self, number: str, limit: int | None = None) -> dict[str, Any] | None:
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
         assert not self.is_broken
         return super().describe(number, limit)
 
@@ -207,7 +208,7 @@ def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, por
     assert processor.describe(names(0)(0)) is None
     other = processor.describe(names(1)(0))
     assert other is not None
-    assert 2 == other["segments"]
+    assert 2 == other.segments
     lanes = processor.status()["partitions"]
     assert [True, False] == [lanes[each]["is_broken"] for each in "01"]
     assert ORDERS == lanes["0"]["next_offset"]

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cramjam
+import msgspec
 import pytest
 
-from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.schemas import OWN_SCHEMA_ONLY, NumberRange
 from durabill.schemas.errors import ContractError, PoisonError
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import Order, Phase, Policy
@@ -285,13 +286,12 @@ def test_a_description_may_be_cut_and_counts_all(kind: type[IntervalTable]) -> N
     whole, cut = table.describe("SO1"), table.describe("SO1", 3)
     assert whole is not None
     assert cut is not None
-    assert (20, 19) == (whole["intervals_count"], whole["missing_numbers_count"])
-    assert (20, 19) == (len(whole["intervals"]), len(whole["missing_numbers"]))
-    assert cut == {
-        **whole,
-        "intervals": whole["intervals"][:3],
-        "missing_numbers": [[2, 2], [4, 4], [6, 6]],
-    }
+    assert (20, 19) == (whole.intervals_count, whole.missing_numbers_count)
+    assert (20, 19) == (len(whole.intervals), len(whole.missing_numbers))
+    missing = [NumberRange(2, 2), NumberRange(4, 4), NumberRange(6, 6)]
+    assert cut == msgspec.structs.replace(
+        whole, intervals=whole.intervals[:3], missing_numbers=missing
+    )
 
 
 # -- the size of entries ----------------------------------------------------------------------

@@ -73,6 +73,8 @@ PURE_LAYERS = tuple(
     for each in (
         "core.intervals",
         "core.order",
+        "core.admission",
+        "core.explain",
         "engine.memory",
         "engine.unpack",
         "engine.batch",

@@ -79,7 +79,13 @@ def human_bound(upper_bound_ms: int | None) -> str:
 def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
     """Return what somebody should look at, each with a comma before it; or nothing."""
     gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
-    return gaps + (f", {numbers_after_end} numbers after the end" if numbers_after_end else "")
+    after = f", {counted(numbers_after_end, 'number')} after the end" if numbers_after_end else ""
+    return gaps + after
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count of things: `1 total`, `2 totals`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def human_time(epoch_ms: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from durabill.schemas.order_state import OrderState
     from durabill.stream_processors.settings import Settings
 
 TIMEOUT_S = 3.0
@@ -59,7 +60,7 @@ def workers_dir(settings: "Settings") -> Path:
     return Path(settings.data_dir) / "workers" / settings.application_id
 
 
-def ask_workers(urls: Sequence[str], token: str, number: str) -> tuple[dict[str, Any] | None, str]:
+def ask_workers(urls: Sequence[str], token: str, number: str) -> "tuple[OrderState | None, str]":
     """Return the live state of an order from the worker that owns it, or None and why not."""
     if not urls:
         return None, "no worker is known (DURABILL_WORKER_URLS)"
@@ -67,24 +68,28 @@ def ask_workers(urls: Sequence[str], token: str, number: str) -> tuple[dict[str,
         answers = list(pool.map(lambda url: _ask(url, token, number), urls))
     states = [state for state, _ in answers if state is not None]
     if states:
-        return max(states, key=lambda state: state.get("source_offset", -1)), ""
+        return max(states, key=lambda state: state.source_offset), ""
     reasons = [why for _, why in answers]
     return None, _NOT_KNOWN if _NOT_KNOWN in reasons else "; ".join(reasons)
 
 
-def _ask(url: str, token: str, number: str) -> tuple[dict[str, Any] | None, str]:
+def _ask(url: str, token: str, number: str) -> "tuple[OrderState | None, str]":
+    import msgspec
+
     from durabill.producers.sdk.http_uplink import quote_order_number
+    from durabill.schemas.order_state import OrderState
     from durabill.schemas.web import PAGE_MAX
 
     path = f"/orders/{quote_order_number(number)}?limit={PAGE_MAX}"
     until_s = time.monotonic() + TIMEOUT_S
     try:
-        state = _get(url, token, path, until_s)
+        return msgspec.convert(_get(url, token, path, until_s), OrderState), ""
     except urllib.error.HTTPError as error:
         return None, _refusal(url, error, until_s)
+    except msgspec.ValidationError as error:
+        return None, f"{url}: no worker of this version: {error}"
     except _FAULTS as error:
         return None, f"{url}: {error}"
-    return (state, "") if isinstance(state, dict) else (None, f"{url}: no worker")
 
 
 def ask_page(url: str, token: str, path: str, timeout_s: float = TIMEOUT_S) -> tuple[Any, str]:

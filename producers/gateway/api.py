@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.order_state import OrderState
 
 CLOCK_MARGIN_MS = 600_000
 """How far the gateway's clock may be off the broker's while it has not learned the broker's yet.
@@ -115,7 +116,8 @@ class OrderAnswer(Struct):
 
     service_order_number: str
     live: Annotated[
-        dict[str, Any] | None, Meta(description="phase, intervals, duration_ms ...; of the worker")
+        OrderState | None,
+        Meta(description="the interval table of the order's worker, a page of it"),
     ] = None
     live_unknown: Annotated[
         str | None,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
+import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
@@ -18,6 +19,7 @@ from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import OrderTotal
+from durabill.schemas.order_state import OrderState
 from durabill.schemas.web import Page
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 NONE_KNOWN = "no worker is known to the gateway"
 _NO_TOKEN = "the workers don't take the gateway's token"
 _BROKEN = "a worker answered with an error"
+_STATE = msgspec.json.Decoder(OrderState)
 _FOUND_KEPT_S = 1.0
 _OTHERS_S = 0.1
 """How long the other workers are waited for once one has answered as the order's owner: one that
@@ -39,7 +42,7 @@ class Live:
     Both None: the owner was asked, and knows no such order.
     """
 
-    state: dict[str, Any] | None = None
+    state: OrderState | None = None
     unknown: str | None = None
 
 
@@ -106,7 +109,7 @@ class WorkerPool:
                 body = await response.content.read(_ANSWER_BYTES_MAX)
                 while not response.content.at_eof() and len(body) < _ANSWER_BYTES_MAX:
                     body += await response.content.read(_ANSWER_BYTES_MAX)
-                live = _judge(response.status, json.loads(body))
+                live = _judge(response.status, body)
             if live.unknown in (_NO_TOKEN, _BROKEN):
                 why = f"{live.unknown} (status {response.status})"
                 self._damper.warning(url, "the worker at %s: %s", url, why)
@@ -121,10 +124,17 @@ class WorkerPool:
         await self._http.close()
 
 
-def _judge(status: int, answer: Any) -> Live:
-    """Return what one worker's answer means. A 404 counts only if it speaks of orders."""
-    if status == 200 and isinstance(answer, dict) and "phase" in answer:
-        return Live(state=answer)
+def _judge(status: int, body: bytes) -> Live:
+    """Return what one worker's answer means; raise ValueError for what no worker says.
+
+    A 404 counts only if it speaks of orders.
+    """
+    if status == 200:
+        try:
+            return Live(state=_STATE.decode(body))
+        except msgspec.ValidationError:
+            return Live(unknown=_BROKEN)
+    answer = json.loads(body)
     error = answer.get("error") if isinstance(answer, dict) else None
     reason = error.get("reason") if isinstance(error, dict) else None
     match status, reason:
@@ -146,7 +156,7 @@ def _best(answers: Sequence[Live]) -> Live:
     """Return the newest view; else that the owner knows none; else why nobody could say."""
     states = [each.state for each in answers if each.state is not None]
     if states:
-        return Live(state=max(states, key=lambda state: state.get("source_offset", -1)))
+        return Live(state=max(states, key=lambda state: state.source_offset))
     if any(each.unknown is None for each in answers):
         return Live()
     reasons = sorted({each.unknown or "" for each in answers}, key=_weight)

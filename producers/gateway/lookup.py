@@ -13,6 +13,7 @@ from durabill.producers.gateway.api import ApiError, OrderAnswer, try_later
 from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, WorkerPool
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.schemas import BadRecord
+from durabill.schemas.order_state import Phase
 from durabill.schemas.web import Page, cut_page, number_in_path, read_page
 
 _STORED_KEPT_S = 2.0
@@ -52,7 +53,7 @@ class Lookup:
             raise ApiError(422, "BAD_PAGE", str(error)) from error
         live = self._doubted(number, await self._workers.live(number, page))
         answer = OrderAnswer(number, live.state, live.unknown)
-        is_open = live.state is not None and live.state.get("phase") != "SETTLED"
+        is_open = live.state is not None and live.state.phase is not Phase.SETTLED
         ledger_is_known = await self._ledger.is_known()
         if ledger_is_known and not is_open:
             await self._add_total(answer, page)
@@ -67,8 +68,8 @@ class Lookup:
         if live.state is None:
             if time.monotonic() - self._stored_s.get(number, -_STORED_KEPT_S) < _STORED_KEPT_S:
                 return Live(unknown="the worker has not read yet what was stored a moment ago")
-        elif live.state.get("phase") == "SETTLED" and live.state.get("lag"):
-            behind = f"{live.state['lag']} records of the order's partition have not been read yet"
+        elif live.state.phase is Phase.SETTLED and live.state.lag:
+            behind = f"{live.state.lag} records of the order's partition have not been read yet"
             return Live(live.state, f"{behind}: it may be open again")
         return live
 

@@ -1,4 +1,9 @@
-"""One order: its evidence, its phase, and the totals that it gives. The specification of billing.
+"""The life of one order. This is the specification of billing: read it first to change a rule.
+
+Words. The *evidence* of an order is what its accepted records say together: the union of their
+time, the set of their business data numbers, and the end number. Evidence is *new* where one of the
+three changes. An order *settles* when it gives a total that stands until new evidence comes. It is
+*forgotten* when no record of it can be accepted any more; its number then begins a new life.
 
 An order is in one of four phases, and four things can happen to it. What then holds:
 
@@ -14,25 +19,31 @@ An order is in one of four phases, and four things can happen to it. What then h
     REOPENED  taken in, no more          counted  RUNNING, and the  by its state then
                                                   phase stays       -> SETTLED
 
-Evidence is the union, the set of numbers, and the end number. An order is complete when an end and
-every number from 1 to the greatest have been seen.
+An order is complete when an end and every number from 1 to the greatest have been seen.
 
-Time is an argument: `arrival_ms` is the partition's append-time clock at the record. What is due
-is compared with the next record of its order before the record is applied, so that the sequence
-of totals is a function of the log and the policy, whenever a timer fires.
+Time is an argument: `arrival_ms` is the partition's clock at the record, the greatest append time
+so far. Whoever folds a record first has the order give every total that is due by then, and only
+then applies the record. So the sequence of totals is a function of the log and the policy, whenever
+a timer fires.
+
+Where the rest stands: `admission` decides which records an order takes in, `intervals` does the
+arithmetic, `explain` replays an order and tells what each record did. The batch path
+(`engine.kernel`) does the same to columns; property tests hold the two together.
 """
 
 import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from itertools import islice
 
 from durabill.schemas import Interval, NumberRange, OrderTotal, SegmentEvent, Status
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, GRACE_FACTOR_MAX, ORDER_PIECES_MAX
+from durabill.schemas.order_state import OrderState
+from durabill.schemas.order_state import Phase as Phase
 from durabill.stream_processors.core.intervals import IntervalSet
 
 SETTLEMENTS_MAX = GRACE_FACTOR_MAX.bit_length()
-"""Up to here it matters how often an order has settled: 2 ** (n - 1) is the greatest factor."""
+"""An order counts its settlements up to here: 2 ** (n - 1) is the greatest factor of its grace."""
 
 NEVER_MS = 2**62
 """An instant that doesn't come, and an interval that doesn't end; their sum fits 64 bits."""
@@ -40,7 +51,7 @@ NEVER_MS = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """When an order counts as ended, abandoned, corrected for the last time; milliseconds.
+    """When an order counts as ended, abandoned, corrected for the last time; in milliseconds.
 
     `interim_interval_ms` 0: an order that runs on gives no interim totals.
     """
@@ -61,25 +72,41 @@ class Policy:
         return self.interim_interval_ms or NEVER_MS
 
     def correction_grace_ms(self, settlements: int) -> int:
-        """Return how long a reopened order that has settled so often gathers corrections."""
+        """Return how long a reopened order gathers corrections: it doubles with each settlement."""
         return self.settle_grace_ms * min(1 << (settlements - 1), GRACE_FACTOR_MAX)
 
 
-class Phase(StrEnum):
-    """Where an order stands."""
+class Deadline(StrEnum):
+    """What an order waits for: the times of the policy, and the grace of corrections."""
 
-    OPEN = "OPEN"
-    ENDED = "ENDED"
-    SETTLED = "SETTLED"
-    REOPENED = "REOPENED"
+    IDLE_TIMEOUT = "idle_timeout"
+    SETTLE_GRACE = "settle_grace"
+    CORRECTION_GRACE = "correction_grace"
+    """`settle_grace` times a power of two; see `Policy.correction_grace_ms`."""
+
+    INTERIM_INTERVAL = "interim_interval"
+    CORRECTION_WINDOW = "correction_window"
+
+
+DEADLINE_OF = {
+    Phase.OPEN: Deadline.IDLE_TIMEOUT,
+    Phase.ENDED: Deadline.SETTLE_GRACE,
+    Phase.REOPENED: Deadline.CORRECTION_GRACE,
+    Phase.SETTLED: Deadline.CORRECTION_WINDOW,
+}
+"""The deadline that ends each phase; an interim deadline ends none."""
+
+Source = tuple[int, int]
+"""Partition and offset that a record was forwarded from: it stood in a wrong partition."""
 
 
 @dataclass(slots=True)
 class Order:
     """All that is known of one order: sums and sets over its accepted records, and its phase.
 
-    Everything from `time` to `ended_ms` is a function of the accepted records as a multiset.
-    `deadline_ms` is when the phase ends by itself: settling, or forgetting once SETTLED.
+    Everything from `time` to `ended_ms` is a function of the accepted records as a multiset: the
+    sequence in which they came doesn't matter. `deadline_ms` is when the phase ends by itself: the
+    order settles, or is forgotten once SETTLED.
     """
 
     service_order_number: str
@@ -94,16 +121,22 @@ class Order:
     phase: Phase = Phase.OPEN
     deadline_ms: int = 0
     source_offset: int = -1
+    """The offset of the last accepted record."""
+
     revision: int = 0
     digest: str = ""
+    """The last total's, as its `revision` is; empty before the first."""
+
     forwarded: dict[int, int] = field(default_factory=dict)
-    """For records sent on from a wrong partition: partition -> greatest offset seen from there."""
+    """For forwarded records: wrong partition -> greatest offset seen from there."""
 
     unbilled_since_ms: int = 0
     """When it began or was reopened, or its last total's `settled_at_ms`; whichever is later."""
 
     settlements: int = 0
     """How often it has settled, interim totals not counted; no more than SETTLEMENTS_MAX."""
+
+    # -- questions ----------------------------------------------------------------------------
 
     def is_settled(self) -> bool:
         """Tell whether the order's latest total stands."""
@@ -121,25 +154,18 @@ class Order:
         """Tell whether a total is due."""
         return self.phase is not Phase.SETTLED and self.next_due_ms(policy) <= now_ms
 
-    def give_due(self, policy: Policy) -> OrderTotal:
-        """Return the next total, which `is_due`, as of when it is; settle unless it runs on.
-
-        Each takes milliseconds where the order has many pieces, and so many interim ones can be
-        due that the caller has to pause in between.
-        """
-        due_ms = self.next_due_ms(policy)
-        if due_ms < self.deadline_ms:
-            return self._give(Status.RUNNING, due_ms)
-        return self._settle(self._status(), due_ms, policy)
-
     def is_forgotten(self, now_ms: int) -> bool:
-        """Tell whether a settled order's time to be known is over."""
+        """Tell whether a settled order counts as unknown: no record of it can be accepted."""
         return self.phase is Phase.SETTLED and now_ms > self.deadline_ms
 
-    def excess(self, event: SegmentEvent, pieces_max: int = ORDER_PIECES_MAX) -> str | None:
-        """Return of what the order would have too many pieces with this record; None: of nothing.
+    def has_seen(self, source: Source | None) -> bool:
+        """Tell whether a forwarded record has come before; a crash can repeat one."""
+        return source is not None and self.forwarded.get(source[0], -1) >= source[1]
 
-        A record that adds no piece is never too much, whatever the order holds.
+    def excess(self, event: SegmentEvent, pieces_max: int = ORDER_PIECES_MAX) -> str | None:
+        """Return what the order would have too many of with this record; None: nothing.
+
+        A record that adds no interval and no range is never too much, however many there are.
         """
         number = event.business_data_number
         if len(self.time) >= pieces_max and self.time.is_apart(event.start_ms, event.end_ms):
@@ -148,19 +174,29 @@ class Order:
             return "ranges of business data numbers"
         return None
 
+    # -- what happens to an order -------------------------------------------------------------
+
     def apply(
-        self, event: SegmentEvent, arrival_ms: int, offset: int, policy: Policy
+        self,
+        event: SegmentEvent,
+        arrival_ms: int,
+        offset: int,
+        policy: Policy,
+        source: Source | None = None,
     ) -> OrderTotal | None:
         """Take in an accepted record; return the COMPLETE total if this very record gave one.
 
-        The caller has settled what was due and has not forgotten the order. `offset` is the
-        record's in its partition and grows from call to call.
+        `admission.admit` has decided that the order takes it in: every total that was due by
+        `arrival_ms` has been given, and the order has not been forgotten. `offset` is the record's
+        in its partition and grows from call to call; `source` is set if it was forwarded.
         """
         assert not self.accepted or self.is_settled() or arrival_ms < self.next_due_ms(policy)
         assert not self.is_forgotten(arrival_ms)
         assert offset > self.source_offset
         if not self.accepted:
             self.unbilled_since_ms = arrival_ms
+        if source is not None:
+            self.forwarded[source[0]] = source[1]
         new_evidence = self._take(event, offset)
         if self.phase is Phase.SETTLED:
             if new_evidence:
@@ -182,8 +218,19 @@ class Order:
                 self.deadline_ms = arrival_ms + policy.settle_grace_ms
         return None
 
+    def give_due(self, policy: Policy) -> OrderTotal:
+        """Return the next total that is due, as of its deadline. The order settles or runs on.
+
+        To be called while `is_due`. Each call gives one total: one of many pieces takes
+        milliseconds, and so many interim ones can be due that the caller has to pause in between.
+        """
+        due_ms = self.next_due_ms(policy)
+        if due_ms < self.deadline_ms:
+            return self._give(Status.RUNNING, due_ms)
+        return self._settle(self._status(), due_ms, policy)
+
     def _take(self, event: SegmentEvent, offset: int) -> bool:
-        """Add the record to the sets and sums; tell whether the evidence changed."""
+        """Add the record to the sets and sums; tell whether it is new evidence."""
         number = event.business_data_number
         gained_ms = self.time.add(event.start_ms, event.end_ms)
         gained_number = self.numbers.add(number, number + 1)
@@ -206,8 +253,8 @@ class Order:
     def _settle(self, status: Status, settled_at_ms: int, policy: Policy) -> OrderTotal:
         """Settle as of `settled_at_ms`; return the next revision's total.
 
-        The order is forgotten when no repeat of its records can pass the lateness rule: every
-        accepted end is at most `ended_ms`, so at most correction_window before `deadline_ms`.
+        The order is forgotten when every repeat of its records would be too late: every accepted
+        end is at most `ended_ms`, so at most correction_window before `deadline_ms`.
         """
         total = self._give(status, settled_at_ms)
         self.phase = Phase.SETTLED
@@ -223,6 +270,8 @@ class Order:
         self.digest = total.digest
         self.unbilled_since_ms = settled_at_ms
         return total
+
+    # -- what it amounts to -------------------------------------------------------------------
 
     def _total(self, status: Status, settled_at_ms: int) -> OrderTotal:
         duration_ms = self.time.measure
@@ -298,31 +347,30 @@ def evidence_digest(
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def describe_order(order: Order, policy: Policy) -> dict[str, Any]:
-    """Return an order's state as plain values for JSON.
-
-    `interim_deadline_ms` is null where no interim total is to come, also where the order settles
-    before.
-    """
+def describe_order(order: Order, policy: Policy, limit: int | None = None) -> OrderState:
+    """Return an order's state; of its intervals and missing numbers the first `limit`."""
     interim_ms = order.unbilled_since_ms + policy.interim_after_ms
     has_interim = not order.is_settled() and interim_ms < order.deadline_ms
-    return {
-        "service_order_number": order.service_order_number,
-        "phase": order.phase.value,
-        "duration_ms": order.time.measure,
-        "intervals": [list(each) for each in order.time],
-        "started_ms": order.started_ms,
-        "ended_ms": order.ended_ms,
-        "end_number": order.end_number,
-        "missing_numbers": [list(each) for each in order.missing_numbers()],
-        "segments": order.numbers.measure,
-        "duplicates": order.accepted - order.numbers.measure,
-        "overlap_ms": order.length_sum_ms - order.time.measure,
-        "gap_ms": order.ended_ms - order.started_ms - order.time.measure,
-        "numbers_after_end": order.numbers_after_end(),
-        "revision": order.revision,
-        "deadline_ms": order.deadline_ms,
-        "interim_deadline_ms": interim_ms if has_interim else None,
-        "source_partition": order.source_partition,
-        "source_offset": order.source_offset,
-    }
+    missing = order.missing_numbers()
+    return OrderState(
+        service_order_number=order.service_order_number,
+        phase=order.phase,
+        duration_ms=order.time.measure,
+        intervals=[Interval(*each) for each in islice(order.time, limit)],
+        started_ms=order.started_ms,
+        ended_ms=order.ended_ms,
+        end_number=order.end_number,
+        missing_numbers=[NumberRange(*each) for each in islice(missing, limit)],
+        segments=order.numbers.measure,
+        duplicates=order.accepted - order.numbers.measure,
+        overlap_ms=order.length_sum_ms - order.time.measure,
+        gap_ms=order.ended_ms - order.started_ms - order.time.measure,
+        numbers_after_end=order.numbers_after_end(),
+        revision=order.revision,
+        deadline_ms=order.deadline_ms,
+        interim_deadline_ms=interim_ms if has_interim else None,
+        source_partition=order.source_partition,
+        source_offset=order.source_offset,
+        intervals_count=len(order.time),
+        missing_numbers_count=len(missing),
+    )

@@ -23,6 +23,7 @@ from durabill.schemas import (
 )
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.order import SETTLEMENTS_MAX, Order, Policy
 from durabill.stream_processors.engine.batch import (
     CODEC_MASK,
@@ -45,7 +46,6 @@ from durabill.stream_processors.engine.effects import (
     Effects,
     plain_cost,
 )
-from durabill.stream_processors.engine.judge import Place
 from durabill.stream_processors.engine.kernel import fold, rows, tasks
 from durabill.stream_processors.engine.row_blocks import RowBlocks
 from durabill.stream_processors.engine.row_timers import RowTimers

@@ -9,21 +9,21 @@ from typing import Final
 from durabill.schemas import (
     BadRecord,
     OrderTotal,
-    Reason,
     WriterSchemas,
     encode_total,
     is_clock_mark,
-    partition_for,
     read_clock_mark,
 )
+from durabill.schemas.headers import FORWARDED_FROM
+from durabill.stream_processors.core.admission import Fate, Place, accept, admit
 from durabill.stream_processors.core.order import Order, Policy
-from durabill.stream_processors.engine import judge
 from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.effects import (
     PIECE_COST,
     PLAIN_COST,
     TIMER_COST,
     Effects,
+    Forward,
     Total,
     dead_letter,
 )
@@ -40,7 +40,7 @@ class PlainOrders:
 
     def __init__(
         self,
-        place: judge.Place,
+        place: Place,
         policy: Policy,
         writers: WriterSchemas,
         pieces_max: int,
@@ -67,36 +67,34 @@ class PlainOrders:
                 read_clock_mark(record.key, record.value or b"")
                 self.clock_marks += 1  # its batch has moved the clock, as every record's does
                 return
-            segment = judge.accept(record, clock_ms, self.policy, self._writers)
+            raw = self._writers.read(record.value, record.offset)
+            segment = accept(raw, record.key, clock_ms, self.policy)
+            number = segment.service_order_number
+            order = self.slots.get(number)
+            if order is not None and record.offset <= order.source_offset:
+                return  # a replay brings it again
+            assert order is None or not order.is_due(clock_ms, self.policy)
+            fate, partition, source = admit(
+                record, segment, order, self._place, clock_ms, self._pieces_max
+            )
         except BadRecord as error:
             effects.dead_letters.append(dead_letter(record, error.reason, error.detail))
             return
-        number = segment.service_order_number
-        source = judge.source_of(record.headers, self._place)
-        order = self.slots.get(number)
+        if fate is Fate.FORWARDED:
+            self._forward(record, partition, effects)
+        if fate in (Fate.FORWARDED, Fate.SEEN_BEFORE):
+            return
         if order is None:
-            assert record.key is not None
-            partition = partition_for(record.key, self._place.partitions)
-            if partition != self._place.partition:
-                judge.forward(record, self._place, partition, effects)
-                return
             order = self.slots.add(Order(number, self._place.partition))
-        else:
-            if record.offset <= order.source_offset:
-                return
-            assert not order.is_due(clock_ms, self.policy)
-            if order.is_forgotten(clock_ms):
-                order = self.slots.replace(Order(number, self._place.partition))
-            elif _is_second_copy(order, source):
-                return
-            elif (excess := order.excess(segment, self._pieces_max)) is not None:
-                detail = f"its order has {self._pieces_max:,} {excess}, and it adds one"
-                effects.dead_letters.append(dead_letter(record, Reason.TOO_FRAGMENTED, detail))
-                return
-        if source is not None:
-            order.forwarded[source[0]] = source[1]
-        total = order.apply(segment, clock_ms, record.offset, self.policy)
+        elif fate is Fate.BEGINS:
+            order = self.slots.replace(Order(number, self._place.partition))
+        total = order.apply(segment, clock_ms, record.offset, self.policy, source)
         self._note([] if total is None else [total], order, effects)
+
+    def _forward(self, record: Record, partition: int, effects: Effects) -> None:
+        source = f"{self._place.partition}/{record.offset}".encode()
+        headers = (*record.headers, (FORWARDED_FROM, source))
+        effects.forwards.append(Forward(record, partition, headers))
 
     def settle_ahead(self, key: bytes, clock_ms: int, effects: Effects) -> Iterator[None]:
         """Give the totals of an order that are due before its next record; yield after each."""
@@ -215,8 +213,3 @@ class PlainOrders:
         """Return (last offset, last revision) of an order, None if it is not known."""
         order = self.slots.get(key.decode("utf-8", "replace"))
         return None if order is None else (order.source_offset, order.revision)
-
-
-def _is_second_copy(order: Order, source: tuple[int, int] | None) -> bool:
-    """Tell whether a forwarded record has come twice, as it can after a crash."""
-    return source is not None and order.forwarded.get(source[0], -1) >= source[1]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from durabill.schemas import WriterSchemas
 from durabill.schemas.errors import StateError
 from durabill.schemas.limits import ORDER_PIECES_MAX
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine.batch import (
     HEADER_SIZE,
@@ -15,7 +16,6 @@ from durabill.stream_processors.engine.batch import (
 )
 from durabill.stream_processors.engine.blocks import decode_block
 from durabill.stream_processors.engine.effects import Effects, plain_cost
-from durabill.stream_processors.engine.judge import Place
 from durabill.stream_processors.engine.restored import Restored
 from durabill.stream_processors.engine.slots import PlainBlocks
 from durabill.stream_processors.engine.table import IntervalTable

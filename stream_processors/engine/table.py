@@ -14,14 +14,14 @@ been passed stays passed, and the totals don't depend on when a timer looked.
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from durabill.schemas import WriterSchemas
 from durabill.schemas.limits import ORDER_PIECES_MAX
+from durabill.schemas.order_state import OrderState
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.order import Order, Policy, describe_order
 from durabill.stream_processors.engine.blocks import Snapshot
 from durabill.stream_processors.engine.effects import DeadLetter, Effects, Forward, Total
-from durabill.stream_processors.engine.judge import Place
 from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.slots import Blocks, PlainBlocks
 from durabill.stream_processors.engine.steps import ChunkFolder
@@ -154,20 +154,13 @@ class IntervalTable(ChunkFolder):
         exact, but for what `oldest_deadline_ms` says.
         """
 
-    def describe(self, number: str, limit: int | None = None) -> dict[str, Any] | None:
-        """Return the live state of an order as plain values for JSON, or None if it is unknown.
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
+        """Return the live state of an order, or None if it is unknown.
 
-        At most `limit` intervals and ranges of missing numbers are listed, the first ones; how
-        many there are in all is told beside them.
+        At most `limit` intervals and ranges of missing numbers are listed, the first ones.
         """
         order = self._known(number)
-        if order is None:
-            return None
-        state = describe_order(order, self.policy)
-        for name in ("intervals", "missing_numbers"):
-            state[f"{name}_count"] = len(state[name])
-            state[name] = state[name][:limit]
-        return state
+        return None if order is None else describe_order(order, self.policy, limit)
 
     @abstractmethod
     def _known(self, number: str) -> Order | None:

@@ -18,13 +18,14 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import msgspec
 from aiohttp import hdrs, web
 
 from durabill.schemas import BadRecord, partition_for
 from durabill.schemas.errors import SettingsError
+from durabill.schemas.order_state import page_of
 from durabill.schemas.web import (
     AllowedHosts,
-    cut_page,
     is_loopback,
     is_same_origin,
     number_in_path,
@@ -150,7 +151,7 @@ class Pages:
         if lag is None or (state is None and lag):
             return _error(503, "CATCHING_UP", f"partition {partition} has not been read to its end")
         if state is not None:
-            return _json({**cut_page(state, page), "lag": lag})
+            return _json(msgspec.to_builtins(page_of(state, page, lag)))
         return _error(404, "UNKNOWN_ORDER", "no open order, and none that settled lately")
 
     def _lag(self, partition: int) -> int | None:

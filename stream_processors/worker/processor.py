@@ -16,6 +16,7 @@ from typing import Any
 
 from durabill.schemas import ClockMark, WriterSchemas, encode_clock_mark
 from durabill.schemas.errors import PoisonError
+from durabill.schemas.order_state import OrderState
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.table import Effects
 from durabill.stream_processors.settings import Settings
@@ -378,7 +379,7 @@ class Processor:
 
     # -- questions ----------------------------------------------------------------------------
 
-    def describe(self, number: str) -> dict[str, Any] | None:
+    def describe(self, number: str) -> OrderState | None:
         """Return the live state of an order in one of our partitions, None if unknown."""
         for task in self.tasks.values():
             if not task.is_broken and (state := task.table.describe(number)) is not None:

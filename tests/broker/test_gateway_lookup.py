@@ -16,6 +16,7 @@ from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
 from tests.conftest import Topics
+from tests.state_kit import a_state, as_json
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 
@@ -50,7 +51,7 @@ def worker(
 asked: list[tuple[str, str | None]] = []
 """Path and authorization of all questions to workers, of all tests."""
 
-LIVE = {"service_order_number": "a/b", "phase": "OPEN", "intervals": [[0, 5]], "duration_ms": 5}
+LIVE = as_json(a_state("a/b"))
 
 
 def order_gateway(workers: tuple[str, ...], ledger_dsn: str | None = None) -> GatewayConfig:

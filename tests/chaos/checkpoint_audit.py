@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from durabill.schemas import OrderTotal, WriterSchemas
+from durabill.schemas.order_state import Phase
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.kafka.reading import read_topic
@@ -69,11 +70,11 @@ def differences(
 
 def _wrong(table: ColumnTable, latest: Mapping[str, OrderTotal]) -> Iterator[str]:
     for number, total in latest.items():
-        kept: dict[str, Any] | None = table.describe(number)
+        kept = table.describe(number)
         must: dict[str, Any] = {name: getattr(total, name) for name in _SAME}
-        must["intervals"] = [list(each) for each in total.intervals]
-        must["missing_numbers"] = [list(each) for each in total.missing_numbers]
-        must["phase"] = "SETTLED"
-        same = kept is not None and must.items() <= kept.items()
-        if kept is None or not same or kept["duplicates"] < total.duplicates:
+        must["intervals"] = list(total.intervals)
+        must["missing_numbers"] = list(total.missing_numbers)
+        must["phase"] = Phase.SETTLED
+        same = kept is not None and all(getattr(kept, name) == must[name] for name in must)
+        if kept is None or not same or kept.duplicates < total.duplicates:
             yield f"{number}: {kept}, must be {must}"

@@ -152,7 +152,7 @@ class Worker:
             known, truth = self.table.describe(name), self.truth.describe(name)
             # One that is forgotten may be known for longer by either: it makes no difference.
             over = [
-                each is None or (each["phase"] == "SETTLED" and each["deadline_ms"] < self.now_ms)
+                each is None or (each.phase == "SETTLED" and each.deadline_ms < self.now_ms)
                 for each in (known, truth)
             ]
             assert all(over) or known == truth

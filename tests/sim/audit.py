@@ -256,7 +256,7 @@ class Auditor:
         names = {each.key.decode("utf-8", "replace") for each in log.records if each.key}
         for name in sorted(names):
             expected, state = plain.describe(name), kept.describe(name)
-            if state is None and expected is not None and expected["deadline_ms"] < clock_ms:
+            if state is None and expected is not None and expected.deadline_ms < clock_ms:
                 continue  # forgotten, and its slot given back
             if state != expected:
                 self._blame(f"checkpoint of {name}:\n  expected {expected}\n  found    {state}")

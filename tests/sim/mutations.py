@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from durabill.stream_processors.core import admission
 from durabill.stream_processors.core.order import Order
-from durabill.stream_processors.engine import blocks, judge, orders
+from durabill.stream_processors.engine import blocks
 from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.table import IntervalTable
 from durabill.stream_processors.engine.timers import Timers
@@ -357,7 +358,7 @@ RECORDS = (
     ),
     _one(
         "made-up sources are kept",
-        judge, "source_of", "place.partition != int(partition) < place.partitions", "True",
+        admission, "source_of", "place.partition != int(partition) < place.partitions", "True",
     ),
     _one(
         "a total is complete without the numbers after its end",
@@ -366,16 +367,15 @@ RECORDS = (
     ),
     _one(
         "copies that come again count",
-        orders, "_is_second_copy",
-        "order.forwarded.get(source[0], -1) >= source[1]", "False",
+        Order, "has_seen", "self.forwarded.get(source[0], -1) >= source[1]", "False",
     ),
     _one(
         "copies don't say where they are from",
-        judge, "forward", "(*record.headers, (FORWARDED_FROM, source))", "record.headers",
+        PlainOrders, "_forward", "(*record.headers, (FORWARDED_FROM, source))", "record.headers",
     ),
     _one(
         "misplaced records are dropped",
-        judge, "forward", "effects.forwards.append(", "(lambda forward: None)(",
+        PlainOrders, "_forward", "effects.forwards.append(", "(lambda forward: None)(",
     ),
 )  # fmt: skip
 """What becomes of a record."""

@@ -79,7 +79,7 @@ class Log:
         """Return how many intervals, or ranges of numbers, the order has."""
         state = self.table.describe("SO1")
         assert state is not None
-        found = state[counted]
+        found = getattr(state, counted)
         # Before each range of numbers is a gap, but not before one that begins with 1.
         return len(found) + (counted == "missing_numbers" and found[0][0] != 1)
 
@@ -217,7 +217,7 @@ def test_origin_that_is_no_other_partition_is_as_if_it_were_not_there(
     table.fold(Chunk(0, 3, encode_batch(0, BASE_MS + 20_000, entries)))
     state = table.describe("SO1")
     assert state is not None
-    assert 2 == state["duplicates"]
+    assert 2 == state.duplicates
     log = [truth.LogRecord(2, each, BASE_MS + 20_000, b"SO1", value, headers) for each in range(3)]
     assert 3 == truth.read_log(log, truth_order.Policy(), 4).accepted
     # Nothing of it is kept, however many partitions somebody makes up.
@@ -235,7 +235,7 @@ def test_origin_in_another_partition_counts_once(kind: type[IntervalTable]) -> N
     table.fold(Chunk(0, 5, encode_batch(0, BASE_MS + 20_000, entries)))
     state = table.describe("SO1")
     assert state is not None
-    assert 2 == state["duplicates"]
+    assert 2 == state.duplicates
     log = [
         truth.LogRecord(2, at, BASE_MS + 20_000, b"SO1", value, headers)
         for at, (_, _, headers) in entries

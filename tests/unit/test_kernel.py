@@ -238,7 +238,7 @@ def test_a_name_with_zeros_is_not_the_order_without_them(name: bytes) -> None:
         plain, columns = both(chunk(0, NOW_MS, *entries))
         known = columns.describe("SO1")
         assert known is not None
-        assert known["segments"] == 1
+        assert known.segments == 1
         assert columns.describe(name.decode()) is None
         assert plain.describe("SO1") == known
 
@@ -288,7 +288,7 @@ def test_a_record_about_the_deadline(end: bool, after_ms: int, late_ms: int) -> 
     )
     known = columns.describe("SO1")
     assert known is not None
-    assert (known["revision"] > 0) == (late_ms >= 0 or end)
+    assert (known.revision > 0) == (late_ms >= 0 or end)
     assert plain.describe("SO1") == known
 
 
@@ -303,13 +303,13 @@ def test_an_end_among_known_numbers_reopens_a_settled_order() -> None:
     )
     known = columns.describe("SO1")
     assert known is not None
-    assert (known["end_number"], known["revision"], known["phase"]) == (5, 1, "REOPENED")
+    assert (known.end_number, known.revision, known.phase) == (5, 1, "REOPENED")
     assert plain.describe("SO1") == known
     later_ms = NOW_MS + IDLE_MS + GRACE_MS
     assert_same_effects(plain.tick(later_ms), columns.tick(later_ms))
     known = columns.describe("SO1")
     assert known is not None
-    assert (known["missing_numbers"], known["revision"], known["phase"]) == ([], 2, "SETTLED")
+    assert (known.missing_numbers, known.revision, known.phase) == ([], 2, "SETTLED")
 
 
 @pytest.mark.parametrize("number", [rows.NUMBER_MAX, rows.NUMBER_MAX + 1, 2**31, 2**32 + 1])

@@ -80,16 +80,16 @@ def test_orders_of_old_blocks_are_what_they_were(kind: type[IntervalTable], bloc
         state = table.describe(name)
         assert state is not None
         assert (phase, deadline_ms, revision) == (
-            state["phase"],
-            state["deadline_ms"],
-            state["revision"],
+            state.phase,
+            state.deadline_ms,
+            state.revision,
         )
     open_state = table.describe("open")
     assert open_state is not None
     assert (2, 1, 10) == (
-        open_state["segments"],
-        open_state["duplicates"],
-        open_state["overlap_ms"],
+        open_state.segments,
+        open_state.duplicates,
+        open_state.overlap_ms,
     )
     assert NOW_MS + 330_000 == table.oldest_deadline_ms()
 

@@ -148,10 +148,10 @@ def test_without_an_interval_there_are_no_interim_totals() -> None:
 def test_live_state_tells_the_next_interim_total() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, DAILY)
-    assert 1_100 == describe_order(order, DAILY)["interim_deadline_ms"]
-    assert describe_order(order, POLICY)["interim_deadline_ms"] is None
+    assert 1_100 == describe_order(order, DAILY).interim_deadline_ms
+    assert describe_order(order, POLICY).interim_deadline_ms is None
     order.apply(empty_end(3), 1_050, 1, DAILY)
     assert 1_060 == order.deadline_ms
-    assert describe_order(order, DAILY)["interim_deadline_ms"] is None
+    assert describe_order(order, DAILY).interim_deadline_ms is None
     settle_if_due(order, 1_060, DAILY)
-    assert describe_order(order, DAILY)["interim_deadline_ms"] is None
+    assert describe_order(order, DAILY).interim_deadline_ms is None

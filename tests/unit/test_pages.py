@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ import pytest
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import BadRecord, check_order_number, partition_for
 from durabill.schemas.errors import SettingsError
+from durabill.schemas.order_state import OrderState
 from durabill.stream_processors.settings import Settings, load_settings
 from durabill.stream_processors.worker.pages import Pages, check_access
 from durabill.stream_processors.worker.processor import Processor
+from tests.state_kit import a_state
 
 PARTITIONS = 4
 OURS = (0, 1)
@@ -41,10 +44,10 @@ class Stand:
         self.lags = dict.fromkeys(OURS, 0)
         self.runtime = Runtime()
         self.runtime.ends = dict.fromkeys(OURS, 100)
-        self.states: dict[str, dict[str, Any]] = {}
+        self.states: dict[str, OrderState] = {}
         self.stuck: list[str] = []
 
-    def describe(self, number: str) -> dict[str, Any] | None:
+    def describe(self, number: str) -> OrderState | None:
         return self.states.get(number)
 
     def lag(self, partition: int) -> int:
@@ -111,22 +114,31 @@ def in_partition(partition: int) -> str:
     return next(each for each in numbers if partition_for(each.encode(), PARTITIONS) == partition)
 
 
-def view(number: str, intervals: int = 1, missing: int = 0) -> dict[str, Any]:
-    return {
-        "service_order_number": number,
-        "phase": "OPEN",
-        "intervals": [[2 * at, 2 * at + 1] for at in range(intervals)],
-        "missing_numbers": [[2 * at, 2 * at] for at in range(1, missing + 1)],
-    }
-
-
 def test_an_order_is_told_by_its_owner_alone(stand: Stand, port: int) -> None:
     ours, others = in_partition(1), in_partition(2)
     assert (404, "UNKNOWN_ORDER") == reason(get(port, f"/orders/{ours}"))
     assert (421, "NOT_OWNED") == reason(get(port, f"/orders/{others}"))
-    stand.states = {ours: view(ours)}
+    stand.states = {ours: a_state(ours)}
     status, answer = get(port, f"/orders/{ours}")
     assert (200, [[0, 1]], 0) == (status, answer["intervals"], answer["lag"])
+
+
+def test_an_orders_page_byte_for_byte(stand: Stand, port: int) -> None:
+    number = in_partition(0)
+    stand.states = {number: a_state(number, intervals=2, missing=1)}
+    stand.lags[0] = 3
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/orders/{number}?limit=1") as response:
+        body = response.read().decode()
+    stand.lags[0] = 0
+    assert body == (
+        f'{{"service_order_number": "{number}", "phase": "OPEN", "duration_ms": 2,'
+        ' "intervals": [[0, 1]], "started_ms": 0, "ended_ms": 3, "end_number": null,'
+        ' "missing_numbers": [[2, 2]], "segments": 2, "duplicates": 0, "overlap_ms": 0,'
+        ' "gap_ms": 1, "numbers_after_end": 0, "revision": 0, "deadline_ms": 300000,'
+        ' "interim_deadline_ms": null, "source_partition": 0, "source_offset": 4,'
+        ' "intervals_count": 2, "missing_numbers_count": 1, "interval_count": 2,'
+        ' "missing_range_count": 1, "next": "0.2", "lag": 3}'
+    )
 
 
 def test_what_has_not_been_read_yet_is_not_denied(stand: Stand, port: int) -> None:
@@ -134,7 +146,7 @@ def test_what_has_not_been_read_yet_is_not_denied(stand: Stand, port: int) -> No
     stand.states = {}
     stand.lags[0] = 1
     assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
-    stand.states = {number: view(number)}
+    stand.states = {number: a_state(number)}
     assert 1 == get(port, f"/orders/{number}")[1]["lag"]
     del stand.runtime.ends[0]  # where the log ends is not known yet: the state may be an old one
     assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
@@ -149,7 +161,7 @@ def test_what_has_not_been_read_yet_is_not_denied(stand: Stand, port: int) -> No
 
 def test_a_table_that_broke_is_not_asked(stand: Stand, port: int) -> None:
     number = in_partition(0)
-    stand.states = {number: view(number)}
+    stand.states = {number: a_state(number)}
     assert 200 == get(port, f"/orders/{number}")[0]
     stand.tasks[0].is_broken = True
     answer = get(port, f"/orders/{number}")
@@ -161,7 +173,7 @@ def test_a_table_that_broke_is_not_asked(stand: Stand, port: int) -> None:
 
 def test_large_orders_are_told_in_pages(stand: Stand, port: int) -> None:
     number = in_partition(0)
-    stand.states = {number: view(number, intervals=10_000, missing=10_000)}
+    stand.states = {number: a_state(number, intervals=10_000, missing=10_000)}
     status, answer = get(port, f"/orders/{number}")
     assert (200, 1_000, 1_000) == (
         status,
@@ -187,7 +199,7 @@ def test_every_legal_order_number_works(stand: Stand, port: int) -> None:
             check_order_number(number)
         except BadRecord:
             continue
-        stand.states = {number: view(number)}
+        stand.states = {number: a_state(number)}
         is_ours = partition_for(number.encode(), PARTITIONS) in OURS
         status, answer = get(port, f"/orders/{quote_order_number(number)}")
         assert (200 if is_ours else 421) == status, repr(number)

@@ -8,8 +8,9 @@ import pytest
 
 from durabill.schemas import OWN_SCHEMA_ONLY, partition_for
 from durabill.schemas.errors import PoisonError
+from durabill.schemas.order_state import OrderState
+from durabill.stream_processors.core.admission import accept
 from durabill.stream_processors.core.order import Order, Policy
-from durabill.stream_processors.engine import judge
 from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.effects import Effects
@@ -38,7 +39,8 @@ class Faulty(PlainTable):
     is_broken = False
 
     def _fold_record(self, record: Record, effects: Effects) -> None:
-        event = judge.accept(record, self.clock_ms, self.policy, self.writers)
+        raw = self.writers.read(record.value, record.offset)
+        event = accept(raw, record.key, self.clock_ms, self.policy)
         self.is_broken = event.business_data_number == 13
         assert not self.is_broken, "we don't like this number"
         super()._fold_record(record, effects)
@@ -51,7 +53,7 @@ class Faulty(PlainTable):
         assert not self.is_broken
         return super().confirm(clock_ms)
 
-    def describe(self, number: str, limit: int | None = None) -> dict[str, Any] | None:
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
         assert not self.is_broken
         return super().describe(number, limit)
 
@@ -212,7 +214,7 @@ def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, por
     assert processor.describe(names(0)(0)) is None
     other = processor.describe(names(1)(0))
     assert other is not None
-    assert 2 == other["segments"]
+    assert 2 == other.segments
     tasks = processor.status()["partitions"]
     assert [True, False] == [tasks[each]["is_broken"] for each in "01"]
     assert ORDERS == tasks["0"]["next_offset"]

@@ -32,7 +32,6 @@ LONG_FILES = {
     "stream_processors/worker/driver.py": "all that reaches into Faust and aiokafka",
     "stream_processors/worker/partition_writer.py": "one order of effects, and its theory",
     "stream_processors/worker/processor.py": "the order of effects of a worker",
-    "deploy/commands/order.py": "one report",
     "deploy/demo/report.py": "one report",
     "deploy/local/postgres.py": "one server, and what root must not do for it",
     "deploy/topics.py": "the topics' settings, and how each is checked and made",

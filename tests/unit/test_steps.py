@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cramjam
+import msgspec
 import pytest
 
-from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.schemas import OWN_SCHEMA_ONLY, NumberRange
 from durabill.schemas.errors import ContractError, PoisonError
+from durabill.stream_processors.core.admission import accept
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import Order, Phase, Policy
-from durabill.stream_processors.engine import judge, slots
+from durabill.stream_processors.engine import slots
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import decode_block, large_snapshot, plain_snapshot
 from durabill.stream_processors.engine.columns import ColumnTable
@@ -183,14 +185,12 @@ def test_a_replay_goes_on_where_a_step_ended(kind: type[IntervalTable]) -> None:
 
 
 def test_a_bug_of_ours_names_partition_offset_and_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    accept = judge.accept
-
     def faulty_accept(*arguments: Any) -> Any:
         event = accept(*arguments)
         assert event.business_data_number != 13, "we don't like this number"
         return event
 
-    monkeypatch.setattr(judge, "accept", faulty_accept)
+    monkeypatch.setattr("durabill.stream_processors.engine.orders.accept", faulty_accept)
     table = ColumnTable(PLACE, POLICY, OWN_SCHEMA_ONLY)
     key = b"a name that is too long for a row of the columns"
     entries: list[Entry] = [
@@ -285,13 +285,12 @@ def test_a_description_may_be_cut_and_counts_all(kind: type[IntervalTable]) -> N
     whole, cut = table.describe("SO1"), table.describe("SO1", 3)
     assert whole is not None
     assert cut is not None
-    assert (20, 19) == (whole["intervals_count"], whole["missing_numbers_count"])
-    assert (20, 19) == (len(whole["intervals"]), len(whole["missing_numbers"]))
-    assert cut == {
-        **whole,
-        "intervals": whole["intervals"][:3],
-        "missing_numbers": [[2, 2], [4, 4], [6, 6]],
-    }
+    assert (20, 19) == (whole.intervals_count, whole.missing_numbers_count)
+    assert (20, 19) == (len(whole.intervals), len(whole.missing_numbers))
+    missing = [NumberRange(2, 2), NumberRange(4, 4), NumberRange(6, 6)]
+    assert cut == msgspec.structs.replace(
+        whole, intervals=whole.intervals[:3], missing_numbers=missing
+    )
 
 
 # -- the size of entries ----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from durabill.schemas import Interval
 from durabill.schemas.errors import StateError
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import Order, Policy
@@ -193,7 +194,7 @@ def test_of_two_states_the_newer_is_taken(forms: str, newer_first: bool) -> None
     table.restore(blocks[::-1] if newer_first else blocks, 0)
     known = table.describe("SO1")
     assert known is not None
-    assert (known["source_offset"], known["intervals"], len(table)) == (9, [[1, 6]], 1)
+    assert (known.source_offset, known.intervals, len(table)) == (9, [Interval(1, 6)], 1)
     assert table._store.find(b"SO1") == 1024
     assert_sound(table)
 

@@ -58,7 +58,7 @@ class Log:
         """Return the offset that an order has seen."""
         known = self.table.describe(order)
         assert known is not None
-        return int(known["source_offset"])
+        return int(known.source_offset)
 
 
 def order_for(partition: int, partitions: int) -> str:
@@ -171,8 +171,8 @@ def test_record_sent_on_twice_counts_once() -> None:
         log.segment(name, headers=((FORWARDED_FROM, origin),))
     known = log.table.describe(name)
     assert known is not None
-    assert known["duplicates"] == 2
-    assert known["source_offset"] == 4
+    assert known.duplicates == 2
+    assert known.source_offset == 4
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_forged_origin_is_nothing_and_can_be_checkpointed(content: bytes | None)
         log.segment(name, headers=((FORWARDED_FROM, content),))
     known = log.table.describe(name)
     assert known is not None
-    assert known["duplicates"] == 1
+    assert known.duplicates == 1
     assert len(log.table.take_changed_entries()) == 1
 
 

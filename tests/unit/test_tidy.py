@@ -71,6 +71,8 @@ PURE_LAYERS = tuple(
     for each in (
         "core.intervals",
         "core.order",
+        "core.admission",
+        "core.explain",
         "engine.memory",
         "engine.unpack",
         "engine.batch",
@@ -79,7 +81,6 @@ PURE_LAYERS = tuple(
         "engine.slots",
         "engine.restored",
         "engine.timers",
-        "engine.judge",
         "engine.steps",
         "engine.orders",
         "engine.table",

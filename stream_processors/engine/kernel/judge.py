@@ -1,6 +1,6 @@
 """What becomes of a record by itself, before its order is looked at.
 
-`engine.judge` has the same rules for the plain core.
+`core.admission` has the same rules for the plain core.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.sim.faults import STEPS
+from durabill.stream_processors.worker.effect_order import Step
 from tests.unit.documents import ROOT, rows_of, section
 from tests.unit.test_tidy import FLOORS, PACKAGES
 
@@ -22,7 +22,7 @@ def test_the_order_of_effects() -> None:
     part = section(PAGE, "## The order of effects")
     steps = [row[1].strip("`") for row in rows_of(part)]
     taking_over = re.findall(r"`([a-z]+)`", part[part.index("Taking a partition over") :])
-    assert (*steps, *taking_over) == STEPS
+    assert [*steps, *taking_over] == [step.value for step in Step]
 
 
 def test_terms_are_said_once() -> None:

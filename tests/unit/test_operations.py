@@ -75,7 +75,8 @@ def test_settings_of_the_topics() -> None:
             assert topics._SETTINGS[name][key] == value
     assert topics._SETTINGS["dead_letters"] == topics._SETTINGS["totals"]
     assert topics._SETTINGS["checkpoint"]["cleanup.policy"] == "compact"
-    assert topics.CHECKPOINT_MESSAGE_BYTES_MAX == 16 * topics.MIB
+    bytes_max, _ = topics._MESSAGE_BYTES_MIN["checkpoint"]
+    assert f"messages of up to {bytes_max // 2**20} MiB" in told["checkpoint"]
     assert set(topics._AS_MANY_PARTITIONS_AS_SEGMENTS) == {
         name for name, told_of in told.items() if "as many partitions as segments" in told_of
     }

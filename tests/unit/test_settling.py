@@ -1,7 +1,9 @@
 """The examples of `docs/settling.md`, billed by the engine: they come out as written."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_type_hints
 
 import pytest
 
@@ -12,11 +14,12 @@ from durabill.schemas import (
     decode_total,
     encode_segment,
 )
-from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.columns import ColumnTable
-from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.engine.table import IntervalTable
 from tests.property.batches import encode_batch
+from tests.property.histories import new_table
 from tests.unit.documents import blocks, rows_of, section, text_of
 
 BASE_MS = 1_770_000_000_000
@@ -93,11 +96,25 @@ def line_of(total: OrderTotal) -> str:
     return ", ".join(parts)
 
 
-@pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+def plain_table(policy: Policy) -> IntervalTable:
+    """Return a table that folds record by record."""
+    table = new_table()
+    table.set_policy(policy)
+    return table
+
+
+def column_table(policy: Policy) -> IntervalTable:
+    """Return a table that folds batches."""
+    return ColumnTable(new_table().place, policy, WriterSchemas())
+
+
+@pytest.mark.parametrize("make", [plain_table, column_table])
 @pytest.mark.parametrize("index", range(len(EXAMPLES)))
-def test_an_example_comes_out_as_written(kind: type[IntervalTable], index: int) -> None:
+def test_an_example_comes_out_as_written(
+    make: Callable[[Policy], IntervalTable], index: int
+) -> None:
     example = read_example(*EXAMPLES[index])
-    table = kind(Place(0, 1), example.policy, WriterSchemas())
+    table = make(example.policy)
     assert example.totals == [line_of(each) for each in bill(table, example)]
 
 
@@ -108,11 +125,8 @@ def test_every_status_has_an_example() -> None:
 
 
 def test_what_the_text_says_of_the_examples() -> None:
-    tables = [
-        (IntervalTable(Place(0, 1), example.policy, WriterSchemas()), example)
-        for example in (read_example(*each) for each in EXAMPLES)
-    ]
-    totals = [bill(*each)[-1] for each in tables]
+    examples = [read_example(*each) for each in EXAMPLES]
+    totals = [bill(plain_table(each.policy), each)[-1] for each in examples]
     disorder, flood = totals[1], totals[5]
     assert (disorder.duplicates, disorder.overlap_ms) == (1, 12_000)
     assert flood.numbers_after_end == len(range(2, 7))
@@ -129,7 +143,6 @@ def test_the_policy_of_the_examples_is_the_default() -> None:
 
 
 def test_the_phases_are_those_of_the_core() -> None:
-    from durabill.stream_processors.core.order import Phase
-
     rows = rows_of(section("docs/settling.md", "## The phases"))
-    assert [row[0] for row in rows] == [each.value for each in Phase]
+    phases = get_type_hints(Order)["phase"]
+    assert [row[0] for row in rows] == [each.value for each in phases]

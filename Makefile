@@ -17,7 +17,7 @@ endef
 export STOP_STACK
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo chaos sim bench clean
+.PHONY: help venv check test lint demo chaos sim bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -33,6 +33,11 @@ $(STAMP): pyproject.toml
 	@echo "compiling the kernel (once, about half a minute)"
 	$(BIN)/python -c 'from durabill.stream_processors.engine.columns import compile_kernel; compile_kernel()'
 	@touch $@
+
+# Without what starts servers, and without tests marked slow.
+check: lint ## the inner loop, under two minutes: lint, unit and property tests, 20 s of simulation
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/unit tests/property $(ARGS)
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.sim --seconds 20
 
 test: lint ## lint, then every test, against a real Kafka and PostgreSQL
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

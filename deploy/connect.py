@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from durabill.deploy.terminal import say
 from durabill.schemas.errors import UnreachableError
-from durabill.stream_processors.kafka.clients import WORD_AFTER_S
+from durabill.stream_processors.kafka.errors import WORD_AFTER_S
 
 if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings

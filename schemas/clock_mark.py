@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from durabill.schemas.codec import HEADER_SIZE, MARKER, load_schema, schema_fingerprint
 from durabill.schemas.errors import BadRecord, Reason
+from durabill.schemas.limits import APPLICATION_ID_BYTES_MAX
 from durabill.schemas.wire import read_long, zigzag
 
-APPLICATION_ID_BYTES_MAX = 100
 CLOCK_MARK_SCHEMA = load_schema("clock_mark.avsc")
 CLOCK_MARK_HEADER = MARKER + schema_fingerprint(CLOCK_MARK_SCHEMA)
 

@@ -4,13 +4,14 @@
     ├── InputError                   the sender's; HTTP 422; the process goes on
     │   ├── BadRecord                a record: it becomes a dead letter
     │   └── BadTotal                 a total that can't be read
-    ├── SettingsError                the operator's: all wrong settings at once; exit code 2
+    ├── SettingsError                the operator's: all that is wrong at once; exit code 2
     ├── BadDsn                       (stream_processors.dsn) the same of a DSN
-    ├── ContractError                the topics or the log are not as the contract says
+    ├── ContractError                the topics or the log are not as the contract says, or an
+    │   │                            application id is in use for others
     │   └── CorruptBatch             bytes that the broker served are no record batch
     ├── StateError                   a checkpoint can't be read, or doesn't fit the topics
     ├── AccessError                  a right on Kafka is missing, or a topic is
-    ├── UnreachableError             Kafka can't be reached, or doesn't let us in
+    ├── UnreachableError             Kafka can't be reached, falls silent, or doesn't let us in
     ├── FencedError                  another worker has taken a partition over
     ├── ForeignTotals                another application id publishes to the same totals
     ├── PoisonError                  folding met a bug of ours: partition, record; exit code 70
@@ -19,7 +20,8 @@
     │   ├── OffsetOutOfRange         records after the ledger's offset are gone
     │   └── TopicReplaced            the totals topic was deleted and recreated
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
-    ├── StackError                   (local.stack) a local server, or topics, are not as needed
+    ├── StackError                   (local.stack) a local server is not as needed
+    ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings
     ├── MigrationError               (deploy.migrate) files and database don't fit together
     ├── ForeignFolder                (deploy.files) root would work in another user's folder
     └── ProducerError                (sdk.session) the SDK's: its own tree is drawn there
@@ -60,23 +62,28 @@ class DurabillError(Exception):
     exit_code = 1
 
 
+_ANOTHER_ID = "under another DURABILL_APPLICATION_ID"
+_NOT_AGAIN = "totals that have been published are not published again"
+
 START_ANEW = (
-    "start anew from the first segment under another DURABILL_APPLICATION_ID, with this one as"
-    " DURABILL_PREVIOUS_APPLICATION_ID so that the recorded policies hold: totals that have been"
-    " published are not published again"
+    f"start anew from the first segment {_ANOTHER_ID}, with this one as"
+    f" DURABILL_PREVIOUS_APPLICATION_ID so that the recorded policies hold: {_NOT_AGAIN}"
 )
 """What to do where the checkpoint is of no use any more, but the log is the same."""
 
-BEGIN_ANEW = (
-    "begin anew under another DURABILL_APPLICATION_ID: totals that have been published are not"
-    " published again"
-)
-"""The same where the log is another one."""
+RESTORE_OR_START_ANEW = f"Restore them from the archive, or accept the loss and {START_ANEW}"
+"""The same where segments are lost, which may be in an archive."""
+
+BEGIN_ANEW = f"start anew {_ANOTHER_ID}: {_NOT_AGAIN}"
+"""What to do where the log is another one."""
 
 NEW_TOPICS = (
-    "begin new topics for segments and totals, with as many partitions each, under another"
-    " DURABILL_APPLICATION_ID"
+    f"start anew {_ANOTHER_ID}, on new topics for segments and totals with as many partitions each"
 )
+"""What to do where the topic has other partitions, so that orders have moved."""
+
+OWN_APPLICATION_ID = "Give each deployment a DURABILL_APPLICATION_ID of its own"
+"""What to do where two of them share one."""
 
 
 class InputError(DurabillError, ValueError):
@@ -125,7 +132,7 @@ class AccessError(DurabillError):
 
 
 class UnreachableError(DurabillError):
-    """Kafka can't be reached, or doesn't let us in; the message has its own word on it."""
+    """Kafka can't be reached, falls silent, or doesn't let us in; the message says why."""
 
 
 class FencedError(DurabillError):

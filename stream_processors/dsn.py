@@ -10,11 +10,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import TupleRow
-
 from durabill.schemas.errors import DurabillError
+from durabill.schemas.extras import ExtraMissing
+
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.rows import TupleRow
+except ModuleNotFoundError as error:
+    raise ExtraMissing(__name__, "psycopg", "engine") from error
 
 SECRET_OPTIONS = (
     "password",

@@ -1,7 +1,7 @@
 """All settings, from the environment (`DURABILL_*`) and from flags; every error at once.
 
 A field's environment name is its own in capitals with the prefix DURABILL_. Flags win over the
-environment. Options of the Kafka clients that decide about loss are set here, each with its why.
+environment. The options of Kafka clients stand in `kafka.options`, each with its why.
 """
 
 import re
@@ -15,6 +15,7 @@ import msgspec
 from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX
+from durabill.schemas.topics import Topics
 from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
@@ -80,8 +81,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     ledger_dsn: str = ""
     data_dir: str = ".durabill"
-    crash_at_step: str = ""
-    """For the crash tests only: `step:occurrence` at which a worker kills itself."""
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(self._shown())})"
@@ -96,6 +95,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def checkpoint_topic(self) -> str:
         """Return the name of the changelog topic of the interval table."""
         return checkpoint_topic(self.application_id)
+
+    @property
+    def topics(self) -> Topics:
+        """Return the names of all topics; raises SettingsError unless they differ."""
+        return Topics(
+            segments=self.segments_topic,
+            totals=self.totals_topic,
+            dead_letters=self.dead_letters_topic,
+            checkpoint=self.checkpoint_topic,
+        )
 
     @property
     def policy(self) -> Policy:
@@ -228,10 +237,19 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             problems.append(f"{PREFIX}LEDGER_DSN: {error}")
     if not problems:
         settings = Settings(**good)
-        problems = settings.interim_problems()
+        problems = [*settings.interim_problems(), *_topic_problems(settings)]
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _topic_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with the topics' names together."""
+    try:
+        assert settings.topics
+    except SettingsError as error:
+        return error.problems
+    return []
 
 
 def _explain(error: msgspec.ValidationError, hint: Any) -> str:

@@ -73,7 +73,7 @@ def ask_workers(urls: Sequence[str], token: str, number: str) -> tuple[dict[str,
 
 
 def _ask(url: str, token: str, number: str) -> tuple[dict[str, Any] | None, str]:
-    from durabill.producers.sdk.uplinks import quote_order_number
+    from durabill.producers.sdk.http_uplink import quote_order_number
     from durabill.schemas.web import PAGE_MAX
 
     path = f"/orders/{quote_order_number(number)}?limit={PAGE_MAX}"

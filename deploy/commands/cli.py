@@ -18,6 +18,7 @@ from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
 from durabill.schemas.errors import DurabillError
+from durabill.schemas.extras import missing_for
 
 HELP = """Exact, provable billing of services that are charged by time, on Kafka.
 
@@ -88,6 +89,9 @@ def main() -> None:
 
 def explain(error: Exception) -> list[str] | None:
     """Return what to tell the user, a line each; None if `error` is a bug of ours."""
+    if isinstance(error, ImportError):
+        missing = missing_for(sys.argv[1:], error.name)
+        return None if missing is None else [str(missing)]
     if isinstance(error, DurabillError):
         return str(error).splitlines()
     return next(_explain_foreign(error), None)

@@ -71,7 +71,7 @@ SETTING_HELP = {
     "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",
     "data_dir": "Folder of the local stack and of what runs here.",
 }
-"""One line for each setting that is a flag; `crash_at_step` is for tests and is none."""
+"""One line for each setting; each is a flag."""
 
 AS_JSON = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
 
@@ -158,7 +158,7 @@ def located(
 
 def quiet_kafka(settings: "Settings") -> dict[str, Any]:
     """Return the librdkafka configuration for a short look: errors come as such, not as lines."""
-    from durabill.stream_processors.kafka.clients import quiet
+    from durabill.stream_processors.kafka.options import quiet
 
     return quiet(settings.librdkafka())
 

@@ -212,8 +212,8 @@ def _latest(
 
 def in_topic(settings: "Settings") -> "Iterator[OrderTotal]":
     """Yield every total in the totals topic; raises BadTotal for a record that is none."""
-    from durabill.deploy.topic_reader import read_topic
     from durabill.schemas import decode_total
+    from durabill.stream_processors.kafka.reading import read_topic
 
     for _, _, message in read_topic(quiet_kafka(settings), settings.totals_topic):
         value = message.value()

@@ -91,10 +91,10 @@ def _from_log(
     settings: "Settings", number: str, everywhere: bool, progress: Progress
 ) -> "tuple[list[Seen], IntervalSet]":
     """Return the order's records, and the union of those that count."""
-    from durabill.deploy.topic_reader import read_topic, topic_ends
     from durabill.schemas import partition_for
     from durabill.stream_processors.core.intervals import IntervalSet
     from durabill.stream_processors.dead_letters.letters import list_dead_letters
+    from durabill.stream_processors.kafka.reading import read_topic, topic_ends
 
     kafka, topic = quiet_kafka(settings), settings.segments_topic
     key = number.encode()
@@ -183,8 +183,8 @@ def _totals(
 
 def totals_in_topic(settings: "Settings", number: str) -> "list[OrderTotal]":
     """Return the order's totals in the totals topic, oldest first, each once."""
-    from durabill.deploy.topic_reader import read_topic, topic_ends
     from durabill.schemas import BadTotal, decode_total, partition_for
+    from durabill.stream_processors.kafka.reading import read_topic, topic_ends
 
     kafka, key = quiet_kafka(settings), number.encode()
     partition = partition_for(key, len(topic_ends(kafka, settings.totals_topic)))

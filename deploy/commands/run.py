@@ -141,7 +141,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
 def _gateway_config(settings: "Settings") -> "GatewayConfig":
     from durabill.producers.gateway.server import GatewayConfig
     from durabill.producers.gateway.web_server import Limits
-    from durabill.stream_processors.kafka.clients import telling
+    from durabill.stream_processors.kafka.options import telling
 
     return GatewayConfig(
         kafka=telling(settings.librdkafka()),
@@ -185,6 +185,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
     from durabill.deploy.logs import set_up_logging
     from durabill.deploy.migrate import migrate
+    from durabill.stream_processors.kafka.options import ledger_group
     from durabill.stream_processors.ledger.consumer import run_ledger
 
     set_up_logging()
@@ -202,7 +203,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     run_ledger(
         quiet_kafka(settings),
         settings.totals_topic,
-        f"{settings.application_id}-ledger",
+        ledger_group(settings.application_id),
         settings.ledger_dsn,
         stop=stop,
         prepare=prepare,

@@ -185,10 +185,7 @@ def create_topics_command(
     await_kafka(settings)
     check = create_topics(
         quiet_kafka(settings),
-        segments=settings.segments_topic,
-        totals=settings.totals_topic,
-        dead_letters=settings.dead_letters_topic,
-        checkpoint=settings.checkpoint_topic,
+        settings.topics,
         partitions=partitions,
         replication_factor=replication_factor,
         alter=alter,
@@ -206,30 +203,19 @@ def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None
 
 
 def checked_topics(settings: "Settings") -> tuple[int, tuple[str, ...]]:
-    """Return the segments topic's partition count and remarks; raise StackError if unusable."""
+    """Return the segments topic's partition count and remarks; raise ContractError if unusable."""
     from durabill.deploy.topics import check_group, check_topics
 
     kafka = quiet_kafka(settings)
     check_group(kafka, application_id=settings.application_id, segments=settings.segments_topic)
-    check = check_topics(
-        kafka,
-        segments=settings.segments_topic,
-        totals=settings.totals_topic,
-        dead_letters=settings.dead_letters_topic,
-        checkpoint=settings.checkpoint_topic,
-    )
+    check = check_topics(kafka, settings.topics)
     return check.partitions, check.warnings
 
 
 def _show_topics(
     settings: "Settings", partitions: int, warnings: tuple[str, ...], as_json: bool
 ) -> None:
-    names = {
-        "segments": settings.segments_topic,
-        "totals": settings.totals_topic,
-        "dead_letters": settings.dead_letters_topic,
-        "checkpoint": settings.checkpoint_topic,
-    }
+    names = settings.topics.by_role
     if as_json:
         emit({"topics": names, "partitions": partitions, "warnings": warnings})
         return

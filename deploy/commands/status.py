@@ -94,16 +94,15 @@ def _partition_count(settings: "Settings") -> tuple[int | None, str]:
     from confluent_kafka import KafkaException
 
     from durabill.deploy.connect import await_kafka
-    from durabill.deploy.local.stack import StackError
-    from durabill.deploy.topic_reader import partition_count
-    from durabill.schemas.errors import UnreachableError
+    from durabill.schemas.errors import AccessError, UnreachableError
+    from durabill.stream_processors.kafka.reading import partition_count
 
     if not settings.bootstrap_servers:
         return None, "no Kafka is known (DURABILL_BOOTSTRAP_SERVERS), nor a local one that runs"
     try:
         await_kafka(settings, patience_s=KAFKA_PATIENCE_S)
         return partition_count(quiet_kafka(settings), settings.segments_topic), ""
-    except (UnreachableError, StackError) as error:
+    except (UnreachableError, AccessError) as error:
         return None, " ".join(str(error).split())
     except KafkaException as error:
         return None, f"Kafka: {error.args[0].str()}"

@@ -33,7 +33,7 @@ from durabill.deploy.local.stack import Daemon, StackError, find_free_ports
 from durabill.deploy.migrate import migrate
 from durabill.deploy.topics import create_topics
 from durabill.stream_processors.dsn import connect
-from durabill.stream_processors.kafka.clients import quiet
+from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.settings import PREFIX, Settings
 
 READY_TIMEOUT_S = 240.0  # the very first start of a worker compiles for up to a minute or two
@@ -139,10 +139,7 @@ class Stage:
         self._topics_made = True
         create_topics(
             quiet(self.settings.librdkafka()),
-            segments=self.settings.segments_topic,
-            totals=self.settings.totals_topic,
-            dead_letters=self.settings.dead_letters_topic,
-            checkpoint=self.settings.checkpoint_topic,
+            self.settings.topics,
             partitions=self._partitions,
         )
 
@@ -175,10 +172,8 @@ class Stage:
     def _remove_traces(self) -> None:
         """Remove what the run made in servers that aren't its own; kept for a look if it failed."""
         if not self.is_own_kafka and self._topics_made:
-            each = self.settings
-            names = [each.segments_topic, each.totals_topic, each.dead_letters_topic]
-            admin = AdminClient({**quiet(each.librdkafka())})  # held until the answers are there
-            futures = admin.delete_topics([*names, each.checkpoint_topic])
+            admin = AdminClient(quiet(self.settings.librdkafka()))  # held until it has answered
+            futures = admin.delete_topics(list(self.settings.topics.by_role.values()))
             for future in futures.values():
                 future.result(timeout=30)
         if self._schema is not None:

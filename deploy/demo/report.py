@@ -10,12 +10,12 @@ from typing import Any
 from durabill.deploy.demo.processes import Stage
 from durabill.deploy.oracle import truth_policy
 from durabill.deploy.terminal import human_ms
-from durabill.deploy.topic_reader import read_topic, topic_ends
 from durabill.producers.fleet.run import FleetReport, compare, compare_dead_letters
 from durabill.producers.fleet.truth import DeadLetter, LogRecord, read_log
 from durabill.schemas import OrderTotal, Reason, Status, decode_total
 from durabill.stream_processors.dead_letters.letters import list_dead_letters
-from durabill.stream_processors.kafka.clients import quiet
+from durabill.stream_processors.kafka.options import quiet
+from durabill.stream_processors.kafka.reading import read_topic, topic_ends
 from durabill.stream_processors.ledger.lookups import connected, read_totals
 from durabill.stream_processors.ledger.lookups import status as ledger_status
 from durabill.stream_processors.settings import Settings

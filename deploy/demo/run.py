@@ -19,12 +19,13 @@ from durabill.deploy.demo.report import DemoReport, Metered, make_report
 from durabill.deploy.local.stack import StackError
 from durabill.deploy.oracle import truth_policy
 from durabill.deploy.terminal import Progress
-from durabill.deploy.topic_reader import topic_ends
 from durabill.producers.fleet.plan import Faults, FleetPlan
 from durabill.producers.fleet.run import FleetReport, run_fleet
 from durabill.producers.sdk.client import Client
-from durabill.producers.sdk.uplinks import HttpUplink, KafkaUplink, quote_order_number
-from durabill.stream_processors.kafka.clients import quiet
+from durabill.producers.sdk.http_uplink import HttpUplink, quote_order_number
+from durabill.producers.sdk.kafka_uplink import KafkaUplink
+from durabill.stream_processors.kafka.options import quiet
+from durabill.stream_processors.kafka.reading import topic_ends
 from durabill.stream_processors.ledger.lookups import status as ledger_status
 from durabill.stream_processors.settings import Settings
 

@@ -94,7 +94,7 @@ def _fetch(jars: list[Jar], work: Path, say: Callable[[str], None]) -> list[tupl
     if maven is None and not has_jgo:
         raise StackError(
             f"{len(jars)} jars of Kafka are missing, and there is neither Maven (mvn) nor the pip "
-            "package jgo to fetch them. Install one of the two."
+            "package jgo to fetch them. Install Maven, or: pip install 'durabill[local]'"
         )
     if maven is not None:
         say(f"fetching {len(jars)} jars of Kafka with Maven")

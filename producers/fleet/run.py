@@ -21,15 +21,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
-
+from durabill.producers.fleet.log import FleetLog
 from durabill.producers.fleet.plan import Fault, FleetPlan, OrderPlan, Send, in_publishing_order
-from durabill.producers.fleet.publish import FleetError, Progress, Publisher, Receipt
+from durabill.producers.fleet.publish import FleetError, FleetSender, Progress, Receipt
 from durabill.producers.fleet.truth import (
     FORWARDED_FROM,
     LogRecord,
     LogTruth,
-    forwarded_from,
     read_log,
 )
 from durabill.producers.fleet.truth_file import (
@@ -114,11 +112,11 @@ def run_fleet(
         raise ValueError("the plan's window_ms is not the policy's correction window")
     began_s = time.monotonic()
     progress("plan", 0, plan.orders)
-    log = _Log(kafka, topic)
+    log = FleetLog(kafka, topic)
     try:
         orders = plan.order_plans(random.Random, int(time.time() * 1000), log.partitions)
         sends = in_publishing_order(orders)
-        publisher = Publisher(
+        sender = FleetSender(
             kafka,
             topic,
             rate=rate,
@@ -127,10 +125,10 @@ def run_fleet(
             http_orders=_http_orders(plan, orders, http_share if gateway_url else 0.0),
         )
         try:
-            publish_s = _publish(publisher, sends, policy, progress)
+            publish_s = _publish(sender, sends, policy, progress)
         finally:
-            publisher.close()
-        receipts = publisher.all_receipts()
+            sender.close()
+        receipts = sender.all_receipts()
         log.read(_wrongly_placed(sends, receipts), forwarding_timeout_s, progress)
     finally:
         log.close()
@@ -144,7 +142,7 @@ def run_fleet(
     )
     return replace(
         _report(plan, log, truth, sends, receipts, publish_s),
-        sent_over_http=publisher.sent_over_http,
+        sent_over_http=sender.sent_over_http,
         wall_s=round(time.monotonic() - began_s, 3),
         truth_path=str(truth_path),
     )
@@ -152,7 +150,7 @@ def run_fleet(
 
 def _report(
     plan: FleetPlan,
-    log: "_Log",
+    log: FleetLog,
     truth: LogTruth,
     sends: Sequence[Send],
     receipts: Sequence[Receipt],
@@ -195,7 +193,7 @@ def _http_orders(plan: FleetPlan, orders: Sequence[OrderPlan], share: float) -> 
 
 
 def _publish(
-    publisher: Publisher, sends: Sequence[Send], policy: Policy, progress: Progress
+    sender: FleetSender, sends: Sequence[Send], policy: Policy, progress: Progress
 ) -> float:
     """Publish wave after wave with the pause between them; return the seconds of publishing."""
     spent_s = 0.0
@@ -209,7 +207,7 @@ def _publish(
         def tick(done: int, wave: int = wave, total: int = len(of_wave)) -> None:
             progress(f"wave {wave}", done, total)
 
-        publisher.publish(of_wave, tick)
+        sender.publish(of_wave, tick)
         spent_s += time.monotonic() - began_s
     return max(spent_s, 0.001)
 
@@ -229,103 +227,8 @@ def _wrongly_placed(sends: Sequence[Send], receipts: Sequence[Receipt]) -> set[b
     }
 
 
-class _Log:
-    """The part of the topic that was written since this object was made."""
-
-    def __init__(self, kafka: Mapping[str, str], topic: str) -> None:
-        self._topic = topic
-        self._consumer = Consumer(
-            {
-                **kafka,
-                "group.id": "durabill-fleet",  # required by librdkafka; nothing is committed
-                "enable.auto.commit": False,
-                "auto.offset.reset": "error",  # records that are gone must not go unnoticed
-                "allow.auto.create.topics": False,
-            }
-        )
-        try:
-            found = self._consumer.list_topics(topic, timeout=15).topics[topic]
-            if found.error is not None:
-                raise FleetError(f"topic {topic}: {found.error.str()}")
-            self.partitions = len(found.partitions)
-            self._next = self._ends()
-        except KafkaException as error:
-            self._consumer.close()
-            raise FleetError(f"topic {topic}: {error.args[0].str()}") from error
-        except FleetError:
-            self._consumer.close()
-            raise
-        self.records: list[LogRecord] = []
-
-    def read(self, wrongly_placed: set[bytes], timeout_s: float, progress: Progress) -> None:
-        """Read on to the end, and on until the copies of all wrongly placed records are there."""
-        assignment = [TopicPartition(self._topic, *place) for place in self._next.items()]
-        self._consumer.assign(assignment)
-        give_up_s = time.monotonic() + timeout_s
-        while True:
-            self._read_to_end(progress)
-            missing = len(wrongly_placed - self.copies())
-            if not missing or time.monotonic() >= give_up_s:
-                return
-            progress("forwarding", len(wrongly_placed) - missing, len(wrongly_placed))
-            time.sleep(0.2)
-
-    def copies(self) -> set[bytes]:
-        """Return the origins of the copies that were sent on to their right partition."""
-        origins = (
-            forwarded_from(record.headers, record.partition, self.partitions)
-            for record in self.records
-            if record.headers
-        )
-        return {origin for origin in origins if origin is not None}
-
-    def close(self) -> None:
-        self._consumer.close()
-
-    def _ends(self) -> dict[int, int]:
-        places = [TopicPartition(self._topic, each) for each in range(self.partitions)]
-        return {place.partition: self._end(place) for place in places}
-
-    def _end(self, place: TopicPartition) -> int:
-        give_up_s = time.monotonic() + 15
-        while True:
-            try:
-                return int(self._consumer.get_watermark_offsets(place, timeout=15)[1])
-            except KafkaException:  # a topic's leaders are known a moment after it was made
-                if time.monotonic() > give_up_s:
-                    raise
-                time.sleep(0.2)
-
-    def _read_to_end(self, progress: Progress) -> None:
-        ends = self._ends()
-        total = sum(ends.values()) - sum(self._next.values()) + len(self.records)
-        silent_since_s = time.monotonic()
-        while any(self._next[partition] < end for partition, end in ends.items()):
-            messages = self._consumer.consume(10_000, timeout=0.2)
-            for message in messages:
-                if message.error() is not None:
-                    raise FleetError(f"reading {self._topic} back: {message.error()}")
-                record = _log_record(message)
-                self.records.append(record)
-                self._next[record.partition] = record.offset + 1
-            progress("read back", len(self.records), total)
-            if messages:
-                silent_since_s = time.monotonic()
-            elif time.monotonic() - silent_since_s > 30:
-                raise FleetError(f"{self._topic} gives nothing, though its end is at {ends}")
-
-
-def _log_record(message: Message) -> LogRecord:
-    partition, offset = message.partition(), message.offset()
-    assert partition is not None
-    assert offset is not None
-    headers: Any = message.headers()  # its type says str or bytes, a consumer gives bytes
-    key, value, append_ms = message.key(), message.value(), message.timestamp()[1]
-    return LogRecord(partition, offset, append_ms, key, value, tuple(headers or ()))
-
-
 def _truth(
-    log: _Log,
+    log: FleetLog,
     policy: Policy,
     orders: Sequence[OrderPlan],
     sends: Sequence[Send],

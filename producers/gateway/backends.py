@@ -16,7 +16,7 @@ from yarl import URL
 
 from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.kafka import BackendUnavailable
-from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import OrderTotal
 from durabill.schemas.web import Page
 
@@ -162,7 +162,7 @@ _TOTAL_QUERY = sql.SQL("SELECT {} FROM latest_order_totals WHERE service_order_n
 )
 
 
-class Ledger:
+class TotalsReader:
     """Reads totals over one connection, opened when needed and again after trouble.
 
     `find` returns where the ledger is, or None while that is unknown.

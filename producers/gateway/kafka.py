@@ -1,13 +1,12 @@
 """The gateway's Kafka producer.
 
 Theory: confluent-kafka reports deliveries by callback, in whichever thread polls. One thread of
-ours does nothing else. The reports of one request are counted there, and only the last one crosses
-over into the event loop, so a request of 500 segments wakes the loop once. Each request's last
-report also tells the broker's time.
+ours does nothing else. It counts the reports of each request, and only the last one crosses over
+into the event loop, so a request of 500 segments wakes the loop once. Each request's last report
+also tells the broker's time.
 """
 
 import asyncio
-import dataclasses
 import functools
 import logging
 import threading
@@ -15,12 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.damping import Damper, DampingFilter
+from durabill.producers.sdk.kafka_uplink import KafkaConfig, producer_config
+from durabill.producers.sdk.stored import Stored, append_ms_of, stored_at
 from durabill.producers.sdk.threads import start_thread
-from durabill.producers.sdk.uplinks import KafkaConfig, producer_config
 
 log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger(f"{__name__}.librdkafka")
@@ -41,15 +41,6 @@ class Overloaded(Exception):
     """Too many segments wait for Kafka already; none of the request was sent."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a record lies. `append_ms` is None unless the topic has LogAppendTime."""
-
-    partition: int
-    offset: int
-    append_ms: int | None
-
-
 def error_name(error: object) -> str:
     """Return the name of Kafka's error: its text may hold addresses."""
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else error
@@ -59,16 +50,16 @@ def error_name(error: object) -> str:
 class _Delivery:
     """The delivery reports of one request. `report` is called by any thread, once a record."""
 
-    def __init__(self, count: int, publisher: "Publisher") -> None:
+    def __init__(self, count: int, producer: "SegmentProducer") -> None:
         assert count > 0
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[list[Stored]] = self._loop.create_future()
-        self._publisher = publisher
+        self._producer = producer
         self._stored: list[Stored | None] = [None] * count
         self._waiting = count
         self._error: object = None
         self._mutex = threading.Lock()
-        self._sent_ms = publisher.clock.tick_ms()
+        self._sent_ms = producer.clock.tick_ms()
 
     def report(self, index: int, error: object, message: Message | None) -> None:
         with self._mutex:
@@ -76,28 +67,24 @@ class _Delivery:
             if error is not None or message is None:
                 self._error = error
             else:
-                kind, at_ms = message.timestamp()
-                append_ms = at_ms if kind == TIMESTAMP_LOG_APPEND_TIME else None
-                partition, offset = message.partition(), message.offset()
-                if partition is None or offset is None:
-                    # A repeat inside librdkafka whose first try is long stored: nobody knows where.
+                append_ms = append_ms_of(message)
+                self._stored[index] = stored_at(message)
+                if self._stored[index] is None:
                     self._error = "stored, but without a receipt"
-                else:
-                    self._stored[index] = Stored(partition, offset, append_ms)
             self._waiting -= 1
             is_last = self._waiting == 0
         if is_last:
-            acked_ms = self._publisher.clock.tick_ms()
+            acked_ms = self._producer.clock.tick_ms()
             self._loop.call_soon_threadsafe(self._finish, acked_ms, append_ms)
 
     def _finish(self, acked_ms: int, append_ms: int | None) -> None:
-        self._publisher.is_finished(self, len(self._stored))
+        self._producer.is_finished(self, len(self._stored))
         if append_ms is not None:
-            self._publisher.clock.learn(self._sent_ms, acked_ms, append_ms)
+            self._producer.clock.learn(self._sent_ms, acked_ms, append_ms)
         if self.done.done():  # the request was cancelled: nobody waits any more
             return
         if self._error is not None:
-            self.fail(self._publisher.told(self._error))
+            self.fail(self._producer.told(self._error))
         else:
             self.done.set_result([each for each in self._stored if each is not None])
 
@@ -106,8 +93,8 @@ class _Delivery:
             self.done.set_exception(error)
 
 
-class Publisher:
-    """Publishes records to one topic, and knows when Kafka has acknowledged them.
+class SegmentProducer:
+    """Produces records to one topic, and knows when Kafka has acknowledged them.
 
     Made and used inside one event loop. `in_flight` records at most wait for Kafka at any time.
     `failed` is set, and `failure` says why, when the producer can't be used any more: librdkafka

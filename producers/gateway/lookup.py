@@ -10,7 +10,7 @@ import time
 from aiohttp import web
 
 from durabill.producers.gateway.api import ApiError, OrderAnswer, try_later
-from durabill.producers.gateway.backends import NONE_KNOWN, Ledger, Live, WorkerPool
+from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, WorkerPool
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.schemas import BadRecord
 from durabill.schemas.web import Page, cut_page, number_in_path, read_page
@@ -32,7 +32,7 @@ def number_of(request: web.Request) -> str:
 class Lookup:
     """Asks the workers and the ledger for orders."""
 
-    def __init__(self, workers: WorkerPool, ledger: Ledger) -> None:
+    def __init__(self, workers: WorkerPool, ledger: TotalsReader) -> None:
         self._workers = workers
         self._ledger = ledger
         self._stored_s: dict[str, float] = {}  # order -> when segments of it were acknowledged

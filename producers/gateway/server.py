@@ -42,16 +42,16 @@ from durabill.producers.gateway.api import (
     read_segments,
     try_later,
 )
-from durabill.producers.gateway.backends import Ledger, WorkerPool
+from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.checks import Gate, connection_of, json_answer, read_body
 from durabill.producers.gateway.damping import Damper
-from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, Publisher
+from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
 from durabill.producers.gateway.lookup import Lookup, number_of
 from durabill.producers.gateway.openapi import docs_page, openapi
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
+from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError
-from durabill.producers.sdk.uplinks import KafkaConfig
 from durabill.schemas import SEGMENTS_TOPIC, encode_segment
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.web import AllowedHosts
@@ -131,7 +131,7 @@ def new_order_number(now_ms: int, entropy: Callable[[int], bytes]) -> str:
 class Gateway:
     """The handlers. Backends exist between the application's startup and cleanup."""
 
-    publisher: Publisher
+    publisher: SegmentProducer
     lookup: Lookup
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -145,7 +145,7 @@ class Gateway:
     async def backends(self, _: web.Application) -> AsyncIterator[None]:
         """Open the backends, and close them after the last request (aiohttp's cleanup_ctx)."""
         config = self._config
-        self.publisher = Publisher(
+        self.publisher = SegmentProducer(
             config.kafka,
             config.topic,
             delivery_timeout_ms=config.delivery_timeout_ms,
@@ -155,7 +155,7 @@ class Gateway:
         find_workers = config.find_workers or (lambda: config.worker_urls)
         find_ledger = config.find_ledger or (lambda: config.ledger_dsn)
         workers = WorkerPool(find_workers, config.worker_token, config.lookup_timeout_s)
-        ledger = Ledger(find_ledger, config.lookup_timeout_s)
+        ledger = TotalsReader(find_ledger, config.lookup_timeout_s)
         self.lookup = Lookup(workers, ledger)
         yield
         await self.publisher.close(config.shutdown_timeout_s)

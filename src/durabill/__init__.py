@@ -11,25 +11,57 @@ used. The rest of Durabill lies in the packages below: `schemas` (the contract),
             print(service.service_order_number)
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from durabill.schemas.lazy import lazy_names
 
 if TYPE_CHECKING:
     from durabill.producers.sdk.client import Client, ClientStopped
+    from durabill.producers.sdk.http_uplink import HttpUplink
+    from durabill.producers.sdk.kafka_uplink import KafkaUplink
+    from durabill.producers.sdk.sender import ClientStats
     from durabill.producers.sdk.service import EndReceipt, Service
-    from durabill.producers.sdk.session import ProducerError
-    from durabill.producers.sdk.spool import SpoolBroken, SpoolBusy, SpoolError, SpoolFull
-    from durabill.producers.sdk.uplink import UplinkError, UplinkRefused, UplinkUnavailable
-    from durabill.producers.sdk.uplinks import HttpUplink, KafkaUplink
+    from durabill.producers.sdk.session import ClockWentBackwards, ProducerError, SessionState
+    from durabill.producers.sdk.spool import (
+        RejectedSegment,
+        SpoolBroken,
+        SpoolBusy,
+        SpoolError,
+        SpoolFull,
+    )
+    from durabill.producers.sdk.uplink import (
+        Backoff,
+        Grant,
+        OrderFailed,
+        UplinkError,
+        UplinkRefused,
+        UplinkUnavailable,
+        WillNotCount,
+    )
+    from durabill.schemas.errors import BadRecord, DurabillError
+    from durabill.schemas.extras import ExtraMissing
+
+__version__ = "0.1.0"
+"""The one place where the version stands; a build reads it here."""
 
 __all__ = [
+    "Backoff",
+    "BadRecord",
     "Client",
+    "ClientStats",
     "ClientStopped",
+    "ClockWentBackwards",
+    "DurabillError",
     "EndReceipt",
+    "ExtraMissing",
+    "Grant",
     "HttpUplink",
     "KafkaUplink",
+    "OrderFailed",
     "ProducerError",
+    "RejectedSegment",
     "Service",
+    "SessionState",
     "SpoolBroken",
     "SpoolBusy",
     "SpoolError",
@@ -37,28 +69,36 @@ __all__ = [
     "UplinkError",
     "UplinkRefused",
     "UplinkUnavailable",
+    "WillNotCount",
+    "__version__",
 ]
 
 _MODULES = {
-    "client": ("Client", "ClientStopped"),
-    "service": ("EndReceipt", "Service"),
-    "session": ("ProducerError",),
-    "spool": ("SpoolBroken", "SpoolBusy", "SpoolError", "SpoolFull"),
-    "uplink": ("UplinkError", "UplinkRefused", "UplinkUnavailable"),
-    "uplinks": ("HttpUplink", "KafkaUplink"),
+    "producers.sdk.client": ("Client", "ClientStopped"),
+    "producers.sdk.http_uplink": ("HttpUplink",),
+    "producers.sdk.kafka_uplink": ("KafkaUplink",),
+    "producers.sdk.sender": ("ClientStats",),
+    "producers.sdk.service": ("EndReceipt", "Service"),
+    "producers.sdk.session": ("ClockWentBackwards", "ProducerError", "SessionState"),
+    "producers.sdk.spool": (
+        "RejectedSegment",
+        "SpoolBroken",
+        "SpoolBusy",
+        "SpoolError",
+        "SpoolFull",
+    ),
+    "producers.sdk.uplink": (
+        "Backoff",
+        "Grant",
+        "OrderFailed",
+        "UplinkError",
+        "UplinkRefused",
+        "UplinkUnavailable",
+        "WillNotCount",
+    ),
+    "schemas.errors": ("BadRecord", "DurabillError"),
+    "schemas.extras": ("ExtraMissing",),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"durabill.producers.sdk.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Return the public names, also those that have not been imported yet."""
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -1,23 +1,24 @@
-"""Sending dead letters back into the segments topic, as they were or repaired."""
+"""Sends dead letters back into the segments topic, as they were or repaired."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from durabill.schemas import PARTITIONER, SegmentEvent, encode_segment
+from durabill.schemas import SegmentEvent, encode_segment
+from durabill.schemas.headers import FORWARDED_FROM, RESENT_FROM
 from durabill.schemas.limits import FORWARD_BYTES_MAX
 from durabill.stream_processors.dead_letters.letters import (
-    RESENT_FROM,
+    ANSWER_S,
     DeadLetter,
     DeadLetterError,
     find_dead_letter,
 )
 from durabill.stream_processors.engine.batch import Record
-from durabill.stream_processors.engine.table import FORWARDED_FROM
+from durabill.stream_processors.kafka.options import resending_producer
 
 _SENT_AT_ONCE = 500
 _Outcome = tuple[KafkaError | None, Message] | None
@@ -33,44 +34,44 @@ class Resent:
 
 
 def resend(
-    kafka: Mapping[str, str],
+    kafka: Mapping[str, Any],
     topic: str,
     partition: int,
     offset: int,
     *,
     segments_topic: str,
     repaired: SegmentEvent | None = None,
-    answer_s: float = 30.0,
+    answer_s: float = ANSWER_S,
 ) -> Resent:
-    """Sends the dead letter at `offset` back into the segments topic; returns where it landed.
+    """Send the dead letter at `offset` back into the segments topic; return where it landed.
 
     With `repaired` that segment goes instead of the original bytes, under its order number as the
     key. The record's own headers stay but for `forwarded_from` (none if they make the record
-    too large to be sent on), ours go, `resent_from` says where it came from. Sending one twice does
-    no harm: a repeated segment is a duplicate. Raises DeadLetterError when there is no such dead
-    letter, it has been cut and is not repaired, or Kafka has not acknowledged in `answer_s` seconds
-    (it may have arrived).
+    too large to be sent on), a dead letter's own are dropped, and `resent_from` says where it came
+    from. Sending one twice does no harm: a repeated segment is a duplicate. Raises DeadLetterError
+    when there is no such dead letter, it has been cut and is not repaired, or Kafka has not
+    acknowledged it in `answer_s` seconds (it may have arrived); AccessError when a topic is not
+    there.
     """
     letter = find_dead_letter(kafka, topic, partition, offset, answer_s=answer_s)
     return next(send_back(kafka, topic, [letter], segments_topic, repaired, answer_s))[1]
 
 
 def send_back(
-    kafka: Mapping[str, str],
+    kafka: Mapping[str, Any],
     topic: str,
     letters: Iterable[DeadLetter],
     segments_topic: str,
     repaired: SegmentEvent | None = None,
-    answer_s: float = 30.0,
+    answer_s: float = ANSWER_S,
 ) -> Iterator[tuple[DeadLetter, Resent]]:
-    """Sends letters of `topic` as `resend` does, all by one producer; yields where each landed."""
-    producer = _producer(kafka, answer_s)
+    """Send letters of `topic` as `resend` does, by one producer; yield where each landed."""
+    producer = Producer(resending_producer(kafka, delivery_timeout_s=answer_s))
     waiting = iter(letters)
     while batch := list(islice(waiting, _SENT_AT_ONCE)):
         outcomes: list[_Outcome] = [None] * len(batch)
         for at, letter in enumerate(batch):
             key, value, headers = _record_of(letter, topic, repaired)
-
             note = partial(_note, outcomes, at)
             producer.produce(segments_topic, value, key, headers=headers, on_delivery=note)
         producer.flush(answer_s + 1)
@@ -85,7 +86,7 @@ def _note(outcomes: list[_Outcome], at: int, error: KafkaError | None, message: 
 def _record_of(
     letter: DeadLetter, topic: str, repaired: SegmentEvent | None
 ) -> tuple[bytes | None, bytes | None, list[tuple[str, str | bytes | None]]]:
-    """The key, value and headers that go back."""
+    """Return the key, value and headers that go back."""
     partition, offset = letter.partition, letter.offset
     key, value = letter.key, letter.value
     if letter.is_cut and repaired is None:
@@ -102,21 +103,6 @@ def _record_of(
         headers = []
     headers.append((RESENT_FROM, f"{topic}/{partition}/{offset}".encode()))
     return key, value, [*headers]
-
-
-def _producer(kafka: Mapping[str, str], answer_s: float) -> Producer:
-    return Producer(
-        {
-            **kafka,
-            "partitioner": PARTITIONER,
-            "acks": "all",
-            "enable.idempotence": True,
-            "delivery.timeout.ms": int(answer_s * 1000),
-            "linger.ms": 5,
-            "message.max.bytes": 1_000_000_000,  # what is too large, the topic says
-            "allow.auto.create.topics": False,
-        }
-    )
 
 
 def _landed(topic: str, outcome: _Outcome, answer_s: float) -> Resent:

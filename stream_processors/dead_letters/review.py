@@ -1,4 +1,4 @@
-"""What became of dead letters that were sent back: each origin is sent once.
+"""Tells what became of dead letters that were sent back, so that each origin is sent once.
 
 A record that is sent back says in its header `resent_from` which dead letter it was. If it is
 rejected again, its own dead letter still has that header: so dead letters make trees, and the first
@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
+from durabill.schemas.headers import RESENT_FROM
 from durabill.stream_processors.dead_letters.letters import (
-    RESENT_FROM,
     DeadLetter,
     Header,
     Origins,
@@ -59,7 +60,7 @@ class Reviewed:
 class _Trees:
     """Dead letters that were sent back, and what came of them."""
 
-    def __init__(self, kafka: Mapping[str, str], topic: str, segments_topic: str) -> None:
+    def __init__(self, kafka: Mapping[str, Any], topic: str, segments_topic: str) -> None:
         self._kafka, self._topic, self._segments_topic = kafka, topic, segments_topic
         self._parents: dict[Place, Place] = {}
         self._by_record: dict[Record, Place] = {}  # a crash may have made two letters of one
@@ -69,7 +70,7 @@ class _Trees:
         self._accepted: set[Place] = set()
 
     def gather(self, reason: str) -> bool:
-        """Reads the topics; False where no letter has the reason."""
+        """Read the topics; return False where no letter has the reason."""
         links: dict[Place, Place] = {}
         first_ms: int | None = None
         for letter in read_letters(self._kafka, self._topic):
@@ -86,7 +87,7 @@ class _Trees:
         return True
 
     def _find_sent(self, since_ms: int) -> dict[Place, Place]:
-        """Records of the segments topic that were sent back: the letter that each was."""
+        """Return the records of the segments topic that were sent back, and the letter each was."""
         sent: dict[Place, Place] = {}
         for message in read_messages(self._kafka, self._segments_topic, since_ms):
             if message.headers() is None:
@@ -132,7 +133,7 @@ class _Trees:
         return self._same.get(place, place)
 
     def state(self, letter: DeadLetter, reason: str) -> State | None:
-        """Where the letter's origin stands; None where another letter tells it."""
+        """Return where the letter's origin stands; None where another letter tells it."""
         place = letter.place
         if place in self._parents:
             origin = self._climb(place)
@@ -154,11 +155,11 @@ class _Trees:
 
 
 def review(
-    kafka: Mapping[str, str], topic: str, *, segments_topic: str, reason: str
+    kafka: Mapping[str, Any], topic: str, *, segments_topic: str, reason: str
 ) -> Iterator[Reviewed]:
-    """Yields every origin which was rejected for `reason`, first or last, once.
+    """Yield every origin which was rejected for `reason`, first or last, once.
 
-    Raises DeadLetterError as `list_dead_letters` does.
+    Raises what `list_dead_letters` raises.
     """
     trees = _Trees(kafka, topic, segments_topic)
     if not trees.gather(reason):
@@ -171,7 +172,7 @@ def review(
 
 
 def _sent_from(headers: Sequence[Header], topic: str) -> Place | None:
-    """The place in `topic` that a record says it was sent back from."""
+    """Return the place in `topic` that a record says it was sent back from."""
     for name, value in reversed(headers):
         if name == RESENT_FROM and value is not None:
             found = _PLACE.fullmatch(value.decode(errors="replace"))

@@ -1,15 +1,16 @@
 """Orders as the bytes of a checkpoint block, and back.
 
 A block is a version byte and a zstd frame of MessagePack. Version 3 is a list of plain orders,
-[[slot, the order's fields ...], ...]. Version 4 is [slots, rows, extras, orders]: the columns' rows
-as they lie in memory (little-endian), the slots that they belong in, and in the form of version 3
-those orders that are no rows. Version 5 is a list as in version 3, of one large order, and the
-whole entry is that order's own. The columns read all, the plain table has no rows to put one in.
-Versions 1 and 2 are 3 and 4 without what interim totals and gathered corrections need; they are
-read, and not written any more: see `_bring_up_to_date` and `kernel.upgrade`.
+[[slot, the order's fields ...], ...]. Version 4 is [slots, rows, piece lists, orders]: the rows as
+they lie in memory (little-endian), the slots that they belong in, the piece lists that they refer
+to, and in the form of version 3 those orders that are no rows. Version 5 is a list as in version 3,
+of one large order, and the whole entry is that order's own. The column table reads all versions;
+the plain table has no rows to put one in. Versions 1 and 2 are 3 and 4 without what interim totals
+and gathered corrections need. They are read, and not written any more: see `_bring_up_to_date` and
+`kernel.upgrade`.
 
-Invariants are asserted before a state is written and after it is read; a block that can't be read
-raises StateError, since going on without it would forget money.
+Invariants are asserted before a state is written and after it is read. A block that can't be read
+raises StateError: going on without it would forget money.
 """
 
 from collections.abc import Iterable, Sequence
@@ -61,7 +62,7 @@ class _OrderState(_OldOrderState, array_like=True, forbid_unknown_fields=True):
 class _Raw(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     slots: bytes
     rows: bytes
-    extras: bytes
+    lists: bytes
 
 
 class _Columns(_Raw, array_like=True, forbid_unknown_fields=True):
@@ -78,7 +79,7 @@ class BlockContent(NamedTuple):
     version: int
     slots: bytes
     rows: bytes
-    extras: bytes
+    lists: bytes
     orders: list[tuple[int, Order]]
     is_own: bool = False
     """Whether it is the entry of one large order."""
@@ -134,14 +135,14 @@ def large_snapshot(slot: int, order: Order) -> Snapshot:
 def columns_snapshot(
     slots: Any,
     held: Any,
-    extras: Any,
+    lists: Any,
     orders: Iterable[tuple[int, Order]],
     frozen: Sequence[_OrderState] = (),
 ) -> Snapshot:
     """Return the content of a block of rows (numpy; slots int32) and of orders that are none."""
     states = [*frozen, *(_state_of(slot, order) for slot, order in orders)]
-    columns = _Columns(slots.tobytes(), held.tobytes(), extras.tobytes(), states)
-    weight = (held.nbytes + extras.nbytes) // ROW_BYTES + _weight(states)
+    columns = _Columns(slots.tobytes(), held.tobytes(), lists.tobytes(), states)
+    weight = (held.nbytes + lists.nbytes) // ROW_BYTES + _weight(states)
     return Snapshot(COLUMNS_VERSION, columns, weight)
 
 
@@ -167,7 +168,7 @@ def decode_block(block: bytes) -> BlockContent:
         if version in _columns_decoders:
             columns = _columns_decoders[version].decode(bytes(cramjam.zstd.decompress(block[1:])))
             orders = [_order_of(state) for state in columns.orders]
-            return BlockContent(version, columns.slots, columns.rows, columns.extras, orders)
+            return BlockContent(version, columns.slots, columns.rows, columns.lists, orders)
     except (cramjam.DecompressionError, msgspec.DecodeError) as error:
         raise StateError(f"a checkpoint block is damaged: {error}") from error
     raise StateError(

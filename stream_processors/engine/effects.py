@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from durabill.schemas import Reason
+from durabill.schemas.headers import CUT_BATCH, CUT_HEADERS, CUT_KEY, CUT_VALUE
 from durabill.schemas.limits import DETAIL_CHARS_MAX, LETTER_BYTES_MAX, LETTER_CUT_BYTES
 from durabill.stream_processors.engine.batch import BatchHeader, Headers, Record, Rest
 
@@ -36,9 +37,6 @@ SCAN_COST = 2_000
 HEADER_COST = 2
 HASHED_BYTES = 1024
 """So many bytes of a record that becomes a dead letter cost one."""
-
-CUT_BATCH = "cut_batch"
-"""Header of a dead letter that is a part of a batch: the batch's size, and its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +110,12 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
         detail = detail[: DETAIL_CHARS_MAX - 1] + "…"
     if record.size > LETTER_BYTES_MAX:
         told = [
-            (f"cut_{name}", _told(content))
-            for name, content in (("key", record.key), ("value", record.value))
+            (name, _told(content))
+            for name, content in ((CUT_KEY, record.key), (CUT_VALUE, record.value))
             if content is not None and len(content) > LETTER_CUT_BYTES
         ]
         if record.headers:
-            told.append(("cut_headers", str(len(record.headers)).encode()))
+            told.append((CUT_HEADERS, str(len(record.headers)).encode()))
         key, value = (each and each[:LETTER_CUT_BYTES] for each in (record.key, record.value))
         record = record._replace(key=key, value=value, headers=tuple(told))
     return DeadLetter(record, reason, detail)

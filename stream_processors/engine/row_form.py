@@ -26,7 +26,7 @@ def fits_row(order: Order) -> bool:
 
 def row_of(order: Order) -> dict[str, int]:
     """Return the fields of a fitting order's row, without its pieces and its key."""
-    settlements = max(0, order.settlements - 1) << rows.SETTLEMENTS_SHIFT
+    settlements = max(0, order.settlements - 1) << rows.TIMES_SETTLED_SHIFT
     return {
         "start_ms": order.started_ms,
         "end_ms": order.ended_ms,
@@ -62,7 +62,7 @@ def order_of(
     order.source_offset = int(row["source_offset"])
     order.revision = int(row["revision"])
     if order.revision:
-        order.settlements = ((flags & rows.SETTLEMENTS) >> rows.SETTLEMENTS_SHIFT) + 1
+        order.settlements = ((flags & rows.TIMES_SETTLED) >> rows.TIMES_SETTLED_SHIFT) + 1
         # A settled row's evidence is that of its last total: new evidence lifts it first.
         order.digest = evidence_digest(
             order.service_order_number, order.time, order.numbers, order.end_number

@@ -5,19 +5,18 @@ one that unpacks to gigabytes, nor a million orders whose deadline comes with on
 is folded in steps of some 10 ms; between two of them the worker does whatever else there is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from durabill.schemas.errors import DurabillError, InputError, PoisonError
 from durabill.stream_processors.engine.batch import (
     BATCH_UNPACKED_BYTES_MAX,
-    HEADER_SIZE,
     BatchHeader,
     Chunk,
-    Record,
     Rest,
     append_time_ms,
     headers_in,
-    read_batch,
 )
 from durabill.stream_processors.engine.effects import (
     HASHED_BYTES,
@@ -26,32 +25,43 @@ from durabill.stream_processors.engine.effects import (
     Effects,
     Step,
     batch_letter,
-    plain_cost,
 )
 from durabill.stream_processors.engine.unpack import Room
 
 
-class ChunkFolder:
-    """The flow of a table: chunks in, steps out. What a record does is up to the table."""
+@dataclass(slots=True)
+class AtHand:
+    """What is being folded, for PoisonError: a record has an offset, a timer only a key."""
+
+    offset: int | None = None
+    key: bytes | None = None
+
+    def set(self, offset: int | None, key: bytes | None) -> None:
+        """Note what is folded from now on."""
+        self.offset = offset
+        self.key = key
+
+
+class ChunkFolder(ABC):
+    """The flow of a table: chunks in, steps out. What a batch does is up to the table."""
 
     def __init__(self, partition: int) -> None:
         self.clock_ms = 0
-        self.records = 0
+        self.records_folded = 0
         """Records folded in this process's life; for the metrics only."""
         self._partition = partition
         self._room = Room(BATCH_UNPACKED_BYTES_MAX)
-        self._at_hand: tuple[int | None, bytes | None] = (None, None)
-        """Offset and key of what is being folded, for PoisonError."""
+        self._at_hand = AtHand()
 
-    def _settle_ahead(self, key: bytes | None, effects: Effects) -> Iterator[None]:
-        """Give the totals of a record's order that are due before it; yield after each."""
-        raise NotImplementedError
+    @abstractmethod
+    def _fold_batch(
+        self, header: BatchHeader, batch: memoryview, first_offset: int, effects: Effects
+    ) -> Iterator[int]:
+        """Fold a batch's records from `first_offset` on; see `_fold_chunk` for what it yields."""
 
-    def _fold_record(self, record: Record, effects: Effects) -> None:
-        raise NotImplementedError
-
+    @abstractmethod
     def _run_due(self, effects: Effects) -> Iterator[None]:
-        raise NotImplementedError
+        """Settle what is due by the partition's clock; yield after each little work."""
 
     def fold(self, chunk: Chunk) -> Effects:
         """Take in a chunk of the log; return what it gives, timers due by its end included."""
@@ -74,7 +84,7 @@ class ChunkFolder:
             for next_offset in self._fold_chunk(chunk, effects):
                 if effects.cost >= STEP_COST:
                     yield Step(next_offset, effects.take())
-            self._at_hand = (None, None)
+            self._at_hand.set(None, None)
             # Time moves by records alone: nothing is due by what has none.
             for _ in self._run_due(effects) if next_offset >= 0 else ():
                 if effects.cost >= STEP_COST:
@@ -83,7 +93,8 @@ class ChunkFolder:
             # The sender's faults were to be dead letters: one that comes up here is a bug of ours.
             if isinstance(error, DurabillError | MemoryError) and not isinstance(error, InputError):
                 raise
-            raise PoisonError(self._partition, *self._at_hand, error) from error
+            at_hand = self._at_hand
+            raise PoisonError(self._partition, at_hand.offset, at_hand.key, error) from error
         yield Step(chunk.next_offset, effects.take())
 
     def _fold_chunk(self, chunk: Chunk, effects: Effects) -> Iterator[int]:
@@ -91,32 +102,19 @@ class ChunkFolder:
         view = memoryview(chunk.data)
         for at, header in headers_in(chunk.data):
             append_ms = append_time_ms(header)
-            if header.next_offset > chunk.first_offset:
+            next_offset = header.next_offset
+            if next_offset > chunk.first_offset:
                 if header.record_count:
                     self.clock_ms = max(self.clock_ms, append_ms)
                 batch = view[at : at + header.size]
-                last_offset = max(chunk.first_offset, header.next_offset - 1)
-                for next_offset in self._fold_batch(header, batch, chunk.first_offset, effects):
-                    yield min(next_offset, last_offset)
+                last_offset = max(chunk.first_offset, next_offset - 1)
+                for replay_offset in self._fold_batch(header, batch, chunk.first_offset, effects):
+                    yield min(replay_offset, last_offset)
                 yield last_offset
-
-    def _fold_batch(
-        self, header: BatchHeader, batch: memoryview, first_offset: int, effects: Effects
-    ) -> Iterator[int]:
-        for each in read_batch(header, batch[HEADER_SIZE:], self._room):
-            if isinstance(each, Rest):
-                self._set_aside(header, batch, each, effects)
-            elif each.offset >= first_offset:
-                self._at_hand = (each.offset, each.key)
-                effects.cost += plain_cost(each)
-                for _ in self._settle_ahead(each.key, effects):
-                    yield each.offset
-                self._fold_record(each, effects)
-                self.records += 1
-                yield each.offset + 1
 
     def _set_aside(
         self, header: BatchHeader, batch: memoryview, rest: Rest, effects: Effects
     ) -> None:
+        """Make one dead letter of the part of a batch that doesn't count."""
         effects.cost += PLAIN_COST + len(batch) // HASHED_BYTES
         effects.dead_letters.append(batch_letter(header, batch, rest))

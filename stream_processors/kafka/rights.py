@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
-from durabill.stream_processors.kafka.clients import (
+from durabill.stream_processors.kafka.errors import (
     Right,
+    answer_of,
     lacks_right,
     lacks_topic,
     patiently,
+)
+from durabill.stream_processors.kafka.group_offsets import sees_group
+from durabill.stream_processors.kafka.options import (
+    DEAD_LETTERS_GROUP,
+    LOOK_GROUP,
+    ledger_group,
     quiet,
 )
-from durabill.stream_processors.kafka.reading import sees_group
 
 if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
@@ -35,35 +41,34 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
     `check` is `durabill topics check`. A worker also needs Write on transactional ids that begin
     with the application id, which shows when it opens them.
     """
-    segments, totals = settings.segments_topic, settings.totals_topic
-    letters, checkpoint = settings.dead_letters_topic, settings.checkpoint_topic
-    group = settings.application_id
+    names, group = settings.topics, settings.application_id
+    everything: dict[str, tuple[str, ...]] = {
+        names.segments: ("Read", "Write", "DescribeConfigs"),
+        names.totals: ("Read", "Write", "DescribeConfigs"),
+        names.dead_letters: ("Write", "DescribeConfigs"),
+        names.checkpoint: ("Read", "Write", "DescribeConfigs"),
+    }
     topics: dict[str, dict[str, tuple[str, ...]]] = {
-        "worker": {
-            segments: ("Read", "Write", "DescribeConfigs"),
-            totals: ("Read", "Write", "DescribeConfigs"),
-            letters: ("Write", "DescribeConfigs"),
-            checkpoint: ("Read", "Write", "DescribeConfigs"),
-        },
-        "check": dict.fromkeys((segments, totals, letters, checkpoint), ("DescribeConfigs",)),
-        "ledger": {totals: ("Read",)},
-        "gateway": {segments: ("Write",)},
-        "fleet": {segments: ("Read", "Write")},
-        "order": {segments: ("Read",), letters: ("Read",)},
-        "totals": {totals: ("Read",)},
-        "letters": {letters: ("Read",)},
-        "resend": {letters: ("Read",), segments: ("Write",)},
+        "worker": everything,
+        "check": dict.fromkeys(everything, ("DescribeConfigs",)),
+        "ledger": {names.totals: ("Read",)},
+        "gateway": {names.segments: ("Write",)},
+        "fleet": {names.segments: ("Read", "Write")},
+        "order": {names.segments: ("Read",), names.dead_letters: ("Read",)},
+        "totals": {names.totals: ("Read",)},
+        "letters": {names.dead_letters: ("Read",)},
+        "resend": {names.dead_letters: ("Read",), names.segments: ("Write",)},
     }
     groups: dict[str, tuple[tuple[str, str], ...]] = {
         "worker": (("Read", group),),
         "check": (("Describe", group),),
-        "ledger": (("Read", f"{group}-ledger"),),
+        "ledger": (("Read", ledger_group(group)),),
         "gateway": (),
         "fleet": (("Describe", "durabill-fleet"),),
-        "order": (("Describe", "durabill-look"), ("Describe", "durabill-dead-letters")),
-        "totals": (("Describe", "durabill-look"),),
-        "letters": (("Describe", "durabill-dead-letters"),),
-        "resend": (("Describe", "durabill-dead-letters"),),
+        "order": (("Describe", LOOK_GROUP), ("Describe", DEAD_LETTERS_GROUP)),
+        "totals": (("Describe", LOOK_GROUP),),
+        "letters": (("Describe", DEAD_LETTERS_GROUP),),
+        "resend": (("Describe", DEAD_LETTERS_GROUP),),
     }
     return [
         *(Right(each, "topic", name) for name, those in topics[role].items() for each in those),
@@ -108,7 +113,7 @@ def _topics(
         found: dict[str, frozenset[AclOperation] | None] = {}
         for name, future in asked.items():
             try:
-                operations = future.result(timeout_s + 1).authorized_operations
+                operations = answer_of(future, timeout_s + 1).authorized_operations
                 found[name] = None if operations is None else frozenset(operations)
             except KafkaException as error:
                 if lacks_topic(error.args[0]):

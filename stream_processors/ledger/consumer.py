@@ -1,15 +1,15 @@
-"""The ledger's consumer loop: the totals topic into PostgreSQL, each revision once.
+"""The ledger's loop: consumes the totals topic into PostgreSQL, each revision once.
 
-Theory of operation. Where the ledger has got to stands in PostgreSQL alone (`ledger_offsets`),
-moved in the transaction that writes the rows; Kafka's group only shares the partitions out.
-Whenever anything is in doubt (partitions given or taken, PostgreSQL gone in the middle of a
-commit, another ledger on the same partition, a broker's error), there is one way on: throw away
-what was read, ask PostgreSQL again, and fetch from there. Until PostgreSQL answers nothing is
-assigned, so nothing is fetched and memory stays bounded, and the group's membership is kept alive.
+Theory of operation. The ledger's offsets are in PostgreSQL alone (`ledger_offsets`). The
+transaction that writes the rows moves them; Kafka's group only shares the partitions out. Whenever
+anything is in doubt (partitions assigned or revoked, PostgreSQL gone in the middle of a commit,
+another ledger on the same partition, a broker's error), there is one way on: drop what was read,
+ask PostgreSQL again, and fetch from there. Until PostgreSQL answers nothing is assigned, so nothing
+is fetched and memory stays bounded; polling keeps the group's membership alive.
 
-Servers that are away are waited for, at the start too, however long it takes (`ledger_servers` says
-so). Stops with LedgerError for what trying again cannot repair: offsets that are out of the topic's
-range, a topic that was made anew, missing tables, credentials that are refused at the start.
+Servers that are away are waited for, at the start too, however long it takes (see `servers`). The
+ledger stops with LedgerError for what trying again can't repair: offsets that are out of the
+topic's range, a recreated topic, missing tables, credentials that are refused at the start.
 """
 
 import logging
@@ -19,15 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from durabill.stream_processors.dsn import error_text, read_dsn, shown_dsn
+from durabill.stream_processors.kafka.errors import passes
+from durabill.stream_processors.kafka.options import ledger_consumer, quiet
+from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.ledger.records import (
     Fenced,
     LedgerError,
@@ -40,13 +38,11 @@ from durabill.stream_processors.ledger.records import (
 from durabill.stream_processors.ledger.servers import (
     HOPELESS_KAFKA,
     KAFKA_ANSWER_S,
-    TRANSIENT_KAFKA,
+    REOPENING_KAFKA,
     TRANSIENT_SQL,
     Server,
     connect_ledger,
-    consumer_config,
     is_refusal,
-    topic_id_of,
 )
 from durabill.stream_processors.ledger.store import Batch, LedgerStore, Written
 
@@ -88,16 +84,16 @@ def run_ledger(
     batch_records_max: int = 5_000,
     backoff_max_s: float = 10.0,
 ) -> LedgerStats:
-    """Runs until `stop` is set, then leaves the group and returns; `stats` may be watched.
+    """Run until `stop` is set, then leave the group and return; `stats` may be watched.
 
     `kafka` is librdkafka's client configuration. `prepare` is called before PostgreSQL is used,
     again while it raises psycopg's errors of a server that is away. `on_ready` is called once, when
     the first partitions are being read (or the group has none to give). Several ledgers may share a
-    `group_id`. Raises LedgerError for what trying again cannot repair; a server that is away is
-    waited for as long as it takes. Raises BadDsn for a DSN that can't be read.
+    `group_id`. Raises LedgerError for what trying again can't repair, BadDsn for a DSN that can't
+    be read. A server that is away is waited for as long as it takes.
     """
     read_dsn(dsn)
-    ledger = _Ledger(kafka, topic, group_id, dsn, stop, stats or LedgerStats())
+    ledger = LedgerConsumer(kafka, topic, group_id, dsn, stop, stats or LedgerStats())
     ledger.prepare, ledger.on_ready = prepare, on_ready
     ledger.batch_records_max = batch_records_max
     ledger.backoff_max_s = backoff_max_s
@@ -110,7 +106,9 @@ def run_ledger(
     return ledger.stats
 
 
-class _Ledger:
+class LedgerConsumer:
+    """One ledger: see the module's theory of operation, and `run_ledger`."""
+
     def __init__(
         self,
         kafka: Mapping[str, str],
@@ -131,7 +129,7 @@ class _Ledger:
         self._database = Server("PostgreSQL", shown_dsn(dsn), "DURABILL_LEDGER_DSN")
         self._hopeless: KafkaError | None = None
         # Its own lines say what the callback says, several times a second.
-        config = {"log_level": 0, **consumer_config(kafka, group_id), "error_cb": self._on_error}
+        config = {"log_level": 0, **ledger_consumer(kafka, group_id), "error_cb": self._on_error}
         self._consumer = Consumer(config)
         self._store: LedgerStore | None = None
         self._topic_id: str | None = None
@@ -143,6 +141,7 @@ class _Ledger:
         self._born = time.monotonic()
 
     def run(self) -> None:
+        """Run until `stop` is set; then leave the group, and PostgreSQL."""
         try:
             self._check_in()
             self._consumer.subscribe(
@@ -158,7 +157,7 @@ class _Ledger:
             self._disconnect()
 
     def _check_in(self) -> None:
-        """Before joining the group: is the topic there, does PostgreSQL take us?"""
+        """Before joining the group, wait for the topic and for PostgreSQL."""
         while not self.stop.is_set():
             if self._patiently(self._find_topic) and self._patiently(self._set_up):
                 return
@@ -170,7 +169,7 @@ class _Ledger:
         self._connect()
 
     def _patiently(self, step: Callable[[], object]) -> bool:
-        """Runs a step; True if it went through, False after a pause if it is worth another try."""
+        """Run a step; return True if it went through, False after a pause if it may yet."""
         try:
             step()
         except Fenced as error:
@@ -191,7 +190,7 @@ class _Ledger:
         return False
 
     def _pause(self) -> None:
-        """Waits, fetching nothing, but in touch with the group."""
+        """Wait, fetching nothing, but in touch with the group."""
         self._next = {}
         self._doubt = True
         self._consumer.unassign()
@@ -205,7 +204,7 @@ class _Ledger:
             self._raise_hopeless()
 
     def _turn(self) -> None:
-        """One batch from Kafka into PostgreSQL."""
+        """Take one batch from Kafka into PostgreSQL."""
         self._raise_hopeless()
         if self._broker.is_away:
             self._look_for_broker()
@@ -235,7 +234,7 @@ class _Ledger:
             self._broker.answered()
 
     def _open(self) -> None:
-        """Assigns the group's partitions at the offsets that PostgreSQL holds."""
+        """Assign the group's partitions at the offsets that PostgreSQL holds."""
         self._find_topic()
         self._connect()
         assert self._store is not None, "connected"
@@ -254,7 +253,7 @@ class _Ledger:
             self.on_ready = None
 
     def _gather(self, messages: Sequence[Message]) -> Batch:
-        """What was read as a batch; raises for errors that Kafka put between the records."""
+        """Return what was read as a batch; raise the errors that Kafka put between the records."""
         moves: dict[int, tuple[int, int]] = {}
         totals: list[RecordedTotal] = []
         unreadable: list[UnreadableRecord] = []
@@ -328,7 +327,9 @@ class _Ledger:
         found = listed.topics[self.topic]
         if found.error is not None:
             raise KafkaException(found.error)
-        self._topic_id = topic_id_of(self._kafka, self.topic)
+        admin = AdminClient(quiet(self._kafka))
+        ids = topic_ids(admin, [self.topic], KAFKA_ANSWER_S)
+        self._topic_id = ids[self.topic] or None
 
     def _range(self, partition: int) -> tuple[int, int]:
         place = TopicPartition(self.topic, partition)
@@ -339,17 +340,17 @@ class _Ledger:
         return low, high
 
     def _judge(self, error: KafkaError) -> None:
-        """Returns if `error` passes by itself, else raises: an unknown one may cost a record."""
+        """Return if `error` passes, else raise LedgerError: an unknown one may cost a record."""
         if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             if time.monotonic() < self._born + _TOPIC_SPREADS_S:
                 return
             raise LedgerError(f"topic {self.topic} does not exist: create it, then start again")
-        passes = error.code() in TRANSIENT_KAFKA or error.retriable()
-        if error.fatal() or not passes:
+        reopens = error.code() in REOPENING_KAFKA and not error.fatal()
+        if not (reopens or passes(error)):
             raise LedgerError(f"Kafka: {error}")
 
     def _on_error(self, error: KafkaError) -> None:
-        """librdkafka's own troubles; most mend themselves, refused credentials do not."""
+        """Take note of librdkafka's own troubles; most pass, refused credentials don't."""
         if error.fatal() or error.code() in HOPELESS_KAFKA:
             self._hopeless = error
         else:

@@ -1,4 +1,4 @@
-"""What others ask the ledger. `where` is a DSN, or a connection in which the question is asked."""
+"""Reads totals and status from the ledger. `where` is a DSN, or a connection to ask by."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,14 +50,14 @@ class Recorded:
 
 
 def latest_total(where: str | Connection, order_number: str) -> OrderTotal | None:
-    """The order's greatest revision, None where there is none."""
+    """Return the order's greatest revision, None where there is none."""
     newest = "WHERE service_order_number = %s ORDER BY revision DESC LIMIT 1"
     with connected(where) as conn:
         return next(iter(read_totals(conn, newest, (order_number,))), None)
 
 
 def revisions(where: str | Connection, order_number: str) -> list[OrderTotal]:
-    """Every revision of the order that is recorded, from the first to the latest."""
+    """Return every recorded revision of the order, from the first to the latest."""
     with connected(where) as conn:
         all_of_it = "WHERE service_order_number = %s ORDER BY revision"
         return read_totals(conn, all_of_it, (order_number,))
@@ -66,7 +66,7 @@ def revisions(where: str | Connection, order_number: str) -> list[OrderTotal]:
 def latest_totals(
     where: str | Connection, *, status: str | None = None, limit: int | None = None
 ) -> Iterator[OrderTotal]:
-    """Each order's greatest revision, the last settled first, whole."""
+    """Yield each order's greatest revision, the last settled first, whole."""
     clause, parameters = _latest(status, limit)
     return map(_total, _stream(where, TOTAL_FIELDS, clause, parameters))
 
@@ -74,7 +74,7 @@ def latest_totals(
 def latest_summaries(
     where: str | Connection, *, status: str | None = None, limit: int | None = None
 ) -> Iterator[Summary]:
-    """As `latest_totals`, without the intervals, which are most of a total of many pieces."""
+    """Yield the same without the intervals, which are most of a total of many pieces."""
     clause, parameters = _latest(status, limit)
     return map(_summary, _stream(where, SUMMARY_FIELDS, clause, parameters))
 
@@ -82,7 +82,7 @@ def latest_summaries(
 def revision_summaries(
     where: str | Connection, order_number: str, limit: int | None = None
 ) -> tuple[list[Summary], int]:
-    """The order's latest revisions, oldest first, without intervals; and how many there are."""
+    """Return the order's latest revisions, oldest first, without intervals; and their count."""
     newest = "WHERE service_order_number = %s ORDER BY revision DESC LIMIT %s"
     with connected(where) as conn:
         rows = conn.execute(
@@ -96,17 +96,17 @@ def revision_summaries(
 
 
 def every_total(where: str | Connection) -> Iterator[OrderTotal]:
-    """Every revision of every order, a few at a time in memory."""
+    """Yield every revision of every order, a few at a time in memory."""
     return map(_total, _stream(where, TOTAL_FIELDS, "", ()))
 
 
 def summary_of(total: OrderTotal) -> Summary:
-    """The total without its intervals, as the summaries are."""
+    """Return the total without its intervals, as the summaries are."""
     return Summary(**{name: getattr(total, name) for name in SUMMARY_FIELDS})
 
 
 def set_aside_totals(where: str | Connection, order_number: str) -> list[OrderTotal]:
-    """The order's totals that differ from the recorded one of the same revision."""
+    """Return the order's totals that differ from the recorded one of the same revision."""
     with connected(where) as conn:
         rows = conn.execute(
             f"SELECT {', '.join(TOTAL_FIELDS)} FROM set_aside_totals "
@@ -117,7 +117,7 @@ def set_aside_totals(where: str | Connection, order_number: str) -> list[OrderTo
 
 
 def status(where: str | Connection) -> LedgerStatus:
-    """How many orders stand where, and how far the ledger has read; one snapshot."""
+    """Return how many orders stand where, and how far the ledger has read; one snapshot."""
     with connected(where) as conn:
         row = conn.execute(
             "SELECT (SELECT jsonb_object_agg(status, orders) FROM ledger_status), "
@@ -138,7 +138,7 @@ def status(where: str | Connection) -> LedgerStatus:
 
 
 def recorded(where: str | Connection) -> Recorded:
-    """How many rows there are, and the last one, without a look at every order."""
+    """Return how many rows there are, and the last one, without a look at every order."""
     with connected(where) as conn:
         row = conn.execute(
             "SELECT (SELECT count(*) FROM order_totals), (SELECT count(*) FROM set_aside_totals), "
@@ -152,7 +152,7 @@ def recorded(where: str | Connection) -> Recorded:
 
 
 def forget_offsets(where: str | Connection, topic: str, partition: int | None = None) -> int:
-    """Makes the ledger read `topic` (or one partition) from its first record again.
+    """Make the ledger read `topic` (or one partition) from its first record again.
 
     Always safe: what is recorded stays, repeats change nothing, a running ledger notices and
     follows. Returns how many partitions were forgotten.
@@ -166,7 +166,7 @@ def forget_offsets(where: str | Connection, topic: str, partition: int | None = 
 
 @contextmanager
 def connected(where: str | Connection) -> Iterator[Connection]:
-    """The given connection, or one of its own that is committed and closed at the end."""
+    """Give the given connection, or one of its own that is committed and closed at the end."""
     if isinstance(where, str):
         with connect(where) as conn:
             yield conn
@@ -175,17 +175,17 @@ def connected(where: str | Connection) -> Iterator[Connection]:
 
 
 def read_totals(conn: Connection, where: str, parameters: Sequence[object]) -> list[OrderTotal]:
-    """The recorded totals that the SQL clause `where` picks."""
+    """Return the recorded totals that the SQL clause `where` picks."""
     query = f"SELECT {', '.join(TOTAL_FIELDS)} FROM order_totals {where}"
     rows = conn.execute(query, parameters).fetchall()
     return [_total(row) for row in rows]
 
 
 def _latest(status: str | None, limit: int | None) -> tuple[str, Sequence[object]]:
-    """The rows of latest_order_totals as a clause which reads no more rows than are asked for.
+    """Return the rows of latest_order_totals as a clause that reads no more than is asked for.
 
-    The view has to find all latest revisions before it can pick by status or by time; this goes
-    down the index of `settled_at` and looks up by the primary key whether a row is a latest one.
+    The view has to find all latest revisions before it can pick by status or by time. This goes
+    down the index of `settled_at`, and looks up by the primary key whether a row is a latest one.
     """
     clause = (
         "AS total WHERE status = coalesce(%s::text, status) AND NOT EXISTS ("
@@ -199,7 +199,7 @@ def _latest(status: str | None, limit: int | None) -> tuple[str, Sequence[object
 def _stream(
     where: str | Connection, fields: Sequence[str], clause: str, parameters: Sequence[object]
 ) -> Iterator[Sequence[Any]]:
-    """Rows of order_totals by a cursor of the server's."""
+    """Yield rows of order_totals by a cursor of the server's."""
     with (
         connected(where) as conn,
         conn.transaction(),

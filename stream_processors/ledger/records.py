@@ -2,8 +2,8 @@
 
 LedgerError             the ledger stops: trying again would not help
   OffsetOutOfRange      the records after its offset are not in the topic
-  TopicReplaced         the topic was deleted and made anew
-Fenced                  no error of anybody's: read the offsets again, go on
+  TopicReplaced         the topic was deleted and recreated
+Fenced                  nobody's error: read the offsets again, go on
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Key = tuple[str, int]
 
 
 class LedgerError(DurabillError):
-    """The ledger cannot go on, and trying again would not help; says what to do."""
+    """The ledger can't go on, and trying again would not help; the message says what to do."""
 
 
 class Fenced(Exception):
@@ -40,7 +40,7 @@ class OffsetOutOfRange(LedgerError):
 
 
 class TopicReplaced(LedgerError):
-    """The topic was deleted and made anew: the ledger's offsets count another topic's records."""
+    """The topic was deleted and recreated: the ledger's offsets count another topic's records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class RecordedTotal:
 
     @property
     def key(self) -> Key:
-        """What a revision is known by."""
+        """Return what a revision is known by."""
         return self.total.service_order_number, self.total.revision
 
 
@@ -76,10 +76,8 @@ class UnreadableRecord:
     detail: str
 
 
-def read_record(
-    record: RawRecord,
-) -> RecordedTotal | UnreadableRecord:
-    """A record of the totals topic as a total, or why it is none."""
+def read_record(record: RawRecord) -> RecordedTotal | UnreadableRecord:
+    """Return a record of the totals topic as a total, or why it is none."""
     try:
         total = decode_total(record.value)
     except BadTotal as error:
@@ -92,7 +90,7 @@ def read_record(
 
 
 def check_range(topic: str, partition: int, next_offset: int, low: int, high: int) -> None:
-    """Raises OffsetOutOfRange unless low <= next_offset <= high, naming the choices."""
+    """Raise OffsetOutOfRange, which names the choices, unless low <= next_offset <= high."""
     if low <= next_offset <= high:
         return
     if next_offset < low:

@@ -1,21 +1,22 @@
-"""Kafka and PostgreSQL as the ledger meets them: how they are asked, which of their errors pass by
-themselves, and what is said while one of them is away."""
+"""Kafka and PostgreSQL as the ledger meets them.
+
+Which of their errors pass by themselves, how PostgreSQL is connected to, and what is said while one
+of the two is away.
+"""
 
 import contextlib
 import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import psycopg
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException
 
 from durabill.stream_processors.dsn import connect_to_write, read_dsn
 from durabill.stream_processors.ledger.lookups import Connection
 
-_NO_TOPIC_ID = "A" * 22  # sixteen zero bytes: a broker that knows no ids
 KAFKA_ANSWER_S = 10.0
 """How long one question to Kafka may take."""
 
@@ -25,22 +26,13 @@ TRANSIENT_SQL = (
     psycopg.errors.ReadOnlySqlTransaction,  # still a standby, or no longer the primary
     psycopg.errors.IdleInTransactionSessionTimeout,
 )
-"""PostgreSQL's errors after which the ledger connects anew and tries again."""
+"""PostgreSQL's errors after which the ledger connects again and tries again."""
 
-TRANSIENT_KAFKA = {
+REOPENING_KAFKA = {
     KafkaError._AUTO_OFFSET_RESET,  # opening the partition again says what is wrong, if it is
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT,
-    KafkaError._WAIT_COORD,
     KafkaError._MAX_POLL_EXCEEDED,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 }
-"""Kafka's errors that pass by themselves, or by opening the partitions again."""
+"""Kafka's errors that pass by opening the partitions again; for others see `kafka.errors`."""
 
 HOPELESS_KAFKA = {KafkaError._AUTHENTICATION, KafkaError._FATAL}
 """Kafka's errors that don't pass, wherever they are met."""
@@ -64,28 +56,8 @@ _PAUSE_MAX_S = 30.0
 _FORGET_S = 60.0
 
 
-def consumer_config(kafka: Mapping[str, str], group_id: str) -> dict[str, object]:
-    """librdkafka's configuration of the ledger: what `kafka` says, and what exactness demands."""
-    return {
-        # A killed ledger's partitions are free after 10 s; too short only costs a rebalance.
-        "session.timeout.ms": 10_000,
-        "heartbeat.interval.ms": 2_000,
-        "queued.max.messages.kbytes": 16_384,  # bounds what is fetched ahead
-        **kafka,
-        "group.id": group_id,
-        "isolation.level": "read_committed",  # an aborted transaction's totals never were
-        "enable.auto.commit": False,  # offsets live in PostgreSQL
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",  # never skip or repeat in silence
-        "enable.partition.eof": True,  # moves the offset past trailing transaction markers
-        "partition.assignment.strategy": "range",  # eager: given whole, taken whole
-        "check.crcs": True,
-        "allow.auto.create.topics": False,
-    }
-
-
 def connect_ledger(dsn: str) -> Connection:
-    """A connection to that one of the DSN's servers that takes writes."""
+    """Return a connection to that one of the DSN's servers that takes writes."""
     return connect_to_write(
         dsn,
         autocommit=True,
@@ -100,27 +72,18 @@ def connect_ledger(dsn: str) -> Connection:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether a server that is there turns us down; of several servers one may be another day."""
+    """Tell whether a server that is there turns us down; of several, one may take us later."""
     text = str(error)
     if text.startswith("Multiple connection attempts"):
         return False
     return any(words in text for words in _REFUSALS) or bool(_NOT_THERE.search(text))
 
 
-def topic_id_of(kafka: Mapping[str, str], topic: str) -> str | None:
-    """Kafka's id of the topic, None where the broker does not tell."""
-    admin = AdminClient(dict(kafka))  # held until the answer is there
-    described = admin.describe_topics(TopicCollection([topic]), request_timeout=KAFKA_ANSWER_S)
-    topic_id = str(described[topic].result().topic_id)
-    return None if topic_id in ("None", _NO_TOPIC_ID) else topic_id
-
-
 class Server:
-    """Says once that a server is away, with its address and setting, then seldom, then that it is
-    back.
+    """Says that a server is away, with its address and setting, and once that it is back.
 
     Of an outage the first line comes at once, the next ones after 1, 2, 4 ... 30 s at the earliest.
-    Thread safe, for the word about a silence comes from a timer's thread.
+    Thread safe: a timer's thread tells of silence.
     """
 
     def __init__(
@@ -137,7 +100,7 @@ class Server:
 
     @property
     def is_away(self) -> bool:
-        """Whether the last that was heard of it is a failure."""
+        """Return whether the last that was heard of it is a failure."""
         return self._away_since_s is not None
 
     def failed(self, cause: object) -> None:
@@ -175,7 +138,7 @@ class Server:
 
     @contextlib.contextmanager
     def asked(self) -> Iterator[None]:
-        """Around a question to the server: one that it doesn't answer is told of soon."""
+        """Stand around a question to the server: one that it doesn't answer is told of soon."""
         timer = threading.Timer(SILENCE_S, self.failed, [f"no answer for {SILENCE_S:g} s"])
         timer.daemon = True
         timer.start()

@@ -1,4 +1,4 @@
-"""The SQL side of the ledger: rows and offsets in one transaction, under a fence.
+"""Writes the ledger's rows and offsets in one transaction, under a fence.
 
 Theory of operation. A batch of the totals topic becomes one transaction:
 
@@ -11,8 +11,8 @@ Theory of operation. A batch of the totals topic becomes one transaction:
 5. the offset rows move, and the transaction commits.
 
 So a crash anywhere leaves all of a batch or nothing of it, and reading a stretch again changes
-nothing. Inserts go through unnest of one array a column, for small and for large batches
-alike: one statement, no temporary table, and catching up goes the way that is always gone.
+nothing. Inserts go through unnest of one array a column, for small and for large batches alike: one
+statement, no temporary table, and catching up takes the same path as keeping up.
 """
 
 import hashlib
@@ -119,16 +119,16 @@ class LedgerStore:
             raise LedgerError("the ledger's tables are missing: apply deploy/migrations first")
 
     def close(self) -> None:
-        """Closes the connection; an open transaction is rolled back by the server."""
+        """Close the connection; an open transaction is rolled back by the server."""
         self._conn.close()
 
     def open_partitions(
         self, topic: str, topic_id: str | None, starts: Mapping[int, int]
     ) -> dict[int, int]:
-        """Returns the next offset of each partition in `starts`.
+        """Return the next offset of each partition in `starts`.
 
-        A partition the ledger has never seen gets its start (the log's first offset) written down.
-        Raises TopicReplaced when the stored offsets belong to another topic of that name.
+        A partition that the ledger has never seen starts at the log's first offset, which is
+        recorded. Raises TopicReplaced when the stored offsets belong to another topic of that name.
         """
         offsets: dict[int, int] = {}
         with self._conn.transaction():
@@ -151,7 +151,7 @@ class LedgerStore:
         return offsets
 
     def write(self, batch: Batch) -> Written:
-        """Writes a batch wholly or not at all; raises Fenced where the offsets are elsewhere."""
+        """Write a batch wholly or not at all; raise Fenced where the offsets are elsewhere."""
         with self._conn.transaction():
             self._lock_offsets(batch)
             recorded, candidates, refused = self._insert_totals(batch.topic, batch.totals)
@@ -161,7 +161,7 @@ class LedgerStore:
         return Written(recorded, repeated, tuple(set_aside), tuple(unreadable))
 
     def _lock_offsets(self, batch: Batch) -> None:
-        """Step 1. In the order of partitions, so that two ledgers never wait for each other."""
+        """Step 1: lock, in the order of partitions, so that no two ledgers await each other."""
         rows = self._conn.execute(
             "SELECT partition, next_offset FROM ledger_offsets "
             "WHERE topic = %s AND partition = ANY(%s) ORDER BY partition FOR UPDATE",
@@ -178,10 +178,10 @@ class LedgerStore:
     def _insert_totals(
         self, topic: str, totals: Sequence[RecordedTotal]
     ) -> tuple[int, list[RecordedTotal], list[UnreadableRecord]]:
-        """Step 2. Returns how many are new, those to compare with what is recorded, the refused.
+        """Step 2: insert. Return how many are new, those to compare, and the refused.
 
         One row a key in a statement: the first of a key is inserted, the others are compared. Where
-        the first is refused by the tables, the next of its key gets its turn.
+        the tables refuse the first, the next of its key gets its turn.
         """
         recorded, compare, refused = 0, list[RecordedTotal](), list[UnreadableRecord]()
         waiting = list(totals)
@@ -205,7 +205,7 @@ class LedgerStore:
     def _insert_distinct(
         self, topic: str, totals: Sequence[RecordedTotal]
     ) -> tuple[set[Key], list[UnreadableRecord]]:
-        """Inserts totals of distinct keys; a batch that is refused is halved to find the bad."""
+        """Insert totals of distinct keys; halve a batch that is refused, to find the bad."""
         if not totals:
             return set(), []
         columns = zip(_COLUMNS, *(_row(topic, each) for each in totals), strict=True)
@@ -228,7 +228,7 @@ class LedgerStore:
     def _set_aside(
         self, topic: str, candidates: Sequence[RecordedTotal]
     ) -> tuple[int, list[RecordedTotal], list[UnreadableRecord]]:
-        """Step 3. Returns the number of repeats, those newly set aside, those the tables refuse."""
+        """Step 3: compare. Return how many are repeats, what is newly set aside, the refused."""
         keys = sorted({each.key for each in candidates})
         stands = {
             (total.service_order_number, total.revision): total
@@ -255,7 +255,7 @@ class LedgerStore:
     def _keep_unreadable(
         self, topic: str, unreadable: Iterable[UnreadableRecord]
     ) -> list[UnreadableRecord]:
-        """Step 4. Returns those which were not kept already."""
+        """Step 4: keep what is no total. Return what was not kept already."""
         new = []
         for each in unreadable:
             record = each.record
@@ -269,7 +269,7 @@ class LedgerStore:
         return new
 
     def _move_offsets(self, batch: Batch) -> None:
-        """Step 5, before the commit."""
+        """Step 5: move the offsets, before the commit."""
         for partition, (expected, following) in sorted(batch.moves.items()):
             moved = self._conn.execute(
                 _MOVE_OFFSET, (following, batch.topic, partition, expected)
@@ -278,9 +278,9 @@ class LedgerStore:
 
 
 def array_literal(values: Sequence[object], *, quoted: bool) -> str:
-    """PostgreSQL's literal of a non-empty array; `quoted` where the elements are text.
+    """Return PostgreSQL's literal of a non-empty array; `quoted` where the elements are text.
 
-    Several times as fast as handing psycopg a list, where much of a batch's time would go.
+    Several times as fast as handing psycopg a list, which would take much of a batch's time.
     """
     if quoted:
         texts = (str(each).replace("\\", "\\\\").replace('"', '\\"') for each in values)
@@ -289,7 +289,7 @@ def array_literal(values: Sequence[object], *, quoted: bool) -> str:
 
 
 def _row(topic: str, recorded: RecordedTotal) -> tuple[object, ...]:
-    """The values of `_COLUMNS`."""
+    """Return the values of `_COLUMNS`."""
     total, record = recorded.total, recorded.record
     values: dict[str, Any] = {name: getattr(total, name) for name in _WRITTEN_FIELDS}
     values["status"] = total.status.value
@@ -302,6 +302,6 @@ def _replaced(topic: str, stored_id: str, topic_id: str) -> str:
     return (
         f"topic {topic} is not the one the ledger has read: its id is {topic_id}, the ledger "
         f"knows {stored_id}. Either point the ledger at the right cluster, or, if the topic was "
-        f"made anew on purpose, let it be read from the start: DELETE FROM ledger_offsets WHERE "
+        f"recreated on purpose, let it be read from the start: DELETE FROM ledger_offsets WHERE "
         f"topic = '{topic}'; what is recorded stays and repeats change nothing."
     )

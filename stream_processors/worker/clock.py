@@ -1,21 +1,21 @@
 """When a silent partition needs a clock mark; see `schemas.clock_mark`.
 
-A partition's time moves by records alone. Whether a deadline may have come in a silent partition
-is only guessed here, from what the broker last told of its clock and from the time that has passed
-here since then (on a clock that nobody sets, and that goes on in a suspend). A wrong guess costs
-a mark, or a moment; no total depends on it.
+Only records move a partition's time. Whether a deadline may have come in a silent partition is a
+guess: from the broker's clock when it last answered, and from the time that has passed here since
+then (on a clock that nobody sets, and that goes on during a suspend). A wrong guess costs a clock
+mark, or a short delay; no total depends on it.
 """
 
 import time
 
 SPACING_S = 0.25
-"""The least time between two marks of a partition."""
+"""The least time between two clock marks of a partition."""
 
 RETRY_S = 1.0
-"""How long after a mark that could not be written the next one is tried."""
+"""How long to wait after a clock mark that could not be written."""
 
 REFRESH_S = 60.0
-"""How old the broker's word on its clock may get while something is open: leaders differ."""
+"""How old the broker's answer may get while an order is open: another leader's clock differs."""
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -26,7 +26,7 @@ def elapsed_s() -> float:
 
 
 class BrokerClock:
-    """What is known of the append clock of one partition's leader. `now_s` is `elapsed_s`."""
+    """Estimates the append clock of one partition's leader. `now_s` is `elapsed_s`."""
 
     def __init__(self) -> None:
         self._seen: tuple[int, float] | None = None
@@ -36,33 +36,33 @@ class BrokerClock:
         self._is_asked = False
 
     def note_folded(self, clock_ms: int, now_s: float) -> None:
-        """Take note of the partition's time: the broker's clock was there, now or before."""
+        """Note the partition's time: the broker's clock has reached it, now or earlier."""
         guess_ms = self._guess_ms(now_s)
         if guess_ms is None or clock_ms > guess_ms:
             self._seen = clock_ms, now_s
 
     def is_mark_due(self, due_ms: int, now_s: float) -> bool:
-        """Tell whether to write a mark, in a partition that is silent and open until `due_ms`."""
+        """Tell whether to write a clock mark, in a silent partition with a deadline at `due_ms`."""
         if self._is_asked or now_s < self._wait_until_s or due_ms <= self._told_ms:
-            return False  # a mark that passes the deadline is on its way to us
+            return False  # a mark beyond the deadline is on its way to us
         if self._told_s is None or now_s > self._told_s + REFRESH_S:
             return True
         guess_ms = self._guess_ms(now_s)
         return guess_ms is not None and guess_ms >= due_ms
 
     def note_asked(self) -> None:
-        """Take note that a mark is being written."""
+        """Note that a clock mark is being written."""
         self._is_asked = True
 
     def note_told(self, append_ms: int | None, now_s: float) -> None:
-        """Take note of a mark's append time; None: it could not be written."""
+        """Note a clock mark's append time; None: it could not be written."""
         self._is_asked = False
         self._wait_until_s = now_s + (RETRY_S if append_ms is None else SPACING_S)
         if append_ms is not None:
             self._seen, self._told_s, self._told_ms = (append_ms, now_s), now_s, append_ms
 
     def guess_ms(self, now_s: float) -> int:
-        """Return what the broker's clock shows now, as far as it is known (0: not at all)."""
+        """Return the estimate of what the broker's clock shows now, 0 without any."""
         return self._guess_ms(now_s) or 0
 
     def _guess_ms(self, now_s: float) -> int | None:

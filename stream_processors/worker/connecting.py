@@ -1,4 +1,4 @@
-"""Faust's clients, which wait where Kafka has gone between our first look at it and their start."""
+"""Faust's clients, made to wait for a Kafka that went away after the worker's first look at it."""
 
 import asyncio
 import logging
@@ -15,16 +15,16 @@ from durabill.schemas.errors import UnreachableError
 log = logging.getLogger("durabill.kafka")
 
 CONNECT_PATIENCE_S = 120.0
-"""As long as brokers may be gone later on, before a worker ends."""
+"""The same time for which brokers may be gone later on, before a worker ends."""
 
 CONNECT_PAUSE_S = 0.5
 WATCH_S = 1.0
 
 
 async def until_connected(start: Callable[[], Awaitable[None]], client: Callable[[], Any]) -> None:
-    """Start an aiokafka client; a broker that has gone since we looked is waited for.
+    """Start an aiokafka client, and wait for a broker that has gone since we looked.
 
-    `client` returns the one that `start` made. Raises UnreachableError when patience is over.
+    `client` returns the client that `start` made. Raises UnreachableError after CONNECT_PATIENCE_S.
     """
     started_s = time.monotonic()
     while True:
@@ -41,21 +41,21 @@ async def until_connected(start: Callable[[], Awaitable[None]], client: Callable
 
 
 class PatientConsumerThread(base.AIOKafkaConsumerThread):
-    """Faust's consumer thread.
+    """Faust's consumer thread, which also raises errors of the group.
 
-    What is wrong with the group, aiokafka keeps until somebody fetches; Faust doesn't before it has
-    partitions, and would wait for ever. So it is looked for here.
+    aiokafka keeps such an error until the next fetch. Faust fetches nothing before it has
+    partitions, so it would wait forever.
     """
 
     _watching: "asyncio.Task[None] | None" = None
 
     async def on_start(self) -> None:
-        """Start the consumer, as soon as Kafka is there."""
+        """Start the consumer, as soon as Kafka answers."""
         await until_connected(super().on_start, lambda: self._consumer)
         self._watching = asyncio.ensure_future(self._watch_group())
 
     async def on_thread_stop(self) -> None:
-        """Stop looking, then stop the consumer."""
+        """Stop watching the group, then stop the consumer."""
         if self._watching is not None:
             self._watching.cancel()
         await super().on_thread_stop()
@@ -70,12 +70,12 @@ class PatientConsumerThread(base.AIOKafkaConsumerThread):
 
 
 class PatientConsumer(base.Consumer):
-    """Faust's consumer, which asks Kafka nothing in a recovery that has nothing to recover."""
+    """Faust's consumer, which asks Kafka nothing when there is nothing to recover."""
 
     async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
-        """Return 0: Faust asks where changelogs begin that have been read to their ends already.
+        """Return 0: Faust asks where changelogs begin, but we have read them to their ends already.
 
-        Asked for it, aiokafka would give up after 30 s without a broker, and Faust with it.
+        Without a broker aiokafka would give up on the question after 30 s, and end Faust.
         """
         return dict.fromkeys(partitions, 0)
 
@@ -84,5 +84,5 @@ class PatientProducer(base.Producer):
     """Faust's producer."""
 
     async def on_start(self) -> None:
-        """Start it, as soon as Kafka is there."""
+        """Start it, as soon as Kafka answers."""
         await until_connected(super().on_start, lambda: self._producer)

@@ -1,33 +1,34 @@
-"""Faust's aiokafka transport, changed in one point: whole record batches as one message.
+"""Faust's aiokafka transport, with one change: it delivers whole record batches as one message.
 
-Faust pays about 50 µs a message in its own machinery. aiokafka keeps what it fetched as raw
-record batches until `PartitionRecords` unpacks them; for the segments topic (only; changelogs go
-the ordinary way) this transport hands on everything that a fetch brought for a partition as ONE
-message with a `Chunk` as its value and the chunk's last offset as its own. The rest stays Faust's.
+Faust spends about 50 µs on each message. aiokafka keeps what it fetched as raw record batches until
+`PartitionRecords` unpacks them. For the segments topic alone, this transport delivers everything
+that a fetch brought for a partition as ONE message: its value is a `Chunk`, its offset is the
+chunk's last. Changelogs and everything else stay as they are in Faust.
 
-Registered as `faust.transports` entry point `durabill`: an app uses it by a broker address
+It is registered as `faust.transports` entry point `durabill`. An app uses it by a broker address
 `durabill://host:port`, and names its topic in `app.segments_topic_name` and that topic's number of
 partitions in `app.segments_partitions`.
 
 Where it reaches into its libraries (faust-streaming 0.15.3, aiokafka 0.14.0; both pinned):
 
-* aiokafka's fetcher wraps the fetched bytes in `MemoryRecords`; the name is replaced in the
+* aiokafka's fetcher wraps the fetched bytes in `MemoryRecords`. We replace that name in the
   fetcher's module by a class that behaves the same and keeps the bytes.
-* its dictionary of fetched records is replaced by one that exchanges, as it is stored, the
-  unpacking iterator of segments for ours.
-* Faust tracks acks a message and fills gaps; a batch message needs a high-water mark instead:
-  messages of segments are never acked, and `commit_offsets` commits what the checkpoint says.
-* Faust asks aiokafka for the records of a set of partitions that it goes on changing. When a
-  recovery ends the set is empty for a while, which aiokafka takes for "all": it would hand out
-  segments, move on, and Faust would drop them. Faust also empties its queues as the last thing in a
-  recovery, after it has asked for records. `ActivePartitions` stands between.
-* Faust's recovery reads a changelog up to the record before its end; one that is written in
-  transactions ends with a marker, for which it would wait forever. What it recovers may also be
-  older than the last owner's last word, and its errors are only logged. So the worker reads the
-  changelog itself, and `Recovered` tells Faust that there is nothing left to recover.
-* a partition can be held (`Consumer.held`): nothing more of it is handed out, nor fetched then.
-* where the log no longer holds the offset asked for, aiokafka would go on at its start; where the
-  topic was made anew or given partitions, with those. `ConsumerThread.fault` ends the worker.
+* The fetcher has a dictionary of fetched records. We replace it by one that exchanges the unpacking
+  iterator of segments for ours as it is stored.
+* Faust tracks an ack for each message and fills gaps. A batch message needs a single offset
+  instead: messages of segments are never acked, and `commit_offsets` commits the checkpoint's.
+* Faust asks aiokafka for the records of a set of partitions, and changes that set meanwhile. When a
+  recovery ends the set is empty for a while, which aiokafka takes for "all": it would deliver
+  segments and move on, and Faust would drop them. Faust also empties its queues at the very end of
+  a recovery, after it has asked for records. `ActivePartitions` prevents both losses.
+* Faust's recovery reads a changelog up to the record before its end. A changelog that is written in
+  transactions ends with a marker, for which Faust would wait forever. What it recovers may also be
+  older than what the last owner wrote, and its errors are only logged. So the worker reads the
+  changelog itself, and `Recovered` tells Faust that nothing is left to recover.
+* A partition can be held (`Consumer.held`): nothing more of it is delivered, or fetched.
+* Where the log no longer holds the next offset, aiokafka would go on at the log's start. Where the
+  topic was recreated or given partitions, it would go on with those. `ConsumerThread.fault` ends
+  the worker instead.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ from faust.transport.drivers import aiokafka as base
 from faust.types import TP
 
 from durabill.schemas import partition_for
-from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, START_ANEW, ContractError
+from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, RESTORE_OR_START_ANEW, ContractError
 from durabill.stream_processors.engine.batch import (
     CONTROL,
     CRC_FROM,
@@ -71,7 +72,7 @@ GONE_AFTER_S = 10.0
 
 
 class RawMemoryRecords:
-    """aiokafka's MemoryRecords that also keeps the bytes which it was made of."""
+    """aiokafka's MemoryRecords, which also keeps the bytes that it was made of."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -81,17 +82,17 @@ class RawMemoryRecords:
         self.size_in_bytes = self._inner.size_in_bytes
 
 
-# The one change to a module that is not ours; see above. Bound once, before any consumer is made.
+# The one change to a module that is not ours; see above. Made once, before any consumer.
 fetcher_module.MemoryRecords = RawMemoryRecords
 
 
 class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
-    """What a fetch brought for one partition of segments, as at most one record: a chunk."""
+    """What a fetch brought for one partition of segments, as one record at most: a chunk."""
 
     @classmethod
     def take_over(cls, plain: PartitionRecords) -> "ChunkRecords":
-        """Return the same fetch, to be handed out as a chunk; nothing has been unpacked yet."""
-        plain._records_iterator = None  # it and its iterator would hold each other, and the bytes
+        """Return the same fetch, to be delivered as a chunk; nothing has been unpacked yet."""
+        plain._records_iterator = None  # a reference cycle, which would keep the bytes
         return cls(
             plain._tp,
             plain._records,
@@ -123,11 +124,11 @@ class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyp
                 newest_ms = header.max_timestamp_ms
         self.next_fetch_offset = next_offset
         if next_offset > first_offset:
-            # Also where nothing is left: the table has to learn how far the log has been read.
+            # Also without any batch: the table has to learn how far the log has been read.
             yield self._message(Chunk(first_offset, next_offset, b"".join(kept)), newest_ms)
 
     def _is_hidden(self, header: BatchHeader, data: bytes, at: int) -> bool:
-        """Tell whether a batch is not for us: a marker, or part of an aborted transaction."""
+        """Tell whether a batch is a marker, or part of an aborted transaction."""
         if self._isolation_level == READ_COMMITTED and header.producer_id >= 0:
             self._consume_aborted_up_to(header.base_offset)
             if header.attributes & CONTROL:
@@ -172,7 +173,7 @@ def _is_abort_marker(data: bytes, at: int, header: BatchHeader) -> bool:
 
 
 class FetchedRecords(OrderedDict[Any, Any]):
-    """The fetcher's store of what has been fetched and not yet been handed out."""
+    """The fetcher's store of what has been fetched and not yet been delivered."""
 
     def __init__(self, segments_topic: str) -> None:
         super().__init__()
@@ -185,7 +186,7 @@ class FetchedRecords(OrderedDict[Any, Any]):
 
 
 class ActivePartitions:
-    """The partitions that may be handed out, asked again for each. Never "all" for being empty."""
+    """The partitions that may be delivered now. An empty set of them doesn't mean "all"."""
 
     def __init__(self, consumer: Any, active: Set[TP]) -> None:
         self._consumer = consumer
@@ -202,12 +203,12 @@ class ActivePartitions:
 
 
 def lost_place(topic: str, partition: int, offset: int) -> ContractError:
-    """Return the error for a log that no longer holds the next offset to be read."""
+    """Return the error for a log that no longer holds the next offset to read."""
     return ContractError(
         f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
         " segments are lost (retention, kafka-delete-records.sh, a recreated topic, a broker's log"
-        " that was cut off). Nothing was skipped. Restore them from the archive, or accept the loss"
-        f" and {START_ANEW}"
+        " that was cut off). Nothing was skipped."
+        f" {RESTORE_OR_START_ANEW}"
     )
 
 
@@ -230,18 +231,18 @@ class ConsumerThread(PatientConsumerThread):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log_ends: dict[TP, tuple[int, int]] = {}
-        """Partition -> (high watermark, end of the committed log) by the broker's last answer."""
+        """Partition -> (high watermark, end of the committed log), by the broker's last answer."""
         self.fault: ContractError | None = None
-        """Why nothing more can be read; raised in place of records."""
+        """Why nothing more can be read; raised instead of returning records."""
         self._ending: asyncio.Task[None] | None = None
         self._seen_topics: dict[str, float] = {}
         """Topic -> when metadata had it last, on the monotonic clock."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        # Segments of an aborted transaction were never sent as far as a bill goes.
+        # A bill doesn't count the segments of an aborted transaction.
         consumer._isolation_level = "read_committed"
-        # How old the broker's word on a silent partition's end may get.
+        # How old the broker's answer on a silent partition's end may get.
         consumer._fetch_max_wait_ms = 500
         consumer._client._metadata_max_age_ms = METADATA_AGE_MAX_MS
         return consumer
@@ -273,7 +274,7 @@ class ConsumerThread(PatientConsumerThread):
                     self.log_ends[tp] = (state.highwater, min(stable, state.highwater))
 
     def _note_lost_place(self, assignment: Any, request: Any) -> None:
-        """See whether the answer was "out of range": aiokafka asks then where the log starts."""
+        """End the worker if the answer was "out of range": aiokafka would reset the offset."""
         for topic, partitions in request.topics:
             for partition, offset, _ in partitions:
                 state = assignment.state_value(base.ensure_aiokafka_TP(TP(topic, partition)))
@@ -282,18 +283,18 @@ class ConsumerThread(PatientConsumerThread):
                     self._end(lost_place(topic, partition, offset))
 
     def _end(self, fault: ContractError) -> None:
-        """End the worker, also where it waits for something that will never come."""
+        """End the worker, also one that waits for records that will never come."""
         if self.fault is None:
             self.fault = fault
             self._ending = asyncio.ensure_future(self.crash(fault))
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Take partitions over, unless these may be too many, or of another topic by now."""
+        """Take partitions over, unless the topic has changed: more partitions, or recreated."""
         if self.fault is None:
             await super().on_partitions_assigned(assigned, generation_id)
 
     def _note_partitions(self, cluster: Any) -> None:
-        """See in new metadata whether the topics are still those that the worker started on."""
+        """Check by new metadata that the topics are still those that the worker started on."""
         app: Any = self.app
         now_s = time.monotonic()
         for topic in (app.segments_topic_name, *app.tables.changelog_topics):
@@ -304,7 +305,7 @@ class ConsumerThread(PatientConsumerThread):
             elif count or (seen_s is not None and now_s - seen_s > GONE_AFTER_S):
                 self._end(other_partitions(topic, count, app.segments_partitions))
             elif seen_s is not None:
-                # A broker that has just started may not know of it yet: ask again before we judge.
+                # A broker that has just started may not know the topic yet: ask again.
                 asyncio.get_running_loop().call_later(GONE_AFTER_S / 2, self._ask_for_metadata)
 
     def _ask_for_metadata(self) -> None:
@@ -322,7 +323,7 @@ class ConsumerThread(PatientConsumerThread):
 
 
 class Consumer(PatientConsumer):
-    """Faust's consumer with offsets of segments committed by checkpoints instead of by acks."""
+    """Faust's consumer, in which checkpoints commit the offsets of segments, and acks don't."""
 
     _thread: ConsumerThread
 
@@ -331,15 +332,15 @@ class Consumer(PatientConsumer):
         self.recovered_ends: dict[TP, int] = {}
         """Partition of the changelog -> its end, up to which the worker has read it."""
         self.starts: dict[TP, int] = {}
-        """Partition of segments -> the offset where its checkpoint has the replay start."""
+        """Partition of segments -> the offset at which its replay starts, by the checkpoint."""
         self.held: set[TP] = set()
-        """Partitions of which nothing is handed out for the time being."""
+        """Partitions of which nothing is delivered for now."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Offsets between two messages are the records inside a chunk, not a gap."""
+        """Do nothing: the offsets between two messages are records inside a chunk, not a gap."""
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> bool:
         """Commit these next offsets; return False if the partitions are no longer ours."""
@@ -349,11 +350,11 @@ class Consumer(PatientConsumer):
         return committed
 
     async def highwaters(self, *partitions: TP) -> MutableMapping[TP, int]:
-        """Return the ends of changelogs as the worker has read them: Faust asks for no others."""
+        """Return the ends of changelogs as the worker has read them; Faust asks for no others."""
         return {tp: self.recovered_ends[tp] for tp in partitions}
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Seek where the checkpoints say; the group's offsets, which anybody moves, only follow."""
+        """Seek to the checkpoints' offsets; anybody can move the group's, which only follow."""
         starts = {tp: offset for tp, offset in self.starts.items() if tp in self.assignment()}
         await self.seek_wait({base.ensure_aiokafka_TP(tp): each for tp, each in starts.items()})
         return starts
@@ -370,7 +371,7 @@ class Consumer(PatientConsumer):
 
 
 class Recovered(faust.Table[Any, Any]):
-    """A table that its app recovers itself, before Faust looks."""
+    """A table that the worker recovers itself, before Faust starts to."""
 
     def persisted_offset(self, tp: TP) -> int | None:
         """Return the offset of the changelog's last record: there is nothing left to recover."""
@@ -380,10 +381,10 @@ class Recovered(faust.Table[Any, Any]):
 
 
 class Producer(PatientProducer):
-    """Faust's producer, with the contract's word on which partition a key belongs in.
+    """Faust's producer, with the contract's partitioner.
 
-    Faust asks it which worker has an order; its own answer needs metadata of the changelog, which
-    a worker that has written no checkpoint yet does not have.
+    Faust asks it which worker has an order. Its own answer needs metadata of the changelog, which a
+    worker that has not written a checkpoint yet doesn't have.
     """
 
     def key_partition(self, topic: str, key: bytes) -> TP:

@@ -1,11 +1,11 @@
-"""Whether a worker that runs also works: each thing that must move is watched.
+"""Whether a worker that runs also makes progress: each value that must change is watched.
 
-A watch is a value that has to change as long as there is something to do: the offset of a partition
-with records waiting, the time of the last checkpoint and of the last look at the timers, and what
-has been put out but not been committed. What has stood still for `stall_timeout_s` is a problem,
-and whoever asks (`/health/live`) is told; after twice the time the worker ends itself, because
-starting anew repairs more than waiting. A thread watches the event loop, which could not tell that
-it hangs.
+A watched value has to change as long as there is something to do: the offset of a partition with
+records waiting, the time of the last checkpoint, the time of the last look at the timers. The age
+of the oldest uncommitted record is watched as well. A value that has stood still for
+`stall_timeout_s` is a problem, which `/health/live` shows. After twice that time the worker ends
+itself, because a restart repairs more than waiting. A thread watches the event loop, which could
+not tell that it hangs.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ REMIND_S = 60.0
 
 
 class Watch(NamedTuple):
-    """Something that has to move: `value` must change while `is_due`, or the worker is stuck."""
+    """A watched value: it must change while `is_due`, or the worker is stuck."""
 
     name: str
     value: Any
@@ -51,7 +51,7 @@ class _Seen:
 class Health:
     """Watches a processor. `observe` is called every second or so on the event loop.
 
-    `unowned` returns the partitions that no worker of the group has been given.
+    `unowned` returns the partitions that no worker of the group owns.
     """
 
     def __init__(
@@ -84,43 +84,43 @@ class Health:
             raise StallError(f"the worker is stuck and ends itself: {'; '.join(problems)}")
 
     def _remind(self, now_s: float) -> None:
-        """Log now and then what is still held: who looks at the last lines only must see it."""
-        lanes = {each: lane for each, lane in self._processor.lanes.items() if lane.held}
-        for partition in self._held.keys() - lanes.keys():
+        """Log every REMIND_S what is still held, so that the last lines of a log show it."""
+        tasks = {each: task for each, task in self._processor.tasks.items() if task.held}
+        for partition in self._held.keys() - tasks.keys():
             del self._held[partition]
-        for partition, lane in lanes.items():
+        for partition, task in tasks.items():
             held = self._held.setdefault(partition, _Held(now_s, now_s))
             if now_s - held.told_s >= REMIND_S:
                 held.told_s = now_s
                 log.log(
-                    logging.CRITICAL if lane.is_broken else logging.WARNING,
+                    logging.CRITICAL if task.is_broken else logging.WARNING,
                     "partition %d has been held for %.0f s: %s",
-                    *(partition, now_s - held.since_s, lane.held),
+                    *(partition, now_s - held.since_s, task.held),
                 )
 
     def _watches(self) -> list[Watch]:
         processor = self._processor
-        lanes = processor.lanes.items()
-        at_work = bool(lanes)
+        tasks = processor.tasks.items()
+        at_work = bool(tasks)
         return [
             Watch("checkpoints", processor.last_checkpoint_ms, at_work),
             Watch("timers", processor.last_tick_ms, at_work),
             *(
-                # `lag` ends at an open transaction, and what is held waits for somebody else.
+                # `lag` ends at an open transaction; a held partition waits for something else.
                 Watch(
                     f"reading partition {each}",
-                    lane.next_offset,
-                    processor.lag(each) > 0 and not lane.held,
+                    task.next_offset,
+                    processor.lag(each) > 0 and not task.held,
                 )
-                for each, lane in lanes
+                for each, task in tasks
             ),
         ]
 
     def _problems(self, timeout_s: float) -> list[str]:
         now_s = self._clock_s()
         still_s = {name: now_s - seen.since_s for name, seen in self._seen.items()}
-        for partition, way_out in self._processor.exits.items():
-            still_s[f"publishing partition {partition}"] = way_out.waiting_s()
+        for partition, writer in self._processor.writers.items():
+            still_s[f"publishing partition {partition}"] = writer.waiting_s()
         return [f"{name}: still for {s:.0f} s" for name, s in still_s.items() if s > timeout_s]
 
     def problems(self) -> list[str]:
@@ -128,24 +128,24 @@ class Health:
         return self._problems(self._timeout_s)
 
     def unready(self) -> list[str]:
-        """Return why the worker isn't at work yet, or no more; empty if it is."""
+        """Return why the worker isn't at work, yet or any more; empty if it is."""
         if self._processor.stopping:
             return ["it is stopping"]
         if not self._processor.is_assigned:
             return ["it has no partitions: it joins the group, or recovers"]
-        if not self._processor.lanes and (unowned := self._unowned()):
-            # A spare worker has nothing to do only as long as the others do it all.
+        if not self._processor.tasks and (unowned := self._unowned()):
+            # A spare worker is ready only as long as the others own all partitions.
             return [f"it has no partitions, and nobody has {', '.join(map(str, unowned))}"]
         held = [
-            f"partition {each} is held: {lane.held}"
-            for each, lane in self._processor.lanes.items()
-            if lane.held
+            f"partition {each} is held: {task.held}"
+            for each, task in self._processor.tasks.items()
+            if task.held
         ]
         return [*held, *self.problems()]
 
 
 class Watchdog:
-    """Ends the process when its event loop hangs, after it has said where."""
+    """Ends the process when its event loop hangs, after it has shown where."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -153,7 +153,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to watch the loop, on which this is called."""
+        """Start to watch the loop; call this on the loop."""
         self._beat(loop)
         self._thread.start()
 

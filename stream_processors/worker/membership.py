@@ -1,9 +1,9 @@
-"""A worker's place in its group: partitions are shared out whatever a broker's metadata lacks.
+"""Assigns partitions to the workers of a group, also where a broker's metadata lacks our topics.
 
-A broker that has just started may answer before it knows of our topics. Faust's assignor leaves
-topics out that metadata lacks, gives nobody any partitions, and stays so until the next rebalance.
-What it needs of metadata is the number of partitions, which a worker knows since its start; should
-it change, the worker ends (see `driver`). So our assignor doesn't ask.
+A broker that has just started may answer before it knows our topics. Faust's assignor leaves out
+the topics that metadata lacks: it assigns no partitions to anybody until the next rebalance. All
+that it needs from metadata is the number of partitions. A worker knows that number since its start,
+and ends should it change (see `driver`). So our assignor doesn't ask for metadata.
 """
 
 from collections.abc import Set
@@ -13,7 +13,7 @@ from faust.assignor import PartitionAssignor
 
 
 class KnownTopics:
-    """A cluster's metadata in which topics have the partitions that they are known to have."""
+    """A cluster's metadata, with the numbers of partitions that a worker knows by itself."""
 
     def __init__(self, cluster: Any, counts: dict[str, int]) -> None:
         self._cluster = cluster
@@ -32,14 +32,14 @@ class Assignor(PartitionAssignor):
     """Faust's assignor, which knows the partitions of our topics by itself."""
 
     def assign(self, cluster: Any, member_metadata: Any) -> Any:
-        """Share out all partitions; called in the group's leader."""
+        """Assign all partitions; called in the group's leader."""
         known = dict.fromkeys(self._our_topics(), self._count())
         return super().assign(KnownTopics(cluster, known), member_metadata)
 
     def unowned(self) -> list[int]:
-        """Return the partitions that the leader's last word gave to nobody, us included.
+        """Return the partitions that the leader's last assignment gave to nobody.
 
-        None has an owner before the first assignment.
+        Before the first assignment these are all.
         """
         segments = self._our_topics()[0]
         owned = {
@@ -50,7 +50,7 @@ class Assignor(PartitionAssignor):
         return sorted(set(range(self._count())) - owned)
 
     def _get_external_topic_distribution(self, assignments: Any) -> Any:
-        """Return who has which partitions by web address, also where two members share one."""
+        """Return the partitions by web address, also where two members share an address."""
         shared: dict[str, dict[str, list[int]]] = {}
         for client, assignment in assignments.items():
             ours = super()._get_external_topic_distribution({client: assignment})

@@ -1,15 +1,15 @@
-"""The worker's web server: where orders stand, how the worker is, and nothing else.
+"""The worker's web server: the state of orders, and the worker's health.
 
-    GET /orders/{number}   the live state of an order in a partition of this worker's
+    GET /orders/{number}   the live state of an order in a partition of this worker
     GET /status            lag, deadlines, checkpoints, by partition
-    GET /health/live       is it well? needs no token, since whoever restarts it asks
+    GET /health/live       is it well? Needs no token: process managers ask it
     GET /health/ready      is it at work?
 
-A worker knows the orders of its own partitions and forwards to nobody: who asks, asks all of them.
-421 NOT_OWNED means: another's. 503 CATCHING_UP: ours, but what has been read of the log so far says
-nothing about it. Anybody on the network may reach a server that doesn't listen on the loopback
-alone, so there it asks for a token; without one it answers to this machine's names alone, or a web
-page could read it (see `schemas.web`).
+A worker knows the orders of its own partitions and forwards no question: clients ask every worker.
+421 NOT_OWNED means that the order is another worker's. 503 CATCHING_UP means that it is ours, but
+the log as read so far doesn't tell about it. A server that listens on more than the loopback can be
+reached by anybody on the network, so it asks for a token. Without a token it answers to this
+machine's names alone, or a web page could read it (see `schemas.web`).
 """
 
 import hmac
@@ -141,9 +141,9 @@ class Pages:
         if not processor.is_assigned:
             return _error(503, "NOT_READY", "it has no partitions yet, or no more")
         partition = partition_for(number.encode(), self._partitions)
-        if partition not in processor.lanes:
+        if partition not in processor.tasks:
             return _error(421, "NOT_OWNED", f"partition {partition} is not this worker's")
-        if processor.lanes[partition].is_broken:
+        if processor.tasks[partition].is_broken:
             return _error(503, "CATCHING_UP", f"partition {partition} is stopped by a bug of ours")
         state = processor.describe(number)
         lag = self._lag(partition)

@@ -1,18 +1,18 @@
-"""A partition's way out: totals and checkpoint entries, in transactions, by its owner alone.
+"""Writes a partition's totals and checkpoint entries, in transactions; only its owner can.
 
-There is one transactional producer a partition (KIP-98), named after the application and the
-partition. Opening it fences whoever had it before: the broker refuses everything more from a worker
-that was frozen and has lost the partition meanwhile, and undoes what it had not committed. What is
-put goes out in that order, cut into transactions: no block of a checkpoint can be seen before the
-totals that it rests on. A transaction that the broker gave up is written again from its start;
-whatever else goes wrong is fatal, and a recovery finds out from the topic what has been published
-(`reading.read_tails`).
+Each partition has one transactional producer (KIP-98), named after the application and the
+partition. Opening it fences the previous owner: the broker refuses everything more from a worker
+that was frozen and has lost the partition meanwhile, and aborts what it had not committed. Records
+are written in the order in which they were put, cut into transactions: no block of a checkpoint can
+be seen before the totals that it rests on. A transaction that the broker aborted is written again
+from its start. Every other failure is fatal, and a recovery finds out from the topic what has been
+published (`reading.read_tails`).
 
 Another application id has other transactional ids, so it is not fenced. But nobody else may write
 to our partition of the totals, so we know the offset that our next total must get. Before a
-transaction with totals is committed, its first offset is compared with that. If others' totals lie
-between, the transaction is aborted and the worker ends: of two applications at most one can
-publish a total, and whoever starts next reads what the other has published.
+transaction with totals is committed, its first offset is compared with that one. If totals of
+others lie between, the transaction is aborted and the worker ends: of two applications at most one
+can publish a total, and the next to start reads what the other has published.
 """
 
 import asyncio
@@ -25,12 +25,10 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from durabill.schemas.errors import FencedError, ForeignTotals, StallError
+from durabill.schemas.errors import OWN_APPLICATION_ID, FencedError, ForeignTotals, StallError
 from durabill.stream_processors.engine.table import Total
 from durabill.stream_processors.kafka.reading import read_bounds, read_tails
-
-Entry = tuple[bytes, bytes | None]
-"""A checkpoint entry's key and content."""
+from durabill.stream_processors.worker.ports import Entry, WriterClosed
 
 SPACING_S = 0.05
 """Between the starts of two transactions: each costs the broker five small writes."""
@@ -53,23 +51,18 @@ _FENCED = (
 )
 
 
-class WriterClosed(Exception):
-    """What was put has not been committed, and never will be: its writer has let go."""
-
-
 class Run(NamedTuple):
-    """Records for one topic that go out together."""
+    """Records for one topic that one call has put: they are never split over transactions."""
 
     topic: str
     messages: list[dict[str, Any]]
     size: int
 
 
-class Outlet:
+class KafkaPartitionWriter:
     """The transactional producer of one partition, with a thread that commits what is put.
 
-    Made and used on one event loop. `position` is the offset in the totals topic that follows the
-    last total known to have been written.
+    Made and used on one event loop. The methods promise what `ports.PartitionWriter` says.
     """
 
     def __init__(
@@ -99,7 +92,7 @@ class Outlet:
         self._closing = False
         self._started_s = 0.0
         self._waiting_since_s: float | None = None
-        name = f"outlet-{partition}"
+        name = f"partition-writer-{partition}"
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -138,20 +131,20 @@ class Outlet:
         await waiter
 
     async def has_room(self) -> None:
-        """Return once little enough is queued: holds the stream back where brokers are slow.
+        """Return once little enough is queued: this holds the stream back where brokers are slow.
 
-        One that has been closed holds nobody back: what it has queued stays so.
+        A closed writer holds nobody back, though its queue stays full.
         """
         while self._backlog_bytes > BACKLOG_BYTES_MAX and not self._closing:
             await asyncio.sleep(FULL_PAUSE_S)
 
     def waiting_s(self) -> float:
-        """Return for how long the oldest record that is not committed has been waiting."""
+        """Return for how long the oldest uncommitted record has been waiting."""
         since_s = self._waiting_since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
 
     def close(self) -> None:
-        """Have the thread end, which undoes what has not been committed; doesn't wait for it."""
+        """End the thread, without waiting for it; what has not been committed is aborted."""
         with self._changed:
             self._closing = True
             waiters, self._waiters = self._waiters, []
@@ -161,11 +154,11 @@ class Outlet:
                 waiter.set_exception(WriterClosed())
 
     def starts_at(self, totals_end: int) -> None:
-        """Take note where the totals ended when they were read: our first one goes there."""
+        """Note where the totals ended when they were read: our first total goes there."""
         self.position = self._expected = totals_end
 
     async def closed(self) -> None:
-        """Return once the thread has ended; never, where a broker that is gone holds it up."""
+        """Return once the thread has ended; that can take forever where no broker answers."""
         while self._thread.is_alive():
             await asyncio.sleep(FULL_PAUSE_S)
 
@@ -174,18 +167,18 @@ class Outlet:
     def _serve(self) -> None:
         try:
             while runs := self._next():
-                if not self._say(runs):
+                if not self._commit(runs):
                     break
                 self._note_committed(runs)
         except BaseException as error:
-            # A producer that failed can't end its transaction in good order: the broker does.
+            # A producer that failed can't end its transaction itself: the broker aborts it.
             if not self._closing:
                 self._loop.call_soon_threadsafe(self._on_fatal, self._explain(error))
         else:
             self._producer.close()
 
     def _next(self) -> list[Run]:
-        """Return what the next transaction is of, as soon as its time has come; [] at the end."""
+        """Return the runs of the next transaction, as soon as it is due; [] at the end."""
         with self._changed:
             while not self._runs and not self._closing:
                 self._changed.wait()
@@ -194,7 +187,7 @@ class Outlet:
         return [] if self._closing else self._take()
 
     def _take(self) -> list[Run]:
-        """Return what the next transaction is of; it stays queued until that is committed."""
+        """Return the runs of the next transaction; they stay queued until it is committed."""
         size, runs = 0, []
         with self._changed:
             for run in self._runs:
@@ -204,7 +197,7 @@ class Outlet:
                     break
         return runs
 
-    def _say(self, runs: Sequence[Run]) -> bool:
+    def _commit(self, runs: Sequence[Run]) -> bool:
         """Commit the records in one transaction; return False if we were closed meanwhile."""
         aborted = 0
         while not self._closing:
@@ -216,27 +209,28 @@ class Outlet:
                     assert queued == len(messages), [each.get("_error") for each in messages]
                 if any(run.topic == self._totals_topic for run in runs):
                     self._refuse_foreign()
-                return self._commit()
+                return self._end_transaction(self._producer.commit_transaction)
             except KafkaException as error:
                 aborted += 1
                 if not error.args[0].txn_requires_abort() or aborted == ATTEMPTS_MAX:
                     raise
-                # The broker's word: nothing of it can be seen, it may be said again.
-                self._abort()
+                # By the broker's word nothing of it can be seen, so it may be written again.
+                self._end_transaction(self._producer.abort_transaction)
+                time.sleep(RETRY_PAUSE_S)
         return False
 
     def _refuse_foreign(self) -> None:
-        """Raise ForeignTotals if somebody else has published totals since we last looked."""
+        """Raise ForeignTotals if another application has published totals since our last one."""
         until_s = time.monotonic() + GIVE_UP_S
         while self._flush() and not self._closing:
             if time.monotonic() > until_s:
                 raise StallError(f"totals of partition {self.partition} are not acknowledged")
         first, expected = self._first, self._expected
         if first is None or self._closing:
-            return  # not delivered: the commit will say why
-        # Markers, and what we aborted ourselves, lie between as well, so a gap alone is no proof.
+            return  # not delivered: the commit will raise the reason
+        # Markers and our own aborted records take offsets as well, so a gap alone is no proof.
         if expected is not None and first != expected and self._find_foreign(expected, first):
-            with contextlib.suppress(KafkaException):  # else the broker does, a minute later
+            with contextlib.suppress(KafkaException):  # else the broker aborts it, a minute later
                 self._producer.abort_transaction(COMMIT_PATIENCE_S)
             raise ForeignTotals(self._totals_topic, self.partition)
         self._expected = first
@@ -246,24 +240,17 @@ class Outlet:
         try:
             return self._producer.flush(COMMIT_PATIENCE_S)
         except SystemError as error:
-            # How a fatal error looks that comes up while a delivery is being reported.
+            # A fatal error that is raised in a delivery report comes as its cause.
             if isinstance(error.__cause__, KafkaException):
                 raise error.__cause__ from None
             raise
 
-    def _commit(self) -> bool:
-        return self._insist(self._producer.commit_transaction)
-
-    def _abort(self) -> None:
-        self._insist(self._producer.abort_transaction)
-        time.sleep(RETRY_PAUSE_S)
-
-    def _insist(self, end_transaction: Callable[[float], None]) -> bool:
-        """Try until it is done; return False if we were closed meanwhile."""
+    def _end_transaction(self, end: Callable[[float], None]) -> bool:
+        """Commit or abort, and retry until it is done; return False if we were closed meanwhile."""
         until_s = time.monotonic() + GIVE_UP_S
         while not self._closing:
             try:
-                end_transaction(COMMIT_PATIENCE_S)
+                end(COMMIT_PATIENCE_S)
             except KafkaException as error:
                 if not error.args[0].retriable() or time.monotonic() > until_s:
                     raise
@@ -273,7 +260,7 @@ class Outlet:
 
     def _note_committed(self, runs: Sequence[Run]) -> None:
         if self._first is not None:
-            self._expected = self.position + 1  # our marker lies between
+            self._expected = self.position + 1  # our marker takes one
         with self._changed:
             for run in runs:
                 assert self._runs.popleft() is run
@@ -304,8 +291,8 @@ class Outlet:
             return FencedError(
                 f"partition {self.partition} has been taken over by another worker of this"
                 " application id, while this one was frozen or cut off; it stops, nothing is lost."
-                " If it happens all the time, two deployments share the application id: give each"
-                " its own DURABILL_APPLICATION_ID"
+                " If it happens all the time, two deployments share the application id."
+                f" {OWN_APPLICATION_ID}"
             )
         return error
 
@@ -313,10 +300,10 @@ class Outlet:
 def finds_foreign(
     kafka: Mapping[str, Any], group: str, topic: str, partition: int
 ) -> Callable[[int, int], bool]:
-    """Return what tells whether others have written to [start, end) of a partition.
+    """Return a function that tells whether others have written to [start, end) of a partition.
 
-    Blocks. What is committed there counts, and what hides behind somebody's open transaction.
-    That may have begun before `start`: between our last total and its marker.
+    It blocks. Records that are committed there count, and so does an open transaction, which hides
+    its records. That one may have begun before `start`: between our last total and its marker.
     """
 
     def find(start: int, end: int) -> bool:

@@ -1,14 +1,14 @@
-"""Which policy held from which offset on: a part of the log's truth, recorded for good.
+"""Which policy is in force from which offset on: recorded for good, as a part of the log's truth.
 
-What decides totals and is not in the segments (the policy, whether registry ids are read, the
-version of the rules) is recorded per partition, in an entry `partition/policy` beside the
-checkpoint. The entry holds every record that there ever was, oldest first. A record holds from
-the first record batch that begins at or after its offset.
+Totals depend on terms that are not in the segments: the policy, whether registry ids are read, the
+version of the rules. Each partition records them in an entry `partition/policy` beside its
+checkpoint. The entry keeps every record that there ever was, oldest first. A record is in force
+from the first record batch that begins at or after its offset.
 
-A worker with other settings than the last record appends one when it takes the partition over. Its
-offset is the end of the committed log at that moment: the owner before can't have folded anything
-beyond it, so all that may have been published is replayed under the policy that it was published
-under. The record is committed before anything rests on it.
+A worker whose settings differ from the last record appends a record when it takes the partition
+over. Its offset is the end of the committed log at that moment. The previous owner can't have
+folded anything beyond it, so whatever it published is replayed under the terms that it was
+published under. The record is committed before anything rests on it.
 """
 
 from bisect import bisect_right
@@ -29,7 +29,7 @@ POLICY = "policy"
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What decides totals besides the log itself."""
+    """What totals depend on besides the log itself."""
 
     policy: Policy
     registry: bool = False
@@ -38,7 +38,7 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 class PolicyRecord(msgspec.Struct, frozen=True):
-    """Terms, and the offset from which on they hold."""
+    """Terms, and the offset from which on they are in force."""
 
     from_offset: int
     terms: Terms
@@ -54,9 +54,10 @@ def encode_history(history: History) -> bytes:
 
 
 def decode_history(raw: bytes | None) -> History:
-    """Return the recorded history, empty if there is none; raise StateError if it can't be read.
+    """Return the recorded history, empty if there is none.
 
-    Also where a newer version of the program has left its rules: ours would bill otherwise.
+    Raises StateError if it can't be read, and if a newer version of the program has recorded its
+    rules: ours would bill otherwise.
     """
     if raw is None:
         return ()
@@ -80,7 +81,7 @@ def in_force(history: History, offset: int) -> Terms:
 
 
 def from_here(history: History, offset: int) -> History:
-    """Return the record in force for a batch that begins at `offset`, and all that come later."""
+    """Return the record in force for a batch that begins at `offset`, and all later records."""
     passed = sum(each.from_offset <= offset for each in history)
     return history[max(0, passed - 1) :]
 
@@ -88,12 +89,12 @@ def from_here(history: History, offset: int) -> History:
 def taken_over(
     history: History, wanted: Terms, *, next_offset: int, log_end: int, has_unseen_totals: bool
 ) -> History:
-    """Return the history as a new owner with `wanted` terms goes on with it.
+    """Return the history with which a new owner with `wanted` terms goes on.
 
     `next_offset` is where its replay starts, `log_end` where the committed log ends.
-    `has_unseen_totals` tells whether something was published since the checkpoint. Raises
-    StateError where the rules have changed and such totals are there: only the program that
-    published them can replay them.
+    `has_unseen_totals` tells whether totals were published since the checkpoint. Raises StateError
+    where there are such totals and the rules have changed: only the program that published them
+    can replay them.
     """
     if history and history[-1].terms == wanted:
         return history
@@ -103,14 +104,14 @@ def taken_over(
     if has_unseen_totals:
         raise StateError(
             "totals were published since the last checkpoint by another version of Durabill, whose"
-            " rules this one can't replay. Start that version once more, stop it in peace (SIGTERM)"
+            " rules this one can't replay. Start that version once more, stop it by SIGTERM"
             " once it has caught up, then start this one"
         )
     return (*history, PolicyRecord(next_offset, wanted))
 
 
 def split(chunk: Chunk, history: History) -> list[tuple[Terms | None, Chunk]]:
-    """Cut a chunk where the terms change; each piece with its own, None if it has no batch."""
+    """Split a chunk where the terms change; each piece has its own terms, None without a batch."""
     first_batch = next(headers_in(chunk.data), None)
     if first_batch is None:
         return [(None, chunk)]

@@ -1,8 +1,8 @@
-"""Questions to a Confluent-compatible schema registry, with an answer for each, or none.
+"""Asks a Confluent-compatible schema registry for the schema of an id.
 
-Three answers are told apart: the schema; the registry's own word that it has no such id (HTTP 404
-with its error code 40403); and everything else, which is no answer: unreachable, slow, another
-server at that address, a page of a proxy. Only the first two say anything about a record.
+There are three outcomes: the schema; the registry's own answer that it has no such id (HTTP 404
+with its error code 40403); and no answer, which is everything else: it is unreachable or slow,
+another server is at that address, a proxy sent a page. Only the first two decide about a record.
 """
 
 import json
@@ -19,11 +19,11 @@ NO_SUCH_SCHEMA = 40403
 """Confluent's error code for an id that the registry doesn't know."""
 
 ID_MAX = 2**31 - 1
-"""Ids are positive 32-bit integers; a registry can't even be asked for others."""
+"""Ids are positive 32-bit integers; a registry can't be asked for others."""
 
 
 class NoAnswer(Exception):
-    """The registry did not say what an id stands for; the text says what happened instead."""
+    """The registry gave no answer; the text tells what happened instead."""
 
 
 class Registry:

@@ -1,9 +1,9 @@
-"""Finding out what registry ids stand for, beside the stream, however long that takes.
+"""Looks up the schemas of registry ids in the background, however long that takes.
 
-A partition with an undecided id is held until it is decided. A registry that doesn't answer holds
-it for as long as that lasts. One that says "no such id" may lag behind the one that gave the id
-out, so it is asked again for a while before its word is taken. Anybody can write an id that does
-not exist: that patience is a budget, so that nobody can hold a partition for long.
+A partition with an undecided id is held until the id is decided. A registry that doesn't answer
+holds it for as long as that lasts. A registry that answers "no such id" may lag behind the one that
+issued the id, so it is asked again for a while before its answer counts. Anybody can write an id
+that doesn't exist, so that patience is a budget: nobody can hold a partition for long.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ Ask = Callable[[int], Awaitable[str | None]]
 """Returns the schema of an id, None if there is none; raises NoAnswer."""
 
 PATIENCE_S = 10.0
-"""How long "no such id" is doubted, in all, within PATIENCE_PERIOD_S."""
+"""How long "no such id" is doubted, in total, within PATIENCE_PERIOD_S."""
 
 PATIENCE_PERIOD_S = 60.0
 UNKNOWN_FOR_S = 2.0
-"""How long "no such id" is believed once it has been, so that it isn't asked about each chunk."""
+"""How long an accepted "no such id" is kept, so that the next chunk doesn't ask again."""
 
 ASK_AGAIN_S = 0.5
 RETRY_S_MAX = 10.0
 ASKED_AT_ONCE_MAX = 1000
-"""Ids of one chunk that are asked for; if there are more, the rest are unknown."""
+"""How many ids of one chunk are asked for; all further ones count as unknown."""
 
 
 class SchemaLookups:
@@ -51,7 +51,7 @@ class SchemaLookups:
     async def decide(
         self, ids: Iterable[int], tell: Callable[[str], None]
     ) -> dict[int, str | None]:
-        """Return the schema of each id, None where there is none; `tell` gets why it waits."""
+        """Return the schema of each id, None where there is none; `tell` is told why it waits."""
         wanted = list(ids)
         found: dict[int, str | None] = dict.fromkeys(wanted[ASKED_AT_ONCE_MAX:])
         doubtful = []
@@ -69,7 +69,7 @@ class SchemaLookups:
     async def _doubt(
         self, doubtful: list[int], found: dict[int, str | None], tell: Callable[[str], None]
     ) -> None:
-        """Ask again for what was not there, as long as there is patience left."""
+        """Ask again for ids that the registry didn't know, as long as there is patience left."""
         began_s = self._clock_s()
         refill_s = (began_s - self._refilled_s) * PATIENCE_S / PATIENCE_PERIOD_S
         patience_s = self._patience_s = min(PATIENCE_S, self._patience_s + refill_s)
@@ -98,7 +98,7 @@ class SchemaLookups:
 
 
 def ask_beside(registry: Registry) -> Ask:
-    """Return how to ask a registry in threads of its own: a slow one uses up no others."""
+    """Return a function that asks a registry in its own threads: a slow one blocks no others."""
     threads = ThreadPoolExecutor(2, thread_name_prefix="schema-registry")
 
     async def ask(schema_id: int) -> str | None:
@@ -108,7 +108,7 @@ def ask_beside(registry: Registry) -> Ask:
 
 
 async def no_registry(schema_id: int) -> str | None:
-    """Say why nothing is known: the recorded terms want a registry, and the settings name none."""
+    """Raise NoAnswer: the recorded terms need a registry, and the settings name none."""
     raise NoAnswer(
         "DURABILL_SCHEMA_REGISTRY_URL is not set, but so far records were judged with a registry"
     )

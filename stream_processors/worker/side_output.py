@@ -1,25 +1,26 @@
-"""Dead letters, records that are sent on, and clock marks go out by confluent-kafka.
+"""Publishes dead letters, forwarded records and clock marks by confluent-kafka.
 
-The first two go out at least once and carry their origin, by which a repeat is recognised; totals
-go out by an `outlet`. A clock mark needs no care: one that is lost or doubled does no harm. Every
-other record is counted in the epoch in which it was produced. A checkpoint closes the epoch
-(`cut`) and waits until it has been delivered to the last record before anything that rests on it
-is written. A record that can't be delivered is fatal: the process ends, and a recovery produces it
-again.
+Dead letters and forwards are published at least once and carry their source, by which a repeat is
+recognised; totals go through a `partition_writer`. A clock mark needs no care: one that is lost or
+doubled does no harm. Every other record is counted in the flush generation in which it was queued.
+A checkpoint closes the generation and waits until its last record has been delivered, before it
+writes anything that rests on it. A record that can't be delivered is fatal: the process ends, and a
+recovery publishes it again.
 """
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 
-from durabill.schemas import PARTITIONER
+from durabill.schemas import headers
 from durabill.schemas.errors import ContractError
 from durabill.stream_processors.engine.table import DeadLetter, Effects, Forward
+from durabill.stream_processors.kafka.deliveries import Deliveries
+from durabill.stream_processors.kafka.options import side_producer
 
 POLL_S = 0.05
 FULL_PAUSE_S = 0.005
@@ -30,8 +31,11 @@ _NOT_ALLOWED = (
 _RIGHT = "A worker writes clock marks to the segments topic: it needs the right Write on it"
 
 
-class Publisher:
-    """Produces dead letters and forwards of all tables of a worker. Lives on one event loop."""
+class KafkaSideOutput:
+    """One producer for the side output of all tables of a worker. Lives on one event loop.
+
+    The methods promise what `ports.SideOutput` says.
+    """
 
     def __init__(
         self,
@@ -41,32 +45,17 @@ class Publisher:
         dead_letters_topic: str,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        self._producer = Producer(
-            {
-                **kafka,
-                "acks": "all",  # a letter that one broker alone has seen can be lost with it
-                "enable.idempotence": True,  # a retry must not repeat what is sent on
-                "partitioner": PARTITIONER,  # dead letters' keys go where everybody's go
-                "compression.type": "lz4",
-                # A dead letter may have any size that came in: the topics decide, not we.
-                "message.max.bytes": 1_000_000_000,
-                "linger.ms": 5,
-                "queue.buffering.max.messages": 200_000,
-            }
-        )
+        self._producer = Producer(side_producer(kafka))
         self._segments_topic = segments_topic
         self._dead_letters_topic = dead_letters_topic
         self._on_fatal = on_fatal
-        self._epoch = 0
-        self._pending = {0: 0}
-        self._lock = threading.Lock()
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._deliveries = Deliveries(self._fail)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = threading.Event()
-        self._poller = threading.Thread(target=self._poll, name="publisher", daemon=True)
+        self._poller = threading.Thread(target=self._poll, name="side-output", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to serve delivery reports."""
+        """Start to serve delivery reports."""
         self._loop = loop
         self._poller.start()
 
@@ -79,15 +68,15 @@ class Publisher:
 
     async def _dead_letter(self, letter: DeadLetter, partition: int) -> None:
         record = letter.record
-        headers = [
+        all_headers = [
             *record.headers,
-            ("reason", letter.reason.value.encode()),
-            ("detail", letter.detail.encode()),
-            ("source_topic", self._segments_topic.encode()),
-            ("source_partition", str(partition).encode()),
-            ("source_offset", str(record.offset).encode()),
+            (headers.REASON, letter.reason.value.encode()),
+            (headers.DETAIL, letter.detail.encode()),
+            (headers.SOURCE_TOPIC, self._segments_topic.encode()),
+            (headers.SOURCE_PARTITION, str(partition).encode()),
+            (headers.SOURCE_OFFSET, str(record.offset).encode()),
         ]
-        await self._produce(self._dead_letters_topic, record.key, record.value, headers=headers)
+        await self._produce(self._dead_letters_topic, record.key, record.value, headers=all_headers)
 
     async def _forward(self, forward: Forward) -> None:
         record = forward.record
@@ -102,14 +91,12 @@ class Publisher:
     async def _produce(
         self, topic: str, key: bytes | None, value: bytes | None, **more: Any
     ) -> None:
-        on_delivery = partial(self._on_delivery, self._epoch)
-        with self._lock:
-            self._pending[self._epoch] += 1
+        on_delivery = self._deliveries.expect()
         while True:
             try:
                 self._producer.produce(topic, value, key, on_delivery=on_delivery, **more)
             except BufferError:
-                # Full: the brokers are slower than the table. Waiting here holds the stream back.
+                # Full: the brokers are slower than the table. The stream waits here.
                 await asyncio.sleep(FULL_PAUSE_S)
             else:
                 return
@@ -126,7 +113,7 @@ class Publisher:
                 self._fail(ContractError(f"{self._segments_topic}: {error.str()}. {_RIGHT}"))
             kind, append_ms = message.timestamp()
             is_told = error is None and kind == TIMESTAMP_LOG_APPEND_TIME
-            # A report that comes while the process ends finds the loop closed, and nobody to tell.
+            # A report that comes while the process ends finds the loop closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(on_told, append_ms if is_told else None)
 
@@ -137,51 +124,14 @@ class Publisher:
         except BufferError:
             on_told(None)
 
-    def cut(self) -> int:
-        """Close the current epoch and return it: everything produced so far is in it or before."""
-        with self._lock:
-            closed = self._epoch
-            self._epoch += 1
-            self._pending[self._epoch] = 0
-        return closed
+    def close_generation(self) -> int:
+        """Close the current flush generation and return it: all queued so far is in it or older."""
+        return self._deliveries.close_generation()
 
-    async def delivered(self, epoch: int) -> None:
-        """Return once every record of `epoch` and of those before it has been acknowledged."""
-        assert self._loop is not None
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        with self._lock:
-            if self._is_delivered(epoch):
-                return
-            self._waiters.append((epoch, waiter))
+    async def delivered(self, generation: int) -> None:
+        """Return once every record of `generation` and of older ones has been acknowledged."""
         self._producer.poll(0)
-        await waiter
-
-    def _is_delivered(self, epoch: int) -> bool:
-        for each in sorted(self._pending):
-            if each > epoch:
-                return True
-            if self._pending[each]:
-                return False
-            if each < self._epoch:
-                del self._pending[each]
-        return True
-
-    def _on_delivery(self, epoch: int, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._fail(RuntimeError(f"a record for {message.topic()} was not delivered: {error}"))
-            return
-        with self._lock:
-            self._pending[epoch] -= 1
-            if self._pending[epoch]:
-                return
-            ready = [each for each in self._waiters if self._is_delivered(each[0])]
-            self._waiters = [each for each in self._waiters if each not in ready]
-        self._wake([waiter for _, waiter in ready])
-
-    def _wake(self, waiters: Sequence[asyncio.Future[None]]) -> None:
-        assert self._loop is not None
-        for waiter in waiters:
-            self._loop.call_soon_threadsafe(_resolve, waiter)
+        await self._deliveries.acknowledged(generation)
 
     def _fail(self, error: BaseException) -> None:
         assert self._loop is not None
@@ -192,7 +142,7 @@ class Publisher:
             while not self._stopped.is_set():
                 self._producer.poll(POLL_S)
         except BaseException as error:
-            # Without this thread no report would ever come: better no worker than a silent one.
+            # Without this thread no report would ever come, and the worker would hang.
             self._fail(error)
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -201,8 +151,3 @@ class Publisher:
         if self._poller.is_alive():
             self._poller.join()
         self._producer.flush(timeout_s)
-
-
-def _resolve(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -1,7 +1,8 @@
-"""A client's open transaction holds its partition back: consumers see nothing beyond its start.
+"""Reports a client's open transaction: consumers of its partition see nothing beyond its start.
 
-That is right, for what it decides is not decided yet, and it ends by itself: the broker aborts a
-transaction that is open for longer than its producer asked for. So it is told, and is no stall.
+That is right, because it is not decided yet whether its records count. It also ends by itself: the
+broker aborts a transaction that is open for longer than its producer's timeout. So it is reported,
+and does not count as a stall.
 """
 
 import logging
@@ -9,11 +10,11 @@ import logging
 log = logging.getLogger("durabill.worker")
 
 TOLD_AFTER_S = 10.0
-"""How long a partition is held back before the log says so, once."""
+"""How long a partition waits before the log reports it, once."""
 
 
 class TransactionWatch:
-    """Since when one partition has been waiting for the end of a transaction."""
+    """Knows since when one partition has been waiting for the end of a transaction."""
 
     def __init__(self, partition: int) -> None:
         self._partition = partition
@@ -24,7 +25,7 @@ class TransactionWatch:
     def note(
         self, next_offset: int, log_end: int | None, high_watermark: int | None, now_s: float
     ) -> None:
-        """Take note of what has been read, and of what the broker last said that there is."""
+        """Note what has been read, and where the log ended by the broker's last answer."""
         ends = log_end is not None and high_watermark is not None
         if not (ends and next_offset == log_end and log_end < (high_watermark or 0)):
             self._at = None
@@ -39,5 +40,5 @@ class TransactionWatch:
             )
 
     def waiting_s(self, now_s: float) -> float:
-        """Return for how long it has been waiting; 0: it isn't."""
+        """Return for how long it has been waiting; 0: it doesn't wait."""
         return 0.0 if self._at is None else max(0.0, now_s - self._since_s)

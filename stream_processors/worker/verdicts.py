@@ -1,9 +1,9 @@
-"""Verdicts on writers' schemas: taken once, recorded before anything rests on them.
+"""Verdicts on writers' schemas: decided once, and recorded before anything rests on them.
 
-What a registry answers depends on the moment. So a partition records, in an entry
-`partition/schemas` beside its checkpoint, each schema that it was told, with the offset from which
-on it is known, and up to which offset all other ids count as unknown (`decided_to`). A replay uses
-the record and asks nobody: a record's verdict is a function of its offset.
+A registry's answer depends on when it is asked. So a partition records each schema that it was
+told, with the offset from which on it is known, and the offset up to which all other ids count as
+unknown (`decided_to`). The record is an entry `partition/schemas` beside the checkpoint. A replay
+uses it and asks nobody: the verdict on a segment is a function of its offset.
 """
 
 import json
@@ -23,7 +23,7 @@ SCHEMAS = "schemas"
 
 
 REFUSAL_MAX = 100
-"""Characters of a refusal: an entry must be able to hold all ids that a registry knows."""
+"""Characters of a refusal: one entry must have room for all ids that a registry knows."""
 
 
 class KnownSchema(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,7 +52,7 @@ class RecordedSchemas(WriterSchemas):
         super().__init__()
         self._by_fingerprint = base._by_fingerprint
         self.reads_ids = False
-        """Whether the framing of a registry is read at all; a part of the terms in force."""
+        """Whether a registry's framing is read at all; this is a part of the terms in force."""
         self._verdicts = _decode(recorded)
         self._known: dict[int, list[tuple[int, Any]]] = {}
         for each in self._verdicts.schemas:
@@ -64,7 +64,7 @@ class RecordedSchemas(WriterSchemas):
         return self.reads_ids
 
     def undecided(self, ids: Mapping[int, int]) -> list[int]:
-        """Return those of the ids (id -> its last offset in a chunk) that must be asked for."""
+        """Return the ids (id -> its last offset in a chunk) that a registry must be asked for."""
         decided_to = self._verdicts.decided_to
         return [
             each
@@ -73,9 +73,9 @@ class RecordedSchemas(WriterSchemas):
         ]
 
     def decide(self, found: Mapping[int, str | None], first_offset: int, next_offset: int) -> bytes:
-        """Take in the answers for all undecided ids of [first_offset, next_offset).
+        """Record the answers for all undecided ids of [first_offset, next_offset).
 
-        Returns the entry that must be committed before a record of these is judged.
+        Returns the entry that must be committed before a segment with one of these ids is judged.
         """
         for schema_id, schema in found.items():
             if schema is not None:
@@ -90,7 +90,7 @@ class RecordedSchemas(WriterSchemas):
         writer: Any
         try:
             writer = resolvable(json.loads(known.schema)) if known.schema else known.refusal
-        except (ValueError, RecursionError) as error:  # the version before recorded these as well
+        except (ValueError, RecursionError) as error:  # an earlier version recorded these as well
             writer = str(error)
         if isinstance(writer, str):
             writer = BadRecord(Reason.UNKNOWN_SCHEMA, f"schema id {known.id}: {writer}")

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 
 from durabill.producers.gateway.server import GatewayConfig, serve_gateway
 from durabill.schemas import SegmentEvent, decode_segment
-from durabill.stream_processors.kafka.clients import patiently
+from durabill.stream_processors.kafka.errors import patiently
 
 
 def answer(

@@ -14,6 +14,8 @@ import pytest
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import Limits
 from durabill.producers.sdk.client import Client
+from durabill.producers.sdk.http_uplink import HttpUplink
+from durabill.producers.sdk.kafka_uplink import KafkaUplink
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import (
     Backoff,
@@ -22,7 +24,6 @@ from durabill.producers.sdk.uplink import (
     UplinkRefused,
     UplinkUnavailable,
 )
-from durabill.producers.sdk.uplinks import HttpUplink, KafkaUplink
 from durabill.schemas import SegmentEvent, decode_segment, partition_for
 from tests.broker.gateway_kit import gateway, read_topic, segments_of
 from tests.broker.ledger_kit import wait_until
@@ -120,7 +121,7 @@ def test_services_arrive_whole(
 METER = """
 import sys, time
 from durabill.producers.sdk.client import Client
-from durabill.producers.sdk.uplinks import HttpUplink
+from durabill.producers.sdk.http_uplink import HttpUplink
 with Client(HttpUplink(sys.argv[1]), sys.argv[2]) as client:
     service = client.start()
     print(service.service_order_number, flush=True)

@@ -13,6 +13,8 @@ import pytest
 
 from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.holds import Holds
+from durabill.producers.sdk.http_uplink import HttpUplink
+from durabill.producers.sdk.kafka_uplink import KafkaUplink
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.uplink import (
@@ -22,7 +24,6 @@ from durabill.producers.sdk.uplink import (
     UplinkUnavailable,
     WillNotCount,
 )
-from durabill.producers.sdk.uplinks import HttpUplink, KafkaUplink
 from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, read_topic, segments_of, serving
 from tests.broker.ledger_kit import wait_until

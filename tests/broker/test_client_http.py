@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from durabill.producers.sdk.bounded_http import ANSWER_BYTES_MAX, BoundedHttp
+from durabill.producers.sdk.http_uplink import HttpUplink
 from durabill.producers.sdk.uplink import UplinkUnavailable
-from durabill.producers.sdk.uplinks import HttpUplink
 from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
 

@@ -12,10 +12,10 @@ import pytest
 
 from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.holds import Holds
+from durabill.producers.sdk.http_uplink import HttpUplink
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import Backoff, Grant, OrderFailed, UplinkUnavailable
-from durabill.producers.sdk.uplinks import HttpUplink
 from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
 from tests.broker.ledger_kit import wait_until

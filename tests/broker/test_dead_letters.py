@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from durabill.schemas import SegmentEvent, decode_segment, encode_segment, partition_for
+from durabill.schemas.errors import AccessError
 from durabill.stream_processors.dead_letters.letters import (
     DeadLetterError,
     find_dead_letter,
@@ -120,7 +121,7 @@ def test_empty_topic_has_none_and_a_missing_one_is_an_error(
     kafka: dict[str, str], topics: Topics
 ) -> None:
     assert [] == list(list_dead_letters(kafka, topics.dead_letters))
-    with pytest.raises(DeadLetterError, match="Unknown topic"):
+    with pytest.raises(AccessError, match="no topic durabill-no-such-topic, or hides it"):
         list(list_dead_letters(kafka, "durabill-no-such-topic"))
 
 

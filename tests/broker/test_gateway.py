@@ -14,7 +14,7 @@ import pytest
 
 from durabill.producers.gateway.server import GatewayConfig, new_order_number, serve_gateway
 from durabill.producers.gateway.web_server import Limits
-from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import SegmentEvent, partition_for
 from tests.broker.gateway_kit import call, gateway, read_topic, segments_of
 from tests.conftest import Topics

@@ -141,7 +141,41 @@ def test_one_client_may_not_fill_the_way_to_kafka(topics: Topics) -> None:
         assert 503 == call(url, "POST", SEGMENTS, b"[" + b",".join([BODY] * 9) + b"]")[0]
 
 
-# -- what a fuzzer found (.schemathesis): an answer that its description did not lead to expect
+# -- what a fuzzer of OpenAPI (schemathesis) found: answers that the description did not explain
+
+ZEROS = "0" * 63  # near the longest order number
+FUZZED = [
+    ("GET", f"/v1/orders/{ZEROS}", None, 503, "NO_WORKER_REACHABLE"),
+    (
+        "POST",
+        f"/v1/orders/{ZEROS}/segments",
+        b'[{"business_data_number": 1, "end_identifier": false, "end_ms": 0, "start_ms": 0}]',
+        422,
+        "BAD_SEGMENTS",
+    ),
+    (
+        "POST",
+        "/v1/orders/0/segments",  # to JSON Schema, 2.0 is an integer
+        b'[{"business_data_number": 1, "end_identifier": false, "start_ms": 2.0, "end_ms": 0}]',
+        422,
+        "BAD_SEGMENTS",
+    ),
+    ("POST", "/v1/orders", b'{"service_order_number": ""}', 422, "BAD_ORDER_NUMBER"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "reason"), FUZZED)
+def test_what_the_fuzzer_sent_is_answered_as_described(
+    method: str, path: str, body: bytes | None, status: int, reason: str
+) -> None:
+    kafka = {"bootstrap.servers": NOTHING_HERE}
+    with gateway(GatewayConfig(kafka, worker_urls=(f"http://{NOTHING_HERE}",))) as url:
+        _, document, _ = call(url, "GET", "/openapi.json")
+        answered, answer, headers = call(url, method, path, body)
+    assert (status, reason) == (answered, answer["error"]["reason"])
+    assert (status == 503) == ("retry-after" in headers)
+    template = re.sub(r"/v1/orders/[^/]+", "/v1/orders/{number}", path)
+    assert str(status) in document["paths"][template][method.lower()]["responses"]
 
 
 def test_what_a_schema_can_say_about_order_numbers_it_says(url: str) -> None:

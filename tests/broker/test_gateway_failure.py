@@ -9,7 +9,7 @@ import threading
 import pytest
 from confluent_kafka import KafkaError
 
-from durabill.producers.gateway.kafka import Publisher
+from durabill.producers.gateway.kafka import SegmentProducer
 from durabill.producers.gateway.server import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
 from tests.broker.gateway_kit import call
 
@@ -28,11 +28,11 @@ def break_it(publisher):
     else:
         raise RuntimeError("poll broke")
 
-poll = gateway_kafka.Publisher._poll
+poll = gateway_kafka.SegmentProducer._poll
 def breaks(publisher):
     break_it(publisher)
     poll(publisher)
-gateway_kafka.Publisher._poll = breaks
+gateway_kafka.SegmentProducer._poll = breaks
 run_gateway(GatewayConfig({"bootstrap.servers": "127.0.0.1:1"}))
 """
 
@@ -58,7 +58,7 @@ def test_until_then_requests_and_health_say_so() -> None:
         app = make_app(config)
         server = BoundedServer(app, config.limits, access_log=None, shutdown_timeout_s=1)
         url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
-        publisher: Publisher = app[GATEWAY].publisher
+        publisher: SegmentProducer = app[GATEWAY].publisher
 
         async def ask(name: str, method: str, path: str, body: object = None) -> None:
             status, answer, _ = await asyncio.to_thread(call, url, method, path, body)

@@ -13,7 +13,7 @@ import pytest
 from durabill.producers.gateway.api import ERRORS_MAX, SEGMENTS_MAX
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import DISCARD_BYTES_MAX
-from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
 

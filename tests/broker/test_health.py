@@ -26,7 +26,7 @@ Processor.fold = fold
 import asyncio
 from durabill.stream_processors.worker.processor import Processor
 async def checkpoint(self):
-    if self.lanes:  # or the revocation before the first assignment would take its time
+    if self.tasks:  # or the revocation before the first assignment would take its time
         await asyncio.Event().wait()
 Processor.checkpoint = checkpoint
 """,
@@ -39,8 +39,8 @@ Processor.tick = tick
 """,
     "publishing partition": """
 import time
-from durabill.stream_processors.worker.partition_writer import Outlet
-Outlet._commit = lambda self: time.sleep(1000)
+from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter
+KafkaPartitionWriter._commit = lambda self, runs: time.sleep(1000)
 """,
 }
 
@@ -91,8 +91,8 @@ def healthy(bootstrap_servers: str, folder: Path) -> None:
         deployed.send(traffic(1, orders=10, segments=10))
         deployed.wait_for_truth()
         assert problems(worker) == []
-        lanes = worker.get("/status")[1]["partitions"].values()
-        assert [each["lag"] for each in lanes] == [0] * deployed.partitions
+        partitions = worker.get("/status")[1]["partitions"].values()
+        assert [each["lag"] for each in partitions] == [0] * deployed.partitions
 
 
 CASES: dict[str, Callable[[str, Path], None]] = {

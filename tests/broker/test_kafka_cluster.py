@@ -15,6 +15,7 @@ from durabill.deploy.commands.common import located
 from durabill.deploy.local.kafka import LocalKafka, NodeStatus
 from durabill.deploy.local.stack import StackError
 from durabill.deploy.topics import create_topics
+from durabill.schemas.topics import Topics
 from durabill.stream_processors.settings import Settings
 from tests.broker.worker_kit import wait_until
 from tests.chaos.cluster import process_state
@@ -69,9 +70,7 @@ def test_three_brokers_keep_all_in_three_copies_whichever_of_them_is_away(
     admin = AdminClient({"bootstrap.servers": address})
     create_topics(
         {"bootstrap.servers": address},
-        segments="t.segments",
-        totals="t.totals",
-        dead_letters="t.dead-letters",
+        Topics("t.segments", "t.totals", "t.dead-letters", "t.checkpoint"),
         partitions=2,
     )
     for partition in admin.list_topics("t.segments", timeout=30).topics["t.segments"].partitions:

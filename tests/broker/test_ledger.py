@@ -221,7 +221,7 @@ def test_topic_made_anew_stops(kafka: dict[str, str], topics: Topics, dsn: str) 
             "INSERT INTO ledger_offsets VALUES (%s, 1, 0, 'the id of another')", (topics.totals,)
         )
     with (
-        pytest.raises(TopicReplaced, match="made anew"),
+        pytest.raises(TopicReplaced, match="recreated"),
         running_ledger(kafka, topics.totals, dsn) as ledger,
     ):
         ledger.thread.join(20)

@@ -69,8 +69,8 @@ def others_settled(deployed: Deployment) -> bool:
 
 
 def is_ill(worker: Worker, partition: int) -> bool:
-    lanes = worker.get("/status")[1]["partitions"]
-    return bool(lanes.get(str(partition), {}).get("is_broken"))
+    partitions = worker.get("/status")[1]["partitions"]
+    return bool(partitions.get(str(partition), {}).get("is_broken"))
 
 
 def test_a_poison_stops_its_partition_alone(deployed: Deployment) -> None:
@@ -124,9 +124,9 @@ def it_says_what_it_met(worker: Worker, offset: int) -> None:
     assert code == 503
     assert [what in each for each in ready["problems"]] == [True]
     assert (200, {"live": True, "problems": []}) == worker.get("/health/live")
-    lane = worker.get("/status")[1]["partitions"][str(ILL)]
+    status = worker.get("/status")[1]["partitions"][str(ILL)]
     # None: this worker has written none yet.
-    assert (lane["checkpointed_offset"] or 0) <= lane["next_offset"] <= offset
+    assert (status["checkpointed_offset"] or 0) <= status["next_offset"] <= offset
     assert worker.order(POISONED)[0] == 503  # a half changed order is told to nobody
     lines = [each for each in worker.log().splitlines() if what in each]
     assert ["CRITICAL" in each for each in lines] == [True]

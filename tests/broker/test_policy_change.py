@@ -108,7 +108,7 @@ def changed_twice(bootstrap_servers: str, folder: Path, step: str) -> None:
             wait_for_more(deployed)
             worker.kill()
             before = totals(deployed)
-            assert KILLED == deployed.start(**SECOND, crash_at_step=step).wait(60)
+            assert KILLED == deployed.start(**SECOND, crash_at=step).wait(60)
             assert before <= totals(deployed)
             deployed.start_and_wait(**THIRD)
             wait_for_more(deployed)

@@ -176,8 +176,10 @@ def test_an_open_transaction_holds_back_its_partition_alone(
         _go_on(made, worker, others)
         held_for_s = time.monotonic() - began_s
         assert held_for_s > 2.5 * STALL_TIMEOUT_S
-        lanes = worker.get("/status")[1]["partitions"]
-        waiting = {each: lane.get("waiting_for_transaction_s") for each, lane in lanes.items()}
+        partitions = worker.get("/status")[1]["partitions"]
+        waiting = {
+            each: status.get("waiting_for_transaction_s") for each, status in partitions.items()
+        }
         since_s = waiting.pop("2")
         assert since_s is not None
         assert 2 * STALL_TIMEOUT_S < since_s <= held_for_s + 1

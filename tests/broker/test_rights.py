@@ -16,6 +16,7 @@ from durabill.deploy.connect import await_kafka, enter
 from durabill.deploy.local.stack import HOST, find_free_ports
 from durabill.deploy.topics import check_group, create_topics
 from durabill.schemas.errors import AccessError, UnreachableError
+from durabill.schemas.topics import Topics
 from durabill.stream_processors.settings import Settings
 from tests.broker.acl_kit import GuardedKafka, Right, guarded_kafka, role_rights
 from tests.broker.test_cli import COMMAND, environment, eventually, start
@@ -59,8 +60,7 @@ def kafka() -> Iterator[GuardedKafka]:
     apart = ("no-join", "no-fetch", "no-transaction")
     try:
         with guarded_kafka(folder, [*ROLES, *less, *apart, "nobody"]) as made:
-            names: Any = TOPICS
-            create_topics({"bootstrap.servers": made.plain}, **names, partitions=2)
+            create_topics({"bootstrap.servers": made.plain}, Topics(**TOPICS), partitions=2)
             for role in ROLES:
                 made.grant(role, role_rights(role, APPLICATION, TOPICS))
             for user, without in less.items():

@@ -7,8 +7,8 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
 
 import psycopg
 import pytest
@@ -29,6 +29,7 @@ from durabill.deploy.local.stack import (
     port_is_free,
 )
 from durabill.deploy.topics import TopicsCheck, check_topics, create_topics
+from durabill.schemas.errors import AccessError, ContractError, UnreachableError
 from tests.broker.test_postgres import open_to_others
 from tests.conftest import JARS_DIR, PROJECT_DIR, Topics
 
@@ -262,30 +263,14 @@ def test_damaged_jar_is_fetched_again_and_an_altered_download_refused(
 # --- topics ------------------------------------------------------
 
 
-class Names(TypedDict):
-    segments: str
-    totals: str
-    dead_letters: str
-    checkpoint: str
-
-
-def names_of(topics: Topics) -> Names:
-    return Names(
-        segments=topics.segments,
-        totals=topics.totals,
-        dead_letters=topics.dead_letters,
-        checkpoint=topics.checkpoint,
-    )
-
-
 def test_created_topics_pass_and_creating_again_changes_nothing(
     bootstrap_servers: str, topics: Topics
 ) -> None:
     kafka = {"bootstrap.servers": bootstrap_servers}
-    assert check_topics(kafka, **names_of(topics)) == TopicsCheck(4, ())
-    assert create_topics(kafka, **names_of(topics), partitions=4) == TopicsCheck(4, ())
-    with pytest.raises(StackError, match="has 4 partitions, not 8"):
-        create_topics(kafka, **names_of(topics), partitions=8)
+    assert check_topics(kafka, topics) == TopicsCheck(4, ())
+    assert create_topics(kafka, topics, partitions=4) == TopicsCheck(4, ())
+    with pytest.raises(ContractError, match="has 4 partitions, not 8"):
+        create_topics(kafka, topics, partitions=8)
 
 
 def test_segments_with_senders_time_are_refused_until_altered(
@@ -294,18 +279,18 @@ def test_segments_with_senders_time_are_refused_until_altered(
     kafka = {"bootstrap.servers": bootstrap_servers}
     name = f"{uuid.uuid4().hex[:8]}.segments"
     create_topic(bootstrap_servers, name, 4, message_timestamp_type="CreateTime")
-    names: Names = {**names_of(topics), "segments": name}
-    with pytest.raises(StackError) as caught:
-        check_topics(kafka, **names)
+    names = replace(topics, segments=name)
+    with pytest.raises(ContractError) as caught:
+        check_topics(kafka, names)
     text = str(caught.value)
     assert f"{name} has message.timestamp.type=CreateTime" in text
     assert "durabill topics create --alter" in text
     assert f"--bootstrap-server {bootstrap_servers} --alter" in text
     assert f"--entity-name {name} --add-config message.timestamp.type=LogAppendTime" in text
 
-    with pytest.raises(StackError, match="CreateTime"):
-        create_topics(kafka, **names, partitions=4)
-    assert create_topics(kafka, **names, partitions=4, alter=True) == TopicsCheck(4, ())
+    with pytest.raises(ContractError, match="CreateTime"):
+        create_topics(kafka, names, partitions=4)
+    assert create_topics(kafka, names, partitions=4, alter=True) == TopicsCheck(4, ())
 
 
 def test_everything_wrong_is_told_at_once(bootstrap_servers: str, topics: Topics) -> None:
@@ -313,13 +298,9 @@ def test_everything_wrong_is_told_at_once(bootstrap_servers: str, topics: Topics
     mark = uuid.uuid4().hex[:8]
     create_topic(bootstrap_servers, f"{mark}.totals", 3, cleanup_policy="compact")
     create_topic(bootstrap_servers, f"{mark}.checkpoint", 2)
-    names: Names = {
-        **names_of(topics),
-        "totals": f"{mark}.totals",
-        "checkpoint": f"{mark}.checkpoint",
-    }
-    with pytest.raises(StackError) as caught:
-        check_topics(kafka, **names)
+    names = replace(topics, totals=f"{mark}.totals", checkpoint=f"{mark}.checkpoint")
+    with pytest.raises(ContractError) as caught:
+        check_topics(kafka, names)
     text = str(caught.value)
     assert f"{mark}.totals has 3 partitions and {topics.segments} has 4" in text
     assert f"{mark}.checkpoint has 2 partitions and {topics.segments} has 4" in text
@@ -333,8 +314,8 @@ def test_finite_retention_is_a_warning(bootstrap_servers: str, topics: Topics) -
     create_topic(
         bootstrap_servers, name, 4, message_timestamp_type="LogAppendTime", retention_ms="1000"
     )
-    names: Names = {**names_of(topics), "segments": name}
-    checked = check_topics({"bootstrap.servers": bootstrap_servers}, **names)
+    names = replace(topics, segments=name)
+    checked = check_topics({"bootstrap.servers": bootstrap_servers}, names)
     (warning,) = checked.warnings
     assert warning.startswith(f"{name} has retention.ms=1000")
 
@@ -342,10 +323,10 @@ def test_finite_retention_is_a_warning(bootstrap_servers: str, topics: Topics) -
 def test_missing_topics_and_absent_kafka_are_told(
     bootstrap_servers: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names: Names = {**names_of(topics), "totals": "nobody.made.this"}
-    with pytest.raises(StackError, match=r"no topic nobody\.made\.this.*topics create --part.* 4"):
-        check_topics({"bootstrap.servers": bootstrap_servers}, **names)
+    names = replace(topics, totals="nobody.made.this")
+    with pytest.raises(AccessError, match=r"no topic nobody\.made\.this.*topics create --part.* 4"):
+        check_topics({"bootstrap.servers": bootstrap_servers}, names)
     monkeypatch.setattr("durabill.deploy.topics.TIMEOUT_S", 1.0)
     absent = f"{HOST}:{find_free_ports(1)[0]}"
-    with pytest.raises(StackError, match=f"{absent} does not answer.*durabill kafka start"):
-        check_topics({"bootstrap.servers": absent, "log_level": "0"}, **names)
+    with pytest.raises(UnreachableError, match=f"{absent} does not answer.*durabill kafka start"):
+        check_topics({"bootstrap.servers": absent, "log_level": "0"}, names)

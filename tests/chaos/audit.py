@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from durabill.deploy.topic_reader import read_topic
 from durabill.producers.fleet.truth import LogRecord, LogTruth, read_log
 from durabill.producers.fleet.truth_order import Policy
 from durabill.schemas import OrderTotal, Reason, decode_total, encode_total
 from durabill.stream_processors.dead_letters.letters import list_dead_letters
+from durabill.stream_processors.kafka.reading import read_topic
 from durabill.stream_processors.ledger.lookups import connected, read_totals
 from durabill.stream_processors.ledger.lookups import status as ledger_status
 from durabill.stream_processors.settings import Settings

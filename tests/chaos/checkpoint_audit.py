@@ -7,13 +7,14 @@ says. Repeats that came after that total are counted in the order and in no tota
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from durabill.deploy.topic_reader import read_topic
 from durabill.schemas import OrderTotal, WriterSchemas
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import Place
-from durabill.stream_processors.kafka.reading import Tail
+from durabill.stream_processors.kafka.reading import read_topic
 from durabill.stream_processors.settings import Settings
-from durabill.stream_processors.worker.checkpoint import Origin, marks_of, restore_lane
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic, find_meta
+from durabill.stream_processors.worker.ports import Tail
+from durabill.stream_processors.worker.recovery import restore_task
 
 _SAME = ("duration_ms", "started_ms", "ended_ms", "end_number", "segments", "revision")
 
@@ -47,13 +48,13 @@ def differences(
     """
     partition, partitions = place
     table = ColumnTable(Place(partition, partitions), settings.policy, WriterSchemas())
-    origin = Origin(settings.segments_topic, "", partitions)
-    marks = marks_of(entries, partition, origin, committed)
-    if marks is None or marks.next_offset != committed:
-        return {"marks": [f"{marks}, committed {committed}"]}
+    segments_topic = SegmentsTopic(settings.segments_topic, "", partitions)
+    meta = find_meta(entries, partition, segments_topic, committed)
+    if meta is None or meta.next_offset != committed:
+        return {"meta": [f"{meta}, committed {committed}"]}
     # At rest nothing has been published since the checkpoint, so there is no tail to it.
-    nothing = Tail([], marks.totals_offset or 0)
-    restore_lane(table, entries, origin, marks, first_offset=0, tail=nothing)
+    nothing = Tail([], meta.totals_offset or 0)
+    restore_task(table, entries, segments_topic, meta, first_offset=0, tail=nothing)
     found = {
         "orders that are wrong": list(_wrong(table, latest)),
         "the number of orders": [f"{len(table)}, must be {len(latest)}"],

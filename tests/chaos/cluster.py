@@ -27,7 +27,7 @@ from durabill.deploy.local.postgres import LocalPostgres
 from durabill.deploy.local.stack import Daemon, StackError, birth_mark, find_free_ports
 from durabill.deploy.migrate import migrate
 from durabill.deploy.topics import create_topics
-from durabill.stream_processors.kafka.clients import quiet
+from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.settings import Settings
 from tests.chaos.brokers import Brokers, kill_all
 from tests.chaos.schedule import PROXIED, WORKERS_FIRST
@@ -211,18 +211,10 @@ class Cluster:
         )
         create_topics(
             self.kafka,
-            segments=self.settings.segments_topic,
-            totals=self.settings.totals_topic,
-            dead_letters=self.settings.dead_letters_topic,
-            checkpoint=self.settings.checkpoint_topic,
+            self.settings.topics,
             partitions=PARTITIONS,
         )
-        self.brokers.watch(
-            self.settings.segments_topic,
-            self.settings.totals_topic,
-            self.settings.dead_letters_topic,
-            self.settings.checkpoint_topic,
-        )
+        self.brokers.watch(*self.settings.topics.by_role.values())
         migrate(self.settings.ledger_dsn)
         for name in ("gateway", *WORKERS_FIRST, "ledger"):
             self.add(name)

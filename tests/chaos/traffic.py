@@ -28,7 +28,7 @@ from durabill.producers.fleet.plan import (
     Send,
     in_publishing_order,
 )
-from durabill.producers.sdk.uplinks import quote_order_number, segment_fields
+from durabill.producers.sdk.http_uplink import quote_order_number, segment_fields
 from durabill.schemas import PARTITIONER, Reason
 from tests.chaos.cluster import PARTITIONS
 

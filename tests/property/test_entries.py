@@ -21,6 +21,7 @@ from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import decode_block
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.kernel.rows import PIECES_MAX
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.column_histories import BASE_MS, assert_sound, value_of
@@ -60,7 +61,7 @@ class Worker:
         """Return an empty table."""
         if columns:
             return ColumnTable(Place(0, 1), POLICY, OWN_SCHEMA_ONLY, rows_max=64)
-        return IntervalTable(Place(0, 1), POLICY, OWN_SCHEMA_ONLY)
+        return PlainTable(Place(0, 1), POLICY, OWN_SCHEMA_ONLY)
 
     def segment(self) -> None:
         """A record comes: a further piece, one between two, all at once, a repeat, the end."""

@@ -24,7 +24,8 @@ from durabill.schemas import (
 )
 from durabill.stream_processors.core.order import Policy as CorePolicy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, Place
 from tests.property.batches import encode_batch
 from tests.property.histories import TIMES, histories, value_of
 from tests.property.oracle import Entry, answer
@@ -104,7 +105,7 @@ def fold(log: list[LogRecord]) -> list[Effects]:
     core = CorePolicy(POLICY.settle_grace_ms, POLICY.idle_timeout_ms, WINDOW_MS)
     found = []
     for partition in range(PARTITIONS):
-        table = IntervalTable(Place(partition, PARTITIONS), core, WriterSchemas())
+        table = PlainTable(Place(partition, PARTITIONS), core, WriterSchemas())
         found.append(table.fold(chunk_of([r for r in log if r.partition == partition])))
         found.append(table.tick(NOW_MS * 2))
     return found

@@ -73,6 +73,6 @@ def test_ordinary_records_are_read_by_words(size: int, number: int, delta: int) 
     record = np.zeros(parse.FIELDS, np.int64)
     data = np.frombuffer(body + bytes(parse.WORDS_AFTER), np.uint8)
     assert parse.read_ordinary(data, 0, *WORDS, record)
-    segment = record[[parse.NUMBER, parse.BEGIN, parse.END, parse.IS_END]].tolist()
+    segment = record[[parse.NUMBER, parse.START_MS, parse.END_MS, parse.IS_END]].tolist()
     assert [number, NOW_MS, NOW_MS + 1, 1] == segment
     assert (len(body), delta) == (record[parse.AFTER], record[parse.DELTA])

@@ -5,12 +5,6 @@ from random import Random
 
 from durabill.stream_processors.settings import Settings
 
-STEPS = (
-    *("folded", "cut", "published", "written", "committed", "confirmed"),
-    *("inherited", "recorded"),
-)
-"""Those of the effect order, and of taking a partition over."""
-
 
 @dataclass(frozen=True, slots=True)
 class Faults:

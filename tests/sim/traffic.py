@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from durabill.schemas import SEGMENT_HEADER, partition_for
+from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.wire import zigzag
-from durabill.stream_processors.engine.table import FORWARDED_FROM
 from tests.property.batches import Entry
 from tests.sim.faults import Plan
 

@@ -22,7 +22,8 @@ from durabill.stream_processors.engine.batch import (
     records,
 )
 from durabill.stream_processors.engine.columns import ColumnTable
-from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.engine.unpack import BadBatch, Room
 from tests.property.batches import CODECS, CONTROL, LOG_APPEND_TIME, Entry, encode_batch
 
@@ -133,7 +134,7 @@ def rest_of(data: bytes) -> Rest:
     *_, rest = read_batch(header, memoryview(data)[HEADER_SIZE:], Room(1 << 20))
     assert isinstance(rest, Rest)
     told = f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()
-    for table in (columns(), IntervalTable(Place(0, 1), Policy(), OWN_SCHEMA_ONLY)):
+    for table in (columns(), PlainTable(Place(0, 1), Policy(), OWN_SCHEMA_ONLY)):
         letter = table.fold(chunk(data)).dead_letters[-1]
         assert (letter.reason, letter.detail) == (Reason.BAD_BATCH, rest.detail)
         record = Record(rest.offset, 5_000, None, data[:LETTER_CUT_BYTES], (("cut_batch", told),))

@@ -10,8 +10,8 @@ from confluent_kafka import KafkaError, KafkaException
 from durabill.deploy.commands.run import warn_of_policy
 from durabill.deploy.connect import is_certain, kind_of
 from durabill.schemas.errors import AccessError, UnreachableError
-from durabill.stream_processors.kafka import clients
-from durabill.stream_processors.kafka.clients import Right, explained, judged, patiently
+from durabill.stream_processors.kafka import errors
+from durabill.stream_processors.kafka.errors import Right, explained, judged, patiently
 from durabill.stream_processors.settings import Settings
 
 KAFKA = {
@@ -30,8 +30,8 @@ COORDINATOR = (
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "_PAUSE_S", 0.001)
-    monkeypatch.setattr(clients, "WORD_AFTER_S", 0.0)
+    monkeypatch.setattr(errors, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(errors, "WORD_AFTER_S", 0.0)
 
 
 def failing(*codes: int) -> Callable[[float], str]:
@@ -82,7 +82,7 @@ def test_a_topic_may_be_unknown_for_a_moment_and_then_is_missing_or_hidden(
 ) -> None:
     unknown = KafkaError.UNKNOWN_TOPIC_OR_PART
     assert "there" == patiently(failing(unknown, unknown), "it", KAFKA, READ)
-    monkeypatch.setattr(clients, "TOPIC_SPREADS_S", 0.02)
+    monkeypatch.setattr(errors, "TOPIC_SPREADS_S", 0.02)
     with pytest.raises(AccessError, match="no topic segments, or hides it") as raised:
         patiently(failing(*[unknown] * 10_000), "it", KAFKA, READ)
     assert "Read on topic segments" in str(raised.value)

@@ -18,13 +18,14 @@ from durabill.schemas.limits import (
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
 
 BASE_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 POLICY = Policy(settle_grace_ms=HOUR_MS, idle_timeout_ms=HOUR_MS)
-TABLES = pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+TABLES = pytest.mark.parametrize("kind", [PlainTable, ColumnTable])
 
 
 def island(at: int) -> SegmentEvent:
@@ -220,7 +221,7 @@ def test_origin_that_is_no_other_partition_is_as_if_it_were_not_there(
     log = [truth.LogRecord(2, each, BASE_MS + 20_000, b"SO1", value, headers) for each in range(3)]
     assert 3 == truth.read_log(log, truth_order.Policy(), 4).accepted
     # Nothing of it is kept, however many partitions somebody makes up.
-    assert all(not order.forwarded for order in table._orders.values())
+    assert all(not order.forwarded for order in table._plain.slots)
 
 
 @TABLES

@@ -4,6 +4,7 @@ import pytest
 
 from durabill.schemas import Interval, OrderTotal, Status, encode_total
 from durabill.stream_processors.dead_letters.letters import split_headers
+from durabill.stream_processors.kafka.options import ledger_consumer
 from durabill.stream_processors.ledger.records import (
     OffsetOutOfRange,
     RawRecord,
@@ -12,7 +13,6 @@ from durabill.stream_processors.ledger.records import (
     check_range,
     read_record,
 )
-from durabill.stream_processors.ledger.servers import consumer_config
 
 DIGEST = "a" * 64
 TOTAL = OrderTotal(
@@ -64,7 +64,7 @@ def test_offset_outside_the_log_names_the_choices(next_offset: int, what: str) -
 
 
 def test_what_exactness_demands_cannot_be_configured_away() -> None:
-    config = consumer_config(
+    config = ledger_consumer(
         {
             "bootstrap.servers": "b:9092",
             "isolation.level": "read_uncommitted",

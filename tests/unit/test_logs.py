@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from durabill.deploy.logs import REPEAT_AFTER_S, REPEATS_PAUSE_S, Damping
-from durabill.stream_processors.kafka.clients import ConnectionNews
+from durabill.stream_processors.kafka.news import ConnectionNews
 
 
 class Clock:

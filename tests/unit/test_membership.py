@@ -74,20 +74,20 @@ def test_workers_that_give_the_same_address_hide_none_of_each_others_partitions(
 class Spare:
     """A processor with no partitions."""
 
-    def __init__(self, lanes: dict[int, object]) -> None:
-        self.stopping, self.is_assigned, self.lanes = False, True, lanes
-        self.exits: dict[int, object] = {}
+    def __init__(self, tasks: dict[int, object]) -> None:
+        self.stopping, self.is_assigned, self.tasks = False, True, tasks
+        self.writers: dict[int, object] = {}
 
 
 @pytest.mark.parametrize(
-    ("lanes", "unowned", "ready"),
+    ("tasks", "unowned", "ready"),
     [({}, [1, 3], False), ({}, [], True), ({0: SimpleNamespace(held="")}, [1, 3], True)],
 )
 def test_without_partitions_it_is_ready_only_if_others_have_all(
-    lanes: dict[int, object], unowned: list[int], ready: bool
+    tasks: dict[int, object], unowned: list[int], ready: bool
 ) -> None:
     look: Callable[[], list[int]] = lambda: unowned  # noqa: E731
-    processor: Any = Spare(lanes)
+    processor: Any = Spare(tasks)
     problems = Health(processor, 60, unowned=look).unready()
     assert ready == (not problems)
     if not ready:

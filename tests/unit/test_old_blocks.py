@@ -8,6 +8,7 @@ from durabill.schemas import OWN_SCHEMA_ONLY, OrderTotal, decode_total
 from durabill.stream_processors.core.order import Order, Phase, Policy
 from durabill.stream_processors.engine.blocks import PLAIN_VERSION, decode_block
 from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 
 NOW_MS = 1_700_000_000_000
@@ -40,7 +41,7 @@ of 30 s, an idle timeout of 300 s and a window of a day."""
 
 BLOCKS = pytest.mark.parametrize(
     ("kind", "block"),
-    [(IntervalTable, OLD_PLAIN), (ColumnTable, OLD_PLAIN), (ColumnTable, OLD_COLUMNS)],
+    [(PlainTable, OLD_PLAIN), (ColumnTable, OLD_PLAIN), (ColumnTable, OLD_COLUMNS)],
     ids=["version 1", "version 1 in columns", "version 2"],
 )
 SETTLED = {

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import BadRecord, check_order_number, partition_for
 from durabill.schemas.errors import SettingsError
 from durabill.stream_processors.settings import Settings, load_settings
@@ -37,7 +37,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.is_assigned = True
-        self.lanes = {each: SimpleNamespace(is_broken=False) for each in OURS}
+        self.tasks = {each: SimpleNamespace(is_broken=False) for each in OURS}
         self.lags = dict.fromkeys(OURS, 0)
         self.runtime = Runtime()
         self.runtime.ends = dict.fromkeys(OURS, 100)
@@ -151,11 +151,11 @@ def test_a_table_that_broke_is_not_asked(stand: Stand, port: int) -> None:
     number = in_partition(0)
     stand.states = {number: view(number)}
     assert 200 == get(port, f"/orders/{number}")[0]
-    stand.lanes[0].is_broken = True
+    stand.tasks[0].is_broken = True
     answer = get(port, f"/orders/{number}")
     assert (503, "CATCHING_UP") == reason(answer)
     assert "stopped" in answer[1]["error"]["detail"]
-    stand.lanes[0].is_broken = False
+    stand.tasks[0].is_broken = False
     stand.states = {}
 
 

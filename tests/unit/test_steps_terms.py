@@ -7,6 +7,7 @@ from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.effects import Step
+from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
 from durabill.stream_processors.worker.policies import History, PolicyRecord, Terms, split
 from tests.property.batches import Entry, encode_batch
@@ -31,7 +32,7 @@ def segment(order: int) -> Entry:
     return number.encode(), encode_segment(event), ()
 
 
-@pytest.mark.parametrize("make", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("make", [PlainTable, ColumnTable])
 def test_a_crash_between_two_steps_of_timers(make: type[IntervalTable]) -> None:
     table = make(Place(0, 1), OLD, OWN_SCHEMA_ONLY)
     orders = chunk(0, AT_MS, *map(segment, range(ORDERS)))
@@ -65,7 +66,7 @@ def test_a_crash_between_two_steps_of_timers(make: type[IntervalTable]) -> None:
     assert ORDERS == len(published) == len({each.key for each in published})
 
 
-@pytest.mark.parametrize("make", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("make", [PlainTable, ColumnTable])
 def test_nothing_is_due_by_what_has_no_record(make: type[IntervalTable]) -> None:
     """Else terms under which no record ever came would give totals that the log doesn't know."""
     table = make(Place(0, 1), NEW, OWN_SCHEMA_ONLY)

@@ -6,12 +6,14 @@ import pytest
 
 from durabill.schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas, encode_segment
 from durabill.schemas.errors import StateError
+from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.partitioner import partition_for
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine import slots as slots_module
 from durabill.stream_processors.engine.batch import Chunk, Headers
 from durabill.stream_processors.engine.blocks import decode_block, plain_snapshot
-from durabill.stream_processors.engine.table import FORWARDED_FROM, Effects, IntervalTable, Place
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, Place
 from tests.property.batches import encode_batch
 from tests.property.histories import totals_in
 
@@ -25,7 +27,7 @@ class Log:
     """A partition's log that is folded into a table record by record."""
 
     def __init__(self, place: Place | None = None) -> None:
-        self.table = IntervalTable(place or Place(0, 1), POLICY, WriterSchemas())
+        self.table = PlainTable(place or Place(0, 1), POLICY, WriterSchemas())
         self.next_offset = 0
 
     def segment(

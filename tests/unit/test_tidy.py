@@ -39,7 +39,7 @@ FLOORS: dict[str, set[str]] = {
         "stream_processors.engine",
         "stream_processors.kafka",
     },
-    "deploy": set(),
+    "deploy": {"schemas"},
     "deploy.files": {"schemas"},
     "deploy.logs": set(),
     "deploy.terminal": set(),
@@ -47,8 +47,7 @@ FLOORS: dict[str, set[str]] = {
     "deploy.oracle": {"producers", "stream_processors"},
     "deploy.connect": {"schemas", "stream_processors", "deploy.terminal"},
     "deploy.local": {"schemas", "deploy.files"},
-    "deploy.topics": {"schemas", "stream_processors", "deploy.local"},
-    "deploy.topic_reader": {"deploy.local", "deploy.terminal"},
+    "deploy.topics": {"schemas", "stream_processors"},
     "deploy.demo": {
         "schemas",
         "producers",
@@ -60,7 +59,6 @@ FLOORS: dict[str, set[str]] = {
         "deploy.connect",
         "deploy.local",
         "deploy.topics",
-        "deploy.topic_reader",
     },
     "deploy.commands": {"schemas", "producers", "stream_processors", "deploy"},
 }
@@ -79,13 +77,22 @@ PURE_LAYERS = tuple(
         "engine.effects",
         "engine.blocks",
         "engine.slots",
+        "engine.restored",
+        "engine.timers",
+        "engine.judge",
         "engine.steps",
+        "engine.orders",
         "engine.table",
+        "engine.plain",
         "engine.kernel",
         "engine.scan",
         "engine.row_form",
+        "engine.row_index",
         "engine.store",
-        "engine.events",
+        "engine.row_timers",
+        "engine.row_blocks",
+        "engine.spill",
+        "engine.settlements",
         "engine.columns",
     )
 )
@@ -284,7 +291,7 @@ def crashes(name: str, tree: ast.Module, text: str) -> Iterator[tuple[int, str]]
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in CRASHING:
-            yield node.lineno, f"{node.attr} crashes; see reading.py"
+            yield node.lineno, f"{node.attr} crashes; see group_offsets.py"
 
 
 PACKAGE_RULES: tuple[Rule, ...] = (

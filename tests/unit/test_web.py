@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durabill.producers.gateway.checks import _foreign
-from durabill.producers.sdk.uplinks import quote_order_number
+from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import BadRecord, check_order_number
 from durabill.schemas.web import (
     PAGE_DEFAULT,

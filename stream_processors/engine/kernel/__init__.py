@@ -1,19 +1,22 @@
 """The batch path's compiled half: the same rules as `order` and `table`, over numpy rows.
 
-    rows      what an order is in a row, and the arithmetic of its intervals and numbers
-    index     the hash table from an order number's bytes to its row
-    parse     the bytes of a record
-    scan      the registry ids in a batch
-    judge     what becomes of a record by itself
-    fold      a decompressed record batch into the rows
-    tasks     what a call of fold is about
-    maintain  rows freed, retired, restored, checked
-    totals    settled rows as evidence texts and as Avro bytes
-    upgrade   rows of an older checkpoint
+    rows       what an order is in a row, and the arithmetic of its pieces
+    index      the hash table from an order number's bytes to its row
+    parse      the bytes of a record: its frame, its headers, its segment
+    judge      what becomes of a record by itself
+    tasks      the arguments of a call of `fold`
+    fold       the main loop: a decompressed record batch into the rows
+    maintain   what happens to rows between batches: freed, retired, restored, checked, asked
+    settle     rows that are complete or due, settled and noted
+    totals     settled rows as evidence texts and as Avro bytes
+    scan       the registry ids in a batch
+    upgrade    rows of an older checkpoint
+    unaligned  eight bytes at once from anywhere, trailing zeros, prefetches
 
-Compiled by numba at first use and cached. numba notices a change of the file that a function is
-in, but not of the functions that it calls; so the cache's folder carries a digest of all sources
-of this package, and an upgrade can never run last version's arithmetic.
+The functions are compiled by numba at their first use, and cached. numba notices a change of the
+file that a function is in, but not of the functions that it calls. So the name of the cache's
+folder has a digest of all sources of this package: an upgrade never runs the arithmetic of the
+version before.
 """
 
 import hashlib
@@ -43,9 +46,9 @@ def _cache_folder() -> str:
 _settings: Any = numba.config
 _settings.CACHE_DIR = _cache_folder()
 
-# Without numba's own reference counts: every call counted those of all arrays of a `Store`, up and
-# down, which took most of the time. Whoever calls from Python holds the arrays meanwhile, and the
-# kernel allocates nothing: scratch is handed in.
+# Without numba's own reference counts: every call counted those of all `RowArrays`, up and down,
+# which took most of the time. The Python caller holds the arrays meanwhile, and the kernel
+# allocates nothing: scratch is handed in.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 
 

@@ -1,16 +1,19 @@
-"""What becomes of a record by itself, before its order is looked at."""
+"""What becomes of a record by itself, before its order is looked at.
+
+`engine.judge` has the same rules for the plain core.
+"""
 
 from typing import Any
 
 from durabill.stream_processors.engine.kernel import hot
 from durabill.stream_processors.engine.kernel.parse import (
-    BEGIN,
-    END,
+    END_MS,
+    FORWARDED,
     IS_END,
     KEY_AT,
     KEY_SIZE,
     NUMBER,
-    SENT_ON,
+    START_MS,
     is_plain_text,
     is_unreadable,
     parse_segment,
@@ -18,10 +21,10 @@ from durabill.stream_processors.engine.kernel.parse import (
 )
 from durabill.stream_processors.engine.kernel.rows import CHANGED, NO_ROOM, NUMBER_MAX, REJECTED
 from durabill.stream_processors.engine.kernel.tasks import (
-    CORRECTION_WINDOW,
-    FUTURE_TOLERANCE,
-    LENGTH_MAX,
-    NOW,
+    CORRECTION_WINDOW_MS,
+    FUTURE_TOLERANCE_MS,
+    LENGTH_MAX_MS,
+    NOW_MS,
     OTHERS,
     PARTITION,
     PARTITIONS,
@@ -32,23 +35,23 @@ from durabill.stream_processors.engine.kernel.tasks import (
 @hot
 def is_acceptable(record: Any, task: Any) -> bool:
     """Tell whether a segment breaks none of the rules that need no order; False: look closer."""
-    start, end, now = record[BEGIN], record[END], task[NOW]
+    start_ms, end_ms, now_ms = record[START_MS], record[END_MS], task[NOW_MS]
     return (
         1 <= record[NUMBER] <= NUMBER_MAX
-        and 0 <= start <= end
-        and (start < end or record[IS_END] == 1)
-        and end <= now + task[FUTURE_TOLERANCE]
-        and end - start <= task[LENGTH_MAX]
-        and end >= now - task[CORRECTION_WINDOW]
+        and 0 <= start_ms <= end_ms
+        and (start_ms < end_ms or record[IS_END] == 1)
+        and end_ms <= now_ms + task[FUTURE_TOLERANCE_MS]
+        and end_ms - start_ms <= task[LENGTH_MAX_MS]
+        and end_ms >= now_ms - task[CORRECTION_WINDOW_MS]
     )
 
 
 @hot
 def judge(data: Any, header: Any, record: Any, task: Any) -> int:
-    """Judge a record by itself: CHANGED if it is to be applied, NO_ROOM to be looked at.
+    """Judge a record by itself: CHANGED if it is to be applied, NO_ROOM if it is deferred.
 
-    REJECTED if it will certainly be a dead letter: the plain core says why, and as it changes
-    nothing about the order, the order's next records need not wait for that.
+    REJECTED if it will certainly be a dead letter. The plain core says why, afterwards: the record
+    changes nothing about its order, so the order's next records need not wait for it.
     """
     if parse_segment(data, header, record):
         if is_acceptable(record, task):
@@ -64,7 +67,7 @@ def is_new_order(data: Any, header: Any, record: Any, task: Any) -> bool:
     """Tell whether a record of an unknown order can start a row."""
     key_at, key_size = record[KEY_AT], record[KEY_SIZE]
     return (
-        record[SENT_ON] == 0
+        record[FORWARDED] == 0
         and parse_segment(data, header, record)
         and is_acceptable(record, task)
         and is_plain_text(data, key_at, key_size)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from durabill.schemas import headers
 from durabill.stream_processors.engine.kernel import compiled, hot
 from durabill.stream_processors.engine.kernel.rows import KEY_BYTES_MAX
 from durabill.stream_processors.engine.kernel.unaligned import load_u64, trailing_zeros
 
 HEADER_BYTES = 10
 HEADERS_MAX = 1000  # as in `batch`, which a test holds it against
-FORWARDED_FROM = np.frombuffer(b"forwarded_from", np.uint8)
+FORWARDED_FROM = np.frombuffer(headers.FORWARDED_FROM.encode(), np.uint8)
 _NAME_BYTES = len(FORWARDED_FROM)
 
 # What a record is, int64: first its frame,
@@ -24,11 +25,11 @@ KEY_AT = 2
 KEY_SIZE = 3  # -1: null
 VALUE_AT = 4
 VALUE_END = 5
-SENT_ON = 6  # 1 if a header says that it came from a wrong partition
+FORWARDED = 6  # 1 if a header says that it was forwarded from a wrong partition
 # then the segment that it holds,
 NUMBER = 7
-BEGIN = 8
-END = 9
+START_MS = 8
+END_MS = 9
 IS_END = 10
 # and whether that has been read already.
 IS_READ = 11
@@ -80,8 +81,8 @@ def read_varint(data: Any, at: int, end: int) -> tuple[int, int]:
 
 
 @hot
-def was_sent_on(data: Any, at: int, end: int) -> int:
-    """Look through a record's headers: 1 if one says it was sent on, 0 if none, -1 if broken."""
+def was_forwarded(data: Any, at: int, end: int) -> int:
+    """Look through a record's headers: 1 if one says it was forwarded, 0 if none, -1 if broken."""
     found = 0
     count, at = read_varint(data, at, end)
     if at < 0 or not 0 <= count <= HEADERS_MAX:
@@ -142,9 +143,9 @@ def read_ordinary(data: Any, at: Any, head: Any, tail: Any, record: Any) -> bool
     value_end = at + value_size
     record[VALUE_AT], record[VALUE_END] = at, value_end
     has_headers = data[value_end] != 0 or value_end + 1 != end
-    if has_headers and was_sent_on(data, value_end, end) != 0:
+    if has_headers and was_forwarded(data, value_end, end) != 0:
         return False
-    record[SENT_ON] = 0
+    record[FORWARDED] = 0
     record[IS_READ] = 1
     return read_ordinary_segment(data, head, tail, record)
 
@@ -163,11 +164,11 @@ def read_ordinary_segment(data: Any, head: Any, tail: Any, record: Any) -> bool:
     if used == 0:
         return False
     at += used
-    record[BEGIN], used = varint_of(load_u64(data, at))
+    record[START_MS], used = varint_of(load_u64(data, at))
     if used == 0:
         return False
     at += used
-    record[END], used = varint_of(load_u64(data, at))
+    record[END_MS], used = varint_of(load_u64(data, at))
     at += used
     if used == 0 or at + 1 != end or data[at] > 1:
         return False
@@ -211,9 +212,9 @@ def read_frame(data: Any, at: int, record: Any) -> bool:
         return False
     record[VALUE_AT] = at
     record[VALUE_END] = at + max(value_size, 0)
-    record[SENT_ON] = was_sent_on(data, record[VALUE_END], end)
+    record[FORWARDED] = was_forwarded(data, record[VALUE_END], end)
     record[IS_READ] = 0
-    return record[SENT_ON] >= 0
+    return record[FORWARDED] >= 0
 
 
 @hot
@@ -238,10 +239,10 @@ def parse_segment(data: Any, header: Any, record: Any) -> bool:
     record[NUMBER], at = read_varint(data, at + size, end)
     if at < 0:
         return False
-    record[BEGIN], at = read_varint(data, at, end)
+    record[START_MS], at = read_varint(data, at, end)
     if at < 0:
         return False
-    record[END], at = read_varint(data, at, end)
+    record[END_MS], at = read_varint(data, at, end)
     if at < 0 or at + 1 != end or data[at] > 1:
         return False
     record[IS_END] = data[at]

@@ -1,7 +1,7 @@
 """Settled rows as evidence texts (for the digest) and as Avro bodies of OrderTotal, in bulk.
 
 The same bytes as `order.evidence_digest` hashes and `schemas.encode_total` writes; a property test
-holds them together. An event is a row as it was when it settled.
+holds them together. A settlement is a row as it was when it settled.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ import numpy as np
 from durabill.stream_processors.engine.kernel import compiled
 from durabill.stream_processors.engine.kernel.rows import (
     COMPLETE,
-    EXTRA_SIZE,
     INTERVALS,
+    LIST_SIZE,
     NUMBERS,
     PIECES_MAX,
 )
@@ -20,7 +20,9 @@ from durabill.stream_processors.engine.kernel.rows import (
 TEXT_FIRST_LINE = np.frombuffer(b"durabill-evidence-1\n", np.uint8)
 TEXT_BYTES_MAX = 20 + 64 + 4 * 21 * PIECES_MAX + 32
 TOTAL_BYTES_MAX = 10 + 70 + 30 * 12 + 4 * 10 * (PIECES_MAX + 2) + 140
-DIGEST_CHARS = 64
+DIGEST_BYTES = 32
+_HEX_DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8)
+_DIGIT_0 = 48
 _NEWLINE = 10
 _COMMA = 44
 _MINUS = 45
@@ -42,11 +44,11 @@ def key_byte(order: Any, at: int) -> int:
 
 
 @compiled
-def pieces_of(order: Any, event_extra: Any, row: Any) -> None:
-    """Put an event's intervals and ranges into `row`, in the layout of an extra."""
-    if order.extra >= 0:
-        for i in range(EXTRA_SIZE):
-            row[i] = event_extra[order.extra, i]
+def pieces_of(order: Any, settled_lists: Any, row: Any) -> None:
+    """Put the intervals and ranges of a settlement into `row`, in the layout of a piece list."""
+    if order.list_at >= 0:
+        for i in range(LIST_SIZE):
+            row[i] = settled_lists[order.list_at, i]
         return
     row[0] = 0
     if order.start_ms < order.end_ms:
@@ -67,7 +69,7 @@ def put_decimal(out: Any, at: int, value: int) -> int:
         rest //= 10
         digits += 1
     for i in range(digits - 1, -1, -1):
-        out[at + i] = 48 + value % 10
+        out[at + i] = _DIGIT_0 + value % 10
         value //= 10
     return at + digits
 
@@ -85,15 +87,17 @@ def put_long(out: Any, at: int, value: int) -> int:
 
 
 @compiled
-def write_texts(events: Any, count: int, event_extra: Any, row: Any, out: Any, ends: Any) -> None:
-    """Write the canonical evidence of `count` events one after the other; `ends[i]` is where.
+def write_texts(
+    settlements: Any, first: int, count: int, settled_lists: Any, row: Any, out: Any, ends: Any
+) -> None:
+    """Write the canonical evidence of `count` settlements from `first` on; `ends[i]` is where.
 
-    `row` is scratch of the size of an extra.
+    `row` is scratch of the size of a piece list.
     """
     at = 0
     for i in range(count):
-        order = events[i]
-        pieces_of(order, event_extra, row)
+        order = settlements[first + i]
+        pieces_of(order, settled_lists, row)
         for byte in TEXT_FIRST_LINE:
             out[at] = byte
             at += 1
@@ -164,20 +168,38 @@ def put_key(out: Any, at: int, order: Any) -> int:
 
 @compiled
 def put_digest(out: Any, at: int, digests: Any, first: int) -> int:
-    """Write the digest, and an empty one of the revision before: rows settle for the first time."""
-    at = put_long(out, at, DIGEST_CHARS)
-    for b in range(DIGEST_CHARS):
-        out[at + b] = digests[first + b]
-    return put_long(out, at + DIGEST_CHARS, 0)
+    """Write the digest at `first` in hex, and an empty one of the revision before.
+
+    There is no revision before: rows settle for the first time.
+    """
+    at = put_long(out, at, 2 * DIGEST_BYTES)
+    for b in range(DIGEST_BYTES):
+        out[at] = _HEX_DIGITS[digests[first + b] >> 4]
+        out[at + 1] = _HEX_DIGITS[digests[first + b] & 15]
+        at += 2
+    return put_long(out, at, 0)
+
+
+@compiled
+def count_numbers(row: Any, end_number: int) -> tuple[int, int]:
+    """Return how many numbers the ranges hold, and how many of them are after the end (0: none)."""
+    count = after_end = 0
+    for p in range(row[1]):
+        first, after = row[NUMBERS + 2 * p], row[NUMBERS + 2 * p + 1]
+        count += after - first
+        if end_number:
+            after_end += max(0, after - max(first, end_number + 1))
+    return count, after_end
 
 
 @compiled
 def write_totals(
-    events: Any,
+    settlements: Any,
+    first: int,
     count: int,
-    event_at: Any,
-    event_status: Any,
-    event_extra: Any,
+    settled_at_ms: Any,
+    settled_status: Any,
+    settled_lists: Any,
     row: Any,
     digests: Any,
     partition: int,
@@ -188,29 +210,23 @@ def write_totals(
     """Write the record values of `count` totals of revision 1; see `write_texts`."""
     at = 0
     for i in range(count):
-        order = events[i]
-        pieces_of(order, event_extra, row)
-        duration = 0
+        order = settlements[first + i]
+        pieces_of(order, settled_lists, row)
+        duration_ms = 0
         for p in range(row[0]):
-            duration += row[INTERVALS + 2 * p + 1] - row[INTERVALS + 2 * p]
-        segments = 0
-        beyond = 0
-        for p in range(row[1]):
-            first, after = row[NUMBERS + 2 * p], row[NUMBERS + 2 * p + 1]
-            segments += after - first
-            if order.end_number:
-                beyond += max(0, after - max(first, order.end_number + 1))
-        span = order.end_ms - order.start_ms
-        status = event_status[i]
+            duration_ms += row[INTERVALS + 2 * p + 1] - row[INTERVALS + 2 * p]
+        segments, numbers_after_end = count_numbers(row, order.end_number)
+        span_ms = order.end_ms - order.start_ms
+        status = settled_status[first + i]
         for byte in header:
             out[at] = byte
             at += 1
         at = put_key(out, put_long(out, at, order.key_size), order)
         at = put_long(out, at, order.revision)
         at = put_long(out, at, status)
-        at = put_long(out, at, duration)
+        at = put_long(out, at, duration_ms)
         if order.end_number and row[NUMBERS] == 1:
-            at = put_long(out, put_long(out, at, 1), duration if status == COMPLETE else span)
+            at = put_long(out, put_long(out, at, 1), duration_ms if status == COMPLETE else span_ms)
         else:
             at = put_long(out, at, 0)
         at = put_long(out, at, order.start_ms)
@@ -225,10 +241,10 @@ def write_totals(
         at = put_long(out, at, segments)
         at = put_long(out, at, order.accepted - segments)
         at = put_long(out, at, order.overlap_ms)
-        at = put_long(out, at, span - duration)
-        at = put_long(out, at, beyond)
-        at = put_digest(out, at, digests, i * DIGEST_CHARS)
+        at = put_long(out, at, span_ms - duration_ms)
+        at = put_long(out, at, numbers_after_end)
+        at = put_digest(out, at, digests, i * DIGEST_BYTES)
         at = put_long(out, at, partition)
         at = put_long(out, at, order.source_offset)
-        at = put_long(out, at, event_at[i])
+        at = put_long(out, at, settled_at_ms[first + i])
         ends[i] = at

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from durabill.stream_processors.engine.kernel.rows import ORDER, SETTLEMENTS, SETTLEMENTS_SHIFT
+from durabill.stream_processors.engine.kernel.rows import ORDER, TIMES_SETTLED, TIMES_SETTLED_SHIFT
 
 _OLD_ORDER = np.dtype(
     [(name, ORDER[name]) for name in ORDER.names or () if name != "unbilled_since_ms"]
@@ -22,7 +22,7 @@ def rows_of_version_2(content: bytes) -> NDArray[np.void]:
     for name in _OLD_ORDER.names or ():
         held[name] = old[name]
     held["unbilled_since_ms"] = old["deadline_ms"]
-    settlements_max = (SETTLEMENTS >> SETTLEMENTS_SHIFT) + 1
+    settlements_max = (TIMES_SETTLED >> TIMES_SETTLED_SHIFT) + 1
     settlements = np.clip(old["revision"], 1, settlements_max) - 1
-    held["flags"] |= (settlements << SETTLEMENTS_SHIFT).astype(np.uint8)
+    held["flags"] |= (settlements << TIMES_SETTLED_SHIFT).astype(np.uint8)
     return held

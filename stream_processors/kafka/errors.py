@@ -1,14 +1,14 @@
-"""What every Kafka client of ours is made with, and what Kafka's errors mean.
+"""What Kafka's errors mean, and how Kafka is asked.
 
 An error of Kafka's is one of three things. It passes by itself (a leader moves, a coordinator
 loads, a broker is away): ask again, for some time (`patiently`). It is a right that we lack:
 `AccessError` names it. Anything else goes up as it is.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -26,7 +26,6 @@ TOPIC_SPREADS_S = 5.0
 """For so long may a broker that has just started not know of a topic."""
 
 _PAUSE_S = 0.2
-_STATISTICS_INTERVAL_MS = 1_000
 
 _PASSING = {
     KafkaError._TRANSPORT,
@@ -156,6 +155,14 @@ def explained(error: BaseException, kafka: Mapping[str, Any], *rights: Right) ->
     return lacks_right(kafka, *named, says=str(error)) if named else error
 
 
+def answer_of(future: "Future[T]", timeout_s: float) -> T:
+    """Return what an AdminClient answers; one that is late is an error that passes."""
+    try:
+        return future.result(timeout_s)
+    except TimeoutError as error:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from error
+
+
 def patiently(
     ask: Callable[[float], T],
     what: str,
@@ -192,70 +199,3 @@ def patiently(
                 told_s = now_s + PATIENCE_S / 6
                 log.warning("waiting for %s: %s", what, cause.str())
         time.sleep(_PAUSE_S)
-
-
-def quiet(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a client that says nothing by itself.
-
-    For clients that nobody polls in between: what matters comes as an error. (The logger takes what
-    librdkafka would print at any level.)
-    """
-    return {**kafka, "log_level": "0", "logger": log, "error_cb": _ignore}
-
-
-def telling(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a client that is polled all the time: it tells how Kafka is.
-
-    One such client in a process is enough. Of librdkafka's log lines the worst alone go to our
-    logging, for the rest are told as news: once that brokers fail, and why, and once that they
-    answer again.
-    """
-    news = ConnectionNews()
-    return {
-        **kafka,
-        "log_level": "2",
-        "logger": log,
-        "error_cb": news.on_error,
-        "stats_cb": news.on_statistics,
-        "statistics.interval.ms": _STATISTICS_INTERVAL_MS,
-    }
-
-
-def _ignore(error: KafkaError) -> None:
-    """Let an error that librdkafka tells in passing go: whoever asked gets it as well."""
-
-
-class ConnectionNews:
-    """Tells once when brokers can't be reached, with the cause, and once when they can again.
-
-    librdkafka tells errors as they come, but never that they are over: its statistics do. Its
-    callbacks come from one thread, the one that polls.
-    """
-
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._clock_s = clock_s
-        self._failed: dict[str, str] = {}
-        self._since_s = 0.0
-
-    def on_error(self, error: KafkaError) -> None:
-        """Take note of librdkafka's error (its `error_cb`)."""
-        broker, _, cause = error.str().partition(": ")
-        if error.code() == KafkaError._ALL_BROKERS_DOWN or not cause:
-            return
-        if not self._failed:
-            self._since_s = self._clock_s()
-            log.warning("Kafka is away: %s", error.str())
-        self._failed[broker.rpartition("://")[2]] = cause
-
-    def on_statistics(self, text: str) -> None:
-        """Look in librdkafka's statistics (its `stats_cb`) for brokers that failed before."""
-        if not self._failed:
-            return
-        brokers = json.loads(text)["brokers"]
-        up = {name.rpartition("://")[2] for name, each in brokers.items() if each["state"] == "UP"}
-        known = {name.rpartition("://")[2] for name in brokers}
-        # Of the addresses to start from, one that works is enough.
-        waits = {each for each in self._failed if each in known and not each.endswith("/bootstrap")}
-        if up and waits <= up:
-            self._failed.clear()
-            log.info("Kafka is back, after %.0f s", self._clock_s() - self._since_s)

@@ -9,9 +9,10 @@ from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from durabill.schemas.errors import ContractError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import IntervalTable
-from durabill.stream_processors.worker.checkpoint import Lane, entry_key
-from durabill.stream_processors.worker.faust_runtime import Exit, Runtime
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.worker.checkpoint import entry_key
+from durabill.stream_processors.worker.effect_order import ignore_step
+from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.policies import (
     POLICY,
     History,
@@ -20,10 +21,11 @@ from durabill.stream_processors.worker.policies import (
     decode_history,
     encode_history,
 )
-from durabill.stream_processors.worker.recovery import LaneBuilder
+from durabill.stream_processors.worker.ports import PartitionWriter, Runtime
+from durabill.stream_processors.worker.recovery import Recovery
 from durabill.stream_processors.worker.verdicts import SCHEMAS
 from tests.property.batches import encode_batch
-from tests.unit.stand import Way, World
+from tests.unit.stand import StandWriter, World
 
 OLD, NEW = Terms(Policy(settle_grace_ms=5)), Terms(Policy(settle_grace_ms=7))
 AT_MS = 1_000_000
@@ -33,14 +35,13 @@ VERDICTS = b'{"decided_to":3,"schemas":[]}'
 
 
 class Lives(World):
-    """`start` is a life of a worker up to where its lane is built."""
+    """`start` is a life of a worker up to where its partition is recovered."""
 
-    def start(self, wanted: Terms) -> Lane:
-        builder = LaneBuilder(
-            cast(Runtime, self), wanted, OWN_SCHEMA_ONLY, IntervalTable, lambda step: None
-        )
-        exits = {0: cast(Exit, Way(self))}
-        return asyncio.run(builder.build(exits))[0]
+    def start(self, wanted: Terms) -> PartitionTask:
+        runtime = cast(Runtime, self)
+        recovery = Recovery(runtime, wanted, OWN_SCHEMA_ONLY, PlainTable, ignore_step)
+        writers = {0: cast(PartitionWriter, StandWriter(self))}
+        return asyncio.run(recovery.recover(writers))[0]
 
     def recorded(self) -> History:
         return decode_history(self.changelog.get(KEY))
@@ -50,10 +51,10 @@ class Lives(World):
 def world() -> Lives:
     """A new application id, whose previous one changed its policy once, and published a total."""
     made = Lives({KEY: b"", entry_key(0, SCHEMAS): VERDICTS})
-    lane = Lives({}).start(OLD)
+    task = Lives({}).start(OLD)
     value = encode_segment(SegmentEvent("SO1", 1, AT_MS - 10, AT_MS, True))
     chunk = Chunk(0, 1, encode_batch(0, AT_MS, [(0, (b"SO1", value, ()))]))
-    made.totals = lane.table.fold(chunk).totals
+    made.totals = task.table.fold(chunk).totals
     assert len(made.totals) == 1
     made.log_end_offset = 5
     made.previous = {**made.previous, KEY: encode_history(OF_BEFORE)}
@@ -61,10 +62,10 @@ def world() -> Lives:
 
 
 def test_what_is_inherited_is_recorded_also_where_it_stays_as_it_is(world: Lives) -> None:
-    lane = world.start(NEW)
-    assert OF_BEFORE == lane.history == world.recorded()
+    task = world.start(NEW)
+    assert OF_BEFORE == task.history == world.recorded()
     assert VERDICTS == world.changelog[entry_key(0, SCHEMAS)]
-    assert 1 == len(lane.said)
+    assert 1 == len(task.published)
 
 
 @pytest.mark.parametrize("wanted", [OLD, NEW])
@@ -73,10 +74,10 @@ def test_an_heir_that_dies_at_once_is_billed_by_what_it_inherited(
 ) -> None:
     world.start(NEW)
     world.previous = {}  # it may be gone by now
-    lane = world.start(wanted)
-    assert OF_BEFORE == lane.history[:2]
-    assert OLD.policy == lane.table.policy
-    assert 1 == len(lane.said)
+    task = world.start(wanted)
+    assert OF_BEFORE == task.history[:2]
+    assert OLD.policy == task.table.policy
+    assert 1 == len(task.published)
 
 
 def test_other_settings_hold_from_the_logs_end_on(world: Lives) -> None:

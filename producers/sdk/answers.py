@@ -1,9 +1,9 @@
 """What a gateway's answers say, and whether they are a gateway's at all. Pure.
 
 Between a client and its gateway there may be anything: a proxy, a captive portal, another
-program on the same port. So an answer counts only in the contract's own form (README, "HTTP and
-the SDK"): JSON by its content type, an object, with the fields of the contract, of their types,
-and about the very segments that were sent. Everything else says nothing about a segment.
+program on the same port. So an answer counts only in the contract's own form (docs/http.md): JSON
+by its content type, an object, with the fields of the contract, of their types, and about the very
+segments that were sent. Everything else says nothing about a segment.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Which rights on Kafka each process and command needs, and whether it has them.
 
-What stands here is what README's table says; a broker that grants exactly this tests both.
+What stands here is what docs/operations.md says; a broker that grants exactly this tests both.
 """
 
 from collections.abc import Sequence

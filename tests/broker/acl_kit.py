@@ -59,7 +59,7 @@ class Right:
 
 
 def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> list[Right]:
-    """Return the rights of a role as README has them; `topics` are the names by their roles."""
+    """Return a role's rights as docs/operations.md has them; `topics` are names by their roles."""
     segments, totals = topics["segments"], topics["totals"]
     if role == "worker":
         return [

@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from durabill.deploy.commands.cli import app
 from durabill.schemas import PARTITIONER, SegmentEvent, encode_segment
-from tests.unit.test_readme import python_block
+from tests.unit.documents import python_block
 
 COMMAND = (sys.executable, "-m", "durabill.deploy.commands.cli")
 PATIENCE_S = 180.0  # a worker may have to compile first

@@ -1,4 +1,4 @@
-"""Settings from environment and flags: all errors at once, and what the README says of them."""
+"""Settings from environment and flags: all errors at once, and what the documents say of them."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,9 @@ from durabill.deploy.commands.common import SETTING_HELP
 from durabill.schemas.errors import SettingsError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.settings import PREFIX, Settings, load_settings
+from tests.unit.documents import text_of
 
-README = Path(__file__).parents[2] / "README.md"
+OPERATIONS = text_of("docs/operations.md")
 
 
 def problems_of(environ: dict[str, str], **flags: str | None) -> list[str]:
@@ -208,15 +209,16 @@ def test_every_setting_is_a_flag_with_help() -> None:
     assert set(Settings.__struct_fields__) == set(SETTING_HELP)
 
 
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    rows = dict(
-        re.findall(r"^\| `DURABILL_([A-Z_]+)` \| `?([^|`]*)`? \|", README.read_text(), re.M)
-    )
+def test_the_documents_list_every_setting_with_its_default_and_help() -> None:
+    found = re.findall(r"^\| `DURABILL_([A-Z_]+)` \| `?([^|`]*)`? \| (.*) \|$", OPERATIONS, re.M)
+    rows = {name: shown for name, shown, _ in found}
     defaults = {}
     for name in SETTING_HELP:
         value = getattr(Settings(), name)
         defaults[name.upper()] = f"{value:g}" if isinstance(value, float) else str(value)
     assert defaults == {name: shown.strip() for name, shown in rows.items()}
+    assert [name for name, _, _ in found] == [name.upper() for name in SETTING_HELP]
+    assert [told for _, _, told in found] == list(SETTING_HELP.values())
 
 
 @pytest.mark.parametrize("text", ["0.001", "0.999", "-1"])

@@ -8,6 +8,9 @@ mark, or a short delay; no total depends on it.
 
 import time
 
+SILENCE_S = 0.2
+"""How long no record has moved a partition's time before a mark may: records that flow do it."""
+
 SPACING_S = 0.25
 """The least time between two clock marks of a partition."""
 
@@ -34,17 +37,22 @@ class BrokerClock:
         self._told_ms = -1
         self._wait_until_s = float("-inf")
         self._is_asked = False
+        self._moved: tuple[int, float] | None = None
 
     def note_folded(self, clock_ms: int, now_s: float) -> None:
         """Note the partition's time: the broker's clock has reached it, now or earlier."""
         guess_ms = self._guess_ms(now_s)
         if guess_ms is None or clock_ms > guess_ms:
             self._seen = clock_ms, now_s
+        if self._moved is None or clock_ms > self._moved[0]:
+            self._moved = clock_ms, now_s
 
     def is_mark_due(self, due_ms: int, now_s: float) -> bool:
         """Tell whether to write a clock mark, in a silent partition with a deadline at `due_ms`."""
         if self._is_asked or now_s < self._wait_until_s or due_ms <= self._told_ms:
-            return False  # a mark beyond the deadline is on its way to us
+            return False  # a clock mark beyond the deadline is on its way to us
+        if self._moved is not None and now_s < self._moved[1] + SILENCE_S:
+            return False  # the next record passes the deadline as well, if it comes soon
         if self._told_s is None or now_s > self._told_s + REFRESH_S:
             return True
         guess_ms = self._guess_ms(now_s)

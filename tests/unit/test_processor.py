@@ -148,6 +148,7 @@ def test_what_is_due_by_other_terms_alone_is_asked_for(tail: int) -> None:
         if tail:
             await after.fold(0, chunk(1, second))
         output = cast(StandSideOutput, after.side_output)
+        world.now_s += SILENCE_S
         await after.tick()
         (told,) = output.marks  # the first one tells the broker's clock
         told[1](AT_MS + 1)

@@ -304,7 +304,7 @@ class Order:
         )
 
     def missing_numbers(self) -> list[tuple[int, int]]:
-        """Return what is not there of 1 to the greatest number, as ranges with both ends."""
+        """Return the ranges of numbers missing from 1 to the greatest, both ends included."""
         gaps = self.numbers.missing(1, self.numbers.last() + 1)
         return [(first, after - 1) for first, after in gaps]
 

@@ -15,6 +15,7 @@ from durabill.deploy.commands.common import (
 )
 from durabill.deploy.terminal import (
     answer,
+    counted,
     emit,
     say,
 )
@@ -32,13 +33,16 @@ postgres_app = typer.Typer(no_args_is_help=True, help="Run a PostgreSQL for the 
 topics_app = typer.Typer(no_args_is_help=True, help="Make and check the topics.")
 
 Port = Annotated[
-    int | None, typer.Option(help="Port to listen on. Default: the last one, else a free one.")
+    int | None,
+    typer.Option(min=1, max=65535, help="Port to listen on. Default: the last, else a free one."),
 ]
 FirstPort = Annotated[
     int | None,
     typer.Option(
+        min=1,
+        max=65535,
         help="Port of the first broker; the next ones take those after it. Default: the last "
-        "ones, else free ones."
+        "ones, else free ones.",
     ),
 ]
 Brokers = Annotated[
@@ -235,4 +239,4 @@ def _show_topics(
         return
     for warning in warnings:
         say(f"note: {warning}")
-    print(f"{', '.join(names.values())}: ready, {partitions} partitions")
+    print(f"{', '.join(names.values())}: ready, {counted(partitions, 'partition')}")

@@ -31,6 +31,7 @@ from durabill.schemas import (
 )
 from durabill.schemas.errors import StateError
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.units import refused_time
 from durabill.stream_processors.core.order import Order, Policy, describe_order
 from durabill.stream_processors.engine.batch import Headers, Record
 from durabill.stream_processors.engine.blocks import decode_block
@@ -165,12 +166,16 @@ class IntervalTable(OrderSlots, ChunkFolder):
         event = to_segment(raw)
         length_ms = event.end_ms - event.start_ms
         ahead_ms = event.end_ms - self.clock_ms
+        times_ms = event.start_ms, event.end_ms
         if ahead_ms > FUTURE_TOLERANCE_MS:
-            raise BadRecord(Reason.IN_THE_FUTURE, f"ends {ahead_ms} ms after its arrival")
+            detail = f"ends {ahead_ms} ms after its arrival"
+            raise refused_time(Reason.IN_THE_FUTURE, detail, *times_ms)
         if length_ms > SEGMENT_LENGTH_MAX_MS:
-            raise BadRecord(Reason.TOO_LONG, f"{length_ms} ms, {SEGMENT_LENGTH_MAX_MS} are allowed")
+            detail = f"{length_ms} ms, {SEGMENT_LENGTH_MAX_MS} are allowed"
+            raise refused_time(Reason.TOO_LONG, detail, *times_ms)
         if -ahead_ms > self.policy.correction_window_ms:
-            raise BadRecord(Reason.TOO_LATE, f"ended {-ahead_ms} ms before its arrival")
+            detail = f"ended {-ahead_ms} ms before its arrival"
+            raise refused_time(Reason.TOO_LATE, detail, *times_ms)
         return event
 
     def _send_on(self, record: Record, partition: int, effects: Effects) -> None:

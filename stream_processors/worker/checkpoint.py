@@ -31,6 +31,7 @@ import msgspec
 
 from durabill.schemas import OWN_SCHEMA_ONLY, BadTotal, decode_total, partition_for, total_revision
 from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, START_ANEW, StateError
+from durabill.schemas.text import shown
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import Snapshot
 from durabill.stream_processors.engine.scan import IdScanner
@@ -171,10 +172,11 @@ class Lane:
             # Other bytes can say the same where the program's schema is younger.
             if each[1] != total.value and decode_total(each[1]) != decode_total(total.value):
                 raise StateError(
-                    f"order {total.key.decode()}, revision {revision}: the log gives another total"
-                    f" now than the one at offset {each[0]} of partition {self.partition}. Either"
-                    " it was published under a policy that is not recorded under this application"
-                    " id (name the one that published it in DURABILL_PREVIOUS_APPLICATION_ID), or"
+                    f"order {shown(total.key.decode())}, revision {revision}: the log gives another"
+                    f" total now than the one at offset {each[0]} of partition {self.partition}."
+                    " Either it was published under a policy that is not recorded under this"
+                    " application id (name the one that published it in"
+                    " DURABILL_PREVIOUS_APPLICATION_ID), or"
                     " the log has lost records (restore them), or Durabill is wrong (report it)"
                 )
             known.remove(each)
@@ -354,7 +356,7 @@ def _said(
             continue  # somebody else's; the ledger reports it
         if partition_for(key, table.place.partitions) != table.place.partition:
             raise StateError(
-                f"the totals topic has a total of order {key.decode('utf-8', 'replace')} in"
+                f"the totals topic has a total of order {shown(key.decode('utf-8', 'replace'))} in"
                 f" partition {table.place.partition}, where it doesn't belong: it was filled while"
                 " the segments had another number of partitions. Use new topics for both"
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 from durabill.schemas import ClockMark, WriterSchemas, encode_clock_mark
 from durabill.schemas.errors import PoisonError
+from durabill.schemas.text import counted, ranges
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.table import Effects
 from durabill.stream_processors.settings import Settings
@@ -95,7 +96,7 @@ class Processor:
         Nothing that belongs to a partition is read before its exit is open: until then a frozen
         owner could still write to it.
         """
-        assigned = sorted(partitions)
+        assigned, began_s = sorted(partitions), self.runtime.elapsed_s()
         await self._let_go()
         opened = await asyncio.gather(*(self.runtime.open_exit(each) for each in assigned))
         exits = self.exits = dict(zip(assigned, opened, strict=True))
@@ -109,9 +110,11 @@ class Processor:
         self.lanes, self.is_assigned = lanes, True
         orders = sum(len(lane.table) for lane in lanes.values())
         said = sum(map(len, chain.from_iterable(lane.said.values() for lane in lanes.values())))
+        took_s = self.runtime.elapsed_s() - began_s
         log.info(
-            "partitions %s, %d orders known, %d totals said since the checkpoint",
-            *(assigned, orders, said),
+            "ready: partitions %s of %d, %s known, %s said since the checkpoint; it took %.1f s",
+            *(ranges(assigned), self.runtime.origin.partitions),
+            *(counted(orders, "order"), counted(said, "total"), took_s),
         )
 
     async def on_revoked(self) -> None:

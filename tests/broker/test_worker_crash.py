@@ -49,7 +49,7 @@ def flowing(deployed: Deployment) -> Iterator[None]:
 def totals_not_repeated(deployed: Deployment) -> int:
     """How many totals the workers found said when they took over, so that they were silent."""
     logs = "".join(worker.log() for worker in deployed.workers)
-    return sum(map(int, re.findall(r"(\d+) totals said since the checkpoint", logs)))
+    return sum(map(int, re.findall(r"(\d+) totals? said since the checkpoint", logs)))
 
 
 def check_totals(deployed: Deployment) -> None:

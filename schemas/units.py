@@ -3,7 +3,9 @@
 from durabill.schemas.errors import BadRecord, Reason
 
 _UNITS = ((10**9, "seconds"), (10**15, "microseconds"), (10**18, "nanoseconds"))
-"""An instant from 2001 to 2286 has so many of its unit, up to ten times as many."""
+"""An instant from 2001 to 2255 has so many of its unit, up to nine times as many."""
+
+_TIMES_MAX = 9  # the end of 64 bits lies beyond: it stands for "never" rather than for an instant
 
 
 def unit_hint(*times: float) -> str:
@@ -14,7 +16,7 @@ def unit_hint(*times: float) -> str:
     """
     for time in times:
         for least, name in _UNITS:
-            if least <= time < 10 * least:
+            if least <= time < _TIMES_MAX * least:
                 return f"; {time:.0f} looks like {name}, and times are milliseconds since the epoch"
     return ""
 

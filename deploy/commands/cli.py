@@ -82,7 +82,8 @@ def main() -> None:
     try:
         finish_streams()
     except OutputError as error:
-        code = code or _tell(error, [])
+        told = _tell(error, [])
+        code = code or told
     sys.exit(code)
 
 

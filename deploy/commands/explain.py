@@ -24,6 +24,7 @@ _ADVICE = {
     errno.ENOSPC: "The disk is full: make room, or give a --data-dir on another one",
     errno.EDQUOT: "Make room, or give a --data-dir on another disk",
     errno.EROFS: "Give a --data-dir on another disk",
+    errno.ENOTDIR: "Give another --data-dir",
     errno.EACCES: "Run this as the user who made it, or give another --data-dir",
     errno.EPERM: "Run this as the user who made it, or give another --data-dir",
     errno.EMFILE: "Raise the limit of open files (`ulimit -n`)",

@@ -87,7 +87,10 @@ def stop_kafka(settings: "Settings") -> None:
     """Stop that Kafka cleanly, all brokers of it. Its records stay for the next start."""
     from durabill.deploy.local.kafka import LocalKafka
 
-    LocalKafka(Path(settings.data_dir)).stop()
+    kafka = LocalKafka(Path(settings.data_dir))
+    ran = any(node.pid is not None for node in kafka.status().nodes)
+    kafka.stop()
+    _tell_stopped("Kafka", ran, kafka.data_dir)
 
 
 @kafka_app.command("status")
@@ -135,7 +138,10 @@ def stop_postgres(settings: "Settings") -> None:
     """Stop that PostgreSQL cleanly. The ledger stays for the next start."""
     from durabill.deploy.local.postgres import LocalPostgres
 
-    LocalPostgres(Path(settings.data_dir)).stop()
+    postgres = LocalPostgres(Path(settings.data_dir))
+    ran = postgres.status().running
+    postgres.stop()
+    _tell_stopped("PostgreSQL", ran, postgres.data_dir)
 
 
 @postgres_app.command("status")
@@ -146,6 +152,10 @@ def show_postgres(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     status = LocalPostgres(Path(settings.data_dir)).status()
     _show("PostgreSQL", status, {"ledger_dsn": status.dsn}, as_json)
+
+
+def _tell_stopped(name: str, ran: bool, data_dir: Path) -> None:
+    say(f"{name} has stopped" if ran else f"{name} did not run in {data_dir}")
 
 
 def _show(name: str, status: Any, where: dict[str, str | None], as_json: bool) -> NoReturn:

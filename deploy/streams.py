@@ -66,17 +66,18 @@ def guard_streams() -> None:
 
 
 def finish_streams() -> None:
-    """Write what is waiting; raise OutputError where it can't be. Nothing is tried after that."""
+    """Write what is waiting; raise OutputError where it can't be."""
     if sys.stderr is not None:
         try:
             sys.stderr.flush()
         except OSError:
             _give_up(2)
-    try:
-        sys.stdout.flush()
-    except OutputError:
-        _give_up(1)
-        raise
+    sys.stdout.flush()
+
+
+def give_up_output() -> None:
+    """Have what waits for standard output go nowhere: that it can't be written is told already."""
+    _give_up(1)
 
 
 def _is_open(number: int) -> bool:

@@ -21,6 +21,7 @@ from durabill.deploy.streams import (
     BROKEN_PIPE_EXIT_CODE,
     OutputError,
     finish_streams,
+    give_up_output,
     guard_streams,
 )
 from durabill.deploy.terminal import say
@@ -105,6 +106,8 @@ def _tell(error: Exception, arguments: list[str]) -> int:
     lines = explain(error, arguments)
     if lines is None:
         raise error
+    if isinstance(error, OutputError):
+        give_up_output()
     if not (isinstance(error, OutputError) and error.is_gone):
         for line in lines:
             say(f"error: {line}")

@@ -3,52 +3,59 @@
 Nothing heavy is imported here, so that `durabill --help` answers at once.
 """
 
+import contextlib
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
+
+from durabill.schemas.text import counted, plain, shown
+
+__all__ = [
+    "Progress",
+    "answer",
+    "counted",
+    "emit",
+    "human_bound",
+    "human_doubts",
+    "human_ms",
+    "human_time",
+    "plain",
+    "plain_lines",
+    "progress_bars",
+    "say",
+    "shown",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(phase, done, total) now and then."""
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not the command's result."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user something that is not the command's result.
+
+    Who listens to no such words (standard error is closed, or full) still gets the result.
+    """
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(plain_lines(text), file=sys.stderr, flush=True)
 
 
 def emit(value: object) -> None:
     """Print a result as one line of JSON, with what can't be seen escaped: exact, and one line."""
-    text = json.dumps(value, ensure_ascii=False)
-    print(text if text.isprintable() else "".join(map(_shown, text)), flush=True)
+    text = plain(json.dumps(value, ensure_ascii=False))
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text, flush=True)
 
 
-def shown(text: str) -> str:
-    """Return a stranger's text, such as an order number, so that its line stays what it is.
-
-    As it is where every character can be seen; else between quotes, with what can't be seen or
-    would turn the line (controls, bidi marks, zero width, line separators) as JSON's escapes.
-    """
-    seen = not any(_is_hidden(each) or each in '"\\' for each in text)
-    if text and seen and text.strip() == text:
-        return text
-    return '"' + "".join(f"\\{each}" if each in '"\\' else _shown(each) for each in text) + '"'
-
-
-def _shown(character: str) -> str:
-    return _escaped(character) if _is_hidden(character) else character
-
-
-def _is_hidden(character: str) -> bool:
-    """Tell whether a character can't be seen: controls and formats, and all spaces but one."""
-    return unicodedata.category(character)[0] in "CZ" and character != " "
-
-
-def _escaped(text: str) -> str:
-    return json.dumps(text)[1:-1]
+def plain_lines(text: str) -> str:
+    """Return lines that may hold a stranger's text, with all but the line feeds escaped."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def answer(value: object, text: str, as_json: bool) -> None:
@@ -79,13 +86,8 @@ def human_bound(upper_bound_ms: int | None) -> str:
 def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
     """Return what somebody should look at, each with a comma before it; or nothing."""
     gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
-    after = f", {counted(numbers_after_end, 'number')} after the end" if numbers_after_end else ""
-    return gaps + after
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a count of things: `1 total`, `2 totals`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    late = counted(numbers_after_end, "number")
+    return gaps + (f", {late} after the end" if numbers_after_end else "")
 
 
 def human_time(epoch_ms: int) -> str:
@@ -104,7 +106,7 @@ def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progr
     Elsewhere nothing, or a line for each phase with `lines`. `quiet` shows nothing anywhere.
     """
     phases: set[str] = set()
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
 
         def tell(phase: str, done: int, total: int) -> None:
             if phase not in phases:

@@ -3,7 +3,8 @@
     DurabillError                    the message says what to do; exit code 1 where none is given
     ├── InputError                   the sender's; HTTP 422; the process goes on
     │   ├── BadRecord                a record: it becomes a dead letter
-    │   └── BadTotal                 a total that can't be read
+    │   ├── BadTotal                 a total that can't be read
+    │   └── BadTruth                 (fleet.truth_file) a file that is no truth file
     ├── SettingsError                the operator's: all that is wrong at once; exit code 2
     ├── BadDsn                       (stream_processors.dsn) the same of a DSN
     ├── ContractError                the topics or the log are not as the contract says, or an
@@ -25,6 +26,8 @@
     ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings
     ├── MigrationError               (deploy.migrate) files and database don't fit together
     ├── ForeignFolder                (deploy.files) root would work in another user's folder
+    ├── UnusableFolder               (deploy.files) a folder can't be made, or be used
+    ├── OutputError                  (deploy.streams) standard output can't be written
     └── ProducerError                (sdk.session) the SDK's: its own tree is drawn there
 
 Three errors never leave the module that catches them, so they stand apart: `unpack.BadBatch` (the

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from durabill.schemas.errors import BadRecord, BadTotal, Reason
 from durabill.schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX
+from durabill.schemas.units import refused_time
 
 
 class Interval(NamedTuple):
@@ -71,15 +72,33 @@ class SegmentEvent:
 
     def __post_init__(self) -> None:
         check_order_number(self.service_order_number)
-        if not 1 <= self.business_data_number <= LONG_MAX:
-            detail = f"is {self.business_data_number}, the first number is 1"
+        if self.business_data_number < 1:
+            detail = f"is {_number(self.business_data_number)}, the first number is 1"
             raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, detail)
-        if self.start_ms < 0 or not self.start_ms <= self.end_ms <= LONG_MAX:
-            detail = f"[{self.start_ms}, {self.end_ms}) is no time sequence"
-            raise BadRecord(Reason.BAD_TIME_SEQUENCE, detail)
+        if self.business_data_number > LONG_MAX:
+            detail = f"is too large, the largest number is {LONG_MAX}"
+            raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, detail)
+        if (wrong := self._wrong_times()) is not None:
+            what = f"[{_number(self.start_ms)}, {_number(self.end_ms)})"
+            times_ms = self.start_ms, self.end_ms
+            raise refused_time(Reason.BAD_TIME_SEQUENCE, f"{what} {wrong}", *times_ms)
+
+    def _wrong_times(self) -> str | None:
+        """Return why the times are no time sequence, None if they are one."""
+        if max(self.start_ms, self.end_ms) > LONG_MAX:
+            return "does not fit into 64 bits"
+        if self.start_ms < 0:
+            return "begins before the epoch"
+        if self.end_ms < self.start_ms:
+            return "ends before it begins"
         if self.start_ms == self.end_ms and not self.end_identifier:
-            detail = f"[{self.start_ms}, {self.end_ms}) is empty without the end identifier"
-            raise BadRecord(Reason.BAD_TIME_SEQUENCE, detail)
+            return "is empty without the end identifier"
+        return None
+
+
+def _number(value: int) -> str:
+    """Return a number for a message; Python refuses to show one of thousands of digits."""
+    return str(value) if abs(value) <= LONG_MAX + 1 else "a number of more than 64 bits"
 
 
 @dataclass(frozen=True, slots=True)

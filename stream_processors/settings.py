@@ -219,6 +219,9 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
     assert isinstance(types, msgspec.inspect.StructType)
     hints = {each.name: annotation for each, annotation in zip(types.fields, _types(), strict=True)}
     for name, value in raw.items():
+        if not str(value).isascii() and re.search("[\ud800-\udfff]", str(value)):
+            problems.append(f"{PREFIX}{name.upper()} is no text in UTF-8")
+            continue
         try:
             good[name] = msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError as error:

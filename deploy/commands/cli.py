@@ -5,20 +5,26 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 
 import os
 import sys
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
+from durabill.deploy.commands.explain import check_arguments, explain
 from durabill.deploy.commands.fleet import fleet, totals
 from durabill.deploy.commands.order import order
 from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
-from durabill.schemas.errors import DurabillError
-from durabill.schemas.extras import missing_for
+from durabill.deploy.streams import (
+    BROKEN_PIPE_EXIT_CODE,
+    OutputError,
+    finish_streams,
+    give_up_output,
+    guard_streams,
+)
+from durabill.deploy.terminal import say
 
 HELP = """Exact, provable billing of services that are charged by time, on Kafka.
 
@@ -63,60 +69,49 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as version_of
+        from durabill.deploy.commands.process_words import own_version
 
-        print(f"durabill {version_of('durabill')}")
+        print(f"durabill {own_version()}")
         raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; an error that somebody can mend is a message, not a traceback."""
     os.umask(0o077)  # what commands write (logs, data, truth files) is for their user alone
+    guard_streams()
+    code = _run(sys.argv[1:])
     try:
-        app()
+        finish_streams()
+    except OutputError as error:
+        told = _tell(error, [])
+        code = code or told
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command and return its exit code; a bug of ours is raised."""
+    try:
+        check_arguments(arguments)
+        code = app(arguments, prog_name="durabill", standalone_mode=False)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        sys.exit(141)  # as if SIGPIPE had ended us: the reader has seen enough
+        return BROKEN_PIPE_EXIT_CODE
     except Exception as error:
-        lines = explain(error)
-        if lines is None:
-            raise
+        return _tell(error, arguments)
+    return code if isinstance(code, int) else 0
+
+
+def _tell(error: Exception, arguments: list[str]) -> int:
+    lines = explain(error, arguments)
+    if lines is None:
+        raise error
+    if isinstance(error, OutputError):
+        give_up_output()
+    if not (isinstance(error, OutputError) and error.is_gone):
         for line in lines:
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
-
-
-def explain(error: Exception) -> list[str] | None:
-    """Return what to tell the user, a line each; None if `error` is a bug of ours."""
-    if isinstance(error, ImportError):
-        missing = missing_for(sys.argv[1:], error.name)
-        return None if missing is None else [str(missing)]
-    if isinstance(error, DurabillError):
-        return str(error).splitlines()
-    return next(_explain_foreign(error), None)
-
-
-def _explain_foreign(error: Exception) -> Iterator[list[str]]:
-    if _is_a(error, "confluent_kafka", "KafkaException"):
-        cause = error.args[0] if error.args else error
-        said = cause.str() if hasattr(cause, "str") else str(cause)
-        yield [
-            f"Kafka: {said}",
-            "Is it running, and is DURABILL_BOOTSTRAP_SERVERS (with its security settings) right?",
-        ]
-    if _is_a(error, "psycopg", "Error"):
-        from durabill.stream_processors.dsn import error_text
-
-        yield [
-            f"PostgreSQL: {error_text(error)}",
-            "Is it running, and is DURABILL_LEDGER_DSN right?",
-        ]
-
-
-def _is_a(error: Exception, module: str, name: str) -> bool:
-    found = sys.modules.get(module)
-    return found is not None and isinstance(error, getattr(found, name))
+            say(f"error: {line}")
+    return int(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

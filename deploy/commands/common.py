@@ -73,6 +73,33 @@ SETTING_HELP = {
 }
 """One line for each setting; each is a flag."""
 
+SETTING_DEFAULTS = {
+    "security_protocol": "PLAINTEXT",
+    "sasl_mechanism": "PLAIN",
+    "application_id": "durabill",
+    "segments_topic": "billing.segments",
+    "totals_topic": "billing.totals",
+    "dead_letters_topic": "billing.dead-letters",
+    "settle_grace_s": "30",
+    "idle_timeout_s": "300",
+    "correction_window_s": "86400",
+    "interim_interval_s": "86400",
+    "checkpoint_interval_s": "1",
+    "stall_timeout_s": "60",
+    "worker_host": "127.0.0.1",
+    "worker_port": "0",
+    "gateway_host": "127.0.0.1",
+    "gateway_port": "8080",
+    "gateway_access_log": "false",
+    "gateway_client_segments": "2000",
+    "gateway_connections": "4000",
+    "gateway_address_connections": "2000",
+    "gateway_clock_offset_max_s": "30",
+    "report_interval_s": "10",
+    "data_dir": ".durabill",
+}
+"""What the help says of each setting that has a default; a test compares it with `Settings`."""
+
 AS_JSON = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
 
 
@@ -105,9 +132,10 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
 
 def _flag(name: str) -> inspect.Parameter:
     unit = "SECONDS" if name.endswith("_s") else "PORT" if name.endswith("_port") else "TEXT"
+    default = SETTING_DEFAULTS.get(name)
     option = typer.Option(
         "--" + name.replace("_", "-"),
-        help=SETTING_HELP[name],
+        help=SETTING_HELP[name] + (f" Default: {default}." if default else ""),
         metavar=unit,
         show_default=False,
         hidden=name.endswith("password"),  # refused: a command line can be read by everybody

@@ -1,5 +1,6 @@
 """`durabill dead-letters`: list what was rejected, and send repaired records back."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,10 +17,14 @@ from durabill.deploy.commands.common import (
 )
 from durabill.deploy.terminal import (
     answer,
+    counted,
     emit,
     human_time,
+    plain,
     say,
+    shown,
 )
+from durabill.schemas.errors import Reason as DeadLetterReason
 
 if TYPE_CHECKING:
     from durabill.schemas import SegmentEvent
@@ -29,11 +34,13 @@ if TYPE_CHECKING:
 
 letters_app = typer.Typer(invoke_without_command=True)
 
-_REASONS = (
-    "NOT_AVRO UNKNOWN_SCHEMA KEY_MISMATCH BAD_ORDER_NUMBER BAD_BUSINESS_DATA_NUMBER "
-    "BAD_TIME_SEQUENCE IN_THE_FUTURE TOO_LONG TOO_LATE WRONG_PARTITION BAD_BATCH"
-)
+REASONS = [reason.value for reason in DeadLetterReason]
+_REASONS = ", ".join(REASONS)
 Reason = Annotated[str | None, typer.Option(help=f"Only this reason: {_REASONS}.")]
+SinceMinutes = Annotated[
+    float | None, typer.Option(min=0, help="Only those of the last so many minutes.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.")]
 
 
 @letters_app.callback()
@@ -42,30 +49,62 @@ def dead_letters(
     settings: "Settings",
     context: typer.Context,
     reason: Reason = None,
-    since_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Only those of the last so many minutes.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    since_minutes: SinceMinutes = None,
+    limit: Limit = None,
     as_json: AS_JSON = False,
 ) -> None:
     """List rejected records with their reasons; send repaired ones back with `resend`.
 
-    Each line has the dead letter's place (PARTITION/OFFSET in the dead letters topic, which is
-    what `resend` takes), its reason, where the record came from, and what is wrong. With --json,
-    one object a line, key and value in hex.
+    Without a command it lists them, as `list` does. Each line has the dead letter's place
+    (PARTITION/OFFSET in the dead letters topic, which is what `resend` takes), its reason, where
+    the record came from, its key, and what is wrong. With --json, one object a line, key and value
+    in hex.
 
         durabill dead-letters --reason TOO_LATE --limit 20
         durabill dead-letters resend 0/17 --end-ms 1735689660000
     """
-    if context.invoked_subcommand is not None:
+    command = context.invoked_subcommand
+    if command is None:
+        _list(settings, reason, since_minutes, limit, as_json)
         return
+    given = [name for name, value in context.params.items() if value not in (None, False)]
+    if given:
+        flag = "json" if given[0] == "as_json" else given[0].replace("_", "-")
+        raise typer.BadParameter(f"--{flag} goes after `{command}`")
+
+
+@letters_app.command("list")
+@with_settings(*CONNECTION, "dead_letters_topic")
+def list_command(
+    settings: "Settings",
+    reason: Reason = None,
+    since_minutes: SinceMinutes = None,
+    limit: Limit = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """List rejected records with their reasons, as `dead-letters` without a command does.
+
+    durabill dead-letters list --since-minutes 60
+    """
+    _list(settings, reason, since_minutes, limit, as_json)
+
+
+def _list(
+    settings: "Settings",
+    reason: str | None,
+    since_minutes: float | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
     import time
 
     from durabill.stream_processors.dead_letters.letters import list_dead_letters
 
-    settings = located(settings, "bootstrap_servers", role="letters")
     _check_reason(reason)
-    since_ms = None if since_minutes is None else int((time.time() - since_minutes * 60) * 1000)
+    settings = located(settings, "bootstrap_servers", role="letters")
+    since_ms = None
+    if since_minutes is not None:
+        since_ms = int(max(0.0, time.time() - since_minutes * 60) * 1000)
     count = 0
     letters = list_dead_letters(
         quiet_kafka(settings),
@@ -77,7 +116,7 @@ def dead_letters(
     for letter in letters:
         count += 1
         answer(_letter_as_json(letter), _letter_as_text(letter), as_json)
-    say(f"{count} dead letters")
+    say(counted(count, "dead letter"))
 
 
 @letters_app.command()
@@ -85,7 +124,8 @@ def dead_letters(
 def resend(
     settings: "Settings",
     places: Annotated[
-        list[str] | None, typer.Argument(help="Dead letters to send: PARTITION/OFFSET ...")
+        list[str] | None,
+        typer.Argument(metavar="[PARTITION/OFFSET]...", help="Places of the dead letters to send."),
     ] = None,
     reason: Reason = None,
     order_number: Annotated[str | None, typer.Option(help="Repair: the order number.")] = None,
@@ -140,7 +180,7 @@ def resend(
         repaired = _repaired(settings, place, changes) if changes else None
         sent = send(kafka, topic, *place, segments_topic=settings.segments_topic, repaired=repaired)
         _tell_sent(place, sent, as_json)
-    say(f"{len(chosen)} records sent back")
+    say(f"{counted(len(chosen), 'record')} sent back")
 
 
 def _resend_all(settings: "Settings", reason: str, again: bool, as_json: bool) -> None:
@@ -166,7 +206,7 @@ def _resend_all(settings: "Settings", reason: str, again: bool, as_json: bool) -
     for letter, sent in send_back(kafka, topic, chosen(), settings.segments_topic):
         count += 1
         _tell_sent(letter.place, sent, as_json)
-    say(f"{count} records sent back")
+    say(f"{counted(count, 'record')} sent back")
     for (state, newest), number in sorted(stays.items()):
         say(f"{number} not sent: {_WHY_NOT[state.value].format(reason=newest)}")
 
@@ -184,14 +224,19 @@ def _tell_sent(place: tuple[int, int], sent: "Resent", as_json: bool) -> None:
 
 
 def _check_reason(reason: str | None) -> None:
-    if reason is not None and reason not in _REASONS.split():
-        raise typer.BadParameter(f"{reason} is none of {_REASONS}")
+    if reason is not None and reason not in REASONS:
+        raise typer.BadParameter(f"--reason {shown(reason)} is none of {_REASONS}")
+
+
+_PLACE = re.compile(r"[0-9]{1,9}/[0-9]{1,18}")
 
 
 def _place(text: str) -> tuple[int, int]:
     partition, _, offset = text.partition("/")
-    if not (partition.isdecimal() and offset.isdecimal()):
-        raise typer.BadParameter(f"{text} is no place; a place is PARTITION/OFFSET, such as 0/17")
+    if not _PLACE.fullmatch(text):
+        raise typer.BadParameter(
+            f"{shown(text)} is no place; a place is PARTITION/OFFSET, such as 0/17"
+        )
     return int(partition), int(offset)
 
 
@@ -210,7 +255,12 @@ def _repaired(
         try:
             raw = writer_schemas(settings).read(letter.value)
             fields = dict(zip(names, raw, strict=True))
-            fields["service_order_number"] = raw[0].decode(errors="replace")
+            # Not with replacements: it would be another order's.
+            fields["service_order_number"] = changes.get("service_order_number") or raw[0].decode()
+        except UnicodeDecodeError as error:
+            raise typer.BadParameter(
+                "the record's order number is no UTF-8: give the right one by --order-number"
+            ) from error
         except BadRecord as error:
             missing = [name for name in names if name not in changes]
             raise typer.BadParameter(
@@ -233,8 +283,17 @@ def _letter_as_json(letter: "DeadLetter") -> dict[str, Any]:
 
 
 def _letter_as_text(letter: "DeadLetter") -> str:
-    source = f"{letter.source_topic} {letter.source_partition}/{letter.source_offset}"
-    key = "no key" if letter.key is None else repr(letter.key.decode(errors="replace"))
+    source = f"{shown(letter.source_topic)} {letter.source_partition}/{letter.source_offset}"
+    key = "no key" if letter.key is None else _shown_key(letter.key)
     place = f"{letter.partition}/{letter.offset}"
     when = human_time(letter.append_ms)
-    return f"{place:>8}  {when}  {letter.reason:24}  {source}  {key}  {letter.detail}"
+    reason, detail = plain(letter.reason), plain(letter.detail)
+    return f"{place:>8}  {when}  {reason:24}  {source}  {key}  {detail}"
+
+
+def _shown_key(key: bytes) -> str:
+    """Return a key as text; one that is no UTF-8 as bytes, so that no two look alike."""
+    try:
+        return shown(key.decode())
+    except UnicodeDecodeError:
+        return repr(key)

@@ -1,6 +1,7 @@
 """`durabill fleet` and `durabill totals`: a simulated fleet, and what came of it."""
 
 import secrets
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -17,15 +18,18 @@ from durabill.deploy.commands.common import (
     quiet_kafka,
     with_settings,
 )
-from durabill.deploy.files import data_folder
+from durabill.deploy.files import data_folder, open_private
 from durabill.deploy.terminal import (
     answer,
+    counted,
     emit,
     human_bound,
     human_doubts,
     human_ms,
+    plain_lines,
     progress_bars,
     say,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -89,8 +93,7 @@ def fleet(
     if seed is None:
         seed = secrets.randbelow(10**9)
         say(f"seed {seed}")
-    path = truth or Path(settings.data_dir) / f"truth-{seed}.jsonl"
-    data_folder(path.parent)
+    path = _truth_path(settings, truth, seed)
     try:
         plan = FleetPlan(
             seed=seed,
@@ -116,7 +119,15 @@ def fleet(
         )
     found = report.as_json()
     answer(found, "\n".join(f"{name:16} {value}" for name, value in found.items()), as_json)
-    say(f"Compare with: durabill totals --check {path}")
+    say(f"Compare with: durabill totals --check {shlex.quote(str(path))}")
+
+
+def _truth_path(settings: "Settings", truth: Path | None, seed: int) -> Path:
+    """Return where the truth goes; raise OSError before the run where it can't be written."""
+    path = truth or Path(settings.data_dir) / f"truth-{seed}.jsonl"
+    data_folder(path.parent)
+    with open(path, "a", opener=open_private):
+        return path
 
 
 def _faults(faultless: bool, given: list[str]) -> "Faults":
@@ -165,25 +176,25 @@ def totals(
     from durabill.schemas import Status
 
     if status is not None and status not in set(Status):
-        raise typer.BadParameter(f"{status} is none of {', '.join(Status)}")
+        raise typer.BadParameter(f"--status {shown(status)} is none of {', '.join(Status)}")
     settings = located(settings, "bootstrap_servers", ledger=True)
     if check is not None or not settings.ledger_dsn:
         enter(settings, "totals")
     if check is not None:
         _check(settings, check, as_json)
         return
-    shown = 0
+    count = 0
     more = None if limit is None else limit + 1  # to know whether there are more
     for total in _latest(settings, status, more, whole=as_json):
-        if shown == limit:
-            say(f"{shown} orders; there are more, see --limit")
+        if count == limit:
+            say(f"{counted(count, 'order')}; there are more, see --limit")
             return
-        shown += 1
-        text = f"{total.service_order_number}  revision {total.revision}  {total.status}"
+        count += 1
+        text = f"{shown(total.service_order_number)}  revision {total.revision}  {total.status}"
         text += f"  {human_ms(total.duration_ms)} ({human_bound(total.upper_bound_ms)})"
         text += human_doubts(total.gap_ms, total.numbers_after_end)
         answer(total_as_json(total) if as_json else None, text, as_json)
-    say(f"{shown} orders")
+    say(counted(count, "order"))
 
 
 def _latest(
@@ -212,12 +223,16 @@ def _latest(
 
 def in_topic(settings: "Settings") -> "Iterator[OrderTotal]":
     """Yield every total in the totals topic; raises BadTotal for a record that is none."""
-    from durabill.schemas import decode_total
+    from durabill.schemas import BadTotal, decode_total
     from durabill.stream_processors.kafka.reading import read_topic
 
-    for _, _, message in read_topic(quiet_kafka(settings), settings.totals_topic):
+    topic = settings.totals_topic
+    for partition, offset, message in read_topic(quiet_kafka(settings), topic):
         value = message.value()
-        yield decode_total(value if isinstance(value, bytes) else None)
+        try:
+            yield decode_total(value if isinstance(value, bytes) else None)
+        except BadTotal as error:
+            raise BadTotal(f"{topic} {partition}/{offset} is no total: {error}") from error
 
 
 def _check(settings: "Settings", truth: Path, as_json: bool) -> None:
@@ -232,6 +247,6 @@ def _check(settings: "Settings", truth: Path, as_json: bool) -> None:
         emit({name: {"right": each.right, "errors": each.errors} for name, each in found.items()})
     else:
         for name, each in found.items():
-            print(f"{name}: {each.explain()}")
+            print(plain_lines(f"{name}: {each.explain()}"))
     if not all(each.exact for each in found.values()):
         raise typer.Exit(1)

@@ -1,16 +1,15 @@
 """`durabill worker`, `gateway`, `ledger`: the three long-running processes."""
 
-import contextlib
-import json
+import errno
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from durabill.deploy.commands.ask_workers import known_workers, workers_dir
+from durabill.deploy.commands.ask_workers import known_workers
 from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
@@ -20,6 +19,14 @@ from durabill.deploy.commands.common import (
     quiet_kafka,
     with_settings,
     without_password,
+)
+from durabill.deploy.commands.process_words import (
+    check_address,
+    introduce,
+    process_log,
+    registered,
+    since_s,
+    stopping,
 )
 from durabill.deploy.commands.stack import checked_topics
 from durabill.deploy.terminal import (
@@ -66,6 +73,8 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     set_up_logging()
     check_access(settings)
+    port = settings.worker_port or find_free_ports(1)[0]
+    check_address("worker", settings.worker_host, port)
     settings = located(settings, "bootstrap_servers")
     warn_of_policy(settings)
     enter(settings, "worker", patience_s=PROCESS_PATIENCE_S)
@@ -76,11 +85,13 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     partitions, warnings = checked_topics(settings)
     for warning in warnings:
         say(f"note: {warning}")
-    port = settings.worker_port or find_free_ports(1)[0]
     host = settings.worker_host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    _announce({"url": url, "pid": os.getpid(), "partitions": partitions}, "worker", as_json)
-    with _registered(settings, url):
+    topics = (settings.segments_topic, settings.totals_topic, settings.dead_letters_topic)
+    introduce("worker", settings, topics=", ".join(topics), web_server=url)
+    if as_json:
+        emit({"started": "worker", "url": url, "pid": os.getpid(), "partitions": partitions})
+    with registered(settings, url), stopping("worker"):
         run_worker(settings, partitions, port, WriterSchemas())
 
 
@@ -114,28 +125,37 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         curl -X POST http://127.0.0.1:8080/v1/orders
     """
     from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
-    from durabill.deploy.local.stack import StackError
     from durabill.deploy.logs import set_up_logging
     from durabill.producers.gateway.server import run_gateway
 
     set_up_logging()
+    began_s = time.monotonic()
+    check_address("gateway", settings.gateway_host, settings.gateway_port)
     settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     warn_of_policy(settings)
     enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
-    if not known_workers(settings):
-        say("note: no worker is known yet (DURABILL_WORKER_URLS, or one in the data folder);")
-        say("      until one is, GET /v1/orders/NUMBER can't say where an open order stands")
-    config = _gateway_config(settings)
+    known = known_workers(settings)
+    ledger = settings.ledger_dsn or _local_ledger(settings)
+    introduce(
+        "gateway",
+        settings,
+        topic=settings.segments_topic,
+        workers=", ".join(known) or "none yet (DURABILL_WORKER_URLS, or one in the data folder)",
+        ledger=without_password(ledger) if ledger else "none yet (DURABILL_LEDGER_DSN)",
+    )
+
+    def is_ready(url: str) -> None:
+        process_log.info("gateway ready after %.1f s: it listens on %s", since_s(began_s), url)
+        if as_json:
+            emit({"started": "gateway", "url": url, "pid": os.getpid()})
+
     try:
-        run_gateway(
-            config, lambda url: _announce({"url": url, "pid": os.getpid()}, "gateway", as_json)
-        )
+        with stopping("gateway"):
+            run_gateway(_gateway_config(settings), is_ready)
     except OSError as error:
-        raise StackError(
-            f"The gateway can't listen on {settings.gateway_host}:{settings.gateway_port} "
-            f"({error.strerror or error}). Choose another port with --gateway-port, or 0 for a "
-            "free one."
-        ) from error
+        if error.errno == errno.EADDRINUSE:  # somebody has taken it since we looked
+            check_address("gateway", settings.gateway_host, settings.gateway_port)
+        raise
 
 
 def _gateway_config(settings: "Settings") -> "GatewayConfig":
@@ -189,26 +209,35 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     from durabill.stream_processors.ledger.consumer import run_ledger
 
     set_up_logging()
+    began_s = time.monotonic()
     settings = located(settings, "bootstrap_servers", "ledger_dsn")
     enter(settings, "ledger", patience_s=PROCESS_PATIENCE_S)
+    topic, where = settings.totals_topic, without_password(settings.ledger_dsn)
+    introduce("ledger", settings, topic=topic, postgresql=where)
 
     def prepare() -> None:
         for name in migrate(settings.ledger_dsn):
-            say(f"applied {name}")
+            process_log.info("applied %s", name)
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    started = {"topic": settings.totals_topic, "ledger": without_password(settings.ledger_dsn)}
-    run_ledger(
-        quiet_kafka(settings),
-        settings.totals_topic,
-        ledger_group(settings.application_id),
-        settings.ledger_dsn,
-        stop=stop,
-        prepare=prepare,
-        on_ready=lambda: _announce({**started, "pid": os.getpid()}, "ledger", as_json),
-    )
+
+    def is_ready() -> None:
+        process_log.info("ledger ready after %.1f s", since_s(began_s))
+        if as_json:
+            emit({"started": "ledger", "topic": topic, "ledger": where, "pid": os.getpid()})
+
+    with stopping("ledger"):
+        run_ledger(
+            quiet_kafka(settings),
+            topic,
+            ledger_group(settings.application_id),
+            settings.ledger_dsn,
+            stop=stop,
+            prepare=prepare,
+            on_ready=is_ready,
+        )
 
 
 def warn_of_policy(settings: "Settings") -> None:
@@ -248,34 +277,3 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
         return schema
 
     return WriterSchemas(look_up)
-
-
-@contextlib.contextmanager
-def _registered(settings: "Settings", url: str) -> Iterator[None]:
-    """Leave word of this worker in the data folder, so that commands beside it find it."""
-    from durabill.deploy.files import open_private, private_folder
-    from durabill.deploy.local.stack import birth_mark
-
-    pid = os.getpid()
-    path = workers_dir(settings) / f"{pid}.json"
-    try:
-        private_folder(path.parent)
-        path.unlink(missing_ok=True)
-        with open(path, "x", opener=open_private) as file:
-            json.dump({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}, file)
-    except OSError as error:
-        say(f"note: {path} can't be written ({error.strerror}); give DURABILL_WORKER_URLS instead")
-        path = Path(os.devnull)
-    try:
-        yield
-    finally:
-        if path != Path(os.devnull):
-            path.unlink(missing_ok=True)
-
-
-def _announce(what: dict[str, Any], name: str, as_json: bool) -> None:
-    """Say that a process is up: one JSON line on standard output, or a sentence."""
-    if as_json:
-        emit({"started": name, **what})
-    else:
-        say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in what.items()))

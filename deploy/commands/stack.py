@@ -15,6 +15,7 @@ from durabill.deploy.commands.common import (
 )
 from durabill.deploy.terminal import (
     answer,
+    counted,
     emit,
     say,
 )
@@ -32,13 +33,16 @@ postgres_app = typer.Typer(no_args_is_help=True, help="Run a PostgreSQL for the 
 topics_app = typer.Typer(no_args_is_help=True, help="Make and check the topics.")
 
 Port = Annotated[
-    int | None, typer.Option(help="Port to listen on. Default: the last one, else a free one.")
+    int | None,
+    typer.Option(min=1, max=65535, help="Port to listen on. Default: the last, else a free one."),
 ]
 FirstPort = Annotated[
     int | None,
     typer.Option(
+        min=1,
+        max=65535,
         help="Port of the first broker; the next ones take those after it. Default: the last "
-        "ones, else free ones."
+        "ones, else free ones.",
     ),
 ]
 Brokers = Annotated[
@@ -83,7 +87,10 @@ def stop_kafka(settings: "Settings") -> None:
     """Stop that Kafka cleanly, all brokers of it. Its records stay for the next start."""
     from durabill.deploy.local.kafka import LocalKafka
 
-    LocalKafka(Path(settings.data_dir)).stop()
+    kafka = LocalKafka(Path(settings.data_dir))
+    ran = any(node.pid is not None for node in kafka.status().nodes)
+    kafka.stop()
+    _tell_stopped("Kafka", ran, kafka.data_dir)
 
 
 @kafka_app.command("status")
@@ -131,7 +138,10 @@ def stop_postgres(settings: "Settings") -> None:
     """Stop that PostgreSQL cleanly. The ledger stays for the next start."""
     from durabill.deploy.local.postgres import LocalPostgres
 
-    LocalPostgres(Path(settings.data_dir)).stop()
+    postgres = LocalPostgres(Path(settings.data_dir))
+    ran = postgres.status().running
+    postgres.stop()
+    _tell_stopped("PostgreSQL", ran, postgres.data_dir)
 
 
 @postgres_app.command("status")
@@ -142,6 +152,10 @@ def show_postgres(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     status = LocalPostgres(Path(settings.data_dir)).status()
     _show("PostgreSQL", status, {"ledger_dsn": status.dsn}, as_json)
+
+
+def _tell_stopped(name: str, ran: bool, data_dir: Path) -> None:
+    say(f"{name} has stopped" if ran else f"{name} did not run in {data_dir}")
 
 
 def _show(name: str, status: Any, where: dict[str, str | None], as_json: bool) -> NoReturn:
@@ -221,4 +235,4 @@ def _show_topics(
         return
     for warning in warnings:
         say(f"note: {warning}")
-    print(f"{', '.join(names.values())}: ready, {partitions} partitions")
+    print(f"{', '.join(names.values())}: ready, {counted(partitions, 'partition')}")

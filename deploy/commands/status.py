@@ -15,9 +15,11 @@ from durabill.deploy.commands.common import (
     without_password,
 )
 from durabill.deploy.terminal import (
+    counted,
     emit,
     human_ms,
     human_time,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -148,9 +150,7 @@ def _table(title: str, *columns: str) -> Any:
 def _worker_table(report: "Report") -> Any:
     from rich.text import Text
 
-    from durabill.deploy.commands.status_report import plain
-
-    title = f"{len(report.answers)} workers of {plain(report.application_id)}"
+    title = f"{counted(len(report.answers), 'worker')} of {plain(report.application_id)}"
     table = _table(title, "worker", "state", "last checkpoint", "partitions")
     for each in report.answers:
         state = "ready" if each.is_ready else "not ready"
@@ -169,8 +169,9 @@ def _worker_table(report: "Report") -> Any:
 def _partition_table(report: "Report") -> Any:
     from rich.text import Text
 
-    known = "?" if report.partition_count is None else report.partition_count
-    title = f"{known} partitions; deadlines in UTC; policy: grace/idle/window/interim"
+    count = report.partition_count
+    known = "? partitions" if count is None else counted(count, "partition")
+    title = f"{known}; deadlines in UTC; policy: grace/idle/window/interim"
     columns = ("owner", "next offset", "lag", "orders", "oldest deadline", "unpublished", "marks")
     table = _table(title, "", *columns, "policy @ offset", "state")
     rows = [(each.partition, _cells(each)) for each in report.partitions]
@@ -181,7 +182,7 @@ def _partition_table(report: "Report") -> Any:
 
 
 def _cells(owned: "Owned") -> tuple[str, ...]:
-    from durabill.deploy.commands.status_report import plain, short_policy
+    from durabill.deploy.commands.status_report import short_policy
 
     lane = owned.lane
     deadline = "" if lane.oldest_deadline_ms is None else human_time(lane.oldest_deadline_ms)
@@ -206,7 +207,7 @@ def _cells(owned: "Owned") -> tuple[str, ...]:
 
 
 def _show_ledger(recorded: "Recorded", where: str) -> None:
-    print(f"\nThe ledger at {where}: {recorded.totals:,} totals, ", end="")
+    print(f"\nThe ledger at {where}: {counted(recorded.totals, 'total')}, ", end="")
     print(f"{recorded.disputed:,} disputed, {recorded.unreadable:,} unreadable", end="")
     if recorded.last_settled_at_ms is None or recorded.last_recorded_at_ms is None:
         print()
@@ -216,9 +217,7 @@ def _show_ledger(recorded: "Recorded", where: str) -> None:
 
 
 def _show_problems(report: "Report") -> None:
-    from durabill.deploy.commands.status_report import plain
-
     print()
     for each in report.problems:
         print(f"- {plain(each)}")
-    print(f"{len(report.problems)} problems" if report.problems else "All is well.")
+    print(counted(len(report.problems), "problem") if report.problems else "All is well.")

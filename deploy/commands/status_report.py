@@ -1,6 +1,6 @@
 """What the workers of a deployment say, put together: who has which partition, and what is wrong.
 
-Pure: answers come in as they were read, a `Report` goes out; `commands_status` asks and shows.
+Pure: answers come in as they were read, a `Report` goes out; `status` asks and shows.
 """
 
 from collections.abc import Sequence
@@ -249,11 +249,6 @@ def short_policy(lane: LaneStatus) -> str:
     """Return the policy in force, since which offset, and what follows it."""
     records = [f"{short_terms(each.terms)} @{each.from_offset}" for each in lane.policy]
     return ", then ".join(records)
-
-
-def plain(text: str) -> str:
-    """Return text from outside without what a terminal would obey."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _worker_as_json(each: Answer) -> dict[str, Any]:

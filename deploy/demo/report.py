@@ -1,6 +1,7 @@
 """What came of a demo: every total against the truth, and the numbers that a buyer asks for."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from durabill.deploy.demo.processes import Stage
 from durabill.deploy.oracle import truth_policy
-from durabill.deploy.terminal import human_ms
+from durabill.deploy.terminal import human_ms, plain, shown
 from durabill.producers.fleet.run import FleetReport, compare, compare_dead_letters
 from durabill.producers.fleet.truth import DeadLetter, LogRecord, read_log
 from durabill.schemas import OrderTotal, Reason, Status, decode_total
@@ -179,14 +180,14 @@ def _check_services(
             found = {each.revision: each for each in totals if each.service_order_number == number}
             if list(found.values()) != must:
                 report.wrong_totals += 1
-                report.problems.append(f"{name}: order {number} is {found}, must be {must}")
+                report.problems.append(f"{name}: order {shown(number)} is {found}, must be {must}")
         last = must[-1] if must else None
         metered = (Status.COMPLETE, service.duration_ms, service.segments)
         if last is None or (last.status, last.duration_ms, last.segments) != metered:
             report.wrong_totals += 1
-            report.problems.append(f"order {number}: metered {metered}, billed {last}")
+            report.problems.append(f"order {shown(number)}: metered {metered}, billed {last}")
         if not service.was_shown_live:
-            report.problems.append(f"order {number} was not shown live while it ran")
+            report.problems.append(f"order {shown(number)} was not shown live while it ran")
 
 
 def _log_of(settings: Settings, numbers: frozenset[str]) -> list[LogRecord]:
@@ -237,7 +238,7 @@ def _check_loose_ends(report: DemoReport, settings: Settings, fleet: FleetReport
 
 def _worth_a_look(ledger: Sequence[OrderTotal], services: Sequence[Metered]) -> list[str]:
     """Return a few order numbers: one corrected, one with gaps, one of the SDK."""
-    latest = [each for each in _latest(ledger).values() if each.service_order_number.isascii()]
+    latest = [each for each in _latest(ledger).values() if _can_be_typed(each.service_order_number)]
     chosen = [
         max(latest, key=lambda each: (each.revision, each.overlap_ms), default=None),
         max(
@@ -267,7 +268,7 @@ def print_report(report: DemoReport, *, keep: bool, data_dir: str, own_servers: 
     if report.problems:
         console.print(f"[bold red]Something is wrong[/] (the same again: --seed {report.seed})")
         for problem in report.problems:
-            console.print(f"  {problem}", markup=False)
+            console.print(f"  {plain(problem)}", markup=False)
         return
     if keep or own_servers:
         console.print("\n".join(_next(report, keep, data_dir)), markup=False, highlight=False)
@@ -301,15 +302,24 @@ def _rows(report: DemoReport) -> list[tuple[str, str]]:
 
 
 def _next(report: DemoReport, keep: bool, data_dir: str) -> list[str]:
-    lines = ["Where to look next:", f"  export DURABILL_DATA_DIR={data_dir}"]
+    lines = ["Where to look next:", f"  export DURABILL_DATA_DIR={shlex.quote(data_dir)}"]
     if not keep:
         lines.append("  durabill kafka start && durabill postgres start   # with the demo's data")
-    lines += [f"  durabill order {number}" for number in report.look_at]
+    lines += [f"  durabill order {_as_argument(number)}" for number in report.look_at]
     lines += [
         "  durabill dead-letters --limit 10",
         "  durabill totals --status INCOMPLETE --limit 10",
         '  psql "$(durabill postgres start)" -c "SELECT * FROM ledger_status"',
-        f"  less {os.path.relpath(report.truth_path)}",
+        f"  less {shlex.quote(os.path.relpath(report.truth_path))}",
     ]
     stop = "durabill demo --stop" if keep else "durabill kafka stop; durabill postgres stop"
     return [*lines, f"  unset DURABILL_DATA_DIR; {stop}" if keep else f"  {stop}"]
+
+
+def _can_be_typed(number: str) -> bool:
+    return number.isascii() and shown(number) == number
+
+
+def _as_argument(number: str) -> str:
+    """Return an order number as a shell's argument, also one that looks like an option."""
+    return ("-- " if number.startswith("-") else "") + shlex.quote(number)

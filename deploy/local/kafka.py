@@ -19,7 +19,7 @@ from typing import Any
 from durabill.deploy.local.jars import ensure_jars
 from durabill.deploy.local.java import find_java
 from durabill.deploy.local.kafka_node import KafkaNode, Launch, Layout
-from durabill.deploy.local.stack import Daemon, StackError, choose_port
+from durabill.deploy.local.stack import Daemon, StackError, check_port, choose_port
 
 HEAP_MB = 768
 CLUSTER_HEAP_MB = 256
@@ -101,6 +101,7 @@ class LocalKafka:
             self._check_count()
             if all(node.pid() is not None for node in self.nodes()):
                 return self._running_address()
+            self._check_given_ports()
             launch = self._launch()
             return self._start(launch)
 
@@ -177,6 +178,13 @@ class LocalKafka:
             )
         if self._proxied and len(self._proxied) != self.count():
             raise StackError(f"{len(self._proxied)} proxied listeners for {_many(self.count())}.")
+
+    def _check_given_ports(self) -> None:
+        """Before the jars are fetched, which may take a minute."""
+        nodes = self.nodes()
+        if self._port is not None and all(node.pid() is None for node in nodes):
+            for at in range(len(nodes)):
+                check_port("Kafka", self._port + at)
 
     def _running_address(self) -> str:
         layout = self._layout()

@@ -19,7 +19,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from durabill.deploy.files import data_folder, open_private, private_folder
+from durabill.deploy.local.ports import PORT_MAX, why_not_listen
 from durabill.schemas.errors import DurabillError
 
 HOST = "127.0.0.1"
@@ -64,15 +64,7 @@ def system_tools_allowed() -> bool:
 
 def port_is_free(port: int) -> bool:
     """True when a server could listen on HOST:port now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do it: without this a port is "in use" for a minute after its server stopped.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
+    return why_not_listen(HOST, port) is None
 
 
 def find_free_ports(count: int) -> tuple[int, ...]:
@@ -91,15 +83,24 @@ def find_free_ports(count: int) -> tuple[int, ...]:
 def choose_port(name: str, given: int | None, remembered: int | None) -> int:
     """The given port, else that of the last start, else a free one. A given port must be free."""
     if given is not None:
-        if not port_is_free(given):
-            raise StackError(
-                f"Port {given} on {HOST} is in use by another program, {name} cannot take it. "
-                f"Stop that program, give another port, or give none to have a free one found."
-            )
+        check_port(name, given)
         return given
     if remembered is not None and port_is_free(remembered):
         return remembered
     return find_free_ports(1)[0]
+
+
+def check_port(name: str, port: int) -> None:
+    """Raises StackError when the server `name` could not take the port that it was given."""
+    if not 1 <= port <= PORT_MAX:
+        raise StackError(f"{name} cannot take port {port}: ports are 1 to {PORT_MAX}.")
+    why = why_not_listen(HOST, port)
+    if why is not None:
+        what = why.removeprefix("it ") if why.startswith("it ") else f"cannot be had ({why})"
+        raise StackError(
+            f"Port {port} on {HOST} {what}, {name} cannot take it. Stop what has it, give another"
+            " port, or give none to have a free one found."
+        )
 
 
 def birth_mark(pid: int) -> str | None:

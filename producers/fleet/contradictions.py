@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from durabill.producers.fleet.plan import Fault, OrderPlan, Send
 from durabill.producers.fleet.publish import Receipt
 from durabill.producers.fleet.truth import FORWARDED_FROM, LogRecord, LogTruth
+from durabill.schemas.text import shown
 
 
 def contradictions(
@@ -46,7 +47,9 @@ def _misplaced(
     for send, receipt in zip(sends, receipts, strict=True):
         record = by_place.get(receipt[:2])
         if record is None or (record.key, record.value) != (send.key, send.value):
-            problems.append(f"{receipt}: not the record of {send.order_number} that was sent")
+            problems.append(
+                f"{receipt}: not the record of {shown(send.order_number)} that was sent"
+            )
         elif record.append_ms != receipt.append_ms:
             problems.append(f"{receipt}: appended at {record.append_ms} by the log")
     return problems
@@ -59,11 +62,11 @@ def _misjudged(truth: LogTruth, sends: Sequence[Send], receipts: Sequence[Receip
     for send, receipt in zip(sends, receipts, strict=True):
         got = rejected.get(receipt[:2])
         if got is not send.expected:
-            what = f"{send.order_number} {send.kind or send.segment}"
+            what = f"{shown(send.order_number)} {send.kind or send.segment}"
             problems.append(f"{receipt}: {what} is judged {got}, planned as {send.expected}")
         sent_on = b"%d/%d" % receipt[:2] in truth.sent_on
         if sent_on != (send.fault is Fault.WRONG_PARTITION):
-            problems.append(f"{receipt}: {send.order_number} lies in an unplanned partition")
+            problems.append(f"{receipt}: {shown(send.order_number)} lies in an unplanned partition")
     return problems
 
 
@@ -77,9 +80,9 @@ def _unintended(truth: LogTruth, orders: Sequence[OrderPlan]) -> list[str]:
         intended = order.intended()
         last = truth.totals.get(order.number, [None])[-1]
         if (intended is None) != (last is None):
-            problems.append(f"{order.number}: intended {intended}, got {last}")
+            problems.append(f"{shown(order.number)}: intended {intended}, got {last}")
         elif intended is not None and last is not None:
             got: Sequence[object] = [getattr(last, name) for name in intended._fields]
             if got != list(intended):
-                problems.append(f"{order.number}: intended {intended}, got {got}")
+                problems.append(f"{shown(order.number)}: intended {intended}, got {got}")
     return problems

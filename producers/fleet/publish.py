@@ -21,6 +21,7 @@ from durabill.producers.sdk.kafka_uplink import producer_config
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.stored import stored_at
 from durabill.producers.sdk.threads import start_thread
+from durabill.schemas.text import shown
 
 HTTP_WORKERS = 8
 HTTP_BATCH = 10  # segments in one request: as a client with a spool would send after a pause
@@ -239,7 +240,7 @@ class _Gateway:
         receipts = answer["receipts"]
         wanted = [segment.business_data_number for segment in segments]
         if [receipt["business_data_number"] for receipt in receipts] != wanted:
-            raise FleetError(f"the receipts of {number} are not those of what was sent")
+            raise FleetError(f"the receipts of {shown(number)} are not those of what was sent")
         for (index, _), receipt in zip(batch, receipts, strict=True):
             self._sender.receipts[index] = Receipt(
                 receipt["partition"], receipt["offset"], receipt["append_ms"]

@@ -242,6 +242,6 @@ def _truth(
     truth.sent_on &= {b"%d/%d" % place for place in places}
     problems = contradictions(log.records, truth, orders, sends, receipts)
     if problems:
-        shown = "\n  ".join(problems[:10])
-        raise FleetError(f"{len(problems)} contradictions between plan and log:\n  {shown}")
+        first = "\n  ".join(problems[:10])
+        raise FleetError(f"{len(problems)} contradictions between plan and log:\n  {first}")
     return truth

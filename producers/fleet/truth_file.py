@@ -16,8 +16,14 @@ from typing import Any
 from durabill.producers.fleet.plan import OrderPlan
 from durabill.producers.fleet.truth import DeadLetter
 from durabill.schemas import OrderTotal
+from durabill.schemas.errors import InputError
+from durabill.schemas.text import shown
 
 DIFFERENCES_MAX = 20  # a reader wants the first few, not a million lines
+
+
+class BadTruth(InputError):
+    """The file is no truth file."""
 
 
 def total_as_json(total: OrderTotal) -> dict[str, Any]:
@@ -69,11 +75,20 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def read_truth(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a truth file as dicts, the `run` first."""
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            fields: dict[str, Any] = json.loads(line)
+    """Yield the lines of a truth file as dicts, the `run` first; raise BadTruth for another's."""
+    kind = None
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for at, line in enumerate(lines, 1):
+            try:
+                fields = json.loads(line)
+                kind = fields["kind"]
+            except (ValueError, LookupError, TypeError) as error:
+                raise BadTruth(f"{path} is no truth file of `durabill fleet`: line {at}") from error
+            if (at == 1) != (kind == "run"):
+                raise BadTruth(f"{path} is no truth file of `durabill fleet`: line {at}")
             yield fields
+    if kind is None:
+        raise BadTruth(f"{path} is empty: `durabill fleet` has not written it to its end")
 
 
 @dataclass(slots=True)
@@ -148,14 +163,16 @@ def compare(truth_path: Path, totals: Iterable[OrderTotal]) -> Comparison:
     result.wrong = sum(not right for key, right in seen.items() if key in expected)
     for key in expected.keys() - seen.keys():
         result.missing += 1
-        result._note(f"order {key[0]} revision {key[1]}: missing ({expected[key]['status']})")
+        result._note(
+            f"order {shown(key[0])} revision {key[1]}: missing ({expected[key]['status']})"
+        )
     return result
 
 
 def _check_total(
     result: Comparison, expected: dict[str, Any] | None, fields: dict[str, Any]
 ) -> bool:
-    name = f"order {fields['service_order_number']} revision {fields['revision']}"
+    name = f"order {shown(fields['service_order_number'])} revision {fields['revision']}"
     if expected is None:
         result.unexpected += 1
         result._note(f"{name}: must not be ({fields['status']} {fields['duration_ms']} ms)")

@@ -10,6 +10,8 @@ from msgspec import Meta, Struct
 from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.order_state import OrderState
+from durabill.schemas.text import plain
+from durabill.schemas.units import refused_time, unit_hint
 
 CLOCK_MARGIN_MS = 600_000
 """How far the gateway's clock may be off the broker's while it has not learned the broker's yet.
@@ -179,7 +181,9 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(f"{status} {reason}: {detail}")
-        self.answer = ErrorAnswer(ErrorBody(reason, detail, status), list(errors), error_count)
+        # It may repeat what was sent, and people read it: nothing in it may hide, or turn the line.
+        body = ErrorBody(reason, plain(detail), status)
+        self.answer = ErrorAnswer(body, list(errors), error_count)
         self.status = status
         self.retry_after_s = retry_after_s
 
@@ -264,13 +268,17 @@ class TimeRules:
         """Raise BadRecord for a segment that is certain not to count, whenever it arrives."""
         earliest_ms, latest_ms = self.bounds_ms()
         ahead_ms = segment.end_ms - self.now_ms
+        times_ms = segment.start_ms, segment.end_ms
         if segment.end_ms > latest_ms:
-            raise BadRecord(Reason.IN_THE_FUTURE, f"ends {ahead_ms} ms after the server's time")
+            detail = f"ends {ahead_ms} ms after the server's time"
+            raise refused_time(Reason.IN_THE_FUTURE, detail, *times_ms)
         length_ms = segment.end_ms - segment.start_ms
         if length_ms > SEGMENT_LENGTH_MAX_MS:
-            raise BadRecord(Reason.TOO_LONG, f"is {length_ms} ms long, at most 24 h are allowed")
+            detail = f"is {length_ms} ms long, at most 24 h are allowed"
+            raise refused_time(Reason.TOO_LONG, detail, *times_ms)
         if segment.end_ms < earliest_ms:
-            raise BadRecord(Reason.TOO_LATE, f"ended {-ahead_ms} ms before the server's time")
+            detail = f"ended {-ahead_ms} ms before the server's time"
+            raise refused_time(Reason.TOO_LATE, detail, *times_ms)
 
     def judge_all(
         self, segments: Sequence[SegmentEvent], appends_ms: Sequence[int | None]
@@ -323,7 +331,7 @@ def check_segments(
             segments.append(segment)
         except BadRecord as bad:
             reported = int(max(-LONG_MAX, min(request.business_data_number, LONG_MAX)))
-            detail = bad.detail[:DETAIL_CHARS_MAX]
+            detail = plain(bad.detail)[:DETAIL_CHARS_MAX]
             errors.append(ItemError(index, reported, bad.reason, detail))
     if errors:
         detail = f"{len(errors)} of {len(requests)} segments break the rules; nothing was stored"
@@ -340,14 +348,16 @@ def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
     at, start_ms, end_ms = request.business_data_number, request.start_ms, request.end_ms
     # A number of thousands of digits takes long to be shown.
     if not -LONG_MAX <= at <= LONG_MAX:
-        raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, _NO_LONG)
+        sign = "large, the largest" if at > 0 else "small, the first"
+        detail = f"is too {sign} number is {LONG_MAX if at > 0 else 1}"
+        raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, detail)
     if not (-LONG_MAX <= start_ms <= LONG_MAX and -LONG_MAX <= end_ms <= LONG_MAX):
         raise BadRecord(Reason.BAD_TIME_SEQUENCE, _NO_LONG)
     return SegmentEvent(
         number,
         at if type(at) is int else _whole(at, index),
-        start_ms if type(start_ms) is int else _whole(start_ms, index),
-        end_ms if type(end_ms) is int else _whole(end_ms, index),
+        start_ms if type(start_ms) is int else _whole(start_ms, index, unit_hint(start_ms)),
+        end_ms if type(end_ms) is int else _whole(end_ms, index, unit_hint(end_ms)),
         request.end_identifier,
     )
 
@@ -355,8 +365,10 @@ def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
 _NO_LONG = "does not fit into 64 bits"
 
 
-def _whole(value: float, index: int) -> int:
-    if not value.is_integer() or abs(value) > _EXACT_MAX:
-        detail = f"Expected `int`, got `float` ({value!r}) in segment `$[{index}]`"
-        raise ApiError(400, "BAD_SHAPE", detail)
+def _whole(value: float, index: int, hint: str = "") -> int:
+    where = f"Expected `int`, got `float` ({value!r}) in segment `$[{index}]`"
+    if not value.is_integer():
+        raise ApiError(400, "BAD_SHAPE", where + hint)
+    if abs(value) > _EXACT_MAX:
+        raise ApiError(400, "BAD_SHAPE", f"{where}: beyond 2^53 a float isn't exact")
     return int(value)

@@ -17,6 +17,7 @@ from aiohttp import HttpVersion10, hdrs, web
 
 from durabill.producers.gateway.api import ApiError, ErrorAnswer, ErrorBody
 from durabill.producers.gateway.web_server import SERVER_NAME, BodyFailed, Connection
+from durabill.schemas.text import plain
 from durabill.schemas.web import AllowedHosts, is_same_origin, reason_of
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def _is_json(content_type: str) -> bool:
 def _foreign(error: web.HTTPException) -> web.Response:
     """Return aiohttp's own error (404, 405) in our form."""
     reason = reason_of(error.status)
-    detail = error.text or error.reason
+    detail = plain(error.text or error.reason)
     response = json_answer(ErrorAnswer(ErrorBody(reason, detail, error.status)), error.status)
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers["allow"] = error.headers["allow"]

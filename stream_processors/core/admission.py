@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from durabill.schemas import BadRecord, Reason, SegmentEvent, limits, partition_for, to_segment
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.units import refused_time
 from durabill.schemas.wire import RawSegment
 from durabill.stream_processors.core.order import Order, Policy, Source
 
@@ -83,14 +84,18 @@ def accept(raw: RawSegment, key: bytes | None, clock_ms: int, policy: Policy) ->
     if key != raw[0]:
         raise BadRecord(Reason.KEY_MISMATCH, f"the key is {key!r}, not {raw[0]!r}")
     event = to_segment(raw)
+    times_ms = event.start_ms, event.end_ms
     length_ms = event.end_ms - event.start_ms
     ahead_ms = event.end_ms - clock_ms
     if ahead_ms > FUTURE_TOLERANCE_MS:
-        raise BadRecord(Reason.IN_THE_FUTURE, f"ends {ahead_ms} ms after its arrival")
+        detail = f"ends {ahead_ms} ms after its arrival"
+        raise refused_time(Reason.IN_THE_FUTURE, detail, *times_ms)
     if length_ms > SEGMENT_LENGTH_MAX_MS:
-        raise BadRecord(Reason.TOO_LONG, f"{length_ms} ms, {SEGMENT_LENGTH_MAX_MS} are allowed")
+        detail = f"{length_ms} ms, {SEGMENT_LENGTH_MAX_MS} are allowed"
+        raise refused_time(Reason.TOO_LONG, detail, *times_ms)
     if -ahead_ms > policy.correction_window_ms:
-        raise BadRecord(Reason.TOO_LATE, f"ended {-ahead_ms} ms before its arrival")
+        detail = f"ended {-ahead_ms} ms before its arrival"
+        raise refused_time(Reason.TOO_LATE, detail, *times_ms)
     return event
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from durabill.schemas import OWN_SCHEMA_ONLY, decode_total, total_revision
 from durabill.schemas.errors import StateError
+from durabill.schemas.text import shown
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import Snapshot
 from durabill.stream_processors.engine.scan import IdScanner
@@ -122,10 +123,11 @@ class PartitionTask:
             # A younger schema of the program encodes the same total in other bytes.
             if each[1] != total.value and decode_total(each[1]) != decode_total(total.value):
                 raise StateError(
-                    f"order {total.key.decode()}, revision {revision}: the log gives another total"
-                    f" now than the one at offset {each[0]} of partition {self.partition}. Either"
-                    " it was published under a policy that is not recorded under this application"
-                    " id (name the one that published it in DURABILL_PREVIOUS_APPLICATION_ID), or"
+                    f"order {shown(total.key.decode())}, revision {revision}: the log gives another"
+                    f" total now than the one at offset {each[0]} of partition {self.partition}."
+                    " Either it was published under a policy that is not recorded under this"
+                    " application id (name the one that published it in"
+                    " DURABILL_PREVIOUS_APPLICATION_ID), or"
                     " the log has lost records (restore them), or Durabill is wrong (report it)"
                 )
             known.remove(each)

@@ -17,6 +17,7 @@ from typing import Any
 from durabill.schemas import ClockMark, WriterSchemas, encode_clock_mark
 from durabill.schemas.errors import PoisonError
 from durabill.schemas.order_state import OrderState
+from durabill.schemas.text import counted, ranges
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.table import Effects
 from durabill.stream_processors.settings import Settings
@@ -106,7 +107,7 @@ class Processor:
         Nothing that belongs to a partition is read before its writer is open: until then a frozen
         owner could still write to it.
         """
-        assigned = sorted(partitions)
+        assigned, began_s = sorted(partitions), self.runtime.elapsed_s()
         await self._release()
         opened = await asyncio.gather(*(self.runtime.open_writer(each) for each in assigned))
         writers = self.writers = dict(zip(assigned, opened, strict=True))
@@ -120,9 +121,12 @@ class Processor:
         self.tasks, self.is_assigned = tasks, True
         orders = sum(len(task.table) for task in tasks.values())
         totals = chain.from_iterable(task.published.values() for task in tasks.values())
+        took_s = self.runtime.elapsed_s() - began_s
         log.info(
-            "partitions %s, %d orders known, %d totals published since the checkpoint",
-            *(assigned, orders, sum(map(len, totals))),
+            "ready: partitions %s of %d, %s known, %s published since the checkpoint;"
+            " it took %.1f s",
+            *(ranges(assigned), self.runtime.segments_topic.partitions),
+            *(counted(orders, "order"), counted(sum(map(len, totals)), "total"), took_s),
         )
 
     async def on_revoked(self) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 from durabill.schemas import BadTotal, WriterSchemas, decode_total, partition_for
 from durabill.schemas.errors import RESTORE_OR_START_ANEW, ContractError, StateError
+from durabill.schemas.text import shown
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import IntervalTable, Place
@@ -184,7 +185,7 @@ def _published_since(
             continue  # not ours; the ledger reports it
         if partition_for(key, table.place.partitions) != table.place.partition:
             raise StateError(
-                f"the totals topic has a total of order {key.decode('utf-8', 'replace')} in"
+                f"the totals topic has a total of order {shown(key.decode('utf-8', 'replace'))} in"
                 f" partition {table.place.partition}, where it doesn't belong: it was filled while"
                 " the segments had another number of partitions. Use new topics for both"
             )

@@ -24,7 +24,8 @@ from durabill.schemas import (
     encode_total,
     partition_for,
 )
-from durabill.stream_processors.core.admission import FORWARDED_FROM, Headers, Place
+from durabill.schemas.headers import FORWARDED_FROM
+from durabill.stream_processors.core.admission import Headers, Place
 from durabill.stream_processors.core.explain import Revision, explain
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Record

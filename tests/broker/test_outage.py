@@ -175,7 +175,9 @@ def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
         start(stack, tmp_path, settings, "worker", "worker")
         gateway = start(stack, tmp_path, settings, "gateway", "gateway")
         logs = {name: tmp_path / f"{name}.log" for name in ("worker", "gateway")}
-        wait_until(lambda: "partitions [0, 1, 2, 3]" in logs["worker"].read_text(), "it is at work")
+        wait_until(
+            lambda: "ready: partitions 0-3 of 4" in logs["worker"].read_text(), "it is at work"
+        )
         before = {name: len(lines_of(path, 0)) for name, path in logs.items()}
         began_s = time.monotonic()
         kill(kafka)

@@ -141,13 +141,20 @@ def test_both_run_from_pip_packages_alone(data_dir: Path, monkeypatch: pytest.Mo
 def test_given_port_in_use_is_refused(
     server: type[LocalKafka | LocalPostgres], data_dir: Path, taken_port: int
 ) -> None:
-    # A class path is needed before the port is looked at; the session's jars may not be there yet.
-    (data_dir / "jars").symlink_to(JARS_DIR)
-    JARS_DIR.mkdir(parents=True, exist_ok=True)
     local = server(data_dir, taken_port)
     with pytest.raises(StackError, match=f"Port {taken_port} .* is in use by another program"):
         local.start()
     assert not local.status().running
+    assert not (data_dir / "jars").exists(), "nothing was fetched for it"
+
+
+@pytest.mark.parametrize("port", [0, -5, 65_536, 99_999])
+@pytest.mark.parametrize("server", [LocalKafka, LocalPostgres])
+def test_a_port_that_is_none_is_refused(
+    server: type[LocalKafka | LocalPostgres], data_dir: Path, port: int
+) -> None:
+    with pytest.raises(StackError, match=rf"cannot take port {port}: ports are 1 to 65535"):
+        server(data_dir, port).start()
 
 
 # --- processes ---------------------------------------------------

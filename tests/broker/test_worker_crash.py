@@ -52,7 +52,7 @@ def flowing(deployed: Deployment) -> Iterator[None]:
 def totals_not_repeated(deployed: Deployment) -> int:
     """How many totals the workers found published when they took over, and so suppressed."""
     logs = "".join(worker.log() for worker in deployed.workers)
-    return sum(map(int, re.findall(r"(\d+) totals published since the checkpoint", logs)))
+    return sum(map(int, re.findall(r"(\d+) totals? published since the checkpoint", logs)))
 
 
 def check_totals(deployed: Deployment) -> None:

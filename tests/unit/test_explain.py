@@ -11,7 +11,8 @@ from durabill.schemas import (
     encode_segment,
     partition_for,
 )
-from durabill.stream_processors.core.admission import FORWARDED_FROM, Fate, Headers, Place
+from durabill.schemas.headers import FORWARDED_FROM
+from durabill.stream_processors.core.admission import Fate, Headers, Place
 from durabill.stream_processors.core.explain import (
     Forgotten,
     Happening,

@@ -7,7 +7,7 @@ import logging
 import pytest
 from confluent_kafka import KafkaError
 
-from durabill.deploy.logs import REPEAT_AFTER_S, REPEATS_PAUSE_S, Damping
+from durabill.deploy.logs import REPEAT_AFTER_S, REPEATS_PAUSE_S, Damping, OneLine
 from durabill.stream_processors.kafka.news import ConnectionNews
 
 
@@ -106,6 +106,23 @@ def test_what_we_tell_in_passing_is_not_damped(clock: Clock) -> None:
 def test_a_line_with_wrong_arguments_is_left_to_the_formatter(clock: Clock) -> None:
     record = logging.LogRecord("mode", logging.ERROR, "", 0, "%d of %d", (1,), None)
     assert Damping(clock).filter(record)
+
+
+def test_a_strangers_text_makes_no_line_of_its_own() -> None:
+    text = "order %s"
+    record = logging.LogRecord("x", logging.INFO, "", 0, text, ("a\u202eb\u2028c\nERROR d",), None)
+    assert ["x order a\\u202eb\\u2028c", "  ERROR d"] == (
+        OneLine("%(name)s %(message)s").format(record).split("\n")
+    )
+
+
+def test_a_rebalance_is_no_trouble(clock: Clock) -> None:
+    def is_shown(text: str) -> bool:
+        record = logging.LogRecord("aiokafka", logging.WARNING, "", 0, text, None, None)
+        return Damping(clock).filter(record)
+
+    assert not is_shown("Heartbeat failed for group g because it is rebalancing")
+    assert is_shown("Heartbeat failed for group g: coordinator is not valid")
 
 
 # --- the news of Kafka ---------------------------------------------

@@ -17,6 +17,7 @@ from durabill.schemas import (
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.clock import SILENCE_S
 from durabill.stream_processors.worker.ports import Runtime
 from durabill.stream_processors.worker.processor import Processor
 from durabill.stream_processors.worker.schema_lookups import Ask, no_registry

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from durabill.deploy.commands.common import SETTING_HELP
+from durabill.deploy.commands.common import SETTING_DEFAULTS, SETTING_HELP
 from durabill.schemas.errors import SettingsError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.settings import PREFIX, Settings, load_settings
@@ -207,6 +207,17 @@ def test_librdkafka_gets_what_the_security_protocol_needs_and_no_more() -> None:
 
 def test_every_setting_is_a_flag_with_help() -> None:
     assert set(Settings.__struct_fields__) == set(SETTING_HELP)
+
+
+def test_the_help_says_every_default() -> None:
+    settings = Settings()
+    has_default = {name for name in SETTING_HELP if getattr(settings, name) != ""}
+    assert set(SETTING_DEFAULTS) == has_default
+    for name, shown in SETTING_DEFAULTS.items():
+        value = getattr(settings, name)
+        assert shown == (f"{value:g}" if isinstance(value, float) else str(value).lower()) or (
+            shown == value
+        )
 
 
 def test_the_documents_list_every_setting_with_its_default_and_help() -> None:

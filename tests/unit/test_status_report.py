@@ -13,11 +13,11 @@ from durabill.deploy.commands.status_report import (
     Answer,
     Report,
     make_report,
-    plain,
     read_answer,
     short_ms,
     short_policy,
 )
+from durabill.deploy.terminal import plain
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.worker.policies import PolicyRecord, Terms, from_here
 
@@ -208,7 +208,7 @@ def test_short_durations(duration_ms: int, text: str) -> None:
 
 
 def test_a_terminal_obeys_nothing_from_outside() -> None:
-    assert "a\\x1b[2J\\nb ü" == plain("a\x1b[2J\nb ü")
+    assert "a\\u001b[2J\\nb ü" == plain("a\x1b[2J\nb ü")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """A stranger's text on a terminal and in a line of JSON: all of it seen, and exact."""
 
+import io
 import json
 
 import pytest
 
-from durabill.deploy.terminal import emit, shown
+from durabill.deploy.terminal import counted, emit, plain, plain_lines, say, shown
+from durabill.schemas.text import ranges
 
 
 @pytest.mark.parametrize("text", ["SO-1", "日本-7", "a b", "ü/%?#&", "Ünï'é"])
@@ -48,3 +50,41 @@ def test_json_lines_are_exact_and_one_line(capsys: pytest.CaptureFixture[str]) -
     assert "\u202e" not in out
     assert "é" in out
     assert json.loads(out) == value
+
+
+def test_sentences_keep_their_quotes_and_lose_what_hides() -> None:
+    assert plain('the key is "a b"') == 'the key is "a b"'
+    assert plain("key \u202eabc\u2028\x1b[2J") == r"key \u202eabc\u2028\u001b[2J"
+    assert plain_lines("one\ntwo\u2028\r") == "one\ntwo\\u2028\\r"
+
+
+def test_one_is_no_plural() -> None:
+    assert ("0 orders", "1 order") == (counted(0, "order"), counted(1, "order"))
+    assert "2,000 dead letters" == counted(2000, "dead letter")
+    assert "2 copies" == counted(2, "copy", "copies")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [([], "none"), ([3], "3"), ([2, 1, 0], "0-2"), ([0, 1, 3, 7, 8], "0-1, 3, 7-8")],
+)
+def test_ranges_as_people_write_them(numbers: list[int], expected: str) -> None:
+    assert ranges(numbers) == expected
+
+
+def test_json_is_exact_where_the_terminal_has_other_letters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, encoding="iso-8859-1", errors="backslashreplace") as narrow:
+        monkeypatch.setattr("sys.stdout", narrow)
+        emit(["日本", "é"])
+        assert json.loads(written.getvalue()) == ["日本", "é"]
+
+
+def test_words_go_nowhere_where_nobody_listens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    say("not among the results")
+    assert "" == capsys.readouterr().out

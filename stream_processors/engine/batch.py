@@ -114,7 +114,7 @@ def headers_in(data: bytes) -> Iterator[tuple[int, BatchHeader]]:
     while at < len(data):
         if len(data) - at < HEADER_SIZE:
             raise CorruptBatch(f"{len(data) - at} bytes at the end of a chunk are no record batch")
-        header = BatchHeader(*HEADER.unpack_from(data, at))
+        header = BatchHeader._make(HEADER.unpack_from(data, at))
         if header.magic != 2:
             raise CorruptBatch(f"message format v{header.magic} at offset {header.base_offset}")
         if (

@@ -17,6 +17,8 @@ class RowTimers:
 
         `store.take_deferred` then gives the rows that are due an interim total.
         """
+        if self._store.counters[rows.NEXT_DUE_MS] > now_ms:
+            return -1
         return int(
             settle.settle_due(
                 self._store.arrays,
@@ -33,6 +35,7 @@ class RowTimers:
         self._store.interim_after_ms = interim_after_ms
         used = int(self._store.counters[rows.ROWS_USED])
         self._store.arrays.block_due_ms[: used // rows.BLOCK_ROWS + 1] = 0
+        self._store.counters[rows.NEXT_DUE_MS] = 0
 
     def retire(self, clock_ms: int) -> bool:
         """Free the rows of orders whose time was over before `clock_ms`; False: that was all."""

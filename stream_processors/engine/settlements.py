@@ -2,8 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +16,6 @@ GROUP = 256
 _TOTAL_HEADER = np.frombuffer(TOTAL_HEADER, np.uint8)
 _ROW_BYTES = rows.ORDER.itemsize
 _KEY_AT = rows.ORDER.fields["k0"][1] if rows.ORDER.fields else 0
-
-# A named tuple from a tuple, without the call of a Python function that `Total(...)` costs.
-_make_total: Any = partial(tuple.__new__, Total)
 
 
 class SettlementWriter:
@@ -52,7 +47,7 @@ class SettlementWriter:
         settled, lists = arrays.settlements, arrays.settled_lists
         totals.write_texts(settled, first, count, lists, pieces, self._texts, ends)
         after = ends[:count].tolist()
-        texts, sha256 = self._texts[: after[-1]].data, hashlib.sha256
+        texts, sha256 = self._texts[: after[-1]].tobytes(), hashlib.sha256
         digests = [sha256(texts[at]).digest() for at in map(slice, [0, *after], after)]
         totals.write_totals(
             settled,
@@ -71,7 +66,7 @@ class SettlementWriter:
         after = ends[:count].tolist()
         encoded = self._totals[: after[-1]].tobytes()
         values = map(encoded.__getitem__, map(slice, [0, *after], after))
-        return map(_make_total, zip(self._keys(first, count), values, strict=True))
+        return map(Total, self._keys(first, count), values)
 
     def _keys(self, first: int, count: int) -> Iterator[bytes]:
         """Return the names of the orders."""

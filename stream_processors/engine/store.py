@@ -6,6 +6,7 @@ tables of the index are moved when they grow, one at a time.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -187,11 +188,12 @@ class RowStore:
             row["list_at"] = self._put_list(time, numbers)
         self.counters[rows.ORDERS] += 1
         block, due_ms = slot // rows.BLOCK_ROWS, fields["deadline_ms"]
-        bounds_ms = self.arrays.block_retire_ms
-        if not fields["flags"] & rows.SETTLED:
-            bounds_ms = self.arrays.block_due_ms
+        if fields["flags"] & rows.SETTLED:
+            _lower(self.arrays.block_retire_ms, block, due_ms)
+        else:
             due_ms = min(due_ms, fields["unbilled_since_ms"] + self.interim_after_ms)
-        bounds_ms[block] = min(int(bounds_ms[block]), due_ms)
+            _lower(self.arrays.block_due_ms, block, due_ms)
+            _lower(self.counters, rows.NEXT_DUE_MS, due_ms)
 
     def _put_list(self, time: Pieces, numbers: Pieces) -> int:
         free = int(self.counters[rows.LISTS_FREE])
@@ -212,6 +214,10 @@ class RowStore:
         """Tell whether the pool can take a further piece list."""
         used = self.counters[rows.LISTS_USED] - self.counters[rows.LISTS_FREE]
         return bool(used < self.counters[rows.LISTS_MAX])
+
+
+def _lower(bounds_ms: Any, at: int, due_ms: int) -> None:
+    bounds_ms[at] = min(int(bounds_ms[at]), due_ms)
 
 
 def _pairs(pieces: list[int], base: int, count: int) -> Pieces:

@@ -343,6 +343,7 @@ def assert_sound(table: ColumnTable) -> None:
     settled = (flags & rows.SETTLED).astype(bool)
     interim_ms = orders["unbilled_since_ms"] + table.policy.interim_after_ms
     due_ms = np.minimum(orders["deadline_ms"], interim_ms)
+    assert (int(store.counters[rows.NEXT_DUE_MS]) <= due_ms[held[~settled[held]]]).all()
     for slots, bounds, times_ms in (
         (held[~settled[held]], arrays.block_due_ms, due_ms),
         (held[settled[held]], arrays.block_retire_ms, orders["deadline_ms"]),

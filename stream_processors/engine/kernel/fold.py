@@ -56,6 +56,7 @@ from durabill.stream_processors.engine.kernel.rows import (
     HAS_DEFERRED,
     KEY_BYTES_MAX,
     NEEDS_LIST,
+    NEXT_DUE_MS,
     NO_ROOM,
     OPEN,
     ORDERS,
@@ -360,6 +361,8 @@ def fold(arrays: Any, data: Any, task: Any, header: Any) -> int:
     DONE with RECORD below RECORDS: enough waits for the caller. BROKEN is the record at POSITION.
     """
     counters = arrays.counters
+    wait_ms = min(task[SETTLE_GRACE_MS], task[IDLE_TIMEOUT_MS], task[INTERIM_AFTER_MS])
+    counters[NEXT_DUE_MS] = min(counters[NEXT_DUE_MS], task[NOW_MS] + wait_ms)
     while (
         task[RECORD] < task[RECORDS]
         and counters[DEFERRED_COUNT] < DEFERRED_STOP

@@ -16,6 +16,7 @@ from durabill.stream_processors.engine.kernel.rows import (
     KEY_BYTES_MAX,
     LISTS_FREE,
     LISTS_USED,
+    NEXT_DUE_MS,
     NOT_DUE_MS,
     NUMBERS,
     ORDERS,
@@ -164,6 +165,7 @@ def restore_rows(
     `progress[0]` is the next row, in and out. An order that is there already stays if its state is
     newer, and is dropped if it is older.
     """
+    arrays.counters[NEXT_DUE_MS] = 0  # has to be found out
     for at in range(progress[0], len(slots)):
         progress[0] = at
         key_hash = row_hash(new, at, arrays.words, seed)

@@ -80,7 +80,8 @@ SETTLEMENT_LISTS = 6  # and their piece lists
 ORDERS = 7  # rows that hold an order: placeholders don't
 OVERFLOW = 8  # orders without a row: these are all plain
 LISTS_MAX = 9  # how many may be in use; the pool itself has one for every row
-COUNTERS = 10
+NEXT_DUE_MS = 10  # no unsettled row gives its next total before this
+COUNTERS = 11
 
 COMPLETE = 0
 INCOMPLETE = 1

@@ -9,6 +9,7 @@ from durabill.stream_processors.engine.kernel.rows import (
     DEFERRED_COUNT,
     ENDED,
     INCOMPLETE,
+    NEXT_DUE_MS,
     NOT_DUE_MS,
     PHASE,
     ROWS_USED,
@@ -67,18 +68,23 @@ def settle_due(
     Rows that are due an interim total first are left to the plain core: `deferred` gets their
     numbers. `block_due_ms` is a lower bound; it is made exact where it has come. Stops before a
     block for which `settlements` or `deferred` have no room, or after SCANS_MAX blocks whose rows
-    it has all looked at.
+    it has all looked at. Once all blocks are done, NEXT_DUE_MS is exact by the bounds.
     """
     blocks = (arrays.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS
     scans = 0
+    if first_block == 0:
+        arrays.counters[NEXT_DUE_MS] = NOT_DUE_MS
     for block in range(first_block, blocks):
-        if arrays.block_due_ms[block] > now_ms:
+        due_ms = arrays.block_due_ms[block]
+        if due_ms > now_ms:
+            arrays.counters[NEXT_DUE_MS] = min(arrays.counters[NEXT_DUE_MS], due_ms)
             continue
         if (
             scans == SCANS_MAX
             or arrays.counters[SETTLEMENT_COUNT] + BLOCK_ROWS > arrays.settlements.shape[0]
             or arrays.counters[DEFERRED_COUNT] + BLOCK_ROWS > arrays.deferred.shape[0]
         ):
+            arrays.counters[NEXT_DUE_MS] = now_ms
             return block
         scans += 1
         due_ms = NOT_DUE_MS
@@ -108,4 +114,5 @@ def settle_due(
             )
             arrays.changed[block] = 1
         arrays.block_due_ms[block] = due_ms
+        arrays.counters[NEXT_DUE_MS] = min(arrays.counters[NEXT_DUE_MS], due_ms)
     return -1

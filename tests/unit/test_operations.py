@@ -4,6 +4,7 @@ import re
 
 from durabill.deploy import topics
 from durabill.deploy.commands.stack import NOT_RUNNING
+from durabill.deploy.streams import BROKEN_PIPE_EXIT_CODE
 from durabill.schemas import errors
 from durabill.stream_processors.kafka.rights import rights_of
 from durabill.stream_processors.settings import Settings, checkpoint_topic
@@ -87,7 +88,7 @@ def test_exit_codes() -> None:
     assert errors.DurabillError.exit_code == 1
     assert errors.SettingsError.exit_code == 2
     assert (errors.PoisonError.exit_code, errors.StallError.exit_code) == (70, 75)
-    assert set(told) == {0, 1, 2, NOT_RUNNING, 70, 75, 130}
+    assert set(told) == {0, 1, 2, NOT_RUNNING, 70, 75, 130, BROKEN_PIPE_EXIT_CODE}
 
 
 def test_pages_of_the_worker() -> None:

@@ -98,10 +98,9 @@ def settle_due(
 ) -> int:
     """Settle the rows whose deadline has come; return the block to go on with, -1 when done.
 
-    Rows that are due an interim total first are left to the plain core: `deferred` gets their
-    numbers. `block_due_ms` is a lower bound; it is made exact where it has come, and NEXT_DUE_MS is
-    the least of these bounds. Stops before a block for which `settlements` or `deferred` have no
-    room, or after it has looked at all rows of SCANS_MAX blocks.
+    Rows due an interim total first are left to the plain core: `deferred` gets their slots.
+    `block_due_ms` is a lower bound, made exact where it has come; NEXT_DUE_MS is the least of them.
+    Stops where `settlements` or `deferred` have no room, and after SCANS_MAX blocks.
     """
     blocks = (arrays.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS
     scans = 0

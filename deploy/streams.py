@@ -57,7 +57,7 @@ def guard_streams() -> None:
     if 1 in closed or sys.stdout is None:
         raw: Any = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
         sys.stdout = _Output(io.BufferedWriter(raw), encoding="utf-8")
-    elif isinstance(sys.stdout, io.TextIOWrapper):
+    elif sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         encoding, is_lines = sys.stdout.encoding, sys.stdout.line_buffering
         buffer: Any = sys.stdout.detach()
         sys.stdout = _Output(

@@ -1,15 +1,15 @@
 """Record batches, Kafka's message format v2, taken apart (KIP-98; "Message Format" in its docs).
 
 A `Chunk` is what the driver hands over: one or more whole record batches of one partition, as
-fetched, verified (CRC) and still compressed. `records` is the plain way to unpack one; the
-columnar path has its own and must find the same records.
+fetched, verified (CRC) and still compressed. `records` is the plain way to unpack one. The kernel
+has its own way, and must find the same records.
 
-A broker checks that a batch has as many records as offsets, but looks at the records themselves
-only where the batch is compressed, and then not at all of them: a forged one can hold any bytes,
-put a record anywhere, or unpack to gigabytes. Every order trusts in offsets that rise, and a
-process in its memory. So a batch counts up to the first record that can't be read or is out of
-its place; see `read_batch`. What its writer can't have caused, a frame of a batch that the broker
-would have refused, raises CorruptBatch.
+A broker checks that a batch has as many records as offsets. It looks at the records themselves
+only where the batch is compressed, and then not at all of them. So a forged batch can hold any
+bytes, put a record anywhere, or unpack to gigabytes. But every order relies on offsets that rise,
+and the process on its memory. So a batch counts up to the first record that can't be read or is
+out of its place; see `read_batch`. A frame of a batch that the broker would have refused can't be
+its writer's fault, and raises CorruptBatch.
 
     batch header, big-endian, 61 bytes: base offset i64, length i32 (of all that follows it),
     leader epoch i32, magic i8 (2), CRC-32C u32 (of all that follows it), attributes i16 (bits 0-2
@@ -28,7 +28,7 @@ from durabill.stream_processors.engine.unpack import BadBatch, Room
 HEADER = Struct(">qiibIhiqqqhii")
 HEADER_SIZE = 61
 HEADER_FRAME_BYTES = 10
-"""What the two lengths in a record's header take at most."""
+"""The most that the two lengths of a record's header take."""
 
 CRC_FROM = 21
 """The CRC covers a batch from this position on."""
@@ -38,10 +38,10 @@ LOG_APPEND_TIME = 0x08
 TRANSACTIONAL = 0x10
 CONTROL = 0x20
 BATCH_UNPACKED_BYTES_MAX = 32 * 1024 * 1024
-"""How large a batch's records may be together, unpacked; nothing counts of one that is larger."""
+"""How large a batch's records may be together, unpacked. Of a larger batch nothing counts."""
 
 HEADERS_MAX = 1000
-"""How many headers a record may have: reading them takes a microsecond each."""
+"""How many headers a record may have: each takes a microsecond to read."""
 
 BYTES_FOLLOW = "bytes follow the last record"
 
@@ -81,7 +81,7 @@ class Chunk:
     """Whole record batches of one partition, in log order; `data` holds nothing else.
 
     Offsets in [first_offset, next_offset); records below `first_offset` have been handed over
-    before and are passed over.
+    before, and are passed over.
     """
 
     first_offset: int
@@ -100,7 +100,7 @@ class Record(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Return the bytes of its parts, which in a batch take at most some 40 more."""
+        """Return the bytes of its parts; in a batch they take at most some 40 more."""
         headers = sum(
             len(name.encode()) + len(content or b"") + HEADER_FRAME_BYTES
             for name, content in self.headers
@@ -128,7 +128,7 @@ def headers_in(data: bytes) -> Iterator[tuple[int, BatchHeader]]:
 
 
 def append_time_ms(header: BatchHeader) -> int:
-    """Return the batch's append time; raise ContractError if the log holds the client's word."""
+    """Return the batch's append time; raise ContractError if the log has the client's time."""
     if not header.attributes & LOG_APPEND_TIME:
         raise ContractError(
             f"the batch at offset {header.base_offset} carries the client's time, not the broker's:"
@@ -163,7 +163,7 @@ def read_batch(header: BatchHeader, packed: memoryview, room: Room) -> Iterator[
     """Yield a batch's records, up to the first that can't be read or is out of its place.
 
     From there on the batch doesn't count, and a `Rest` comes last. `packed` is all that follows
-    the header, which must have the broker's time. `room` sets how large a batch may be.
+    the header. The header must have the broker's time. `room` sets how large a batch may be.
     """
     try:
         body = room.unpack(header.attributes & CODEC_MASK, packed).tobytes()
@@ -194,7 +194,8 @@ def unread(header: BatchHeader, problem: str, number: int = 0, offset: int = -1)
 def rest_of(body: bytes, at: int, header: BatchHeader, number: int, least_offset: int) -> Rest:
     """Return the rest of a batch from its record `number` on, which the kernel could not read.
 
-    It is at `at`, or the last one ended there; why it can't be read is told as `read_batch` does.
+    That record is at `at`, or the one before it ended there. The reason is told as `read_batch`
+    tells it.
     """
     if number == header.record_count:
         return unread(header, BYTES_FOLLOW, number, least_offset)
@@ -247,7 +248,7 @@ def read_record(body: bytes, at: int, base_offset: int, append_ms: int) -> tuple
 
 
 def _text(name: bytes) -> str:
-    """Return a header's name; librdkafka can't send on what is no UTF-8, or has a NUL in it."""
+    """Return a header's name; librdkafka can't send one that is no UTF-8, or has a NUL in it."""
     return name.decode("utf-8", "replace").replace("\0", "\ufffd")
 
 

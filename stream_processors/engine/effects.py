@@ -1,4 +1,4 @@
-"""What folding gives, and in what steps: totals, dead letters, records to be sent on."""
+"""What folding gives, and in what steps: totals, dead letters, records to be forwarded."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -10,31 +10,33 @@ from durabill.schemas.limits import DETAIL_CHARS_MAX, LETTER_BYTES_MAX, LETTER_C
 from durabill.stream_processors.engine.batch import BatchHeader, Headers, Record, Rest
 
 STEP_COST = 24_576
-"""A step ends when its work has cost as much, which takes some 10 ms. The unit is a record that
+"""A step ends when its work has cost this much, which takes some 10 ms. The unit is a record that
 the kernel folds, 0.3 to 0.5 µs."""
 
 PLAIN_COST = 64
-"""Of a record that the plain core takes in, or of an order that it settles."""
+"""The cost of a record that the plain core folds, or of an order that it settles."""
 
 TOTAL_COST = 12
-"""Of a total that the kernel gives."""
+"""The cost of a total that the kernel gives."""
 
 PIECE_COST = 6
-"""Of an interval or a range of numbers in a total that the plain core gives."""
+"""The cost of an interval or a range of numbers in a total that the plain core gives."""
 
 TIMER_COST = 2
-"""Of a deadline that is found to have moved on."""
+"""The cost of a deadline that has moved on by the time its timer comes up."""
 
 BATCH_COST = 50
-"""Of a call of the kernel, and of a batch that is opened for it."""
+"""The cost of a call of the kernel, and of a batch that is opened for it."""
 
 COPIED_BYTES = 1024
 """So many bytes that are unpacked, or copied for the plain core, cost one."""
 
 SCAN_COST = 2_000
-"""Of looking for due rows, on top of what they give, where there were too many for one call."""
+"""The cost of a look for due rows, beside what they give, where one call was not enough."""
 
 HEADER_COST = 2
+"""The cost of a record's header."""
+
 HASHED_BYTES = 1024
 """So many bytes of a record that becomes a dead letter cost one."""
 
@@ -50,7 +52,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A record in the wrong partition for its key, to be sent on, once, to `partition`."""
+    """A record in the wrong partition for its key, to be forwarded, once, to `partition`."""
 
     record: Record
     partition: int
@@ -104,35 +106,36 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> DeadLetter:
     """Return the record as a dead letter that its topic has room for.
 
     The broker limits a batch as it is compressed, so a record can be of any size. One that is too
-    large is cut, and says of what was cut how much it was, and its SHA-256; the log has it whole.
+    large is cut. It then has the size and the SHA-256 of each part that was cut; the log has the
+    record whole.
     """
     if len(detail) > DETAIL_CHARS_MAX:
         detail = detail[: DETAIL_CHARS_MAX - 1] + "…"
     if record.size > LETTER_BYTES_MAX:
-        told = [
-            (name, _told(content))
+        cuts = [
+            (name, _size_and_digest(content))
             for name, content in ((CUT_KEY, record.key), (CUT_VALUE, record.value))
             if content is not None and len(content) > LETTER_CUT_BYTES
         ]
         if record.headers:
-            told.append((CUT_HEADERS, str(len(record.headers)).encode()))
+            cuts.append((CUT_HEADERS, str(len(record.headers)).encode()))
         key, value = (each and each[:LETTER_CUT_BYTES] for each in (record.key, record.value))
-        record = record._replace(key=key, value=value, headers=tuple(told))
+        record = record._replace(key=key, value=value, headers=tuple(cuts))
     return DeadLetter(record, reason, detail)
 
 
 def batch_letter(header: BatchHeader, batch: memoryview, rest: Rest) -> DeadLetter:
     """Return the part of a batch that doesn't count as one dead letter.
 
-    Its value is how the batch begins as it lies in the log; its offset the first that doesn't
-    count.
+    Its value is the beginning of the batch, as the log has it. Its offset is the first one that
+    doesn't count.
     """
-    told = ((CUT_BATCH, _told(batch)),)
+    cuts = ((CUT_BATCH, _size_and_digest(batch)),)
     value = bytes(batch[:LETTER_CUT_BYTES])
-    record = Record(rest.offset, header.max_timestamp_ms, None, value, told)
+    record = Record(rest.offset, header.max_timestamp_ms, None, value, cuts)
     return dead_letter(record, Reason.BAD_BATCH, rest.detail)
 
 
-def _told(content: bytes | memoryview) -> bytes:
+def _size_and_digest(content: bytes | memoryview) -> bytes:
     """Return the size and the SHA-256 of something that is cut."""
     return f"{len(content)} {hashlib.sha256(content).hexdigest()}".encode()

@@ -63,7 +63,7 @@ def order_of(
     order.revision = int(row["revision"])
     if order.revision:
         order.settlements = ((flags & rows.TIMES_SETTLED) >> rows.TIMES_SETTLED_SHIFT) + 1
-        # A settled row's evidence is that of its last total: new evidence lifts it first.
+        # A settled row's evidence is that of its last total: new evidence would have spilled it.
         order.digest = evidence_digest(
             order.service_order_number, order.time, order.numbers, order.end_number
         )

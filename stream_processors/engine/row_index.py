@@ -18,7 +18,7 @@ class RowIndex:
     def __init__(self, seed: int, orders: Any) -> None:
         self.seed = seed
         self.orders = orders
-        size = 8 * len(orders) + 2 * index.TABLES * index.FIRST_SIZE
+        size = 8 * len(orders) + 2 * index.TABLES * index.FIRST_ENTRIES
         self._memory = mmap.mmap(-1, 8 * size, flags=NO_COMMIT)
         self.entries = np.frombuffer(self._memory, np.uint64)
         self.entries_used = 0
@@ -26,8 +26,8 @@ class RowIndex:
         self.words = np.zeros(KEY_WORDS, np.uint64)
         """Scratch for a key."""
         for table in range(index.TABLES):
-            self.tables[table, index.START] = self._take(index.FIRST_SIZE)
-            self.tables[table, index.MASK] = index.FIRST_SIZE - 1
+            self.tables[table, index.START] = self._take(index.FIRST_ENTRIES)
+            self.tables[table, index.MASK] = index.FIRST_ENTRIES - 1
 
     def find(self, key: bytes) -> int:
         """Return the row with this key, -1 if there is none."""

@@ -2,7 +2,7 @@
 
 Nothing that Kafka takes may hold the event loop for long: neither a batch of a million records, nor
 one that unpacks to gigabytes, nor a million orders whose deadline comes with one record. So a chunk
-is folded in steps of some 10 ms; between two of them the worker does whatever else there is.
+is folded in steps of some 10 ms. Between two of them the worker does whatever else there is.
 """
 
 from abc import ABC, abstractmethod
@@ -73,11 +73,11 @@ class ChunkFolder(ABC):
     def steps(self, chunk: Chunk) -> Iterator[Step]:
         """Take in a chunk of the log in pieces of bounded work, the timers due by its end last.
 
-        Between two steps the table may be asked, checkpointed and confirmed; a replay from there
-        goes on at the step's `next_offset`. While timers are still due that is inside the last
+        Between two steps the table may be asked, checkpointed and confirmed. A replay from there
+        goes on at the step's `next_offset`. While timers are still due, that is inside the last
         batch: its terms hold for them, and other terms may begin right after it. All steps of a
         chunk come before any of the next one.
-        After PoisonError, which stands for a bug of ours, the table must not be used any more.
+        PoisonError stands for a bug of ours. After it the table must not be used any more.
         """
         effects, next_offset = Effects(), -1
         try:
@@ -90,7 +90,7 @@ class ChunkFolder(ABC):
                 if effects.cost >= STEP_COST:
                     yield Step(next_offset, effects.take())
         except Exception as error:
-            # The sender's faults were to be dead letters: one that comes up here is a bug of ours.
+            # The sender's faults become dead letters: one that comes up here is a bug of ours.
             if isinstance(error, DurabillError | MemoryError) and not isinstance(error, InputError):
                 raise
             at_hand = self._at_hand

@@ -1,10 +1,10 @@
 """Record batches unpacked into bounded memory.
 
 A compressed batch of 1 MB can unpack to gigabytes. So every codec writes into one room of a fixed
-size, and stops where that is full: cramjam's `decompress_into` never makes the room larger, and
-tells the same for several frames one after the other (gzip, lz4, zstd). A bare snappy block says
-its size at its front; snappy-java's stream is taken block by block. A zstd frame may ask for a
-window of up to 128 MiB beside the room; only the part of it that holds unpacked bytes is touched.
+size, and stops where it is full. cramjam's `decompress_into` never makes the room larger, also
+where several frames follow each other (gzip, lz4, zstd). A bare snappy block has its size in
+front, and snappy-java's stream is unpacked block by block. A zstd frame may ask for a window of up
+to 128 MiB beside the room; only the part of it that holds unpacked bytes is touched.
 """
 
 import mmap
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from durabill.stream_processors.engine.memory import NO_COMMIT
 
 KEPT_BYTES = 4 * 1024 * 1024
-"""What a room keeps of its memory for the next batch; ordinary ones are smaller."""
+"""What a room keeps of its memory for the next batch; ordinary batches are smaller."""
 
 XERIAL_MAGIC = b"\x82SNAPPY\x00"
 XERIAL_HEADER_SIZE = 16
@@ -33,7 +33,7 @@ class BadBatch(ValueError):
 
 
 class Room:
-    """The memory that batches are unpacked into, one after the other; pages come as touched."""
+    """The memory into which batches are unpacked, one after the other."""
 
     def __init__(self, size: int) -> None:
         self._memory = mmap.mmap(-1, size, flags=NO_COMMIT)

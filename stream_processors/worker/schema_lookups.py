@@ -8,8 +8,9 @@ that doesn't exist, so that patience is a budget: nobody can hold a partition fo
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 
 from durabill.stream_processors.worker.clock import elapsed_s
 from durabill.stream_processors.worker.registry import NoAnswer, Registry
@@ -30,6 +31,9 @@ ASK_AGAIN_S = 0.5
 RETRY_S_MAX = 10.0
 ASKED_AT_ONCE_MAX = 1000
 """How many ids of one chunk are asked for; all further ones count as unknown."""
+
+ASKED_BESIDE_MAX = 2
+"""Questions to the registry that are waited for at once."""
 
 
 class SchemaLookups:
@@ -98,11 +102,25 @@ class SchemaLookups:
 
 
 def ask_beside(registry: Registry) -> Ask:
-    """Return a function that asks a registry in its own threads: a slow one blocks no others."""
-    threads = ThreadPoolExecutor(2, thread_name_prefix="schema-registry")
+    """Return a function that asks a registry in its own threads: a slow one blocks no others.
+
+    Nobody waits for them when the process ends, or one that never answers would hold it up.
+    """
+    places = asyncio.Semaphore(ASKED_BESIDE_MAX)
 
     async def ask(schema_id: int) -> str | None:
-        return await asyncio.get_running_loop().run_in_executor(threads, registry.ask, schema_id)
+        asked: Future[str | None] = Future()
+        asked.set_running_or_notify_cancel()  # from now on nobody can cancel it
+
+        def run() -> None:
+            try:
+                asked.set_result(registry.ask(schema_id))
+            except Exception as error:
+                asked.set_exception(error)
+
+        async with places:
+            threading.Thread(target=run, name="schema-registry", daemon=True).start()
+            return await asyncio.wrap_future(asked)
 
     return ask
 

@@ -196,4 +196,4 @@ def test_the_command_sends_once_and_tells_the_rest_apart(
     )
     lines, told = resend("--reason", "TOO_LATE", "--again")
     assert 1 == len(lines)
-    assert "1 records sent back" in told
+    assert "1 record sent back" in told

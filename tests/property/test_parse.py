@@ -56,7 +56,7 @@ def test_what_is_read_by_words_is_read_alike_with_care(seed: int) -> None:
     body = odd_record(dice, dice.randrange(9))
     if dice.random() < 0.3:
         body = with_odd_bytes(dice, body)
-    data = np.frombuffer(body + dice.randbytes(parse.WORDS_AFTER), np.uint8)
+    data = np.frombuffer(body + dice.randbytes(parse.BYTES_AFTER), np.uint8)
     words, bytewise = np.zeros((2, parse.FIELDS), np.int64)
     if parse.read_ordinary(data, 0, *WORDS, words):
         assert parse.read_frame(data, 0, bytewise)
@@ -71,7 +71,7 @@ def test_ordinary_records_are_read_by_words(size: int, number: int, delta: int) 
     value = value_of(name, number, NOW_MS, NOW_MS + 1, True)
     body = encode_record(delta, (name, value, (("trace", b"x"),)[: number & 1]))
     record = np.zeros(parse.FIELDS, np.int64)
-    data = np.frombuffer(body + bytes(parse.WORDS_AFTER), np.uint8)
+    data = np.frombuffer(body + bytes(parse.BYTES_AFTER), np.uint8)
     assert parse.read_ordinary(data, 0, *WORDS, record)
     segment = record[[parse.NUMBER, parse.START_MS, parse.END_MS, parse.IS_END]].tolist()
     assert [number, NOW_MS, NOW_MS + 1, 1] == segment

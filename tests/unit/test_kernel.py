@@ -84,7 +84,7 @@ def test_thousands_of_names_come_and_go() -> None:
             assert_index_is(store, slots, set(names) - set(slots))
     assert_index_is(store, slots, set(names) - set(slots))
     assert len(set(slots.values())) == len(slots) == int(store.index.tables[:, index.FILLED].sum())
-    assert int(store.index.tables[:, index.MASK].max()) > index.FIRST_SIZE
+    assert int(store.index.tables[:, index.MASK].max()) > index.FIRST_ENTRIES
 
 
 @given(st.binary(min_size=1, max_size=40), st.binary(max_size=20), st.integers(0, 12))

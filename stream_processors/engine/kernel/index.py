@@ -1,9 +1,9 @@
 """From an order number's bytes to its row: open addressing in many small tables.
 
 The upper half of an entry is a fingerprint of the key, the lower half the row's number plus one
-(0: empty). A key's table is chosen by eight bits of its hash, and each of the 256 tables grows by
-itself, so growing never holds up the stream for longer than one small table takes. The hash
-is seeded: nobody can choose order numbers that collide. Keys are compared byte for byte.
+(0: empty). Eight bits of a key's hash choose one of 256 tables. Each table grows by itself, so
+growing holds the stream up only as long as one small table takes. The hash is seeded: nobody can
+choose order numbers that collide. Keys are compared byte for byte.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ MASK = 1
 FILLED = 2
 """Columns of `tables`, int64: where a table starts in the index, its size less one, its entries."""
 
-FIRST_SIZE = 64
+FIRST_ENTRIES = 64
 _K1 = np.uint64(0x9E3779B97F4A7C15)
 _K2 = np.uint64(0xD6E8FEB86659FD93)
 _SHIFT = np.uint64(32)
@@ -137,7 +137,7 @@ def add(index: Any, tables: Any, key_hash: Any, slot: int) -> None:
 
 @compiled
 def remove(orders: Any, index: Any, tables: Any, words: Any, key_hash: Any, seed: int) -> None:
-    """Take a key out that is in the index; closes the gap, so that no tombstones pile up.
+    """Take a key out that is in the index, and close the gap, so that no tombstones pile up.
 
     `words` holds the key, and is scratch from then on.
     """

@@ -1,7 +1,7 @@
 """The bytes of a record: its frame, its headers, and a segment's body, read without allocation.
 
-Every read is checked against the end of what it is read from. The plain way to read the same is
-`batch.read_record` and `schemas.wire`; both accept and refuse the same bytes.
+Every read is checked against the end of its source. `batch.read_record` and `schemas.wire` are the
+plain way to read the same; both ways accept and refuse the same bytes.
 """
 
 from typing import Any
@@ -36,11 +36,11 @@ IS_READ = 11
 AT = 12  # where it starts
 FIELDS = 16
 
-# Records at the very end of a batch are read byte by byte: so much must follow to read by words.
-WORDS_AFTER = 24
-_LENGTH_MIN = 28  # an ordinary record has more, with the shortest of names
+# A record is read by words only if so many bytes follow it; at a batch's end it is byte by byte.
+BYTES_AFTER = 24
+_LENGTH_BYTES_MIN = 28  # an ordinary record has more, with the shortest of names
 _ATTRIBUTES_BYTES = 1
-_VALUE_MIN = HEADER_BYTES + 1 + 4  # without the name
+_VALUE_BYTES_MIN = HEADER_BYTES + 1 + 4  # without the name
 _STOPS = np.uint64(0x8080808080808080)
 _SEVENS = np.uint64(0x7F7F7F7F7F7F7F7F)
 _ODD_7, _EVEN_7 = np.uint64(0x7F007F007F007F00), np.uint64(0x007F007F007F007F)
@@ -109,16 +109,16 @@ def was_forwarded(data: Any, at: int, end: int) -> int:
 def read_ordinary(data: Any, at: Any, head: Any, tail: Any, record: Any) -> bool:
     """Read an ordinary record, frame and segment, by words; False: read it with care.
 
-    What it accepts `read_frame` and `parse_segment` accept, and read alike. Reads at most
-    WORDS_AFTER bytes behind the record's end. `head` and `tail` are the schema's header as words.
+    What it accepts, `read_frame` and `parse_segment` accept and read alike. Reads at most
+    BYTES_AFTER bytes after the record's end. `head` and `tail` are the schema's header as words.
     """
     size = data.shape[0]
-    if at + WORDS_AFTER > size:
+    if at + BYTES_AFTER > size:
         return False
     length, used = varint_of(load_u64(data, at))
     at += used
     end = at + length
-    if used == 0 or length < _LENGTH_MIN or end > size - WORDS_AFTER:
+    if used == 0 or length < _LENGTH_BYTES_MIN or end > size - BYTES_AFTER:
         return False
     at += _ATTRIBUTES_BYTES
     stops = ~load_u64(data, at) & _STOPS
@@ -138,7 +138,7 @@ def read_ordinary(data: Any, at: Any, head: Any, tail: Any, record: Any) -> bool
         return False
     value_size, used = varint_of(load_u64(data, at))
     at += used
-    if used == 0 or value_size < _VALUE_MIN + key_size or value_size >= end - at:
+    if used == 0 or value_size < _VALUE_BYTES_MIN + key_size or value_size >= end - at:
         return False
     value_end = at + value_size
     record[VALUE_AT], record[VALUE_END] = at, value_end
@@ -252,9 +252,9 @@ def parse_segment(data: Any, header: Any, record: Any) -> bool:
 
 @hot
 def is_unreadable(data: Any, header: Any, record: Any, others: int, registry: int) -> bool:
-    """Tell of a value that `parse_segment` refused whether the plain core can't read it either.
+    """Tell whether the plain core can't read a value either that `parse_segment` has refused.
 
-    Only if `others` are known can another fingerprint be of one, only a `registry` knows ids.
+    Another fingerprint can be right only if `others` are known, an id only with a `registry`.
     """
     at, end = record[VALUE_AT], record[VALUE_END]
     if at == end:

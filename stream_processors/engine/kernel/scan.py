@@ -22,7 +22,7 @@ def registry_ids(
 ) -> int:
     """Note the ids of up to `count` records of a batch, and their offsets; return how many.
 
-    Ends with the first record that can't be read. `record` is scratch; an id that comes several
+    Ends with the first record that can't be read. `record` is scratch. An id that comes several
     times in a row is noted once, with its last offset.
     """
     found, at = 0, 0

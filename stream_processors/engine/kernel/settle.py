@@ -55,6 +55,39 @@ def settle(
 
 
 @compiled
+def settle_block(
+    arrays: Any,
+    block: int,
+    now_ms: int,
+    interim_after_ms: int,
+    forget_after_ms: int,
+    future_tolerance_ms: int,
+) -> int:
+    """Settle a block's rows whose deadline has come; return when the next of them is due."""
+    due_ms = NOT_DUE_MS
+    for slot in range(
+        block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, arrays.counters[ROWS_USED])
+    ):
+        flags = arrays.orders[slot].flags
+        if not flags & USED or flags & (SPILLED | SETTLED):
+            continue
+        deadline_ms = arrays.orders[slot].deadline_ms
+        interim_ms = arrays.orders[slot].unbilled_since_ms + interim_after_ms
+        if min(deadline_ms, interim_ms) > now_ms:
+            due_ms = min(due_ms, deadline_ms, interim_ms)
+            continue
+        if interim_ms < deadline_ms:
+            arrays.deferred[arrays.counters[DEFERRED_COUNT]] = slot
+            arrays.counters[DEFERRED_COUNT] += 1
+            due_ms = min(due_ms, interim_ms)
+            continue
+        status = INCOMPLETE if flags & PHASE == ENDED else ABANDONED
+        settle(arrays, slot, status, deadline_ms, forget_after_ms, future_tolerance_ms)
+        arrays.changed[block] = 1
+    return due_ms
+
+
+@compiled
 def settle_due(
     arrays: Any,
     first_block: int,
@@ -65,54 +98,27 @@ def settle_due(
 ) -> int:
     """Settle the rows whose deadline has come; return the block to go on with, -1 when done.
 
-    Rows that are due an interim total first are left to the plain core: `deferred` gets their
-    numbers. `block_due_ms` is a lower bound; it is made exact where it has come. Stops before a
-    block for which `settlements` or `deferred` have no room, or after SCANS_MAX blocks whose rows
-    it has all looked at. Once all blocks are done, NEXT_DUE_MS is exact by the bounds.
+    Rows due an interim total first are left to the plain core: `deferred` gets their slots.
+    `block_due_ms` is a lower bound, made exact where it has come; NEXT_DUE_MS is the least of them.
+    Stops where `settlements` or `deferred` have no room, and after SCANS_MAX blocks.
     """
     blocks = (arrays.counters[ROWS_USED] + BLOCK_ROWS - 1) // BLOCK_ROWS
     scans = 0
     if first_block == 0:
         arrays.counters[NEXT_DUE_MS] = NOT_DUE_MS
     for block in range(first_block, blocks):
-        due_ms = arrays.block_due_ms[block]
-        if due_ms > now_ms:
-            arrays.counters[NEXT_DUE_MS] = min(arrays.counters[NEXT_DUE_MS], due_ms)
-            continue
-        if (
-            scans == SCANS_MAX
-            or arrays.counters[SETTLEMENT_COUNT] + BLOCK_ROWS > arrays.settlements.shape[0]
-            or arrays.counters[DEFERRED_COUNT] + BLOCK_ROWS > arrays.deferred.shape[0]
-        ):
-            arrays.counters[NEXT_DUE_MS] = now_ms
-            return block
-        scans += 1
-        due_ms = NOT_DUE_MS
-        for slot in range(
-            block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, arrays.counters[ROWS_USED])
-        ):
-            flags = arrays.orders[slot].flags
-            if not flags & USED or flags & (SPILLED | SETTLED):
-                continue
-            deadline_ms = arrays.orders[slot].deadline_ms
-            interim_ms = arrays.orders[slot].unbilled_since_ms + interim_after_ms
-            if min(deadline_ms, interim_ms) > now_ms:
-                due_ms = min(due_ms, deadline_ms, interim_ms)
-                continue
-            if interim_ms < deadline_ms:
-                arrays.deferred[arrays.counters[DEFERRED_COUNT]] = slot
-                arrays.counters[DEFERRED_COUNT] += 1
-                due_ms = min(due_ms, interim_ms)
-                continue
-            settle(
-                arrays,
-                slot,
-                INCOMPLETE if flags & PHASE == ENDED else ABANDONED,
-                deadline_ms,
-                forget_after_ms,
-                future_tolerance_ms,
+        if arrays.block_due_ms[block] <= now_ms:
+            if (
+                scans == SCANS_MAX
+                or arrays.counters[SETTLEMENT_COUNT] + BLOCK_ROWS > arrays.settlements.shape[0]
+                or arrays.counters[DEFERRED_COUNT] + BLOCK_ROWS > arrays.deferred.shape[0]
+            ):
+                arrays.counters[NEXT_DUE_MS] = now_ms
+                return block
+            scans += 1
+            arrays.block_due_ms[block] = settle_block(
+                arrays, block, now_ms, interim_after_ms, forget_after_ms, future_tolerance_ms
             )
-            arrays.changed[block] = 1
-        arrays.block_due_ms[block] = due_ms
-        arrays.counters[NEXT_DUE_MS] = min(arrays.counters[NEXT_DUE_MS], due_ms)
+        next_due_ms = min(arrays.counters[NEXT_DUE_MS], arrays.block_due_ms[block])
+        arrays.counters[NEXT_DUE_MS] = next_due_ms
     return -1

@@ -1,7 +1,7 @@
 """Settled rows as evidence texts (for the digest) and as Avro bodies of OrderTotal, in bulk.
 
-The same bytes as `order.evidence_digest` hashes and `schemas.encode_total` writes; a property test
-holds them together. A settlement is a row as it was when it settled.
+They are the bytes that `order.evidence_digest` hashes and `schemas.encode_total` writes; a property
+test compares them. A settlement is a row as it was when it settled.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """What numpy's arrays can't say: eight bytes at once from anywhere, trailing zeros, prefetches.
 
-The caller sees to it that the eight bytes are inside the array. With numba's compiler switched off
-(NUMBA_DISABLE_JIT, as the bounds test runs the kernel) plain Python does it, and checks.
+The caller makes sure that the eight bytes are inside the array. Where numba's compiler is switched
+off (NUMBA_DISABLE_JIT, as in the bounds test), plain Python does the same, and checks.
 """
 
 from typing import Any

@@ -184,24 +184,24 @@ def _partition_table(report: "Report") -> Any:
 def _cells(owned: "Owned") -> tuple[str, ...]:
     from durabill.deploy.commands.status_report import short_policy
 
-    lane = owned.lane
-    deadline = "" if lane.oldest_deadline_ms is None else human_time(lane.oldest_deadline_ms)
+    task = owned.task
+    deadline = "" if task.oldest_deadline_ms is None else human_time(task.oldest_deadline_ms)
     state = "ok"
-    if lane.is_broken or lane.held:
-        state = f"{'STOPPED' if lane.is_broken else 'held'}: {plain(lane.held or '')}"
-    elif lane.waiting_for_transaction_s:
-        state = f"waits for a transaction, {lane.waiting_for_transaction_s:.0f} s"
+    if task.is_broken or task.held:
+        state = f"{'STOPPED' if task.is_broken else 'held'}: {plain(task.held or '')}"
+    elif task.waiting_for_transaction_s:
+        state = f"waits for a transaction, {task.waiting_for_transaction_s:.0f} s"
     if len(state) > STATE_CHARS_MAX:
         state = state[: STATE_CHARS_MAX - 1] + "…"
     return (
         plain(owned.owner.partition("://")[2]),
-        str(lane.next_offset),
-        f"{lane.lag:,}",
-        f"{lane.orders:,}",
+        str(task.next_offset),
+        f"{task.lag:,}",
+        f"{task.orders:,}",
         deadline.partition(".")[0],
-        f"{lane.unpublished_s:.1f} s",
-        str(lane.clock_marks),
-        short_policy(lane),
+        f"{task.unpublished_s:.1f} s",
+        str(task.clock_marks),
+        short_policy(task),
         state,
     )
 

@@ -14,7 +14,7 @@ from durabill.stream_processors.worker.policies import PolicyRecord, Terms, desc
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms"))
 
 
-class LaneStatus(msgspec.Struct, frozen=True):
+class TaskStatus(msgspec.Struct, frozen=True):
     """What a worker says of one of its partitions; see `worker.Processor.status`."""
 
     next_offset: int
@@ -35,7 +35,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     """What a worker says of itself. Of an older version it may lack what has a default."""
 
     application_id: str
-    partitions: dict[int, LaneStatus]
+    partitions: dict[int, TaskStatus]
     last_checkpoint_ms: int | None = None
     now_ms: int | None = None
     """The worker's own clock, which may show anything."""
@@ -78,7 +78,7 @@ class Owned:
 
     partition: int
     owner: str
-    lane: LaneStatus
+    task: TaskStatus
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def make_report(
     if partition_count is None:
         partition_count = max((each for each in counts if each is not None), default=None)
     owned = [
-        Owned(partition, each.url, lane)
+        Owned(partition, each.url, task)
         for each in ours
         if each.status is not None
-        for partition, lane in each.status.partitions.items()
+        for partition, task in each.status.partitions.items()
     ]
     owned.sort(key=lambda each: (each.partition, each.owner))
     owners: dict[int, list[str]] = {}
@@ -151,7 +151,7 @@ def make_report(
     found = [
         *problems,
         *_of_workers(application_id, answers),
-        *(_held(each) for each in owned if each.lane.held or each.lane.is_broken),
+        *(_held(each) for each in owned if each.task.held or each.task.is_broken),
         *_of_owners(owners, unowned, answers),
         *_of_policies(ours),
     ]
@@ -182,17 +182,17 @@ def _why_unready(answer: Answer) -> str:
     assert answer.status is not None
     assert answer.readiness is not None
     held = {
-        f"partition {partition} is held: {lane.held}": f"partition {partition} is held"
-        for partition, lane in answer.status.partitions.items()
+        f"partition {partition} is held: {task.held}": f"partition {partition} is held"
+        for partition, task in answer.status.partitions.items()
     }
     reasons = [held.get(each, each) for each in answer.readiness.problems]
     return "; ".join(reasons) or "it doesn't say why"
 
 
 def _held(owned: Owned) -> str:
-    lane = owned.lane
-    what = "is stopped" if lane.is_broken else "is held"
-    return f"partition {owned.partition} {what} at offset {lane.next_offset}: {lane.held}"
+    task = owned.task
+    what = "is stopped" if task.is_broken else "is held"
+    return f"partition {owned.partition} {what} at offset {task.next_offset}: {task.held}"
 
 
 def _of_owners(
@@ -216,8 +216,8 @@ def _of_policies(answers: Sequence[Answer]) -> list[str]:
     """Say in one line that workers were given different settings: each bills by its own."""
     told: dict[Terms, list[str]] = {}
     for each in answers:
-        lanes = each.status.partitions.values() if each.status is not None else ()
-        for terms in dict.fromkeys(lane.policy[-1].terms for lane in lanes if lane.policy):
+        tasks = each.status.partitions.values() if each.status is not None else ()
+        for terms in dict.fromkeys(task.policy[-1].terms for task in tasks if task.policy):
             told.setdefault(terms, []).append(each.url)
     if len(told) < 2:
         return []
@@ -245,9 +245,9 @@ def short_ms(duration_ms: int) -> str:
     return f"{duration_ms // unit_ms}{name}"
 
 
-def short_policy(lane: LaneStatus) -> str:
+def short_policy(task: TaskStatus) -> str:
     """Return the policy in force, since which offset, and what follows it."""
-    records = [f"{short_terms(each.terms)} @{each.from_offset}" for each in lane.policy]
+    records = [f"{short_terms(each.terms)} @{each.from_offset}" for each in task.policy]
     return ", then ".join(records)
 
 
@@ -266,6 +266,6 @@ def _worker_as_json(each: Answer) -> dict[str, Any]:
 
 
 def _partition_as_json(each: Owned) -> dict[str, Any]:
-    lane = msgspec.structs.asdict(each.lane)
-    policy = list(describe_history(each.lane.policy))
-    return {"partition": each.partition, "owner": each.owner, **lane, "policy": policy}
+    task = msgspec.structs.asdict(each.task)
+    policy = list(describe_history(each.task.policy))
+    return {"partition": each.partition, "owner": each.owner, **task, "policy": policy}

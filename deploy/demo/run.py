@@ -207,10 +207,10 @@ def _worker_is_idle(stage: Stage) -> bool:
     if status is None:
         return False
     ends = topic_ends(quiet(stage.settings.librdkafka()), stage.settings.segments_topic)
-    lanes = status["partitions"]
+    tasks = status["partitions"]
     return all(
-        str(partition) in lanes
-        and (lanes[str(partition)]["next_offset"] or 0) >= end
-        and lanes[str(partition)]["oldest_deadline_ms"] is None
+        str(partition) in tasks
+        and (tasks[str(partition)]["next_offset"] or 0) >= end
+        and tasks[str(partition)]["oldest_deadline_ms"] is None
         for partition, end in ends.items()
     )

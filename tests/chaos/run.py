@@ -217,14 +217,14 @@ def _is_at_rest(cluster: Cluster, vitals: Vitals) -> bool:
 
 def _unsettled(cluster: Cluster) -> list[str]:
     """Return the partitions without an owner, or with orders that wait for a deadline."""
-    lanes = {}
+    tasks = {}
     for worker in cluster.workers():
         status = get_json(f"{worker.url}/status")
         if status is not None:
-            lanes.update(status["partitions"])
+            tasks.update(status["partitions"])
     everything = {str(each) for each in range(PARTITIONS)}
-    waiting = (each for each, lane in lanes.items() if lane["oldest_deadline_ms"] is not None)
-    return sorted({*(everything - lanes.keys()), *waiting})
+    waiting = (each for each, task in tasks.items() if task["oldest_deadline_ms"] is not None)
+    return sorted({*(everything - tasks.keys()), *waiting})
 
 
 def _audit(

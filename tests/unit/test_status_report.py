@@ -36,7 +36,7 @@ def policy(grace_ms: int = 30_000, from_offset: int = 0) -> dict[str, Any]:
     return {"from_offset": from_offset, "terms": terms}
 
 
-def lane(**more: Any) -> dict[str, Any]:
+def task(**more: Any) -> dict[str, Any]:
     return {
         "next_offset": 17,
         "lag": 3,
@@ -61,7 +61,7 @@ def status(*partitions: int, **more: Any) -> dict[str, Any]:
         "now_ms": 10_000,
         "last_checkpoint_ms": 8_500,
         "partition_count": 4,
-        "partitions": {str(each): lane(**more) for each in partitions},
+        "partitions": {str(each): task(**more) for each in partitions},
     }
 
 
@@ -81,7 +81,7 @@ def test_all_is_well() -> None:
     assert [1_500, 1_500] == [each.checkpoint_age_ms for each in found.answers]
     told = found.as_json()
     assert told["ok"] is True
-    row = {**lane(orders=7), "partition": 1, "owner": B}
+    row = {**task(orders=7), "partition": 1, "owner": B}
     del row["records"], row["clock_ms"]
     assert row == told["partitions"][1]
     assert [0, 2] == told["workers"][0]["partitions"]
@@ -98,7 +98,7 @@ WHY = "partition 2 can't be folded on from offset 20, order 'SO1': " + "x" * 400
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_held_partition_is_told_once_and_in_whole(broken: bool) -> None:
     told = status(0, 1, 3)
-    told["partitions"]["2"] = lane(held=WHY, is_broken=broken)
+    told["partitions"]["2"] = task(held=WHY, is_broken=broken)
     unready = {"ready": False, "problems": [f"partition 2 is held: {WHY}", "timers: still"]}
     problems = report(read_answer(A, told, unready)).problems
     assert [
@@ -168,11 +168,11 @@ def test_different_policies_are_told_in_one_line() -> None:
         read_answer(A, status(0, 1, policy=changed), READY), read_answer(B, theirs, READY)
     )
     assert [] == same.problems
-    assert "30s/5m/1d/never @0, then 3s/5m/1d/never @90" == short_policy(same.partitions[0].lane)
+    assert "30s/5m/1d/never @0, then 3s/5m/1d/never @90" == short_policy(same.partitions[0].task)
 
 
 @pytest.mark.parametrize(
-    "answer", [[], {}, "no", {"partitions": {}}, status(0) | {"partitions": {"x": lane()}}]
+    "answer", [[], {}, "no", {"partitions": {}}, status(0) | {"partitions": {"x": task()}}]
 )
 def test_what_is_no_workers_status(answer: Any) -> None:
     found = read_answer(A, answer, READY)

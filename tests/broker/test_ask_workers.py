@@ -72,4 +72,4 @@ def test_a_token_that_is_missing_is_told() -> None:
         found, reason = ask_workers([url], "", "a/b")
     assert found is None
     assert "DURABILL_WORKER_TOKEN" in reason
-    assert (None, "no worker is known (DURABILL_WORKER_URLS)") == ask_workers([], TOKEN, "a/b")
+    assert ask_workers([], TOKEN, "a/b") == (None, "no worker is known (DURABILL_WORKER_URLS)")

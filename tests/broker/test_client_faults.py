@@ -96,7 +96,7 @@ def test_fault_with_one_service_stops_no_other(
         assert good.end().acknowledged
         assert bad.end().acknowledged
     ends = [each.service_order_number for each in uplink.got if each.end_identifier]
-    assert ["good", "bad"] == ends
+    assert ends == ["good", "bad"]
 
 
 def test_refused_ones_without_room_hold_up_no_other(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def nothing_while_records_flow(bootstrap_servers: str, folder: Path) -> None:
             assert max(map(after.count, after)) <= MARKS_AFTER_MAX
             if in_flow[-1] == 0:
                 break
-        assert 0 == min(in_flow), in_flow
+        assert min(in_flow) == 0, in_flow
         quiet = len(marks(deployed))
         time.sleep(1.0)
         assert quiet == len(marks(deployed)), "nothing is open, so no mark is needed"
@@ -103,17 +103,17 @@ def a_frozen_workers_mark(bootstrap_servers: str, folder: Path) -> None:
         successor = deployed.start_and_wait()
         deployed.wait_for_truth()
         (first,) = deployed.found_totals()
-        assert Status.INCOMPLETE == decode_total(first.value()).status
+        assert decode_total(first.value()).status == Status.INCOMPLETE
 
         deployed.send([segment("open", 2, at_ms, at_ms + 10)])
         wait_until(lambda: successor.order("open")[0] == 200, "the successor has it")
         already = len(marks(deployed))
         frozen.signal(signal.SIGCONT)
         wait_until(lambda: len(marks(deployed)) > already, "its mark is in the log")
-        assert 1 == frozen.wait(60)
+        assert frozen.wait(60) == 1
         assert "has been taken over by another worker" in frozen.log()
         deployed.workers.remove(frozen)
-        assert "OPEN" == successor.order("open")[1]["phase"]
+        assert successor.order("open")[1]["phase"] == "OPEN"
         deployed.send([segment("before", 1, at_ms - 10, at_ms)])
         deployed.send([segment("open", 1, at_ms - 10, at_ms)])
         deployed.send([segment("open", 3, at_ms + 10, at_ms + 20, end=True)])
@@ -130,7 +130,7 @@ def a_frozen_workers_mark(bootstrap_servers: str, folder: Path) -> None:
         successor.kill()
         deployed.start_and_wait()  # the log with that mark in it is replayed
         time.sleep(1.0)
-        assert [] == deployed.differences()
+        assert deployed.differences() == []
 
 
 def late_ms(deployed: Deployment, prefix: str) -> dict[Status, int]:

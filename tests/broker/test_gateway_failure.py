@@ -74,12 +74,12 @@ def test_until_then_requests_and_health_say_so() -> None:
         await server.stop()
 
     asyncio.run(main())
-    assert {
+    assert answers == {
         "waiting": (503, "KAFKA_UNAVAILABLE"),
         "health": (503, "KAFKA_PRODUCER_FAILED"),
         "ready": (503, "KAFKA_UNAVAILABLE"),
         "later": (503, "KAFKA_UNAVAILABLE"),
-    } == answers
+    }
 
 
 def test_other_errors_of_kafka_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -104,5 +104,5 @@ def test_other_errors_of_kafka_end_nothing(caplog: pytest.LogCaptureFixture) -> 
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
-    assert [] == seen
+    assert seen == []
     assert any("Connection refused" in each for each in caplog.messages)

@@ -32,7 +32,7 @@ def add(url: str, number: int) -> int:
         "end_ms": end_ms,
         "end_identifier": False,
     }
-    assert 200 == call(url, "POST", f"{ORDER}/segments", segment)[0]
+    assert call(url, "POST", f"{ORDER}/segments", segment)[0] == 200
     return number * 1_000
 
 

@@ -180,7 +180,7 @@ def test_two_lives_of_a_number_and_what_the_ledger_set_aside(log: Log, postgres_
     kafka = {"bootstrap.servers": log.settings["bootstrap_servers"]}
     with running_ledger(kafka, log.settings["totals_topic"], dsn) as ledger:
         wait_until(lambda: ledger.stats.set_aside == 1, "the second life's total is set aside")
-    assert 2 == len(recorded(dsn))
+    assert len(recorded(dsn)) == 2
 
     told = log.told(ledger_dsn=dsn)
     records = [(each["verdict"], each["life"], each["reopens"]) for each in told["records"]]
@@ -195,19 +195,19 @@ def test_two_lives_of_a_number_and_what_the_ledger_set_aside(log: Log, postgres_
     caused = [
         (each["life"], each["caused_by"], each["caused_by_offset"]) for each in told["totals"]
     ]
-    assert [(1, "settle_grace", 0), (1, "correction_grace", 3)] == caused
+    assert caused == [(1, "settle_grace", 0), (1, "correction_grace", 3)]
     (aside,) = told["set_aside"]
-    assert (1, 2, "ABANDONED", "idle_timeout", 5) == (
+    assert (
         aside["revision"],
         aside["life"],
         aside["status"],
         aside["caused_by"],
         aside["caused_by_offset"],
-    )
-    assert [3_000, 1_000] == [each["duration_ms"] for each in told["lives"]]
+    ) == (1, 2, "ABANDONED", "idle_timeout", 5)
+    assert [each["duration_ms"] for each in told["lives"]] == [3_000, 1_000]
     assert log.base_ms + 7_000 + FORGET_MS == told["lives"][0]["forgotten_at_ms"]
-    assert (1_000, 1_000) == (told["duration_ms"], told["lives"][1]["state"]["duration_ms"])
-    assert [1, 2, 1] == [each["revision"] for each in told["revisions"]]
+    assert (told["duration_ms"], told["lives"][1]["state"]["duration_ms"]) == (1_000, 1_000)
+    assert [each["revision"] for each in told["revisions"]] == [1, 2, 1]
 
     text = log.shown(ledger_dsn=dsn)
     for line in (
@@ -238,7 +238,7 @@ def test_totals_of_the_topic_and_those_that_are_still_to_come(log: Log) -> None:
     first, _, third = log.totals()
     log.publish([first, first, third])
     told = log.told()
-    assert [(1, 1), (1, 2)] == [(each["revision"], each["life"]) for each in told["totals"]]
+    assert [(each["revision"], each["life"]) for each in told["totals"]] == [(1, 1), (1, 2)]
     assert told["set_aside"] is None
     text = log.shown()
     assert f"2 totals in topic {log.settings['totals_topic']}\n" in text
@@ -249,11 +249,11 @@ def test_an_order_that_is_complete_by_a_record_and_one_that_runs_on(log: Log) ->
     log.segment(1_500, 1, 0)
     log.segment(4_000, 2, 3)
     running = log.told(interim_interval_s="2")
-    assert [("RUNNING", "interim_interval", None)] == [
+    assert [
         (each["status"], each["caused_by"], each["caused_by_offset"])
         for each in running["revisions"]
-    ]
-    assert "OPEN" == running["lives"][0]["state"]["phase"]
+    ] == [("RUNNING", "interim_interval", None)]
+    assert running["lives"][0]["state"]["phase"] == "OPEN"
     log.segment(5_000, 3, 4, end=True)
     text = log.shown()
     for line in (
@@ -275,8 +275,8 @@ def test_the_recorded_policy_counts_and_an_assumed_one_is_told(log: Log) -> None
     assumed = log.told()
     assert "can't be read: " in assumed["policy_assumed_because"]
     assert log.checkpoint in assumed["policy_assumed_because"]
-    assert [1_000] == [each["terms"]["policy"]["settle_grace_ms"] for each in assumed["policy"]]
-    assert ["INCOMPLETE", "INCOMPLETE"] == [each["status"] for each in assumed["revisions"]]
+    assert [each["terms"]["policy"]["settle_grace_ms"] for each in assumed["policy"]] == [1_000]
+    assert [each["status"] for each in assumed["revisions"]] == ["INCOMPLETE", "INCOMPLETE"]
     assert "note: this policy is assumed from the settings: " in log.shown()
 
     log.create(log.checkpoint)
@@ -285,7 +285,7 @@ def test_the_recorded_policy_counts_and_an_assumed_one_is_told(log: Log) -> None
     log.put(log.checkpoint, f"{log.own}/policy".encode(), encode_history(history))
     told = log.told()
     assert told["policy_assumed_because"] is None
-    assert [3_000] == [each["terms"]["policy"]["settle_grace_ms"] for each in told["policy"]]
+    assert [each["terms"]["policy"]["settle_grace_ms"] for each in told["policy"]] == [3_000]
     assert [("INCOMPLETE", log.base_ms + 6_000)] == [
         (each["status"], each["settled_at_ms"]) for each in told["revisions"]
     ]
@@ -301,8 +301,9 @@ def test_records_in_wrong_partitions_and_their_copies(log: Log) -> None:
     log.segment(1_600, 1, 0, headers=copy)
     log.segment(1_700, 1, 0, headers=copy)
     log.segment(1_800, 2, 1, partition=wrong, headers=copy)
-    assert ["counted", "passed over, came before"] == [
-        each["verdict"] for each in log.told()["records"]
+    assert [each["verdict"] for each in log.told()["records"]] == [
+        "counted",
+        "passed over, came before",
     ]
     found = log.told("--everywhere")["records"]
     assert [
@@ -346,9 +347,9 @@ def test_dead_letters_have_their_place_and_contradictions_are_told(log: Log) -> 
     assert f"note: {otherwise}" in text
     assert "\x1b" not in text
     ran = run("order", "never-seen", **log.settings)
-    assert (1, "Nobody knows order never-seen.\n") == (ran.returncode, ran.stderr[-31:])
+    assert (ran.returncode, ran.stderr[-31:]) == (1, "Nobody knows order never-seen.\n")
     ran = run("order", "\udcff", **log.settings)
-    assert 2 == ran.returncode
+    assert ran.returncode == 2
     assert "Traceback" not in ran.stderr
 
 
@@ -381,12 +382,16 @@ def test_a_worker_and_the_command_agree(bootstrap_servers: str, tmp_path: Path) 
         assert ran.returncode == 0, ran.stderr
         told = json.loads(ran.stdout)
         assert told["policy_assumed_because"] is None
-        assert [500] == [each["terms"]["policy"]["settle_grace_ms"] for each in told["policy"]]
-        assert ["counted", "counted", "dead letter: IN_THE_FUTURE", "counted"] == [
-            each["verdict"] for each in told["records"]
+        assert [each["terms"]["policy"]["settle_grace_ms"] for each in told["policy"]] == [500]
+        assert [each["verdict"] for each in told["records"]] == [
+            "counted",
+            "counted",
+            "dead letter: IN_THE_FUTURE",
+            "counted",
         ]
-        assert ["settle_grace", "correction_grace"] == [
-            each["caused_by"] for each in told["totals"]
+        assert [each["caused_by"] for each in told["totals"]] == [
+            "settle_grace",
+            "correction_grace",
         ]
         pages = ("interval_count", "missing_range_count", "next", "lag")
         live = {name: value for name, value in told["live"].items() if name not in pages}
@@ -394,4 +399,4 @@ def test_a_worker_and_the_command_agree(bootstrap_servers: str, tmp_path: Path) 
         text = run("order", "SO1", **settings).stdout
         assert "Live state: SETTLED, 0.300 s, 3 segments, 0 repeats, revision 2" in text
         assert "dead letter 0/0" in text
-        assert 0 == worker.stop()
+        assert worker.stop() == 0

@@ -65,7 +65,7 @@ def segment(
 
 def test_worked_example_of_the_contract() -> None:
     expected = bytes.fromhex("c301ba627070e049bb8706534f3106c801900301")
-    assert expected == segment(b"SO1", 3, 100, 200, 1)
+    assert segment(b"SO1", 3, 100, 200, 1) == expected
 
 
 def good(mark: str, base_ms: int) -> list[Sent]:

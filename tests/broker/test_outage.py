@@ -93,7 +93,7 @@ def test_the_first_look_at_a_cluster_just_made_waits_for_its_coordinator(
     looked = subprocess.run(
         command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60, check=False
     )
-    assert 0 == looked.returncode, looked.stderr
+    assert looked.returncode == 0, looked.stderr
 
 
 def test_a_worker_whose_broker_dies_while_it_starts_joins_at_once_when_it_is_back(

@@ -64,8 +64,8 @@ def test_what_is_committed_is_read_once_up_to_markers_at_the_end(
     assert {0, 2} == {partition for partition, _, _ in found}
     assert (f"reading {topic}", 1_002, 1_005) == told[-1]  # markers and the aborted one count too
     only = [partition for partition, _, _ in read_topic(kafka, topic, partitions={2, 3})]
-    assert [2] == only
-    assert {0: 1_002, 1: 2, 2: 1, 3: 0} == topic_ends(kafka, topic)
+    assert only == [2]
+    assert topic_ends(kafka, topic) == {0: 1_002, 1: 2, 2: 1, 3: 0}
     assert partition_count(kafka, topic) == topics.partitions
 
 
@@ -84,11 +84,11 @@ def test_tails_begin_where_they_are_asked_for_or_where_the_log_does(
 ) -> None:
     fill(kafka, topics.totals, b"a", b"b", b"c", b"d")
     tails = read_tails(kafka, "group", topics.totals, {0: 2, 1: 0, 2: None})
-    assert [(2, b"key", b"c"), (3, b"key", b"d")] == tails[0].records
-    assert (4, 0, 0) == tuple(tails[each].end for each in range(3))
+    assert tails[0].records == [(2, b"key", b"c"), (3, b"key", b"d")]
+    assert tuple(tails[each].end for each in range(3)) == (4, 0, 0)
     drop_before(kafka, topics.totals, 3)
     tails = read_tails(kafka, "group", topics.totals, {0: 0})
-    assert ([(3, b"key", b"d")], 4) == tails[0]
+    assert tails[0] == ([(3, b"key", b"d")], 4)
     with pytest.raises(StateError, match=r"up to offset 5, but it ends at 4.*DURABILL_PREVIOUS"):
         read_tails(kafka, "group", topics.totals, {0: 5})
 

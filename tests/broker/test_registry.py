@@ -171,7 +171,7 @@ def test_a_registry_that_takes_connections_and_never_answers(
     deployed.send([framed(8, "SO9", 1, end=True)])
     wait_until(lambda: 8 in registry.asked, "it is asked again")
     began_s = time.monotonic()
-    assert 0 == worker.stop()
+    assert worker.stop() == 0
     assert time.monotonic() - began_s < SILENT_S
 
 

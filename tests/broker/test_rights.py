@@ -168,7 +168,7 @@ def lose_later(kafka: GuardedKafka, folder: Path, user: str) -> str:
             ],
         )
         worker = deployed.start(**kafka.login(user))
-        assert 1 == worker.wait(60), worker.log()
+        assert worker.wait(60) == 1, worker.log()
         return worker.log().replace(deployed.name, "NAME")
 
 
@@ -313,7 +313,7 @@ def test_every_command_says_it_alike(kafka: GuardedKafka, tmp_path: Path) -> Non
 
     with ThreadPoolExecutor(4) as pool:
         for command, done in zip(COMMANDS, pool.map(ran, COMMANDS), strict=True):
-            assert 1 == done.returncode, (command, done.stderr)
+            assert done.returncode == 1, (command, done.stderr)
             assert "Invalid username or password" in done.stderr, command
             assert "DURABILL_SASL_PASSWORD" in done.stderr, command
             assert "Traceback" not in done.stderr, command

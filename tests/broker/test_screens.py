@@ -34,7 +34,7 @@ def side_by_side(commands: list[tuple[str, ...]], **settings: str) -> Iterator[R
 
 def the_line(ran: Ran) -> str:
     """Return the one line of an error."""
-    assert "" == ran.stdout
+    assert ran.stdout == ""
     (line,) = ran.stderr.splitlines()
     assert line.startswith("error: "), line
     return line
@@ -63,14 +63,14 @@ def test_a_wrong_use_is_told_in_one_line_with_exit_code_2(tmp_path: Path) -> Non
     }
     commands = side_by_side(list(wrong), data_dir=str(tmp_path), bootstrap_servers=AWAY)
     for words, ran in zip(wrong.values(), commands, strict=True):
-        assert 2 == ran.returncode
+        assert ran.returncode == 2
         assert words in the_line(ran)
 
 
 def test_arguments_and_settings_that_are_no_utf8_are_refused() -> None:
     for command in (("order", "a\udcff"), ("totals", "--check", "a\udcff"), ("worker",)):
         ran = run(*command, worker_host="a\udcff" if command == ("worker",) else "127.0.0.1")
-        assert 2 == ran.returncode
+        assert ran.returncode == 2
         assert "is no text in UTF-8" in the_line(ran)
 
 
@@ -96,7 +96,7 @@ def test_a_port_in_use_is_told_at_once_before_anything_is_joined(
     # Kafka is away: who looked for it first would wait for half a minute, and say so.
     *ran, elsewhere = side_by_side(commands, data_dir=str(tmp_path), bootstrap_servers=AWAY)
     for each in ran:
-        assert 1 == each.returncode
+        assert each.returncode == 1
         assert "is in use by another program" in the_line(each)
         assert "--worker-port" in each.stderr or "worker" not in each.args
     assert "192.0.2.1 is no address of this machine" in the_line(elsewhere)
@@ -114,7 +114,7 @@ def test_a_data_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
         ("kafka", "status", "--data-dir", str(file)),
     ]
     for ran in side_by_side(commands):
-        assert 1 == ran.returncode
+        assert ran.returncode == 1
         assert "--data-dir" in the_line(ran)
 
 
@@ -142,7 +142,7 @@ def test_a_result_that_cannot_be_written_is_no_success(tmp_path: Path, stream: s
         failed = 141 if stream == "gone" else 1
         assert ran.returncode == (3 if is_status else failed), ran.stderr
         expected = [f"error: standard output can't be written: {words}"] if words else []
-        assert expected == ran.stderr.splitlines()
+        assert ran.stderr.splitlines() == expected
 
 
 def test_results_come_where_nobody_hears_the_words(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_results_come_where_nobody_hears_the_words(tmp_path: Path) -> None:
             timeout=60,
             check=False,
         )
-        assert (0, b"", b"") == (ran.returncode, ran.stdout, ran.stderr)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
 
 
 # --- with a Kafka -----------------------------------------------------------------------------
@@ -212,13 +212,13 @@ def test_strange_order_numbers_are_seen_and_exact_in_json(
         **topics,
     )
     assert set(SHOWN) == {line.partition("  revision")[0] for line in listed.stdout.splitlines()}
-    assert "9 orders" == listed.stderr.splitlines()[-1]
+    assert listed.stderr.splitlines()[-1] == "9 orders"
     found = [json.loads(line)["service_order_number"] for line in as_json.stdout.splitlines()]
     assert sorted(NUMBERS) == sorted(found)
-    assert 1 == checked.returncode
+    assert checked.returncode == 1
     for shown in SHOWN:
         assert f"order {shown} revision" in checked.stdout
-    assert 1 == no_truth.returncode
+    assert no_truth.returncode == 1
     assert f"{other} is no truth file of `durabill fleet`: line 1" in the_line(no_truth)
     assert letters.stdout == same.stdout
     for line, shown in zip(letters.stdout.splitlines(), SHOWN, strict=True):
@@ -240,7 +240,7 @@ def test_each_process_says_what_it_is_that_it_is_ready_and_that_it_stopped(
         "gateway_port": "0",
         "ledger_dsn": postgres_dsn,
     }
-    assert 0 == run("topics", "create", "--partitions", "2", **settings).returncode
+    assert run("topics", "create", "--partitions", "2", **settings).returncode == 0
     with ExitStack() as stack:
         told = {
             name: start(stack, tmp_path, settings, name, name)
@@ -257,7 +257,7 @@ def test_each_process_says_what_it_is_that_it_is_ready_and_that_it_stopped(
         )
         assert f"Kafka {bootstrap_servers}, pid {told[name]['pid']}" in first
         assert last.endswith(f"durabill.process {name} stopped")
-        assert 1 == sum("ready" in each for each in lines)
+        assert sum("ready" in each for each in lines) == 1
         # What it reads from where is the ledger's third line.
         assert len(lines) == (4 if name == "ledger" else 3), lines
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})

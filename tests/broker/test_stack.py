@@ -90,7 +90,7 @@ def test_kafka_starts_once_stops_from_another_process_and_keeps_address_and_reco
     address = kafka.start()
     first = kafka.status()
     assert (first.running, first.bootstrap_servers) == (True, address)
-    assert [] == open_to_others(data_dir)
+    assert open_to_others(data_dir) == []
 
     again = LocalKafka(data_dir, jars_dir=JARS_DIR)
     assert again.start() == address
@@ -230,7 +230,7 @@ def test_a_child_that_another_process_stopped_is_reaped(data_dir: Path) -> None:
     home.mkdir()
     command = [sys.executable, "-W", "always", "-c", STOPPED_ELSEWHERE, str(home)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (0, "") == (ran.returncode, ran.stderr)  # no "subprocess is still running" at the end
+    assert (ran.returncode, ran.stderr) == (0, "")  # no "subprocess is still running" at the end
 
 
 def test_recycled_pid_is_neither_taken_for_ours_nor_killed(data_dir: Path) -> None:

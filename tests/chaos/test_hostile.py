@@ -52,7 +52,7 @@ def test_extremes_reach_both_ends_of_64_bits() -> None:
 def test_islands_have_as_many_pieces_as_they_should(seed: int) -> None:
     hits = list(islands(random.Random(seed), "H-i", NOW_MS, 50))
     (totals,) = read_log(records(hits), POLICY, PARTITIONS).totals.values()
-    assert 50 == len(totals[-1].intervals)
+    assert len(totals[-1].intervals) == 50
 
 
 def test_islands_rise_fall_and_are_shuffled() -> None:

@@ -106,25 +106,25 @@ def test_what_is_accepted_is_in_the_topic(
     assert set(sent) == set(found)
     for number in {each.service_order_number for each in sent}:  # in the order of sending
         numbers = [e.business_data_number for e in found if e.service_order_number == number]
-        assert [1, 2, 3] == numbers
+        assert numbers == [1, 2, 3]
 
 
 def test_orders_take_turns_in_one_send(
     uplink: Uplink, bootstrap_servers: str, topics: Topics
 ) -> None:
     sent = [segment(number, at) for at in (1, 2, 3) for number in ("SO1", "SO2")]
-    assert {} == deliver(uplink, sent)
+    assert deliver(uplink, sent) == {}
     assert set(sent) == set(stored(bootstrap_servers, topics))
 
 
 def test_nothing_to_send_is_nothing_sent(uplink: Uplink) -> None:
     result = uplink.send([])
-    assert ([], {}, {}, None) == (
+    assert (
         result.accepted,
         result.refused,
         result.failed,
         result.problem,
-    )
+    ) == ([], {}, {}, None)
 
 
 def test_what_is_sent_again_is_accepted_again(
@@ -132,7 +132,7 @@ def test_what_is_sent_again_is_accepted_again(
 ) -> None:
     sent = [segment("SO1", 1)]
     for _ in range(2):
-        assert [0] == uplink.send(sent).accepted
+        assert uplink.send(sent).accepted == [0]
     assert sent * 2 == stored(bootstrap_servers, topics)
 
 
@@ -157,7 +157,7 @@ def test_a_server_that_is_away_is_told_and_decides_nothing(make_uplink: MakeUpli
     uplink = make_uplink(up=False)
     result = uplink.send([segment("SO1", 1), segment("SO2", 1)])
     assert isinstance(result.problem, UplinkUnavailable)
-    assert ([], {}) == (result.accepted, result.refused)
+    assert (result.accepted, result.refused) == ([], {})
     for ask in (uplink.start, uplink.server_time_ms):
         with pytest.raises(UplinkUnavailable):
             ask(timeout_s=1)
@@ -166,21 +166,21 @@ def test_a_server_that_is_away_is_told_and_decides_nothing(make_uplink: MakeUpli
 def test_an_order_is_granted(uplink: Uplink) -> None:
     before_ms = time.time_ns() // 1_000_000
     grant = uplink.start("SO 1/ü", timeout_s=10)
-    assert ("SO 1/ü", REPORT_INTERVAL_MS) == (grant.service_order_number, grant.report_interval_ms)
+    assert (grant.service_order_number, grant.report_interval_ms) == ("SO 1/ü", REPORT_INTERVAL_MS)
     assert before_ms - 60_000 <= grant.server_timestamp_ms <= before_ms + 60_000
     chosen = {uplink.start(timeout_s=10).service_order_number for _ in range(3)}
-    assert 3 == len(chosen)
+    assert len(chosen) == 3
     assert before_ms - 60_000 <= uplink.server_time_ms(timeout_s=10) <= before_ms + 60_000
 
 
 def test_an_illegal_number_is_refused(uplink: Uplink) -> None:
     with pytest.raises(UplinkRefused) as raised:
         uplink.start("x" * 65, timeout_s=10)
-    assert Reason.BAD_ORDER_NUMBER == raised.value.reason
+    assert raised.value.reason == Reason.BAD_ORDER_NUMBER
 
 
 def test_it_closes_twice(make_uplink: MakeUplink) -> None:
     uplink = make_uplink()
-    assert [0] == uplink.send([segment("SO1", 1)]).accepted
+    assert uplink.send([segment("SO1", 1)]).accepted == [0]
     uplink.close()
     uplink.close()

@@ -227,7 +227,7 @@ def test_what_comes_before_a_bad_record_counts_and_what_comes_after_the_batch() 
     assert pair.tables[1].describe("done") is not None
     good = raw_batch(pair.next_offset, 1, new)
     effects = pair.tables[1].fold(Chunk(pair.next_offset, pair.next_offset + 1, good))
-    assert [b"next"] == [total.key for total in effects.totals]
+    assert [total.key for total in effects.totals] == [b"next"]
 
 
 # -- in plain Python, and with bounds checks --------------------------------------------------

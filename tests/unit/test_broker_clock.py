@@ -70,12 +70,12 @@ def test_a_leader_whose_clock_is_ahead_is_found_out_in_time(clock: BrokerClock) 
 
 def test_old_records_tell_nothing_new(clock: BrokerClock) -> None:
     clock.note_folded(BROKER_MS - 10**9, 103.0)
-    assert BROKER_MS + 3000 == clock.guess_ms(103.0)
+    assert clock.guess_ms(103.0) == BROKER_MS + 3000
 
 
 def test_records_that_are_ahead_of_the_guess_correct_it(clock: BrokerClock) -> None:
     clock.note_folded(BROKER_MS + 4000, 103.0)
-    assert BROKER_MS + 5000 == clock.guess_ms(104.0)
+    assert clock.guess_ms(104.0) == BROKER_MS + 5000
 
 
 def test_records_that_flow_need_no_mark(clock: BrokerClock) -> None:

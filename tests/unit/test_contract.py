@@ -121,4 +121,4 @@ def test_the_producer_example_encodes_as_we_do(
     segment = names["segment"]
     assert callable(segment)
     expected = encode_segment(SegmentEvent("日本-7", number, start_ms, end_ms, end))
-    assert expected == segment("日本-7", number, start_ms, end_ms, end)
+    assert segment("日本-7", number, start_ms, end_ms, end) == expected

@@ -36,5 +36,5 @@ def test_what_an_order_gave_while_it_ran_on_is_no_correction() -> None:
     zeros = {each.name: 0 for each in fields(FleetReport)}
     fleet = FleetReport(**{**zeros, "final_statuses": {}, "dead_letters": {}})  # type: ignore[arg-type]
     _count(report, fleet, ledger, [])
-    assert (4, 10, 3) == (report.orders, report.totals, report.revisions)
-    assert {"COMPLETE": 2, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 1} == report.statuses
+    assert (report.orders, report.totals, report.revisions) == (4, 10, 3)
+    assert report.statuses == {"COMPLETE": 2, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 1}

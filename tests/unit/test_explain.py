@@ -86,14 +86,14 @@ def test_segments_out_of_order_and_the_one_that_completes_it() -> None:
     ]
     _, second, _, repeat, _ = told(log)
     assert isinstance(second, Verdict)
-    assert (10, True) == (second.gained_ms, second.is_new_number)
+    assert (second.gained_ms, second.is_new_number) == (10, True)
     assert isinstance(repeat, Verdict)
-    assert (0, False, False) == (repeat.gained_ms, repeat.is_new_number, repeat.reopens)
+    assert (repeat.gained_ms, repeat.is_new_number, repeat.reopens) == (0, False, False)
 
 
 def test_time_moves_by_others_records_and_by_clock_marks() -> None:
     ended = segment(0, 50, 2, end=True)
-    assert ("stands", 1, "ENDED") == brief(told([ended, other(1, 79)]))[-1]
+    assert brief(told([ended, other(1, 79)]))[-1] == ("stands", 1, "ENDED")
     settled = (1, 1, "INCOMPLETE", 80, Deadline.SETTLE_GRACE, 0)
     for moved in (other(1, 80), mark(1, 80), other(1, 700)):
         assert [settled, ("stands", 1, "SETTLED")] == brief(told([ended, moved]))[1:]
@@ -130,7 +130,7 @@ def test_corrections_are_gathered_until_their_grace_is_over() -> None:
         ("stands", 1, "SETTLED"),
     ]
     reopening = [each.record.offset for each in found if isinstance(each, Verdict) and each.reopens]
-    assert [1, 5] == reopening
+    assert reopening == [1, 5]
 
 
 def test_an_order_that_runs_on() -> None:
@@ -148,7 +148,7 @@ def test_an_order_that_runs_on() -> None:
     standing = told(log, policy)[-1]
     assert isinstance(standing, Standing)
     assert standing.state is not None
-    assert (NOW + 300, 4) == (standing.state.interim_deadline_ms, standing.next_offset)
+    assert (standing.state.interim_deadline_ms, standing.next_offset) == (NOW + 300, 4)
 
 
 def test_a_number_that_is_used_again_has_two_lives() -> None:
@@ -166,14 +166,14 @@ def test_a_number_that_is_used_again_has_two_lives() -> None:
     ]
     second = told(log)[5]
     assert isinstance(second, Revision)
-    assert (10, 1, 0) == (
+    assert (
         second.total.duration_ms,
         second.total.segments,
         second.total.duplicates,
-    )
+    ) == (10, 1, 0)
     # At its deadline it is still known: the same record is a late correction then.
     log[2] = segment(2, over_ms, 2, end=True, at=6_100)
-    assert (2, 1, Fate.COUNTS) == brief(told(log))[3]
+    assert brief(told(log))[3] == (2, 1, Fate.COUNTS)
     gone = brief(told([log[0], other(1, over_ms + 1)]))
     assert [("forgotten", 1, over_ms), ("stands", 1, None)] == gone[2:]
 
@@ -194,14 +194,14 @@ def test_dead_letters_of_an_order_belong_to_the_life_that_goes_on() -> None:
     ]
     first = found[0]
     assert isinstance(first, Verdict)
-    assert "ended 1980 ms before its arrival" == first.detail
+    assert first.detail == "ended 1980 ms before its arrival"
     assert first.raw is not None
 
 
 def test_arrival_is_the_partitions_clock_and_not_the_records() -> None:
     first, late, _ = told([other(0, 3_000), segment(1, 1_500, 100), segment(2, 3_000, 300)])
     assert isinstance(first, Verdict)
-    assert (Reason.TOO_LATE, NOW + 3_000) == (first.reason, first.arrival_ms)
+    assert (first.reason, first.arrival_ms) == (Reason.TOO_LATE, NOW + 3_000)
     assert isinstance(late, Verdict)
     assert late.fate is Fate.BEGINS
 
@@ -217,7 +217,7 @@ def test_records_that_were_forwarded() -> None:
     assert isinstance(again, Verdict)
     assert ((wrong, 7), Fate.SEEN_BEFORE) == (again.source, again.fate)
     assert isinstance(second, Verdict)
-    assert (None, Fate.COUNTS) == (second.source, second.fate)
+    assert (second.source, second.fate) == (None, Fate.COUNTS)
 
     there, back, stands = told(
         [segment(7, 10, 1), log[0]._replace(offset=8)], POLICY, Place(wrong, 3)
@@ -227,7 +227,7 @@ def test_records_that_were_forwarded() -> None:
     assert isinstance(back, Verdict)
     assert Reason.WRONG_PARTITION is back.reason
     assert isinstance(stands, Standing)
-    assert (0, None) == (stands.life, stands.state)
+    assert (stands.life, stands.state) == (0, None)
 
 
 def test_policies_that_change() -> None:
@@ -255,17 +255,18 @@ def test_what_is_due_by_the_policy_before_is_given_before_the_change() -> None:
         return never if offset >= 2 else daily
 
     found = list(explain("SO1", log, PLACE, policy_at, OWN_SCHEMA_ONLY.read))
-    assert [100, 200] == [
-        each.total.settled_at_ms - NOW for each in found if isinstance(each, Revision)
+    assert [each.total.settled_at_ms - NOW for each in found if isinstance(each, Revision)] == [
+        100,
+        200,
     ]
 
 
 def test_fragments() -> None:
     log = [segment(at, 10 * at, 2 * at + 1) for at in range(3)]
     found = list(explain("SO1", log, PLACE, lambda _: POLICY, OWN_SCHEMA_ONLY.read, pieces_max=2))
-    assert (2, 1, Reason.TOO_FRAGMENTED) == brief(found)[2]
+    assert brief(found)[2] == (2, 1, Reason.TOO_FRAGMENTED)
 
 
 def test_an_order_that_nobody_has_seen() -> None:
-    assert [("stands", 0, None)] == brief(told([other(0, 5), mark(1, 6)]))
-    assert [("stands", 0, None)] == brief(told([]))
+    assert brief(told([other(0, 5), mark(1, 6)])) == [("stands", 0, None)]
+    assert brief(told([])) == [("stands", 0, None)]

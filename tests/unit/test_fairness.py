@@ -102,13 +102,13 @@ def test_a_chunk_that_takes_long_is_folded_beside_those_of_others() -> None:
         begun = len(ports.given)
         await processor.fold(0, garbage(SHORT, LONG))  # had been handed out before
         await processor.fold(1, garbage(SHORT))
-        assert SHORT == ports.given.count(1)
+        assert ports.given.count(1) == SHORT
         assert len(ports.given) < begun + LONG / 4
         await idle(processor)
-        assert LONG + SHORT == ports.given.count(0)
+        assert ports.given.count(0) == LONG + SHORT
         assert (set(), LONG + SHORT) == (ports.held, processor.tasks[0].next_offset)
         await processor.fold(0, garbage(SHORT, LONG + SHORT))  # and all is as before
-        assert LONG + 2 * SHORT == processor.tasks[0].next_offset
+        assert processor.tasks[0].next_offset == LONG + 2 * SHORT
 
     run(check, 0.1)
 

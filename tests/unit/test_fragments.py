@@ -116,9 +116,9 @@ def test_one_piece_more_than_the_limit_is_a_dead_letter(
     assert log.fold(events[: ORDER_PIECES_MAX - 1]).dead_letters == []
     # Nothing quadratic: that took half a minute where islands fall.
     assert time.process_time() - began_s < 5
-    assert ORDER_PIECES_MAX - 1 == log.pieces(counted)
+    assert log.pieces(counted) == ORDER_PIECES_MAX - 1
     assert log.fold([events[ORDER_PIECES_MAX - 1]]).dead_letters == []
-    assert ORDER_PIECES_MAX == log.pieces(counted)
+    assert log.pieces(counted) == ORDER_PIECES_MAX
     before = log.table.describe("SO1")
     (letter,) = log.fold([events[ORDER_PIECES_MAX]]).dead_letters
     assert Reason.TOO_FRAGMENTED is letter.reason
@@ -129,7 +129,7 @@ def test_one_piece_more_than_the_limit_is_a_dead_letter(
     inside = next(at for at in places if {at, at + 1} <= set(places[:ORDER_PIECES_MAX]))
     assert log.fold([filler(inside)]).dead_letters == []
     assert log.fold([events[ORDER_PIECES_MAX]]).dead_letters == []
-    assert 1 == len(log.fold([events[ORDER_PIECES_MAX + 1]]).dead_letters)
+    assert len(log.fold([events[ORDER_PIECES_MAX + 1]]).dead_letters) == 1
 
 
 @TABLES
@@ -140,12 +140,12 @@ def test_refused_records_change_nothing_of_their_order(kind: type[IntervalTable]
     before = log.table.describe("SO1")
     later_ms = BASE_MS + 20_000 + HOUR_MS - 1
     effects = log.fold([island(at) for at in range(20, 520)], later_ms)
-    assert (500, []) == (len(effects.dead_letters), effects.totals)
+    assert (len(effects.dead_letters), effects.totals) == (500, [])
     assert before == log.table.describe("SO1")
-    assert [] == log.table.take_changed()  # so that a flood rewrites no checkpoint
+    assert log.table.take_changed() == []  # so that a flood rewrites no checkpoint
     # Not even its deadline: it settles as if they had not come.
     (total,) = log.fold([island(20)], later_ms + 1).totals
-    assert (9, 8) == (decode_total(total.value).segments + 8, decode_total(total.value).duplicates)
+    assert (decode_total(total.value).segments + 8, decode_total(total.value).duplicates) == (9, 8)
     assert later_ms + 1 == decode_total(total.value).settled_at_ms
 
 
@@ -156,7 +156,7 @@ def test_forgotten_order_starts_anew_with_one_piece(kind: type[IntervalTable]) -
     much_later_ms = BASE_MS + 20_000 + HOUR_MS + 86_400_000 + 60_001
     event = SegmentEvent("SO1", 1, much_later_ms - 10, much_later_ms, False)
     assert log.fold([event], much_later_ms).dead_letters == []
-    assert 1 == log.pieces("intervals")
+    assert log.pieces("intervals") == 1
     assert log.fold([event], much_later_ms).dead_letters == []
 
 
@@ -190,7 +190,7 @@ def test_total_of_the_largest_order_fits_every_topic(kind: type[IntervalTable]) 
     ]
     assert log.fold(events).dead_letters == []
     (total,) = log.table.tick(BASE_MS + 20_000 + HOUR_MS).totals
-    assert ORDER_PIECES_MAX == len(decode_total(total.value).intervals)
+    assert len(decode_total(total.value).intervals) == ORDER_PIECES_MAX
     assert len(total.value) < 1_000_000
 
 
@@ -218,9 +218,9 @@ def test_origin_that_is_no_other_partition_is_as_if_it_were_not_there(
     table.fold(Chunk(0, 3, encode_batch(0, BASE_MS + 20_000, entries)))
     state = table.describe("SO1")
     assert state is not None
-    assert 2 == state.duplicates
+    assert state.duplicates == 2
     log = [truth.LogRecord(2, each, BASE_MS + 20_000, b"SO1", value, headers) for each in range(3)]
-    assert 3 == truth.read_log(log, truth_order.Policy(), 4).accepted
+    assert truth.read_log(log, truth_order.Policy(), 4).accepted == 3
     # Nothing of it is kept, however many partitions somebody makes up.
     assert all(not order.forwarded for order in table._plain.slots)
 
@@ -236,9 +236,9 @@ def test_origin_in_another_partition_counts_once(kind: type[IntervalTable]) -> N
     table.fold(Chunk(0, 5, encode_batch(0, BASE_MS + 20_000, entries)))
     state = table.describe("SO1")
     assert state is not None
-    assert 2 == state.duplicates
+    assert state.duplicates == 2
     log = [
         truth.LogRecord(2, at, BASE_MS + 20_000, b"SO1", value, headers)
         for at, (_, _, headers) in entries
     ]
-    assert 3 == truth.read_log(log, truth_order.Policy(), 4).accepted
+    assert truth.read_log(log, truth_order.Policy(), 4).accepted == 3

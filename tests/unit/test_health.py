@@ -113,24 +113,24 @@ def test_a_held_partition_is_said_again_each_minute(
 
     bench.task.held = "asks the schema registry"
     bench.pass_by(60)
-    assert [] == said()
+    assert said() == []
     bench.pass_by(1)
     text = "partition 3 has been held for 60 s: asks the schema registry"
     assert [(logging.WARNING, text)] == said()
     bench.task.held, bench.task.is_broken = "a bug", True  # another reason is no new beginning
     bench.pass_by(59)
-    assert [] == said()
+    assert said() == []
     bench.pass_by(1)
-    assert [(logging.CRITICAL, "partition 3 has been held for 120 s: a bug")] == said()
+    assert said() == [(logging.CRITICAL, "partition 3 has been held for 120 s: a bug")]
     bench.task.held, bench.task.is_broken = "", False
     bench.pass_by(1)
     bench.task.held = "again"
     bench.pass_by(60)
-    assert [] == said()
-    assert ["partition 3 is held: again"] == bench.health.unready()
+    assert said() == []
+    assert bench.health.unready() == ["partition 3 is held: again"]
 
 
 def test_a_broken_partition_is_no_stall(bench: Bench) -> None:
     bench.lag, bench.task.held, bench.task.is_broken = 9, "a bug", True
     bench.pass_by(10 * TIMEOUT_S)
-    assert [] == bench.health.problems()
+    assert bench.health.problems() == []

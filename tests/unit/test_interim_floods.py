@@ -50,7 +50,7 @@ def test_so_many_that_the_rows_are_spilled_in_several_goes() -> None:
         table.fold(chunk_of(segments(5_000, lambda at: f"S{at}")))
     plain, columns = (table.fold(nothing_at(5_000, NOW_MS + 10_000)) for table in tables)
     assert_same_effects(plain, columns)
-    assert 5_000 == len(plain.totals)
+    assert len(plain.totals) == 5_000
     assert isinstance(tables[1], ColumnTable)
     assert_sound(tables[1])
 

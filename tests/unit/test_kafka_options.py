@@ -31,7 +31,7 @@ CARELESS = {
     ],
 )
 def test_no_producer_loses_or_repeats(config: dict[str, Any]) -> None:
-    assert ("all", True) == (config["acks"], config["enable.idempotence"])
+    assert (config["acks"], config["enable.idempotence"]) == ("all", True)
     of_producers = {key: value for key, value in config.items() if key not in CONSUMERS_ONLY}
     Producer({**of_producers, "error_cb": lambda error: None, "log_level": "0"})
 
@@ -43,7 +43,7 @@ CONSUMERS_ONLY = ("enable.auto.commit", "isolation.level", "auto.offset.reset")
 def test_no_consumer_skips_or_sees_what_was_aborted(make: Any) -> None:
     config = make({"bootstrap.servers": "127.0.0.1:1", **CARELESS}, "group")
     found = [config[key] for key in CONSUMERS_ONLY]
-    assert [False, "read_committed", "error"] == found
+    assert found == [False, "read_committed", "error"]
     of_consumers = {key: config[key] for key in config if key not in ("acks", "partitioner")}
     del of_consumers["enable.idempotence"]
     Consumer({**of_consumers, "error_cb": lambda error: None, "log_level": "0"}).close()

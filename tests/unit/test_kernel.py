@@ -50,7 +50,7 @@ def neighbours(count: int) -> list[bytes]:
 
 def assert_index_is(store: RowStore, expected: dict[bytes, int], absent: set[bytes]) -> None:
     """Assert that the index finds exactly these names."""
-    assert expected == {name: store.find(name) for name in expected}
+    assert {name: store.find(name) for name in expected} == expected
     assert {store.find(name) for name in absent} <= {-1}
 
 
@@ -247,8 +247,8 @@ def test_a_dead_letter_keeps_its_own_append_time() -> None:
     """It was given the partition's clock, which is later where the broker's ran backwards."""
     *_, columns = both(chunk(0, NOW_MS, segment(b"SO1")))
     effects = columns.fold(chunk(1, NOW_MS - 3, (b"SO1", None, ())))
-    assert [(NOW_MS - 3, Reason.NOT_AVRO)] == [
-        (each.record.append_ms, each.reason) for each in effects.dead_letters
+    assert [(each.record.append_ms, each.reason) for each in effects.dead_letters] == [
+        (NOW_MS - 3, Reason.NOT_AVRO)
     ]
 
 
@@ -327,7 +327,7 @@ def test_more_records_than_there_are_bytes_for(count: int) -> None:
     for table in both():
         (letter,) = table.fold(Chunk(0, count, raw_batch(0, count, body))).dead_letters
         assert f"the last {count - 1} don't count" in letter.detail
-        assert (Reason.BAD_BATCH, 1, 1) == (letter.reason, letter.record.offset, len(table))
+        assert (letter.reason, letter.record.offset, len(table)) == (Reason.BAD_BATCH, 1, 1)
 
 
 @pytest.mark.parametrize("delta", [-1, 2**31, 2**63 - 1])
@@ -340,7 +340,7 @@ def test_an_offset_outside_what_a_batch_can_span(delta: int) -> None:
 
 
 def test_the_header_is_that_of_segments() -> None:
-    assert parse.HEADER_BYTES == len(SEGMENT_HEADER)
+    assert len(SEGMENT_HEADER) == parse.HEADER_BYTES
 
 
 # -- what a batch is unpacked into ------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_record_of_the_contract_is_a_total() -> None:
     read = read_record(raw(b"SO1", VALUE))
     assert RecordedTotal(TOTAL, raw(b"SO1", VALUE)) == read
     assert isinstance(read, RecordedTotal)
-    assert ("SO1", 1) == read.key
+    assert read.key == ("SO1", 1)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_what_exactness_demands_cannot_be_configured_away() -> None:
         },
         "g",
     )
-    assert ("read_committed", "error", False, "7000") == (
+    assert (
         config["isolation.level"],
         config["auto.offset.reset"],
         config["enable.auto.commit"],
         config["session.timeout.ms"],
-    )
+    ) == ("read_committed", "error", False, "7000")
 
 
 def test_last_header_of_a_name_is_ours() -> None:
     ours, own = split_headers([("reason", b"own"), ("x", None), ("reason", b"TOO_LATE")])
-    assert {"reason": "TOO_LATE"} == ours
-    assert (("reason", b"own"), ("x", None)) == own
+    assert ours == {"reason": "TOO_LATE"}
+    assert own == (("reason", b"own"), ("x", None))

@@ -57,7 +57,7 @@ def owned(app: Any) -> list[int]:
 def test_topics_that_metadata_lacks_are_shared_out() -> None:
     one, other = share_out("http://a:1", "http://b:1")
     assert [*range(PARTITIONS)] == sorted(owned(one) + owned(other))
-    assert 2 == len(owned(one))
+    assert len(owned(one)) == 2
     assert [] == one.assignor.unowned() == other.assignor.unowned()
 
 
@@ -68,7 +68,7 @@ def test_before_the_first_assignment_nobody_has_anything() -> None:
 def test_workers_that_give_the_same_address_hide_none_of_each_others_partitions() -> None:
     apps = share_out(*["http://127.0.0.1:6066"] * (PARTITIONS + 1))
     assert [] in [owned(app) for app in apps], "one is spare"
-    assert all([] == app.assignor.unowned() for app in apps)
+    assert all(app.assignor.unowned() == [] for app in apps)
 
 
 class Spare:

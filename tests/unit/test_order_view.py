@@ -52,13 +52,13 @@ def story_of(*records: tuple[int, int, int, int]) -> Story:
 )
 def test_a_bar(pieces: list[tuple[int, int]], bar: str) -> None:
     assert bar == draw(IntervalSet(pieces), 0, 40, 4)
-    assert "##" == draw(IntervalSet([(5, 6)]), 5, 6, 2, "#+.")
+    assert draw(IntervalSet([(5, 6)]), 5, 6, 2, "#+.") == "##"
 
 
 def test_one_and_many() -> None:
-    assert ["0 totals", "1 total", "2 totals"] == [counted(each, "total") for each in range(3)]
-    assert ", gaps of 0.005 s, 1 number after the end" == human_doubts(5, 1)
-    assert ", 2 numbers after the end" == human_doubts(0, 2)
+    assert [counted(each, "total") for each in range(3)] == ["0 totals", "1 total", "2 totals"]
+    assert human_doubts(5, 1) == ", gaps of 0.005 s, 1 number after the end"
+    assert human_doubts(0, 2) == ", 2 numbers after the end"
 
 
 def test_one_record(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,13 +75,13 @@ def test_many_gaps_and_records(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "12 records in the log" in out
     assert "8 more, --rows 0 shows all" in out
-    assert 10 == out.count("  gap ")
+    assert out.count("  gap ") == 10
     assert "  and 1 more gap\n" in out
 
 
 def test_many_lives_and_revisions(capsys: pytest.CaptureFixture[str]) -> None:
     story = story_of(*((70_000 * at, 1, 70_000 * at - 5, 70_000 * at) for at in range(5)))
-    assert [1, 2, 3, 4, 5] == [each.life for each in story.lives]
+    assert [each.life for each in story.lives] == [1, 2, 3, 4, 5]
     show_story(story, 2)
     show_totals(story, Totals([], 0, "topic t"), 2)
     out = capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_many_lives_and_revisions(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 record taken in" in out
     assert "Life 5: SETTLED" in out
     assert "0 totals in topic t\n" in out
-    assert 2 == out.count("by the log, not found there")
+    assert out.count("by the log, not found there") == 2
     assert "life 5: record 0/4 completed it" in out
 
 
@@ -108,4 +108,4 @@ def test_policies() -> None:
 
 
 def test_no_letters_no_notes() -> None:
-    assert [] == compare_letters(story_of((10, 1, 0, 5)).rows, [], "segments", 0)
+    assert compare_letters(story_of((10, 1, 0, 5)).rows, [], "segments", 0) == []

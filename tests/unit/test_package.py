@@ -161,14 +161,14 @@ print(durabill.schemas.errors.__file__)
 print([name for name in {PACKAGES} if importlib.util.find_spec(name)])
 """
     expected = [str(ROOT / "src" / "durabill" / "schemas" / "errors.py"), "[]"]
-    assert expected == python("-c", found, cwd=tmp_path, path="").split("\n")[:2]
+    assert python("-c", found, cwd=tmp_path, path="").split("\n")[:2] == expected
 
 
 def test_a_bare_install_imports_a_module_or_names_the_extra(bare: str, tmp_path: Path) -> None:
     lines = python("-c", WALK, cwd=tmp_path, path=bare).splitlines()
     told = dict(line.split() for line in lines)
-    assert "gateway" == told["durabill.producers.gateway"]
-    assert "engine" == told["durabill.stream_processors.worker"]
+    assert told["durabill.producers.gateway"] == "gateway"
+    assert told["durabill.stream_processors.worker"] == "engine"
     assert {"durabill.producers.sdk", "durabill.schemas"} & set(told) == set()
 
 
@@ -191,7 +191,7 @@ def test_the_command_of_a_bare_install_names_the_extra(
     ran = subprocess.run(
         command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
     )
-    assert (1, "") == (ran.returncode, ran.stdout)
+    assert (ran.returncode, ran.stdout) == (1, "")
     (line,) = ran.stderr.splitlines()
     assert line.startswith("error: durabill")
     assert line.endswith(f"pip install 'durabill[{extra}]'")

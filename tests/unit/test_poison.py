@@ -176,7 +176,7 @@ def test_a_table_that_breaks_while_it_is_packed_is_not_written(
 
     asyncio.run(run())
     assert processor.tasks[0].is_broken
-    assert {1: 1} == ports.committed
+    assert ports.committed == {1: 1}
     assert ports.entries
     assert all(each.startswith(b"1/") for each in ports.entries)
     assert processor.tasks[0].written_offset is None
@@ -194,9 +194,9 @@ def test_a_table_that_breaks_once_it_is_packed_is_written_as_it_was(
 
     asyncio.run(run())
     assert processor.tasks[0].is_broken
-    assert {0: ORDERS, 1: 1} == ports.committed
-    assert 1 == ports.entries.count(b"0/meta")
-    assert ORDERS == processor.tasks[0].written_offset
+    assert ports.committed == {0: ORDERS, 1: 1}
+    assert ports.entries.count(b"0/meta") == 1
+    assert processor.tasks[0].written_offset == ORDERS
 
 
 def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, ports: Ports) -> None:
@@ -214,10 +214,10 @@ def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, por
     assert processor.describe(names(0)(0)) is None
     other = processor.describe(names(1)(0))
     assert other is not None
-    assert 2 == other.segments
+    assert other.segments == 2
     tasks = processor.status()["partitions"]
-    assert [True, False] == [tasks[each]["is_broken"] for each in "01"]
-    assert ORDERS == tasks["0"]["next_offset"]
+    assert [tasks[each]["is_broken"] for each in "01"] == [True, False]
+    assert tasks["0"]["next_offset"] == ORDERS
     assert tasks["0"]["oldest_deadline_ms"] is None
     assert "we don't like this number" in tasks["0"]["held"]
     assert f"offset {ORDERS}, order {names(0)(0)!r}" in tasks["0"]["held"]

@@ -125,7 +125,7 @@ def test_a_held_partition_that_is_revoked() -> None:
         await of_one.fold(0, chunk(2, segment("SO3")))
         answers.append(json.dumps(SEGMENT_SCHEMA))
         await until(lambda: not world.held)
-        assert ["SO1", "SO2", "SO3"] == orders(world)
+        assert orders(world) == ["SO1", "SO2", "SO3"]
         await until(lambda: not of_one._background)
 
     asyncio.run(run())
@@ -155,9 +155,9 @@ def test_what_is_due_by_other_terms_alone_is_asked_for(tail: int) -> None:
         told[1](AT_MS + 1)
         world.now_s += 9
         await after.tick()
-        assert 1 == len(output.marks)
+        assert len(output.marks) == 1
         world.now_s += 1
         await after.tick()
-        assert 2 == len(output.marks)
+        assert len(output.marks) == 2
 
     asyncio.run(run())

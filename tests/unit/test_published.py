@@ -124,7 +124,7 @@ def test_the_meta_names_the_oldest_total_that_is_yet_to_be_repeated() -> None:
         starts.append(msgspec.msgpack.decode(again.first_meta(9)[1])[4])
         assert take(again, each) == []
     starts.append(msgspec.msgpack.decode(again.first_meta(9)[1])[4])
-    assert [0, 1, 2, 3, 9] == starts
+    assert starts == [0, 1, 2, 3, 9]
 
 
 def test_a_checkpoint_holds_up_nobody_where_many_totals_are_yet_to_be_repeated() -> None:

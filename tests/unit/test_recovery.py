@@ -64,8 +64,8 @@ def world() -> Lives:
 def test_what_is_inherited_is_recorded_also_where_it_stays_as_it_is(world: Lives) -> None:
     task = world.start(NEW)
     assert OF_BEFORE == task.history == world.recorded()
-    assert VERDICTS == world.changelog[entry_key(0, SCHEMAS)]
-    assert 1 == len(task.published)
+    assert world.changelog[entry_key(0, SCHEMAS)] == VERDICTS
+    assert len(task.published) == 1
 
 
 @pytest.mark.parametrize("wanted", [OLD, NEW])
@@ -75,9 +75,9 @@ def test_an_heir_that_dies_at_once_is_billed_by_what_it_inherited(
     world.start(NEW)
     world.previous = {}  # it may be gone by now
     task = world.start(wanted)
-    assert OF_BEFORE == task.history[:2]
+    assert task.history[:2] == OF_BEFORE
     assert OLD.policy == task.table.policy
-    assert 1 == len(task.published)
+    assert len(task.published) == 1
 
 
 def test_other_settings_hold_from_the_logs_end_on(world: Lives) -> None:
@@ -100,4 +100,4 @@ def test_where_it_began_is_recorded_before_the_first_total() -> None:
 def test_the_previous_id_is_asked_by_an_heir_alone(world: Lives) -> None:
     world.start(NEW)
     world.start(NEW)
-    assert [[0]] == world.asked_previous
+    assert world.asked_previous == [[0]]

@@ -33,17 +33,17 @@ def test_variables_are_the_fields_names_in_capitals() -> None:
             "PATH": "/bin",
         }
     )
-    assert ("a:1,b:2", 0.5, 6066) == (
+    assert (
         settings.bootstrap_servers,
         settings.settle_grace_s,
         settings.worker_port,
-    )
+    ) == ("a:1,b:2", 0.5, 6066)
 
 
 def test_flags_win_over_the_environment_and_none_is_no_flag() -> None:
     environ = {"DURABILL_SETTLE_GRACE_S": "1", "DURABILL_IDLE_TIMEOUT_S": "2"}
     settings = load_settings(environ, settle_grace_s="3", idle_timeout_s=None)
-    assert (3, 2) == (settings.settle_grace_s, settings.idle_timeout_s)
+    assert (settings.settle_grace_s, settings.idle_timeout_s) == (3, 2)
 
 
 def test_a_flag_heals_a_wrong_variable() -> None:
@@ -83,7 +83,7 @@ def test_files_that_cannot_be_read_are_told_before_anything_connects(tmp_path: P
         ssl_certificate_location=str(tmp_path),
         ssl_key_location=str(there),
     )
-    assert 2 == len(problems)
+    assert len(problems) == 2
     assert problems[0].startswith(f"DURABILL_SSL_CA_LOCATION='{tmp_path}/no.pem' can't be read: No")
     assert problems[1].startswith(f"DURABILL_SSL_CERTIFICATE_LOCATION='{tmp_path}' can't be read")
     # Without TLS nobody reads them.
@@ -120,7 +120,7 @@ def test_passwords_are_not_shown_in_problems() -> None:
 def test_a_secret_may_stand_in_a_file(tmp_path: Path, end: str) -> None:
     (tmp_path / "password").write_bytes(b" s3 cret" + end.encode())
     settings = load_settings({"DURABILL_SASL_PASSWORD_FILE": str(tmp_path / "password")})
-    assert " s3 cret" == settings.sasl_password
+    assert settings.sasl_password == " s3 cret"
 
 
 def test_a_secrets_file_that_is_missing_or_one_too_many_is_told(tmp_path: Path) -> None:
@@ -133,12 +133,12 @@ def test_a_secrets_file_that_is_missing_or_one_too_many_is_told(tmp_path: Path) 
             "DURABILL_GATEWAY_PORT_FILE": str(tmp_path / "dsn"),
         }
     )
-    assert 3 == len(problems)
+    assert len(problems) == 3
     assert f"DURABILL_SASL_PASSWORD_FILE={tmp_path}/none: the file can't be read" in problems[0]
     assert "DURABILL_LEDGER_DSN_FILE and DURABILL_LEDGER_DSN are both set" in problems[1]
-    assert "DURABILL_GATEWAY_PORT_FILE is no setting of Durabill" == problems[2]
+    assert problems[2] == "DURABILL_GATEWAY_PORT_FILE is no setting of Durabill"
     flag = load_settings({"DURABILL_LEDGER_DSN_FILE": str(tmp_path / "dsn")}, ledger_dsn="host=x")
-    assert "host=x" == flag.ledger_dsn
+    assert flag.ledger_dsn == "host=x"
 
 
 def test_no_text_of_the_settings_shows_a_secret() -> None:
@@ -165,7 +165,7 @@ def test_switches_of_the_tests_and_the_local_stack_are_no_settings(variable: str
     "name", ["settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s"]
 )
 def test_times_cannot_be_negative(name: str) -> None:
-    assert 1 == len(problems_of({}, **{name: "-1"}))
+    assert len(problems_of({}, **{name: "-1"})) == 1
 
 
 def test_the_policy_is_in_milliseconds() -> None:
@@ -177,11 +177,11 @@ def test_require_names_everything_that_is_missing_and_what_to_do() -> None:
     with pytest.raises(SettingsError) as raised:
         Settings().require("bootstrap_servers", "ledger_dsn")
     text = str(raised.value)
-    assert 2 == len(raised.value.problems)
+    assert len(raised.value.problems) == 2
     assert "DURABILL_BOOTSTRAP_SERVERS" in text
     assert "DURABILL_LEDGER_DSN" in text
     assert "durabill kafka start" in text
-    assert 2 == raised.value.exit_code
+    assert raised.value.exit_code == 2
 
 
 def test_librdkafka_gets_what_the_security_protocol_needs_and_no_more() -> None:

@@ -73,23 +73,26 @@ def test_all_is_well() -> None:
     found = report(
         read_answer(A, status(2, 0), READY), read_answer(B, status(1, 3, orders=7), READY)
     )
-    assert [] == found.problems
-    assert [(0, A), (1, B), (2, A), (3, B)] == [
-        (each.partition, each.owner) for each in found.partitions
+    assert found.problems == []
+    assert [(each.partition, each.owner) for each in found.partitions] == [
+        (0, A),
+        (1, B),
+        (2, A),
+        (3, B),
     ]
-    assert [] == found.unowned
-    assert [1_500, 1_500] == [each.checkpoint_age_ms for each in found.answers]
+    assert found.unowned == []
+    assert [each.checkpoint_age_ms for each in found.answers] == [1_500, 1_500]
     told = found.as_json()
     assert told["ok"] is True
     row = {**task(orders=7), "partition": 1, "owner": B}
     del row["records"], row["clock_ms"]
     assert row == told["partitions"][1]
-    assert [0, 2] == told["workers"][0]["partitions"]
+    assert told["workers"][0]["partitions"] == [0, 2]
 
 
 def test_a_partition_that_waits_for_a_transaction_is_no_problem() -> None:
     answer = read_answer(A, status(0, 1, 2, 3, waiting_for_transaction_s=12.5), READY)
-    assert [] == report(answer).problems
+    assert report(answer).problems == []
 
 
 WHY = "partition 2 can't be folded on from offset 20, order 'SO1': " + "x" * 400
@@ -109,8 +112,8 @@ def test_a_held_partition_is_told_once_and_in_whole(broken: bool) -> None:
 
 def test_partitions_that_nobody_has() -> None:
     found = report(read_answer(A, status(0, 2), READY))
-    assert [1, 3] == found.unowned
-    assert ["nobody has partitions 1, 3"] == found.problems
+    assert found.unowned == [1, 3]
+    assert found.problems == ["nobody has partitions 1, 3"]
     silent = Answer(B, why_not="timed out")
     assert [
         f"worker {B} can't be asked: timed out",
@@ -120,15 +123,15 @@ def test_partitions_that_nobody_has() -> None:
 
 def test_without_kafka_the_workers_know_how_many_partitions_there_are() -> None:
     found = make_report("app", [read_answer(A, status(0), READY)], None, problems=["no Kafka"])
-    assert [1, 2, 3] == found.unowned
-    assert "no Kafka" == found.problems[0]
-    assert [] == report(Answer(A, why_not="gone"), count=None).unowned
+    assert found.unowned == [1, 2, 3]
+    assert found.problems[0] == "no Kafka"
+    assert report(Answer(A, why_not="gone"), count=None).unowned == []
 
 
 def test_nobody_at_all() -> None:
     found = report()
     assert "no worker is known" in found.problems[0]
-    assert [0, 1, 2, 3] == found.unowned
+    assert found.unowned == [0, 1, 2, 3]
 
 
 def test_two_that_claim_a_partition() -> None:
@@ -142,7 +145,7 @@ def test_a_worker_of_another_deployment_owns_nothing_of_ours() -> None:
     other = status(0, 1, 2, 3) | {"application_id": "other"}
     found = report(read_answer(A, other, READY))
     assert [f"worker {A} has another application id: other"] == found.problems[:1]
-    assert [0, 1, 2, 3] == found.unowned
+    assert found.unowned == [0, 1, 2, 3]
 
 
 def test_a_worker_that_is_not_ready() -> None:
@@ -167,8 +170,8 @@ def test_different_policies_are_told_in_one_line() -> None:
     same = report(
         read_answer(A, status(0, 1, policy=changed), READY), read_answer(B, theirs, READY)
     )
-    assert [] == same.problems
-    assert "30s/5m/1d/never @0, then 3s/5m/1d/never @90" == short_policy(same.partitions[0].task)
+    assert same.problems == []
+    assert short_policy(same.partitions[0].task) == "30s/5m/1d/never @0, then 3s/5m/1d/never @90"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_short_durations(duration_ms: int, text: str) -> None:
 
 
 def test_a_terminal_obeys_nothing_from_outside() -> None:
-    assert "a\\u001b[2J\\nb ü" == plain("a\x1b[2J\nb ü")
+    assert plain("a\x1b[2J\nb ü") == "a\\u001b[2J\\nb ü"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_a_terminal_obeys_nothing_from_outside() -> None:
 def test_the_records_in_force_and_after(offset: int, expected: int) -> None:
     history = tuple(PolicyRecord(each, Terms(Policy())) for each in (5, 10, 20))
     assert history[-expected:] == from_here(history, offset)
-    assert () == from_here((), offset)
+    assert from_here((), offset) == ()
 
 
 @pytest.fixture

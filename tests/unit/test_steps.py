@@ -152,7 +152,7 @@ def test_large_orders_settle_one_a_step() -> None:
     table = table_of(ColumnTable)
     table.restore([large_snapshot(at, each).pack() for at, each in enumerate(large)], NOW_MS - 1)
     steps = list(table.steps(chunk_of([(None, None, ())])))
-    assert [1, 1, 1, 0] == [len(each.effects.totals) for each in steps]
+    assert [len(each.effects.totals) for each in steps] == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -285,8 +285,8 @@ def test_a_description_may_be_cut_and_counts_all(kind: type[IntervalTable]) -> N
     whole, cut = table.describe("SO1"), table.describe("SO1", 3)
     assert whole is not None
     assert cut is not None
-    assert (20, 19) == (whole.intervals_count, whole.missing_numbers_count)
-    assert (20, 19) == (len(whole.intervals), len(whole.missing_numbers))
+    assert (whole.intervals_count, whole.missing_numbers_count) == (20, 19)
+    assert (len(whole.intervals), len(whole.missing_numbers)) == (20, 19)
     missing = [NumberRange(2, 2), NumberRange(4, 4), NumberRange(6, 6)]
     assert cut == msgspec.structs.replace(
         whole, intervals=whole.intervals[:3], missing_numbers=missing

@@ -136,9 +136,9 @@ def test_only_what_is_over_is_retired() -> None:
     )
     assert len(table.tick(100).totals) == 2
     table.confirm(100 + 60 + 60_000)
-    assert [False, True, True] == [table.describe(name) is not None for name, _ in names]
+    assert [table.describe(name) is not None for name, _ in names] == [False, True, True]
     table.confirm(10**8)
-    assert [False, False, True] == [table.describe(name) is not None for name, _ in names]
+    assert [table.describe(name) is not None for name, _ in names] == [False, False, True]
     assert_sound(table)
 
 
@@ -222,14 +222,14 @@ def test_of_two_orders_in_one_slot_the_newer_is_taken(
     ]
     table = kind(PLACE, POLICY, writers())
     table.restore(entries[::-1] if newer_first else entries, 0)
-    assert (1, None) == (len(table), table.describe("SO1"))
+    assert (len(table), table.describe("SO1")) == (1, None)
     assert table.describe("SO2") is not None
     if isinstance(table, ColumnTable):
         assert_sound(table)
-    assert ["0", "0.7"] == table.take_changed()
+    assert table.take_changed() == ["0", "0.7"]
     assert table.snapshot("0") is not None
     assert table.snapshot("0.7") is None
-    assert [] == table.take_changed()
+    assert table.take_changed() == []
 
 
 def test_a_restore_with_more_lists_than_the_pool_holds() -> None:

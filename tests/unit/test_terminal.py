@@ -59,9 +59,9 @@ def test_sentences_keep_their_quotes_and_lose_what_hides() -> None:
 
 
 def test_one_is_no_plural() -> None:
-    assert ("0 orders", "1 order") == (counted(0, "order"), counted(1, "order"))
-    assert "2,000 dead letters" == counted(2000, "dead letter")
-    assert "2 copies" == counted(2, "copy", "copies")
+    assert (counted(0, "order"), counted(1, "order")) == ("0 orders", "1 order")
+    assert counted(2000, "dead letter") == "2,000 dead letters"
+    assert counted(2, "copy", "copies") == "2 copies"
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_words_go_nowhere_where_nobody_listens(
 ) -> None:
     monkeypatch.setattr("sys.stderr", None)
     say("not among the results")
-    assert "" == capsys.readouterr().out
+    assert capsys.readouterr().out == ""

@@ -296,6 +296,15 @@ def crashes(name: str, tree: ast.Module, text: str) -> Iterator[tuple[int, str]]
             yield node.lineno, f"{node.attr} crashes; see group_offsets.py"
 
 
+def actual_first(name: str, tree: ast.Module, text: str) -> Iterator[tuple[int, str]]:
+    """An assertion names what was found, then what is expected; of literals ruff sees to it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare):
+            left = node.test.left
+            if isinstance(left, ast.Name) and left.id in {"expected", "wanted"}:
+                yield node.lineno, "what is expected stands on the right"
+
+
 PACKAGE_RULES: tuple[Rule, ...] = (
     full_names,
     import_direction,
@@ -309,7 +318,7 @@ PACKAGE_RULES: tuple[Rule, ...] = (
     asserts_kept,
     crashes,
 )
-TEST_RULES: tuple[Rule, ...] = (full_names, sizes, leftovers, swallowed, crashes)
+TEST_RULES: tuple[Rule, ...] = (full_names, sizes, leftovers, swallowed, crashes, actual_first)
 
 
 def violations(folder: Path, rule: Rule) -> list[str]:
@@ -392,6 +401,7 @@ def test_pure_modules_are_there() -> None:
         (prints, "durabill.producers.x", "print(1)"),
         (asserts_kept, "durabill.schemas.x", "assert (1, 'text')"),
         (crashes, "durabill.deploy.x", "admin.list_consumer_group_offsets([])"),
+        (actual_first, "tests.x", "assert expected == f()"),
         (crashes, "durabill.deploy.x", "admin.describe_consumer_groups([])"),
     ],
 )

@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_truth_is_for_its_owner_alone(run: Run) -> None:
-    assert 0o600 == run.path.stat().st_mode & 0o777
+    assert run.path.stat().st_mode & 0o777 == 0o600
 
 
 def test_truth_agrees_with_itself_in_any_order(run: Run) -> None:

@@ -20,7 +20,7 @@ def detail_of(number: int, start_ms: int, end_ms: int, *, end: bool = False) -> 
 
 
 def test_a_number_that_is_too_large_is_not_called_too_small() -> None:
-    assert "is 0, the first number is 1" == detail_of(0, 1, 2)
+    assert detail_of(0, 1, 2) == "is 0, the first number is 1"
     assert f"is too large, the largest number is {LONG_MAX}" == detail_of(LONG_MAX + 1, 1, 2)
     assert "is too large" in detail_of(10**5000, 1, 2)  # Python shows no number of so many digits
     assert "a number of more than 64 bits" in detail_of(-(10**5000), 1, 2)
@@ -89,7 +89,7 @@ def test_seconds_with_a_fraction_are_told_too() -> None:
     with pytest.raises(ApiError) as refused:
         check_segments("A", [SegmentRequest(1, NOW_MS / 1000, NOW_MS, False)], rules)
     body = refused.value.answer.error
-    assert "BAD_SHAPE" == body.reason
+    assert body.reason == "BAD_SHAPE"
     assert "1735689660 looks like seconds" in body.detail
 
 
@@ -103,10 +103,10 @@ def test_the_gateway_says_of_a_number_what_is_so() -> None:
         return answer.errors[0].detail if answer.errors else answer.error.detail
 
     assert f"is too large, the largest number is {LONG_MAX}" == detail(LONG_MAX + 1)
-    assert "is too small, the first number is 1" == detail(-LONG_MAX - 1)
+    assert detail(-LONG_MAX - 1) == "is too small, the first number is 1"
     assert detail(2.0**60).endswith("beyond 2^53 a float isn't exact")
 
 
 def test_a_gateways_error_hides_nothing() -> None:
     error = ApiError(400, "BAD_SHAPE", "unknown field `a\u202eb\u2028`")
-    assert r"unknown field `a\u202eb\u2028`" == error.answer.error.detail
+    assert error.answer.error.detail == r"unknown field `a\u202eb\u2028`"

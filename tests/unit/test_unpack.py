@@ -118,7 +118,7 @@ def test_the_bound_of_a_batch(codec: str, excess: int) -> None:
         effects = table.fold(Chunk(7, 8, bytes(data)))
         (letter,) = effects.dead_letters
         expected = (Reason.BAD_BATCH, None) if excess else (Reason.NOT_AVRO, b"SO1")
-        assert expected == (letter.reason, letter.record.key)
+        assert (letter.reason, letter.record.key) == expected
         assert table.clock_ms == NOW_MS
         if excess:
             assert f"more than {BATCH_UNPACKED_BYTES_MAX} bytes" in letter.detail

@@ -188,7 +188,7 @@ def test_commands_show_the_latest_and_say_that_there_are_more(
     code, output = shell.run("totals", "--limit", "1")
     assert code == 0
     assert "SO-many  revision 40" in output
-    assert "1 orders; there are more, see --limit" in output
+    assert "1 order; there are more, see --limit" in output
     assert "2 orders\n" in shell.run("totals", "--limit", "2")[1]
     assert "0 orders\n" in shell.run("totals", "--status", "COMPLETE")[1]
     _, output = shell.run("totals", "--json", "--limit", "1")

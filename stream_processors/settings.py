@@ -77,7 +77,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_000
     gateway_address_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
     gateway_clock_offset_max_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 30.0
-    report_interval_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 10
+    report_interval_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 10
 
     ledger_dsn: str = ""
     data_dir: str = ".durabill"
@@ -215,9 +215,7 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             raw[name] = value
     raw.update({name: value for name, value in flags.items() if value is not None})
     good: dict[str, Any] = {}
-    types = msgspec.inspect.type_info(Settings)
-    assert isinstance(types, msgspec.inspect.StructType)
-    hints = {each.name: annotation for each, annotation in zip(types.fields, _types(), strict=True)}
+    hints = get_type_hints(Settings, include_extras=True)
     for name, value in raw.items():
         if not str(value).isascii() and re.search("[\ud800-\udfff]", str(value)):
             problems.append(f"{PREFIX}{name.upper()} is no text in UTF-8")
@@ -255,11 +253,19 @@ def _topic_problems(settings: Settings) -> list[str]:
     return []
 
 
+_BOUND = re.compile(r"Expected `(?:int|float)` (<=|>=|<|>) (.+)")
+_BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
+_KINDS = {float: "a number", int: "a whole number", bool: "true or false"}
+
+
 def _explain(error: msgspec.ValidationError, hint: Any) -> str:
     """Return what is wrong with a value; of an enumeration also what is allowed."""
     if get_origin(hint) is Literal:
         return f"it must be one of {', '.join(get_args(hint))}"
-    return str(error)
+    if bound := _BOUND.fullmatch(str(error)):
+        return f"it must be {_BOUNDS[bound[1]]} {float(bound[2]):.15g}"
+    kind = _KINDS.get(getattr(hint, "__origin__", hint))
+    return str(error) if kind is None else f"it must be {kind}"
 
 
 def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
@@ -291,8 +297,3 @@ def _content(variable: str, path: str, problems: list[str]) -> str:
         why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         problems.append(f"{variable}={path}: the file can't be read: {why}")
         return ""
-
-
-def _types() -> list[Any]:
-    hints = get_type_hints(Settings, include_extras=True)
-    return [hints[name] for name in Settings.__struct_fields__]

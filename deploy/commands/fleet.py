@@ -1,5 +1,6 @@
 """`durabill fleet` and `durabill totals`: a simulated fleet, and what came of it."""
 
+import re
 import secrets
 import shlex
 from collections.abc import Iterable, Iterator
@@ -89,14 +90,12 @@ def fleet(
     from durabill.producers.fleet.plan import FleetPlan
     from durabill.producers.fleet.run import run_fleet
 
+    _check_ways(compression, gateway_url)
     settings = located(settings, "bootstrap_servers", role="fleet")
-    if seed is None:
-        seed = secrets.randbelow(10**9)
-        say(f"seed {seed}")
-    path = _truth_path(settings, truth, seed)
+    chosen = secrets.randbelow(10**9) if seed is None else seed
     try:
         plan = FleetPlan(
-            seed=seed,
+            seed=chosen,
             orders=orders,
             segments_per_order=max(1, round(segments / orders)),
             faults=_faults(faultless, fault or []),
@@ -104,6 +103,9 @@ def fleet(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    path = _truth_path(settings, truth, chosen)
+    if seed is None:
+        say(f"seed {chosen}")
     with progress_bars(quiet=as_json) as progress:
         report = run_fleet(
             plan,
@@ -120,6 +122,21 @@ def fleet(
     found = report.as_json()
     answer(found, "\n".join(f"{name:16} {value}" for name, value in found.items()), as_json)
     say(f"Compare with: durabill totals --check {shlex.quote(str(path))}")
+
+
+def _check_ways(compression: str, gateway_url: str | None) -> None:
+    """Raise BadParameter for what would fail, or wait in vain, once the fleet runs."""
+    if compression not in _COMPRESSIONS:
+        raise typer.BadParameter(
+            f"--compression {shown(compression)} is none of {', '.join(_COMPRESSIONS)}"
+        )
+    if gateway_url is not None and not re.fullmatch(r"https?://[^/?#\s]+/?", gateway_url):
+        raise typer.BadParameter(
+            f"--gateway-url {shown(gateway_url)} is no address such as http://127.0.0.1:8080"
+        )
+
+
+_COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
 def _truth_path(settings: "Settings", truth: Path | None, seed: int) -> Path:

@@ -60,6 +60,14 @@ def test_a_wrong_use_is_told_in_one_line_with_exit_code_2(tmp_path: Path) -> Non
         ): "'--port': Input should be less than or equal to",
         ("worker", "--worker-porto", "1"): "--worker-port",
         ("nosuch",): "No such command 'nosuch'",
+        ("fleet", "--compression", "zip"): "--compression zip is none of none, gzip, snappy",
+        ("fleet", "--gateway-url", "nosuch"): "is no address such as http://127.0.0.1:8080",
+        ("gateway", "--report-interval-s", "0.0001"): "it must be at least 0.001",
+        ("worker", "--settle-grace-s", "soon"): "SETTLE_GRACE_S='soon': it must be a number",
+        ("worker", "--settle-grace-s", "1e99"): "it must be at most 315360000",
+        ("gateway", "--gateway-port", "70000"): "it must be at most 65535",
+        ("gateway", "--gateway-connections", "1.5"): "it must be a whole number",
+        ("gateway", "--gateway-access-log", "maybe"): "it must be true or false",
     }
     commands = side_by_side(list(wrong), data_dir=str(tmp_path), bootstrap_servers=AWAY)
     for words, ran in zip(wrong.values(), commands, strict=True):

@@ -139,13 +139,19 @@ class LocalPostgres:
 
     def _start(self) -> str:
         remembered = self._daemon.state()
+        port = choose_port("PostgreSQL", self._port, remembered.get("port"))
         account = server_account()
         server_dir = self._server_dir(account, remembered.get("server_dir"))
         bin_dir = _bin_dir(server_dir, account, self._say)
         cluster = server_dir / "cluster"
         is_made = _check_version(cluster, bin_dir, account)
+        if is_made and "password" not in remembered:
+            raise StackError(
+                f"{server_dir} has the data of a PostgreSQL whose password went with a data folder"
+                " that was removed. Remove this folder too, to begin anew."
+            )
         state: dict[str, Any] = {
-            "port": choose_port("PostgreSQL", self._port, remembered.get("port")),
+            "port": port,
             "password": remembered.get("password") or secrets.token_urlsafe(18),
             "server_dir": str(server_dir),
         }

@@ -201,7 +201,7 @@ def test_commands_show_the_latest_and_say_that_there_are_more(
         assert "40 totals in " in output
         assert (shown < 40) == (f"the latest {shown}; --rows 0 shows all" in output)
         assert "revision 40 " in output
-    assert len(output) < 300 * 40
+    assert len(output) < 350 * 40
     _, output = shell.run("order", "SO-many", "--json")
     found = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     assert [n + 1 for n in range(40)] == [len(each["intervals"]) for each in found["totals"]]

@@ -102,6 +102,19 @@ def test_postgres_as_root_finds_a_place_when_its_user_cannot_enter_ours(data_dir
     assert not Path(row[0]).exists()
 
 
+def test_data_whose_password_is_gone_is_told_at_once(data_dir: Path) -> None:
+    postgres = LocalPostgres(data_dir, fsync=False)
+    postgres.start()
+    postgres.stop()
+    state = data_dir / "postgres" / "state.json"
+    kept = state.read_text()
+    state.unlink()
+    with pytest.raises(StackError, match="whose password went with a data folder"):
+        LocalPostgres(data_dir).start()
+    state.write_text(kept)
+    postgres.remove()
+
+
 def test_remembered_port_in_use_is_replaced(data_dir: Path) -> None:
     postgres = LocalPostgres(data_dir, fsync=False)
     postgres.start()

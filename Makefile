@@ -5,20 +5,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := schemas producers stream_processors deploy tests
 
 # PostgreSQL's files may lie elsewhere than in .durabill, when root made them: remove() knows where.
 define STOP_STACK
-from deploy.kafka import LocalKafka
-from deploy.postgres import LocalPostgres
-from deploy.stack import DEFAULT_DATA_DIR
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import DEFAULT_DATA_DIR
 LocalKafka(DEFAULT_DATA_DIR).stop()
 LocalPostgres(DEFAULT_DATA_DIR).remove()
 endef
 export STOP_STACK
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo chaos sim bench clean
+.PHONY: help venv check test lint demo chaos sim bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -32,8 +31,13 @@ $(STAMP): pyproject.toml
 		{ echo "No virtual environment could be made. On Debian: apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@echo "compiling the kernel (once, about half a minute)"
-	$(BIN)/python -c 'from stream_processors.columns import compile_kernel; compile_kernel()'
+	$(BIN)/python -c 'from durabill.stream_processors.engine.columns import compile_kernel; compile_kernel()'
 	@touch $@
+
+# Without what starts servers, and without tests marked slow.
+check: lint ## the inner loop, under two minutes: lint, unit and property tests, 20 s of simulation
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/unit tests/property $(ARGS)
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.sim --seconds 20
 
 test: lint ## lint, then every test, against a real Kafka and PostgreSQL
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -41,7 +45,7 @@ test: lint ## lint, then every test, against a real Kafka and PostgreSQL
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict $(SOURCES)
+	$(BIN)/mypy -p durabill -p tests
 
 demo: $(STAMP) ## the whole engine with a fleet of faulty clients; ARGS="--json" and so on
 	$(BIN)/durabill demo $(ARGS)

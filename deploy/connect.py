@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from deploy.commands_common import say
-from stream_processors.clients import WORD_AFTER_S
-from stream_processors.errors import UnreachableError
+from durabill.deploy.terminal import say
+from durabill.schemas.errors import UnreachableError
+from durabill.stream_processors.kafka.errors import WORD_AFTER_S
 
 if TYPE_CHECKING:
-    from stream_processors.settings import Settings
+    from durabill.stream_processors.settings import Settings
 
 PROCESS_PATIENCE_S = 30.0
 """How long a process that is to run on waits for Kafka; then a process manager starts it again."""
@@ -160,7 +160,7 @@ def enter(settings: "Settings", role: str, *, patience_s: float = COMMAND_PATIEN
 
     Raises UnreachableError or AccessError, whose messages say what to do.
     """
-    from stream_processors.rights import check_rights, rights_of
+    from durabill.stream_processors.kafka.rights import check_rights, rights_of
 
     await_kafka(settings, patience_s=patience_s)
     check_rights(settings.librdkafka(), rights_of(settings, role))

@@ -9,13 +9,17 @@ that they know, and see nothing, for all else in them is closed.
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from durabill.schemas.errors import DurabillError
 
 PRIVATE = 0o700
 PASSABLE = 0o711
 
 
-class ForeignFolder(PermissionError):
+class ForeignFolder(DurabillError, PermissionError):
     """Root would work in another user's folder, where any name may be a link to any file."""
 
     def __init__(self, folder: Path, owner: int) -> None:
@@ -29,13 +33,46 @@ class ForeignFolder(PermissionError):
         return str(self.strerror)
 
 
+class UnusableFolder(DurabillError, OSError):
+    """A folder that we need can't be made, or be used."""
+
+    def __init__(self, folder: Path, cause: OSError) -> None:
+        is_file = isinstance(cause, (FileExistsError, NotADirectoryError))
+        why = "it is no folder" if is_file else cause.strerror or str(cause)
+        if cause.filename not in (None, str(folder), folder):
+            why = f"{cause.filename}: {why}"
+        super().__init__(
+            cause.errno or errno.EIO,
+            f"the folder {folder} can't be used: {why}. Mend that, or give another --data-dir"
+            " (DURABILL_DATA_DIR)",
+        )
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ForeignFolder, UnusableFolder):
+        raise
+    except OSError as error:
+        raise UnusableFolder(folder, error) from error
+
+
 def private_folder(folder: Path, *, passable: bool = False) -> Path:
     """Make a folder, with its parents, for its owner alone; close one of ours that is there.
 
     Only `folder` itself is closed where it was there before, never a parent, which may be shared.
     `passable`, and any parent that is made, let root's PostgreSQL through. Raises ForeignFolder
-    where root meets another user's.
+    where root meets another user's, UnusableFolder where it can't be made or opened.
     """
+    with _told(folder):
+        return _private_folder(folder, passable=passable)
+
+
+def _private_folder(folder: Path, *, passable: bool) -> Path:
     mode = PASSABLE if passable and os.geteuid() == 0 else PRIVATE
     if not folder.parent.exists():
         private_folder(folder.parent, passable=True)
@@ -59,11 +96,14 @@ def private_folder(folder: Path, *, passable: bool = False) -> Path:
 def data_folder(folder: Path) -> Path:
     """Make the data folder; one that is there is left as it is, for it may hold other things.
 
-    Raises ForeignFolder where root meets another user's.
+    Raises ForeignFolder where root meets another user's, UnusableFolder where it can't be made.
     """
-    if not folder.exists():
-        return private_folder(folder, passable=True)
-    owner = folder.stat().st_uid
+    with _told(folder):
+        if not folder.exists():
+            return private_folder(folder, passable=True)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        owner = folder.stat().st_uid
     if os.geteuid() == 0 and owner != 0:
         raise ForeignFolder(folder, owner)
     return folder

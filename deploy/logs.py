@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from durabill.schemas.text import plain
+
 REPEAT_AFTER_S = 20.0
 """A line of a kind that has been shown is shown again after this, not before."""
 
@@ -26,12 +28,15 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _CHATTY = (
     *("aiohttp", "aiokafka", "asyncio", "faust", "kafka", "mode"),
     # Faust's word on the services that are our classes; our own loggers are called durabill.
-    *("stream_processors.app", "stream_processors.driver"),
+    *("durabill.stream_processors.worker.app", "durabill.stream_processors.worker.driver"),
 )
 """Loggers whose INFO is chatter; what matters in a start and a rebalance we say ourselves."""
 
 _LAST_WORDS = ("Crashed reason=", "Drain messages raised: ")
 """Of Faust, for what the worker then ends over; as it ends it tells the same, and better."""
+
+_ROUTINE = ("Heartbeat failed for group",)
+"""Warnings of what happens whenever a worker comes or goes; the outcome is our own line."""
 
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+(\.\d+)*")
 
@@ -63,6 +68,8 @@ class Damping(logging.Filter):
             return True  # what we tell in passing is told when it happens
         now_s = self._clock_s()
         text = _message(record)
+        if text.endswith("because it is rebalancing") and text.startswith(_ROUTINE):
+            return False
         if any(word in text for word in _LAST_WORDS):
             record.exc_info = None
         key = record.name, record.levelno, _NUMBERS.sub("#", text)[:_SHAPE_CHARACTERS]
@@ -90,10 +97,22 @@ def _message(record: logging.LogRecord) -> str:
         return str(record.msg)
 
 
+class OneLine(logging.Formatter):
+    """Shows what can't be seen as escapes, and indents what follows a line feed.
+
+    A line may quote a stranger's text, which could turn the terminal's writing direction, or make
+    up a line of its own.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        """Return the line without its traceback."""
+        return "\n  ".join(map(plain, super().formatMessage(record).split("\n")))
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Have this process log to standard error, damped; whatever was set up before is replaced."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(OneLine(_FORMAT))
     handler.addFilter(Damping())
     root = logging.getLogger()
     for old in root.handlers[:]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psycopg
 
-from stream_processors.dsn import connect_to_write
+from durabill.schemas.errors import DurabillError
+from durabill.stream_processors.dsn import connect_to_write
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 
@@ -29,7 +30,7 @@ _CREATE_JOURNAL = """
 """
 
 
-class MigrationError(Exception):
+class MigrationError(DurabillError):
     """The files and the database do not fit together; nothing of the refused file was applied."""
 
 

@@ -1,4 +1,4 @@
-"""Makes Durabill's topics, and checks those that somebody else made.
+"""Creates Durabill's topics, and checks those that somebody else created.
 
 Which settings matter, and why:
 
@@ -28,13 +28,25 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from deploy.stack import StackError
-from stream_processors.clients import Right, judged, patiently, quiet, user_of
-from stream_processors.errors import AccessError
-from stream_processors.reading import read_committed_offsets
+from durabill.schemas.errors import (
+    OWN_APPLICATION_ID,
+    AccessError,
+    ContractError,
+    UnreachableError,
+)
+from durabill.schemas.limits import CHECKPOINT_ENTRY_BYTES_MAX
+from durabill.schemas.topics import Topics
+from durabill.stream_processors.kafka.errors import (
+    Right,
+    answer_of,
+    judged,
+    patiently,
+    user_of,
+)
+from durabill.stream_processors.kafka.group_offsets import read_committed_offsets
+from durabill.stream_processors.kafka.options import quiet
 
 MIB = 1024 * 1024
-CHECKPOINT_MESSAGE_BYTES_MAX = 16 * MIB
 TIMEOUT_S = 30.0
 SPREADS_S = 2.0
 
@@ -48,9 +60,9 @@ _MESSAGE_BYTES_MIN: Mapping[str, tuple[int, str]] = {
     # Kafka's own default, and enough for `limits.FORWARD_BYTES_MAX`.
     "segments": (1_048_588, "records that are sent on"),
     "totals": (16 * MIB, "a total, which lists every interval and gap of an order,"),
-    # Enough for `table.LETTER_BYTES_MAX`.
+    # Enough for `limits.LETTER_BYTES_MAX`.
     "dead_letters": (2 * MIB, "a rejected record"),
-    "checkpoint": (CHECKPOINT_MESSAGE_BYTES_MAX, "a block of orders"),
+    "checkpoint": (CHECKPOINT_ENTRY_BYTES_MAX, "a block of orders"),
 }
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
     "segments": _KEPT,
@@ -67,8 +79,11 @@ _AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "checkpoint")
 
 @dataclass(frozen=True)
 class TopicsCheck:
-    """What `check_topics` found in topics that can be used: the partition count of segments, totals
-    and checkpoint, and remarks for the operator, each a whole sentence."""
+    """What `check_topics` found in topics that can be used.
+
+    `partitions` is the count of segments, totals and checkpoint. `warnings` are for the operator,
+    each a whole sentence.
+    """
 
     partitions: int
     warnings: tuple[str, ...]
@@ -84,24 +99,21 @@ class _Found:
 
 def create_topics(
     kafka: Mapping[str, Any],
+    topics: Topics,
     *,
-    segments: str,
-    totals: str,
-    dead_letters: str,
-    checkpoint: str | None = None,
     partitions: int,
     replication_factor: int | None = None,
     alter: bool = False,
 ) -> TopicsCheck:
-    """Creates those of the topics that are missing, waits until they can be used, and checks all.
+    """Create those of the topics that are missing, wait until they can be used, and check all.
 
     `kafka` is librdkafka's client configuration. `replication_factor` None: 3, or as many as there
-    are brokers. Existing topics are left as they are, except that
-    `alter` gives them our settings (never other partitions: that would move orders; and never
-    smaller messages). Raises StackError when Kafka refuses, or when existing topics will not do.
+    are brokers. Existing topics stay as they are, except that `alter` gives them our settings
+    (never other partitions: that would move orders; and never smaller messages). Raises what
+    `check_topics` raises; ContractError also when Kafka refuses to create or alter a topic.
     """
     admin = _admin(kafka)
-    names = _names(segments, totals, dead_letters, checkpoint)
+    names = topics.by_role
     existing = _partition_counts(admin, kafka, names)
     missing = {role: name for role, name in names.items() if name not in existing}
     if replication_factor is None:
@@ -124,40 +136,29 @@ def create_topics(
     if made:
         _await_created(kafka, admin.create_topics(made, operation_timeout=TIMEOUT_S))
         _await_leaders(admin, set(missing.values()))
-    return check_topics(
-        kafka,
-        segments=segments,
-        totals=totals,
-        dead_letters=dead_letters,
-        checkpoint=checkpoint,
-        partitions=partitions,
-    )
+    return check_topics(kafka, topics, partitions=partitions)
 
 
 def check_topics(
-    kafka: Mapping[str, Any],
-    *,
-    segments: str,
-    totals: str,
-    dead_letters: str,
-    checkpoint: str | None = None,
-    partitions: int | None = None,
+    kafka: Mapping[str, Any], topics: Topics, *, partitions: int | None = None
 ) -> TopicsCheck:
-    """Says whether a worker may start on these topics; `checkpoint` None is not looked at.
+    """Return what a worker that starts on these topics must know.
 
-    Raises StackError with everything that is wrong at once, and the commands that put it right.
+    Raises ContractError with everything that is wrong at once, and the commands that put it right;
+    AccessError where a topic is missing or hidden, UnreachableError where Kafka doesn't answer.
     `partitions`, where given, is the count that is expected of segments, totals and checkpoint.
     """
     admin = _admin(kafka)
-    names = _names(segments, totals, dead_letters, checkpoint)
+    names = topics.by_role
     counts = _partition_counts(admin, kafka, names)
     until_s = time.monotonic() + SPREADS_S
     while missing := [name for name in names.values() if name not in counts]:
         if time.monotonic() > until_s:
-            raise StackError(
+            count = partitions or counts.get(topics.segments, 4)
+            raise AccessError(
                 f"Kafka has no topic {', '.join(missing)}, or hides it: that is what it does where "
                 f"{user_of(kafka)} has no right on it. Create what is missing with: "
-                f"durabill topics create --partitions {partitions or counts.get(segments, 4)}"
+                f"durabill topics create --partitions {count}"
             )
         time.sleep(0.1)  # a broker that has just started may not know all of them yet
         counts = _partition_counts(admin, kafka, names)
@@ -165,12 +166,12 @@ def check_topics(
     found = [_Found(role, name, counts[name], settings[name]) for role, name in names.items()]
     wrong = [*_wrong_settings(found, _servers(kafka)), *_wrong_partitions(found, partitions)]
     if wrong:
-        raise StackError("\n".join(["These topics cannot be used:", *wrong]))
-    return TopicsCheck(counts[segments], tuple(_warnings(found)))
+        raise ContractError("\n".join(["These topics can't be used:", *wrong]))
+    return TopicsCheck(counts[topics.segments], tuple(_warnings(found)))
 
 
 def check_group(kafka: Mapping[str, Any], *, application_id: str, segments: str) -> None:
-    """Raises StackError where the group of this name reads other topics than `segments`.
+    """Raise ContractError where the group of this name reads other topics than `segments`.
 
     A second deployment under one application id would share out the first one's partitions, and
     write over its checkpoints.
@@ -189,20 +190,11 @@ def check_group(kafka: Mapping[str, Any], *, application_id: str, segments: str)
     known = read_committed_offsets(kafka, application_id, places) if places else []
     others = sorted({each.topic for each in known if each.offset >= 0})
     if others:
-        raise StackError(
+        raise ContractError(
             f"The application id {application_id} is in use for {', '.join(others)}: another "
-            f"deployment, or this one before its segments topic was {segments}. Each segments "
-            "topic needs an id of its own: give this one another DURABILL_APPLICATION_ID."
+            f"deployment, or this one before its segments topic was {segments}. "
+            f"{OWN_APPLICATION_ID}."
         )
-
-
-def _names(segments: str, totals: str, dead_letters: str, checkpoint: str | None) -> dict[str, str]:
-    names = {"segments": segments, "totals": totals, "dead_letters": dead_letters}
-    if checkpoint is not None:
-        names["checkpoint"] = checkpoint
-    if len(set(names.values())) != len(names):
-        raise StackError(f"Each topic needs a name of its own: {', '.join(names.values())}.")
-    return names
 
 
 def _servers(kafka: Mapping[str, Any]) -> str:
@@ -216,11 +208,11 @@ def _admin(kafka: Mapping[str, Any]) -> AdminClient:
 def _partition_counts(
     admin: AdminClient, kafka: Mapping[str, Any], names: Mapping[str, str]
 ) -> dict[str, int]:
-    """Partition count of each of the named topics that exists."""
+    """Return the partition count of each of the named topics that exists."""
     try:
         topics = admin.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
-        raise StackError(
+        raise UnreachableError(
             f"Kafka at {_servers(kafka)} does not answer ({error.args[0].str()}). Start one with "
             "`durabill kafka start`, or set DURABILL_BOOTSTRAP_SERVERS to one that runs."
         ) from error
@@ -234,7 +226,7 @@ def _settings(
 
     def ask(timeout_s: float) -> dict[str, dict[str, str]]:
         asked = admin.describe_configs(resources, request_timeout=timeout_s)
-        described = {each.name: future.result(timeout_s + 1) for each, future in asked.items()}
+        described = {each.name: answer_of(future, timeout_s + 1) for each, future in asked.items()}
         return {
             name: {key: str(entry.value) for key, entry in entries.items()}
             for name, entries in described.items()
@@ -273,9 +265,9 @@ def _alter(
         if isinstance(refusal, AccessError):
             raise refusal from error
         why = error.args[0].str()
-        raise StackError(f"The topics' settings cannot be changed: {why}") from error
+        raise ContractError(f"The topics' settings can't be changed: {why}") from error
     except TimeoutError as error:
-        raise StackError("The topics' settings cannot be changed: Kafka is silent.") from error
+        raise UnreachableError("The topics' settings can't be changed: Kafka is silent.") from error
     # The controller has them now; the broker that answers our next question, a little later.
     deadline_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s:
@@ -283,7 +275,9 @@ def _alter(
         if all(want.items() <= settings[name].items() for name, want in wanted.items()):
             return
         time.sleep(0.05)
-    raise StackError(f"New settings of {', '.join(wanted)} took no effect in {TIMEOUT_S:g} s.")
+    raise UnreachableError(
+        f"New settings of {', '.join(wanted)} took no effect in {TIMEOUT_S:g} s."
+    )
 
 
 def _await_created(kafka: Mapping[str, Any], futures: Mapping[str, Future[None]]) -> None:
@@ -297,13 +291,14 @@ def _await_created(kafka: Mapping[str, Any], futures: Mapping[str, Future[None]]
                 refusal = judged(error.args[0], kafka, Right("Create", "topic", name))
                 if isinstance(refusal, AccessError):
                     raise refusal from error
-                raise StackError(f"Kafka refuses to create topic {name}: {reason}") from error
+                raise ContractError(f"Kafka refuses to create topic {name}: {reason}") from error
         except TimeoutError as error:
-            raise StackError(f"Kafka does not answer about creating topic {name}.") from error
+            what = f"Kafka doesn't answer whether topic {name} is created."
+            raise UnreachableError(what) from error
 
 
 def _await_leaders(admin: AdminClient, names: set[str]) -> None:
-    """A topic is usable once each partition has a leader, which is a little after its creation."""
+    """Wait until each partition has a leader, which is a little after its topic's creation."""
     deadline_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s:
         topics = admin.list_topics(timeout=TIMEOUT_S).topics
@@ -315,7 +310,9 @@ def _await_leaders(admin: AdminClient, names: set[str]) -> None:
         ):
             return
         time.sleep(0.05)
-    raise StackError(f"Topics {', '.join(sorted(names))} got no leader within {TIMEOUT_S:g} s.")
+    raise UnreachableError(
+        f"Topics {', '.join(sorted(names))} got no leader within {TIMEOUT_S:g} s."
+    )
 
 
 def _wrong_settings(found: list[_Found], servers: str) -> Iterator[str]:

@@ -1,40 +1,48 @@
-"""The contract: Avro schemas, frozen values, wire forms, the partitioner, the topics' names."""
+"""The contract: Avro schemas, frozen values, wire forms, the partitioner, the topics' names.
 
-from schemas.clock_mark import (
-    CLOCK_MARK_HEADER,
-    CLOCK_MARK_SCHEMA,
-    ClockMark,
-    encode_clock_mark,
-    is_clock_mark,
-    read_clock_mark,
-)
-from schemas.codec import (
-    OWN_SCHEMA_ONLY,
-    SEGMENT_HEADER,
-    SEGMENT_SCHEMA,
-    TOTAL_HEADER,
-    TOTAL_SCHEMA,
-    TOTAL_SCHEMA_V1,
-    WriterSchemas,
-    decode_segment,
-    decode_total,
-    encode_segment,
-    encode_total,
-    schema_fingerprint,
-    to_segment,
-    total_revision,
-)
-from schemas.errors import BadRecord, BadTotal, Reason
-from schemas.partitioner import PARTITIONER, partition_for
-from schemas.records import (
-    Interval,
-    NumberRange,
-    OrderTotal,
-    SegmentEvent,
-    Status,
-    check_order_number,
-)
-from schemas.topics import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+Each name is imported when it is first used: who sends segments as JSON needs no Avro.
+"""
+
+from typing import TYPE_CHECKING
+
+from durabill.schemas.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from durabill.schemas.clock_mark import (
+        CLOCK_MARK_HEADER,
+        CLOCK_MARK_SCHEMA,
+        ClockMark,
+        encode_clock_mark,
+        is_clock_mark,
+        read_clock_mark,
+    )
+    from durabill.schemas.codec import (
+        OWN_SCHEMA_ONLY,
+        SEGMENT_HEADER,
+        SEGMENT_SCHEMA,
+        TOTAL_HEADER,
+        TOTAL_SCHEMA,
+        TOTAL_SCHEMA_V1,
+        WriterSchemas,
+        decode_segment,
+        decode_total,
+        encode_segment,
+        encode_total,
+        schema_fingerprint,
+        to_segment,
+        total_revision,
+    )
+    from durabill.schemas.errors import BadRecord, BadTotal, Reason
+    from durabill.schemas.partitioner import PARTITIONER, partition_for
+    from durabill.schemas.records import (
+        Interval,
+        NumberRange,
+        OrderTotal,
+        SegmentEvent,
+        Status,
+        check_order_number,
+    )
+    from durabill.schemas.topics import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 
 __all__ = [
     "CLOCK_MARK_HEADER",
@@ -72,3 +80,44 @@ __all__ = [
     "to_segment",
     "total_revision",
 ]
+
+_MODULES = {
+    "clock_mark": (
+        "CLOCK_MARK_HEADER",
+        "CLOCK_MARK_SCHEMA",
+        "ClockMark",
+        "encode_clock_mark",
+        "is_clock_mark",
+        "read_clock_mark",
+    ),
+    "codec": (
+        "OWN_SCHEMA_ONLY",
+        "SEGMENT_HEADER",
+        "SEGMENT_SCHEMA",
+        "TOTAL_HEADER",
+        "TOTAL_SCHEMA",
+        "TOTAL_SCHEMA_V1",
+        "WriterSchemas",
+        "decode_segment",
+        "decode_total",
+        "encode_segment",
+        "encode_total",
+        "schema_fingerprint",
+        "to_segment",
+        "total_revision",
+    ),
+    "errors": ("BadRecord", "BadTotal", "Reason"),
+    "partitioner": ("PARTITIONER", "partition_for"),
+    "records": (
+        "Interval",
+        "NumberRange",
+        "OrderTotal",
+        "SegmentEvent",
+        "Status",
+        "check_order_number",
+    ),
+    "topics": ("DEAD_LETTERS_TOPIC", "SEGMENTS_TOPIC", "TOTALS_TOPIC"),
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

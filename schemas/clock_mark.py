@@ -10,11 +10,11 @@ encoding. Nothing in it counts but that it is there.
 
 from typing import NamedTuple
 
-from schemas.codec import HEADER_SIZE, MARKER, load_schema, schema_fingerprint
-from schemas.errors import BadRecord, Reason
-from schemas.wire import read_long, zigzag
+from durabill.schemas.codec import HEADER_SIZE, MARKER, load_schema, schema_fingerprint
+from durabill.schemas.errors import BadRecord, Reason
+from durabill.schemas.limits import APPLICATION_ID_BYTES_MAX
+from durabill.schemas.wire import read_long, zigzag
 
-APPLICATION_ID_BYTES_MAX = 100
 CLOCK_MARK_SCHEMA = load_schema("clock_mark.avsc")
 CLOCK_MARK_HEADER = MARKER + schema_fingerprint(CLOCK_MARK_SCHEMA)
 

@@ -16,9 +16,9 @@ from typing import Any
 import fastavro
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
-from schemas.errors import BadRecord, BadTotal, Reason
-from schemas.records import Interval, NumberRange, OrderTotal, SegmentEvent, Status
-from schemas.wire import RawSegment, read_long, read_segment_body
+from durabill.schemas.errors import BadRecord, BadTotal, Reason
+from durabill.schemas.records import Interval, NumberRange, OrderTotal, SegmentEvent, Status
+from durabill.schemas.wire import RawSegment, read_long, read_segment_body
 
 MARKER = b"\xc3\x01"
 HEADER_SIZE = 10
@@ -29,7 +29,7 @@ RegistryLookup = Callable[[int], str]
 
 def load_schema(name: str) -> dict[str, Any]:
     """Return a schema of this folder as a dict."""
-    text = resources.files("schemas").joinpath(name).read_text(encoding="utf-8")
+    text = resources.files("durabill.schemas").joinpath(name).read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 

@@ -1,7 +1,7 @@
 """The limits of the contract, in one place: what a record, an order and a total may hold at most.
 
 All processes judge by these, so that a record has the same fate wherever it is looked at. The
-fleet's oracle (`producers.truth`) has numbers of its own on purpose; a test compares the two.
+fleet's oracle (`fleet.truth`) has numbers of its own on purpose; a test compares the two.
 """
 
 LONG_MAX = 2**63 - 1
@@ -9,6 +9,9 @@ LONG_MIN = -(2**63)
 
 ORDER_NUMBER_BYTES_MAX = 64
 """Of a service order number in UTF-8; it has one byte at least."""
+
+APPLICATION_ID_BYTES_MAX = 100
+"""Of an application id, which is ASCII; it has one byte at least."""
 
 FUTURE_TOLERANCE_MS = 60_000
 """How far a segment's end may lie after its arrival; also what forgetting waits for on top."""
@@ -24,6 +27,9 @@ GRACE_FACTOR_MAX = 128
 
 INTERIM_TOTALS_MAX = 10_000
 """So many interim totals of one order, at most, can be due at once; the settings see to it."""
+
+CHECKPOINT_ENTRY_BYTES_MAX = 16 * 1024 * 1024
+"""Of what a worker writes to its checkpoint at once: a block of orders."""
 
 FORWARD_BYTES_MAX = 1_000_000
 """Of a record that is sent on; with the header that it gets, it fits any segments topic of ours."""

@@ -10,8 +10,9 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
 
-from schemas.errors import BadRecord, BadTotal, Reason
-from schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX
+from durabill.schemas.errors import BadRecord, BadTotal, Reason
+from durabill.schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX
+from durabill.schemas.units import refused_time
 
 
 class Interval(NamedTuple):
@@ -71,15 +72,33 @@ class SegmentEvent:
 
     def __post_init__(self) -> None:
         check_order_number(self.service_order_number)
-        if not 1 <= self.business_data_number <= LONG_MAX:
-            detail = f"is {self.business_data_number}, the first number is 1"
+        if self.business_data_number < 1:
+            detail = f"is {_number(self.business_data_number)}, the first number is 1"
             raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, detail)
-        if self.start_ms < 0 or not self.start_ms <= self.end_ms <= LONG_MAX:
-            detail = f"[{self.start_ms}, {self.end_ms}) is no time sequence"
-            raise BadRecord(Reason.BAD_TIME_SEQUENCE, detail)
+        if self.business_data_number > LONG_MAX:
+            detail = f"is too large, the largest number is {LONG_MAX}"
+            raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, detail)
+        if (wrong := self._wrong_times()) is not None:
+            what = f"[{_number(self.start_ms)}, {_number(self.end_ms)})"
+            times_ms = self.start_ms, self.end_ms
+            raise refused_time(Reason.BAD_TIME_SEQUENCE, f"{what} {wrong}", *times_ms)
+
+    def _wrong_times(self) -> str | None:
+        """Return why the times are no time sequence, None if they are one."""
+        if max(self.start_ms, self.end_ms) > LONG_MAX:
+            return "does not fit into 64 bits"
+        if self.start_ms < 0:
+            return "begins before the epoch"
+        if self.end_ms < self.start_ms:
+            return "ends before it begins"
         if self.start_ms == self.end_ms and not self.end_identifier:
-            detail = f"[{self.start_ms}, {self.end_ms}) is empty without the end identifier"
-            raise BadRecord(Reason.BAD_TIME_SEQUENCE, detail)
+            return "is empty without the end identifier"
+        return None
+
+
+def _number(value: int) -> str:
+    """Return a number for a message; Python refuses to show one of thousands of digits."""
+    return str(value) if abs(value) <= LONG_MAX + 1 else "a number of more than 64 bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +108,7 @@ class OrderTotal:
     `duration_ms` is the measure of `intervals`, the union of the accepted segments;
     `upper_bound_ms` what it can be at most if everything missing were found, None where that is
     unknown. `gap_ms` is what no segment covers between `started_ms` and `ended_ms`. `digest` is
-    the evidence's SHA-256 (see `stream_processors.order.evidence_digest`).
+    the evidence's SHA-256 (see `core.order.evidence_digest`).
     """
 
     service_order_number: str

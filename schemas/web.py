@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from schemas.errors import BadRecord, Reason
-from schemas.records import check_order_number
+from durabill.schemas.errors import BadRecord, Reason
+from durabill.schemas.records import check_order_number
 
 PAGE_DEFAULT = 1_000
 PAGE_MAX = 10_000

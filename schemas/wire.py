@@ -9,7 +9,7 @@ A body is read into (service_order_number as bytes, business_data_number, start_
 end_identifier); whether the number is legal is judged later, because a wrong key comes first.
 """
 
-from schemas.errors import BadRecord, Reason
+from durabill.schemas.errors import BadRecord, Reason
 
 RawSegment = tuple[bytes, int, int, int, bool]
 

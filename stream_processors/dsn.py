@@ -10,9 +10,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import TupleRow
+from durabill.schemas.errors import DurabillError
+from durabill.schemas.extras import ExtraMissing
+
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.rows import TupleRow
+except ModuleNotFoundError as error:
+    raise ExtraMissing(__name__, "psycopg", "engine") from error
 
 SECRET_OPTIONS = (
     "password",
@@ -31,7 +37,7 @@ _HOW = (
 )
 
 
-class BadDsn(ValueError):
+class BadDsn(DurabillError, ValueError):
     """The DSN can't be read. The message quotes nothing of it, for that may be the password."""
 
 

@@ -1,7 +1,7 @@
 """All settings, from the environment (`DURABILL_*`) and from flags; every error at once.
 
 A field's environment name is its own in capitals with the prefix DURABILL_. Flags win over the
-environment. Options of the Kafka clients that decide about loss are set here, each with its why.
+environment. The options of Kafka clients stand in `kafka.options`, each with its why.
 """
 
 import re
@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
-from schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX
-from stream_processors.errors import SettingsError
-from stream_processors.order import Policy
+from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+from durabill.schemas.errors import SettingsError
+from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX
+from durabill.schemas.topics import Topics
+from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
 TEN_YEARS_S = 315_360_000
@@ -76,12 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_000
     gateway_address_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
     gateway_clock_offset_max_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 30.0
-    report_interval_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 10
+    report_interval_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 10
 
     ledger_dsn: str = ""
     data_dir: str = ".durabill"
-    crash_at_step: str = ""
-    """For the crash tests only: `step:occurrence` at which a worker kills itself."""
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(self._shown())})"
@@ -96,6 +95,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def checkpoint_topic(self) -> str:
         """Return the name of the changelog topic of the interval table."""
         return checkpoint_topic(self.application_id)
+
+    @property
+    def topics(self) -> Topics:
+        """Return the names of all topics; raises SettingsError unless they differ."""
+        return Topics(
+            segments=self.segments_topic,
+            totals=self.totals_topic,
+            dead_letters=self.dead_letters_topic,
+            checkpoint=self.checkpoint_topic,
+        )
 
     @property
     def policy(self) -> Policy:
@@ -206,10 +215,11 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             raw[name] = value
     raw.update({name: value for name, value in flags.items() if value is not None})
     good: dict[str, Any] = {}
-    types = msgspec.inspect.type_info(Settings)
-    assert isinstance(types, msgspec.inspect.StructType)
-    hints = {each.name: annotation for each, annotation in zip(types.fields, _types(), strict=True)}
+    hints = get_type_hints(Settings, include_extras=True)
     for name, value in raw.items():
+        if not str(value).isascii() and re.search("[\ud800-\udfff]", str(value)):
+            problems.append(f"{PREFIX}{name.upper()} is no text in UTF-8")
+            continue
         try:
             good[name] = msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError as error:
@@ -217,7 +227,10 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             problems.append(f"{PREFIX}{name.upper()}={shown}: {_explain(error, hints[name])}")
     problems += _connection_problems({**_DEFAULTS, **good})
     if dsn := good.get("ledger_dsn"):
-        from stream_processors.dsn import BadDsn, read_dsn  # psycopg is for those who need it
+        from durabill.stream_processors.dsn import (  # psycopg is for those who need it
+            BadDsn,
+            read_dsn,
+        )
 
         try:
             read_dsn(dsn)
@@ -225,17 +238,34 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             problems.append(f"{PREFIX}LEDGER_DSN: {error}")
     if not problems:
         settings = Settings(**good)
-        problems = settings.interim_problems()
+        problems = [*settings.interim_problems(), *_topic_problems(settings)]
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _topic_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with the topics' names together."""
+    try:
+        assert settings.topics
+    except SettingsError as error:
+        return error.problems
+    return []
+
+
+_BOUND = re.compile(r"Expected `(?:int|float)` (<=|>=|<|>) (.+)")
+_BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
+_KINDS = {float: "a number", int: "a whole number", bool: "true or false"}
 
 
 def _explain(error: msgspec.ValidationError, hint: Any) -> str:
     """Return what is wrong with a value; of an enumeration also what is allowed."""
     if get_origin(hint) is Literal:
         return f"it must be one of {', '.join(get_args(hint))}"
-    return str(error)
+    if bound := _BOUND.fullmatch(str(error)):
+        return f"it must be {_BOUNDS[bound[1]]} {float(bound[2]):.15g}"
+    kind = _KINDS.get(getattr(hint, "__origin__", hint))
+    return str(error) if kind is None else f"it must be {kind}"
 
 
 def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
@@ -267,8 +297,3 @@ def _content(variable: str, path: str, problems: list[str]) -> str:
         why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         problems.append(f"{variable}={path}: the file can't be read: {why}")
         return ""
-
-
-def _types() -> list[Any]:
-    hints = get_type_hints(Settings, include_extras=True)
-    return [hints[name] for name in Settings.__struct_fields__]

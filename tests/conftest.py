@@ -23,10 +23,11 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from deploy.kafka import LocalKafka
-from deploy.postgres import LocalPostgres
-from deploy.stack import StackError
-from deploy.topics import create_topics
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import StackError
+from durabill.deploy.topics import create_topics
+from durabill.schemas.topics import Topics as TopicNames
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 JARS_DIR = PROJECT_DIR / ".durabill" / "jars"
@@ -34,13 +35,9 @@ _FOLDER_PREFIX = "durabill-test-"
 
 
 @dataclass(frozen=True)
-class Topics:
+class Topics(TopicNames):
     """Names of freshly made topics, and the partition count that they share."""
 
-    segments: str
-    totals: str
-    dead_letters: str
-    checkpoint: str
     partitions: int
 
 
@@ -141,18 +138,10 @@ def topics(bootstrap_servers: str) -> Iterator[Topics]:
         partitions=4,
     )
     kafka: dict[str, Any] = {"bootstrap.servers": bootstrap_servers}
-    create_topics(
-        kafka,
-        segments=made.segments,
-        totals=made.totals,
-        dead_letters=made.dead_letters,
-        checkpoint=made.checkpoint,
-        partitions=made.partitions,
-    )
+    create_topics(kafka, made, partitions=made.partitions)
     yield made
     admin = AdminClient(kafka)
-    names = [made.segments, made.totals, made.dead_letters, made.checkpoint]
-    for future in admin.delete_topics(names).values():
+    for future in admin.delete_topics(list(made.by_role.values())).values():
         # A test may have deleted one itself, or stopped the broker.
         with contextlib.suppress(Exception):
             future.result(timeout=10)

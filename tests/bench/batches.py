@@ -17,8 +17,8 @@ from typing import Any
 import cramjam
 from aiokafka.record.util import calc_crc32c
 
-from schemas.wire import zigzag
-from stream_processors.batch import CRC_FROM, HEADER, HEADER_SIZE, LOG_APPEND_TIME
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.engine.batch import CRC_FROM, HEADER, HEADER_SIZE, LOG_APPEND_TIME
 from tests.bench.processes import BenchError
 from tests.bench.traffic import Entry
 

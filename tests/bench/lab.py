@@ -15,9 +15,10 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from deploy.kafka import LocalKafka
-from deploy.topics import create_topics
-from schemas import PARTITIONER, decode_total
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.topics import create_topics
+from durabill.schemas import PARTITIONER, decode_total
+from durabill.schemas.topics import Topics
 from tests.bench.processes import cpu_s
 from tests.bench.traffic import Entry, Sent, Shape, generate
 
@@ -106,10 +107,7 @@ class Lab:
         names = Names(mark, segments or f"{mark}.segments", f"{mark}.totals", f"{mark}.dead")
         create_topics(
             self.kafka,
-            segments=names.segments,
-            totals=names.totals,
-            dead_letters=names.dead_letters,
-            checkpoint=names.checkpoint,
+            Topics(names.segments, names.totals, names.dead_letters, names.checkpoint),
             partitions=PARTITIONS,
         )
         return names

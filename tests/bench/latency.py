@@ -13,7 +13,7 @@ from statistics import quantiles
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from schemas import PARTITIONER, partition_for
+from durabill.schemas import PARTITIONER, partition_for
 from tests.bench.batches import RawProducer, encode_batch, paced
 from tests.bench.lab import PARTITIONS, Lab
 from tests.bench.processes import BenchError

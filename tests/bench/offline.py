@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 
-from schemas import OWN_SCHEMA_ONLY
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import Place
-from stream_processors.worker import BLOCKS_AT_ONCE
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.worker.processor import BLOCKS_AT_ONCE
 from tests.bench.batches import encode_batch
 from tests.bench.processes import memory_mb
 from tests.bench.traffic import Sent, generate, open_orders

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.java import find_java, java_version
-from schemas import SEGMENT_HEADER, TOTAL_HEADER
+from durabill.deploy.local.java import find_java, java_version
+from durabill.schemas import SEGMENT_HEADER, TOTAL_HEADER
 from tests.bench.lab import PARTITIONS, ROOT, STATE_DIR, Lab, Names
 from tests.bench.processes import BenchError, Child
 

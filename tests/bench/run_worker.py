@@ -3,10 +3,10 @@
 import os
 import sys
 
-from deploy.logs import set_up_logging
-from schemas import WriterSchemas
-from stream_processors.app import run_worker
-from stream_processors.settings import load_settings
+from durabill.deploy.logs import set_up_logging
+from durabill.schemas import WriterSchemas
+from durabill.stream_processors.settings import load_settings
+from durabill.stream_processors.worker.app import run_worker
 from tests.bench.lab import PARTITIONS
 
 if __name__ == "__main__":

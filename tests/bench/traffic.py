@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from producers.gateway import new_order_number
-from schemas import SEGMENT_HEADER, SegmentEvent, encode_segment
-from schemas.wire import zigzag
+from durabill.producers.gateway.server import new_order_number
+from durabill.schemas import SEGMENT_HEADER, SegmentEvent, encode_segment
+from durabill.schemas.wire import zigzag
 
 Entry = tuple[bytes, bytes]
 """Key and value of a record."""

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER
-from schemas.wire import zigzag
-from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, Chunk
-from stream_processors.blocks import large_snapshot, plain_snapshot
-from stream_processors.columns import ColumnTable, compile_kernel
-from stream_processors.effects import Step
-from stream_processors.order import Order, Policy
-from stream_processors.slots import BLOCK_SLOTS, LARGE_PIECES
-from stream_processors.table import Place
+from durabill.schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine.batch import BATCH_UNPACKED_BYTES_MAX, Chunk
+from durabill.stream_processors.engine.blocks import large_snapshot, plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable, compile_kernel
+from durabill.stream_processors.engine.effects import Step
+from durabill.stream_processors.engine.slots import BLOCK_SLOTS, LARGE_PIECES
+from durabill.stream_processors.engine.table import Place
 from tests.property.batches import Entry, encode_batch
 from tests.unit.test_steps import order_with
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from deploy.stack import HOST, find_free_ports
+from durabill.deploy.local.stack import HOST, find_free_ports
 from tests.bench.lab import ROOT, Lab, Names
 from tests.bench.processes import BenchError, Child, cpu_s, memory_mb
 

@@ -21,9 +21,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from deploy.java import find_java
-from deploy.kafka import LocalKafka
-from deploy.stack import HOST, find_free_ports
+from durabill.deploy.local.java import find_java
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.stack import HOST, find_free_ports
 from tests.conftest import JARS_DIR
 
 PASSWORD = "correct-horse"
@@ -59,7 +59,7 @@ class Right:
 
 
 def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> list[Right]:
-    """Return the rights of a role as README has them; `topics` are the names by their roles."""
+    """Return a role's rights as docs/operations.md has them; `topics` are names by their roles."""
     segments, totals = topics["segments"], topics["totals"]
     if role == "worker":
         return [

@@ -10,8 +10,8 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.kafka import LocalKafka
-from schemas import PARTITIONER
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.schemas import PARTITIONER
 from tests.broker.traffic_kit import Pair
 from tests.broker.worker_kit import wait_until
 from tests.conftest import JARS_DIR

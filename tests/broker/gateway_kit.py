@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from producers.gateway import GatewayConfig, serve_gateway
-from schemas import SegmentEvent, decode_segment
-from stream_processors.clients import patiently
+from durabill.producers.gateway.server import GatewayConfig, serve_gateway
+from durabill.schemas import SegmentEvent, decode_segment
+from durabill.stream_processors.kafka.errors import patiently
 
 
 def answer(

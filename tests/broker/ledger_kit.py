@@ -11,9 +11,9 @@ import psycopg
 from confluent_kafka import Producer
 from psycopg.conninfo import make_conninfo
 
-from deploy.migrate import migrate
-from schemas import Interval, NumberRange, OrderTotal, Status, encode_total, partition_for
-from stream_processors.ledger import LedgerStats, run_ledger
+from durabill.deploy.migrate import migrate
+from durabill.schemas import Interval, NumberRange, OrderTotal, Status, encode_total, partition_for
+from durabill.stream_processors.ledger.consumer import LedgerStats, run_ledger
 
 
 def a_total(order: str = "SO1", revision: int = 1, duration_ms: int = 1_000) -> OrderTotal:

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
-from deploy.topics import create_topics
-from stream_processors.outlet import finds_foreign
-from stream_processors.reading import open_producer
+from durabill.deploy.topics import create_topics
+from durabill.stream_processors.kafka.fencing import open_producer
+from durabill.stream_processors.worker.partition_writer import finds_foreign
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
@@ -22,10 +23,7 @@ def make_second(deployed: Deployment) -> str:
     second = SECOND.format(name=deployed.name)
     create_topics(
         deployed.kafka,
-        segments=deployed.segments,
-        totals=deployed.totals,
-        dead_letters=deployed.dead_letters,
-        checkpoint=f"{second}-checkpoint-changelog",
+        replace(deployed.topics, checkpoint=f"{second}-checkpoint-changelog"),
         partitions=deployed.partitions,
     )
     return second
@@ -109,10 +107,7 @@ def contradiction(bootstrap_servers: str, folder: Path) -> None:
         third = f"{deployed.name}-third"
         create_topics(
             deployed.kafka,
-            segments=deployed.segments,
-            totals=deployed.totals,
-            dead_letters=deployed.dead_letters,
-            checkpoint=f"{third}-checkpoint-changelog",
+            replace(deployed.topics, checkpoint=f"{third}-checkpoint-changelog"),
             partitions=deployed.partitions,
         )
         heir = deployed.start_and_wait(

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from deploy.ask_workers import ask_workers
+from durabill.deploy.commands.ask_workers import ask_workers
+from durabill.schemas.order_state import OrderState
 from tests.broker.gateway_kit import answer, serving
+from tests.state_kit import a_state, as_json
 
 TOKEN = "a-token-of-the-workers"
-STATE = {"phase": "OPEN", "source_offset": 4}
+STATE = a_state("a/b")
 
 
 def worker(status: int, body: Any) -> type[http.server.BaseHTTPRequestHandler]:
@@ -35,12 +37,13 @@ def refusal(reason: str) -> dict[str, Any]:
     return {"error": {"reason": reason, "detail": f"it is {reason}", "status": 0}}
 
 
-OWNER = worker(200, STATE)
-OLDER = worker(200, STATE | {"source_offset": 3})
+OWNER = worker(200, as_json(STATE))
+OLDER = worker(200, as_json(STATE) | {"source_offset": 3})
 UNKNOWN = worker(404, refusal("UNKNOWN_ORDER"))
 OTHER = worker(421, refusal("NOT_OWNED"))
 BEHIND = worker(503, refusal("CATCHING_UP"))
 NO_WORKER = worker(404, "Not Found")
+ANOTHER = worker(200, {"phase": "OPEN"})
 Handlers = list[type[http.server.BaseHTTPRequestHandler]]
 
 
@@ -52,9 +55,10 @@ Handlers = list[type[http.server.BaseHTTPRequestHandler]]
         ([OTHER, UNKNOWN, BEHIND], None, "does not know it"),
         ([OTHER, BEHIND], None, "it is CATCHING_UP"),
         ([NO_WORKER], None, "status 404"),
+        ([ANOTHER], None, "no worker of this version"),
     ],
 )
-def test_the_owner_decides(handlers: Handlers, state: dict[str, Any] | None, why: str) -> None:
+def test_the_owner_decides(handlers: Handlers, state: OrderState | None, why: str) -> None:
     with ExitStack() as stack:
         urls = [stack.enter_context(serving(each)) for each in handlers]
         found, reason = ask_workers([*urls, "http://127.0.0.1:1/"], TOKEN, "a/b")
@@ -68,4 +72,4 @@ def test_a_token_that_is_missing_is_told() -> None:
         found, reason = ask_workers([url], "", "a/b")
     assert found is None
     assert "DURABILL_WORKER_TOKEN" in reason
-    assert (None, "no worker is known (DURABILL_WORKER_URLS)") == ask_workers([], TOKEN, "a/b")
+    assert ask_workers([], TOKEN, "a/b") == (None, "no worker is known (DURABILL_WORKER_URLS)")

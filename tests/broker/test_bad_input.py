@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-from deploy.stack import StackError
-from deploy.topics import check_topics, create_topics
-from schemas import OrderTotal, Reason, SegmentEvent, decode_total, partition_for
-from schemas.limits import LETTER_CUT_BYTES
-from schemas.wire import zigzag
-from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
-from stream_processors.dead_letters import DeadLetterError, list_dead_letters
-from stream_processors.resend import resend
+from durabill.deploy.topics import check_topics, create_topics
+from durabill.schemas import OrderTotal, Reason, SegmentEvent, decode_total, partition_for
+from durabill.schemas.errors import ContractError
+from durabill.schemas.limits import LETTER_CUT_BYTES
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.dead_letters.letters import DeadLetterError, list_dead_letters
+from durabill.stream_processors.dead_letters.resend import resend
+from durabill.stream_processors.engine.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
 from tests.broker import raw_kit
 from tests.broker.traffic_kit import now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until
@@ -251,13 +251,8 @@ def test_compacted_segments(deployed: Deployment) -> None:
         min_cleanable_dirty_ratio="0.001",
         max_compaction_lag_ms="1",
     )
-    with pytest.raises(StackError, match=r"has cleanup\.policy=compact; it must be delete"):
-        check_topics(
-            deployed.kafka,
-            segments=deployed.segments,
-            totals=deployed.totals,
-            dead_letters=deployed.dead_letters,
-        )
+    with pytest.raises(ContractError, match=r"has cleanup\.policy=compact; it must be delete"):
+        check_topics(deployed.kafka, deployed.topics)
     base_ms = now_ms() - 60_000
 
     def send_round(number: int) -> None:
@@ -289,21 +284,16 @@ def test_compacted_segments(deployed: Deployment) -> None:
 
 
 def test_topics_too_small_for_what_a_worker_has_to_write(deployed: Deployment) -> None:
-    names: dict[str, Any] = {
-        "segments": deployed.segments,
-        "totals": deployed.totals,
-        "dead_letters": deployed.dead_letters,
-        "checkpoint": deployed.checkpoint,
-    }
+    names = deployed.topics.by_role
     for name in names.values():
         alter(deployed, name, max_message_bytes="1000000")
-    with pytest.raises(StackError) as caught:
-        check_topics(deployed.kafka, **names)
+    with pytest.raises(ContractError) as caught:
+        check_topics(deployed.kafka, deployed.topics)
     for name, size in zip(names.values(), (1_048_588, 16 << 20, 2 << 20, 16 << 20), strict=True):
         assert f"{name} has max.message.bytes=1000000" in str(caught.value)
         assert f"{name} --add-config max.message.bytes={size}" in str(caught.value)
     alter(deployed, deployed.segments, max_message_bytes="5000000")
-    create_topics(deployed.kafka, **names, partitions=deployed.partitions, alter=True)
+    create_topics(deployed.kafka, deployed.topics, partitions=deployed.partitions, alter=True)
     resource = ConfigResource("topic", deployed.segments)
     admin = AdminClient(deployed.kafka)
     kept = admin.describe_configs([resource])[resource].result(20)["max.message.bytes"]

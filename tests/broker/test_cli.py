@@ -19,11 +19,11 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.cli import app
-from schemas import PARTITIONER, SegmentEvent, encode_segment
-from tests.unit.test_readme import python_block
+from durabill.deploy.commands.cli import app
+from durabill.schemas import PARTITIONER, SegmentEvent, encode_segment
+from tests.unit.documents import python_block
 
-COMMAND = (sys.executable, "-m", "deploy.cli")
+COMMAND = (sys.executable, "-m", "durabill.deploy.commands.cli")
 PATIENCE_S = 180.0  # a worker may have to compile first
 
 
@@ -149,7 +149,7 @@ def deployment(names: dict[str, str], ledger_dsn: str, tmp_path: Path) -> Iterat
 
         def all_assigned() -> bool:
             states = [answer_of(f"{worker['url']}/status") for worker in workers]
-            return [2, 2] == [len(state["partitions"]) if state else 0 for state in states]
+            return [len(state["partitions"]) if state else 0 for state in states] == [2, 2]
 
         eventually("each worker has two partitions", all_assigned)
         yield Deployment(settings, workers, gateway)
@@ -199,7 +199,7 @@ def test_a_worker_refuses_topics_that_would_bill_by_the_clients_clock(
 ) -> None:
     created = run("topics", "create", "--partitions", "2", "--json", **names)
     assert created.returncode == 0, created.stderr
-    assert 2 == json.loads(created.stdout)["partitions"]
+    assert json.loads(created.stdout)["partitions"] == 2
     assert run("topics", "check", **names).returncode == 0
 
     wrong = f"{names['application_id']}.by-client"
@@ -243,25 +243,25 @@ def test_the_readmes_producer_is_billed_and_shown(deployment: Deployment) -> Non
     }
     for number in orders:
         (shown,) = deployment.json_of("order", number)
-        assert [1, 2] == [each["number"] for each in shown["records"]]
-        assert ["counted", "counted"] == [each["verdict"] for each in shown["records"]]
+        assert [each["number"] for each in shown["records"]] == [1, 2]
+        assert [each["verdict"] for each in shown["records"]] == ["counted", "counted"]
         assert [[start_ms, start_ms + 14_200]] == shown["intervals"]
         # Whichever worker is asked, the one that owns the order answers.
-        assert "SETTLED" == shown["live"]["phase"]
-        assert [1] == [total["revision"] for total in shown["totals"]]
+        assert shown["live"]["phase"] == "SETTLED"
+        assert [total["revision"] for total in shown["totals"]] == [1]
     text = run("order", orders[0], **deployment.settings)
     assert text.returncode == 0, text.stderr
     assert "14.200 s proven of 14.200 s" in text.stdout
-    assert 1 == run("order", "never-seen", **deployment.settings).returncode
+    assert run("order", "never-seen", **deployment.settings).returncode == 1
     with psycopg.connect(deployment.settings["ledger_dsn"]) as connection:
         rows = connection.execute("SELECT status, orders FROM ledger_status").fetchall()
     assert ("COMPLETE", 6) in rows
     (told,) = deployment.json_of("status")
-    assert (True, [], 4) == (told["ok"], told["problems"], told["partition_count"])
+    assert (told["ok"], told["problems"], told["partition_count"]) == (True, [], 4)
     assert {each["url"] for each in deployment.workers} == {
         each["owner"] for each in told["partitions"]
     }
-    assert (6, 0, 0) == tuple(told["ledger"][name] for name in ("totals", "disputed", "unreadable"))
+    assert tuple(told["ledger"][name] for name in ("totals", "disputed", "unreadable")) == (6, 0, 0)
     assert told["ledger"]["last_order_number"] in orders
 
 
@@ -269,16 +269,16 @@ def test_status_goes_on_without_kafka_workers_and_ledger(tmp_path: Path) -> None
     dsn = "postgresql://nobody:secret@127.0.0.1:1/ledger"
     away = {"bootstrap_servers": "127.0.0.1:1", "ledger_dsn": dsn, "data_dir": str(tmp_path)}
     ran = run("status", "--json", worker_urls="http://127.0.0.1:1/", **away)
-    assert 1 == ran.returncode, ran.stderr
+    assert ran.returncode == 1, ran.stderr
     kafka, ledger, worker = json.loads(ran.stdout)["problems"]
     assert "Kafka at 127.0.0.1:1 (DURABILL_BOOTSTRAP_SERVERS) can't be reached" in kafka
     assert "the ledger at nobody@127.0.0.1:1/ledger can't be asked" in ledger
-    assert "worker http://127.0.0.1:1 can't be asked: [Errno 111] Connection refused" == worker
+    assert worker == "worker http://127.0.0.1:1 can't be asked: [Errno 111] Connection refused"
     assert "secret" not in ran.stdout + ran.stderr
     ran = run("status", bootstrap_servers="127.0.0.1:1", data_dir=str(tmp_path))
-    assert (1, "2 problems") == (ran.returncode, ran.stdout.splitlines()[-1])
+    assert (ran.returncode, ran.stdout.splitlines()[-1]) == (1, "2 problems")
     assert "- no worker is known" in ran.stdout
-    assert 2 == run("status", settle_grace_s="soon").returncode
+    assert run("status", settle_grace_s="soon").returncode == 2
 
 
 def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None:
@@ -298,12 +298,12 @@ def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None
     request = urllib.request.Request(f"{url}/segments", json.dumps(segment).encode(), as_json)
     urllib.request.urlopen(request, timeout=10).close()
     shown = eventually("the live state", lambda: (answer_of(url) or {}).get("live"))
-    assert (700, "OPEN") == (shown["duration_ms"], shown["phase"])
+    assert (shown["duration_ms"], shown["phase"]) == (700, "OPEN")
 
 
 def test_a_worker_for_the_network_needs_a_token(names: dict[str, str]) -> None:
     ran = run("worker", "--worker-host", "0.0.0.0", **names)
-    assert 2 == ran.returncode
+    assert ran.returncode == 2
     assert "DURABILL_WORKER_TOKEN" in ran.stderr
     assert "Traceback" not in ran.stderr
 
@@ -315,7 +315,7 @@ def test_the_readmes_sdk_example_is_billed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example = python_block("from producers.client")
+    example = python_block("from durabill import")
     exec(example.replace("http://127.0.0.1:8080", deployment.gateway["url"]), {})
     number = capsys.readouterr().out.strip()
     (total,) = eventually("its total", lambda: deployment.json_of("totals"))
@@ -337,9 +337,9 @@ def test_a_dead_letter_is_listed_repaired_and_billed(deployment: Deployment) -> 
     assert producer.flush(15) == 0
     (letter,) = eventually("a dead letter", lambda: deployment.json_of("dead-letters"))
     assert ("IN_THE_FUTURE", encode_segment(bad).hex()) == (letter["reason"], letter["value"])
-    assert [] == deployment.json_of("dead-letters", "--reason", "TOO_LATE")
-    assert 2 == run("dead-letters", "--reason", "TOO_LAZY", **settings).returncode
-    assert 2 == run("dead-letters", "resend", **settings).returncode
+    assert deployment.json_of("dead-letters", "--reason", "TOO_LATE") == []
+    assert run("dead-letters", "--reason", "TOO_LAZY", **settings).returncode == 2
+    assert run("dead-letters", "resend", **settings).returncode == 2
 
     place = f"{letter['partition']}/{letter['offset']}"
     illegal = run("dead-letters", "resend", place, "--end-ms", "5", **settings)
@@ -347,14 +347,15 @@ def test_a_dead_letter_is_listed_repaired_and_billed(deployment: Deployment) -> 
     assert "BAD_TIME_SEQUENCE" in illegal.stderr
     deployment.json_of("dead-letters", "resend", place, "--end-ms", str(now_ms + 500))
     (total,) = eventually("its total", lambda: deployment.json_of("totals"))
-    assert ("letter-1", "COMPLETE", 500) == (
+    assert (
         total["service_order_number"],
         total["status"],
         total["duration_ms"],
-    )
+    ) == ("letter-1", "COMPLETE", 500)
     (shown,) = deployment.json_of("order", "letter-1")
-    assert ["dead letter: IN_THE_FUTURE", "counted"] == [
-        each["verdict"] for each in shown["records"]
+    assert [each["verdict"] for each in shown["records"]] == [
+        "dead letter: IN_THE_FUTURE",
+        "counted",
     ]
 
 
@@ -369,4 +370,4 @@ def test_a_small_fleet_and_its_truth(deployment: Deployment) -> None:
         return ran.returncode == 0
 
     eventually("every total of the fleet, exact", exact)
-    assert 2 == run("fleet", "--fault", "lots=1", **deployment.settings).returncode
+    assert run("fleet", "--fault", "lots=1", **deployment.settings).returncode == 2

@@ -11,13 +11,20 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producers.client import DurabillClient
-from producers.gateway import GatewayConfig
-from producers.spool import Spool, SpoolFull
-from producers.transport import HttpUplink, KafkaUplink
-from producers.uplink import Backoff, Grant, SendResult, UplinkRefused, UplinkUnavailable
-from producers.web_server import Limits
-from schemas import SegmentEvent, decode_segment, partition_for
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.producers.gateway.web_server import Limits
+from durabill.producers.sdk.client import Client
+from durabill.producers.sdk.http_uplink import HttpUplink
+from durabill.producers.sdk.kafka_uplink import KafkaUplink
+from durabill.producers.sdk.spool import Spool, SpoolFull
+from durabill.producers.sdk.uplink import (
+    Backoff,
+    Grant,
+    SendResult,
+    UplinkRefused,
+    UplinkUnavailable,
+)
+from durabill.schemas import SegmentEvent, decode_segment, partition_for
 from tests.broker.gateway_kit import gateway, read_topic, segments_of
 from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics
@@ -89,7 +96,7 @@ def test_services_arrive_whole(
     with gateway(gateway_config) as url:
         uplink = HttpUplink(url)
         kafka = KafkaUplink(gateway_config.kafka, topics.segments, orders=uplink)
-        with DurabillClient(uplink if way == "http" else kafka, tmp_path / "spool") as client:
+        with Client(uplink if way == "http" else kafka, tmp_path / "spool") as client:
             started_s = time.monotonic()
             services = [client.start(), client.start("my own/1")]
             time.sleep(0.4)
@@ -113,9 +120,9 @@ def test_services_arrive_whole(
 
 METER = """
 import sys, time
-from producers.client import DurabillClient
-from producers.transport import HttpUplink
-with DurabillClient(HttpUplink(sys.argv[1]), sys.argv[2]) as client:
+from durabill.producers.sdk.client import Client
+from durabill.producers.sdk.http_uplink import HttpUplink
+with Client(HttpUplink(sys.argv[1]), sys.argv[2]) as client:
     service = client.start()
     print(service.service_order_number, flush=True)
     while True:
@@ -136,7 +143,7 @@ def test_kill_9_of_the_client_loses_no_segment(
             while int(meter.stdout.readline()) < 40:
                 pass
             meter.kill()
-        with DurabillClient(HttpUplink(url), spool, backoff=QUICK) as client:
+        with Client(HttpUplink(url), spool, backoff=QUICK) as client:
             (state,) = client.unfinished()
             assert state.service_order_number == number
             assert state.next_number >= 40
@@ -158,7 +165,7 @@ def test_segments_wait_for_a_gateway_that_is_down(
 ) -> None:
     spool, trouble = tmp_path / "spool", list[Exception]()
     with gateway(gateway_config) as url:
-        client = DurabillClient(HttpUplink(url), spool, backoff=QUICK, on_error=trouble.append)
+        client = Client(HttpUplink(url), spool, backoff=QUICK, on_error=trouble.append)
         service = client.start()
     with client:
         time.sleep(0.2)
@@ -178,7 +185,7 @@ def test_segments_wait_for_a_gateway_that_is_down(
 def test_segments_wait_for_a_kafka_that_is_down(tmp_path: Path) -> None:
     kafka = {"bootstrap.servers": "127.0.0.1:1", "log_level": "0"}
     uplink = KafkaUplink(kafka, delivery_timeout_s=0.5)
-    with DurabillClient(uplink, tmp_path / "spool", on_error=ignore) as client:
+    with Client(uplink, tmp_path / "spool", on_error=ignore) as client:
         with pytest.raises(UplinkRefused, match="NO_SERVER_TIME"):
             client.start()
         service = client.start(grant=Grant("SO1", NOW_MS, 1_000))
@@ -195,7 +202,7 @@ def test_refused_segments_are_kept_and_block_nobody(
     far_ms = time.time_ns() // 1_000_000 + 10**9  # a go that no server of ours has given
     with gateway(gateway_config) as url:
         uplink = HttpUplink(url)
-        with DurabillClient(uplink, tmp_path / "spool", on_error=trouble.append) as client:
+        with Client(uplink, tmp_path / "spool", on_error=trouble.append) as client:
             future = client.start(grant=Grant("future", far_ms, 1_000))
             good = client.start()
             refused = future.end()
@@ -247,7 +254,7 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
     trouble: list[Exception] = []
     uplink = Uplink()
     uplink.is_up = False
-    with DurabillClient(
+    with Client(
         uplink,
         tmp_path / "spool",
         spool_limit_bytes=64 * 1024,
@@ -266,13 +273,13 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
 
 def test_running_services_outlive_a_clean_close(tmp_path: Path) -> None:
     uplink = Uplink()
-    with DurabillClient(uplink, tmp_path / "spool") as client:
+    with Client(uplink, tmp_path / "spool") as client:
         client.start()
         with pytest.raises(ValueError, match="in use"):
             client.start("SO1")
         time.sleep(0.1)
     assert [s for s in uplink.got if s.end_identifier] == []
-    with DurabillClient(uplink, tmp_path / "spool") as client:
+    with Client(uplink, tmp_path / "spool") as client:
         (state,) = client.unfinished()
         with client.resume("SO1", count_gap=True):
             pass
@@ -284,7 +291,7 @@ def test_running_services_outlive_a_clean_close(tmp_path: Path) -> None:
 def test_refusals_of_one_order_do_not_stop_the_others(tmp_path: Path) -> None:
     uplink = Uplink()
     uplink.refuses = {"bad"}
-    with DurabillClient(uplink, tmp_path / "spool", on_error=ignore) as client:
+    with Client(uplink, tmp_path / "spool", on_error=ignore) as client:
         bad, good = client.start("bad"), client.start("good")
         time.sleep(0.1)
         assert good.end().acknowledged
@@ -302,9 +309,7 @@ def test_an_uplink_that_raises_does_not_end_the_sender(tmp_path: Path) -> None:
 
     uplink, trouble = Broken(), list[Exception]()
     uplink.is_up = False
-    with DurabillClient(
-        uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append
-    ) as client:
+    with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append) as client:
         assert client.start().end().acknowledged
     assert [type(error) for error in trouble] == [RuntimeError]
 

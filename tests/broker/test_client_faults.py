@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from producers.client import ClientStopped, DurabillClient
-from producers.session import SessionState
-from producers.spool import Spool, SpoolFull
-from producers.uplink import SendResult, UplinkRefused
-from schemas import SegmentEvent
+from durabill.producers.sdk.client import Client, ClientStopped
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import Spool, SpoolFull
+from durabill.producers.sdk.uplink import SendResult, UplinkRefused
+from durabill.schemas import SegmentEvent
 from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import QUICK, Uplink, ignore
 
@@ -25,7 +25,7 @@ def test_on_error_that_raises_stops_nothing(
 
     uplink = Uplink()
     uplink.is_up = False
-    with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=on_error) as client:
+    with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=on_error) as client:
         service = client.start()
         wait_until(lambda: "on_error raised; it was told of UplinkUnavail" in caplog.text, "told")
         uplink.is_up = True
@@ -49,7 +49,7 @@ def test_thread_that_dies_is_told_at_once_and_by_every_call(
     tmp_path: Path, error: BaseException
 ) -> None:
     clock, trouble, uplink = Clock(), list[Exception](), Uplink()
-    client = DurabillClient(uplink, tmp_path / "spool", clock=clock, on_error=trouble.append)
+    client = Client(uplink, tmp_path / "spool", clock=clock, on_error=trouble.append)
     service = client.start()
     uplink.is_up = False
     clock.raises = error
@@ -63,7 +63,7 @@ def test_thread_that_dies_is_told_at_once_and_by_every_call(
     with pytest.raises(ClientStopped, match="closed"):
         client.start()
     uplink.is_up = True
-    with DurabillClient(uplink, tmp_path / "spool") as client:  # carries on
+    with Client(uplink, tmp_path / "spool") as client:  # carries on
         assert client.resume("SO1").end().acknowledged
 
 
@@ -73,7 +73,7 @@ def test_whoever_waits_when_a_thread_dies_is_told(tmp_path: Path) -> None:
             time.sleep(0.2)
             raise SystemExit("of the uplink")
 
-    client = DurabillClient(Dying(), tmp_path / "spool", on_error=ignore)
+    client = Client(Dying(), tmp_path / "spool", on_error=ignore)
     started_s = time.monotonic()
     with pytest.raises(ClientStopped, match="sender died of SystemExit: of the uplink"):
         client.start().end(timeout_s=30)
@@ -85,7 +85,7 @@ def test_fault_with_one_service_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trouble, uplink = list[Exception](), Uplink()
-    with DurabillClient(uplink, tmp_path / "spool", on_error=trouble.append) as client:
+    with Client(uplink, tmp_path / "spool", on_error=trouble.append) as client:
         bad, good = client.start("bad"), client.start("good")
         with monkeypatch.context() as patch:
             patch.setattr(bad._session, "report", lambda _: 1 / 0)
@@ -96,7 +96,7 @@ def test_fault_with_one_service_stops_no_other(
         assert good.end().acknowledged
         assert bad.end().acknowledged
     ends = [each.service_order_number for each in uplink.got if each.end_identifier]
-    assert ["good", "bad"] == ends
+    assert ends == ["good", "bad"]
 
 
 def test_refused_ones_without_room_hold_up_no_other(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_refused_ones_without_room_hold_up_no_other(tmp_path: Path) -> None:
             spool.append(segments, SessionState(order, 10, first + count, count, False))
             stored[order] += count
     uplink.refuses = {"bad"}
-    with DurabillClient(
+    with Client(
         uplink, path, spool_limit_bytes=64 * 1024, backoff=QUICK, on_error=trouble.append
     ) as client:
         wait_until(lambda: any(isinstance(each, SpoolFull) for each in trouble), "told")

@@ -11,19 +11,20 @@ from typing import Any
 
 import pytest
 
-from producers.client import DurabillClient
-from producers.holds import Holds
-from producers.session import SessionState
-from producers.spool import Spool
-from producers.transport import HttpUplink, KafkaUplink
-from producers.uplink import (
+from durabill.producers.sdk.client import Client
+from durabill.producers.sdk.holds import Holds
+from durabill.producers.sdk.http_uplink import HttpUplink
+from durabill.producers.sdk.kafka_uplink import KafkaUplink
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import Spool
+from durabill.producers.sdk.uplink import (
     Grant,
     OrderFailed,
     SendResult,
     UplinkUnavailable,
     WillNotCount,
 )
-from schemas import SegmentEvent
+from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, read_topic, segments_of, serving
 from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, ignore
@@ -97,7 +98,7 @@ def test_only_the_gateways_own_word_is_final(
 
     with answering(answers) as url:
         result = sent_once(url, some(1))
-    assert [] == result.accepted
+    assert result.accepted == []
     assert ({0} if is_refused else set()) == set(result.refused)
     problem = result.problem or result.failed.get("SO1")
     assert is_refused or (problem is not None and problem.retry_after_s == 7)
@@ -115,16 +116,14 @@ def test_login_page_takes_nothing_out_of_the_spool(tmp_path: Path) -> None:
 
     with answering(answers) as url:
         uplink = HttpUplink(url)
-        with DurabillClient(
-            uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append
-        ) as client:
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append) as client:
             service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
             receipt = service.end(timeout_s=0.3)
-            assert (1, False) == (receipt.pending, receipt.acknowledged)
+            assert (receipt.pending, receipt.acknowledged) == (1, False)
             assert "status 200, but no answer of a gateway" in str(trouble[0])
             has_logged_in.set()
             assert service.end().acknowledged
-    assert [1] == got
+    assert got == [1]
 
 
 def test_what_will_not_count_is_told_and_not_acknowledged(tmp_path: Path) -> None:
@@ -146,23 +145,23 @@ def test_what_will_not_count_is_told_and_not_acknowledged(tmp_path: Path) -> Non
         spool.append(some(2), SessionState("SO1", 10, 3, NOW_MS, False))
     with answering(answers) as url:
         uplink = HttpUplink(url)
-        with DurabillClient(uplink, tmp_path / "spool", on_error=trouble.append) as client:
+        with Client(uplink, tmp_path / "spool", on_error=trouble.append) as client:
             receipt = client.resume("SO1", server_timestamp_ms=NOW_MS).end()
-            assert (0, False) == (receipt.pending, receipt.acknowledged)
+            assert (receipt.pending, receipt.acknowledged) == (0, False)
             (rejected,) = receipt.rejected
             found = (rejected.segment.business_data_number, rejected.reason, rejected.detail)
-            assert (2, "TOO_LATE", "by an hour") == found
+            assert found == (2, "TOO_LATE", "by an hour")
             assert [(WillNotCount, "TOO_LATE: by an hour")] == [(type(e), str(e)) for e in trouble]
             stats = client.stats()
-            assert (0, 1, 2, 1, 1) == (
+            assert (
                 stats.pending,
                 stats.rejected,
                 stats.acknowledged,
                 stats.refused,
                 stats.will_not_count,
-            )
-            assert 1 == client.discard_rejected("SO1")
-            assert ([], 0) == (client.rejected(), client.stats().rejected)
+            ) == (0, 1, 2, 1, 1)
+            assert client.discard_rejected("SO1") == 1
+            assert (client.rejected(), client.stats().rejected) == ([], 0)
 
 
 def test_kafka_tells_as_well_what_will_not_count(bootstrap_servers: str, topics: Topics) -> None:
@@ -180,7 +179,7 @@ def test_kafka_tells_as_well_what_will_not_count(bootstrap_servers: str, topics:
         uplink = KafkaUplink(kafka, topics.segments, correction_window_ms=known_ms)
         result = uplink.send(segments)
         uplink.close()
-        assert expected == {at: why.reason for at, why in result.refused.items()}
+        assert {at: why.reason for at, why in result.refused.items()} == expected
         assert {WillNotCount} == {type(why) for why in result.refused.values()}
         assert {0, 1, 2, 3, 4} - set(expected) == set(result.accepted)
     assert segments == segments_of(read_topic(bootstrap_servers, topics.segments))
@@ -200,7 +199,7 @@ def test_413_of_whomever_halves_the_batch(body: bytes) -> None:
     with answering(answers) as url:
         result = sent_once(url, some(361))
     assert list(range(361)) == result.accepted
-    assert ({}, {}, None) == (result.refused, result.failed, result.problem)
+    assert (result.refused, result.failed, result.problem) == ({}, {}, None)
     assert len(sizes) < 361 / 2
 
 
@@ -213,18 +212,16 @@ def test_413_for_a_single_segment_keeps_it(tmp_path: Path) -> None:
 
     with answering(answers) as url:
         result = sent_once(url, some(500))
-        assert [500, 250, 125, 62, 31, 15, 7, 3, 1] == sizes  # not each of them by itself
-        assert ([], {}) == (result.accepted, result.refused)
+        assert sizes == [500, 250, 125, 62, 31, 15, 7, 3, 1]  # not each of them by itself
+        assert (result.accepted, result.refused) == ([], {})
         assert OrderFailed is type(result.failed["SO1"])
         uplink = HttpUplink(url)
-        with DurabillClient(
-            uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append
-        ) as client:
-            assert 1 == client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.3).pending
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append) as client:
+            assert client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.3).pending == 1
             client.close(timeout_s=0)
     assert "status 413" in str(trouble[0])
     with Spool(tmp_path / "spool") as spool:
-        assert 1 == spool.pending()
+        assert spool.pending() == 1
 
 
 def test_wish_of_a_server_is_kept_though_somebody_waits(tmp_path: Path) -> None:
@@ -239,10 +236,10 @@ def test_wish_of_a_server_is_kept_though_somebody_waits(tmp_path: Path) -> None:
 
     with answering(answers) as url:
         uplink = HttpUplink(url)
-        with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
-            assert 1 == service.end(timeout_s=0.3).pending
-            assert 1 == service.end(timeout_s=0.1).pending
+            assert service.end(timeout_s=0.3).pending == 1
+            assert service.end(timeout_s=0.1).pending == 1
             assert service.end().acknowledged
     assert 1.0 <= asked_s[1] - asked_s[0] < 3.0
 
@@ -254,13 +251,13 @@ def test_wishes_for_single_orders_are_kept_as_well() -> None:
         holds.hold(number, 5.0, is_wish=is_wish)
     holds.hold("late", 6.0)
     holds.release()
-    assert ["wish", "late"] == holds.held(1.0)
-    assert ["wish"] == holds.held(1.0)
-    assert ["wish"] == holds.held(4.9)
-    assert [] == holds.held(5.0)
+    assert holds.held(1.0) == ["wish", "late"]
+    assert holds.held(1.0) == ["wish"]
+    assert holds.held(4.9) == ["wish"]
+    assert holds.held(5.0) == []
     holds.hold("wish", 9.0)
     holds.release()
-    assert [] == holds.held(5.0)
+    assert holds.held(5.0) == []
 
 
 def test_nonsense_in_a_grant_is_refused_and_the_next_one_is_taken(tmp_path: Path) -> None:
@@ -279,10 +276,10 @@ def test_nonsense_in_a_grant_is_refused_and_the_next_one_is_taken(tmp_path: Path
         uplink = HttpUplink(url)
         with pytest.raises(UplinkUnavailable, match="no grant: report_interval_ms is 0"):
             uplink.start()
-        with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
-            assert "SO1" == client.start(timeout_s=5).service_order_number
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+            assert client.start(timeout_s=5).service_order_number == "SO1"
             client.close(timeout_s=0)
-    assert [] == grants
+    assert grants == []
 
 
 def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Path) -> None:
@@ -293,12 +290,12 @@ def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Pa
 
     try:
         with answering(answers) as url:
-            client = DurabillClient(HttpUplink(url, timeout_s=60), tmp_path / "spool")
+            client = Client(HttpUplink(url, timeout_s=60), tmp_path / "spool")
             started_s = time.monotonic()
             with pytest.raises(UplinkUnavailable, match="no whole answer"):
                 client.start(timeout_s=0.3)
             assert 0.3 <= time.monotonic() - started_s < 1.0
-            assert 1 == client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.2).pending
+            assert client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.2).pending == 1
             client.close(timeout_s=0)
             wait_until(lambda: not any(t.is_alive() for t in client._threads), "it is over", 5)
             assert time.monotonic() - started_s < 5

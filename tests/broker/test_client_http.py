@@ -17,10 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from producers.bounded_http import ANSWER_BYTES_MAX, BoundedHttp
-from producers.transport import HttpUplink
-from producers.uplink import UplinkUnavailable
-from schemas import SegmentEvent
+from durabill.producers.sdk.bounded_http import ANSWER_BYTES_MAX, BoundedHttp
+from durabill.producers.sdk.http_uplink import HttpUplink
+from durabill.producers.sdk.uplink import UplinkUnavailable
+from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
 
 TIMEOUT_S = 0.3
@@ -176,9 +176,9 @@ def test_name_server_that_stalls_costs_one_thread(monkeypatch: pytest.MonkeyPatc
             with pytest.raises(UplinkUnavailable, match="no whole answer"):
                 http_.call("GET", "/", None)
             assert time.monotonic() - started_s < TIMEOUT_S + 0.5
-        assert ["meter.test"] == asked
+        assert asked == ["meter.test"]
         over.set()
-        assert 200 == http_.call("GET", "/", None, timeout_s=5).status
+        assert http_.call("GET", "/", None, timeout_s=5).status == 200
 
 
 def test_name_that_is_unknown_is_told() -> None:
@@ -217,7 +217,7 @@ def test_longest_answer(beyond: int, is_read: bool) -> None:
 
     with scripted(exact) as served, caller(served.url, timeout_s=20) as http_:
         if is_read:
-            assert ANSWER_BYTES_MAX - 200 < len(http_.call("GET", "/", None).body)
+            assert len(http_.call("GET", "/", None).body) > ANSWER_BYTES_MAX - 200
         else:
             with pytest.raises(UplinkUnavailable, match="longer than 1048576 bytes"):
                 http_.call("GET", "/", None)
@@ -281,10 +281,10 @@ def test_connections_are_kept_unless_something_is_wrong_with_them() -> None:
     with scripted(run) as served, caller(served.url, timeout_s=5) as http_:
         made = []
         for _ in range(6):
-            assert b"{}" == http_.call("GET", "/", None).body
+            assert http_.call("GET", "/", None).body == b"{}"
             time.sleep(0.15)  # for the end, or what nobody asked for, to arrive
             made.append(served.connections)
-    assert [1, 1, 2, 3, 4, 4] == made
+    assert made == [1, 1, 2, 3, 4, 4]
 
 
 def test_closing_ends_a_call_that_is_under_way() -> None:
@@ -318,7 +318,7 @@ def test_redirect_is_told_and_not_followed() -> None:
                 result = uplink.send([SegmentEvent("SO1", 1, 0, 5, False)])
                 assert ([], {}, {"SO1"}) == (result.accepted, result.refused, set(result.failed))
             uplink.close()
-    assert [] == asked
+    assert asked == []
 
 
 @pytest.mark.parametrize(
@@ -395,5 +395,5 @@ def test_tls_keeps_its_connections_and_trusts_no_stranger(
         monkeypatch.setenv("SSL_CERT_FILE", str(path))
         with caller(url, timeout_s=5) as http_:
             for _ in range(3):
-                assert b"{}" == http_.call("GET", "/", None).body
-    assert 1 == len(connections)
+                assert http_.call("GET", "/", None).body == b"{}"
+    assert len(connections) == 1

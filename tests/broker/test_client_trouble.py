@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from producers.client import DurabillClient
-from producers.holds import Holds
-from producers.session import SessionState
-from producers.spool import Spool, SpoolFull
-from producers.transport import HttpUplink
-from producers.uplink import Backoff, Grant, OrderFailed, UplinkUnavailable
-from schemas import SegmentEvent
+from durabill.producers.sdk.client import Client
+from durabill.producers.sdk.holds import Holds
+from durabill.producers.sdk.http_uplink import HttpUplink
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import Spool, SpoolFull
+from durabill.producers.sdk.uplink import Backoff, Grant, OrderFailed, UplinkUnavailable
+from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
 from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, Uplink, check_whole, ignore
@@ -73,7 +73,7 @@ def test_order_that_the_gateway_fails_for_blocks_nobody(tmp_path: Path, status: 
     spooled(path, "good", 3)
     with failing_gateway(status, "poison") as asked:
         uplink = HttpUplink(asked.url)
-        with DurabillClient(uplink, path, backoff=SLOW, on_error=trouble.append) as client:
+        with Client(uplink, path, backoff=SLOW, on_error=trouble.append) as client:
             wait_until(lambda: client._spool.pending("good") == 0, "the good one is sent")
             assert client._spool.pending("poison") == 1_200
             assert 1 <= asked.requests["poison"] <= 2  # it has pauses of its own
@@ -109,7 +109,7 @@ def test_several_poison_orders_block_nobody(tmp_path: Path) -> None:
         spooled(tmp_path / "spool", order, 2)
     with failing_gateway(500, *poison) as asked:
         uplink = HttpUplink(asked.url)
-        with DurabillClient(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             wait_until(lambda: client._spool.pending("good") == 0, "the good one is sent")
             assert client._spool.pending() == 2 * len(poison)
             client.close(timeout_s=0)
@@ -146,7 +146,7 @@ def test_full_disk_is_told_and_no_time_is_lost(
     down = Uplink()
     down.is_up = False
     path = small_disk / "spool"
-    with DurabillClient(down, path, backoff=QUICK, on_error=trouble.append) as client:
+    with Client(down, path, backoff=QUICK, on_error=trouble.append) as client:
         service = client.start(grant=Grant("SO1", NOW_MS, 5))
         wait_until(lambda: client._spool.pending() > 5, "some are stored")
         others = fill_up(small_disk)

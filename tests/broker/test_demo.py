@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 
 from tests.conftest import JARS_DIR
 
-COMMAND = (sys.executable, "-m", "deploy.cli", "demo")
+COMMAND = (sys.executable, "-m", "durabill.deploy.commands.cli", "demo")
 SMALL = ("--orders", "60", "--segments", "3000", "--seed", "11")
 
 

@@ -15,8 +15,8 @@ from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.util import calc_crc32c_py
 
-from stream_processors.batch import Chunk, headers_in, records
-from stream_processors.driver import (
+from durabill.stream_processors.engine.batch import Chunk, headers_in, records
+from durabill.stream_processors.worker.driver import (
     ActivePartitions,
     ChunkRecords,
     FetchedRecords,
@@ -249,7 +249,7 @@ def test_several_batches_of_a_real_broker_are_one_message(
 
 def corrupted(deployed: Deployment) -> int:
     """Exit code of a worker whose memory, or network, flips bits."""
-    broken = "import stream_processors.driver as d; d.calc_crc32c = lambda _: 0"
+    broken = "import durabill.stream_processors.worker.driver as d; d.calc_crc32c = lambda _: 0"
     worker = deployed.start_and_wait(prelude=broken)
     deployed.send([segment("flipped", 1, now_ms() - 10, now_ms(), True)])
     code = worker.wait(15)  # at once: a last checkpoint is not waited for

@@ -11,13 +11,19 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from producers.fleet import FleetError, FleetReport, compare, compare_dead_letters, run_fleet
-from producers.gateway import GatewayConfig
-from producers.plan import Faults, FleetPlan
-from producers.truth import LogRecord, read_log
-from producers.truth_file import read_truth
-from producers.truth_order import Policy
-from schemas import Reason, partition_for
+from durabill.producers.fleet.plan import Faults, FleetPlan
+from durabill.producers.fleet.run import (
+    FleetError,
+    FleetReport,
+    compare,
+    compare_dead_letters,
+    run_fleet,
+)
+from durabill.producers.fleet.truth import LogRecord, read_log
+from durabill.producers.fleet.truth_file import read_truth
+from durabill.producers.fleet.truth_order import Policy
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.schemas import Reason, partition_for
 from tests.broker.gateway_kit import gateway, read_topic
 from tests.conftest import Topics
 

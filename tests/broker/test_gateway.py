@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from producers.gateway import GatewayConfig, new_order_number, serve_gateway
-from producers.transport import quote_order_number
-from producers.web_server import Limits
-from schemas import SegmentEvent, partition_for
+from durabill.producers.gateway.server import GatewayConfig, new_order_number, serve_gateway
+from durabill.producers.gateway.web_server import Limits
+from durabill.producers.sdk.http_uplink import quote_order_number
+from durabill.schemas import SegmentEvent, partition_for
 from tests.broker.gateway_kit import call, gateway, read_topic, segments_of
 from tests.conftest import Topics
 
@@ -265,7 +265,7 @@ def test_order_numbers_sort_by_time_and_are_long_enough() -> None:
 
 MAIN = """
 import sys
-from producers.gateway import GatewayConfig, run_gateway
+from durabill.producers.gateway.server import GatewayConfig, run_gateway
 run_gateway(GatewayConfig({"bootstrap.servers": sys.argv[1]}, sys.argv[2]),
             lambda url: print(url, flush=True))
 """

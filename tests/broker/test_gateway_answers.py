@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producers.gateway import GatewayConfig
-from producers.web_server import Limits
-from schemas import BadRecord, check_order_number
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.producers.gateway.web_server import Limits
+from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
 from tests.conftest import Topics
 
@@ -55,16 +55,16 @@ def test_what_breaks_off_or_is_no_http_leaves_no_traceback(
     assert answer == b"" or answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")), answer
     assert b"aiohttp" not in answer
     time.sleep(0.1)
-    assert [] == [each for each in caplog.records if each.exc_info]
+    assert [each for each in caplog.records if each.exc_info] == []
     # No Kafka runs here: librdkafka's own line of that ("FAIL [rdkafka#…") may come at any time.
     told = [each for each in caplog.messages if not each.startswith("FAIL [rdkafka#")]
-    assert [] == [each for each in told if "Kafka" not in each]
-    assert 200 == call(url, "GET", "/healthz")[0]
+    assert [each for each in told if "Kafka" not in each] == []
+    assert call(url, "GET", "/healthz")[0] == 200
 
 
 def test_the_server_names_no_version(url: str) -> None:
     for method, path in (("GET", "/v1/time"), ("GET", "/none"), ("PUT", "/v1/orders")):
-        assert "durabill" == call(url, method, path)[2]["server"]
+        assert call(url, method, path)[2]["server"] == "durabill"
     assert b"server: durabill\r\n" in exchange(url, b"no http\r\n\r\n").lower()
 
 
@@ -82,7 +82,7 @@ def test_errors_name_no_addresses_users_or_settings() -> None:
             ("GET", "/readyz", None),
         ):
             status, answer, headers = call(url, method, path, body)
-            assert 503 == status
+            assert status == 503
             text = json.dumps([answer, list(headers.items())])
             for secret in (
                 "127.0.0.1",
@@ -112,8 +112,8 @@ def test_kafka_away_is_logged_once_and_not_per_request(caplog: pytest.LogCapture
     config = GatewayConfig({"bootstrap.servers": NOTHING_HERE}, delivery_timeout_ms=100)
     with gateway(config) as url:
         for _ in range(3):
-            assert 503 == call(url, "POST", SEGMENTS, BODY)[0]
-    assert 1 == len([each for each in caplog.messages if "not acknowledged" in each])
+            assert call(url, "POST", SEGMENTS, BODY)[0] == 503
+    assert len([each for each in caplog.messages if "not acknowledged" in each]) == 1
     assert any("Connection refused" in each for each in caplog.messages), "the cause"
     assert len(caplog.messages) < 6
 
@@ -135,13 +135,47 @@ def test_one_client_may_not_fill_the_way_to_kafka(topics: Topics) -> None:
             first.sendall(f"{head}content-length: {len(many)}\r\n\r\n".encode() + many)
             time.sleep(0.3)
             status, answer, headers = call(url, "POST", SEGMENTS, many)
-            assert (429, "TOO_MANY_IN_FLIGHT") == (status, answer["error"]["reason"])
+            assert (status, answer["error"]["reason"]) == (429, "TOO_MANY_IN_FLIGHT")
             assert int(headers["retry-after"]) > 0
             assert first.recv(100).startswith(b"HTTP/1.1 503 ")
-        assert 503 == call(url, "POST", SEGMENTS, b"[" + b",".join([BODY] * 9) + b"]")[0]
+        assert call(url, "POST", SEGMENTS, b"[" + b",".join([BODY] * 9) + b"]")[0] == 503
 
 
-# -- what a fuzzer found (.schemathesis): an answer that its description did not lead to expect
+# -- what a fuzzer of OpenAPI (schemathesis) found: answers that the description did not explain
+
+ZEROS = "0" * 63  # near the longest order number
+FUZZED = [
+    ("GET", f"/v1/orders/{ZEROS}", None, 503, "NO_WORKER_REACHABLE"),
+    (
+        "POST",
+        f"/v1/orders/{ZEROS}/segments",
+        b'[{"business_data_number": 1, "end_identifier": false, "end_ms": 0, "start_ms": 0}]',
+        422,
+        "BAD_SEGMENTS",
+    ),
+    (
+        "POST",
+        "/v1/orders/0/segments",  # to JSON Schema, 2.0 is an integer
+        b'[{"business_data_number": 1, "end_identifier": false, "start_ms": 2.0, "end_ms": 0}]',
+        422,
+        "BAD_SEGMENTS",
+    ),
+    ("POST", "/v1/orders", b'{"service_order_number": ""}', 422, "BAD_ORDER_NUMBER"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "reason"), FUZZED)
+def test_what_the_fuzzer_sent_is_answered_as_described(
+    method: str, path: str, body: bytes | None, status: int, reason: str
+) -> None:
+    kafka = {"bootstrap.servers": NOTHING_HERE}
+    with gateway(GatewayConfig(kafka, worker_urls=(f"http://{NOTHING_HERE}",))) as url:
+        _, document, _ = call(url, "GET", "/openapi.json")
+        answered, answer, headers = call(url, method, path, body)
+    assert (status, reason) == (answered, answer["error"]["reason"])
+    assert (status == 503) == ("retry-after" in headers)
+    template = re.sub(r"/v1/orders/[^/]+", "/v1/orders/{number}", path)
+    assert str(status) in document["paths"][template][method.lower()]["responses"]
 
 
 def test_what_a_schema_can_say_about_order_numbers_it_says(url: str) -> None:
@@ -151,7 +185,7 @@ def test_what_a_schema_can_say_about_order_numbers_it_says(url: str) -> None:
     (text,) = [each for each in asked if each["type"] == "string"]
     (in_path,) = document["paths"]["/v1/orders/{number}"]["parameters"]
     for schema in (text, in_path["schema"]):
-        assert (1, 64) == (schema["minLength"], schema["maxLength"])
+        assert (schema["minLength"], schema["maxLength"]) == (1, 64)
         pattern = re.compile(schema["pattern"].replace("$", r"\Z"))  # as ECMA has it
         for number in ("", "a\n", "\x00", "\x85", "x" * 65, "SO 1", "日本", "a\u2028b", "ü" * 32):
             fits = pattern.search(number) is not None and 1 <= len(number) <= 64
@@ -162,7 +196,7 @@ def test_what_a_schema_can_say_about_order_numbers_it_says(url: str) -> None:
             assert not fits, repr(number)
     item = shapes["SegmentRequest"]["properties"]
     for name in ("business_data_number", "start_ms", "end_ms"):
-        assert "integer" == item[name]["type"]
+        assert item[name]["type"] == "integer"
 
 
 def test_what_it_cannot_say_is_described(url: str) -> None:
@@ -172,7 +206,7 @@ def test_what_it_cannot_say_is_described(url: str) -> None:
     for start_ms, end_ms in ((0, 0), (2, 0)):
         body = {"business_data_number": 1, "start_ms": start_ms, "end_ms": end_ms}
         status, answer, _ = call(url, "POST", SEGMENTS, [body | {"end_identifier": False}])
-        assert (422, "BAD_TIME_SEQUENCE") == (status, answer["errors"][0]["reason"])
+        assert (status, answer["errors"][0]["reason"]) == (422, "BAD_TIME_SEQUENCE")
         assert "may not end before it starts" in post[str(status)]["description"]
     status, _, headers = call(url, "GET", f"/v1/orders/{'0' * 63}")
     assert str(status) in document["paths"]["/v1/orders/{number}"]["get"]["responses"]

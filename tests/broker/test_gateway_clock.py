@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from producers.gateway import GatewayConfig
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import call, gateway, read_topic
 from tests.conftest import Topics
 
@@ -47,32 +47,32 @@ def test_a_clock_that_is_two_minutes_ahead(
     with gateway(machine_ahead(base, 120_000)) as url:
         _, grant, _ = call(url, "POST", "/v1/orders")
         assert grant["server_timestamp_ms"] > now_ms() + 115_000, "nothing has been learned yet"
-        assert 200 == call(url, "GET", "/readyz")[0]
+        assert call(url, "GET", "/readyz")[0] == 200
         body = [item(1, grant["server_timestamp_ms"]), item(2, now_ms())]
         status, answer, _ = call(url, "POST", SEGMENTS, body)
-        assert (200, 1) == (status, answer["accepted"])
+        assert (status, answer["accepted"]) == (200, 1)
         future, good = answer["segments"]
-        assert [1, 2] == [each["business_data_number"] for each in answer["receipts"]]
-        assert (1, False, "IN_THE_FUTURE") == (
+        assert [each["business_data_number"] for each in answer["receipts"]] == [1, 2]
+        assert (
             future["business_data_number"],
             future["counts"],
             future["reason"],
-        )
+        ) == (1, False, "IN_THE_FUTURE")
         assert "60000 are allowed" in future["detail"]
         expected = {"business_data_number": 2, "counts": True, "reason": None, "detail": None}
-        assert expected == good
+        assert good == expected
         # From now on its own clock doesn't matter.
         _, grant, _ = call(url, "POST", "/v1/orders")
         assert abs(grant["server_timestamp_ms"] - now_ms()) < 1_000
         _, told, _ = call(url, "GET", "/v1/time")
         assert abs(told["server_timestamp_ms"] - now_ms()) < 1_000
         status, answer, _ = call(url, "POST", SEGMENTS, item(3, now_ms() + 120_000))
-        assert 422 == status
-        assert "IN_THE_FUTURE" == answer["errors"][0]["reason"]
+        assert status == 422
+        assert answer["errors"][0]["reason"] == "IN_THE_FUTURE"
         status, answer, _ = call(url, "GET", "/readyz")
-        assert (503, "CLOCK_OFF") == (status, answer["error"]["reason"])
-        assert 200 == call(url, "GET", "/healthz")[0]
-    assert 2 == len(read_topic(bootstrap_servers, topics.segments))
+        assert (status, answer["error"]["reason"]) == (503, "CLOCK_OFF")
+        assert call(url, "GET", "/healthz")[0] == 200
+    assert len(read_topic(bootstrap_servers, topics.segments)) == 2
     (line,) = [each for each in caplog.messages if "ahead of the broker's" in each]
     told_ms = int(line.partition("clock is ")[2].partition(" ms")[0])
     assert abs(told_ms - 120_000) < 1_000
@@ -84,8 +84,8 @@ def test_a_small_offset_is_told_from_two_seconds_on(
 ) -> None:
     with gateway(machine_ahead(base, ahead_ms)) as url:
         for _ in range(2):
-            assert 200 == call(url, "POST", SEGMENTS, item(1, now_ms()))[0]
-        assert 200 == call(url, "GET", "/readyz")[0]
+            assert call(url, "POST", SEGMENTS, item(1, now_ms()))[0] == 200
+        assert call(url, "GET", "/readyz")[0] == 200
     lines = [each for each in caplog.messages if "clock is" in each]
     assert int(ahead_ms == -3_000) == len(lines)
     assert all("behind the broker's" in each for each in lines)
@@ -96,22 +96,22 @@ def test_too_late_is_judged_by_the_broker_too(base: dict[str, Any]) -> None:
     with gateway(machine_ahead(config, -60_000)) as url:
         late_ms, good_ms = now_ms() - 3_610_000, now_ms() - 3_590_000
         status, answer, _ = call(url, "POST", SEGMENTS, [item(1, late_ms), item(2, good_ms)])
-        assert (200, 1) == (status, answer["accepted"])
-        assert [False, True] == [each["counts"] for each in answer["segments"]]
-        assert "TOO_LATE" == answer["segments"][0]["reason"]
+        assert (status, answer["accepted"]) == (200, 1)
+        assert [each["counts"] for each in answer["segments"]] == [False, True]
+        assert answer["segments"][0]["reason"] == "TOO_LATE"
         # With the offset known it is refused beforehand.
         status, answer, _ = call(url, "POST", SEGMENTS, [item(1, late_ms), item(2, good_ms)])
-        assert 422 == status
-        assert ["TOO_LATE"] == [each["reason"] for each in answer["errors"]]
+        assert status == 422
+        assert [each["reason"] for each in answer["errors"]] == ["TOO_LATE"]
 
 
 def test_the_answer_is_as_long_as_the_request(base: dict[str, Any]) -> None:
     with gateway(GatewayConfig(**base)) as url:
         body = [item(number, now_ms()) for number in (3, 1, 1, 2)]
         status, answer, _ = call(url, "POST", SEGMENTS, body)
-        assert (200, 4) == (status, answer["accepted"])
+        assert (status, answer["accepted"]) == (200, 4)
         for name in ("receipts", "segments"):
-            assert [3, 1, 1, 2] == [each["business_data_number"] for each in answer[name]]
+            assert [each["business_data_number"] for each in answer[name]] == [3, 1, 1, 2]
         _, document, _ = call(url, "GET", "/openapi.json")
         shape = json.dumps(document["components"]["schemas"]["SegmentResult"])
         for name in ("business_data_number", "counts", "reason", "detail"):

@@ -9,8 +9,8 @@ import threading
 import pytest
 from confluent_kafka import KafkaError
 
-from producers.gateway import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
-from producers.gateway_kafka import Publisher
+from durabill.producers.gateway.kafka import SegmentProducer
+from durabill.producers.gateway.server import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
 from tests.broker.gateway_kit import call
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
@@ -19,8 +19,8 @@ ITEM = {"business_data_number": 1, "start_ms": 0, "end_ms": 5, "end_identifier":
 MAIN = """
 import sys
 from confluent_kafka import KafkaError
-from producers import gateway_kafka
-from producers.gateway import GatewayConfig, run_gateway
+from durabill.producers.gateway import kafka as gateway_kafka
+from durabill.producers.gateway.server import GatewayConfig, run_gateway
 
 def break_it(publisher):
     if sys.argv[1] == "fatal":
@@ -28,11 +28,11 @@ def break_it(publisher):
     else:
         raise RuntimeError("poll broke")
 
-poll = gateway_kafka.Publisher._poll
+poll = gateway_kafka.SegmentProducer._poll
 def breaks(publisher):
     break_it(publisher)
     poll(publisher)
-gateway_kafka.Publisher._poll = breaks
+gateway_kafka.SegmentProducer._poll = breaks
 run_gateway(GatewayConfig({"bootstrap.servers": "127.0.0.1:1"}))
 """
 
@@ -51,14 +51,14 @@ def test_until_then_requests_and_health_say_so() -> None:
     answers: dict[str, tuple[int, str]] = {}
 
     async def main() -> None:
-        from producers.gateway import make_app
-        from producers.web_server import BoundedServer
+        from durabill.producers.gateway.server import make_app
+        from durabill.producers.gateway.web_server import BoundedServer
 
         config = GatewayConfig(NOTHING_HERE)
         app = make_app(config)
         server = BoundedServer(app, config.limits, access_log=None, shutdown_timeout_s=1)
         url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
-        publisher: Publisher = app[GATEWAY].publisher
+        publisher: SegmentProducer = app[GATEWAY].publisher
 
         async def ask(name: str, method: str, path: str, body: object = None) -> None:
             status, answer, _ = await asyncio.to_thread(call, url, method, path, body)
@@ -74,12 +74,12 @@ def test_until_then_requests_and_health_say_so() -> None:
         await server.stop()
 
     asyncio.run(main())
-    assert {
+    assert answers == {
         "waiting": (503, "KAFKA_UNAVAILABLE"),
         "health": (503, "KAFKA_PRODUCER_FAILED"),
         "ready": (503, "KAFKA_UNAVAILABLE"),
         "later": (503, "KAFKA_UNAVAILABLE"),
-    } == answers
+    }
 
 
 def test_other_errors_of_kafka_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -104,5 +104,5 @@ def test_other_errors_of_kafka_end_nothing(caplog: pytest.LogCaptureFixture) -> 
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
-    assert [] == seen
+    assert seen == []
     assert any("Connection refused" in each for each in caplog.messages)

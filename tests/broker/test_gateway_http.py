@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producers.gateway import GatewayConfig
-from producers.gateway_api import ERRORS_MAX, SEGMENTS_MAX
-from producers.transport import quote_order_number
-from producers.web_server import DISCARD_BYTES_MAX
-from schemas import BadRecord, check_order_number
+from durabill.producers.gateway.api import ERRORS_MAX, SEGMENTS_MAX
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.producers.gateway.web_server import DISCARD_BYTES_MAX
+from durabill.producers.sdk.http_uplink import quote_order_number
+from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
@@ -47,11 +47,11 @@ def refusal(
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "x", "identity, gzip", "GZIP"])
 def test_coded_bodies_are_refused(url: str, coding: str) -> None:
     headers = {"content-encoding": coding}
-    assert (415, "CONTENT_ENCODING") == refusal(url, headers, gzip.compress(WRONG))
+    assert refusal(url, headers, gzip.compress(WRONG)) == (415, "CONTENT_ENCODING")
 
 
 def test_identity_is_no_coding(url: str) -> None:
-    assert (422, "BAD_SEGMENTS") == refusal(url, {"content-encoding": "identity"})
+    assert refusal(url, {"content-encoding": "identity"}) == (422, "BAD_SEGMENTS")
 
 
 def test_a_bomb_is_never_unpacked(url: str) -> None:
@@ -59,7 +59,7 @@ def test_a_bomb_is_never_unpacked(url: str) -> None:
     assert 500_000 < len(bomb) < 1_048_576
     before_s = time.process_time()
     for _ in range(5):
-        assert (415, "CONTENT_ENCODING") == refusal(url, {"content-encoding": "gzip"}, bomb)
+        assert refusal(url, {"content-encoding": "gzip"}, bomb) == (415, "CONTENT_ENCODING")
     assert time.process_time() - before_s < 0.5, "unpacking one takes 0.2 s and more"
 
 
@@ -69,23 +69,23 @@ def test_a_bomb_is_never_unpacked(url: str) -> None:
      "application/jsonp", "application/json; charset=latin-1", "json"],
 )  # fmt: skip
 def test_other_types_are_refused(url: str, kind: str) -> None:
-    assert (415, "CONTENT_TYPE") == refusal(url, {"content-type": kind})
+    assert refusal(url, {"content-type": kind}) == (415, "CONTENT_TYPE")
 
 
 @pytest.mark.parametrize(
     "kind", ["application/json", "Application/JSON", 'application/json; charset="UTF-8"']
 )
 def test_json_is_taken(url: str, kind: str) -> None:
-    assert (422, "BAD_SEGMENTS") == refusal(url, {"content-type": kind})
+    assert refusal(url, {"content-type": kind}) == (422, "BAD_SEGMENTS")
 
 
 def test_a_body_needs_its_type_and_no_body_needs_none(url: str) -> None:
     head = f"POST /v1/orders HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(BODY)}\r\n\r\n"
     answer = exchange(url, head.encode() + BODY, wait_for_end=False)
     assert answer.startswith(b"HTTP/1.1 415 ")
-    assert 201 == call(url, "POST", "/v1/orders")[0]
+    assert call(url, "POST", "/v1/orders")[0] == 201
     form = {"content-type": "application/x-www-form-urlencoded"}
-    assert 415 == call(url, "POST", "/v1/orders", None, form)[0]
+    assert call(url, "POST", "/v1/orders", None, form)[0] == 415
 
 
 def test_a_body_that_says_that_it_is_too_long_is_refused_by_its_head(url: str) -> None:
@@ -130,16 +130,16 @@ def test_batches_at_their_limit(url: str) -> None:
     for count, expected in ((SEGMENTS_MAX, 422), (SEGMENTS_MAX + 1, 413)):
         body = b"[" + b",".join([WRONG] * count) + b"]"
         status, answer, _ = call(url, "POST", SEGMENTS, body)
-        assert expected == status
+        assert status == expected
         if status == 413:
-            assert "TOO_MANY_SEGMENTS" == answer["error"]["reason"]
+            assert answer["error"]["reason"] == "TOO_MANY_SEGMENTS"
 
 
 @pytest.mark.parametrize("count", [1, ERRORS_MAX, ERRORS_MAX + 1, SEGMENTS_MAX])
 def test_of_many_errors_the_first_are_listed_and_all_counted(url: str, count: int) -> None:
     body = b"[" + b",".join([WRONG] * count) + b"]"
     status, answer, _ = call(url, "POST", SEGMENTS, body)
-    assert 422 == status
+    assert status == 422
     assert count == answer["error_count"]
     assert list(range(min(count, ERRORS_MAX))) == [each["index"] for each in answer["errors"]]
 
@@ -151,10 +151,10 @@ def test_whole_numbers_may_be_written_as_floats(url: str) -> None:
             ' "end_identifier": false}'
         ).encode()
 
-    assert 422 == call(url, "POST", SEGMENTS, body("1.0", "2.0", "0"))[0]  # read, and then judged
+    assert call(url, "POST", SEGMENTS, body("1.0", "2.0", "0"))[0] == 422  # read, and then judged
     for wrong in (body("1.5", "0", "1"), body("1", "0.5", "1"), body("1", "0", "1e17")):
         status, answer, _ = call(url, "POST", SEGMENTS, wrong)
-        assert (400, "BAD_SHAPE") == (status, answer["error"]["reason"])
+        assert (status, answer["error"]["reason"]) == (400, "BAD_SHAPE")
 
 
 @pytest.mark.parametrize("sign", [b"", b"-"])
@@ -172,7 +172,7 @@ def test_numbers_of_any_length_get_a_short_answer(url: str, sign: bytes) -> None
 @pytest.mark.parametrize("path", [SEGMENTS, "/v1/orders"])
 def test_names_of_any_length_get_a_short_answer(url: str, path: str) -> None:
     status, answer, _ = call(url, "POST", path, b'{"' + b"x" * 900_000 + b'": 1}')
-    assert (400, "BAD_SHAPE") == (status, answer["error"]["reason"])
+    assert (status, answer["error"]["reason"]) == (400, "BAD_SHAPE")
     assert len(json.dumps(answer)) < 600
 
 
@@ -185,13 +185,13 @@ def test_names_of_any_length_get_a_short_answer(url: str, path: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_hosts_are_refused(url: str, host: str, method: str) -> None:
     body = WRONG if method == "POST" else None
-    assert (403, "HOST_NOT_ALLOWED") == refusal(url, {"host": host}, body, method)
+    assert refusal(url, {"host": host}, body, method) == (403, "HOST_NOT_ALLOWED")
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:99", "127.0.0.1:1", "[::1]:8080"])
 def test_names_of_the_loopback_are_taken(url: str, host: str) -> None:
-    assert 422 == refusal(url, {"host": host})[0]
-    assert 200 == refusal(url, {"host": host}, None, "GET")[0]
+    assert refusal(url, {"host": host})[0] == 422
+    assert refusal(url, {"host": host}, None, "GET")[0] == 200
 
 
 def test_one_host_is_named(url: str) -> None:
@@ -206,8 +206,8 @@ def test_one_host_is_named(url: str) -> None:
 def test_names_that_are_configured_are_taken() -> None:
     config = GatewayConfig({"bootstrap.servers": NOTHING_HERE}, allowed_hosts=("billing.example",))
     with gateway(config) as url:
-        assert 422 == refusal(url, {"host": "billing.example:443"})[0]
-        assert 403 == refusal(url, {"host": "www.billing.example"})[0]
+        assert refusal(url, {"host": "billing.example:443"})[0] == 422
+        assert refusal(url, {"host": "www.billing.example"})[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -221,14 +221,14 @@ def test_names_that_are_configured_are_taken() -> None:
     ],
 )
 def test_web_pages_of_others_are_refused(url: str, headers: dict[str, str]) -> None:
-    assert (403, "CROSS_ORIGIN") == refusal(url, headers)
+    assert refusal(url, headers) == (403, "CROSS_ORIGIN")
 
 
 def test_a_page_of_our_own_and_a_link_to_the_docs_work(url: str) -> None:
     own = {"origin": "http://localhost:8080", "host": "localhost:8080"}
-    assert 422 == refusal(url, own | {"sec-fetch-site": "same-origin"})[0]
+    assert refusal(url, own | {"sec-fetch-site": "same-origin"})[0] == 422
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
-    assert 200 == call(url, "GET", "/docs", None, link)[0]
+    assert call(url, "GET", "/docs", None, link)[0] == 200
 
 
 # -- order numbers, on every route
@@ -277,5 +277,5 @@ def test_every_legal_order_number_works_on_every_route(url: str) -> None:
 @pytest.mark.parametrize("number", ["{", "}", "a{b}c", "|", "^", "`", "\\", '"', "<>", "[]", "~"])
 def test_what_clients_send_without_encoding_works_too(url: str, number: str) -> None:
     for path in (f"/v1/orders/{number}", f"/v1/orders/{number}?limit=1"):
-        assert 503 == call(url, "GET", path)[0]
-    assert 422 == call(url, "POST", f"/v1/orders/{number}/segments", WRONG)[0]
+        assert call(url, "GET", path)[0] == 503
+    assert call(url, "POST", f"/v1/orders/{number}/segments", WRONG)[0] == 422

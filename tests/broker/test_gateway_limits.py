@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producers.gateway import GatewayConfig
-from producers.web_server import Limits, client_of
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.producers.gateway.web_server import Limits, client_of
 from tests.broker.gateway_kit import call, gateway
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
@@ -106,7 +106,7 @@ def test_idle_connections_are_kept_for_a_while() -> None:
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
             time.sleep(1)
         assert 0 < ended_after_s(connection)[0] < 3
-    assert 75.0 == Limits().keepalive_s
+    assert Limits().keepalive_s == 75.0
 
 
 def test_at_the_limit_of_an_address_its_longest_waiting_goes(
@@ -121,16 +121,16 @@ def test_at_the_limit_of_an_address_its_longest_waiting_goes(
         assert own[0].recv(65_536).startswith(b"HTTP/1.1 200 ")
         assert all(map(is_open, [other, *own]))
         for _ in range(2):
-            assert 200 == call(url, "GET", "/healthz")[0]
+            assert call(url, "GET", "/healthz")[0] == 200
             time.sleep(0.1)
-        assert [True, False, True, True] == [is_open(each) for each in own]
+        assert [is_open(each) for each in own] == [True, False, True, True]
         own.append(stack.enter_context(connect(url)))
         own.append(stack.enter_context(connect(url)))
         time.sleep(0.2)
-        assert [True, False, False, True, True, True] == [is_open(each) for each in own]
+        assert [is_open(each) for each in own] == [True, False, False, True, True, True]
         assert is_open(other)
     lines = [each for each in caplog.messages if "limit of 4 connections from 127.0.0.1" in each]
-    assert 1 == len(lines), "damped"
+    assert len(lines) == 1, "damped"
 
 
 def test_at_the_limit_of_all_the_longest_waiting_goes(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,8 +140,8 @@ def test_at_the_limit_of_all_the_longest_waiting_goes(caplog: pytest.LogCaptureF
         for source in sources:
             opened.append(stack.enter_context(connect(url, source)))
             time.sleep(0.1)
-        assert [False, True, True, True] == [is_open(each) for each in opened]
-    assert 1 == len([each for each in caplog.messages if "limit of 3 connections in all" in each])
+        assert [is_open(each) for each in opened] == [False, True, True, True]
+    assert len([each for each in caplog.messages if "limit of 3 connections in all" in each]) == 1
 
 
 def test_bodies_that_wait_are_bounded_together() -> None:
@@ -154,15 +154,15 @@ def test_bodies_that_wait_are_bounded_together() -> None:
             with contextlib.suppress(ConnectionError):
                 slow[-1].sendall(head + b" " * 40_000)
             time.sleep(0.05)
-        assert 6 == sum(map(is_open, slow))
+        assert sum(map(is_open, slow)) == 6
         assert all(map(is_open, slow[-6:])), "the first ones went"
         body = b'{"service_order_number": "SO1"}' + b" " * 200_000
-        assert 201 == call(url, "POST", "/v1/orders", body)[0]
+        assert call(url, "POST", "/v1/orders", body)[0] == 201
 
 
 MAIN = """
 import resource, sys
-from producers.gateway import GatewayConfig, run_gateway
+from durabill.producers.gateway.server import GatewayConfig, run_gateway
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, min(int(sys.argv[1]), hard)))
 run_gateway(GatewayConfig({"bootstrap.servers": "127.0.0.1:1"}), lambda url: print(url, flush=True))
@@ -195,14 +195,14 @@ def test_memory_under_slow_connections() -> None:
     """
     head = HEAD + b"content-length: 900000\r\n\r\n"
     with process(8_192) as (url, ran), ExitStack() as stack:
-        assert 200 == call(url, "GET", "/healthz")[0]
+        assert call(url, "GET", "/healthz")[0] == 200
         before = peak_bytes(ran.pid)
         for _ in range(500):
             connection = stack.enter_context(connect(url))
             connection.setblocking(False)
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 connection.send(head + b" " * 600_000)
-        assert 200 == call(url, "GET", "/healthz")[0]
+        assert call(url, "GET", "/healthz")[0] == 200
         assert peak_bytes(ran.pid) - before < 140_000_000
 
 
@@ -210,7 +210,7 @@ def test_there_are_files_for_the_connections_or_there_are_fewer() -> None:
     with process(400) as (url, ran), ExitStack() as stack:
         for _ in range(200):  # 256 were allowed at first, and 256 are for other things
             stack.enter_context(connect(url))
-        assert 200 == call(url, "GET", "/healthz")[0]
+        assert call(url, "GET", "/healthz")[0] == 200
         ran.terminate()
         assert ran.stderr is not None
         told = ran.stderr.read()
@@ -233,4 +233,4 @@ def test_what_counts_as_one_client() -> None:
         "fe80::1%eth0": "fe80::/64",
         "": "",
     }
-    assert expected == {address: client_of(address) for address in expected}
+    assert {address: client_of(address) for address in expected} == expected

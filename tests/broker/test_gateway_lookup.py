@@ -12,10 +12,11 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from producers.gateway import GatewayConfig
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
 from tests.conftest import Topics
+from tests.state_kit import a_state, as_json
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 
@@ -24,7 +25,7 @@ NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 def worker(
     orders: dict[str, object], status: int = 200, elsewhere: int = 404, pause_s: float = 0.0
 ) -> Iterator[str]:
-    """A stand-in for a worker's web server: it answers as `stream_processors.pages` does.
+    """A stand-in for a worker's web server: it answers as `worker.pages` does.
 
     `elsewhere` is what it says of other orders: that there is none, or that they aren't its own.
     """
@@ -50,7 +51,7 @@ def worker(
 asked: list[tuple[str, str | None]] = []
 """Path and authorization of all questions to workers, of all tests."""
 
-LIVE = {"service_order_number": "a/b", "phase": "OPEN", "intervals": [[0, 5]], "duration_ms": 5}
+LIVE = as_json(a_state("a/b"))
 
 
 def order_gateway(workers: tuple[str, ...], ledger_dsn: str | None = None) -> GatewayConfig:
@@ -137,7 +138,7 @@ def test_a_worker_that_hangs_holds_nobody_up() -> None:
         gateway(order_gateway((hangs, good))) as url,
     ):
         started_s = time.monotonic()
-        assert LIVE == call(url, "GET", "/v1/orders/a%2Fb")[1]["live"]
+        assert call(url, "GET", "/v1/orders/a%2Fb")[1]["live"] == LIVE
         assert time.monotonic() - started_s < 1.0
 
 
@@ -159,7 +160,7 @@ def test_where_no_owner_answers_nobody_says_that_there_is_no_order(
     dsn = new_ledger_dsn(postgres_dsn)
     with worker({}, elsewhere=elsewhere) as other, gateway(order_gateway((other,), dsn)) as url:
         status, answer, headers = call(url, "GET", "/v1/orders/SO1")
-        assert (503, "NO_WORKER_REACHABLE") == (status, answer["error"]["reason"])
+        assert (status, answer["error"]["reason"]) == (503, "NO_WORKER_REACHABLE")
         assert why in answer["error"]["detail"]
         assert headers["retry-after"]
 
@@ -171,14 +172,14 @@ def test_what_was_stored_a_moment_ago_is_not_denied(bootstrap_servers: str, topi
         worker({}) as base,
         gateway(GatewayConfig(kafka, topics.segments, worker_urls=(base,))) as url,
     ):
-        assert 404 == call(url, "GET", "/v1/orders/SO1")[0]
-        assert 200 == call(url, "POST", "/v1/orders/SO1/segments", item)[0]
+        assert call(url, "GET", "/v1/orders/SO1")[0] == 404
+        assert call(url, "POST", "/v1/orders/SO1/segments", item)[0] == 200
         status, answer, _ = call(url, "GET", "/v1/orders/SO1")
-        assert (503, "NO_WORKER_REACHABLE") == (status, answer["error"]["reason"])
+        assert (status, answer["error"]["reason"]) == (503, "NO_WORKER_REACHABLE")
         assert "stored a moment ago" in answer["error"]["detail"]
-        assert 404 == call(url, "GET", "/v1/orders/SO2")[0]
+        assert call(url, "GET", "/v1/orders/SO2")[0] == 404
         time.sleep(2.1)  # it has been read by now: what it holds was a dead letter
-        assert 404 == call(url, "GET", "/v1/orders/SO1")[0]
+        assert call(url, "GET", "/v1/orders/SO1")[0] == 404
 
 
 def test_a_settled_state_of_a_worker_that_lags_is_doubted() -> None:
@@ -199,7 +200,7 @@ def test_the_404_of_something_else_is_no_word_of_a_worker() -> None:
             """Say nothing."""
 
     with serving(Handler) as something, gateway(order_gateway((something,))) as url:
-        assert 503 == call(url, "GET", "/v1/orders/SO1")[0]
+        assert call(url, "GET", "/v1/orders/SO1")[0] == 503
 
 
 def test_workers_and_ledger_may_come_later(postgres_dsn: str) -> None:
@@ -234,13 +235,13 @@ def test_workers_and_ledger_may_come_later(postgres_dsn: str) -> None:
 
 def test_pages_of_an_order_are_asked_of_its_worker() -> None:
     with worker({"/orders/SO1": LIVE}) as base, gateway(order_gateway((base,))) as url:
-        assert 200 == call(url, "GET", "/v1/orders/SO1?limit=7&after=5.3")[0]
-        assert "/orders/SO1?limit=7&after=5.3" == asked[-1][0]
-        assert 200 == call(url, "GET", "/v1/orders/SO1")[0]
-        assert "/orders/SO1?limit=1000&after=-1.0" == asked[-1][0]
+        assert call(url, "GET", "/v1/orders/SO1?limit=7&after=5.3")[0] == 200
+        assert asked[-1][0] == "/orders/SO1?limit=7&after=5.3"
+        assert call(url, "GET", "/v1/orders/SO1")[0] == 200
+        assert asked[-1][0] == "/orders/SO1?limit=1000&after=-1.0"
         for wrong in ("limit=0", "limit=10001", "after=x", "limit=x"):
             status, answer, _ = call(url, "GET", f"/v1/orders/SO1?{wrong}")
-            assert (422, "BAD_PAGE") == (status, answer["error"]["reason"])
+            assert (status, answer["error"]["reason"]) == (422, "BAD_PAGE")
 
 
 def test_the_token_goes_to_workers_alone() -> None:
@@ -260,6 +261,6 @@ def test_the_token_goes_to_workers_alone() -> None:
         asked.clear()
         config = GatewayConfig(kafka, worker_urls=(good, elsewhere), worker_token=token)
         with gateway(config) as url:
-            assert 200 == call(url, "GET", "/v1/orders/a%2Fb")[0]
+            assert call(url, "GET", "/v1/orders/a%2Fb")[0] == 200
         assert [("/orders/a%2Fb?limit=1000&after=-1.0", f"Bearer {token}")] == asked
         assert token not in repr(config)

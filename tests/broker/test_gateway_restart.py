@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from producers.gateway import GatewayConfig
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import call, gateway
 from tests.broker.traffic_kit import now_ms
 from tests.broker.worker_kit import Deployment, deployment, wait_until
@@ -32,7 +32,7 @@ def add(url: str, number: int) -> int:
         "end_ms": end_ms,
         "end_identifier": False,
     }
-    assert 200 == call(url, "POST", f"{ORDER}/segments", segment)[0]
+    assert call(url, "POST", f"{ORDER}/segments", segment)[0] == 200
     return number * 1_000
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_processors.errors import StallError
+from durabill.schemas.errors import StallError
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Worker, deployment, wait_until
 
@@ -17,36 +17,36 @@ STALL_TIMEOUT_S = 2.0
 HANGS = {
     "reading partition": """
 import asyncio
-from stream_processors.worker import Processor
+from durabill.stream_processors.worker.processor import Processor
 async def fold(self, partition, chunk):
     await asyncio.Event().wait()
 Processor.fold = fold
 """,
     "checkpoints": """
 import asyncio
-from stream_processors.worker import Processor
+from durabill.stream_processors.worker.processor import Processor
 async def checkpoint(self):
-    if self.lanes:  # or the revocation before the first assignment would take its time
+    if self.tasks:  # or the revocation before the first assignment would take its time
         await asyncio.Event().wait()
 Processor.checkpoint = checkpoint
 """,
     "timers": """
 import asyncio
-from stream_processors.worker import Processor
+from durabill.stream_processors.worker.processor import Processor
 async def tick(self):
     await asyncio.Event().wait()
 Processor.tick = tick
 """,
     "publishing partition": """
 import time
-from stream_processors.outlet import Outlet
-Outlet._commit = lambda self: time.sleep(1000)
+from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter
+KafkaPartitionWriter._commit = lambda self, runs: time.sleep(1000)
 """,
 }
 
 BLOCKED_LOOP = """
 import time
-from stream_processors.worker import Processor
+from durabill.stream_processors.worker.processor import Processor
 Processor._publish = lambda *_: time.sleep(1000)
 """
 
@@ -91,8 +91,8 @@ def healthy(bootstrap_servers: str, folder: Path) -> None:
         deployed.send(traffic(1, orders=10, segments=10))
         deployed.wait_for_truth()
         assert problems(worker) == []
-        lanes = worker.get("/status")[1]["partitions"].values()
-        assert [each["lag"] for each in lanes] == [0] * deployed.partitions
+        partitions = worker.get("/status")[1]["partitions"].values()
+        assert [each["lag"] for each in partitions] == [0] * deployed.partitions
 
 
 CASES: dict[str, Callable[[str, Path], None]] = {

@@ -11,11 +11,12 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from deploy.commands_common import located
-from deploy.kafka import LocalKafka, NodeStatus
-from deploy.stack import StackError
-from deploy.topics import create_topics
-from stream_processors.settings import Settings
+from durabill.deploy.commands.common import located
+from durabill.deploy.local.kafka import LocalKafka, NodeStatus
+from durabill.deploy.local.stack import StackError
+from durabill.deploy.topics import create_topics
+from durabill.schemas.topics import Topics
+from durabill.stream_processors.settings import Settings
 from tests.broker.worker_kit import wait_until
 from tests.chaos.cluster import process_state
 from tests.conftest import JARS_DIR, PROJECT_DIR
@@ -33,7 +34,7 @@ def cluster(data_dir: Path) -> Iterator[LocalKafka]:
 
 def durabill(*arguments: str) -> tuple[int, str]:
     """Exit code and output of a command."""
-    command = [sys.executable, "-m", "deploy.cli", *arguments]
+    command = [sys.executable, "-m", "durabill.deploy.commands.cli", *arguments]
     ran = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
     return ran.returncode, ran.stdout + ran.stderr
 
@@ -69,9 +70,7 @@ def test_three_brokers_keep_all_in_three_copies_whichever_of_them_is_away(
     admin = AdminClient({"bootstrap.servers": address})
     create_topics(
         {"bootstrap.servers": address},
-        segments="t.segments",
-        totals="t.totals",
-        dead_letters="t.dead-letters",
+        Topics("t.segments", "t.totals", "t.dead-letters", "t.checkpoint"),
         partitions=2,
     )
     for partition in admin.list_topics("t.segments", timeout=30).topics["t.segments"].partitions:

@@ -14,10 +14,15 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from schemas import OrderTotal, encode_total
-from stream_processors.ledger import LedgerStats, run_ledger
-from stream_processors.ledger_lookups import forget_offsets, latest_total, revisions, status
-from stream_processors.ledger_records import LedgerError, OffsetOutOfRange, TopicReplaced
+from durabill.schemas import OrderTotal, encode_total
+from durabill.stream_processors.ledger.consumer import LedgerStats, run_ledger
+from durabill.stream_processors.ledger.lookups import (
+    forget_offsets,
+    latest_total,
+    revisions,
+    status,
+)
+from durabill.stream_processors.ledger.records import LedgerError, OffsetOutOfRange, TopicReplaced
 from tests.broker.ledger_kit import (
     a_total,
     complete,
@@ -87,8 +92,8 @@ def test_every_revision_is_recorded_once_with_all_fields(
     assert [first, second] == revisions(dsn, "SO-Ω 1")
     assert second == latest_total(dsn, "SO-Ω 1")
     assert latest_total(dsn, "SO-none") is None
-    assert {"COMPLETE": 1, "INCOMPLETE": 50, "ABANDONED": 0, "RUNNING": 0} == status(dsn).orders
-    assert (102, 102) == (ledger.stats.recorded, ledger.stats.repeated)
+    assert status(dsn).orders == {"COMPLETE": 1, "INCOMPLETE": 50, "ABANDONED": 0, "RUNNING": 0}
+    assert (ledger.stats.recorded, ledger.stats.repeated) == (102, 102)
     assert ledger.stats.lag_records == 0
 
 
@@ -104,7 +109,7 @@ def test_reading_again_from_the_start_changes_nothing(
             publish(kafka, topics.totals, totals[:1])  # wakes it up
             wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledger catches up again")
     assert expected_rows(totals) == recorded(dsn)
-    assert (400, 1) == (ledger.stats.recorded, ledger.stats.set_aside)
+    assert (ledger.stats.recorded, ledger.stats.set_aside) == (400, 1)
     assert ledger.stats.repeated >= 800
 
 
@@ -123,7 +128,7 @@ def test_different_total_of_a_revision_is_set_aside(
             "SELECT recorded_duration_ms, set_aside_duration_ms, recorded_totals_offset, "
             "set_aside_totals_offset FROM disputed_totals"
         ).fetchall()
-    assert [(100, 200, 0, 1)] == rows
+    assert rows == [(100, 200, 0, 1)]
 
 
 def test_aborted_totals_never_count_and_markers_are_passed(
@@ -191,7 +196,7 @@ def test_offset_before_the_log_stops_with_the_choices(
         running_ledger(kafka, topics.totals, dsn) as ledger,
     ):
         ledger.thread.join(20)
-    assert [] == recorded(dsn)
+    assert recorded(dsn) == []
     assert forget_offsets(dsn, topics.totals, 0) == 1
     with running_ledger(kafka, topics.totals, dsn):
         wait_until(lambda: len(recorded(dsn)) == 1, "what is still there is read")
@@ -216,7 +221,7 @@ def test_topic_made_anew_stops(kafka: dict[str, str], topics: Topics, dsn: str) 
             "INSERT INTO ledger_offsets VALUES (%s, 1, 0, 'the id of another')", (topics.totals,)
         )
     with (
-        pytest.raises(TopicReplaced, match="made anew"),
+        pytest.raises(TopicReplaced, match="recreated"),
         running_ledger(kafka, topics.totals, dsn) as ledger,
     ):
         ledger.thread.join(20)
@@ -317,8 +322,8 @@ def test_ledgers_of_one_group_come_and_go(kafka: dict[str, str], topics: Topics,
 LEDGER_PROCESS = """
 import os, signal, sys, threading
 # The DSN by the environment: a command line can be read by everybody.
-from stream_processors import ledger_store
-from stream_processors.ledger import run_ledger
+from durabill.stream_processors.ledger import store as ledger_store
+from durabill.stream_processors.ledger.consumer import run_ledger
 
 bootstrap_servers, topic, group, dies_after = sys.argv[1:]
 dsn = os.environ["LEDGER_DSN"]
@@ -361,7 +366,7 @@ def test_killed_between_any_two_steps_loses_and_doubles_nothing(
     publish(kafka, topics.totals, totals)
     for step in STEPS:
         process = ledger_process(kafka, topics.totals, dsn, uuid.uuid4().hex, step)
-        assert -9 == process.wait(30)
+        assert process.wait(30) == -9
         stored = sum(status(dsn).next_offsets.values())
         counts = status(dsn)
         assert stored == counts.totals + counts.set_aside  # both, or neither

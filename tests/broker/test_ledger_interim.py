@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deploy.migrate import MIGRATIONS_DIR, migrate
-from schemas import NumberRange, OrderTotal, Status, encode_total
-from stream_processors.ledger_lookups import Connection, revisions, status
-from stream_processors.ledger_records import RawRecord, RecordedTotal
-from stream_processors.ledger_store import Batch, LedgerStore, Written
+from durabill.deploy.migrate import MIGRATIONS_DIR, migrate
+from durabill.schemas import NumberRange, OrderTotal, Status, encode_total
+from durabill.stream_processors.ledger.lookups import Connection, revisions, status
+from durabill.stream_processors.ledger.records import RawRecord, RecordedTotal
+from durabill.stream_processors.ledger.store import Batch, LedgerStore, Written
 from tests.broker.ledger_kit import a_total, complete
 
 FIRST_MISSING = (NumberRange(1, 2), NumberRange(5, 5))
@@ -65,12 +65,12 @@ def test_interim_totals_are_revisions_like_any_other(conn: Connection) -> None:
     first = running(a_total("SO1"))
     second = replace(running(a_total("SO1", 2, 2_000)), previous_digest=first.digest)
     third = finished(second)
-    assert 3 == write(conn, first, second, third).recorded
+    assert write(conn, first, second, third).recorded == 3
     assert [first, second, third] == revisions(conn, "SO1")
     repeated = write(conn, first, second, third)
-    assert (0, 3, ()) == (repeated.recorded, repeated.repeated, repeated.set_aside)
+    assert (repeated.recorded, repeated.repeated, repeated.set_aside) == (0, 3, ())
     different = replace(second, settled_at_ms=second.settled_at_ms + 1)
-    assert 1 == len(write(conn, different).set_aside)
+    assert len(write(conn, different).set_aside) == 1
 
 
 def test_status_tells_unknown_bounds_gaps_and_what_is_a_correction(conn: Connection) -> None:
@@ -89,18 +89,18 @@ def test_status_tells_unknown_bounds_gaps_and_what_is_a_correction(conn: Connect
         "SELECT status, orders, duration_ms, upper_bound_ms, corrections, unknown_bounds, gap_ms, "
         "numbers_after_end FROM ledger_status ORDER BY status"
     ).fetchall()
-    assert [
+    assert rows == [
         ("ABANDONED", 0, 0, 0, 0, 0, 0, 0),
         ("COMPLETE", 1, 1_000, 1_000, 1, 0, 500, 1),
         ("INCOMPLETE", 2, 2_000, None, 0, 1, 1_000, 2),
         ("RUNNING", 1, 1_000, None, 0, 1, 500, 1),
-    ] == rows
+    ]
     counted = {"COMPLETE": 1, "INCOMPLETE": 2, "ABANDONED": 0, "RUNNING": 1}
     assert counted == status(conn).orders
     latest = conn.execute(
         "SELECT gap_ms FROM latest_order_totals WHERE service_order_number = 'SO3'"
     ).fetchall()
-    assert [(500,)] == latest
+    assert latest == [(500,)]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_totals_recorded_before_keep_all_they_said_and_get_their_gap(
     old = replace(a_total("SO1"), missing_numbers=FIRST_MISSING)
     with psycopg.connect(dsn, autocommit=True) as conn:
         assert LedgerStore(conn)._insert_distinct("topic", [recorded_at(0, old)])[0]
-        assert ("0003_interim_totals.sql",) == migrate(dsn)
+        assert migrate(dsn) == ("0003_interim_totals.sql",)
         assert [old] == revisions(conn, "SO1")
-        assert 500 == old.gap_ms
-        assert 1 == write(conn, old).repeated
+        assert old.gap_ms == 500
+        assert write(conn, old).repeated == 1

@@ -8,11 +8,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.migrate import migrate
-from deploy.postgres import LocalPostgres
-from deploy.stack import HOST, find_free_ports
-from stream_processors.ledger import run_ledger
-from stream_processors.ledger_lookups import status
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import HOST, find_free_ports
+from durabill.deploy.migrate import migrate
+from durabill.stream_processors.ledger.consumer import run_ledger
+from durabill.stream_processors.ledger.lookups import status
 from tests.broker.ledger_kit import (
     RunningLedger,
     expected_rows,
@@ -85,13 +85,13 @@ def test_a_database_that_is_down_at_the_start_or_demoted_later_is_waited_for(
         before = ledger.stats.reconnects
         publish(kafka, topics.totals, many(200))
         wait_until(lambda: ledger.stats.reconnects > before + 2, "it connects anew")
-        assert 60 == status(dsn).totals
+        assert status(dsn).totals == 60
         set_read_only(dsn, "off")
         publish(kafka, topics.totals, many(250))
         wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledger catches up")
     assert expected_rows(many(250)) == recorded(dsn)
-    assert 500 == ledger.stats.recorded
-    assert 0 == status(dsn).set_aside
+    assert ledger.stats.recorded == 500
+    assert status(dsn).set_aside == 0
     password = Path(str(passfile)).read_text().rpartition(":")[2].strip()
     assert password not in caplog.text
 
@@ -121,4 +121,4 @@ def test_a_kafka_that_does_not_answer_is_told_and_waited_for(
         stop.set()
         thread.join(20)
     assert not thread.is_alive()
-    assert [] == errors
+    assert errors == []

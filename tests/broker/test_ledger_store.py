@@ -9,16 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas import Interval, OrderTotal
-from stream_processors.ledger_lookups import (
+from durabill.schemas import Interval, OrderTotal
+from durabill.stream_processors.ledger.lookups import (
     Connection,
     latest_total,
     revisions,
     set_aside_totals,
     status,
 )
-from stream_processors.ledger_records import Fenced, RawRecord, RecordedTotal
-from stream_processors.ledger_store import Batch, LedgerStore, Written
+from durabill.stream_processors.ledger.records import Fenced, RawRecord, RecordedTotal
+from durabill.stream_processors.ledger.store import Batch, LedgerStore, Written
 from tests.broker.ledger_kit import a_total, complete, new_ledger_dsn
 
 TOPIC = "totals"
@@ -103,7 +103,7 @@ def test_bad_total_in_a_batch_takes_nothing_with_it(store: LedgerStore, conn: Co
     same_key = a_total("halves-bad")
     also_bad = replace(good[3], digest="none")
     written = write(store, "halves", 0, [*good[:7], bad, *good[7:], same_key, also_bad])
-    assert (21, 0, 2) == (written.recorded, written.repeated, len(written.unreadable))
+    assert (written.recorded, written.repeated, len(written.unreadable)) == (21, 0, 2)
     assert {"AGAINST_RULES"} == {each.reason for each in written.unreadable}
     assert [same_key] == revisions(conn, "halves-bad")
 
@@ -134,7 +134,7 @@ def test_latest_is_the_greatest_revision(store: LedgerStore, conn: Connection) -
     rows = conn.execute(
         "SELECT revision FROM latest_order_totals WHERE service_order_number = 'latest'"
     ).fetchall()
-    assert [(2,)] == rows
+    assert rows == [(2,)]
 
 
 def test_times_stand_beside_the_milliseconds(store: LedgerStore, conn: Connection) -> None:
@@ -146,7 +146,7 @@ def test_times_stand_beside_the_milliseconds(store: LedgerStore, conn: Connectio
         "= (ended_ms - started_ms) * interval '1 millisecond' "
         "FROM order_totals WHERE service_order_number = 'times'"
     ).fetchall()
-    assert [("2026-02-02 02:40:00.123000", True, True)] == rows
+    assert rows == [("2026-02-02 02:40:00.123000", True, True)]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,6 @@ def test_status_counts_orders_by_their_latest_revision(postgres_dsn: str) -> Non
         first = a_total("SO-1")
         write(LedgerStore(conn), TOPIC, 0, [first, complete(first), a_total("SO-2")])
     found = status(dsn)
-    assert {"COMPLETE": 1, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 0} == found.orders
-    assert (3, 0, 0) == (found.totals, found.set_aside, found.unreadable)
-    assert {(TOPIC, 0): 3} == found.next_offsets
+    assert found.orders == {"COMPLETE": 1, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 0}
+    assert (found.totals, found.set_aside, found.unreadable) == (3, 0, 0)
+    assert found.next_offsets == {(TOPIC, 0): 3}

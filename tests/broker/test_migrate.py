@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from deploy.migrate import MigrationError, migrate, read_migrations
+from durabill.deploy.migrate import MigrationError, migrate, read_migrations
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def tables(dsn: str) -> set[str]:
 
 
 def test_each_file_runs_once(dsn: str, folder: Path) -> None:
-    assert ("0001_one.sql", "0002_two.sql") == migrate(dsn, folder)
-    assert () == migrate(dsn, folder)
+    assert migrate(dsn, folder) == ("0001_one.sql", "0002_two.sql")
+    assert migrate(dsn, folder) == ()
     (folder / "0003_three.sql").write_text("CREATE TABLE three ();")
-    assert ("0003_three.sql",) == migrate(dsn, folder)
+    assert migrate(dsn, folder) == ("0003_three.sql",)
     assert {"one", "uno", "two", "three", "schema_migrations"} == tables(dsn)
 
 
@@ -54,7 +54,7 @@ def test_applied_file_that_changed_is_refused(dsn: str, folder: Path) -> None:
 def test_line_ends_of_another_system_are_no_change(dsn: str, folder: Path) -> None:
     migrate(dsn, folder)
     (folder / "0002_two.sql").write_bytes(b"CREATE TABLE two ();\r\n")
-    assert () == migrate(dsn, folder)
+    assert migrate(dsn, folder) == ()
 
 
 def test_newer_database_is_refused(dsn: str, folder: Path) -> None:
@@ -70,13 +70,13 @@ def test_file_that_fails_leaves_nothing_of_itself(dsn: str, folder: Path) -> Non
         migrate(dsn, folder)
     assert {"one", "uno", "schema_migrations"} == tables(dsn)
     (folder / "0002_two.sql").write_text("CREATE TABLE two ();")  # never applied: may change
-    assert ("0002_two.sql",) == migrate(dsn, folder)
+    assert migrate(dsn, folder) == ("0002_two.sql",)
 
 
 def test_programs_that_start_at_once_do_not_collide(dsn: str, folder: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda _: migrate(dsn, folder), range(4)))
-    assert ["0001_one.sql", "0002_two.sql"] == sorted(name for names in done for name in names)
+    assert sorted(name for names in done for name in names) == ["0001_one.sql", "0002_two.sql"]
 
 
 @pytest.mark.parametrize("name", ["0004_gap.sql", "0003-dash.sql", "0002_twice.sql"])
@@ -87,4 +87,4 @@ def test_misnumbered_folder_is_refused(folder: Path, name: str) -> None:
 
 
 def test_own_migrations_are_in_order() -> None:
-    assert "0001_ledger.sql" == read_migrations()[0].name
+    assert read_migrations()[0].name == "0001_ledger.sql"

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from deploy.topics import check_group
+from durabill.deploy.topics import check_group
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
@@ -96,7 +96,7 @@ def checkpoint_topic_deleted(servers: str, folder: Path) -> None:
         worker = at_work(deployed)
         delete(deployed, deployed.checkpoint)
         deployed.send(traffic(2, orders=10, segments=10))
-        assert_stopped(worker, f"{deployed.checkpoint} is gone", "begin anew")
+        assert_stopped(worker, f"{deployed.checkpoint} is gone", "start anew")
         deployed.create_topics()
         assert_stopped(deployed.start(), "its checkpoint is empty")
 
@@ -137,7 +137,7 @@ def application_id_in_use(servers: str, folder: Path) -> None:
         assert (
             f"{deployed.name} is in use for {deployed.segments}: another deployment" in ran.stderr
         )
-        assert "another DURABILL_APPLICATION_ID" in ran.stderr
+        assert "DURABILL_APPLICATION_ID of its own" in ran.stderr
         deployed.wait_for_truth()
         assert worker.stop() == 0
         assert deployed.differences() == second.differences() == []

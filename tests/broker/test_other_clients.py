@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 from kafka import KafkaProducer
 
-from schemas import Reason, Status, decode_total
+from durabill.schemas import Reason, Status, decode_total
 from tests.broker.traffic_kit import now_ms
 from tests.broker.worker_kit import deployment, verdict
 
@@ -65,7 +65,7 @@ def segment(
 
 def test_worked_example_of_the_contract() -> None:
     expected = bytes.fromhex("c301ba627070e049bb8706534f3106c801900301")
-    assert expected == segment(b"SO1", 3, 100, 200, 1)
+    assert segment(b"SO1", 3, 100, 200, 1) == expected
 
 
 def good(mark: str, base_ms: int) -> list[Sent]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.kafka import LocalKafka
+from durabill.deploy.local.kafka import LocalKafka
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Worker, deployment, wait_until
@@ -28,7 +28,7 @@ STARTS_S = (1.5, 2.5)
 """How long after a worker's start its broker is killed."""
 
 FORGETFUL = """
-import stream_processors.membership as membership
+import durabill.stream_processors.worker.membership as membership
 membership.KnownTopics = lambda cluster, counts: cluster  # as Faust's own assignor
 from aiokafka.cluster import ClusterMetadata
 known = ClusterMetadata.partitions_for_topic
@@ -73,9 +73,9 @@ def is_ready(worker: Worker) -> bool:
 
 FIRST_LOOK = """
 import sys
-from deploy.topics import check_group
-from stream_processors.rights import check_rights, rights_of
-from stream_processors.settings import Settings
+from durabill.deploy.topics import check_group
+from durabill.stream_processors.kafka.rights import check_rights, rights_of
+from durabill.stream_processors.settings import Settings
 settings = Settings(bootstrap_servers=sys.argv[1])
 kafka = settings.librdkafka()
 check_rights(kafka, rights_of(settings, "worker"))
@@ -93,7 +93,7 @@ def test_the_first_look_at_a_cluster_just_made_waits_for_its_coordinator(
     looked = subprocess.run(
         command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60, check=False
     )
-    assert 0 == looked.returncode, looked.stderr
+    assert looked.returncode == 0, looked.stderr
 
 
 def test_a_worker_whose_broker_dies_while_it_starts_joins_at_once_when_it_is_back(
@@ -175,7 +175,9 @@ def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
         start(stack, tmp_path, settings, "worker", "worker")
         gateway = start(stack, tmp_path, settings, "gateway", "gateway")
         logs = {name: tmp_path / f"{name}.log" for name in ("worker", "gateway")}
-        wait_until(lambda: "partitions [0, 1, 2, 3]" in logs["worker"].read_text(), "it is at work")
+        wait_until(
+            lambda: "ready: partitions 0-3 of 4" in logs["worker"].read_text(), "it is at work"
+        )
         before = {name: len(lines_of(path, 0)) for name, path in logs.items()}
         began_s = time.monotonic()
         kill(kafka)

@@ -7,13 +7,13 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from schemas import PARTITIONER
+from durabill.schemas import PARTITIONER
 from tests.broker.traffic_kit import now_ms, segment
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
 SLOWED = """
 import time
-from stream_processors.columns import ColumnTable
+from durabill.stream_processors.engine.columns import ColumnTable
 fold = ColumnTable.fold
 def slowly(self, chunk):
     time.sleep(len(chunk.data) / 60e6)  # 60 MB a second

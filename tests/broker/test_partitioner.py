@@ -5,7 +5,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from schemas import PARTITIONER, partition_for
+from durabill.schemas import PARTITIONER, partition_for
 
 
 def test_keys_land_where_we_say(bootstrap_servers: str, topics: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas import decode_total, partition_for
+from durabill.schemas import decode_total, partition_for
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
@@ -19,7 +19,7 @@ PARTITIONS = 4
 ILL = partition_for(POISONED.encode(), PARTITIONS)
 
 BUG = f"""
-from stream_processors.order import Order
+from durabill.stream_processors.core.order import Order
 apply = Order.apply
 def buggy(self, event, *others):
     total = apply(self, event, *others)  # so that the table is half changed when it fails
@@ -69,8 +69,8 @@ def others_settled(deployed: Deployment) -> bool:
 
 
 def is_ill(worker: Worker, partition: int) -> bool:
-    lanes = worker.get("/status")[1]["partitions"]
-    return bool(lanes.get(str(partition), {}).get("is_broken"))
+    partitions = worker.get("/status")[1]["partitions"]
+    return bool(partitions.get(str(partition), {}).get("is_broken"))
 
 
 def test_a_poison_stops_its_partition_alone(deployed: Deployment) -> None:
@@ -83,8 +83,8 @@ def test_a_poison_stops_its_partition_alone(deployed: Deployment) -> None:
     )
     wait_until(lambda: len(deployed.found_totals()) == 1, "all is well")
     code, told = status(deployed, worker)
-    assert (0, True, []) == (code, told["ok"], told["problems"])
-    assert [0, 1, 2, 3] == [each["partition"] for each in told["partitions"]]
+    assert (code, told["ok"], told["problems"]) == (0, True, [])
+    assert [each["partition"] for each in told["partitions"]] == [0, 1, 2, 3]
 
     poison = segment(POISONED, 3, at_ms + 3, at_ms + 4, end=True)
     deployed.send([poison])
@@ -95,8 +95,8 @@ def test_a_poison_stops_its_partition_alone(deployed: Deployment) -> None:
     place = next(each.offset for each in deployed.log() if (each.key, each.value) == poison)
     it_says_what_it_met(worker, place)
     code, told = status(deployed, worker)
-    assert (1, False) == (code, told["ok"])
-    assert [ILL] == [each["partition"] for each in told["partitions"] if each["is_broken"]]
+    assert (code, told["ok"]) == (1, False)
+    assert [each["partition"] for each in told["partitions"] if each["is_broken"]] == [ILL]
     assert any(f"partition {ILL} is stopped" in each for each in told["problems"])
 
     # The same program again: again that partition alone.
@@ -115,7 +115,7 @@ def test_a_poison_stops_its_partition_alone(deployed: Deployment) -> None:
     deployed.wait_for_truth()
     assert deployed.truth().totals[after]
     ran = run("status", **settings(deployed, worker))
-    assert (0, "All is well.") == (ran.returncode, ran.stdout.splitlines()[-1])
+    assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, "All is well.")
 
 
 def it_says_what_it_met(worker: Worker, offset: int) -> None:
@@ -123,10 +123,10 @@ def it_says_what_it_met(worker: Worker, offset: int) -> None:
     code, ready = worker.get("/health/ready")
     assert code == 503
     assert [what in each for each in ready["problems"]] == [True]
-    assert (200, {"live": True, "problems": []}) == worker.get("/health/live")
-    lane = worker.get("/status")[1]["partitions"][str(ILL)]
+    assert worker.get("/health/live") == (200, {"live": True, "problems": []})
+    status = worker.get("/status")[1]["partitions"][str(ILL)]
     # None: this worker has written none yet.
-    assert (lane["checkpointed_offset"] or 0) <= lane["next_offset"] <= offset
+    assert (status["checkpointed_offset"] or 0) <= status["next_offset"] <= offset
     assert worker.order(POISONED)[0] == 503  # a half changed order is told to nobody
     lines = [each for each in worker.log().splitlines() if what in each]
     assert ["CRITICAL" in each for each in lines] == [True]

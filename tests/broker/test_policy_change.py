@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import pytest
 
-from producers.truth_order import Policy
-from schemas import Status, decode_total
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import Status, decode_total
 from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, read_committed, wait_until
 
@@ -108,7 +108,7 @@ def changed_twice(bootstrap_servers: str, folder: Path, step: str) -> None:
             wait_for_more(deployed)
             worker.kill()
             before = totals(deployed)
-            assert KILLED == deployed.start(**SECOND, crash_at_step=step).wait(60)
+            assert deployed.start(**SECOND, crash_at=step).wait(60) == KILLED
             assert before <= totals(deployed)
             deployed.start_and_wait(**THIRD)
             wait_for_more(deployed)
@@ -116,7 +116,7 @@ def changed_twice(bootstrap_servers: str, folder: Path, step: str) -> None:
         assert before < totals(deployed)
         assert {300, 500} <= held(recorded) <= {300, 500, 1100}
         assert 1100 in held(recorded) or not step.startswith("recorded")
-        assert all(500 == history[-1][1].settle_grace_ms for history in recorded.values())
+        assert all(history[-1][1].settle_grace_ms == 500 for history in recorded.values())
 
 
 def two_policies(bootstrap_servers: str, folder: Path) -> None:
@@ -131,11 +131,11 @@ def two_policies(bootstrap_servers: str, folder: Path) -> None:
             deployed.wait_for_owners(both[1])
             wait_for_more(deployed)
         recorded = check(deployed)
-        assert all(1100 == history[-1][1].settle_grace_ms for history in recorded.values())
+        assert all(history[-1][1].settle_grace_ms == 1100 for history in recorded.values())
         for partition in theirs:
             offsets = [start for start, _ in recorded[partition]]
             assert offsets == sorted(offsets)
-            assert 300 == recorded[partition][-2][1].settle_grace_ms
+            assert recorded[partition][-2][1].settle_grace_ms == 300
             assert 0 < offsets[-1] <= deployed.ends()[partition]
         assert "from offset" in both[1].log(), "it says so"
         statuses = {decode_total(each.value()).status for each in deployed.found_totals()}
@@ -157,7 +157,7 @@ def clocks_off(bootstrap_servers: str, folder: Path) -> None:
             assert 0 <= late_ms < LATE_MS_MAX, decode_total(each.value())
         for worker in trio:
             assert worker.stop() == 0
-        assert [] == deployed.differences()
+        assert deployed.differences() == []
 
 
 CASES = ("inherited:1", "recorded:1", "two policies", "clocks off")

@@ -11,10 +11,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.files import ForeignFolder, data_folder, private_folder
-from deploy.postgres import ROOT_FALLBACK_DIR, LocalPostgres
-from deploy.server_user import hand_over, server_account
-from deploy.stack import HOST, NO_SYSTEM_TOOLS, Account, StackError
+from durabill.deploy.files import ForeignFolder, data_folder, private_folder
+from durabill.deploy.local.postgres import ROOT_FALLBACK_DIR, LocalPostgres
+from durabill.deploy.local.server_user import hand_over, server_account
+from durabill.deploy.local.stack import HOST, NO_SYSTEM_TOOLS, Account, StackError
 
 as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as another user")
 OPEN_TO_OTHERS = 0o077
@@ -102,6 +102,19 @@ def test_postgres_as_root_finds_a_place_when_its_user_cannot_enter_ours(data_dir
     assert not Path(row[0]).exists()
 
 
+def test_data_whose_password_is_gone_is_told_at_once(data_dir: Path) -> None:
+    postgres = LocalPostgres(data_dir, fsync=False)
+    postgres.start()
+    postgres.stop()
+    state = data_dir / "postgres" / "state.json"
+    kept = state.read_text()
+    state.unlink()
+    with pytest.raises(StackError, match="whose password went with a data folder"):
+        LocalPostgres(data_dir).start()
+    state.write_text(kept)
+    postgres.remove()
+
+
 def test_remembered_port_in_use_is_replaced(data_dir: Path) -> None:
     postgres = LocalPostgres(data_dir, fsync=False)
     postgres.start()
@@ -138,7 +151,7 @@ def test_nothing_of_postgres_is_for_others_and_its_dsn_holds_no_password(data_di
         dsn = LocalPostgres(data_dir, fsync=False).start()
     finally:
         os.umask(before)
-    assert [] == open_to_others(data_dir)
+    assert open_to_others(data_dir) == []
     assert "password" not in psycopg.conninfo.conninfo_to_dict(dsn)
     password = (data_dir / "postgres" / "pgpass").read_text().strip().rpartition(":")[2]
     assert password not in dsn
@@ -154,9 +167,9 @@ def test_folders_of_an_older_version_are_closed_but_not_the_data_folder(data_dir
     (home / "server.log").chmod(0o644)
     postgres = LocalPostgres(data_dir, fsync=False)
     postgres.start()
-    assert 0o755 == data_dir.stat().st_mode & 0o777
+    assert data_dir.stat().st_mode & 0o777 == 0o755
     assert (0o711 if os.geteuid() == 0 else 0o700) == home.stat().st_mode & 0o777
-    assert [] == open_to_others(data_dir)
+    assert open_to_others(data_dir) == []
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -199,7 +212,7 @@ def test_links_in_the_servers_folder_lead_root_nowhere(
         postgres.start()
     as_the_server(account, 'rm "$1/cluster"', server)
     with psycopg.connect(postgres.start()) as connection:
-        assert (1,) == connection.execute("SELECT 1").fetchone()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
     postgres.stop()
     as_the_server(
         account,
@@ -213,7 +226,7 @@ def test_links_in_the_servers_folder_lead_root_nowhere(
     assert "root's own" not in str(refused.value)
     postgres.remove()
     assert not server.exists()
-    assert [] == list(data_dir.glob("postgres*"))
+    assert list(data_dir.glob("postgres*")) == []
 
 
 @as_root_only
@@ -227,14 +240,14 @@ def test_binaries_that_root_runs_are_not_in_the_servers_hands(
         if path == data_dir.parent:
             break
         found = path.stat()
-        assert (0, 0) == (found.st_uid, found.st_mode & 0o022), path
+        assert (found.st_uid, found.st_mode & 0o022) == (0, 0), path
 
 
 @as_root_only
 def test_a_version_that_never_ends_holds_nobody_up(
     data_dir: Path, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.server_user.WAIT_S", 0.5)
+    monkeypatch.setattr("durabill.deploy.local.server_user.WAIT_S", 0.5)
     server = data_dir / "postgres" / "server"
     private_folder(server.parent, passable=True)
     hand_over(server, account)
@@ -313,7 +326,7 @@ def test_root_closes_no_folder_through_another_users_link(
         shutil.chown(treasure, account.uid)
     with pytest.raises(ForeignFolder):
         private_folder(link)
-    assert 0o755 == treasure.stat().st_mode & 0o777
+    assert treasure.stat().st_mode & 0o777 == 0o755
     link.unlink()
 
 
@@ -322,7 +335,7 @@ def test_a_link_of_ones_own_to_a_bigger_disk_is_followed(data_dir: Path, treasur
     treasure.chmod(0o755)
     (data_dir / "kafka").symlink_to(treasure)
     private_folder(data_dir / "kafka")
-    assert 0o700 == treasure.stat().st_mode & 0o777
+    assert treasure.stat().st_mode & 0o777 == 0o700
 
 
 @as_root_only
@@ -332,4 +345,4 @@ def test_a_data_folder_of_another_user_is_refused(data_dir: Path, account: Accou
     shutil.chown(folder, account.uid)
     with pytest.raises(ForeignFolder, match="theirs belongs to another user"):
         LocalPostgres(folder).start()
-    assert [] == list(folder.iterdir())
+    assert list(folder.iterdir()) == []

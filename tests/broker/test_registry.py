@@ -1,19 +1,31 @@
 """A worker with a schema registry that is away, lags, lies or changes its mind: nothing is lost."""
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from schemas import SEGMENT_SCHEMA, OrderTotal, SegmentEvent, decode_total, encode_segment
+from durabill.schemas import (
+    SEGMENT_SCHEMA,
+    OrderTotal,
+    SegmentEvent,
+    decode_total,
+    encode_segment,
+    partition_for,
+)
 from tests.broker.traffic_kit import Pair, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until
 
 OURS = json.dumps(SEGMENT_SCHEMA)
+SILENT_S = 7.5
+"""How long a registry says nothing: longer than a worker waits for one answer."""
 
 
 class Registry:
@@ -23,18 +35,23 @@ class Registry:
         self.schemas: dict[int, str] = {}
         self.page: tuple[int, str, bytes] | None = None
         self.asked: list[int] = []
+        self.answers = threading.Event()
+        """Until it is set, whoever asks is left waiting, on a connection that stays open."""
+        self.answers.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 schema_id = int(self.path.rpartition("/")[2])
                 outer.asked.append(schema_id)
+                outer.answers.wait()
                 status, kind, body = outer.page or outer.answer(schema_id)
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # nobody waits for it any more
+                    self.send_response(status)
+                    self.send_header("Content-Type", kind)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
@@ -52,6 +69,7 @@ class Registry:
         return (200 if schema else 404), "application/json", json.dumps(content).encode()
 
     def close(self) -> None:
+        self.answers.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -115,6 +133,46 @@ def test_a_registry_that_does_not_answer(deployed: Deployment, registry: Registr
     deployed.send([framed(7, "SO9", 1, end=True)])
     wait_until(lambda: "SO9" in totals(deployed), "what is known is not asked for again")
     assert registry.asked.count(7) == len(registry.asked)
+
+
+def test_a_registry_that_takes_connections_and_never_answers(
+    deployed: Deployment, registry: Registry
+) -> None:
+    """Only the partition of a foreign id waits: no other total, no page, and no stop does."""
+    registry.answers.clear()
+    worker = deployed.start_and_wait(schema_registry_url=registry.url, stall_timeout_s=1)
+    deployed.send([segment("SO5", 1, now_ms() - 100, now_ms(), end=True)])
+    wait_until(lambda: "SO5" in totals(deployed), "our own schema needs no registry")
+    held = "SO1"  # in the partition of SO5
+    deployed.send([framed(7, held, 1)])
+    deployed.send([segment(held, 2, now_ms() - 100, now_ms(), end=True)])
+    wait_until(lambda: len(registry.asked) > 0, "it is asked")
+    numbers = (f"other-{each}" for each in count())
+    others = [each for each in islice(numbers, 60) if partition_for(each.encode(), 2) == 1]
+    for number in others:
+        deployed.send([segment(number, 1, now_ms() - 100, now_ms(), end=True)])
+        time.sleep(SILENT_S / len(others))
+        assert worker.get("/health/live")[0] == 200
+    assert len(registry.asked) > 1, "the first question was given up"
+    wait_until(lambda: {*others, "SO5"} == totals(deployed).keys(), "the others' totals")
+    for each in deployed.found_totals():
+        late_ms = each.timestamp()[1] - decode_total(each.value()).settled_at_ms
+        assert late_ms < SILENT_S * 1000 / 3
+    status, ready = worker.get("/health/ready")
+    assert status == 503
+    assert "the schema registry doesn't say what id 7 is" in ready["problems"][0]
+    registry.schemas = {7: OURS, 8: OURS}
+    registry.answers.set()
+    wait_until(lambda: held in totals(deployed), "it goes on when it answers")
+    assert totals(deployed)[held].segments == 2
+    assert not deployed.found_letters()
+
+    registry.answers.clear()
+    deployed.send([framed(8, "SO9", 1, end=True)])
+    wait_until(lambda: 8 in registry.asked, "it is asked again")
+    began_s = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - began_s < SILENT_S
 
 
 def test_a_verdict_outlives_the_registry(deployed: Deployment, registry: Registry) -> None:

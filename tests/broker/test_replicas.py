@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from schemas import Status, decode_total, partition_for
+from durabill.schemas import Status, decode_total, partition_for
 from tests.broker.cluster_kit import Replicated, replicated
 from tests.broker.traffic_kit import Pair, now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
@@ -98,7 +98,7 @@ def test_what_a_stalled_follower_holds_back_came_when_it_was_appended(
             assert follower in brokers.partitions(deployed.segments)[0].in_sync
         deployed.wait_for_truth(30)
         found = [decode_total(each.value()) for each in deployed.found_totals()]
-        assert [(1, Status.COMPLETE)] * 12 == [(each.revision, each.status) for each in found]
+        assert [(each.revision, each.status) for each in found] == [(1, Status.COMPLETE)] * 12
         arrivals = {each.append_ms for each in deployed.log()}
         assert {each.settled_at_ms for each in found} <= arrivals
 
@@ -106,9 +106,9 @@ def test_what_a_stalled_follower_holds_back_came_when_it_was_appended(
         again = deployed.start_and_wait()
         time.sleep(2.0)
         assert again.process.poll() is None
-        assert 12 == len(deployed.found_totals())
-        assert [] == deployed.differences()
-        assert 0 == again.stop()
+        assert len(deployed.found_totals()) == 12
+        assert deployed.differences() == []
+        assert again.stop() == 0
 
 
 def test_a_leader_that_is_killed_under_load_moves_no_settlement(
@@ -176,8 +176,10 @@ def test_an_open_transaction_holds_back_its_partition_alone(
         _go_on(made, worker, others)
         held_for_s = time.monotonic() - began_s
         assert held_for_s > 2.5 * STALL_TIMEOUT_S
-        lanes = worker.get("/status")[1]["partitions"]
-        waiting = {each: lane.get("waiting_for_transaction_s") for each, lane in lanes.items()}
+        partitions = worker.get("/status")[1]["partitions"]
+        waiting = {
+            each: status.get("waiting_for_transaction_s") for each, status in partitions.items()
+        }
         since_s = waiting.pop("2")
         assert since_s is not None
         assert 2 * STALL_TIMEOUT_S < since_s <= held_for_s + 1
@@ -185,9 +187,9 @@ def test_an_open_transaction_holds_back_its_partition_alone(
         client.commit_transaction(30)
         made.wait_for_truth(30)
         (total,) = made.truth().totals[held]
-        assert Status.COMPLETE == total.status
+        assert total.status == Status.COMPLETE
         assert pid == worker.process.pid
-        assert 0 == worker.stop()
+        assert worker.stop() == 0
 
 
 def _go_on(made: Deployment, worker: Worker, others: list[str]) -> None:

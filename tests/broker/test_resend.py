@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from deploy.cli import main
-from schemas import partition_for
-from stream_processors.dead_letters import headers_of, list_dead_letters
-from stream_processors.resend import send_back
-from stream_processors.resend_review import State, review
+from durabill.deploy.commands.cli import main
+from durabill.schemas import partition_for
+from durabill.stream_processors.dead_letters.letters import headers_of, list_dead_letters
+from durabill.stream_processors.dead_letters.resend import send_back
+from durabill.stream_processors.dead_letters.review import State, review
 from tests.broker.test_dead_letters import bury
 from tests.conftest import Topics
 
@@ -74,7 +74,7 @@ def judge(kafka: dict[str, str], topics: Topics) -> Judge:
     for key in (b"A", b"B"):
         producer.produce(topics.segments, b"a segment", key, partition_for(key, 4))
     assert producer.flush(20) == 0
-    assert 2 == judge.rejects("TOO_LATE")
+    assert judge.rejects("TOO_LATE") == 2
     return judge
 
 
@@ -100,24 +100,24 @@ def send(judge: Judge, *states: State, reason: str = "TOO_LATE") -> int:
 
 
 def test_an_origin_is_sent_once_and_its_fate_is_known(judge: Judge) -> None:
-    assert {b"A": (State.NEW, "TOO_LATE"), b"B": (State.NEW, "TOO_LATE")} == standing(judge)
-    assert {} == standing(judge, "NOT_AVRO")
-    assert 2 == send(judge, State.NEW)
+    assert standing(judge) == {b"A": (State.NEW, "TOO_LATE"), b"B": (State.NEW, "TOO_LATE")}
+    assert standing(judge, "NOT_AVRO") == {}
+    assert send(judge, State.NEW) == 2
     assert {State.SENT_BACK} == {state for state, _ in standing(judge).values()}
-    assert 1 == judge.rejects("NOT_AVRO", but=b"A")
+    assert judge.rejects("NOT_AVRO", but=b"A") == 1
     fate: Standing = {b"A": (State.SENT_BACK, "TOO_LATE"), b"B": (State.REJECTED_AGAIN, "NOT_AVRO")}
     assert fate == standing(judge)
     assert {b"B": fate[b"B"]} == standing(judge, "NOT_AVRO")
-    assert 0 == send(judge, State.NEW)
+    assert send(judge, State.NEW) == 0
 
 
 def test_sending_again_adds_one_dead_letter_an_origin_and_never_doubles(judge: Judge) -> None:
-    assert 2 == send(judge, State.NEW)
+    assert send(judge, State.NEW) == 2
     for _ in range(3):
-        assert 2 == judge.rejects("TOO_LATE")
+        assert judge.rejects("TOO_LATE") == 2
         assert {State.REJECTED_AGAIN} == {state for state, _ in standing(judge).values()}
-        assert 2 == send(judge, State.NEW, State.REJECTED_AGAIN)
-    assert 2 + 3 * 2 == len(list(list_dead_letters(judge.kafka, judge.topics.dead_letters)))
+        assert send(judge, State.NEW, State.REJECTED_AGAIN) == 2
+    assert len(list(list_dead_letters(judge.kafka, judge.topics.dead_letters))) == 2 + 3 * 2
 
 
 def test_letters_that_were_doubled_before_are_one_origin(judge: Judge) -> None:
@@ -126,16 +126,16 @@ def test_letters_that_were_doubled_before_are_one_origin(judge: Judge) -> None:
         letters = list(list_dead_letters(judge.kafka, judge.topics.dead_letters))
         list(send_back(judge.kafka, judge.topics.dead_letters, letters, judge.topics.segments))
         assert len(letters) == judge.rejects("TOO_LATE")
-    assert 2 * 2**3 == len(list(list_dead_letters(judge.kafka, judge.topics.dead_letters)))
+    assert len(list(list_dead_letters(judge.kafka, judge.topics.dead_letters))) == 2 * 2**3
     assert {State.REJECTED_AGAIN} == {state for state, _ in standing(judge).values()}
-    assert 2 == send(judge, State.NEW, State.REJECTED_AGAIN)
+    assert send(judge, State.NEW, State.REJECTED_AGAIN) == 2
 
 
 def test_a_crashed_workers_repeat_is_the_same_origin(judge: Judge) -> None:
     topics = judge.topics
     judge.next = dict.fromkeys(judge.next, 0)
-    assert 2 == judge.rejects("TOO_LATE")  # the same two records once more
-    assert 2 == send(judge, State.NEW)
+    assert judge.rejects("TOO_LATE") == 2  # the same two records once more
+    assert send(judge, State.NEW) == 2
     assert {State.SENT_BACK} == {state for state, _ in standing(judge).values()}
     # Also where it was the repeat that somebody has sent back.
     last = list(list_dead_letters(judge.kafka, topics.dead_letters, repeats=True))[-1]
@@ -161,8 +161,8 @@ def test_headers_that_lie_hide_no_origin(judge: Judge) -> None:
 def test_a_cut_letter_is_told_and_holds_nobody_up(judge: Judge) -> None:
     cut = (("cut_value", b"3000000 " + b"0" * 64),)
     bury(judge.kafka, judge.topics.dead_letters, 7, reason="TOO_LATE", own_headers=cut)
-    assert (State.CUT, "TOO_LATE") == standing(judge)[b"SO1"]
-    assert 2 == send(judge, State.NEW)
+    assert standing(judge)[b"SO1"] == (State.CUT, "TOO_LATE")
+    assert send(judge, State.NEW) == 2
 
 
 def test_the_command_sends_once_and_tells_the_rest_apart(
@@ -182,11 +182,11 @@ def test_the_command_sends_once_and_tells_the_rest_apart(
         return out.splitlines(), err
 
     lines, told = resend("--reason", "TOO_LATE", "--json")
-    assert 2 == len(lines)
+    assert len(lines) == 2
     assert "2 records sent back" in told
-    assert 1 == judge.rejects("TOO_LONG", but=b"A")
+    assert judge.rejects("TOO_LONG", but=b"A") == 1
     lines, told = resend("--reason", "TOO_LATE")
-    assert [] == lines
+    assert lines == []
     assert "0 records sent back" in told
     assert "1 not sent: sent back before, and not rejected since" in told
     assert "1 not sent: sent back before, and rejected again, last as TOO_LONG" in told
@@ -195,5 +195,5 @@ def test_the_command_sends_once_and_tells_the_rest_apart(
         json.loads(line)["state"] for line in lines
     )
     lines, told = resend("--reason", "TOO_LATE", "--again")
-    assert 1 == len(lines)
-    assert "1 records sent back" in told
+    assert len(lines) == 1
+    assert "1 record sent back" in told

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from deploy.connect import await_kafka, enter
-from deploy.stack import HOST, find_free_ports
-from deploy.topics import check_group, create_topics
-from stream_processors.errors import AccessError, UnreachableError
-from stream_processors.settings import Settings
+from durabill.deploy.connect import await_kafka, enter
+from durabill.deploy.local.stack import HOST, find_free_ports
+from durabill.deploy.topics import check_group, create_topics
+from durabill.schemas.errors import AccessError, UnreachableError
+from durabill.schemas.topics import Topics
+from durabill.stream_processors.settings import Settings
 from tests.broker.acl_kit import GuardedKafka, Right, guarded_kafka, role_rights
 from tests.broker.test_cli import COMMAND, environment, eventually, start
 from tests.broker.worker_kit import deployment
@@ -59,8 +60,7 @@ def kafka() -> Iterator[GuardedKafka]:
     apart = ("no-join", "no-fetch", "no-transaction")
     try:
         with guarded_kafka(folder, [*ROLES, *less, *apart, "nobody"]) as made:
-            names: Any = TOPICS
-            create_topics({"bootstrap.servers": made.plain}, **names, partitions=2)
+            create_topics({"bootstrap.servers": made.plain}, Topics(**TOPICS), partitions=2)
             for role in ROLES:
                 made.grant(role, role_rights(role, APPLICATION, TOPICS))
             for user, without in less.items():
@@ -168,7 +168,7 @@ def lose_later(kafka: GuardedKafka, folder: Path, user: str) -> str:
             ],
         )
         worker = deployed.start(**kafka.login(user))
-        assert 1 == worker.wait(60), worker.log()
+        assert worker.wait(60) == 1, worker.log()
         return worker.log().replace(deployed.name, "NAME")
 
 
@@ -313,7 +313,7 @@ def test_every_command_says_it_alike(kafka: GuardedKafka, tmp_path: Path) -> Non
 
     with ThreadPoolExecutor(4) as pool:
         for command, done in zip(COMMANDS, pool.map(ran, COMMANDS), strict=True):
-            assert 1 == done.returncode, (command, done.stderr)
+            assert done.returncode == 1, (command, done.stderr)
             assert "Invalid username or password" in done.stderr, command
             assert "DURABILL_SASL_PASSWORD" in done.stderr, command
             assert "Traceback" not in done.stderr, command

@@ -10,9 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.cli import main
-from deploy.stack import HOST, find_free_ports
-from producers.gateway import GatewayConfig
+from durabill.deploy.commands.cli import main
+from durabill.deploy.local.stack import HOST, find_free_ports
+from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.ledger_kit import new_ledger_dsn
 from tests.broker.test_cli import COMMAND, environment
 from tests.conftest import SECRET, Topics, readable_dsns, unreadable_dsns
@@ -63,7 +63,7 @@ def test_a_dsn_that_cannot_be_read_is_refused_by_name_alone(
     for dsn in unreadable_dsns("db"):
         monkeypatch.setenv("DURABILL_LEDGER_DSN", dsn)
         code, output = shell.run(*command)
-        assert (2, "secret") == (code, "secret" if "secret" not in output else output)
+        assert (code, "secret" if "secret" not in output else output) == (2, "secret")
         assert "error: DURABILL_LEDGER_DSN: the DSN" in output
         assert "Traceback" not in output
 
@@ -84,7 +84,7 @@ def test_a_dsn_whose_server_refuses_is_shown_without_its_secret(
         flags = ("--ledger-dsn", dsn) if by_flag else ()
         monkeypatch.setenv("DURABILL_LEDGER_DSN", "" if by_flag else dsn)
         code, output = shell.run(*command, *flags)
-        assert 1 == code
+        assert code == 1
         assert "secret" not in output
         assert by_flag == ("warning: --ledger-dsn holds a password" in output)
         assert "Traceback" not in output
@@ -93,7 +93,7 @@ def test_a_dsn_whose_server_refuses_is_shown_without_its_secret(
 @pytest.mark.parametrize("flag", ["--sasl-password", "--ssl-key-password"])
 def test_a_password_by_flag_is_refused_and_not_offered(shell: Shell, flag: str) -> None:
     code, output = shell.run("totals", flag, SECRET)
-    assert 2 == code
+    assert code == 2
     assert "secret" not in output
     variable = f"DURABILL_{flag[2:].upper().replace('-', '_')}"
     assert f"Set {variable}, or {variable}_FILE" in output
@@ -140,7 +140,9 @@ def test_processes_show_no_secret_while_their_database_is_away(
         until = time.monotonic() + 30
         while "PostgreSQL at" not in log.read_text() and time.monotonic() < until:
             time.sleep(0.1)
-        assert [] == [line for line in command_lines("deploy.cli") if "secret" in line]
+        assert [
+            line for line in command_lines("durabill.deploy.commands.cli") if "secret" in line
+        ] == []
         assert None is processes[0].poll()
     finally:
         for process in processes:
@@ -149,12 +151,12 @@ def test_processes_show_no_secret_while_their_database_is_away(
     said = log.read_text()
     assert "PostgreSQL at me@127.0.0.1:" in said
     assert "secret" not in said
-    assert 0 == processes[0].returncode, said
+    assert processes[0].returncode == 0, said
 
 
 def test_a_crash_shows_no_secret_in_its_traceback() -> None:
     code = (
-        "from stream_processors.settings import load_settings\nimport os, traceback\n"
+        "from durabill.stream_processors.settings import load_settings\nimport os, traceback\n"
         "settings = load_settings(os.environ)\n"
         "raise RuntimeError(settings, [settings], {'settings': settings})\n"
     )
@@ -176,5 +178,5 @@ def test_a_secret_from_a_file_works_and_is_in_no_environment(
 ) -> None:
     (tmp_path / "dsn").write_text(new_ledger_dsn(postgres_dsn) + "\n")
     monkeypatch.setenv("DURABILL_LEDGER_DSN_FILE", str(tmp_path / "dsn"))
-    assert (0, "0 orders\n") == shell.run("totals")
+    assert shell.run("totals") == (0, "0 orders\n")
     assert "DURABILL_LEDGER_DSN" not in os.environ

@@ -7,19 +7,19 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
 
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-import deploy.jars
-from deploy.jars import Jar, ensure_jars, locked_jars
-from deploy.kafka import LocalKafka
-from deploy.postgres import LocalPostgres
-from deploy.stack import (
+import durabill.deploy.local.jars
+from durabill.deploy.local.jars import Jar, ensure_jars, locked_jars
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import (
     HOST,
     NO_SYSTEM_TOOLS,
     Daemon,
@@ -28,7 +28,8 @@ from deploy.stack import (
     find_free_ports,
     port_is_free,
 )
-from deploy.topics import TopicsCheck, check_topics, create_topics
+from durabill.deploy.topics import TopicsCheck, check_topics, create_topics
+from durabill.schemas.errors import AccessError, ContractError, UnreachableError
 from tests.broker.test_postgres import open_to_others
 from tests.conftest import JARS_DIR, PROJECT_DIR, Topics
 
@@ -89,7 +90,7 @@ def test_kafka_starts_once_stops_from_another_process_and_keeps_address_and_reco
     address = kafka.start()
     first = kafka.status()
     assert (first.running, first.bootstrap_servers) == (True, address)
-    assert [] == open_to_others(data_dir)
+    assert open_to_others(data_dir) == []
 
     again = LocalKafka(data_dir, jars_dir=JARS_DIR)
     assert again.start() == address
@@ -99,7 +100,10 @@ def test_kafka_starts_once_stops_from_another_process_and_keeps_address_and_reco
 
     create_topic(address, "kept")
     produce_one(address, "kept", b"record")
-    code = "import sys, pathlib, deploy.kafka as k; k.LocalKafka(pathlib.Path(sys.argv[1])).stop()"
+    code = (
+        "import sys, pathlib; from durabill.deploy.local.kafka import LocalKafka;"
+        " LocalKafka(pathlib.Path(sys.argv[1])).stop()"
+    )
     subprocess.run([sys.executable, "-c", code, str(data_dir)], cwd=PROJECT_DIR, check=True)
     stopped = kafka.status()
     assert (stopped.running, stopped.pid, stopped.bootstrap_servers) == (False, None, address)
@@ -137,13 +141,20 @@ def test_both_run_from_pip_packages_alone(data_dir: Path, monkeypatch: pytest.Mo
 def test_given_port_in_use_is_refused(
     server: type[LocalKafka | LocalPostgres], data_dir: Path, taken_port: int
 ) -> None:
-    # A class path is needed before the port is looked at; the session's jars may not be there yet.
-    (data_dir / "jars").symlink_to(JARS_DIR)
-    JARS_DIR.mkdir(parents=True, exist_ok=True)
     local = server(data_dir, taken_port)
     with pytest.raises(StackError, match=f"Port {taken_port} .* is in use by another program"):
         local.start()
     assert not local.status().running
+    assert not (data_dir / "jars").exists(), "nothing was fetched for it"
+
+
+@pytest.mark.parametrize("port", [0, -5, 65_536, 99_999])
+@pytest.mark.parametrize("server", [LocalKafka, LocalPostgres])
+def test_a_port_that_is_none_is_refused(
+    server: type[LocalKafka | LocalPostgres], data_dir: Path, port: int
+) -> None:
+    with pytest.raises(StackError, match=rf"cannot take port {port}: ports are 1 to 65535"):
+        server(data_dir, port).start()
 
 
 # --- processes ---------------------------------------------------
@@ -199,6 +210,29 @@ def test_process_that_ignores_the_first_signal_gets_the_next(daemon: Daemon) -> 
     assert not daemon.stop([(signal.SIGTERM, 0.2)])
 
 
+STOPPED_ELSEWHERE = """
+import subprocess, sys
+from pathlib import Path
+from durabill.deploy.local.stack import Daemon
+home = Path(sys.argv[1])
+daemon = Daemon("Sleeper", home)
+pid = daemon.spawn(["sleep", "60"])
+stop = "import signal, sys, pathlib; from durabill.deploy.local.stack import Daemon;"
+stop += "Daemon('Sleeper', pathlib.Path(sys.argv[1])).stop([(signal.SIGKILL, 5.0)])"
+subprocess.run([sys.executable, "-c", stop, home], check=True)
+assert not Daemon("Sleeper", home).stop([])
+assert not Path("/proc", str(pid)).exists(), "a zombie"
+"""
+
+
+def test_a_child_that_another_process_stopped_is_reaped(data_dir: Path) -> None:
+    home = data_dir / "home"
+    home.mkdir()
+    command = [sys.executable, "-W", "always", "-c", STOPPED_ELSEWHERE, str(home)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")  # no "subprocess is still running" at the end
+
+
 def test_recycled_pid_is_neither_taken_for_ours_nor_killed(data_dir: Path) -> None:
     kafka = LocalKafka(data_dir)
     home = data_dir / "kafka"
@@ -241,8 +275,8 @@ def test_damaged_jar_is_fetched_again_and_an_altered_download_refused(
         (work / "download").write_bytes(served["content"])
         return [(jar, work / "download")]
 
-    monkeypatch.setattr(deploy.jars, "locked_jars", lambda: (jar,))
-    monkeypatch.setattr(deploy.jars, "_fetch", fetch)
+    monkeypatch.setattr(durabill.deploy.local.jars, "locked_jars", lambda: (jar,))
+    monkeypatch.setattr(durabill.deploy.local.jars, "_fetch", fetch)
     (path,) = ensure_jars(tmp_path)
     assert path.read_bytes() == good
     path.write_bytes(b"damaged")
@@ -259,30 +293,14 @@ def test_damaged_jar_is_fetched_again_and_an_altered_download_refused(
 # --- topics ------------------------------------------------------
 
 
-class Names(TypedDict):
-    segments: str
-    totals: str
-    dead_letters: str
-    checkpoint: str
-
-
-def names_of(topics: Topics) -> Names:
-    return Names(
-        segments=topics.segments,
-        totals=topics.totals,
-        dead_letters=topics.dead_letters,
-        checkpoint=topics.checkpoint,
-    )
-
-
 def test_created_topics_pass_and_creating_again_changes_nothing(
     bootstrap_servers: str, topics: Topics
 ) -> None:
     kafka = {"bootstrap.servers": bootstrap_servers}
-    assert check_topics(kafka, **names_of(topics)) == TopicsCheck(4, ())
-    assert create_topics(kafka, **names_of(topics), partitions=4) == TopicsCheck(4, ())
-    with pytest.raises(StackError, match="has 4 partitions, not 8"):
-        create_topics(kafka, **names_of(topics), partitions=8)
+    assert check_topics(kafka, topics) == TopicsCheck(4, ())
+    assert create_topics(kafka, topics, partitions=4) == TopicsCheck(4, ())
+    with pytest.raises(ContractError, match="has 4 partitions, not 8"):
+        create_topics(kafka, topics, partitions=8)
 
 
 def test_segments_with_senders_time_are_refused_until_altered(
@@ -291,18 +309,18 @@ def test_segments_with_senders_time_are_refused_until_altered(
     kafka = {"bootstrap.servers": bootstrap_servers}
     name = f"{uuid.uuid4().hex[:8]}.segments"
     create_topic(bootstrap_servers, name, 4, message_timestamp_type="CreateTime")
-    names: Names = {**names_of(topics), "segments": name}
-    with pytest.raises(StackError) as caught:
-        check_topics(kafka, **names)
+    names = replace(topics, segments=name)
+    with pytest.raises(ContractError) as caught:
+        check_topics(kafka, names)
     text = str(caught.value)
     assert f"{name} has message.timestamp.type=CreateTime" in text
     assert "durabill topics create --alter" in text
     assert f"--bootstrap-server {bootstrap_servers} --alter" in text
     assert f"--entity-name {name} --add-config message.timestamp.type=LogAppendTime" in text
 
-    with pytest.raises(StackError, match="CreateTime"):
-        create_topics(kafka, **names, partitions=4)
-    assert create_topics(kafka, **names, partitions=4, alter=True) == TopicsCheck(4, ())
+    with pytest.raises(ContractError, match="CreateTime"):
+        create_topics(kafka, names, partitions=4)
+    assert create_topics(kafka, names, partitions=4, alter=True) == TopicsCheck(4, ())
 
 
 def test_everything_wrong_is_told_at_once(bootstrap_servers: str, topics: Topics) -> None:
@@ -310,13 +328,9 @@ def test_everything_wrong_is_told_at_once(bootstrap_servers: str, topics: Topics
     mark = uuid.uuid4().hex[:8]
     create_topic(bootstrap_servers, f"{mark}.totals", 3, cleanup_policy="compact")
     create_topic(bootstrap_servers, f"{mark}.checkpoint", 2)
-    names: Names = {
-        **names_of(topics),
-        "totals": f"{mark}.totals",
-        "checkpoint": f"{mark}.checkpoint",
-    }
-    with pytest.raises(StackError) as caught:
-        check_topics(kafka, **names)
+    names = replace(topics, totals=f"{mark}.totals", checkpoint=f"{mark}.checkpoint")
+    with pytest.raises(ContractError) as caught:
+        check_topics(kafka, names)
     text = str(caught.value)
     assert f"{mark}.totals has 3 partitions and {topics.segments} has 4" in text
     assert f"{mark}.checkpoint has 2 partitions and {topics.segments} has 4" in text
@@ -330,8 +344,8 @@ def test_finite_retention_is_a_warning(bootstrap_servers: str, topics: Topics) -
     create_topic(
         bootstrap_servers, name, 4, message_timestamp_type="LogAppendTime", retention_ms="1000"
     )
-    names: Names = {**names_of(topics), "segments": name}
-    checked = check_topics({"bootstrap.servers": bootstrap_servers}, **names)
+    names = replace(topics, segments=name)
+    checked = check_topics({"bootstrap.servers": bootstrap_servers}, names)
     (warning,) = checked.warnings
     assert warning.startswith(f"{name} has retention.ms=1000")
 
@@ -339,10 +353,10 @@ def test_finite_retention_is_a_warning(bootstrap_servers: str, topics: Topics) -
 def test_missing_topics_and_absent_kafka_are_told(
     bootstrap_servers: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names: Names = {**names_of(topics), "totals": "nobody.made.this"}
-    with pytest.raises(StackError, match=r"no topic nobody\.made\.this.*topics create --part.* 4"):
-        check_topics({"bootstrap.servers": bootstrap_servers}, **names)
-    monkeypatch.setattr("deploy.topics.TIMEOUT_S", 1.0)
+    names = replace(topics, totals="nobody.made.this")
+    with pytest.raises(AccessError, match=r"no topic nobody\.made\.this.*topics create --part.* 4"):
+        check_topics({"bootstrap.servers": bootstrap_servers}, names)
+    monkeypatch.setattr("durabill.deploy.topics.TIMEOUT_S", 1.0)
     absent = f"{HOST}:{find_free_ports(1)[0]}"
-    with pytest.raises(StackError, match=f"{absent} does not answer.*durabill kafka start"):
-        check_topics({"bootstrap.servers": absent, "log_level": "0"}, **names)
+    with pytest.raises(UnreachableError, match=f"{absent} does not answer.*durabill kafka start"):
+        check_topics({"bootstrap.servers": absent, "log_level": "0"}, names)

@@ -7,14 +7,15 @@ import cramjam
 import msgspec
 from confluent_kafka import Producer, TopicPartition
 
-from producers.truth import LogRecord
-from schemas import WriterSchemas, decode_total
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import META, entry_key, marks_of
-from stream_processors.order import Policy
-from stream_processors.runtime import find_origin
-from stream_processors.settings import Settings
-from stream_processors.table import IntervalTable, Place
+from durabill.producers.fleet.truth import LogRecord
+from durabill.schemas import WriterSchemas, decode_total
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.checkpoint import META, entry_key, find_meta
+from durabill.stream_processors.worker.faust_runtime import find_segments_topic
 from tests.broker.traffic_kit import move_group, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed
 from tests.property.batches import encode_batch
@@ -49,7 +50,7 @@ def block_v1(table: IntervalTable, block: int) -> bytes:
         "forwarded",
     ]
     states = []
-    for slot, order in table._blocks[block].items():
+    for slot, order in table._plain.slots.in_block(block).items():
         state = [slot, order.service_order_number, order.source_partition]
         state += [list(order.time), list(order.numbers)]
         states.append(state + [getattr(order, name) for name in names])
@@ -57,9 +58,9 @@ def block_v1(table: IntervalTable, block: int) -> bytes:
 
 
 def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int) -> int:
-    """Writes what the version before wrote: blocks of version 1, and marks without an offset."""
+    """Writes what the version before wrote: blocks of version 1, and a meta without an offset."""
     own = [each for each in records if each.partition == partition]
-    table = IntervalTable(Place(partition, deployed.partitions), Policy(), WriterSchemas())
+    table = PlainTable(Place(partition, deployed.partitions), Policy(), WriterSchemas())
     for each in own:
         batch = encode_batch(
             each.offset, each.append_ms, [(each.offset, (each.key, each.value, ()))]
@@ -67,9 +68,9 @@ def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int
         assert not table.fold(Chunk(each.offset, each.offset + 1, batch)).totals
     next_offset = own[-1].offset + 1
     producer = Producer(deployed.kafka)
-    marks = msgspec.msgpack.encode([1, deployed.partitions, [(next_offset, table.clock_ms)]])
+    meta = msgspec.msgpack.encode([1, deployed.partitions, [(next_offset, table.clock_ms)]])
     entries = [(name, block_v1(table, int(name))) for name in table.take_changed()]
-    for name, content in [*entries, (META, marks)]:
+    for name, content in [*entries, (META, meta)]:
         producer.produce(
             deployed.checkpoint, content, entry_key(partition, name), partition=partition
         )
@@ -103,8 +104,8 @@ def test_open_orders_of_the_version_before(bootstrap_servers: str, tmp_path: Pat
             application_id=deployed.name,
             segments_topic=deployed.segments,
         )
-        origin = find_origin(settings, deployed.partitions)
+        segments_topic = find_segments_topic(settings, deployed.partitions)
         for partition in offsets:
-            marks = marks_of(entries, partition, origin, None)
-            assert marks is not None
-            assert (marks.version, marks.topic_id) == (2, origin.topic_id)
+            meta = find_meta(entries, partition, segments_topic, None)
+            assert meta is not None
+            assert (meta.version, meta.topic_id) == (2, segments_topic.topic_id)

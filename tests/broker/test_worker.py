@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-from schemas import OrderTotal, Status, decode_total, partition_for
+from durabill.schemas import OrderTotal, Status, decode_total, partition_for
 from tests.broker.traffic_kit import move_group, now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
@@ -132,13 +132,13 @@ def test_pages(running: Deployment) -> None:
     wait_until(lambda: worker.order("page")[0] == 200, "the order is there")
     _, order = worker.order("page")
     assert (order["phase"], order["duration_ms"], order["missing_numbers"]) == ("OPEN", 7, [[1, 1]])
-    assert (1, None) == (order["missing_range_count"], order["next"])
+    assert (order["missing_range_count"], order["next"]) == (1, None)
     # Between the broker's last answer and ours it may not know whether it has read all.
     wait_until(lambda: worker.order("nobody's")[0] == 404, "nobody's is unknown")
-    assert "UNKNOWN_ORDER" == worker.order("nobody's")[1]["error"]["reason"]
+    assert worker.order("nobody's")[1]["error"]["reason"] == "UNKNOWN_ORDER"
     # Faust's own pages are not there, whatever they are called.
     for path in ("/", "/table", "/table/", "/table/checkpoint/x/", "/router", "/graph", "/docs"):
-        assert 404 == worker.get(path)[0]
+        assert worker.get(path)[0] == 404
     status, page = worker.get("/status")
     assert (status, page["application_id"]) == (200, running.name)
     assert set(page["partitions"]) == {str(each) for each in range(running.partitions)}

@@ -17,12 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from schemas import decode_total
-from stream_processors import checkpoint
+from durabill.schemas import decode_total
+from durabill.stream_processors.worker import effect_order
+from durabill.stream_processors.worker.effect_order import Step
 from tests.broker.traffic_kit import traffic
 from tests.broker.worker_kit import Deployment, deployment, wait_until
 
-STEPS = ("folded", "cut", "published", "written", "committed", "confirmed")
+STEPS = ("folded", "encoded", "published", "written", "committed", "confirmed")
+"""Those of a checkpoint; `test_policy_change` has those of taking a partition over."""
+
 # First at the very first occurrence, as the worker commits where it starts, then in mid-stream.
 OCCURRENCES = (1, 4)
 KILLED = -signal.SIGKILL
@@ -47,9 +50,9 @@ def flowing(deployed: Deployment) -> Iterator[None]:
 
 
 def totals_not_repeated(deployed: Deployment) -> int:
-    """How many totals the workers found said when they took over, so that they were silent."""
+    """How many totals the workers found published when they took over, and so suppressed."""
     logs = "".join(worker.log() for worker in deployed.workers)
-    return sum(map(int, re.findall(r"(\d+) totals said since the checkpoint", logs)))
+    return sum(map(int, re.findall(r"(\d+) totals? published since the checkpoint", logs)))
 
 
 def check_totals(deployed: Deployment) -> None:
@@ -71,10 +74,10 @@ def crash_at(bootstrap_servers: str, folder: Path, step: str) -> int:
     """Has two workers killed at a step, and a third finish; returns the totals not repeated."""
     with deployment(bootstrap_servers, folder, **POLICY) as deployed:
         first, second = (f"{step}:{occurrence}" for occurrence in OCCURRENCES)
-        worker = deployed.start(crash_at_step=first)
+        worker = deployed.start(crash_at=first)
         with flowing(deployed):
             assert worker.wait(60) == KILLED
-            assert deployed.start(crash_at_step=second).wait(60) == KILLED
+            assert deployed.start(crash_at=second).wait(60) == KILLED
             deployed.start_and_wait()
         check_totals(deployed)
         return totals_not_repeated(deployed)
@@ -112,8 +115,10 @@ def outcomes(
 
 
 def test_steps_are_those_of_the_effect_order() -> None:
-    assert checkpoint.__doc__ is not None
-    assert tuple(re.findall(r"^    \d (\w+) ", checkpoint.__doc__, re.MULTILINE)) == STEPS
+    assert effect_order.__doc__ is not None
+    told = re.findall(r"^    \d (\w+) ", effect_order.__doc__, re.MULTILINE)
+    assert told == [each.value for each in Step]
+    assert tuple(told[: len(STEPS)]) == STEPS
 
 
 @pytest.mark.parametrize("step", STEPS)

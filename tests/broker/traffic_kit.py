@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 
-from schemas import SegmentEvent, encode_segment
+from durabill.schemas import SegmentEvent, encode_segment
 
 Pair = tuple[bytes | None, bytes | None]
 """Key and value of a record."""

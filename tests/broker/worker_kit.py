@@ -33,15 +33,16 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
-from deploy.stack import find_free_ports
-from deploy.topics import create_topics
-from producers.truth import LogRecord, LogTruth, read_log
-from producers.truth_order import Policy
-from schemas import PARTITIONER, WriterSchemas, decode_total
-from stream_processors import order
-from stream_processors.columns import ColumnTable
-from stream_processors.reading import read_committed_offsets
-from stream_processors.table import Place
+from durabill.deploy.local.stack import find_free_ports
+from durabill.deploy.topics import create_topics
+from durabill.producers.fleet.truth import LogRecord, LogTruth, read_log
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import PARTITIONER, WriterSchemas, decode_total
+from durabill.schemas.topics import Topics
+from durabill.stream_processors.core import order
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.kafka.group_offsets import read_committed_offsets
 from tests.broker.traffic_kit import Pair
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -50,12 +51,17 @@ SETTLE_TIMEOUT_S = 90.0
 
 _ENTRY = """
 import os, sys
-from deploy.logs import set_up_logging
-from schemas import WriterSchemas
-from stream_processors.app import run_worker
-from stream_processors.settings import load_settings
+from durabill.deploy.logs import set_up_logging
+from durabill.schemas import WriterSchemas
+from durabill.stream_processors.worker.app import run_worker
+from durabill.stream_processors.worker.effect_order import ignore_step
+from durabill.stream_processors.settings import load_settings
+from tests.crash_at import kill_at
 set_up_logging()
-run_worker(load_settings(os.environ), int(sys.argv[1]), int(sys.argv[2]), WriterSchemas())
+crash_at = os.environ.get("DURABILL_TEST_CRASH_AT", "")
+on_step = kill_at(crash_at) if crash_at else ignore_step
+settings, schemas = load_settings(os.environ), WriterSchemas()
+run_worker(settings, int(sys.argv[1]), int(sys.argv[2]), schemas, on_step)
 """
 
 Verdict = tuple[str, int, int]
@@ -214,7 +220,7 @@ class Worker:
             partitions = self.get("/status")[1]["partitions"]
         except OSError:
             return {}
-        return {int(each): lane["next_offset"] for each, lane in partitions.items()}
+        return {int(each): status["next_offset"] for each, status in partitions.items()}
 
 
 @dataclass
@@ -246,19 +252,20 @@ class Deployment:
 
     def create_topics(self) -> None:
         """Makes those of the topics that are missing."""
-        create_topics(
-            self.kafka,
-            segments=self.segments,
-            totals=self.totals,
-            dead_letters=self.dead_letters,
-            checkpoint=self.checkpoint,
-            partitions=self.partitions,
-        )
+        create_topics(self.kafka, self.topics, partitions=self.partitions)
+
+    @property
+    def topics(self) -> Topics:
+        """All four names."""
+        return Topics(self.segments, self.totals, self.dead_letters, self.checkpoint)
 
     # -- workers ------------------------------------------------------------------------------
 
-    def start(self, prelude: str = "", **settings: object) -> Worker:
-        """Starts a worker with further settings by their names, after the code in `prelude`."""
+    def start(self, prelude: str = "", *, crash_at: str = "", **settings: object) -> Worker:
+        """Starts a worker with further settings by their names, after the code in `prelude`.
+
+        It kills itself once it has done a step n times, if `crash_at` says `step:n`.
+        """
         chosen = {
             "bootstrap_servers": self.bootstrap_servers,
             "application_id": self.name,
@@ -272,6 +279,7 @@ class Deployment:
             **settings,
         }
         environ = {f"DURABILL_{name.upper()}": str(value) for name, value in chosen.items()}
+        environ["DURABILL_TEST_CRASH_AT"] = crash_at
         log_path = self.folder / f"{self.name}-worker-{len(self.workers)}.log"
         worker = Worker(self.partitions, environ, log_path, prelude)
         self.workers.append(worker)
@@ -286,7 +294,7 @@ class Deployment:
 
         wait_until(shared_out, "the partitions have owners")
 
-    def start_and_wait(self, prelude: str = "", **settings: object) -> Worker:
+    def start_and_wait(self, prelude: str = "", **settings: Any) -> Worker:
         """Starts a worker and waits until all partitions are its own."""
         worker = self.start(prelude, **settings)
         self.wait_for_owners(worker)
@@ -347,17 +355,17 @@ class Deployment:
 
     def differences(self) -> list[str]:
         """What is wrong or missing in the totals and dead letters by the log of now."""
-        said = [decode_total(each.value()) for each in self.found_totals()]
-        times = Counter((each.service_order_number, each.revision) for each in said)
+        published = [decode_total(each.value()) for each in self.found_totals()]
+        times = Counter((each.service_order_number, each.revision) for each in published)
         letters = {verdict(each) for each in self.found_letters()}
         truth = self.truth()
         expected = {total for of_order in truth.totals.values() for total in of_order}
         rejected = {(each.reason.value, *each[1:]) for each in truth.dead_letters}
-        totals = set(said)
+        totals = set(published)
         return [
             *(f"missing: {each}" for each in sorted(expected - totals, key=str)),
             *(f"wrong: {each}" for each in sorted(totals - expected, key=str)),
-            *(f"said {count} times: {each}" for each, count in times.items() if count > 1),
+            *(f"published {count} times: {each}" for each, count in times.items() if count > 1),
             *(f"no dead letter: {each}" for each in sorted(rejected - letters)),
             *(f"wrong dead letter: {each}" for each in sorted(letters - rejected)),
             *(f"not sent on: {each!r}" for each in sorted(truth.sent_on - truth.forwarded)),

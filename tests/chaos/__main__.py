@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from deploy.stack import StackError
+from durabill.schemas.errors import DurabillError
 from tests.chaos import report
 from tests.chaos.cluster import sweep
 from tests.chaos.run import Chaos, long_form, run, short_form
@@ -50,7 +50,7 @@ def main() -> int:
         for seed in seeds:
             try:
                 reports.append(run(_chaos(arguments, seed), keep=arguments.keep, say=say))
-            except StackError as error:
+            except DurabillError as error:
                 failed = str(error)
                 break
             if reports[-1].violations:

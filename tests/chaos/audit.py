@@ -1,7 +1,7 @@
 """What must be found when the dust has settled, whatever was done to the cluster.
 
 Theory of operation. A total is a function of the log, so the log is read back and everything is
-worked out from it by the fleet's own oracle (`producers.truth`), which shares no code with the
+worked out from it by the fleet's own oracle (`fleet.truth`), which shares no code with the
 workers. What the topics, the ledger and the checkpoint hold must be that: every field of every
 revision, `settled_at_ms` too; nothing else, nothing less, and nothing twice. And what the fleet
 meant each order to come to, it must have come to, so nothing that was acknowledged is missing in
@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deploy.commands_read import read_topic
-from producers.truth import LogRecord, LogTruth, read_log
-from producers.truth_order import Policy
-from schemas import OrderTotal, Reason, decode_total, encode_total
-from stream_processors.dead_letters import list_dead_letters
-from stream_processors.ledger_lookups import connected, read_totals
-from stream_processors.ledger_lookups import status as ledger_status
-from stream_processors.settings import Settings
+from durabill.producers.fleet.truth import LogRecord, LogTruth, read_log
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import OrderTotal, Reason, decode_total, encode_total
+from durabill.stream_processors.dead_letters.letters import list_dead_letters
+from durabill.stream_processors.kafka.reading import read_topic
+from durabill.stream_processors.ledger.lookups import connected, read_totals
+from durabill.stream_processors.ledger.lookups import status as ledger_status
+from durabill.stream_processors.settings import Settings
 from tests.chaos.checkpoint_audit import checkpoint_entries, differences
 from tests.chaos.cluster import PARTITIONS
 from tests.chaos.hostile import is_hostile

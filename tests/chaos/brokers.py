@@ -21,9 +21,9 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, TopicMetadata
 
-from deploy.kafka import LocalKafka
-from deploy.kafka_node import KafkaNode
-from deploy.stack import StackError
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.kafka_node import KafkaNode
+from durabill.deploy.local.stack import StackError
 from tests.chaos.proxy import Line, Proxy
 
 ALONE = {

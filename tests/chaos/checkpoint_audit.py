@@ -7,13 +7,15 @@ says. Repeats that came after that total are counted in the order and in no tota
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.commands_read import read_topic
-from schemas import OrderTotal, WriterSchemas
-from stream_processors.checkpoint import Origin, marks_of, restore_lane
-from stream_processors.columns import ColumnTable
-from stream_processors.reading import Tail
-from stream_processors.settings import Settings
-from stream_processors.table import Place
+from durabill.schemas import OrderTotal, WriterSchemas
+from durabill.schemas.order_state import Phase
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.kafka.reading import read_topic
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic, find_meta
+from durabill.stream_processors.worker.ports import Tail
+from durabill.stream_processors.worker.recovery import restore_task
 
 _SAME = ("duration_ms", "started_ms", "ended_ms", "end_number", "segments", "revision")
 
@@ -47,13 +49,13 @@ def differences(
     """
     partition, partitions = place
     table = ColumnTable(Place(partition, partitions), settings.policy, WriterSchemas())
-    origin = Origin(settings.segments_topic, "", partitions)
-    marks = marks_of(entries, partition, origin, committed)
-    if marks is None or marks.next_offset != committed:
-        return {"marks": [f"{marks}, committed {committed}"]}
+    segments_topic = SegmentsTopic(settings.segments_topic, "", partitions)
+    meta = find_meta(entries, partition, segments_topic, committed)
+    if meta is None or meta.next_offset != committed:
+        return {"meta": [f"{meta}, committed {committed}"]}
     # At rest nothing has been published since the checkpoint, so there is no tail to it.
-    nothing = Tail([], marks.totals_offset or 0)
-    restore_lane(table, entries, origin, marks, first_offset=0, tail=nothing)
+    nothing = Tail([], meta.totals_offset or 0)
+    restore_task(table, entries, segments_topic, meta, first_offset=0, tail=nothing)
     found = {
         "orders that are wrong": list(_wrong(table, latest)),
         "the number of orders": [f"{len(table)}, must be {len(latest)}"],
@@ -68,11 +70,11 @@ def differences(
 
 def _wrong(table: ColumnTable, latest: Mapping[str, OrderTotal]) -> Iterator[str]:
     for number, total in latest.items():
-        kept: dict[str, Any] | None = table.describe(number)
+        kept = table.describe(number)
         must: dict[str, Any] = {name: getattr(total, name) for name in _SAME}
-        must["intervals"] = [list(each) for each in total.intervals]
-        must["missing_numbers"] = [list(each) for each in total.missing_numbers]
-        must["phase"] = "SETTLED"
-        same = kept is not None and must.items() <= kept.items()
-        if kept is None or not same or kept["duplicates"] < total.duplicates:
+        must["intervals"] = list(total.intervals)
+        must["missing_numbers"] = list(total.missing_numbers)
+        must["phase"] = Phase.SETTLED
+        same = kept is not None and all(getattr(kept, name) == must[name] for name in must)
+        if kept is None or not same or kept.duplicates < total.duplicates:
             yield f"{number}: {kept}, must be {must}"

@@ -21,14 +21,14 @@ from typing import Any, Self
 
 import msgspec
 
-from deploy.commands_common import quiet_kafka
-from deploy.kafka import LocalKafka
-from deploy.migrate import migrate
-from deploy.postgres import LocalPostgres
-from deploy.processes import deaf_to_signals, environment, get_json
-from deploy.stack import Daemon, StackError, birth_mark, find_free_ports
-from deploy.topics import create_topics
-from stream_processors.settings import Settings
+from durabill.deploy.demo.processes import deaf_to_signals, environment, get_json
+from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.postgres import LocalPostgres
+from durabill.deploy.local.stack import Daemon, StackError, birth_mark, find_free_ports
+from durabill.deploy.migrate import migrate
+from durabill.deploy.topics import create_topics
+from durabill.stream_processors.kafka.options import quiet
+from durabill.stream_processors.settings import Settings
 from tests.chaos.brokers import Brokers, kill_all
 from tests.chaos.schedule import PROXIED, WORKERS_FIRST
 
@@ -48,7 +48,7 @@ off_s, plain, plain_ns = int(sys.argv.pop(1)), time.time, time.time_ns
 time.time = lambda: plain() + off_s
 time.time_ns = lambda: plain_ns() + off_s * 10**9
 print(f"the clock is {off_s} s off", file=sys.stderr, flush=True)
-from deploy.cli import main
+from durabill.deploy.commands.cli import main
 main()
 """
 """What a process runs whose wall clock is wrong. All of ours ask Python for the time."""
@@ -89,7 +89,7 @@ class Process:
         with self._lock:
             self._wanted = True
             self._started_s = time.monotonic()
-            command = [sys.executable, "-m", "deploy.cli"]
+            command = [sys.executable, "-m", "durabill.deploy.commands.cli"]
             if clock_off_s:
                 command = [sys.executable, "-c", _CLOCK_OFF, str(clock_off_s)]
             command.append(self.name.partition("-")[0])
@@ -211,18 +211,10 @@ class Cluster:
         )
         create_topics(
             self.kafka,
-            segments=self.settings.segments_topic,
-            totals=self.settings.totals_topic,
-            dead_letters=self.settings.dead_letters_topic,
-            checkpoint=self.settings.checkpoint_topic,
+            self.settings.topics,
             partitions=PARTITIONS,
         )
-        self.brokers.watch(
-            self.settings.segments_topic,
-            self.settings.totals_topic,
-            self.settings.dead_letters_topic,
-            self.settings.checkpoint_topic,
-        )
+        self.brokers.watch(*self.settings.topics.by_role.values())
         migrate(self.settings.ledger_dsn)
         for name in ("gateway", *WORKERS_FIRST, "ledger"):
             self.add(name)
@@ -246,7 +238,7 @@ class Cluster:
     @property
     def kafka(self) -> dict[str, str]:
         """Return how to reach the broker directly; librdkafka's own words are left out."""
-        return quiet_kafka(self.settings)
+        return quiet(self.settings.librdkafka())
 
     @property
     def gateway_url(self) -> str:

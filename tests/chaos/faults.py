@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from confluent_kafka import KafkaException
 
-from deploy.stack import StackError
+from durabill.deploy.local.stack import StackError
 from tests.chaos.broker_faults import BrokerFaults
 from tests.chaos.cluster import PARTITIONS, Cluster
 from tests.chaos.proofs import JOINS_S, Check, Injected, Proofs

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from confluent_kafka import Producer
 
-from producers.garbage import raw_segment
-from schemas import PARTITIONER
+from durabill.producers.fleet.garbage import raw_segment
+from durabill.schemas import PARTITIONER
 from tests.chaos.cluster import PARTITIONS
 
 PREFIX = "H-"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from deploy.stack import HOST, StackError
+from durabill.deploy.local.stack import HOST, StackError
 
 CHUNK_BYTES = 64 * 1024
 _START_S = 10.0

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from deploy.processes import get_json
-from deploy.stack import StackError
-from stream_processors.settings import Settings
+from durabill.deploy.demo.processes import get_json
+from durabill.deploy.local.stack import StackError
+from durabill.schemas.errors import DurabillError
+from durabill.stream_processors.settings import Settings
 from tests.chaos.audit import Auditor
 from tests.chaos.cluster import PARTITIONS, Cluster
 from tests.chaos.faults import Injector
@@ -150,7 +151,7 @@ def run(chaos: Chaos, *, keep: bool, say: Callable[[str], None]) -> RunReport:
             auditor = _audit(cluster, pump, vitals, report, say)
             report.injected = injector.injected
             report.note_latency(auditor.published, injector.calm_ms)
-        except StackError as error:
+        except DurabillError as error:
             report.problems.append(str(error))
         report.hostile_records = hostile.records
         report.took_s = round(time.monotonic() - cluster.began_s, 1)
@@ -216,14 +217,14 @@ def _is_at_rest(cluster: Cluster, vitals: Vitals) -> bool:
 
 def _unsettled(cluster: Cluster) -> list[str]:
     """Return the partitions without an owner, or with orders that wait for a deadline."""
-    lanes = {}
+    tasks = {}
     for worker in cluster.workers():
         status = get_json(f"{worker.url}/status")
         if status is not None:
-            lanes.update(status["partitions"])
+            tasks.update(status["partitions"])
     everything = {str(each) for each in range(PARTITIONS)}
-    waiting = (each for each, lane in lanes.items() if lane["oldest_deadline_ms"] is not None)
-    return sorted({*(everything - lanes.keys()), *waiting})
+    waiting = (each for each, task in tasks.items() if task["oldest_deadline_ms"] is not None)
+    return sorted({*(everything - tasks.keys()), *waiting})
 
 
 def _audit(

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from confluent_kafka import Producer
 
-from producers.plan import Faults, FleetPlan, Send, in_publishing_order
-from schemas import decode_total, encode_total
-from stream_processors.settings import Settings
+from durabill.producers.fleet.plan import Faults, FleetPlan, Send, in_publishing_order
+from durabill.schemas import decode_total, encode_total
+from durabill.stream_processors.settings import Settings
 from tests.chaos.audit import Auditor
 from tests.chaos.traffic import Sent
 from tests.conftest import Topics

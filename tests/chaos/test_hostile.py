@@ -5,9 +5,9 @@ from itertools import chain
 
 import pytest
 
-from producers.truth import LogRecord, judge, read_log
-from producers.truth_order import Policy
-from schemas import Reason, SegmentEvent, partition_for
+from durabill.producers.fleet.truth import LogRecord, judge, read_log
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import Reason, SegmentEvent, partition_for
 from tests.chaos.cluster import PARTITIONS
 from tests.chaos.hostile import Hit, extremes, forged, garbage, is_hostile, islands
 
@@ -52,7 +52,7 @@ def test_extremes_reach_both_ends_of_64_bits() -> None:
 def test_islands_have_as_many_pieces_as_they_should(seed: int) -> None:
     hits = list(islands(random.Random(seed), "H-i", NOW_MS, 50))
     (totals,) = read_log(records(hits), POLICY, PARTITIONS).totals.values()
-    assert 50 == len(totals[-1].intervals)
+    assert len(totals[-1].intervals) == 50
 
 
 def test_islands_rise_fall_and_are_shuffled() -> None:

@@ -13,26 +13,26 @@ def total(settled_at_ms: int, published_ms: int) -> Published:
 
 
 def test_a_fault_explains_delays_from_its_begin_until_all_is_calm_or_a_while_after_it() -> None:
-    assert [WINDOW] == windows([FAULT], [])
-    assert [WINDOW] == windows([FAULT], [102_499])  # that was before it was mended
+    assert windows([FAULT], []) == [WINDOW]
+    assert windows([FAULT], [102_499]) == [WINDOW]  # that was before it was mended
     assert [Window(100_000, 102_500)] == windows([FAULT], [102_500, 110_000])
-    assert [WINDOW] == windows([FAULT], [WINDOW.end_ms + 1])
+    assert windows([FAULT], [WINDOW.end_ms + 1]) == [WINDOW]
 
 
 def test_totals_that_a_fault_touched_are_left_out() -> None:
     before, after = total(0, 99_999), total(WINDOW.end_ms, WINDOW.end_ms + GROSS_MS + 1)
     touched = [total(0, 100_000), total(WINDOW.end_ms - 1, 10**9), total(101_000, 101_010)]
     found = measure([before, *touched, after], [WINDOW])
-    assert 2 == found.quiet
-    assert 2 == len(found.gross)
+    assert found.quiet == 2
+    assert len(found.gross) == 2
 
 
 def test_gross_is_more_than_the_limit() -> None:
-    assert [] == measure([total(5, 5 + GROSS_MS)], []).gross
-    assert 1 == len(measure([total(5, 6 + GROSS_MS)], []).gross)
+    assert measure([total(5, 5 + GROSS_MS)], []).gross == []
+    assert len(measure([total(5, 6 + GROSS_MS)], []).gross) == 1
 
 
 def test_percentiles_of_known_values() -> None:
     found = measure([total(0, late_ms) for late_ms in range(200, 0, -1)], [])
-    assert (200, 101, 199, 200) == (found.quiet, found.p50_ms, found.p99_ms, found.max_ms)
-    assert 0 == measure([], []).p99_ms
+    assert (found.quiet, found.p50_ms, found.p99_ms, found.max_ms) == (200, 101, 199, 200)
+    assert measure([], []).p99_ms == 0

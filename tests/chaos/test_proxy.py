@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from deploy.stack import HOST, find_free_ports
+from durabill.deploy.local.stack import HOST, find_free_ports
 from tests.chaos.proxy import Mode, Proxy
 
 

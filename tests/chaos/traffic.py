@@ -1,6 +1,6 @@
 """A fleet that never stops publishing, whatever happens to the cluster.
 
-It sends one planned fleet (`producers.plan`) after the other, each with every fault that clients
+It sends one planned fleet (`fleet.plan`) after the other, each with every fault that clients
 and networks have. What must come after orders have settled is sent beside the next fleet, so there
 is no pause. Most goes straight to Kafka, some orders go over the gateway. It is as patient as a
 client with a spool: what can't be delivered now is sent when the broker is back.
@@ -20,9 +20,16 @@ from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from producers.plan import Faults, FleetPlan, Intended, OrderPlan, Send, in_publishing_order
-from producers.transport import quote_order_number, segment_fields
-from schemas import PARTITIONER, Reason
+from durabill.producers.fleet.plan import (
+    Faults,
+    FleetPlan,
+    Intended,
+    OrderPlan,
+    Send,
+    in_publishing_order,
+)
+from durabill.producers.sdk.http_uplink import quote_order_number, segment_fields
+from durabill.schemas import PARTITIONER, Reason
 from tests.chaos.cluster import PARTITIONS
 
 PATIENCE_S = 600.0

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from deploy.stack import StackError
-from stream_processors.settings import Settings
+from durabill.deploy.local.stack import StackError
+from durabill.stream_processors.settings import Settings
 from tests.chaos.cluster import PARTITIONS
 from tests.chaos.traffic import Pump
 

@@ -4,9 +4,8 @@ import struct
 from collections.abc import Sequence
 
 import cramjam
-from aiokafka.record.util import calc_crc32c_py
 
-from schemas.wire import zigzag
+from durabill.schemas.wire import zigzag
 
 LOG_APPEND_TIME = 0x08
 CONTROL = 0x20
@@ -14,6 +13,23 @@ CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4, "snappy-xerial
 
 Entry = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 """Key, value, headers of a record."""
+
+
+def _crc_of(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_CRC_OF = [_crc_of(byte) for byte in range(256)]
+
+
+def _crc32c(data: bytes) -> int:
+    """Return the CRC-32C of data; in Python, so that the simulation needs no Kafka client."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC_OF[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
 
 
 def _sized(content: bytes | None) -> bytes:
@@ -76,5 +92,5 @@ def encode_batch(
         len(entries),
     )
     checked += body
-    head = struct.pack(">qiibI", base_offset, len(checked) + 9, 0, 2, calc_crc32c_py(checked))
+    head = struct.pack(">qiibI", base_offset, len(checked) + 9, 0, 2, _crc32c(checked))
     return head + checked

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas, schema_fingerprint
-from schemas.wire import zigzag
-from stream_processors.blocks import plain_snapshot
-from stream_processors.columns import ColumnTable
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import index, rows
-from stream_processors.order import Order, Phase, Policy, evidence_digest
-from stream_processors.table import FORWARDED_FROM, Effects, Place
+from durabill.schemas import SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas, schema_fingerprint
+from durabill.schemas.headers import FORWARDED_FROM
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Phase, Policy, evidence_digest
+from durabill.stream_processors.engine.blocks import plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import index, rows
+from durabill.stream_processors.engine.table import Effects, Place
 from tests.property.batches import CODECS, Entry
 
 BASE_MS = 1_700_000_000_000
@@ -237,10 +238,10 @@ FILLED_ROWS = 3072
 
 @dataclass(frozen=True)
 class Shape:
-    """How big a column table is: its rows, its extras (None: the usual), filled beforehand."""
+    """How big a column table is: its rows, its piece lists (None: the usual), filled beforehand."""
 
     rows_max: int
-    extras: int | None
+    lists: int | None
     filled: bool
     seed: int = 7
 
@@ -268,9 +269,8 @@ def new_columns(shape: Shape, place: Place, policy: Policy) -> ColumnTable:
         rows_max=shape.rows_max,
         pieces_max=PIECES_MAX,
     )
-    if shape.extras is not None:
-        store = table._rows
-        store.counters[rows.EXTRAS_MAX] = shape.extras
+    if shape.lists is not None:
+        table._store.counters[rows.LISTS_MAX] = shape.lists
     return table
 
 
@@ -286,7 +286,7 @@ def filler_blocks() -> tuple[bytes, ...]:
         orders.append((slot, order))
     table = new_columns(Shape(1 << 16, None, False), Place(0, 1), Policy())
     table.restore([plain_snapshot(orders).pack()], 0)
-    table._rows._changed[:] = 1
+    table._store.arrays.changed[:] = 1
     blocks = [content for _, content in table.take_changed_entries() if content is not None]
     assert len(blocks) == FILLED_ROWS // rows.BLOCK_ROWS
     return tuple(blocks)
@@ -314,36 +314,38 @@ def assert_same_effects(plain: Effects, columns: Effects) -> None:
 
 def assert_sound(table: ColumnTable) -> None:
     """Assert what has to hold of a column table's memory between batches."""
-    store = table._rows
+    store, arrays = table._store, table._store.arrays
     used = int(store.counters[rows.ROWS_USED])
     orders, flags = store.orders[:used], store.orders["flags"][:used]
-    odd = np.flatnonzero(flags & rows.ODD)
-    held = np.flatnonzero((flags & (rows.USED | rows.ODD)) == rows.USED)
-    free = store._free[: int(store.counters[rows.ROWS_FREE])].tolist()
-    assert used <= store._max
-    assert not (flags & rows.DEFERRED).any()
+    spilled = np.flatnonzero(flags & rows.SPILLED)
+    held = np.flatnonzero((flags & (rows.USED | rows.SPILLED)) == rows.USED)
+    free = arrays.free[: int(store.counters[rows.ROWS_FREE])].tolist()
+    assert used <= store.rows_max
+    assert not (flags & rows.HAS_DEFERRED).any()
     assert not store.orders["flags"][used:].any()
     assert sorted(free) == np.flatnonzero(flags == 0).tolist()
     assert int(store.counters[rows.ORDERS]) == len(held)
-    plain = {slot for block in table._blocks.values() for slot in block}
-    assert set(odd.tolist()) == {slot for slot in plain if slot < store._max}
-    assert int(store.counters[rows.BEYOND]) == sum(slot >= store._max for slot in plain)
-    assert sorted(table._slots.values()) == sorted(plain)
+    plain = table._plain.slots.taken()
+    assert set(spilled.tolist()) == {slot for slot in plain if slot < store.rows_max}
+    assert int(store.counters[rows.OVERFLOW]) == sum(slot >= store.rows_max for slot in plain)
+    assert len(table._plain.slots) == len(plain)
+    assert all(table._plain.slots.at(slot) is not None for slot in plain)
 
-    extras = orders["extra"][held]
-    extras = extras[extras >= 0].tolist()
-    pool = int(store.counters[rows.EXTRAS_USED])
-    pool_free = store._extra_free[: int(store.counters[rows.EXTRAS_FREE])].tolist()
-    assert pool <= len(store._extra)
-    assert sorted([*extras, *pool_free]) == list(range(pool))
+    lists = orders["list_at"][held]
+    lists = lists[lists >= 0].tolist()
+    pool = int(store.counters[rows.LISTS_USED])
+    pool_free = arrays.lists_free[: int(store.counters[rows.LISTS_FREE])].tolist()
+    assert pool <= len(arrays.lists)
+    assert sorted([*lists, *pool_free]) == list(range(pool))
 
     named = flags.astype(bool) & (orders["key_size"] > 0)
-    assert int(store._tables[:, index.FILLED].sum()) == int(named.sum())
+    assert int(arrays.tables[:, index.FILLED].sum()) == int(named.sum())
     settled = (flags & rows.SETTLED).astype(bool)
     interim_ms = orders["unbilled_since_ms"] + table.policy.interim_after_ms
     due_ms = np.minimum(orders["deadline_ms"], interim_ms)
+    assert (int(store.counters[rows.NEXT_DUE_MS]) <= due_ms[held[~settled[held]]]).all()
     for slots, bounds, times_ms in (
-        (held[~settled[held]], store._block_due, due_ms),
-        (held[settled[held]], store._block_retire, orders["deadline_ms"]),
+        (held[~settled[held]], arrays.block_due_ms, due_ms),
+        (held[settled[held]], arrays.block_retire_ms, orders["deadline_ms"]),
     ):
         assert (bounds[slots // rows.BLOCK_ROWS] <= times_ms[slots]).all()

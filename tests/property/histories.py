@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, OrderTotal, WriterSchemas, decode_total
-from schemas.wire import zigzag
-from stream_processors.batch import Chunk
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.schemas import SEGMENT_HEADER, OrderTotal, WriterSchemas, decode_total
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.oracle import Entry, Segment, Times
 
@@ -121,7 +122,7 @@ def chunk_of(log: Sequence[Entry], first_offset: int = 0, codec: str = "none") -
 
 def new_table(pieces_max: int = TIMES.pieces_max) -> IntervalTable:
     """Return the empty table of a topic's only partition."""
-    return IntervalTable(Place(0, 1), POLICY, WriterSchemas(), pieces_max=pieces_max)
+    return PlainTable(Place(0, 1), POLICY, WriterSchemas(), pieces_max=pieces_max)
 
 
 def totals_in(effects: Sequence[Effects]) -> list[OrderTotal]:

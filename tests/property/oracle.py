@@ -7,7 +7,7 @@ accepted record of an order and works each total out of all of them anew.
 import hashlib
 from dataclasses import dataclass, field
 
-from schemas import Interval, NumberRange, OrderTotal, Status
+from durabill.schemas import Interval, NumberRange, OrderTotal, Status
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_processors.batch import Chunk
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import (
     BASE_MS,
@@ -41,7 +42,7 @@ def test_holes_of_one_order(
     pieces: list[tuple[int, int, int, int]], cuts: list[int], extras: int | None, interim_ms: int
 ) -> None:
     policy, place = Policy(5, 9, 100_000, interim_ms), Place(0, 1)
-    plain = IntervalTable(place, policy, writers(), pieces_max=PIECES_MAX)
+    plain = PlainTable(place, policy, writers(), pieces_max=PIECES_MAX)
     columns = new_columns(Shape(64, extras, False), place, policy)
     entries: list[tuple[int, Entry]] = []
     for offset, (number, start, length, end) in enumerate(pieces):
@@ -70,7 +71,7 @@ def test_holes_of_one_order(
 @pytest.mark.parametrize("rows_max", [1 << 14, 2_500])
 def test_more_orders_than_a_block_an_index_table_or_the_scratch_hold(rows_max: int) -> None:
     policy, place = Policy(5, 9, 60), Place(0, 1)
-    plain = IntervalTable(place, policy, writers())
+    plain = PlainTable(place, policy, writers())
     columns = new_columns(Shape(rows_max, None, False), place, policy)
     orders, next_offset = 3_100, 0
     for step in range(4):

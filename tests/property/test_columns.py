@@ -21,13 +21,14 @@ from hypothesis.stateful import (
     rule,
 )
 
-from stream_processors import columns as columns_module
-from stream_processors import slots as slots_module
-from stream_processors import steps as steps_module
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine import columns as columns_module
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine import steps as steps_module
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import (
     BASE_MS,
@@ -133,7 +134,7 @@ class Histories(RuleBasedStateMachine):
         ):
             self.patched.enter_context(mock.patch.object(module, name, value))
         self.policy, self.place, self.shape = policy, place, shape
-        self.plain = IntervalTable(place, policy, writers(), pieces_max=PIECES_MAX)
+        self.plain = PlainTable(place, policy, writers(), pieces_max=PIECES_MAX)
         self.columns = new_columns(shape, place, policy)
         self.writer = Writer()
         self.log: list[Chunk] = []
@@ -312,7 +313,7 @@ class Histories(RuleBasedStateMachine):
     def _catch_up(self) -> None:
         self.sent.add(self.columns.tick(self.plain.clock_ms))
         self.cut = None  # the next one is to be as of now, for both tables
-        self.columns._rows._changed[:] = 1
+        self.columns._store.arrays.changed[:] = 1
         self.checkpoint()
 
     @rule()

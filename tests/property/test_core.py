@@ -7,10 +7,10 @@ from unittest import mock
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from schemas import Status, encode_total
-from stream_processors import slots as slots_module
-from stream_processors.batch import Chunk
-from stream_processors.table import Effects, IntervalTable
+from durabill.schemas import Status, encode_total
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import Effects, IntervalTable
 from tests.property.histories import (
     BASE_MS,
     FAR_FUTURE_MS,
@@ -80,12 +80,12 @@ def test_live_state_equals_the_oracles(log: list[Entry]) -> None:
         known = table.describe(order)
         assert known is not None
         total = life.total(Status.ABANDONED if life.end_number() is None else Status.INCOMPLETE, 0)
-        assert known["intervals"] == [list(each) for each in total.intervals]
-        assert known["missing_numbers"] == [list(each) for each in total.missing_numbers]
+        assert known.intervals == list(total.intervals)
+        assert known.missing_numbers == list(total.missing_numbers)
         for name in ("duration_ms", "started_ms", "ended_ms", "end_number"):
-            assert known[name] == getattr(total, name)
+            assert getattr(known, name) == getattr(total, name)
         for name in ("segments", "duplicates", "overlap_ms", "source_offset", "source_partition"):
-            assert known[name] == getattr(total, name)
+            assert getattr(known, name) == getattr(total, name)
 
 
 @given(histories(), CUTS)
@@ -133,7 +133,7 @@ def final_state(log: list[Entry], *fields: str) -> dict[str, dict[str, Any]]:
     for order, totals in by_order(effects).items():
         state = table.describe(order)
         assert state is not None
-        states[order] = {name: state[name] for name in fields}
+        states[order] = {name: getattr(state, name) for name in fields}
         states[order] |= {"status": totals[-1].status, "digest": totals[-1].digest}
     return states
 
@@ -199,8 +199,8 @@ def test_total_never_falls_when_a_segment_is_added(log: list[Entry], data: st.Da
         order = entry.key.decode()
         state = table.describe(order)
         assert state is not None
-        assert state["duration_ms"] >= duration_ms.get(order, 0)
-        duration_ms[order] = state["duration_ms"]
+        assert state.duration_ms >= duration_ms.get(order, 0)
+        duration_ms[order] = state.duration_ms
 
 
 @given(histories())

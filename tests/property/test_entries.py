@@ -13,15 +13,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from schemas import OWN_SCHEMA_ONLY
-from schemas.limits import GRACE_FACTOR_MAX
-from stream_processors import slots
-from stream_processors.batch import Chunk
-from stream_processors.blocks import decode_block
-from stream_processors.columns import ColumnTable
-from stream_processors.kernel.rows import PIECES_MAX
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.schemas.limits import GRACE_FACTOR_MAX
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine import slots
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import decode_block
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel.rows import PIECES_MAX
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.column_histories import BASE_MS, assert_sound, value_of
 from tests.property.test_kernel_fuzz import NO_EXPLAINING
@@ -60,7 +61,7 @@ class Worker:
         """Return an empty table."""
         if columns:
             return ColumnTable(Place(0, 1), POLICY, OWN_SCHEMA_ONLY, rows_max=64)
-        return IntervalTable(Place(0, 1), POLICY, OWN_SCHEMA_ONLY)
+        return PlainTable(Place(0, 1), POLICY, OWN_SCHEMA_ONLY)
 
     def segment(self) -> None:
         """A record comes: a further piece, one between two, all at once, a repeat, the end."""
@@ -151,7 +152,7 @@ class Worker:
             known, truth = self.table.describe(name), self.truth.describe(name)
             # One that is forgotten may be known for longer by either: it makes no difference.
             over = [
-                each is None or (each["phase"] == "SETTLED" and each["deadline_ms"] < self.now_ms)
+                each is None or (each.phase == "SETTLED" and each.deadline_ms < self.now_ms)
                 for each in (known, truth)
             ]
             assert all(over) or known == truth

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producers.garbage import KINDS, garbage
-from producers.plan import Fault, Faults, FleetPlan, Send, in_publishing_order
-from producers.truth import LogRecord, LogTruth, judge, read_log
-from producers.truth_order import Policy
-from schemas import (
+from durabill.producers.fleet.garbage import KINDS, garbage
+from durabill.producers.fleet.plan import Fault, Faults, FleetPlan, Send, in_publishing_order
+from durabill.producers.fleet.truth import LogRecord, LogTruth, judge, read_log
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import (
     BadRecord,
     OrderTotal,
     Reason,
@@ -22,9 +22,10 @@ from schemas import (
     decode_total,
     partition_for,
 )
-from stream_processors.batch import Chunk
-from stream_processors.order import Policy as CorePolicy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy as CorePolicy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, Place
 from tests.property.batches import encode_batch
 from tests.property.histories import TIMES, histories, value_of
 from tests.property.oracle import Entry, answer
@@ -104,7 +105,7 @@ def fold(log: list[LogRecord]) -> list[Effects]:
     core = CorePolicy(POLICY.settle_grace_ms, POLICY.idle_timeout_ms, WINDOW_MS)
     found = []
     for partition in range(PARTITIONS):
-        table = IntervalTable(Place(partition, PARTITIONS), core, WriterSchemas())
+        table = PlainTable(Place(partition, PARTITIONS), core, WriterSchemas())
         found.append(table.fold(chunk_of([r for r in log if r.partition == partition])))
         found.append(table.tick(NOW_MS * 2))
     return found

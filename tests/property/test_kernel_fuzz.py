@@ -22,13 +22,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, Reason, WriterSchemas
-from schemas.wire import zigzag
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.kernel import fold, maintain, rows, tasks, totals, unaligned
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, Reason, WriterSchemas
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import fold, maintain, rows, tasks, totals, unaligned
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import LOG_APPEND_TIME, encode_batch, encode_record
 from tests.property.column_histories import (
     NEWER_HEADER,
@@ -149,7 +150,7 @@ class Pair:
     def __init__(self, known: WriterSchemas = OWN_SCHEMA_ONLY) -> None:
         policy, place = Policy(5, 9, 1_000), Place(0, 1)
         self.tables: list[IntervalTable] = [
-            IntervalTable(place, policy, known),
+            PlainTable(place, policy, known),
             ColumnTable(place, policy, known, seed=3, rows_max=64),
         ]
         self.next_offset = first_chunk().next_offset
@@ -226,14 +227,14 @@ def test_what_comes_before_a_bad_record_counts_and_what_comes_after_the_batch() 
     assert pair.tables[1].describe("done") is not None
     good = raw_batch(pair.next_offset, 1, new)
     effects = pair.tables[1].fold(Chunk(pair.next_offset, pair.next_offset + 1, good))
-    assert [b"next"] == [total.key for total in effects.totals]
+    assert [total.key for total in effects.totals] == [b"next"]
 
 
 # -- in plain Python, and with bounds checks --------------------------------------------------
 
 BATCHES = {"plain Python": 300, "bounds checks": 3_000}
 START = """
-import numba, stream_processors.kernel
+import numba, durabill.stream_processors.engine.kernel
 # Compiled code without the checks must neither be taken from the cache nor the other way round.
 numba.config.CACHE_DIR += "-boundscheck"
 from tests.property import test_kernel_fuzz
@@ -242,7 +243,12 @@ test_kernel_fuzz.run({mode!r})
 
 
 @pytest.mark.parametrize(
-    ("mode", "switch"), [("plain Python", "DISABLE_JIT"), ("bounds checks", "BOUNDSCHECK")]
+    ("mode", "switch"),
+    [
+        ("plain Python", "DISABLE_JIT"),
+        # Slow: the whole kernel is compiled once more, with the checks.
+        pytest.param("bounds checks", "BOUNDSCHECK", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_read_or_written_outside(mode: str, switch: str) -> None:
     environment = {**os.environ, f"NUMBA_{switch}": "1"}
@@ -276,7 +282,7 @@ def assert_that_outside_is_refused() -> None:
     with pytest.raises(IndexError):
         totals.put_decimal(np.zeros(1, np.uint8), 3, 5)
     table = ColumnTable(Place(0, 1), Policy(), writers(), rows_max=64)
-    arrays, task = table._rows.arrays._replace(slow=np.empty(0, np.int64)), table._task
+    arrays, task = table._store.arrays._replace(deferred=np.empty(0, np.int64)), table._task
     task[tasks.RECORDS] = task[tasks.NEXT_DELTA] = 1
     data = np.frombuffer(b"\x0c\0\0\0\1\1\0", np.uint8)
     with pytest.raises(IndexError):
@@ -354,22 +360,22 @@ def not_negative(at: Any) -> Any:
 
 def refuse_positions_outside() -> None:
     """Have column tables made of arrays that check every position; for plain Python only."""
-    from stream_processors import store
+    from durabill.stream_processors.engine import store
 
-    make_scratch = store.Rows._make_scratch
+    make = store.RowStore.__init__
 
-    def make_checked_scratch(self: store.Rows) -> None:
-        make_scratch(self)
+    def make_checked(self: store.RowStore, *arguments: Any) -> None:
+        make(self, *arguments)
         checked: dict[str, Any] = {}
         for name, array in self.arrays._asdict().items():
             is_rows = isinstance(array, Table) or array.dtype == rows.ORDER
             raw = array.array if isinstance(array, Table) else array
             checked[name] = Table(raw) if is_rows else raw.view(Checked)
-        self.arrays = rows.Store(**checked)
-        self.orders, self.events = checked["orders"], checked["events"]
+        self.arrays = rows.RowArrays(**checked)
+        self.orders = self.index.orders = checked["orders"]
 
-    store.Rows._make_scratch = make_checked_scratch  # type: ignore[method-assign]
+    store.RowStore.__init__ = make_checked  # type: ignore[method-assign, assignment]
     restore_rows, are_sound = maintain.restore_rows, maintain.are_sound
     maintain.restore_rows = lambda arrays, new, *rest: restore_rows(arrays, Table(new), *rest)
-    maintain.are_sound = lambda held, extras: are_sound(Table(held), extras.view(Checked))
+    maintain.are_sound = lambda held, lists: are_sound(Table(held), lists.view(Checked))
     assert unaligned.load_u64 is unaligned._load_u64_plainly

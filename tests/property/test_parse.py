@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, BadRecord
-from schemas.wire import read_long
-from stream_processors import batch as batch_module
-from stream_processors.kernel import parse
-from stream_processors.unpack import BadBatch
+from durabill.schemas import SEGMENT_HEADER, BadRecord
+from durabill.schemas.wire import read_long
+from durabill.stream_processors.engine import batch as batch_module
+from durabill.stream_processors.engine.kernel import parse
+from durabill.stream_processors.engine.unpack import BadBatch
 from tests.property.batches import encode_record
 from tests.property.column_histories import value_of
 from tests.property.test_kernel_fuzz import NO_EXPLAINING, NOW_MS, odd_record, with_odd_bytes
@@ -56,7 +56,7 @@ def test_what_is_read_by_words_is_read_alike_with_care(seed: int) -> None:
     body = odd_record(dice, dice.randrange(9))
     if dice.random() < 0.3:
         body = with_odd_bytes(dice, body)
-    data = np.frombuffer(body + dice.randbytes(parse.WORDS_AFTER), np.uint8)
+    data = np.frombuffer(body + dice.randbytes(parse.BYTES_AFTER), np.uint8)
     words, bytewise = np.zeros((2, parse.FIELDS), np.int64)
     if parse.read_ordinary(data, 0, *WORDS, words):
         assert parse.read_frame(data, 0, bytewise)
@@ -71,8 +71,8 @@ def test_ordinary_records_are_read_by_words(size: int, number: int, delta: int) 
     value = value_of(name, number, NOW_MS, NOW_MS + 1, True)
     body = encode_record(delta, (name, value, (("trace", b"x"),)[: number & 1]))
     record = np.zeros(parse.FIELDS, np.int64)
-    data = np.frombuffer(body + bytes(parse.WORDS_AFTER), np.uint8)
+    data = np.frombuffer(body + bytes(parse.BYTES_AFTER), np.uint8)
     assert parse.read_ordinary(data, 0, *WORDS, record)
-    segment = record[[parse.NUMBER, parse.BEGIN, parse.END, parse.IS_END]].tolist()
+    segment = record[[parse.NUMBER, parse.START_MS, parse.END_MS, parse.IS_END]].tolist()
     assert [number, NOW_MS, NOW_MS + 1, 1] == segment
     assert (len(body), delta) == (record[parse.AFTER], record[parse.DELTA])

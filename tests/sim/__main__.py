@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack
 from random import SystemRandom
 
-from stream_processors.columns import compile_kernel
+from durabill.stream_processors.engine.columns import compile_kernel
 from tests.sim.history import Verdict, run_seed
 from tests.sim.mutations import MUTATIONS, SEEDS_MAX, caught_at, mutated
 

@@ -1,6 +1,6 @@
 """The auditor: what a history must have led to, worked out from the log alone.
 
-Truth is `producers.truth`, which shares no code with the engine. What must hold at every moment is
+Truth is `fleet.truth`, which shares no code with the engine. What must hold at every moment is
 checked whenever a transaction is committed, an offset moves or a record is appended; the rest when
 all is over. Problems are collected as text, in the order in which they were found.
 """
@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers import truth, truth_order
-from producers.truth import LogRecord, LogTruth
-from schemas import OWN_SCHEMA_ONLY, Reason, decode_total, encode_total
-from stream_processors.batch import Chunk
-from stream_processors.blocks import decode_block
-from stream_processors.errors import DurabillError
-from stream_processors.kernel import rows
-from stream_processors.policies import decode_history, split
-from stream_processors.table import Place
+from durabill.producers.fleet import truth, truth_order
+from durabill.producers.fleet.truth import LogRecord, LogTruth
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason, decode_total, encode_total
+from durabill.schemas.errors import DurabillError
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import decode_block
+from durabill.stream_processors.engine.kernel import rows
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.worker.policies import decode_history, split
 from tests.sim.broker import Broker, TopicLog, Transaction
 from tests.sim.drill import PolicyHistory, drill, history_in, policy_at, settle_all, short
 from tests.sim.faults import Plan
@@ -33,7 +33,7 @@ META = b"meta"
 POLICY = b"policy"
 NO_BLOCKS = (META, POLICY, b"schemas")
 NEXT_OFFSET, CLOCK, TOTALS_OFFSET = 2, 3, 4
-"""Where a checkpoint's marks have these; read apart from the engine's own class of them."""
+"""Where a checkpoint's meta has these; read apart from the engine's own class of it."""
 
 
 class Auditor:
@@ -54,9 +54,9 @@ class Auditor:
         self._letters_seen: set[bytes] = set()
         self._letters_read = 0
         self._copies_seen: set[bytes | None] = set()
-        self._marks: dict[int, list[Any]] = {}
+        self._metas: dict[int, list[Any]] = {}
         self._dice = Random(plan.seed)
-        self._said: set[tuple[bytes, int, int]] = set()
+        self._published: set[tuple[bytes, int, int]] = set()
         self._revisions: set[tuple[bytes, int]] = set()
 
     def _blame(self, problem: str) -> None:
@@ -102,11 +102,13 @@ class Auditor:
             if key.endswith(POLICY):
                 self._on_policy(partition, value or b"[]")
             elif key.endswith(META):
-                self._on_marks(partition, msgspec.msgpack.decode(value or b""))
+                self._on_meta(partition, msgspec.msgpack.decode(value or b""))
             elif value is not None and not key.endswith(NO_BLOCKS):
                 for name, revision in revisions_in(value):
                     if revision and (name, revision) not in self._revisions:
-                        self._blame(f"{key!r} holds revision {revision} of {name!r}, not said yet")
+                        self._blame(
+                            f"{key!r} holds revision {revision} of {name!r}, not published yet"
+                        )
         if entries and self._dice.random() < DRILLS:
             self._drill(partition)
 
@@ -121,9 +123,11 @@ class Auditor:
     def _on_total(self, key: bytes, value: bytes | None) -> None:
         total = decode_total(value)
         identity = (key, total.revision, total.source_offset)
-        if identity in self._said:
-            self._blame(f"said twice: {key!r} revision {total.revision} at {total.source_offset}")
-        self._said.add(identity)
+        if identity in self._published:
+            self._blame(
+                f"published twice: {key!r} revision {total.revision} at {total.source_offset}"
+            )
+        self._published.add(identity)
         self._revisions.add((key, total.revision))
 
     def _on_policy(self, partition: int, value: bytes) -> None:
@@ -134,21 +138,21 @@ class Auditor:
             self._blame(f"the policies of {partition} were {before}, and are {value!r}")
         self._histories[partition] = now
         for from_offset, _ in now[len(before) :]:
-            marks = self._marks.get(partition)
-            if marks is not None and from_offset < marks[NEXT_OFFSET]:
-                self._blame(f"a policy of {partition} holds from {from_offset}, before {marks}")
+            meta = self._metas.get(partition)
+            if meta is not None and from_offset < meta[NEXT_OFFSET]:
+                self._blame(f"a policy of {partition} holds from {from_offset}, before {meta}")
 
-    def _on_marks(self, partition: int, marks: list[Any]) -> None:
-        before = self._marks.get(partition)
-        self._marks[partition] = marks
+    def _on_meta(self, partition: int, meta: list[Any]) -> None:
+        before = self._metas.get(partition)
+        self._metas[partition] = meta
         for at, name in ((NEXT_OFFSET, "offset"), (CLOCK, "clock"), (TOTALS_OFFSET, "totals")):
-            if before is not None and marks[at] < before[at]:
-                self._blame(f"marks of {partition}: the {name} goes back, {before} to {marks}")
-        if marks[NEXT_OFFSET] > self._broker.segments[partition].visible_end:
-            self._blame(f"marks of {partition} lead the log: {marks}")
-        if marks[TOTALS_OFFSET] > len(self._broker.totals[partition].records):
-            self._blame(f"marks of {partition} lead the totals: {marks}")
-        self._judge(partition, marks[NEXT_OFFSET])
+            if before is not None and meta[at] < before[at]:
+                self._blame(f"the meta of {partition}: the {name} goes back, {before} to {meta}")
+        if meta[NEXT_OFFSET] > self._broker.segments[partition].visible_end:
+            self._blame(f"the meta of {partition} is ahead of the log: {meta}")
+        if meta[TOTALS_OFFSET] > len(self._broker.totals[partition].records):
+            self._blame(f"the meta of {partition} is ahead of the totals: {meta}")
+        self._judge(partition, meta[NEXT_OFFSET])
         self._read_letters()
         self._find_copies()
         for due, seen, what in (
@@ -156,8 +160,8 @@ class Auditor:
             (self._copies_due, self._copies_seen, "copy"),
         ):
             for offset in due[partition]:
-                if offset < marks[NEXT_OFFSET] and b"%d/%d" % (partition, offset) not in seen:
-                    self._blame(f"marks pass {partition}/{offset}, whose {what} is not there")
+                if offset < meta[NEXT_OFFSET] and b"%d/%d" % (partition, offset) not in seen:
+                    self._blame(f"the meta passes {partition}/{offset}, whose {what} is not there")
 
     def _find_copies(self) -> None:
         """See which copies are in the log for good, hidden by a transaction before them or not."""
@@ -171,15 +175,15 @@ class Auditor:
 
     def _read_letters(self) -> None:
         for _, _, headers in self._broker.letters[self._letters_read :]:
-            self._letters_seen.add(dict(headers)["origin"] or b"")
+            self._letters_seen.add(dict(headers)["source"] or b"")
         self._letters_read = len(self._broker.letters)
 
     def on_move(self, offsets: dict[int, int]) -> None:
-        """Check that the group's offsets follow the marks."""
+        """Check that the group's offsets follow the meta."""
         for partition, offset in offsets.items():
-            marks = self._marks.get(partition)
-            if marks is None or offset > marks[NEXT_OFFSET]:
-                self._blame(f"partition {partition} is committed at {offset}, its marks: {marks}")
+            meta = self._metas.get(partition)
+            if meta is None or offset > meta[NEXT_OFFSET]:
+                self._blame(f"partition {partition} is committed at {offset}, its meta: {meta}")
 
     # -- when all is over ---------------------------------------------------------------------
 
@@ -215,15 +219,15 @@ class Auditor:
             if encoded != raw[number]:
                 self._blame(
                     f"totals of {number}:\n"
-                    f"  expected {short(encoded)}\n  said     {short(raw[number])}"
+                    f"  expected  {short(encoded)}\n  published {short(raw[number])}"
                 )
 
     def _check_letters(self, found: LogTruth, records: dict[tuple[int, int], LogRecord]) -> None:
         expected = set()
         for letter in found.dead_letters:
             record = records[letter.partition, letter.offset]
-            origin = b"%d/%d" % (letter.partition, letter.offset)
-            ours = (("reason", letter.reason.value.encode()), ("origin", origin))
+            source = b"%d/%d" % (letter.partition, letter.offset)
+            ours = (("reason", letter.reason.value.encode()), ("source", source))
             expected.add((record.key, record.value, (*record.headers, *ours)))
         letters = {(key, value, tuple(headers)) for key, value, headers in self._broker.letters}
         if letters - expected:
@@ -238,7 +242,7 @@ class Auditor:
         blocks = [value for key, value in latest.items() if value and not key.endswith(NO_BLOCKS)]
         policy = self._plan.settings.policy
         history = decode_history(latest[b"%d/" % partition + POLICY])
-        clock_ms = self._marks[partition][CLOCK]
+        clock_ms = self._metas[partition][CLOCK]
         kept = empty_table(self._plan.columns, place, policy, OWN_SCHEMA_ONLY)
         kept.restore(blocks, clock_ms)
         plain = empty_table(False, place, policy, OWN_SCHEMA_ONLY)
@@ -252,7 +256,7 @@ class Auditor:
         names = {each.key.decode("utf-8", "replace") for each in log.records if each.key}
         for name in sorted(names):
             expected, state = plain.describe(name), kept.describe(name)
-            if state is None and expected is not None and expected["deadline_ms"] < clock_ms:
+            if state is None and expected is not None and expected.deadline_ms < clock_ms:
                 continue  # forgotten, and its slot given back
             if state != expected:
                 self._blame(f"checkpoint of {name}:\n  expected {expected}\n  found    {state}")

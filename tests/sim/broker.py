@@ -29,7 +29,7 @@ class Again(Exception):
 
 
 class GaveUp(Exception):
-    """The broker has aborted the transaction; its producer may say everything again."""
+    """The broker has aborted the transaction; its producer may write everything again."""
 
 
 class Fenced(Exception):

@@ -2,8 +2,8 @@
 
 A crash shows a mistake in a checkpoint only if it comes at the right moment. So at some of the
 moments at which a checkpoint becomes visible, the engine's own recovery is run on what there is,
-the rest of the log is folded and settled, and what has been said until then, together with what
-this would still say, must be the truth about the log as it is.
+and the rest of the log is folded and settled. The totals published until then, together with those
+that this would still publish, must be the truth about the log as it is.
 """
 
 import json
@@ -11,16 +11,22 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from producers import truth
-from producers.truth_order import Policy
-from schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
-from stream_processors import checkpoint
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import Origin, marks_of
-from stream_processors.order import Policy as EnginePolicy
-from stream_processors.policies import PolicyRecord, Terms, decode_history, in_force, split
-from stream_processors.reading import Tail
-from stream_processors.table import IntervalTable, Place, Total
+from durabill.producers.fleet import truth
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
+from durabill.stream_processors.core.order import Policy as EnginePolicy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.table import IntervalTable, Place, Total
+from durabill.stream_processors.worker import recovery
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic, find_meta
+from durabill.stream_processors.worker.policies import (
+    PolicyRecord,
+    Terms,
+    decode_history,
+    in_force,
+    split,
+)
+from durabill.stream_processors.worker.ports import Tail
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan
 from tests.sim.tables import PIECES_MAX, empty_table
@@ -64,31 +70,33 @@ def drill(
     plan: Plan, broker: Broker, partition: int, histories: Mapping[int, PolicyHistory]
 ) -> list[str]:
     """Return what is wrong with a recovery from here; nothing of the history is touched."""
-    origin = Origin("segments", "id", plan.partitions)
+    segments_topic = SegmentsTopic("segments", "id", plan.partitions)
     latest = {key: value for _, key, value in decided(broker.changelog[partition])}
     entries = {key: value for key, value in latest.items() if value is not None}
-    said = decided(broker.totals[partition])
+    published = decided(broker.totals[partition])
     log = broker.segments[partition]
     place = Place(partition, plan.partitions)
     history = decode_history(entries.get(b"%d/policy" % partition))
     history = history or (PolicyRecord(0, Terms(plan.settings.policy)),)
-    marks = marks_of(entries, partition, origin, None)
-    held = in_force(history, 0 if marks is None else marks.next_offset)
+    meta = find_meta(entries, partition, segments_topic, None)
+    held = in_force(history, 0 if meta is None else meta.next_offset)
     table = empty_table(plan.columns, place, held.policy, OWN_SCHEMA_ONLY)
-    start = 0 if marks is None else marks.totals_offset or 0
-    tail = Tail([each for each in said if each[0] >= start], len(broker.totals[partition].records))
-    lane = checkpoint.restore_lane(table, entries, origin, marks, first_offset=0, tail=tail)
+    start = 0 if meta is None else meta.totals_offset or 0
+    tail = Tail(
+        [each for each in published if each[0] >= start], len(broker.totals[partition].records)
+    )
+    task = recovery.restore_task(table, entries, segments_topic, meta, first_offset=0, tail=tail)
     later: list[Total] = []
-    if lane.next_offset < log.visible_end:
-        rest = Chunk(lane.next_offset, log.visible_end, log.data(lane.next_offset))
+    if task.next_offset < log.visible_end:
+        rest = Chunk(task.next_offset, log.visible_end, log.data(task.next_offset))
         for terms, piece in split(rest, history):
             if terms is not None:
-                lane.use(terms)
-            later += lane.unsaid(table.fold(piece).totals)
-    lane.use(history[-1].terms)  # they hold for whatever will move the time
-    later += lane.unsaid(settle_all(table))
+                task.use(terms)
+            later += task.not_yet_published(table.fold(piece).totals)
+    task.use(history[-1].terms)  # they hold for whatever will move the time
+    later += task.not_yet_published(settle_all(table))
     found: dict[str, list[bytes | None]] = defaultdict(list)
-    for key, value in [(key, value) for _, key, value in said] + [*later]:
+    for key, value in [(key, value) for _, key, value in published] + [*later]:
         found[key.decode()].append(value)
     logs = [record for each in broker.segments for record in each.records]
 

@@ -3,13 +3,7 @@
 from dataclasses import dataclass, fields
 from random import Random
 
-from stream_processors.settings import Settings
-
-STEPS = (
-    *("folded", "cut", "published", "written", "committed", "confirmed"),
-    *("inherited", "recorded"),
-)
-"""Those of the effect order, and of taking a partition over."""
+from durabill.stream_processors.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

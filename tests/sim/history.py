@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
-from stream_processors.errors import FencedError
+from durabill.schemas.errors import FencedError
+from durabill.stream_processors.worker.effect_order import ignore_step
 from tests.sim.audit import Auditor
 from tests.sim.broker import Broker
 from tests.sim.faults import Faults, Plan, draw_plan
@@ -21,8 +22,8 @@ CALM_S = 90.0
 STOPPING_S = 60.0
 WATCH_S = 1.0
 TARGETS = (
-    "", "", "changelog", "totals", "commit transaction", "commit offsets", "open exit", "letter",
-    "read changelog", "fetch", "join", "leave",
+    "", "", "changelog", "totals", "commit transaction", "commit offsets", "open writer",
+    "side output", "read changelog", "fetch", "join", "leave",
 )  # fmt: skip
 
 
@@ -160,7 +161,7 @@ class History:
                 times = dice.randint(1, 8) if target not in ("", "fetch") else dice.randint(1, 150)
                 dooms.append(Doom(target, times, befall))
         if dice.random() < faults.crash_step:
-            worker.crash_at_step = draw_crash_step(dice)
+            worker.crash_after(*draw_crash_step(dice))
         if dice.random() < faults.stop:
             self._loop.call_later(dice.uniform(1.0, 15.0), self._stop, worker)
         if dice.random() < faults.worker_clock:
@@ -281,38 +282,38 @@ class History:
         broker.cut_off_until_s.clear()
         for worker in self._workers.values():
             worker.skew_ms = 0
-            worker.processor._step._times = 0
+            worker.on_step = ignore_step
             self._thaw(worker)
 
     def _is_settled(self) -> bool:
-        """Tell whether all that will ever be said has been taken in and settled."""
+        """Tell whether all that will ever be sent has been taken in and settled."""
         alive = [worker for worker in self._workers.values() if not worker.dead]
-        owned = sum(len(worker.processor.lanes) for worker in alive)
+        owned = sum(len(worker.processor.tasks) for worker in alive)
         return owned == self._plan.partitions and all(
             worker.processor.is_assigned
-            and self._group.has(worker, worker.processor.lanes)
+            and self._group.has(worker, worker.processor.tasks)
             and worker.has_published()
             and all(
-                lane.next_offset == self._broker.segments[partition].log_end
-                and lane.table.oldest_deadline_ms() is None
-                for partition, lane in worker.processor.lanes.items()
+                task.next_offset == self._broker.segments[partition].log_end
+                and task.table.oldest_deadline_ms() is None
+                for partition, task in worker.processor.tasks.items()
             )
             for worker in alive
         )
 
     async def _stop_all(self) -> None:
         for worker in self._workers.values():
-            for lane in worker.processor.lanes.values():
-                if lane.said and not worker.dead:
-                    self._auditor.problems.append(f"said, but not again: {lane.said}")
+            for task in worker.processor.tasks.values():
+                if task.published and not worker.dead:
+                    self._auditor.problems.append(f"published, but not repeated: {task.published}")
         self._over = True
         for worker in self._workers.values():
             if not worker.dead and not worker.processor.stopping:
                 self._begin_stop(worker)
         until_s = self._loop.time() + STOPPING_S
-        exits = self._broker.coordinators
+        coordinators = self._broker.coordinators
         while not all(each.dead for each in self._workers.values()) or not all(
-            each.is_quiet() for each in exits
+            each.is_quiet() for each in coordinators
         ):
             if self._loop.time() > until_s:
                 self._auditor.problems.append("a worker doesn't stop")

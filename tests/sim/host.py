@@ -6,17 +6,17 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-import msgspec
-
-from schemas import OWN_SCHEMA_ONLY
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import Origin
-from stream_processors.worker import Processor
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic
+from durabill.stream_processors.worker.effect_order import OnStep, Step, ignore_step
+from durabill.stream_processors.worker.processor import Processor
+from tests.crash_at import CrashAt
 from tests.sim.broker import Broker
-from tests.sim.faults import STEPS, Plan
+from tests.sim.faults import Plan
 from tests.sim.group import Group
 from tests.sim.loop import HOST, Host, Killed
-from tests.sim.ports import Connection, SimLetters, SimRuntime
+from tests.sim.ports import Connection, SimRuntime, SimSideOutput
 from tests.sim.tables import table_maker
 from tests.sim.traffic import BASE_MS, GRAIN_MS
 
@@ -47,13 +47,13 @@ class SimWorker(Host):
         self._dice = dice
         self._on_death = on_death
         self._link = Connection(self, broker, group, self.die, plan.runs_max)
-        self.runtime = SimRuntime(self._link, Origin("segments", "id", plan.partitions))
+        self.runtime = SimRuntime(self._link, SegmentsTopic("segments", "id", plan.partitions))
         self.processor: Processor
-        self._letters: SimLetters
+        self._side_output: SimSideOutput
         self._queue: asyncio.Queue[tuple[int, Chunk]]
         self._fetches: list[asyncio.Task[None]] = []
         self._rejoin: asyncio.Event
-        self.crash_at_step = ""
+        self.on_step: OnStep = ignore_step
         self.left = False
         self.killed_at = ""
 
@@ -62,19 +62,16 @@ class SimWorker(Host):
         assert HOST.get() is self
         self._queue = asyncio.Queue(QUEUE_MAX)
         self._rejoin = asyncio.Event()
-        self._letters = SimLetters(self._link)
+        self._side_output = SimSideOutput(self._link)
         self.processor = Processor(
-            msgspec.structs.replace(
-                self._plan.settings_at(self._broker.loop.time(), self._dice),
-                crash_at_step=self.crash_at_step,
-            ),
+            self._plan.settings_at(self._broker.loop.time(), self._dice),
             self.runtime,
             OWN_SCHEMA_ONLY,
-            self._letters,
+            self._side_output,
             self.now_ms,
             new_table=table_maker(self._plan.columns, self._dice),
-            kill=self.kill,
             on_fatal=self.die,
+            on_step=lambda step: self.on_step(step),
         )
         for work in (self._membership, self._heartbeats, self._fold):
             self._spawn(work)
@@ -83,7 +80,7 @@ class SimWorker(Host):
 
     def has_published(self) -> bool:
         """Tell whether no dead letter and no copy waits."""
-        return self._letters.is_empty()
+        return self._side_output.is_empty()
 
     def now_ms(self) -> int:
         """Return the machine's wall clock."""
@@ -92,11 +89,15 @@ class SimWorker(Host):
 
     # -- the end ------------------------------------------------------------------------------
 
-    def kill(self) -> None:
-        """End the process, in the midst of what it does: it has come to the step given to it."""
-        self.killed_at = self.crash_at_step.partition(":")[0]
-        self.end(None)
-        raise Killed
+    def crash_after(self, step: Step, times: int) -> None:
+        """Have the process end, in the midst of what it does, after the n-th time of a step."""
+
+        def crash() -> None:
+            self.killed_at = step.value
+            self.end(None)
+            raise Killed
+
+        self.on_step = CrashAt(step, times, crash)
 
     def die(self, error: BaseException) -> None:
         """End the process for an error."""
@@ -112,7 +113,7 @@ class SimWorker(Host):
         await self.processor.shutdown()
         with suppress(TimeoutError):  # what isn't delivered by then is published again
             async with asyncio.timeout(DRAIN_S):
-                await self._letters.drained()
+                await self._side_output.drained()
         await self._broker.ask("leave", self._group.leave, self)
         self.left = True
         self.end(None)
@@ -188,6 +189,6 @@ class SimWorker(Host):
             await self.processor.fold(partition, chunk)
 
 
-def draw_crash_step(dice: Random) -> str:
-    """Return a step of the effect order, and at which occurrence to crash there."""
-    return f"{dice.choice(STEPS)}:{dice.choice((1, 1, 2, 3, 6))}"
+def draw_crash_step(dice: Random) -> tuple[Step, int]:
+    """Return a step of the effect order, and after which time of it to crash."""
+    return dice.choice(tuple(Step)), dice.choice((1, 1, 2, 3, 6))

@@ -12,15 +12,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stream_processors import blocks, checkpoint, lanes, table
-from stream_processors.checkpoint import Lane
-from stream_processors.lanes import LaneBuilder
-from stream_processors.order import Order
-from stream_processors.table import IntervalTable
-from stream_processors.worker import Processor
+from durabill.stream_processors.core import admission
+from durabill.stream_processors.core.order import Order
+from durabill.stream_processors.engine import blocks
+from durabill.stream_processors.engine.orders import PlainOrders
+from durabill.stream_processors.engine.table import IntervalTable
+from durabill.stream_processors.engine.timers import Timers
+from durabill.stream_processors.worker import recovery
+from durabill.stream_processors.worker.partition_task import PartitionTask
+from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.recovery import Recovery
 from tests.sim.broker import Coordinator
 from tests.sim.history import Verdict, run_seed
-from tests.sim.ports import SimExit, SimRuntime
+from tests.sim.ports import SimPartitionWriter, SimRuntime
 
 SEEDS_MAX = 500
 """So many histories at the most it takes to notice any of the mutations."""
@@ -76,8 +80,9 @@ def _one(name: str, owner: Any, function: str, old: str, new: str) -> Mutation:
     return Mutation(name, (Change(owner, function, old, new),))
 
 
-_COMMIT = "await self.runtime.commit({cut.lane.partition: cut.next_offset for cut in cuts})"
-_WAIT = "await asyncio.gather(*(each.flushed() for each in ways_out))"
+_COMMIT = "await self.runtime.commit({each.task.partition: each.next_offset for each in barriers})"
+_PUBLISHED = "self._on_step(Step.PUBLISHED)"
+_WAIT = "await asyncio.gather(*(each.flushed() for each in involved))"
 _AT_HEAD = """\
 self._runs.insert(
         1 if self._runs and topic is self._link.broker.changelog else len(self._runs),
@@ -87,38 +92,40 @@ self._runs.insert(
 _LINK = "broker, coordinator, epoch = self._link.broker, self._coordinator, self._epoch"
 _LATE_FENCE = f"""\
 if self._epoch < 0:
-        self._epoch = await self._link.broker.ask("open exit", self._coordinator.init)
+        self._epoch = await self._link.broker.ask("open writer", self._coordinator.init)
     {_LINK}"""
 
-_TOTALS_START = "min(totals_end, next(iter(self._said_at), totals_end))"
-_PUBLISH_MARK = "self.letters.publish_mark(partition, encode_clock_mark(mark), on_told)"
+_NEXT = "next_offset=self.next_offset"
+_ENCODE = "encoded = [(barrier, await"
+_TOTALS_START = "min(totals_end, next(iter(self._published_at), totals_end))"
+_PUBLISH_MARK = "self.side_output.publish_mark(partition, encode_clock_mark(mark), on_told)"
 
 EFFECT_ORDER = (
     Mutation(
-        "blocks overtake totals",  # waiting for totals is one safety, the exit's queue the other
+        "blocks overtake totals",  # waiting for totals is one safety, the writer's queue the other
         (
             Change(
                 Processor, "_write_checkpoint",
-                f"delivered(epoch)\n        {_WAIT}", "delivered(epoch)",
+                f"delivered(generation)\n        {_WAIT}", "delivered(generation)",
             ),
             Change(
-                SimExit, "_append",
+                SimPartitionWriter, "_append",
                 "self._runs.append((topic[self._coordinator.partition], records))", _AT_HEAD,
             ),
         ),
     ),
     _one(
         "dead letters are not waited for",
-        Processor, "_write_checkpoint", "await self.letters.delivered(epoch)", "pass",
+        Processor, "_write_checkpoint", "await self.side_output.delivered(generation)", "pass",
     ),
     _one(
-        "the epoch before is waited for",
-        Processor, "_write_checkpoint", "delivered(epoch)", "delivered(epoch - 1)",
+        "the generation before is waited for",
+        Processor, "_write_checkpoint", "delivered(generation)", "delivered(generation - 1)",
     ),
     _one(
         "offsets move before anything is written",
         Processor, "_write_checkpoint",
-        'self._step("published")', f'self._step("published"); {_COMMIT}',
+        _PUBLISHED, f"{_PUBLISHED}; {_COMMIT}",
     ),
     _one(
         "offsets move while it is written",
@@ -126,78 +133,80 @@ EFFECT_ORDER = (
         f"put_entries(own)\n        {_WAIT}", "put_entries(own)",
     ),
     _one(
-        "marks before blocks",
+        "the meta before the blocks",
         Processor, "_encode", "entries.append((", "entries.insert(0, (",
     ),
     _one(
-        "slots are given back at the cut",
+        "slots are given back at the barrier",
         Processor, "_write_checkpoint",
-        "entries = [", "[cut.lane.table.confirm(cut.clock_ms) for cut in cuts]; entries = [",
+        _ENCODE, f"[each.task.table.confirm(each.clock_ms) for each in barriers]; {_ENCODE}",
     ),
     _one(
         "slots are given back as of now",
         Processor, "_write_checkpoint",
-        "cut.lane.table.confirm(cut.clock_ms)", "cut.lane.table.confirm(cut.lane.table.clock_ms)",
+        "table.confirm(barrier.clock_ms)", "table.confirm(barrier.task.table.clock_ms)",
     ),
     _one(
-        "a chunk is folded during a cut",
+        "a chunk is folded while barriers are set",
         Processor, "_fold", "async with self._effects_lock:", "if True:",
     ),
 )  # fmt: skip
 """What may happen after what."""
 
 CHECKPOINTS = (
-    _one("marks are one ahead", Lane, "_marks", "self.next_offset,", "self.next_offset + 1,"),
-    _one("marks are one behind", Lane, "_marks", "self.next_offset,", "self.next_offset - 1,"),
+    _one("the meta is one ahead", PartitionTask, "_encode_meta", _NEXT, f"{_NEXT} + 1"),
+    _one("the meta is one behind", PartitionTask, "_encode_meta", _NEXT, f"{_NEXT} - 1"),
     _one(
         "totals are looked for too late",
-        Lane, "_totals_start", _TOTALS_START, _TOTALS_START.replace("totals_end", "totals_end + 1"),
+        PartitionTask, "_totals_start",
+        _TOTALS_START, _TOTALS_START.replace("totals_end", "totals_end + 1"),
     ),
     _one(
-        "totals not yet repeated are left out of the marks",
-        Lane, "_totals_start", _TOTALS_START, "totals_end",
+        "totals not yet repeated are left out of the meta",
+        PartitionTask, "_totals_start", _TOTALS_START, "totals_end",
     ),
     _one(
         "totals are looked for from the start",
-        LaneBuilder, "_build_one", "way_out.starts_at(tail.end)", "pass",
+        Recovery, "_recover_one", "writer.starts_at(tail.end)", "pass",
     ),
-    Mutation(
-        "the clock is not restored",
-        tuple(
-            Change(module, "restore_lane", "(blocks, clock_ms)", "(blocks, 0)")
-            for module in (checkpoint, lanes)
-        ),
+    _one("the clock is not restored", recovery, "restore_task", ", clock_ms)", ", 0)"),
+    _one(
+        "the clock is ahead of the meta",
+        recovery, "restore_task", ", clock_ms)", ", clock_ms + 900)",
     ),
-    Mutation(
-        "the clock is ahead of the marks",
-        tuple(
-            Change(module, "restore_lane", "(blocks, clock_ms)", "(blocks, clock_ms + 900)")
-            for module in (checkpoint, lanes)
-        ),
+    _one(
+        "a changed block is forgotten",
+        PartitionTask, "begin_checkpoint", "take_changed()", "take_changed()[1:]",
     ),
-    _one("a changed block is forgotten", Lane, "cut", "take_changed()", "take_changed()[1:]"),
     _one(
         "the last changed block is forgotten",
-        Lane, "cut", "take_changed()", "take_changed()[:-1]",
+        PartitionTask, "begin_checkpoint", "take_changed()", "take_changed()[:-1]",
     ),
-    _one("said totals are said again", Lane, "unsaid", "if self.said", "if False"),
-    _one("said totals by revision alone",
-        checkpoint, "_said",
+    _one(
+        "published totals are published again",
+        PartitionTask, "not_yet_published", "if not self.published:", "if True:",
+    ),
+    _one(
+        "published totals by revision alone",
+        recovery, "_published_since",
         "(total.source_offset, total.revision) > known", "total.revision > known[1]",
     ),
-    _one("all totals count as said", checkpoint, "_said", "> known", "> (-1, 0)"),
     _one(
-        "marks are those of the writing",
-        Processor, "_encode", "cut.marks",
-        "cut.lane._marks(self.exits[cut.lane.partition].position)",
+        "all totals count as published",
+        recovery, "_published_since", "> known", "> (-1, 0)",
+    ),
+    _one(
+        "the meta is that of the writing",
+        Processor, "_encode", "barrier.meta",
+        "barrier.task._encode_meta(self.writers[barrier.task.partition].position)",
     ),
     _one(
         "restored orders have no deadline",
-        IntervalTable, "restore", "self._queue(order)", "pass",
+        PlainOrders, "restore", "self._queue(order)", "pass",
     ),
     _one(
-        "a transaction that the broker gave up is not said again",
-        SimExit, "_say", "continue", "return True",
+        "a transaction that the broker gave up is not written again",
+        SimPartitionWriter, "_commit", "continue", "return True",
     ),
     _one(
         "a block goes on changing until it is packed",
@@ -216,15 +225,15 @@ OWNERS = (
         "fenced after reading",
         (
             Change(
-                SimRuntime, "open_exit",
-                'await broker.ask(f"open exit {partition}", coordinator.init)', "-1",
+                SimRuntime, "open_writer",
+                'await broker.ask(f"open writer {partition}", coordinator.init)', "-1",
             ),
-            Change(SimExit, "_say", _LINK, _LATE_FENCE),
+            Change(SimPartitionWriter, "_commit", _LINK, _LATE_FENCE),
         ),
     ),
     _one(
-        "lanes are kept over a rebalance",
-        Processor, "_let_go", "self.lanes, self.is_assigned = {}, False", "pass",
+        "tasks are kept over a rebalance",
+        Processor, "_release", "self.tasks, self.is_assigned = {}, False", "pass",
     ),
 )  # fmt: skip
 """Who may write."""
@@ -233,21 +242,22 @@ TIME = (
     _one(
         "a high watermark that stands still is silence",  # by a clock that is right, less a slack
         Processor, "tick",
-        "if due_ms is not None and lane.clock.is_mark_due(due_ms, now_s):\n"
-        "            self._mark(partition, lane, due_ms)",
-        "await self._publish(lane, lane.table.tick(lane.clock.guess_ms(now_s) - 2000))",
+        "if due_ms is not None and task.clock.is_mark_due(due_ms, now_s):\n"
+        "            self._mark(partition, task, due_ms)",
+        "await self._publish(task, self.writers[partition],"
+        " task.table.tick(task.clock.guess_ms(now_s) - 2000))",
     ),
     _one(
         "a clock mark's acknowledgement moves the clock",
-        Processor, "_mark", "lane.clock.note_told(append_ms, self.runtime.elapsed_s())",
-        "lane.clock.note_told(append_ms, self.runtime.elapsed_s()); "
+        Processor, "_mark", "task.clock.note_told(append_ms, self.runtime.elapsed_s())",
+        "task.clock.note_told(append_ms, self.runtime.elapsed_s()); "
         "asyncio.get_running_loop().create_task("
-        "self._publish(lane, lane.table.tick(append_ms or 0)))",
+        "self._publish(task, self.writers[partition], task.table.tick(append_ms or 0)))",
     ),
     _one("no clock marks", Processor, "_mark", _PUBLISH_MARK, "pass"),
     _one(
         "a clock mark is a dead letter",
-        IntervalTable, "_fold_record", "if is_clock_mark(record.value):", "if False:",
+        PlainOrders, "fold_record", "if is_clock_mark(record.value):", "if False:",
     ),
     Mutation(
         "a deadline is over a moment later",
@@ -257,8 +267,8 @@ TIME = (
                 "self.next_due_ms(policy) <= now_ms", "self.next_due_ms(policy) < now_ms",
             ),
             Change(
-                IntervalTable, "_run_due",
-                "self._due[0][0] <= self.clock_ms", "self._due[0][0] < self.clock_ms",
+                Timers, "has_by",
+                "self._heap[0][0] <= now_ms", "self._heap[0][0] < now_ms",
             ),
         ),
     ),
@@ -309,18 +319,18 @@ TIME = (
 POLICIES = (
     _one(
         "another policy holds for the tail as well",
-        LaneBuilder, "_build_one",
-        "log_end=max(bounds[1], lane.next_offset)", "log_end=lane.next_offset",
+        Recovery, "_recover_one",
+        "log_end=max(bounds[1], task.next_offset)", "log_end=task.next_offset",
     ),
     _one(
         "a policy is not recorded",
-        LaneBuilder, "_build_one",
-        "if marks is None or lane.history != history:", "if not history:",
+        Recovery, "_recover_one",
+        "if meta is None or task.history != history:", "if not history:",
     ),
     _one(
         "a policy is forgotten by its offset",
-        LaneBuilder, "_build_one",
-        "encode_history(lane.history)", "encode_history(lane.history[-1:])",
+        Recovery, "_recover_one",
+        "encode_history(task.history)", "encode_history(task.history[-1:])",
     ),
     _one(
         "what a worker began with is in force at once",
@@ -336,7 +346,7 @@ POLICIES = (
 RECORDS = (
     _one(
         "replayed records are taken in again",
-        IntervalTable, "_fold_record", "record.offset <= order.source_offset", "False",
+        PlainOrders, "fold_record", "record.offset <= order.source_offset", "False",
     ),
     _one(
         "a piece more than the limit",
@@ -347,8 +357,8 @@ RECORDS = (
         Order, "excess", "len(self.numbers) >= pieces_max", "False",
     ),
     _one(
-        "made-up origins are kept",
-        table, "_origin", "place.partition != int(partition) < place.partitions", "True",
+        "made-up sources are kept",
+        admission, "source_of", "place.partition != int(partition) < place.partitions", "True",
     ),
     _one(
         "a total is complete without the numbers after its end",
@@ -357,15 +367,15 @@ RECORDS = (
     ),
     _one(
         "copies that come again count",
-        table, "_seen_before", "order.forwarded.get(origin[0], -1) >= origin[1]", "False",
+        Order, "has_seen", "self.forwarded.get(source[0], -1) >= source[1]", "False",
     ),
     _one(
         "copies don't say where they are from",
-        IntervalTable, "_send_on", "(*record.headers, (FORWARDED_FROM, origin))", "record.headers",
+        PlainOrders, "_forward", "(*record.headers, (FORWARDED_FROM, source))", "record.headers",
     ),
     _one(
         "misplaced records are dropped",
-        IntervalTable, "_send_on", "effects.forwards.append(", "(lambda forward: None)(",
+        PlainOrders, "_forward", "effects.forwards.append(", "(lambda forward: None)(",
     ),
 )  # fmt: skip
 """What becomes of a record."""

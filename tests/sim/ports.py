@@ -1,4 +1,4 @@
-"""What the engine is given in place of Faust and Kafka's clients: `Runtime`, `Exit`, `Letters`."""
+"""The simulation's implementations of `worker.ports`: no Faust, no Kafka client."""
 
 import asyncio
 from collections import deque
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from stream_processors.checkpoint import Origin
-from stream_processors.errors import FencedError, StateError
-from stream_processors.outlet import Entry, WriterClosed
-from stream_processors.reading import Tail
-from stream_processors.table import Effects, Total
+from durabill.schemas.errors import FencedError, StateError
+from durabill.stream_processors.engine.table import Effects, Total
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic
+from durabill.stream_processors.worker.ports import Entry, Tail, WriterClosed
 from tests.property.batches import Entry as LogEntry
 from tests.sim.broker import AckedAppend, Broker, Coordinator, Fenced, GaveUp, TopicLog
 from tests.sim.group import Group
@@ -36,8 +35,8 @@ class Connection:
     runs_max: int
 
 
-class SimExit:
-    """A transactional producer's queue, served as `outlet.Outlet` serves its own."""
+class SimPartitionWriter:
+    """A transactional producer's queue, served as `KafkaPartitionWriter` serves its own."""
 
     def __init__(self, link: Connection, coordinator: Coordinator, epoch: int) -> None:
         self.position = 0
@@ -85,7 +84,7 @@ class SimExit:
         return 0.0
 
     def close(self) -> None:
-        """Let go."""
+        """Stop writing."""
         self._closing = True
         self._wake.set()
         waiters, self._waiters = self._waiters, []
@@ -98,7 +97,7 @@ class SimExit:
         self.position = totals_end
 
     async def closed(self) -> None:
-        """Return once it has let go."""
+        """Return once it has stopped."""
         while not self._server.done():
             await self._link.broker.sleep(PAUSE_S)
 
@@ -114,7 +113,7 @@ class SimExit:
             count = min(len(self._runs), dice.randint(1, self._link.runs_max))
             runs = [self._runs[at] for at in range(count)]
             try:
-                if not await self._say(runs):
+                if not await self._commit(runs):
                     return
             except Fenced:
                 if not self._closing:
@@ -122,7 +121,7 @@ class SimExit:
                 return
             self._note_committed(count)
 
-    async def _say(self, runs: Sequence[tuple[TopicLog, Sequence[Entry]]]) -> bool:
+    async def _commit(self, runs: Sequence[tuple[TopicLog, Sequence[Entry]]]) -> bool:
         broker, coordinator, epoch = self._link.broker, self._coordinator, self._epoch
         while not self._closing:
             try:
@@ -152,13 +151,13 @@ class SimExit:
                 waiter.set_result(None)
 
 
-class SimLetters:
-    """Dead letters and forwards, at least once, in their order, as `publisher.Publisher` does."""
+class SimSideOutput:
+    """Dead letters and forwards, at least once, in their order, as `KafkaSideOutput` does."""
 
     def __init__(self, link: Connection) -> None:
         self._link = link
         self._queue: deque[tuple[int, Callable[[], object]]] = deque()
-        self._epoch = 0
+        self._generation = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         link.broker.loop.create_task(self._serve())
@@ -168,8 +167,8 @@ class SimLetters:
         broker = self._link.broker
         for letter in effects.dead_letters:
             record = letter.record
-            origin = f"{partition}/{record.offset}".encode()
-            headers = (("reason", letter.reason.value.encode()), ("origin", origin))
+            source = f"{partition}/{record.offset}".encode()
+            headers = (("reason", letter.reason.value.encode()), ("source", source))
             entry: LogEntry = (record.key, record.value, (*record.headers, *headers))
             await self._put(partial(broker.letters.append, entry))
         for forward in effects.forwards:
@@ -177,7 +176,7 @@ class SimLetters:
             await self._put(AckedAppend(broker, forward.partition, copy))
 
     async def _put(self, append: Callable[[], object]) -> None:
-        self._queue.append((self._epoch, append))
+        self._queue.append((self._generation, append))
         self._wake.set()
         dice = self._link.broker.dice
         while len(self._queue) > ROOM_RUNS or dice.random() < FULL:
@@ -199,20 +198,20 @@ class SimLetters:
         else:
             on_told(await broker.ask("mark", AckedAppend(broker, partition, (None, value, ()))))
 
-    def cut(self) -> int:
-        """Close the current epoch and return it."""
-        self._epoch += 1
-        return self._epoch - 1
+    def close_generation(self) -> int:
+        """Close the current flush generation and return it."""
+        self._generation += 1
+        return self._generation - 1
 
-    async def delivered(self, epoch: int) -> None:
-        """Return once every record of the epoch, and before, has been acknowledged."""
-        if self._queue and self._queue[0][0] <= epoch:
+    async def delivered(self, generation: int) -> None:
+        """Return once every record of the generation, and of older ones, has been acknowledged."""
+        if self._queue and self._queue[0][0] <= generation:
             waiter: asyncio.Future[None] = self._link.broker.loop.create_future()
-            self._waiters.append((epoch, waiter))
+            self._waiters.append((generation, waiter))
             await waiter
 
     def stop(self) -> None:
-        """Flush; see `drained`: here nothing can block."""
+        """Do nothing: `drained` flushes, as here nothing may block."""
 
     def is_empty(self) -> bool:
         """Tell whether nothing is queued."""
@@ -220,7 +219,7 @@ class SimLetters:
 
     async def drained(self) -> None:
         """Return once nothing is queued."""
-        await self.delivered(self._epoch)
+        await self.delivered(self._generation)
 
     async def _serve(self) -> None:
         while True:
@@ -228,9 +227,9 @@ class SimLetters:
                 self._wake.clear()
                 await self._wake.wait()
             _, append = self._queue[0]
-            await self._link.broker.ask("letter", append)
+            await self._link.broker.ask("side output", append)
             self._queue.popleft()
-            oldest = self._queue[0][0] if self._queue else self._epoch + 1
+            oldest = self._queue[0][0] if self._queue else self._generation + 1
             ready = [waiter for number, waiter in self._waiters if number < oldest]
             self._waiters = [each for each in self._waiters if each[0] >= oldest]
             for waiter in ready:
@@ -241,8 +240,8 @@ class SimLetters:
 class SimRuntime:
     """The group, the log, the changelog and the totals, as one simulated worker sees them."""
 
-    def __init__(self, link: Connection, origin: Origin) -> None:
-        self.origin = origin
+    def __init__(self, link: Connection, segments_topic: SegmentsTopic) -> None:
+        self.segments_topic = segments_topic
         self.shares: list[int] = []
         self.starts: dict[int, int] = {}
         self.log_ends: dict[int, tuple[int, int]] = {}
@@ -305,12 +304,12 @@ class SimRuntime:
         """Return the time on a clock that nobody sets, and that began at any moment."""
         return self._link.broker.loop.time() + self._began_s
 
-    async def open_exit(self, partition: int) -> SimExit:
-        """Fence all others, and return the partition's way out."""
+    async def open_writer(self, partition: int) -> SimPartitionWriter:
+        """Fence all other writers of the partition, and return a new one."""
         broker = self._link.broker
         coordinator = broker.coordinators[partition]
-        epoch = await broker.ask(f"open exit {partition}", coordinator.init)
-        return SimExit(self._link, coordinator, epoch)
+        epoch = await broker.ask(f"open writer {partition}", coordinator.init)
+        return SimPartitionWriter(self._link, coordinator, epoch)
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         """Read the committed totals."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from producers.truth import LogRecord
-from stream_processors.batch import Chunk
+from durabill.producers.fleet.truth import LogRecord
+from durabill.stream_processors.engine.batch import Chunk
 from tests.property.batches import Entry, encode_batch
 
 

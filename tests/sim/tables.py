@@ -6,13 +6,14 @@ from random import Random
 
 import numpy as np
 
-from schemas import WriterSchemas
-from stream_processors import slots as slots_module
-from stream_processors import worker as worker_module
-from stream_processors.columns import ColumnTable
-from stream_processors.kernel import rows
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import WriterSchemas
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import rows
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.worker import processor as worker_module
 
 BLOCK_SLOTS = 2
 LARGE_PIECES = 3
@@ -43,7 +44,7 @@ class ScatteredTable(ColumnTable):
         self._scatter()
 
     def _scatter(self) -> None:
-        store = self._rows
+        store = self._store
         slots = [
             slot
             for at in range(SLOTS_A_BLOCK)
@@ -52,7 +53,7 @@ class ScatteredTable(ColumnTable):
         ]
         store.counters[rows.ROWS_USED] = BLOCKS * rows.BLOCK_ROWS
         store.counters[rows.ROWS_FREE] = len(slots)
-        store._free[: len(slots)] = np.array(slots[::-1], np.int32)
+        store.arrays.free[: len(slots)] = np.array(slots[::-1], np.int32)
 
 
 def table_maker(columns: bool, dice: Random) -> TableMaker:
@@ -70,7 +71,7 @@ def empty_table(
     """Return a table for the auditor."""
     if columns:
         return ScatteredTable(place, policy, writers, 1)
-    return IntervalTable(place, policy, writers, pieces_max=PIECES_MAX)
+    return PlainTable(place, policy, writers, pieces_max=PIECES_MAX)
 
 
 @contextmanager

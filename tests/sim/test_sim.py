@@ -9,20 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.sim.faults import STEPS, Faults, draw_plan
+from durabill.stream_processors.worker.effect_order import Step
+from tests.sim.faults import Faults, draw_plan
 from tests.sim.history import Doom, History, run_seed
 from tests.sim.host import SimWorker
 from tests.sim.mutations import MUTATIONS, SEEDS_MAX, Mutation, caught_at
 
 NOTICED_BY = {
-    "slots are given back at the cut": 37,
-    "slots are given back as of now": 206,
-    "a chunk is folded during a cut": 50,
-    "totals not yet repeated are left out of the marks": 72,
-    "said totals by revision alone": 72,
+    "a chunk is folded while barriers are set": 50,
+    "totals not yet repeated are left out of the meta": 72,
     "a block goes on changing until it is packed": 153,
-    "fenced after reading": 36,
-    "a deadline is over a moment later": 67,
     "copies that come again count": 245,
     "a total is complete without the numbers after its end": 101,
 }
@@ -57,7 +53,7 @@ def test_a_broken_engine_is_noticed(mutation: Mutation) -> None:
 def test_all_that_can_go_wrong_does() -> None:
     seen = "\n".join(line for seed in range(150) for line in run_seed(seed, trace=True).trace)
     events = [
-        *(f"dies at {step}" for step in STEPS),
+        *(f"dies at {step.value}" for step in Step),
         *("dies: FencedError", "freezes", "is cut off", "is told to stop", "night falls"),
         *("no broker answers", "Fenced()", "GaveUp()", "is aborted", "clock of 0", "clock of w"),
     ]
@@ -81,7 +77,7 @@ class Scenario(History):
         self._broker.cut_off_until_s[worker] = self._loop.time() + 12.0
 
 
-RECOVERY = ("open exit", "committed", "read changelog", "log bounds", "totals")
+RECOVERY = ("open writer", "committed", "read changelog", "log bounds", "totals")
 
 
 @pytest.mark.parametrize("target", RECOVERY)

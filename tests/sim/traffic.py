@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from random import Random
 
-from schemas import SEGMENT_HEADER, partition_for
-from schemas.wire import zigzag
-from stream_processors.table import FORWARDED_FROM
+from durabill.schemas import SEGMENT_HEADER, partition_for
+from durabill.schemas.headers import FORWARDED_FROM
+from durabill.schemas.wire import zigzag
 from tests.property.batches import Entry
 from tests.sim.faults import Plan
 

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stream_processors.checkpoint import Origin
-from stream_processors.outlet import Entry
-from stream_processors.reading import Tail
-from stream_processors.table import Effects, Total
+from durabill.stream_processors.engine.table import Effects, Total
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic
+from durabill.stream_processors.worker.ports import Entry, Tail
 
 
-class Way:
-    """An exit: what is put is in the changelog, and among the totals, at once."""
+class StandWriter:
+    """A partition's writer: what is put is in the changelog, and among the totals, at once."""
 
     def __init__(self, world: "World") -> None:
         self.position = 0
@@ -52,7 +51,7 @@ class Way:
 class World:
     """A worker's runtime: a log that ends at `log_end`, the totals, and the changelogs."""
 
-    origin = Origin("segments", "id", 1)
+    segments_topic = SegmentsTopic("segments", "id", 1)
 
     def __init__(self, previous: Mapping[bytes, bytes] | None = None) -> None:
         self.changelog: dict[bytes, bytes] = {}
@@ -88,8 +87,8 @@ class World:
         end = len(self.totals)
         return {each: Tail([*records[start:]], end) for each, start in known.items()}
 
-    async def open_exit(self, partition: int) -> Way:
-        return Way(self)
+    async def open_writer(self, partition: int) -> StandWriter:
+        return StandWriter(self)
 
     def start_at(self, offsets: Mapping[int, int]) -> None:
         """Chunks come by the test's hand."""
@@ -110,8 +109,8 @@ class World:
         return work(*arguments)
 
 
-class Letters:
-    """A publisher that keeps what it is given."""
+class StandSideOutput:
+    """A side output that keeps what it is given."""
 
     def __init__(self) -> None:
         self.effects: list[Effects] = []
@@ -125,10 +124,10 @@ class Letters:
     ) -> None:
         self.marks.append((partition, on_told))
 
-    def cut(self) -> int:
+    def close_generation(self) -> int:
         return 0
 
-    async def delivered(self, epoch: int) -> None:
+    async def delivered(self, generation: int) -> None:
         """All of it is."""
 
     def stop(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from producers.answers import (
+from durabill.producers.sdk.answers import (
     HttpAnswer,
     NotOurs,
     read_grant,
@@ -14,9 +14,9 @@ from producers.answers import (
     read_stored,
     read_time,
 )
-from producers.bounded_http import retry_after_s
-from producers.uplink import TIMESTAMP_MAX_MS, WISH_MAX_S, Backoff, UplinkRefused
-from schemas import SegmentEvent
+from durabill.producers.sdk.bounded_http import retry_after_s
+from durabill.producers.sdk.uplink import TIMESTAMP_MAX_MS, WISH_MAX_S, Backoff, UplinkRefused
+from durabill.schemas import SegmentEvent
 
 DAY_MS = 86_400_000
 SENT = [SegmentEvent("SO1", number, number, number + 1, False) for number in (4, 5, 7)]
@@ -170,7 +170,7 @@ def test_refusal_of_single_segments() -> None:
     answer = json_answer({"error": ERROR, "errors": [item(0), item(2, 7, "TOO_LATE")]}, 422)
     refused = read_refused(answer, SENT)
     assert refused is not None
-    assert {0: "TOO_LONG", 2: "TOO_LATE"} == {at: why.reason for at, why in refused.items()}
+    assert {at: why.reason for at, why in refused.items()} == {0: "TOO_LONG", 2: "TOO_LATE"}
 
 
 @pytest.mark.parametrize("errors", [{}, {"errors": []}])
@@ -208,7 +208,7 @@ def test_422_of_something_else_refuses_nothing(body: object) -> None:
 
 def test_words_of_a_server_are_cut() -> None:
     refused = UplinkRefused("r" * 101, "d" * 501)
-    assert (100, 500) == (len(refused.reason), len(refused.detail))
+    assert (len(refused.reason), len(refused.detail)) == (100, 500)
 
 
 @pytest.mark.parametrize(
@@ -250,4 +250,4 @@ def test_wish_is_never_undercut_and_has_a_jitter_on_top() -> None:
     ]:
         assert min(wish_s, WISH_MAX_S) == backoff.pause_s(failures, 0.0, wish_s)
         assert longest_s == pytest.approx(backoff.pause_s(failures, 1.0 - 2**-53, wish_s))
-    assert 0.2 == backoff.pause_s(1, 0.0, None)
+    assert backoff.pause_s(1, 0.0, None) == 0.2

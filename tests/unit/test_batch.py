@@ -8,9 +8,11 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import OWN_SCHEMA_ONLY, Reason
-from schemas.limits import LETTER_CUT_BYTES
-from stream_processors.batch import (
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason
+from durabill.schemas.errors import ContractError, CorruptBatch
+from durabill.schemas.limits import LETTER_CUT_BYTES
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import (
     HEADER_SIZE,
     Chunk,
     Record,
@@ -19,11 +21,10 @@ from stream_processors.batch import (
     read_batch,
     records,
 )
-from stream_processors.columns import ColumnTable
-from stream_processors.errors import ContractError, CorruptBatch
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
-from stream_processors.unpack import BadBatch, Room
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.engine.unpack import BadBatch, Room
 from tests.property.batches import CODECS, CONTROL, LOG_APPEND_TIME, Entry, encode_batch
 
 XERIAL_HEADER = b"\x82SNAPPY\x00" + bytes(8)
@@ -133,7 +134,7 @@ def rest_of(data: bytes) -> Rest:
     *_, rest = read_batch(header, memoryview(data)[HEADER_SIZE:], Room(1 << 20))
     assert isinstance(rest, Rest)
     told = f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()
-    for table in (columns(), IntervalTable(Place(0, 1), Policy(), OWN_SCHEMA_ONLY)):
+    for table in (columns(), PlainTable(Place(0, 1), Policy(), OWN_SCHEMA_ONLY)):
         letter = table.fold(chunk(data)).dead_letters[-1]
         assert (letter.reason, letter.detail) == (Reason.BAD_BATCH, rest.detail)
         record = Record(rest.offset, 5_000, None, data[:LETTER_CUT_BYTES], (("cut_batch", told),))

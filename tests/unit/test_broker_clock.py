@@ -2,7 +2,13 @@
 
 import pytest
 
-from stream_processors.clock import REFRESH_S, RETRY_S, SPACING_S, BrokerClock
+from durabill.stream_processors.worker.clock import (
+    REFRESH_S,
+    RETRY_S,
+    SILENCE_S,
+    SPACING_S,
+    BrokerClock,
+)
 
 BROKER_MS = 1_700_000_000_000
 
@@ -64,9 +70,30 @@ def test_a_leader_whose_clock_is_ahead_is_found_out_in_time(clock: BrokerClock) 
 
 def test_old_records_tell_nothing_new(clock: BrokerClock) -> None:
     clock.note_folded(BROKER_MS - 10**9, 103.0)
-    assert BROKER_MS + 3000 == clock.guess_ms(103.0)
+    assert clock.guess_ms(103.0) == BROKER_MS + 3000
 
 
 def test_records_that_are_ahead_of_the_guess_correct_it(clock: BrokerClock) -> None:
     clock.note_folded(BROKER_MS + 4000, 103.0)
-    assert BROKER_MS + 5000 == clock.guess_ms(104.0)
+    assert clock.guess_ms(104.0) == BROKER_MS + 5000
+
+
+def test_records_that_flow_need_no_mark(clock: BrokerClock) -> None:
+    for at in range(100):
+        clock.note_folded(BROKER_MS + 10 * at, 100.0 + 0.01 * at)
+    assert not clock.is_mark_due(BROKER_MS + 1, 100.98 + SILENCE_S)
+    assert clock.is_mark_due(BROKER_MS + 1, 101.0 + SILENCE_S)
+
+
+def test_records_that_move_no_time_put_no_mark_off(clock: BrokerClock) -> None:
+    """Aborted ones, and those of a leader whose clock is behind: the deadline needs a mark."""
+    for at in range(100):
+        clock.note_folded(BROKER_MS, 100.0 + 0.01 * at)
+    assert clock.is_mark_due(BROKER_MS + 900, 101.0)
+
+
+def test_the_first_mark_is_not_written_while_records_flow() -> None:
+    clock = BrokerClock()
+    clock.note_folded(BROKER_MS, 100.0)
+    assert not clock.is_mark_due(BROKER_MS + 1, 100.1)
+    assert clock.is_mark_due(BROKER_MS + 10**9, 100.0 + SILENCE_S)

@@ -7,12 +7,12 @@ import pytest
 from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 from confluent_kafka import KafkaError, KafkaException
 
-from deploy.commands_run import warn_of_policy
-from deploy.connect import is_certain, kind_of
-from stream_processors import clients
-from stream_processors.clients import Right, explained, judged, patiently
-from stream_processors.errors import AccessError, UnreachableError
-from stream_processors.settings import Settings
+from durabill.deploy.commands.run import warn_of_policy
+from durabill.deploy.connect import is_certain, kind_of
+from durabill.schemas.errors import AccessError, UnreachableError
+from durabill.stream_processors.kafka import errors
+from durabill.stream_processors.kafka.errors import Right, explained, judged, patiently
+from durabill.stream_processors.settings import Settings
 
 KAFKA = {
     "bootstrap.servers": "k:9",
@@ -30,8 +30,8 @@ COORDINATOR = (
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "_PAUSE_S", 0.001)
-    monkeypatch.setattr(clients, "WORD_AFTER_S", 0.0)
+    monkeypatch.setattr(errors, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(errors, "WORD_AFTER_S", 0.0)
 
 
 def failing(*codes: int) -> Callable[[float], str]:
@@ -50,7 +50,7 @@ def failing(*codes: int) -> Callable[[float], str]:
 def test_a_coordinator_that_loads_or_moves_is_waited_for_with_a_word(
     code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert "there" == patiently(failing(code, code), "the group billing", KAFKA, JOIN)
+    assert patiently(failing(code, code), "the group billing", KAFKA, JOIN) == "there"
     (said,) = caplog.messages  # not at each try
     assert said.startswith("waiting for the group billing: ")
 
@@ -81,8 +81,8 @@ def test_a_topic_may_be_unknown_for_a_moment_and_then_is_missing_or_hidden(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     unknown = KafkaError.UNKNOWN_TOPIC_OR_PART
-    assert "there" == patiently(failing(unknown, unknown), "it", KAFKA, READ)
-    monkeypatch.setattr(clients, "TOPIC_SPREADS_S", 0.02)
+    assert patiently(failing(unknown, unknown), "it", KAFKA, READ) == "there"
+    monkeypatch.setattr(errors, "TOPIC_SPREADS_S", 0.02)
     with pytest.raises(AccessError, match="no topic segments, or hides it") as raised:
         patiently(failing(*[unknown] * 10_000), "it", KAFKA, READ)
     assert "Read on topic segments" in str(raised.value)
@@ -151,6 +151,6 @@ def test_a_report_interval_beyond_the_idle_timeout_is_told_loudly(
     warn_of_policy(Settings(report_interval_s=report_s, idle_timeout_s=10))
     assert warned == bool(caplog.records)
     if warned:
-        assert logging.WARNING == caplog.records[0].levelno
+        assert caplog.records[0].levelno == logging.WARNING
         assert "DURABILL_REPORT_INTERVAL_S (10.1 s)" in caplog.messages[0]
         assert "DURABILL_IDLE_TIMEOUT_S (10 s)" in caplog.messages[0]

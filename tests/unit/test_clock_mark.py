@@ -7,10 +7,10 @@ import avro.io
 import avro.schema
 import pytest
 
-from producers import truth
-from producers.truth import LogRecord
-from producers.truth_order import Policy as Oracle
-from schemas import (
+from durabill.producers.fleet import truth
+from durabill.producers.fleet.truth import LogRecord
+from durabill.producers.fleet.truth_order import Policy as Oracle
+from durabill.schemas import (
     CLOCK_MARK_HEADER,
     CLOCK_MARK_SCHEMA,
     OWN_SCHEMA_ONLY,
@@ -23,10 +23,11 @@ from schemas import (
     is_clock_mark,
     read_clock_mark,
 )
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.histories import totals_in
 
@@ -34,7 +35,7 @@ POLICY = Policy(settle_grace_ms=5, idle_timeout_ms=9, correction_window_ms=60_00
 NOW = 300_000_000
 MARK = ClockMark("durabill", NOW)
 VALUE = encode_clock_mark(MARK)
-TABLES = {"plain": IntervalTable, "columns": ColumnTable}
+TABLES: dict[str, type[IntervalTable]] = {"plain": PlainTable, "columns": ColumnTable}
 
 NO_MARKS: dict[str, tuple[bytes | None, bytes, Reason]] = {
     "no body": (None, CLOCK_MARK_HEADER, Reason.NOT_AVRO),

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from producers.damping import Damper, DampingFilter
-from producers.threads import EXIT_CODE, start_thread
+from durabill.producers.gateway.damping import Damper, DampingFilter
+from durabill.producers.sdk.threads import EXIT_CODE, start_thread
 
 log = logging.getLogger("tests.damping")
 
@@ -22,12 +22,12 @@ def test_the_first_of_a_kind_is_logged_and_then_one_a_minute(
         now_s[0] = at_s
         damper.warning("a", "came at %d", at_s)
     damper.warning("b", "another")
-    assert [
+    assert caplog.messages == [
         "came at 0",
         "came at 60 (and 2 times more like it before)",
         "came at 121 (and 2 times more like it before)",
         "another",
-    ] == caplog.messages
+    ]
 
 
 def test_lines_of_a_library_are_damped_by_their_first_word(
@@ -43,11 +43,11 @@ def test_lines_of_a_library_are_damped_by_their_first_word(
             library.warning("%s [thrd:%d]: it broke", word, at_s)
     finally:
         library.removeFilter(damping)
-    assert [
+    assert caplog.messages == [
         "FAIL [thrd:0]: it broke",
         "ERROR [thrd:2]: it broke",
         "FAIL [thrd:61]: it broke (and 1 times more like it before)",
-    ] == caplog.messages
+    ]
 
 
 def test_a_thread_that_dies_tells_whoever_started_it() -> None:
@@ -70,11 +70,11 @@ def test_a_thread_that_dies_tells_whoever_started_it() -> None:
 def test_by_default_it_ends_the_process_and_says_why() -> None:
     code = (
         "import time\n"
-        "from producers.threads import start_thread\n"
+        "from durabill.producers.sdk.threads import start_thread\n"
         "start_thread(lambda: 1 / 0, 'divider')\n"
         "time.sleep(30)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
-    assert EXIT_CODE == ran.returncode
+    assert ran.returncode == EXIT_CODE
     assert "the thread divider died" in ran.stderr
     assert "ZeroDivisionError" in ran.stderr

@@ -2,10 +2,10 @@
 
 from dataclasses import fields, replace
 
-from deploy.demo_report import DemoReport, _count
-from producers.fleet import FleetReport
-from schemas import OrderTotal, Status
-from stream_processors.order import Order, Policy
+from durabill.deploy.demo.report import DemoReport, _count
+from durabill.producers.fleet.run import FleetReport
+from durabill.schemas import OrderTotal, Status
+from durabill.stream_processors.core.order import Order, Policy
 from tests.unit.test_order import segment
 
 
@@ -36,5 +36,5 @@ def test_what_an_order_gave_while_it_ran_on_is_no_correction() -> None:
     zeros = {each.name: 0 for each in fields(FleetReport)}
     fleet = FleetReport(**{**zeros, "final_statuses": {}, "dead_letters": {}})  # type: ignore[arg-type]
     _count(report, fleet, ledger, [])
-    assert (4, 10, 3) == (report.orders, report.totals, report.revisions)
-    assert {"COMPLETE": 2, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 1} == report.statuses
+    assert (report.orders, report.totals, report.revisions) == (4, 10, 3)
+    assert report.statuses == {"COMPLETE": 2, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 1}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stream_processors.dsn import BadDsn, connect, has_secret, read_dsn, shown_dsn
-from stream_processors.errors import SettingsError
-from stream_processors.settings import Settings, load_settings
+from durabill.schemas.errors import SettingsError
+from durabill.stream_processors.dsn import BadDsn, connect, has_secret, read_dsn, shown_dsn
+from durabill.stream_processors.settings import Settings, load_settings
 from tests.conftest import SECRET, readable_dsns, unreadable_dsns
 
 
@@ -50,7 +50,7 @@ def test_a_dsn_that_cannot_be_read_is_refused_without_a_word_of_it(dsn: str) -> 
         assert raised.value.__suppress_context__ or raised.value.__context__ is None
     with pytest.raises(SettingsError) as problems:
         load_settings({"DURABILL_LEDGER_DSN": dsn, "DURABILL_GATEWAY_PORT": "x"})
-    assert 2 == len(problems.value.problems)
+    assert len(problems.value.problems) == 2
     assert "secret" not in str(problems.value)
     assert "secret" not in shown_dsn(dsn)
 
@@ -62,7 +62,7 @@ def test_any_password_in_a_uri_is_encoded_or_refused_but_never_shown(password: s
     assume("QZ" not in password)
     encoded = f"postgresql://me:{quote(marked, safe='')}@db:5432/ledger"
     assert marked == read_dsn(encoded)["password"]
-    assert "me@db:5432/ledger" == shown_dsn(encoded)
+    assert shown_dsn(encoded) == "me@db:5432/ledger"
     raw = f"postgresql://me:{marked}@db:5432/ledger"
     assert "QZ" not in shown_dsn(raw)
     refusal = ""

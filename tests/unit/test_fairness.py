@@ -6,14 +6,19 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from schemas import OWN_SCHEMA_ONLY
-from stream_processors.batch import Chunk
-from stream_processors.checkpoint import Lane, Origin
-from stream_processors.outlet import BACKLOG_BYTES_MAX, Outlet
-from stream_processors.policies import PolicyRecord, Terms
-from stream_processors.settings import Settings
-from stream_processors.table import Effects, IntervalTable, Place, Total
-from stream_processors.worker import Processor
+from durabill.schemas import OWN_SCHEMA_ONLY
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, Place, Total
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic
+from durabill.stream_processors.worker.partition_task import PartitionTask
+from durabill.stream_processors.worker.partition_writer import (
+    BACKLOG_BYTES_MAX,
+    KafkaPartitionWriter,
+)
+from durabill.stream_processors.worker.policies import PolicyRecord, Terms
+from durabill.stream_processors.worker.processor import Processor
 from tests.unit.test_steps import chunk_of
 
 PARTITIONS = 2
@@ -26,7 +31,6 @@ class Ports:
     def __init__(self, s_a_look: float) -> None:
         self.held: set[int] = set()
         self.given: list[int] = []
-        self.letters = 0
         self._now_s = 0.0
         self._s_a_look = s_a_look
 
@@ -41,8 +45,8 @@ class Ports:
         self.given += [partition] * len(effects.dead_letters)
 
 
-class WayOut:
-    """A partition's way out that takes everything."""
+class Writer:
+    """A partition's writer that takes everything."""
 
     def __init__(self) -> None:
         self.totals: list[Total] = []
@@ -62,12 +66,14 @@ class WayOut:
 
 def processor_on(ports: Any) -> Processor:
     found = Processor(Settings(), ports, OWN_SCHEMA_ONLY, ports, lambda: 0)
-    origin, terms = Origin("segments", "id", PARTITIONS), Terms(Settings().policy)
+    segments_topic, terms = SegmentsTopic("segments", "id", PARTITIONS), Terms(Settings().policy)
     for partition in range(PARTITIONS):
-        table = IntervalTable(Place(partition, PARTITIONS), Settings().policy, OWN_SCHEMA_ONLY)
-        found.lanes[partition] = Lane(table, origin, 0, history=(PolicyRecord(0, terms),))
-        ways_out: dict[int, Any] = found.exits
-        ways_out[partition] = WayOut()
+        table = PlainTable(Place(partition, PARTITIONS), Settings().policy, OWN_SCHEMA_ONLY)
+        found.tasks[partition] = PartitionTask(
+            table, segments_topic, 0, history=(PolicyRecord(0, terms),)
+        )
+        writers: dict[int, Any] = found.writers
+        writers[partition] = Writer()
     return found
 
 
@@ -84,7 +90,7 @@ def run(check: Callable[[Processor, Ports], Awaitable[None]], s_a_look: float) -
 
 
 async def idle(processor: Processor) -> None:
-    while processor._tasks:
+    while processor._background:
         await asyncio.sleep(0)
 
 
@@ -96,13 +102,13 @@ def test_a_chunk_that_takes_long_is_folded_beside_those_of_others() -> None:
         begun = len(ports.given)
         await processor.fold(0, garbage(SHORT, LONG))  # had been handed out before
         await processor.fold(1, garbage(SHORT))
-        assert SHORT == ports.given.count(1)
+        assert ports.given.count(1) == SHORT
         assert len(ports.given) < begun + LONG / 4
         await idle(processor)
-        assert LONG + SHORT == ports.given.count(0)
-        assert (set(), LONG + SHORT) == (ports.held, processor.lanes[0].next_offset)
+        assert ports.given.count(0) == LONG + SHORT
+        assert (set(), LONG + SHORT) == (ports.held, processor.tasks[0].next_offset)
         await processor.fold(0, garbage(SHORT, LONG + SHORT))  # and all is as before
-        assert LONG + 2 * SHORT == processor.lanes[0].next_offset
+        assert processor.tasks[0].next_offset == LONG + 2 * SHORT
 
     run(check, 0.1)
 
@@ -110,7 +116,7 @@ def test_a_chunk_that_takes_long_is_folded_beside_those_of_others() -> None:
 def test_an_ordinary_chunk_is_folded_at_once() -> None:
     async def check(processor: Processor, ports: Ports) -> None:
         await processor.fold(0, garbage(LONG))
-        assert (LONG, set(), set()) == (len(ports.given), ports.held, processor._tasks)
+        assert (LONG, set(), set()) == (len(ports.given), ports.held, processor._background)
 
     run(check, 0.0001)
 
@@ -120,9 +126,9 @@ def test_a_checkpoint_need_not_wait_for_the_end_of_a_chunk() -> None:
         folding = asyncio.create_task(processor.fold(0, garbage(LONG)))
         await asyncio.sleep(0)
         async with processor._effects_lock:
-            lane = processor.lanes[0]
-            assert 0 < lane.next_offset < LONG
-            assert lane.next_offset == len(ports.given)
+            task = processor.tasks[0]
+            assert 0 < task.next_offset < LONG
+            assert task.next_offset == len(ports.given)
         await folding
 
     run(check, 0.0001)
@@ -133,7 +139,7 @@ def test_a_partition_that_is_taken_away_meanwhile_is_left_at_once() -> None:
         await processor.fold(0, garbage(LONG))
         await processor.fold(0, garbage(SHORT, LONG))
         begun = len(ports.given)
-        await processor._let_go()
+        await processor._release()
         await idle(processor)
         assert (begun, set()) == (len(ports.given), ports.held)
 
@@ -146,14 +152,14 @@ def test_a_worker_that_stops_leaves_what_it_has_begun() -> None:
         await processor.fold(0, garbage(SHORT, LONG))
         processor.stopping = True
         await idle(processor)
-        assert len(ports.given) == processor.lanes[0].next_offset < LONG
+        assert len(ports.given) == processor.tasks[0].next_offset < LONG
 
     run(check, 0.1)
 
 
-def test_nobody_waits_for_room_behind_a_closed_way_out() -> None:
+def test_nobody_waits_for_room_behind_a_closed_writer() -> None:
     async def check() -> None:
-        way_out = Outlet(
+        writer = KafkaPartitionWriter(
             Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}),
             partition=0,
             totals_topic="totals",
@@ -161,11 +167,11 @@ def test_nobody_waits_for_room_behind_a_closed_way_out() -> None:
             on_fatal=lambda error: None,
             find_foreign=lambda start, end: False,
         )
-        way_out._backlog_bytes = BACKLOG_BYTES_MAX + 1
-        waiting = asyncio.create_task(way_out.has_room())
+        writer._backlog_bytes = BACKLOG_BYTES_MAX + 1
+        waiting = asyncio.create_task(writer.has_room())
         await asyncio.sleep(0.02)
         assert not waiting.done()
-        way_out.close()
+        writer.close()
         await asyncio.wait_for(waiting, 5)
 
     asyncio.run(check())

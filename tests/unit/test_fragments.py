@@ -6,25 +6,26 @@ from random import Random
 
 import pytest
 
-from producers import truth, truth_order
-from schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, decode_total, encode_segment
-from schemas.limits import (
+from durabill.producers.fleet import truth, truth_order
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, decode_total, encode_segment
+from durabill.schemas.limits import (
     FORWARD_BYTES_MAX,
     FUTURE_TOLERANCE_MS,
     GRACE_FACTOR_MAX,
     ORDER_PIECES_MAX,
     SEGMENT_LENGTH_MAX_MS,
 )
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable, compile_kernel
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
 
 BASE_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 POLICY = Policy(settle_grace_ms=HOUR_MS, idle_timeout_ms=HOUR_MS)
-TABLES = pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+TABLES = pytest.mark.parametrize("kind", [PlainTable, ColumnTable])
 
 
 def island(at: int) -> SegmentEvent:
@@ -78,7 +79,7 @@ class Log:
         """Return how many intervals, or ranges of numbers, the order has."""
         state = self.table.describe("SO1")
         assert state is not None
-        found = state[counted]
+        found = getattr(state, counted)
         # Before each range of numbers is a gap, but not before one that begins with 1.
         return len(found) + (counted == "missing_numbers" and found[0][0] != 1)
 
@@ -110,13 +111,14 @@ def test_one_piece_more_than_the_limit_is_a_dead_letter(
     log = Log(kind)
     places = SEQUENCES[sequence](ORDER_PIECES_MAX + 2)
     events = [piece(at) for at in places]
+    compile_kernel()  # is not what is measured
     began_s = time.process_time()
     assert log.fold(events[: ORDER_PIECES_MAX - 1]).dead_letters == []
     # Nothing quadratic: that took half a minute where islands fall.
     assert time.process_time() - began_s < 5
-    assert ORDER_PIECES_MAX - 1 == log.pieces(counted)
+    assert log.pieces(counted) == ORDER_PIECES_MAX - 1
     assert log.fold([events[ORDER_PIECES_MAX - 1]]).dead_letters == []
-    assert ORDER_PIECES_MAX == log.pieces(counted)
+    assert log.pieces(counted) == ORDER_PIECES_MAX
     before = log.table.describe("SO1")
     (letter,) = log.fold([events[ORDER_PIECES_MAX]]).dead_letters
     assert Reason.TOO_FRAGMENTED is letter.reason
@@ -127,7 +129,7 @@ def test_one_piece_more_than_the_limit_is_a_dead_letter(
     inside = next(at for at in places if {at, at + 1} <= set(places[:ORDER_PIECES_MAX]))
     assert log.fold([filler(inside)]).dead_letters == []
     assert log.fold([events[ORDER_PIECES_MAX]]).dead_letters == []
-    assert 1 == len(log.fold([events[ORDER_PIECES_MAX + 1]]).dead_letters)
+    assert len(log.fold([events[ORDER_PIECES_MAX + 1]]).dead_letters) == 1
 
 
 @TABLES
@@ -138,12 +140,12 @@ def test_refused_records_change_nothing_of_their_order(kind: type[IntervalTable]
     before = log.table.describe("SO1")
     later_ms = BASE_MS + 20_000 + HOUR_MS - 1
     effects = log.fold([island(at) for at in range(20, 520)], later_ms)
-    assert (500, []) == (len(effects.dead_letters), effects.totals)
+    assert (len(effects.dead_letters), effects.totals) == (500, [])
     assert before == log.table.describe("SO1")
-    assert [] == log.table.take_changed()  # so that a flood rewrites no checkpoint
+    assert log.table.take_changed() == []  # so that a flood rewrites no checkpoint
     # Not even its deadline: it settles as if they had not come.
     (total,) = log.fold([island(20)], later_ms + 1).totals
-    assert (9, 8) == (decode_total(total.value).segments + 8, decode_total(total.value).duplicates)
+    assert (decode_total(total.value).segments + 8, decode_total(total.value).duplicates) == (9, 8)
     assert later_ms + 1 == decode_total(total.value).settled_at_ms
 
 
@@ -154,7 +156,7 @@ def test_forgotten_order_starts_anew_with_one_piece(kind: type[IntervalTable]) -
     much_later_ms = BASE_MS + 20_000 + HOUR_MS + 86_400_000 + 60_001
     event = SegmentEvent("SO1", 1, much_later_ms - 10, much_later_ms, False)
     assert log.fold([event], much_later_ms).dead_letters == []
-    assert 1 == log.pieces("intervals")
+    assert log.pieces("intervals") == 1
     assert log.fold([event], much_later_ms).dead_letters == []
 
 
@@ -188,7 +190,7 @@ def test_total_of_the_largest_order_fits_every_topic(kind: type[IntervalTable]) 
     ]
     assert log.fold(events).dead_letters == []
     (total,) = log.table.tick(BASE_MS + 20_000 + HOUR_MS).totals
-    assert ORDER_PIECES_MAX == len(decode_total(total.value).intervals)
+    assert len(decode_total(total.value).intervals) == ORDER_PIECES_MAX
     assert len(total.value) < 1_000_000
 
 
@@ -216,11 +218,11 @@ def test_origin_that_is_no_other_partition_is_as_if_it_were_not_there(
     table.fold(Chunk(0, 3, encode_batch(0, BASE_MS + 20_000, entries)))
     state = table.describe("SO1")
     assert state is not None
-    assert 2 == state["duplicates"]
+    assert state.duplicates == 2
     log = [truth.LogRecord(2, each, BASE_MS + 20_000, b"SO1", value, headers) for each in range(3)]
-    assert 3 == truth.read_log(log, truth_order.Policy(), 4).accepted
+    assert truth.read_log(log, truth_order.Policy(), 4).accepted == 3
     # Nothing of it is kept, however many partitions somebody makes up.
-    assert all(not order.forwarded for order in table._orders.values())
+    assert all(not order.forwarded for order in table._plain.slots)
 
 
 @TABLES
@@ -234,9 +236,9 @@ def test_origin_in_another_partition_counts_once(kind: type[IntervalTable]) -> N
     table.fold(Chunk(0, 5, encode_batch(0, BASE_MS + 20_000, entries)))
     state = table.describe("SO1")
     assert state is not None
-    assert 2 == state["duplicates"]
+    assert state.duplicates == 2
     log = [
         truth.LogRecord(2, at, BASE_MS + 20_000, b"SO1", value, headers)
         for at, (_, _, headers) in entries
     ]
-    assert 3 == truth.read_log(log, truth_order.Policy(), 4).accepted
+    assert truth.read_log(log, truth_order.Policy(), 4).accepted == 3

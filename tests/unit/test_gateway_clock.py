@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.broker_clock import KEPT_MS, BrokerClock
-from producers.gateway_api import SegmentResult, TimeRules
-from schemas import SegmentEvent
-from schemas.limits import FUTURE_TOLERANCE_MS
+from durabill.producers.gateway.api import SegmentResult, TimeRules
+from durabill.producers.gateway.broker_clock import KEPT_MS, BrokerClock
+from durabill.schemas import SegmentEvent
+from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 
 
 class Clocks:
@@ -22,7 +22,7 @@ class Clocks:
 
 def test_before_the_first_acknowledgement_the_own_clock_is_all_there_is() -> None:
     clock = Clocks(1_000).of_broker()
-    assert (1_000, None, None) == (clock.now_ms(), clock.offset_ms(), clock.error_ms())
+    assert (clock.now_ms(), clock.offset_ms(), clock.error_ms()) == (1_000, None, None)
 
 
 @given(
@@ -53,10 +53,10 @@ def test_a_narrow_estimate_is_kept_for_a_minute() -> None:
     clock = clocks.of_broker()
     clock.learn(0, 10, 1_005)
     clock.learn(100, 300, 1_200)
-    assert 6 == clock.error_ms()
+    assert clock.error_ms() == 6
     clock.learn(KEPT_MS, KEPT_MS + 9, KEPT_MS + 1_005)
     clock.learn(2 * KEPT_MS, 2 * KEPT_MS + 200, 2 * KEPT_MS + 1_100)
-    assert 101 == clock.error_ms()
+    assert clock.error_ms() == 101
 
 
 def test_a_broker_whose_clock_is_set_is_believed_at_once() -> None:
@@ -64,16 +64,16 @@ def test_a_broker_whose_clock_is_set_is_believed_at_once() -> None:
     clock = clocks.of_broker()
     clock.learn(0, 10, 1_005)
     clock.learn(20, 60, 90_040)
-    assert 90_000 == clock.now_ms() - clocks.tick_ms
+    assert clock.now_ms() - clocks.tick_ms == 90_000
 
 
 def test_setting_the_own_clock_right_ends_the_offset() -> None:
     clocks = Clocks(1_000_000)
     clock = clocks.of_broker()
     clock.learn(clocks.tick_ms, clocks.tick_ms, 880_000)
-    assert -120_000 == clock.offset_ms()
+    assert clock.offset_ms() == -120_000
     clocks.wall_ms -= 120_000
-    assert (0, 880_000) == (clock.offset_ms(), clock.now_ms())
+    assert (clock.offset_ms(), clock.now_ms()) == (0, 880_000)
 
 
 DAY_MS = 86_400_000
@@ -114,4 +114,4 @@ def test_all_at_once_are_judged_like_each(segments: list[tuple[int, int]]) -> No
     ]
     appends_ms: list[int | None] = [ARRIVAL_MS + later_ms for _, later_ms in segments]
     expected = [rules.judge(event, at) for event, at in zip(events, appends_ms, strict=True)]
-    assert expected == rules.judge_all(events, appends_ms)
+    assert rules.judge_all(events, appends_ms) == expected

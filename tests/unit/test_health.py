@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stream_processors.errors import StallError
-from stream_processors.health import Health
+from durabill.schemas.errors import StallError
+from durabill.stream_processors.worker.health import Health
 
 TIMEOUT_S = 10.0
 
@@ -18,11 +18,11 @@ class Bench:
     def __init__(self) -> None:
         self.now_s = 1_000.0
         self.lag, self.waiting_s = 0, 0.0
-        self.lane = SimpleNamespace(next_offset=5, held="", is_broken=False)
-        way_out = SimpleNamespace(waiting_s=lambda: self.waiting_s)
+        self.task = SimpleNamespace(next_offset=5, held="", is_broken=False)
+        writer = SimpleNamespace(waiting_s=lambda: self.waiting_s)
         processor: Any = SimpleNamespace(
-            lanes={3: self.lane},
-            exits={3: way_out},
+            tasks={3: self.task},
+            writers={3: writer},
             lag=lambda partition: self.lag,
             last_checkpoint_ms=0,
             last_tick_ms=0,
@@ -59,7 +59,7 @@ def test_records_that_wait_and_are_not_read(bench: Bench) -> None:
     assert bench.health.problems() == []
     bench.pass_by(1)
     assert bench.health.problems() == ["reading partition 3: still for 11 s"]
-    bench.lane.next_offset += 1
+    bench.task.next_offset += 1
     bench.pass_by(1)
     assert bench.health.problems() == []
 
@@ -90,8 +90,8 @@ def test_a_stall_of_twice_the_time_ends_the_worker(bench: Bench) -> None:
 
 
 def test_a_worker_without_partitions_has_nothing_to_do(bench: Bench) -> None:
-    bench.processor.lanes.clear()
-    bench.processor.exits.clear()
+    bench.processor.tasks.clear()
+    bench.processor.writers.clear()
     bench.pass_by(1_000, ticking=False, checkpointing=False)
     assert bench.health.problems() == []
     assert bench.health.unready() == []
@@ -111,26 +111,26 @@ def test_a_held_partition_is_said_again_each_minute(
         caplog.clear()
         return lines
 
-    bench.lane.held = "asks the schema registry"
+    bench.task.held = "asks the schema registry"
     bench.pass_by(60)
-    assert [] == said()
+    assert said() == []
     bench.pass_by(1)
     text = "partition 3 has been held for 60 s: asks the schema registry"
     assert [(logging.WARNING, text)] == said()
-    bench.lane.held, bench.lane.is_broken = "a bug", True  # another reason is no new beginning
+    bench.task.held, bench.task.is_broken = "a bug", True  # another reason is no new beginning
     bench.pass_by(59)
-    assert [] == said()
+    assert said() == []
     bench.pass_by(1)
-    assert [(logging.CRITICAL, "partition 3 has been held for 120 s: a bug")] == said()
-    bench.lane.held, bench.lane.is_broken = "", False
+    assert said() == [(logging.CRITICAL, "partition 3 has been held for 120 s: a bug")]
+    bench.task.held, bench.task.is_broken = "", False
     bench.pass_by(1)
-    bench.lane.held = "again"
+    bench.task.held = "again"
     bench.pass_by(60)
-    assert [] == said()
-    assert ["partition 3 is held: again"] == bench.health.unready()
+    assert said() == []
+    assert bench.health.unready() == ["partition 3 is held: again"]
 
 
 def test_a_broken_partition_is_no_stall(bench: Bench) -> None:
-    bench.lag, bench.lane.held, bench.lane.is_broken = 9, "a bug", True
+    bench.lag, bench.task.held, bench.task.is_broken = 9, "a bug", True
     bench.pass_by(10 * TIMEOUT_S)
-    assert [] == bench.health.problems()
+    assert bench.health.problems() == []

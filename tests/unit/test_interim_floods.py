@@ -1,15 +1,15 @@
 """Interim totals of many orders at once, and many of one order: all given, in bounded steps."""
 
 import itertools
-from copy import deepcopy
 
 import pytest
 
-from schemas import Status, decode_total
-from stream_processors.batch import Chunk
-from stream_processors.columns import LOWERED_AT_ONCE, ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Total
+from durabill.schemas import Status, decode_total
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import large_snapshot
+from durabill.stream_processors.engine.columns import UNSPILLED_AT_ONCE, ColumnTable
+from durabill.stream_processors.engine.table import IntervalTable, Total
 from tests.property.column_histories import assert_same_effects, assert_sound, value_of
 from tests.unit.test_steps import BOTH, NOW_MS, chunk_of, order_with, segments, table_of
 
@@ -29,7 +29,8 @@ def nothing_at(offset: int, at_ms: int) -> Chunk:
 
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize(
-    "count", [LOWERED_AT_ONCE - 1, LOWERED_AT_ONCE, LOWERED_AT_ONCE + 1, 3 * LOWERED_AT_ONCE]
+    "count",
+    [UNSPILLED_AT_ONCE - 1, UNSPILLED_AT_ONCE, UNSPILLED_AT_ONCE + 1, 3 * UNSPILLED_AT_ONCE],
 )
 def test_each_of_many_orders_that_run_on_gives_its_total(
     kind: type[IntervalTable], count: int
@@ -43,13 +44,13 @@ def test_each_of_many_orders_that_run_on_gives_its_total(
     assert table.next_due_ms(2**61) == NOW_MS + 20_000
 
 
-def test_so_many_that_the_rows_are_lifted_in_several_goes() -> None:
+def test_so_many_that_the_rows_are_spilled_in_several_goes() -> None:
     tables = [table_of(kind, DAILY) for kind in BOTH]
     for table in tables:
         table.fold(chunk_of(segments(5_000, lambda at: f"S{at}")))
     plain, columns = (table.fold(nothing_at(5_000, NOW_MS + 10_000)) for table in tables)
     assert_same_effects(plain, columns)
-    assert 5_000 == len(plain.totals)
+    assert len(plain.totals) == 5_000
     assert isinstance(tables[1], ColumnTable)
     assert_sound(tables[1])
 
@@ -61,9 +62,7 @@ def test_totals_due_of_one_large_order_are_a_step_each(kind: type[IntervalTable]
     order.unbilled_since_ms, order.deadline_ms = NOW_MS, NOW_MS + 100_000
     for record in (False, True):
         table = table_of(kind, DAILY)
-        table.clock_ms = NOW_MS
-        table._put_order(table._take_slot("S1"), deepcopy(order))
-        table._queue(table._orders["S1"])
+        table.restore([large_snapshot(0, order).pack()], NOW_MS)
         entry = (b"S1", value_of(b"S1", 1, NOW_MS + 95_000, NOW_MS + 95_001, False), ())
         chunk = chunk_of(
             [entry if record else (None, None, ())], order.source_offset + 1, NOW_MS + 95_000

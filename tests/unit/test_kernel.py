@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import SEGMENT_HEADER, Reason, partition_for
-from schemas.wire import zigzag
-from stream_processors.batch import Chunk
-from stream_processors.blocks import plain_snapshot
-from stream_processors.columns import ColumnTable
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import index, parse, rows, totals
-from stream_processors.order import Order, Phase, Policy
-from stream_processors.store import Rows
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import SEGMENT_HEADER, Reason, partition_for
+from durabill.schemas.wire import zigzag
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Phase, Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import index, parse, rows, totals
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.store import RowStore
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
 from tests.property.column_histories import assert_same_effects, value_of, writers
 from tests.property.test_kernel_fuzz import raw_batch
@@ -47,9 +48,9 @@ def neighbours(count: int) -> list[bytes]:
     return list(itertools.islice((n for n in wanted if hash_of(n) >> 8 & 63 >= 62), count))
 
 
-def assert_index_is(store: Rows, expected: dict[bytes, int], absent: set[bytes]) -> None:
+def assert_index_is(store: RowStore, expected: dict[bytes, int], absent: set[bytes]) -> None:
     """Assert that the index finds exactly these names."""
-    assert expected == {name: store.find(name) for name in expected}
+    assert {name: store.find(name) for name in expected} == expected
     assert {store.find(name) for name in absent} <= {-1}
 
 
@@ -57,33 +58,33 @@ def assert_index_is(store: Rows, expected: dict[bytes, int], absent: set[bytes])
 def test_removing_closes_the_gap_among_colliding_names(seed: int) -> None:
     names = neighbours(24)
     dice = random.Random(seed)
-    store = Rows(0, 64)
+    store = RowStore(0, 64)
     slots = {name: store.take_slot(name) for name in names}
     assert_index_is(store, slots, {b"another"})
     for name in dice.sample(names, 20):
-        store.free_row(slots.pop(name))
+        store.free_slot(slots.pop(name))
         assert_index_is(store, slots, set(names) - set(slots))
     # No tombstones: a table that has been emptied has room for all again.
     slots |= {name: store.take_slot(name) for name in names if name not in slots}
     assert_index_is(store, slots, set())
-    assert int(store._tables[5, index.FILLED]) == len(names)
+    assert int(store.index.tables[5, index.FILLED]) == len(names)
 
 
 def test_thousands_of_names_come_and_go() -> None:
     dice = random.Random(1)
-    store = Rows(2**50 + 1, 1 << 14)
+    store = RowStore(2**50 + 1, 1 << 14)
     names = [b"%x" % dice.getrandbits(dice.choice([8, 40, 150])) for _ in range(20_000)]
     slots: dict[bytes, int] = {}
     for step, name in enumerate(names):
         if name not in slots:
             slots[name] = store.take_slot(name)
         if step % 3 == 0:
-            store.free_row(slots.pop(dice.choice(list(itertools.islice(slots, 50)))))
+            store.free_slot(slots.pop(dice.choice(list(itertools.islice(slots, 50)))))
         if step % 4_000 == 0:
             assert_index_is(store, slots, set(names) - set(slots))
     assert_index_is(store, slots, set(names) - set(slots))
-    assert len(set(slots.values())) == len(slots) == int(store._tables[:, index.FILLED].sum())
-    assert int(store._tables[:, index.MASK].max()) > index.FIRST_SIZE
+    assert len(set(slots.values())) == len(slots) == int(store.index.tables[:, index.FILLED].sum())
+    assert int(store.index.tables[:, index.MASK].max()) > index.FIRST_ENTRIES
 
 
 @given(st.binary(min_size=1, max_size=40), st.binary(max_size=20), st.integers(0, 12))
@@ -110,8 +111,8 @@ PAIRS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=40)
 @given(PAIRS, st.sampled_from([rows.INTERVALS, rows.NUMBERS]))
 @COMPILES
 def test_unite_is_the_interval_set(pairs: list[tuple[int, int]], base: int) -> None:
-    row, count, expected = np.full(rows.EXTRA_SIZE, -7, np.int64), 0, IntervalSet()
-    outside = [at for at in range(rows.EXTRA_SIZE) if not base <= at < base + 16]
+    row, count, expected = np.full(rows.LIST_SIZE, -7, np.int64), 0, IntervalSet()
+    outside = [at for at in range(rows.LIST_SIZE) if not base <= at < base + 16]
     for start, length in pairs:
         before = row.copy()
         count_now, gained = rows.unite(row, base, count, start, start + length)
@@ -136,8 +137,8 @@ def test_covers_is_the_interval_sets(pairs: list[tuple[int, int]], start: int, l
 
 
 def row_of(numbers: IntervalSet) -> Any:
-    """Return an extra that holds these ranges of numbers."""
-    row = np.zeros(rows.EXTRA_SIZE, np.int64)
+    """Return a piece list that holds these ranges of numbers."""
+    row = np.zeros(rows.LIST_SIZE, np.int64)
     flat = [edge for pair in numbers for edge in pair]
     row[1] = len(numbers)
     row[rows.NUMBERS : rows.NUMBERS + len(flat)] = flat
@@ -181,11 +182,11 @@ def test_the_longest_total_there_can_be_fits(seen: int | None) -> None:
     order.phase = Phase.ENDED if seen else Phase.OPEN
     order.deadline_ms, order.unbilled_since_ms, order.source_offset = top + 10, top, 2**62
     block = plain_snapshot([(0, order)]).pack()
-    plain = IntervalTable(PLACE, POLICY, writers())
+    plain = PlainTable(PLACE, POLICY, writers())
     columns = ColumnTable(PLACE, POLICY, writers(), rows_max=8)
     for table in (plain, columns):
         table.restore([block], NOW_MS)
-    assert not columns._orders  # it is a row, not a plain order
+    assert not len(columns._plain.slots)  # it is a row, not a plain order
     expected, found = plain.tick(top + 11), columns.tick(top + 11)
     assert len(expected.totals) == 1
     assert_same_effects(expected, found)
@@ -196,7 +197,7 @@ def test_event_buffers_have_room_for_the_longest() -> None:
     text = 20 + (rows.KEY_BYTES_MAX + 1) + pieces * 20 + 2 + 20
     assert text <= totals.TEXT_BYTES_MAX
     longs = 13 + 2 * 2 + (2 * rows.PIECES_MAX + 2 * (rows.PIECES_MAX + 1))
-    total = 10 + rows.KEY_BYTES_MAX + totals.DIGEST_CHARS + 10 * longs + 10
+    total = 10 + rows.KEY_BYTES_MAX + 2 * totals.DIGEST_BYTES + 10 * longs + 10
     assert total <= totals.TOTAL_BYTES_MAX
 
 
@@ -206,7 +207,7 @@ def test_event_buffers_have_room_for_the_longest() -> None:
 def both(*chunks: Chunk) -> list[IntervalTable]:
     """Return the two tables after these chunks, having checked that they gave the same."""
     tables = [
-        IntervalTable(PLACE, POLICY, writers()),
+        PlainTable(PLACE, POLICY, writers()),
         ColumnTable(PLACE, POLICY, writers(), rows_max=64),
     ]
     for chunk in chunks:
@@ -237,7 +238,7 @@ def test_a_name_with_zeros_is_not_the_order_without_them(name: bytes) -> None:
         plain, columns = both(chunk(0, NOW_MS, *entries))
         known = columns.describe("SO1")
         assert known is not None
-        assert known["segments"] == 1
+        assert known.segments == 1
         assert columns.describe(name.decode()) is None
         assert plain.describe("SO1") == known
 
@@ -246,8 +247,8 @@ def test_a_dead_letter_keeps_its_own_append_time() -> None:
     """It was given the partition's clock, which is later where the broker's ran backwards."""
     *_, columns = both(chunk(0, NOW_MS, segment(b"SO1")))
     effects = columns.fold(chunk(1, NOW_MS - 3, (b"SO1", None, ())))
-    assert [(NOW_MS - 3, Reason.NOT_AVRO)] == [
-        (each.record.append_ms, each.reason) for each in effects.dead_letters
+    assert [(each.record.append_ms, each.reason) for each in effects.dead_letters] == [
+        (NOW_MS - 3, Reason.NOT_AVRO)
     ]
 
 
@@ -287,7 +288,7 @@ def test_a_record_about_the_deadline(end: bool, after_ms: int, late_ms: int) -> 
     )
     known = columns.describe("SO1")
     assert known is not None
-    assert (known["revision"] > 0) == (late_ms >= 0 or end)
+    assert (known.revision > 0) == (late_ms >= 0 or end)
     assert plain.describe("SO1") == known
 
 
@@ -302,13 +303,13 @@ def test_an_end_among_known_numbers_reopens_a_settled_order() -> None:
     )
     known = columns.describe("SO1")
     assert known is not None
-    assert (known["end_number"], known["revision"], known["phase"]) == (5, 1, "REOPENED")
+    assert (known.end_number, known.revision, known.phase) == (5, 1, "REOPENED")
     assert plain.describe("SO1") == known
     later_ms = NOW_MS + IDLE_MS + GRACE_MS
     assert_same_effects(plain.tick(later_ms), columns.tick(later_ms))
     known = columns.describe("SO1")
     assert known is not None
-    assert (known["missing_numbers"], known["revision"], known["phase"]) == ([], 2, "SETTLED")
+    assert (known.missing_numbers, known.revision, known.phase) == ([], 2, "SETTLED")
 
 
 @pytest.mark.parametrize("number", [rows.NUMBER_MAX, rows.NUMBER_MAX + 1, 2**31, 2**32 + 1])
@@ -326,7 +327,7 @@ def test_more_records_than_there_are_bytes_for(count: int) -> None:
     for table in both():
         (letter,) = table.fold(Chunk(0, count, raw_batch(0, count, body))).dead_letters
         assert f"the last {count - 1} don't count" in letter.detail
-        assert (Reason.BAD_BATCH, 1, 1) == (letter.reason, letter.record.offset, len(table))
+        assert (letter.reason, letter.record.offset, len(table)) == (Reason.BAD_BATCH, 1, 1)
 
 
 @pytest.mark.parametrize("delta", [-1, 2**31, 2**63 - 1])
@@ -339,7 +340,7 @@ def test_an_offset_outside_what_a_batch_can_span(delta: int) -> None:
 
 
 def test_the_header_is_that_of_segments() -> None:
-    assert parse.HEADER_BYTES == len(SEGMENT_HEADER)
+    assert len(SEGMENT_HEADER) == parse.HEADER_BYTES
 
 
 # -- what a batch is unpacked into ------------------------------------------------------------
@@ -364,11 +365,12 @@ def test_batches_of_all_sizes_in_the_same_memory() -> None:
 
 
 AFTER_WARM_UP = """
-from stream_processors import columns
-from stream_processors.kernel import fold, index, maintain, rows, totals
+from durabill.stream_processors.engine import columns
+from durabill.stream_processors.engine.kernel import fold, index, maintain, rows, settle, totals
 from tests.unit import test_kernel
 def signatures():
-    kernel = {**vars(fold), **vars(index), **vars(maintain), **vars(rows), **vars(totals)}
+    kernel = {**vars(fold), **vars(index), **vars(maintain), **vars(rows)}
+    kernel |= {**vars(settle), **vars(totals)}
     return {name: each.signatures for name, each in kernel.items() if hasattr(each, "signatures")}
 columns.compile_kernel()
 known = signatures()

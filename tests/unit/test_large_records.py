@@ -4,25 +4,23 @@ import hashlib
 
 import pytest
 
-from producers import truth
-from producers.truth_order import Policy as Oracle
-from schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, encode_segment, partition_for
-from schemas.limits import (
+from durabill.producers.fleet import truth
+from durabill.producers.fleet.truth_order import Policy as Oracle
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, encode_segment, partition_for
+from durabill.schemas.headers import FORWARDED_FROM
+from durabill.schemas.limits import (
     DETAIL_CHARS_MAX,
     FORWARD_BYTES_MAX,
     LETTER_BYTES_MAX,
     LETTER_CUT_BYTES,
 )
-from stream_processors.batch import HEADERS_MAX, Chunk, Headers, Record
-from stream_processors.columns import ColumnTable
-from stream_processors.effects import (
-    DeadLetter,
-    Effects,
-    dead_letter,
-)
-from stream_processors.kernel import parse
-from stream_processors.order import Policy
-from stream_processors.table import FORWARDED_FROM, IntervalTable, Place
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import HEADERS_MAX, Chunk, Headers, Record
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.effects import DeadLetter, Effects, dead_letter
+from durabill.stream_processors.engine.kernel import parse
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import encode_batch, encode_record
 
 NOW_MS = 1_700_000_000_000
@@ -44,7 +42,7 @@ def effects_of(kind: type[IntervalTable], headers: Headers) -> Effects:
     return table.fold(Chunk(7, 8, encode_batch(7, NOW_MS, [(7, (b"SO1", VALUE, headers))])))
 
 
-@pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("kind", [PlainTable, ColumnTable])
 @pytest.mark.parametrize("more", [0, 1])
 def test_segment_that_is_too_large_is_not_sent_on(kind: type[IntervalTable], more: int) -> None:
     headers = headers_of(FORWARD_BYTES_MAX + more)
@@ -61,18 +59,18 @@ def test_segment_that_is_too_large_is_not_sent_on(kind: type[IntervalTable], mor
 
 
 def test_what_is_sent_on_fits_the_least_segments_topic() -> None:
-    (forward,) = effects_of(IntervalTable, headers_of(FORWARD_BYTES_MAX)).forwards
+    (forward,) = effects_of(PlainTable, headers_of(FORWARD_BYTES_MAX)).forwards
     assert forward.headers[-1][0] == FORWARDED_FROM
     assert in_a_batch(forward.record._replace(headers=forward.headers)) < 1_048_588 - 1_000
 
 
-@pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("kind", [PlainTable, ColumnTable])
 def test_a_record_has_at_most_so_many_headers(kind: type[IntervalTable]) -> None:
     """Each takes time to read, however small; with one more, the batch doesn't count from there."""
     effects = effects_of(kind, (("", b""),) * HEADERS_MAX)
     assert (len(effects.forwards), effects.dead_letters) == (1, [])
     effects = effects_of(kind, (("", b""),) * (HEADERS_MAX + 1))
-    assert [Reason.BAD_BATCH] == [each.reason for each in effects.dead_letters]
+    assert [each.reason for each in effects.dead_letters] == [Reason.BAD_BATCH]
     assert HEADERS_MAX == parse.HEADERS_MAX
 
 
@@ -115,7 +113,7 @@ def test_only_what_was_cut_is_told(key: bytes | None) -> None:
     assert (cut.key, cut.value, cut.headers) == (key, None, (("cut_headers", b"1"),))
 
 
-@pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("kind", [PlainTable, ColumnTable])
 def test_detail_does_not_grow_with_the_record(kind: type[IntervalTable]) -> None:
     """The detail of a KEY_MISMATCH shows the key: four letters for each byte of this one."""
     table = kind(Place(0, 1), Policy(), OWN_SCHEMA_ONLY)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from schemas import Interval, OrderTotal, Status, encode_total
-from stream_processors.dead_letters import split_headers
-from stream_processors.ledger_records import (
+from durabill.schemas import Interval, OrderTotal, Status, encode_total
+from durabill.stream_processors.dead_letters.letters import split_headers
+from durabill.stream_processors.kafka.options import ledger_consumer
+from durabill.stream_processors.ledger.records import (
     OffsetOutOfRange,
     RawRecord,
     RecordedTotal,
@@ -12,7 +13,6 @@ from stream_processors.ledger_records import (
     check_range,
     read_record,
 )
-from stream_processors.ledger_servers import consumer_config
 
 DIGEST = "a" * 64
 TOTAL = OrderTotal(
@@ -30,7 +30,7 @@ def test_record_of_the_contract_is_a_total() -> None:
     read = read_record(raw(b"SO1", VALUE))
     assert RecordedTotal(TOTAL, raw(b"SO1", VALUE)) == read
     assert isinstance(read, RecordedTotal)
-    assert ("SO1", 1) == read.key
+    assert read.key == ("SO1", 1)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_offset_outside_the_log_names_the_choices(next_offset: int, what: str) -
 
 
 def test_what_exactness_demands_cannot_be_configured_away() -> None:
-    config = consumer_config(
+    config = ledger_consumer(
         {
             "bootstrap.servers": "b:9092",
             "isolation.level": "read_uncommitted",
@@ -74,15 +74,15 @@ def test_what_exactness_demands_cannot_be_configured_away() -> None:
         },
         "g",
     )
-    assert ("read_committed", "error", False, "7000") == (
+    assert (
         config["isolation.level"],
         config["auto.offset.reset"],
         config["enable.auto.commit"],
         config["session.timeout.ms"],
-    )
+    ) == ("read_committed", "error", False, "7000")
 
 
 def test_last_header_of_a_name_is_ours() -> None:
     ours, own = split_headers([("reason", b"own"), ("x", None), ("reason", b"TOO_LATE")])
-    assert {"reason": "TOO_LATE"} == ours
-    assert (("reason", b"own"), ("x", None)) == own
+    assert ours == {"reason": "TOO_LATE"}
+    assert own == (("reason", b"own"), ("x", None))

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from stream_processors.ledger_servers import Server, is_refusal
+from durabill.stream_processors.ledger.servers import Server, is_refusal
 
 WHERE = "PostgreSQL at me@db:5432/ledger (DURABILL_LEDGER_DSN)"
 
@@ -26,14 +26,14 @@ def test_an_outage_is_told_at_once_then_seldom_and_its_end_once(
     clock = Clock()
     server = a_server(clock)
     server.answered()
-    assert [] == caplog.messages
+    assert caplog.messages == []
     told_s: list[float] = []
     for tenth in range(1_200):  # two minutes, ten failures a second
         clock.now_s = 1_000 + tenth / 10
         server.failed("connection\n\trefused")
         if len(caplog.messages) > len(told_s):
             told_s.append(tenth / 10)
-    assert [0, 1, 3, 7, 15, 31, 61, 91] == told_s
+    assert told_s == [0, 1, 3, 7, 15, 31, 61, 91]
     assert f"{WHERE}: connection refused; trying again" == caplog.messages[0]
     assert f"{WHERE}: connection refused; trying again, for 31 s now" == caplog.messages[5]
     assert server.is_away
@@ -61,12 +61,12 @@ def test_a_server_that_comes_and_goes_is_damped_too(caplog: pytest.LogCaptureFix
 def test_a_silence_is_told_while_it_lasts(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream_processors.ledger_servers.SILENCE_S", 0.05)
+    monkeypatch.setattr("durabill.stream_processors.ledger.servers.SILENCE_S", 0.05)
     server = a_server(Clock())
     with server.asked():
         pass
     time.sleep(0.1)
-    assert [] == caplog.messages
+    assert caplog.messages == []
     with server.asked():
         until = time.monotonic() + 5
         while not caplog.messages and time.monotonic() < until:

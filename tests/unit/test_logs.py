@@ -7,8 +7,8 @@ import logging
 import pytest
 from confluent_kafka import KafkaError
 
-from deploy.logs import REPEAT_AFTER_S, REPEATS_PAUSE_S, Damping
-from stream_processors.clients import ConnectionNews
+from durabill.deploy.logs import REPEAT_AFTER_S, REPEATS_PAUSE_S, Damping, OneLine
+from durabill.stream_processors.kafka.news import ConnectionNews
 
 
 class Clock:
@@ -43,9 +43,9 @@ def test_a_repeat_is_shown_after_its_time_with_the_count_of_those_left_out(
     for at in range(20):
         logger.error("Unable to connect to 10.0.0.%d:9092: [Errno 111] refused (try %d)", at, at)
         clock.now_s += REPEAT_AFTER_S / 20 - 0.001
-    assert ["Unable to connect to 10.0.0.0:9092: [Errno 111] refused (try 0)"] == (
-        stream.getvalue().splitlines()
-    )
+    assert (stream.getvalue().splitlines()) == [
+        "Unable to connect to 10.0.0.0:9092: [Errno 111] refused (try 0)"
+    ]
     clock.now_s = 100.0 + REPEAT_AFTER_S
     logger.error("Unable to connect to 10.0.0.%d:9092: [Errno 111] refused (try %d)", 7, 20)
     assert stream.getvalue().splitlines()[1:] == [
@@ -53,7 +53,7 @@ def test_a_repeat_is_shown_after_its_time_with_the_count_of_those_left_out(
         " (19 more like it left out)"
     ]
     logger.error("Unable to connect to 10.0.0.%d:9092: [Errno 111] refused (try %d)", 7, 21)
-    assert 2 == len(stream.getvalue().splitlines())
+    assert len(stream.getvalue().splitlines()) == 2
 
 
 def test_what_differs_in_words_logger_or_level_is_no_repeat(
@@ -63,7 +63,7 @@ def test_what_differs_in_words_logger_or_level_is_no_repeat(
     logger.error("connection refused")
     logger.error("connection reset")
     logger.warning("connection refused")
-    assert 3 == len(stream.getvalue().splitlines())
+    assert len(stream.getvalue().splitlines()) == 3
 
 
 def test_repeats_of_many_kinds_are_one_line_a_second(
@@ -78,12 +78,12 @@ def test_repeats_of_many_kinds_are_one_line_a_second(
     clock.now_s += REPEAT_AFTER_S
     for kind in kinds:
         logger.error(kind)
-    assert 11 == len(stream.getvalue().splitlines())
+    assert len(stream.getvalue().splitlines()) == 11
     clock.now_s += REPEATS_PAUSE_S
     for kind in kinds:
         logger.error(kind)
-    assert "bbb (2 more like it left out)" == stream.getvalue().splitlines()[-1]
-    assert 12 == len(stream.getvalue().splitlines())
+    assert stream.getvalue().splitlines()[-1] == "bbb (2 more like it left out)"
+    assert len(stream.getvalue().splitlines()) == 12
 
 
 def test_the_worst_and_what_must_be_seen_whole_are_never_left_out(
@@ -93,7 +93,7 @@ def test_the_worst_and_what_must_be_seen_whole_are_never_left_out(
     for _ in range(3):
         logger.critical("it ends")
         logger.warning("order 7 is set aside", extra={"undamped": True})
-    assert 6 == len(stream.getvalue().splitlines())
+    assert len(stream.getvalue().splitlines()) == 6
 
 
 def test_what_we_tell_in_passing_is_not_damped(clock: Clock) -> None:
@@ -106,6 +106,24 @@ def test_what_we_tell_in_passing_is_not_damped(clock: Clock) -> None:
 def test_a_line_with_wrong_arguments_is_left_to_the_formatter(clock: Clock) -> None:
     record = logging.LogRecord("mode", logging.ERROR, "", 0, "%d of %d", (1,), None)
     assert Damping(clock).filter(record)
+
+
+def test_a_strangers_text_makes_no_line_of_its_own() -> None:
+    text = "order %s"
+    record = logging.LogRecord("x", logging.INFO, "", 0, text, ("a\u202eb\u2028c\nERROR d",), None)
+    assert (OneLine("%(name)s %(message)s").format(record).split("\n")) == [
+        "x order a\\u202eb\\u2028c",
+        "  ERROR d",
+    ]
+
+
+def test_a_rebalance_is_no_trouble(clock: Clock) -> None:
+    def is_shown(text: str) -> bool:
+        record = logging.LogRecord("aiokafka", logging.WARNING, "", 0, text, None, None)
+        return Damping(clock).filter(record)
+
+    assert not is_shown("Heartbeat failed for group g because it is rebalancing")
+    assert is_shown("Heartbeat failed for group g: coordinator is not valid")
 
 
 # --- the news of Kafka ---------------------------------------------
@@ -130,15 +148,15 @@ def test_kafka_is_away_once_with_the_cause_and_back_once(
     for _ in range(3):
         news.on_error(refused("sasl_ssl://k:1/1"))
         news.on_error(refused("sasl_ssl://k:1/bootstrap"))
-    assert ["Kafka is away: sasl_ssl://k:1/1: Connect to k failed: Connection refused"] == (
-        caplog.messages
-    )
+    assert (caplog.messages) == [
+        "Kafka is away: sasl_ssl://k:1/1: Connect to k failed: Connection refused"
+    ]
     news.on_statistics(statistics(bootstrap="DOWN", **{"1": "APIVERSION_QUERY"}))
-    assert 1 == len(caplog.messages)
+    assert len(caplog.messages) == 1
     clock.now_s += 17
     news.on_statistics(statistics(bootstrap="DOWN", **{"1": "UP"}))
     news.on_statistics(statistics(bootstrap="DOWN", **{"1": "UP"}))
-    assert ["Kafka is back, after 17 s"] == caplog.messages[1:]
+    assert caplog.messages[1:] == ["Kafka is back, after 17 s"]
 
 
 def test_one_of_two_brokers_that_answers_is_not_the_one_that_failed(
@@ -148,12 +166,12 @@ def test_one_of_two_brokers_that_answers_is_not_the_one_that_failed(
     news = ConnectionNews(clock)
     news.on_error(refused("k:1/2"))
     news.on_statistics(statistics(**{"1": "UP", "2": "CONNECT"}))
-    assert 1 == len(caplog.messages)
+    assert len(caplog.messages) == 1
     news.on_statistics(statistics(**{"1": "UP", "2": "UP"}))
-    assert 2 == len(caplog.messages)
+    assert len(caplog.messages) == 2
     news.on_error(refused("k:1/2"))
     news.on_statistics(statistics(**{"1": "UP"}))  # it is no broker of the cluster any more
-    assert 4 == len(caplog.messages)
+    assert len(caplog.messages) == 4
 
 
 def test_a_crash_of_fausts_is_told_without_its_traceback_for_the_worker_tells_it(

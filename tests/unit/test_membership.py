@@ -8,8 +8,8 @@ import faust
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 
-from stream_processors.health import Health
-from stream_processors.membership import Assignor
+from durabill.stream_processors.worker.health import Health
+from durabill.stream_processors.worker.membership import Assignor
 
 PARTITIONS = 4
 
@@ -57,7 +57,7 @@ def owned(app: Any) -> list[int]:
 def test_topics_that_metadata_lacks_are_shared_out() -> None:
     one, other = share_out("http://a:1", "http://b:1")
     assert [*range(PARTITIONS)] == sorted(owned(one) + owned(other))
-    assert 2 == len(owned(one))
+    assert len(owned(one)) == 2
     assert [] == one.assignor.unowned() == other.assignor.unowned()
 
 
@@ -68,26 +68,26 @@ def test_before_the_first_assignment_nobody_has_anything() -> None:
 def test_workers_that_give_the_same_address_hide_none_of_each_others_partitions() -> None:
     apps = share_out(*["http://127.0.0.1:6066"] * (PARTITIONS + 1))
     assert [] in [owned(app) for app in apps], "one is spare"
-    assert all([] == app.assignor.unowned() for app in apps)
+    assert all(app.assignor.unowned() == [] for app in apps)
 
 
 class Spare:
     """A processor with no partitions."""
 
-    def __init__(self, lanes: dict[int, object]) -> None:
-        self.stopping, self.is_assigned, self.lanes = False, True, lanes
-        self.exits: dict[int, object] = {}
+    def __init__(self, tasks: dict[int, object]) -> None:
+        self.stopping, self.is_assigned, self.tasks = False, True, tasks
+        self.writers: dict[int, object] = {}
 
 
 @pytest.mark.parametrize(
-    ("lanes", "unowned", "ready"),
+    ("tasks", "unowned", "ready"),
     [({}, [1, 3], False), ({}, [], True), ({0: SimpleNamespace(held="")}, [1, 3], True)],
 )
 def test_without_partitions_it_is_ready_only_if_others_have_all(
-    lanes: dict[int, object], unowned: list[int], ready: bool
+    tasks: dict[int, object], unowned: list[int], ready: bool
 ) -> None:
     look: Callable[[], list[int]] = lambda: unowned  # noqa: E731
-    processor: Any = Spare(lanes)
+    processor: Any = Spare(tasks)
     problems = Health(processor, 60, unowned=look).unready()
     assert ready == (not problems)
     if not ready:

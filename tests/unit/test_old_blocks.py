@@ -4,11 +4,12 @@ import base64
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, OrderTotal, decode_total
-from stream_processors.blocks import PLAIN_VERSION, decode_block
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Order, Phase, Policy
-from stream_processors.table import Effects, IntervalTable, Place
+from durabill.schemas import OWN_SCHEMA_ONLY, OrderTotal, decode_total
+from durabill.stream_processors.core.order import Order, Phase, Policy
+from durabill.stream_processors.engine.blocks import PLAIN_VERSION, decode_block
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 
 NOW_MS = 1_700_000_000_000
 POLICY = Policy(30_000, 300_000, 86_400_000, 40_000)
@@ -40,7 +41,7 @@ of 30 s, an idle timeout of 300 s and a window of a day."""
 
 BLOCKS = pytest.mark.parametrize(
     ("kind", "block"),
-    [(IntervalTable, OLD_PLAIN), (ColumnTable, OLD_PLAIN), (ColumnTable, OLD_COLUMNS)],
+    [(PlainTable, OLD_PLAIN), (ColumnTable, OLD_PLAIN), (ColumnTable, OLD_COLUMNS)],
     ids=["version 1", "version 1 in columns", "version 2"],
 )
 SETTLED = {
@@ -74,23 +75,23 @@ def brief(effects: Effects) -> list[tuple[str, int, str, int]]:
 @BLOCKS
 def test_orders_of_old_blocks_are_what_they_were(kind: type[IntervalTable], block: bytes) -> None:
     table = restored(kind, block)
-    assert 7 == len(table)
+    assert len(table) == 7
     for name, (phase, deadline_ms, revision) in {**SETTLED, **UNSETTLED}.items():
         state = table.describe(name)
         assert state is not None
         assert (phase, deadline_ms, revision) == (
-            state["phase"],
-            state["deadline_ms"],
-            state["revision"],
+            state.phase,
+            state.deadline_ms,
+            state.revision,
         )
     open_state = table.describe("open")
     assert open_state is not None
-    assert (2, 1, 10) == (
-        open_state["segments"],
-        open_state["duplicates"],
-        open_state["overlap_ms"],
-    )
-    assert NOW_MS + 330_000 == table.oldest_deadline_ms()
+    assert (
+        open_state.segments,
+        open_state.duplicates,
+        open_state.overlap_ms,
+    ) == (2, 1, 10)
+    assert table.oldest_deadline_ms() == NOW_MS + 330_000
 
 
 @BLOCKS
@@ -104,7 +105,7 @@ def test_orders_of_old_blocks_go_on_by_the_new_rules(
         ("open-again", 2, "ABANDONED", 600_000),
         ("reopened", 2, "INCOMPLETE", 330_000),
     ]
-    assert expected == brief(table.tick(NOW_MS + 10**6))
+    assert brief(table.tick(NOW_MS + 10**6)) == expected
     # All of it is written in the new form, and comes back the same.
     table.take_changed()
     snapshot = table.snapshot("0")
@@ -122,10 +123,10 @@ def test_interim_totals_count_from_the_deadline_of_an_old_block(
     for clock_ms in (NOW_MS + 300_007, NOW_MS + 320_000):
         table = kind(Place(0, 1), POLICY, OWN_SCHEMA_ONLY)
         table.restore([block], clock_ms)
-        assert NOW_MS + 330_000 == table.oldest_deadline_ms()
+        assert table.oldest_deadline_ms() == NOW_MS + 330_000
     content = decode_block(OLD_PLAIN)
     orders: dict[str, Order] = {each.service_order_number: each for _, each in content.orders}
     assert content.version < PLAIN_VERSION
     assert orders["open"].deadline_ms == orders["open"].unbilled_since_ms
-    assert 1 == orders["reopened"].settlements
+    assert orders["reopened"].settlements == 1
     assert Phase.REOPENED is orders["open-again"].phase

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from schemas import OrderTotal, SegmentEvent
-from stream_processors.order import Order, Policy
+from durabill.schemas import OrderTotal, SegmentEvent
+from durabill.stream_processors.core.order import Order, Policy
 
 POLICY = Policy(
     settle_grace_ms=30, idle_timeout_ms=300, correction_window_ms=1000, interim_interval_ms=200

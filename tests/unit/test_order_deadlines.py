@@ -2,8 +2,8 @@
 
 import pytest
 
-from schemas import OrderTotal, SegmentEvent, Status
-from stream_processors.order import NEVER_MS, Order, Phase, Policy, describe_order
+from durabill.schemas import OrderTotal, SegmentEvent, Status
+from durabill.stream_processors.core.order import NEVER_MS, Order, Phase, Policy, describe_order
 from tests.unit.test_order import empty_end, segment, settle_if_due
 
 POLICY = Policy(
@@ -35,11 +35,11 @@ def test_late_flood_is_one_correction() -> None:
     for at in range(500):
         assert order.apply(piece(at), 5_000 + at // 50, 1 + at, POLICY) is None
         assert settle_if_due(order, 5_000 + at // 50, POLICY) == []
-    assert (Phase.REOPENED, 5_010) == (order.phase, order.deadline_ms)
+    assert (order.phase, order.deadline_ms) == (Phase.REOPENED, 5_010)
     assert settle_if_due(order, 5_009, POLICY) == []
     (total,) = settle_if_due(order, 5_010, POLICY)
-    assert [(2, "COMPLETE", 5_010)] == brief([total])
-    assert (501, 501) == (len(total.intervals), total.duplicates + 1)
+    assert brief([total]) == [(2, "COMPLETE", 5_010)]
+    assert (len(total.intervals), total.duplicates + 1) == (501, 501)
 
 
 def test_each_correction_waits_twice_as_long_as_the_one_before() -> None:
@@ -51,7 +51,7 @@ def test_each_correction_waits_twice_as_long_as_the_one_before() -> None:
         at_ms = order.deadline_ms
         assert [(at + 2, "COMPLETE", at_ms)] == brief(settle_if_due(order, at_ms, POLICY))
         order.check()
-    assert [10, 20, 40, 80, 160, 320, 640, 1_280, 1_280, 1_280, 1_280] == waits_ms
+    assert waits_ms == [10, 20, 40, 80, 160, 320, 640, 1_280, 1_280, 1_280, 1_280]
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_reopened_order_settles_by_what_it_is_at_its_deadline(
 ) -> None:
     order = Order("SO1", 0)
     order.apply(segment(2), 1_000, 0, POLICY)
-    assert [(1, "ABANDONED", 1_300)] == brief(settle_if_due(order, 1_300, POLICY))
+    assert brief(settle_if_due(order, 1_300, POLICY)) == [(1, "ABANDONED", 1_300)]
     for offset, event in enumerate(events, start=1):
         assert order.apply(event, 1_304, offset, POLICY) is None
-    assert [] == settle_if_due(order, 1_313, POLICY)
+    assert settle_if_due(order, 1_313, POLICY) == []
     assert [(2, status, 1_314)] == brief(settle_if_due(order, 9_000, POLICY))
 
 
@@ -82,7 +82,7 @@ def test_repeats_that_never_stop_do_not_put_off_the_idle_deadline() -> None:
     for offset, at_ms in enumerate(range(1_010, 1_300, 10), start=1):
         assert settle_if_due(order, at_ms, POLICY) == []
         assert order.apply(segment(1), at_ms, offset, POLICY) is None
-    assert [(1, "ABANDONED", 1_300)] == brief(settle_if_due(order, 1_300, POLICY))
+    assert brief(settle_if_due(order, 1_300, POLICY)) == [(1, "ABANDONED", 1_300)]
 
 
 def test_order_that_runs_on_gives_an_interim_total_an_interval_and_goes_on() -> None:
@@ -94,27 +94,27 @@ def test_order_that_runs_on_gives_an_interim_total_an_interval_and_goes_on() -> 
         assert (Phase.OPEN, at_ms + 300) == (order.phase, order.deadline_ms)
         order.check()
     assert [(n, "RUNNING", 1_000 + 100 * n) for n in range(1, 5)] == brief(found)
-    assert [2, 4, 6, 8] == [each.segments for each in found]
+    assert [each.segments for each in found] == [2, 4, 6, 8]
     last = order.apply(segment(10, end=True), 1_420, 10, DAILY)
     assert last is not None
-    assert [(5, "COMPLETE", 1_420)] == brief([last])
+    assert brief([last]) == [(5, "COMPLETE", 1_420)]
     assert found[-1].digest == last.previous_digest
-    assert 1 == order.settlements  # so the first correction waits no longer than ever
+    assert order.settlements == 1  # so the first correction waits no longer than ever
 
 
 def test_catching_up_gives_all_that_was_due_in_the_order_of_time() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, DAILY)
-    assert [] == settle_if_due(order, 1_099, DAILY)
+    assert settle_if_due(order, 1_099, DAILY) == []
     expected = [(1, "RUNNING", 1_100), (2, "RUNNING", 1_200), (3, "ABANDONED", 1_300)]
-    assert expected == brief(settle_if_due(order, 50_000, DAILY))
+    assert brief(settle_if_due(order, 50_000, DAILY)) == expected
 
 
 def test_of_an_interim_and_a_settlement_at_one_instant_only_the_settlement_comes() -> None:
     order = Order("SO1", 0)
     policy = Policy(100, 300, 10**6, 100)
     order.apply(segment(2, end=True), 1_000, 0, policy)
-    assert [(1, "INCOMPLETE", 1_100)] == brief(settle_if_due(order, 9_000, policy))
+    assert brief(settle_if_due(order, 9_000, policy)) == [(1, "INCOMPLETE", 1_100)]
 
 
 @pytest.mark.parametrize("reopens", [False, True])
@@ -124,34 +124,34 @@ def test_waiting_orders_give_interim_totals_too(reopens: bool) -> None:
     order.apply(segment(2, end=True), 1_000, 0, policy)
     if not reopens:
         expected = [(1, "RUNNING", 1_100), (2, "RUNNING", 1_200), (3, "INCOMPLETE", 1_250)]
-        assert expected == brief(settle_if_due(order, 9_000, policy))
+        assert brief(settle_if_due(order, 9_000, policy)) == expected
         return
     settle_if_due(order, 1_250, policy)
     assert order.apply(segment(1), 2_000, 1, policy) is None
-    assert 2_100 == order.next_due_ms(policy)
+    assert order.next_due_ms(policy) == 2_100
     expected = [(4, "RUNNING", 2_100), (5, "RUNNING", 2_200), (6, "COMPLETE", 2_250)]
     totals = settle_if_due(order, 9_000, policy)
-    assert expected == brief(totals)
+    assert brief(totals) == expected
     # All numbers are there, but it may still change: only the settlement bounds it so closely.
-    assert [20, 20, 20] == [each.upper_bound_ms for each in totals]
-    assert [Status.RUNNING, ()] == [totals[0].status, totals[0].missing_numbers]
+    assert [each.upper_bound_ms for each in totals] == [20, 20, 20]
+    assert [totals[0].status, totals[0].missing_numbers] == [Status.RUNNING, ()]
 
 
 def test_without_an_interval_there_are_no_interim_totals() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, POLICY)
-    assert 1_300 == order.next_due_ms(POLICY)
-    assert NEVER_MS == POLICY.interim_after_ms
-    assert [(1, "ABANDONED", 1_300)] == brief(settle_if_due(order, 2**61, POLICY))
+    assert order.next_due_ms(POLICY) == 1_300
+    assert POLICY.interim_after_ms == NEVER_MS
+    assert brief(settle_if_due(order, 2**61, POLICY)) == [(1, "ABANDONED", 1_300)]
 
 
 def test_live_state_tells_the_next_interim_total() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, DAILY)
-    assert 1_100 == describe_order(order, DAILY)["interim_deadline_ms"]
-    assert describe_order(order, POLICY)["interim_deadline_ms"] is None
+    assert describe_order(order, DAILY).interim_deadline_ms == 1_100
+    assert describe_order(order, POLICY).interim_deadline_ms is None
     order.apply(empty_end(3), 1_050, 1, DAILY)
-    assert 1_060 == order.deadline_ms
-    assert describe_order(order, DAILY)["interim_deadline_ms"] is None
+    assert order.deadline_ms == 1_060
+    assert describe_order(order, DAILY).interim_deadline_ms is None
     settle_if_due(order, 1_060, DAILY)
-    assert describe_order(order, DAILY)["interim_deadline_ms"] is None
+    assert describe_order(order, DAILY).interim_deadline_ms is None

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from schemas import NumberRange, OrderTotal, SegmentEvent, Status
-from stream_processors.intervals import IntervalSet
-from stream_processors.order import Order, Phase, Policy, evidence_digest
+from durabill.schemas import NumberRange, OrderTotal, SegmentEvent, Status
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Phase, Policy, evidence_digest
 from tests.unit.test_order import POLICY, empty_end, segment, settle_if_due
 
 
@@ -65,7 +65,7 @@ def test_incomplete_total_that_has_its_first_number_is_bounded() -> None:
     order.apply(segment(1), 1_000, 0, POLICY)
     order.apply(empty_end(8), 1_000, 1, POLICY)
     (total,) = settle_if_due(order, 1_030, POLICY)
-    assert (10, 1_100 - 1_010, 80) == (total.duration_ms, total.upper_bound_ms, total.gap_ms)
+    assert (total.duration_ms, total.upper_bound_ms, total.gap_ms) == (10, 1_100 - 1_010, 80)
 
 
 def test_bound_is_unknown_until_the_first_number_is_there() -> None:
@@ -84,13 +84,13 @@ def test_total_without_an_end_is_not_bounded() -> None:
     order = Order("SO1", 0)
     order.apply(segment(1), 1_000, 0, POLICY)
     (total,) = settle_if_due(order, 1_199 + 1, POLICY)
-    assert (Status.RUNNING, None, ()) == (total.status, total.upper_bound_ms, total.missing_numbers)
+    assert (total.status, total.upper_bound_ms, total.missing_numbers) == (Status.RUNNING, None, ())
     (total,) = settle_if_due(order, 1_300, POLICY)
-    assert (Status.ABANDONED, None, ()) == (
+    assert (
         total.status,
         total.upper_bound_ms,
         total.missing_numbers,
-    )
+    ) == (Status.ABANDONED, None, ())
 
 
 def test_numbers_beyond_the_end_are_as_good_a_proof_of_what_is_missing() -> None:
@@ -101,7 +101,7 @@ def test_numbers_beyond_the_end_are_as_good_a_proof_of_what_is_missing() -> None
     assert order.apply(segment(2, end=True), 1_000, 3, POLICY) is None
     (total,) = settle_if_due(order, 1_030, POLICY)
     assert (Status.INCOMPLETE, (NumberRange(4, 4),)) == (total.status, total.missing_numbers)
-    assert (2, 2) == (total.end_number, total.numbers_after_end)
+    assert (total.end_number, total.numbers_after_end) == (2, 2)
 
 
 def test_a_lost_number_that_is_sent_again_as_a_moment_leaves_a_gap() -> None:
@@ -110,12 +110,12 @@ def test_a_lost_number_that_is_sent_again_as_a_moment_leaves_a_gap() -> None:
     order.apply(SegmentEvent("SO1", 2, 1_020, 1_021, False), 1_000, 1, POLICY)
     total = order.apply(segment(3, end=True), 1_000, 2, POLICY)
     assert total is not None
-    assert (Status.COMPLETE, 21, 21, 9) == (
+    assert (
         total.status,
         total.duration_ms,
         total.upper_bound_ms,
         total.gap_ms,
-    )
+    ) == (Status.COMPLETE, 21, 21, 9)
 
 
 def test_abandoned_total_misses_numbers_up_to_the_greatest_seen() -> None:

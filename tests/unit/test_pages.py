@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from producers.transport import quote_order_number
-from schemas import BadRecord, check_order_number, partition_for
-from stream_processors.errors import SettingsError
-from stream_processors.pages import Pages, check_access
-from stream_processors.settings import Settings, load_settings
-from stream_processors.worker import Processor
+from durabill.producers.sdk.http_uplink import quote_order_number
+from durabill.schemas import BadRecord, check_order_number, partition_for
+from durabill.schemas.errors import SettingsError
+from durabill.schemas.order_state import OrderState
+from durabill.stream_processors.settings import Settings, load_settings
+from durabill.stream_processors.worker.pages import Pages, check_access
+from durabill.stream_processors.worker.processor import Processor
+from tests.state_kit import a_state
 
 PARTITIONS = 4
 OURS = (0, 1)
@@ -37,14 +40,14 @@ class Stand:
 
     def __init__(self) -> None:
         self.is_assigned = True
-        self.lanes = {each: SimpleNamespace(is_broken=False) for each in OURS}
+        self.tasks = {each: SimpleNamespace(is_broken=False) for each in OURS}
         self.lags = dict.fromkeys(OURS, 0)
         self.runtime = Runtime()
         self.runtime.ends = dict.fromkeys(OURS, 100)
-        self.states: dict[str, dict[str, Any]] = {}
+        self.states: dict[str, OrderState] = {}
         self.stuck: list[str] = []
 
-    def describe(self, number: str) -> dict[str, Any] | None:
+    def describe(self, number: str) -> OrderState | None:
         return self.states.get(number)
 
     def lag(self, partition: int) -> int:
@@ -85,7 +88,7 @@ def get(
     try:
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
-        assert "durabill" == response.headers["server"]
+        assert response.headers["server"] == "durabill"
         return response.status, json.loads(response.read())
     finally:
         connection.close()
@@ -111,71 +114,80 @@ def in_partition(partition: int) -> str:
     return next(each for each in numbers if partition_for(each.encode(), PARTITIONS) == partition)
 
 
-def view(number: str, intervals: int = 1, missing: int = 0) -> dict[str, Any]:
-    return {
-        "service_order_number": number,
-        "phase": "OPEN",
-        "intervals": [[2 * at, 2 * at + 1] for at in range(intervals)],
-        "missing_numbers": [[2 * at, 2 * at] for at in range(1, missing + 1)],
-    }
-
-
 def test_an_order_is_told_by_its_owner_alone(stand: Stand, port: int) -> None:
     ours, others = in_partition(1), in_partition(2)
-    assert (404, "UNKNOWN_ORDER") == reason(get(port, f"/orders/{ours}"))
-    assert (421, "NOT_OWNED") == reason(get(port, f"/orders/{others}"))
-    stand.states = {ours: view(ours)}
+    assert reason(get(port, f"/orders/{ours}")) == (404, "UNKNOWN_ORDER")
+    assert reason(get(port, f"/orders/{others}")) == (421, "NOT_OWNED")
+    stand.states = {ours: a_state(ours)}
     status, answer = get(port, f"/orders/{ours}")
-    assert (200, [[0, 1]], 0) == (status, answer["intervals"], answer["lag"])
+    assert (status, answer["intervals"], answer["lag"]) == (200, [[0, 1]], 0)
+
+
+def test_an_orders_page_byte_for_byte(stand: Stand, port: int) -> None:
+    number = in_partition(0)
+    stand.states = {number: a_state(number, intervals=2, missing=1)}
+    stand.lags[0] = 3
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/orders/{number}?limit=1") as response:
+        body = response.read().decode()
+    stand.lags[0] = 0
+    assert body == (
+        f'{{"service_order_number": "{number}", "phase": "OPEN", "duration_ms": 2,'
+        ' "intervals": [[0, 1]], "started_ms": 0, "ended_ms": 3, "end_number": null,'
+        ' "missing_numbers": [[2, 2]], "segments": 2, "duplicates": 0, "overlap_ms": 0,'
+        ' "gap_ms": 1, "numbers_after_end": 0, "revision": 0, "deadline_ms": 300000,'
+        ' "interim_deadline_ms": null, "source_partition": 0, "source_offset": 4,'
+        ' "intervals_count": 2, "missing_numbers_count": 1, "interval_count": 2,'
+        ' "missing_range_count": 1, "next": "0.2", "lag": 3}'
+    )
 
 
 def test_what_has_not_been_read_yet_is_not_denied(stand: Stand, port: int) -> None:
     number = in_partition(0)
     stand.states = {}
     stand.lags[0] = 1
-    assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
-    stand.states = {number: view(number)}
-    assert 1 == get(port, f"/orders/{number}")[1]["lag"]
+    assert reason(get(port, f"/orders/{number}")) == (503, "CATCHING_UP")
+    stand.states = {number: a_state(number)}
+    assert get(port, f"/orders/{number}")[1]["lag"] == 1
     del stand.runtime.ends[0]  # where the log ends is not known yet: the state may be an old one
-    assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
+    assert reason(get(port, f"/orders/{number}")) == (503, "CATCHING_UP")
     stand.lags[0], stand.states = 0, {}
-    assert (503, "CATCHING_UP") == reason(get(port, f"/orders/{number}"))
+    assert reason(get(port, f"/orders/{number}")) == (503, "CATCHING_UP")
     stand.runtime.ends[0] = 100
-    assert (404, "UNKNOWN_ORDER") == reason(get(port, f"/orders/{number}"))
+    assert reason(get(port, f"/orders/{number}")) == (404, "UNKNOWN_ORDER")
     stand.is_assigned = False
-    assert (503, "NOT_READY") == reason(get(port, f"/orders/{number}"))
+    assert reason(get(port, f"/orders/{number}")) == (503, "NOT_READY")
     stand.is_assigned = True
 
 
 def test_a_table_that_broke_is_not_asked(stand: Stand, port: int) -> None:
     number = in_partition(0)
-    stand.states = {number: view(number)}
-    assert 200 == get(port, f"/orders/{number}")[0]
-    stand.lanes[0].is_broken = True
+    stand.states = {number: a_state(number)}
+    assert get(port, f"/orders/{number}")[0] == 200
+    stand.tasks[0].is_broken = True
     answer = get(port, f"/orders/{number}")
-    assert (503, "CATCHING_UP") == reason(answer)
+    assert reason(answer) == (503, "CATCHING_UP")
     assert "stopped" in answer[1]["error"]["detail"]
-    stand.lanes[0].is_broken = False
+    stand.tasks[0].is_broken = False
     stand.states = {}
 
 
 def test_large_orders_are_told_in_pages(stand: Stand, port: int) -> None:
     number = in_partition(0)
-    stand.states = {number: view(number, intervals=10_000, missing=10_000)}
+    stand.states = {number: a_state(number, intervals=10_000, missing=10_000)}
     status, answer = get(port, f"/orders/{number}")
-    assert (200, 1_000, 1_000) == (
+    assert (
         status,
         len(answer["intervals"]),
         len(answer["missing_numbers"]),
-    )
-    assert (10_000, 10_000) == (answer["interval_count"], answer["missing_range_count"])
+    ) == (200, 1_000, 1_000)
+    assert (answer["interval_count"], answer["missing_range_count"]) == (10_000, 10_000)
     _, following = get(port, f"/orders/{number}?after={answer['next']}&limit=9001")
-    assert ([2_000, 2_001], [2_002, 2_002]) == (
+    assert (
         following["intervals"][0],
         following["missing_numbers"][0],
-    )
-    assert (9_000, None) == (len(following["intervals"]), following["next"])
-    assert (422, "BAD_PAGE") == reason(get(port, f"/orders/{number}?limit=10001"))
+    ) == ([2_000, 2_001], [2_002, 2_002])
+    assert (len(following["intervals"]), following["next"]) == (9_000, None)
+    assert reason(get(port, f"/orders/{number}?limit=10001")) == (422, "BAD_PAGE")
 
 
 def test_every_legal_order_number_works(stand: Stand, port: int) -> None:
@@ -187,7 +199,7 @@ def test_every_legal_order_number_works(stand: Stand, port: int) -> None:
             check_order_number(number)
         except BadRecord:
             continue
-        stand.states = {number: view(number)}
+        stand.states = {number: a_state(number)}
         is_ours = partition_for(number.encode(), PARTITIONS) in OURS
         status, answer = get(port, f"/orders/{quote_order_number(number)}")
         assert (200 if is_ours else 421) == status, repr(number)
@@ -198,12 +210,12 @@ def test_every_legal_order_number_works(stand: Stand, port: int) -> None:
 
 @pytest.mark.parametrize("path", ["%FF", "%00", "x" * 65])
 def test_illegal_order_numbers(port: int, path: str) -> None:
-    assert (422, "BAD_ORDER_NUMBER") == reason(get(port, f"/orders/{path}"))
+    assert reason(get(port, f"/orders/{path}")) == (422, "BAD_ORDER_NUMBER")
 
 
 def test_health_and_nothing_else(stand: Stand, port: int) -> None:
-    assert (200, {"partitions": {}}) == get(port, "/status")
-    assert (200, {"live": True, "problems": []}) == get(port, "/health/live")
+    assert get(port, "/status") == (200, {"partitions": {}})
+    assert get(port, "/health/live") == (200, {"live": True, "problems": []})
     stand.stuck = ["timers: still for 61 s"]
     assert (503, {"live": False, "problems": stand.stuck}) == get(port, "/health/live")
     assert (503, {"ready": False, "problems": stand.stuck}) == get(port, "/health/ready")
@@ -217,15 +229,15 @@ def test_health_and_nothing_else(stand: Stand, port: int) -> None:
         "/orders/",
         "/health",
     ):
-        assert (404, "NOT_FOUND") == reason(get(port, path))
-    assert (405, "METHOD_NOT_ALLOWED") == reason(get(port, "/status", method="POST"))
+        assert reason(get(port, path)) == (404, "NOT_FOUND")
+    assert reason(get(port, "/status", method="POST")) == (405, "METHOD_NOT_ALLOWED")
 
 
 def test_web_pages_of_others_are_refused(port: int) -> None:
     for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"host": ""}):
         for path in ("/status", "/health/live", "/orders/SO1"):
-            assert 403 == get(port, path, headers)[0]
-    assert 200 == get(port, "/status", {"host": "localhost:1"})[0]
+            assert get(port, path, headers)[0] == 403
+    assert get(port, "/status", {"host": "localhost:1"})[0] == 200
 
 
 def test_with_a_token_it_is_asked_for_everywhere_but_for_the_health_of_the_process() -> None:
@@ -233,18 +245,18 @@ def test_with_a_token_it_is_asked_for_everywhere_but_for_the_health_of_the_proce
         for wrong in (None, "Bearer", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"):
             headers = {} if wrong is None else {"authorization": wrong}
             for path in ("/status", "/orders/SO1", "/health/ready", "/none"):
-                assert (401, "TOKEN_NEEDED") == reason(get(port, path, headers))
-            assert 200 == get(port, "/health/live", headers)[0]
+                assert reason(get(port, path, headers)) == (401, "TOKEN_NEEDED")
+            assert get(port, "/health/live", headers)[0] == 200
         good = {"authorization": f"Bearer {TOKEN}"}
-        assert 200 == get(port, "/status", good)[0]
-        assert 200 == get(port, "/status", good | {"host": "worker-0.workers:6066"})[0]
+        assert get(port, "/status", good)[0] == 200
+        assert get(port, "/status", good | {"host": "worker-0.workers:6066"})[0] == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "worker-0.workers", ""])
 def test_off_the_loopback_a_token_is_needed(host: str) -> None:
     with pytest.raises(SettingsError, match="DURABILL_WORKER_TOKEN") as raised:
         check_access(Settings(worker_host=host))
-    assert 2 == raised.value.exit_code
+    assert raised.value.exit_code == 2
     check_access(Settings(worker_host=host, worker_token=TOKEN))
 
 
@@ -261,7 +273,7 @@ def test_tokens_that_are_none(token: str) -> None:
 def test_a_token_may_be_in_a_file(tmp_path: Any) -> None:
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
-    assert TOKEN == load_settings({"DURABILL_WORKER_TOKEN_FILE": str(path)}).worker_token
+    assert load_settings({"DURABILL_WORKER_TOKEN_FILE": str(path)}).worker_token == TOKEN
     with pytest.raises(SettingsError, match="can't be read"):
         load_settings({"DURABILL_WORKER_TOKEN_FILE": str(tmp_path / "none")})
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from schemas import SegmentEvent, decode_total
-from stream_processors.order import Order, Policy
+from durabill.schemas import SegmentEvent, decode_total
+from durabill.stream_processors.core.order import Order, Policy
 from tests.bench import peer_job
 
 

@@ -6,37 +6,44 @@ from typing import Any, cast
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, SegmentEvent, partition_for
-from stream_processors import worker
-from stream_processors.checkpoint import Lane, Origin
-from stream_processors.columns import ColumnTable
-from stream_processors.errors import PoisonError
-from stream_processors.order import Order, Policy
-from stream_processors.policies import PolicyRecord, Terms
-from stream_processors.runtime import Letters, Runtime
-from stream_processors.settings import Settings
-from stream_processors.slots import BLOCK_SLOTS
-from stream_processors.store import Rows
-from stream_processors.table import IntervalTable, Place
-from stream_processors.worker import Processor
+from durabill.schemas import OWN_SCHEMA_ONLY, partition_for
+from durabill.schemas.errors import PoisonError
+from durabill.schemas.order_state import OrderState
+from durabill.stream_processors.core.admission import accept
+from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine.batch import Record
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.effects import Effects
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.row_timers import RowTimers
+from durabill.stream_processors.engine.slots import BLOCK_SLOTS
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker import processor as worker
+from durabill.stream_processors.worker.checkpoint import SegmentsTopic
+from durabill.stream_processors.worker.partition_task import PartitionTask
+from durabill.stream_processors.worker.policies import PolicyRecord, Terms
+from durabill.stream_processors.worker.ports import Runtime, SideOutput
+from durabill.stream_processors.worker.processor import Processor
 from tests.property.batches import Entry
 from tests.unit.test_steps import NOW_MS, chunk_of, segments, table_of
 
 PARTITIONS = 2
-ORIGIN = Origin("segments", "id", PARTITIONS)
+SEGMENTS = SegmentsTopic("segments", "id", PARTITIONS)
 HISTORY = (PolicyRecord(0, Terms(Policy())),)
 
 
-class Faulty(IntervalTable):
+class Faulty(PlainTable):
     """Fails on number 13, and whenever it is asked for something after that."""
 
     is_broken = False
 
-    def _accept(self, record: Any) -> SegmentEvent:
-        event = super()._accept(record)
+    def _fold_record(self, record: Record, effects: Effects) -> None:
+        raw = self.writers.read(record.value, record.offset)
+        event = accept(raw, record.key, self.clock_ms, self.policy)
         self.is_broken = event.business_data_number == 13
         assert not self.is_broken, "we don't like this number"
-        return event
+        super()._fold_record(record, effects)
 
     def snapshot(self, name: str) -> Any:
         assert not self.is_broken
@@ -46,7 +53,7 @@ class Faulty(IntervalTable):
         assert not self.is_broken
         return super().confirm(clock_ms)
 
-    def describe(self, number: str, limit: int | None = None) -> dict[str, Any] | None:
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
         assert not self.is_broken
         return super().describe(number, limit)
 
@@ -56,12 +63,12 @@ class Faulty(IntervalTable):
 
 
 class Ports:
-    """A worker's runtime, exits and letters, of which it needs little here.
+    """A worker's runtime, writers and side output, of which it needs little here.
 
     `on_aside` and `on_commit` run while a checkpoint is packed, and committed.
     """
 
-    origin = ORIGIN
+    segments_topic = SEGMENTS
     position = 0
 
     def __init__(self) -> None:
@@ -108,10 +115,10 @@ class Ports:
     async def flushed(self) -> None:
         """Return at once."""
 
-    async def delivered(self, epoch: int) -> None:
+    async def delivered(self, generation: int) -> None:
         """Return at once."""
 
-    def cut(self) -> int:
+    def close_generation(self) -> int:
         return 0
 
 
@@ -128,14 +135,14 @@ def processor(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> Processor:
         Settings(),
         cast(Runtime, ports),
         OWN_SCHEMA_ONLY,
-        cast(Letters, ports),
+        cast(SideOutput, ports),
         lambda: NOW_MS,
         on_fatal=lambda error: pytest.fail(str(error)),
     )
-    for partition, kind in enumerate((Faulty, IntervalTable)):
+    for partition, kind in enumerate((Faulty, PlainTable)):
         table = kind(Place(partition, PARTITIONS), Policy(), OWN_SCHEMA_ONLY)
-        made.lanes[partition] = Lane(table, ORIGIN, 0, history=HISTORY)
-        made.exits[partition] = cast(Any, ports)
+        made.tasks[partition] = PartitionTask(table, SEGMENTS, 0, history=HISTORY)
+        made.writers[partition] = cast(Any, ports)
     return made
 
 
@@ -168,11 +175,11 @@ def test_a_table_that_breaks_while_it_is_packed_is_not_written(
         await processor.checkpoint()
 
     asyncio.run(run())
-    assert processor.lanes[0].is_broken
-    assert {1: 1} == ports.committed
+    assert processor.tasks[0].is_broken
+    assert ports.committed == {1: 1}
     assert ports.entries
     assert all(each.startswith(b"1/") for each in ports.entries)
-    assert processor.lanes[0].written_offset is None
+    assert processor.tasks[0].written_offset is None
     assert {0} == ports.held
 
 
@@ -186,10 +193,10 @@ def test_a_table_that_breaks_once_it_is_packed_is_written_as_it_was(
         await processor.checkpoint()  # and never again
 
     asyncio.run(run())
-    assert processor.lanes[0].is_broken
-    assert {0: ORDERS, 1: 1} == ports.committed
-    assert 1 == ports.entries.count(b"0/meta")
-    assert ORDERS == processor.lanes[0].written_offset
+    assert processor.tasks[0].is_broken
+    assert ports.committed == {0: ORDERS, 1: 1}
+    assert ports.entries.count(b"0/meta") == 1
+    assert processor.tasks[0].written_offset == ORDERS
 
 
 def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, ports: Ports) -> None:
@@ -207,19 +214,19 @@ def test_a_broken_table_is_not_asked_and_takes_nothing(processor: Processor, por
     assert processor.describe(names(0)(0)) is None
     other = processor.describe(names(1)(0))
     assert other is not None
-    assert 2 == other["segments"]
-    lanes = processor.status()["partitions"]
-    assert [True, False] == [lanes[each]["is_broken"] for each in "01"]
-    assert ORDERS == lanes["0"]["next_offset"]
-    assert lanes["0"]["oldest_deadline_ms"] is None
-    assert "we don't like this number" in lanes["0"]["held"]
-    assert f"offset {ORDERS}, order {names(0)(0)!r}" in lanes["0"]["held"]
-    assert not processor.lanes[0].backlog, "nothing piles up"
+    assert other.segments == 2
+    tasks = processor.status()["partitions"]
+    assert [tasks[each]["is_broken"] for each in "01"] == [True, False]
+    assert tasks["0"]["next_offset"] == ORDERS
+    assert tasks["0"]["oldest_deadline_ms"] is None
+    assert "we don't like this number" in tasks["0"]["held"]
+    assert f"offset {ORDERS}, order {names(0)(0)!r}" in tasks["0"]["held"]
+    assert not processor.tasks[0].backlog, "nothing piles up"
 
 
 def test_a_bug_in_a_timer_of_the_rows_is_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(ColumnTable)
-    monkeypatch.setattr(Rows, "settle_due", lambda *_: 1 / 0)
+    monkeypatch.setattr(RowTimers, "settle_due", lambda *_: 1 / 0)
     with pytest.raises(PoisonError, match=r"from a timer, order not known: .*ZeroDivisionError"):
         table.fold(chunk_of([*segments(1, lambda at: "SO1"), (b"no", b"segment", ())]))
 
@@ -235,7 +242,7 @@ def test_a_check_that_fails_names_its_order(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Order, "check", failing)
     more: list[Entry] = [
-        (key, value, (("forwarded_from", b"9/9"),))  # so plain rules take it, and lower its order
+        (key, value, (("forwarded_from", b"9/9"),))  # so plain rules take it, and unspill its order
         for key, value, _ in segments(3, names.__getitem__, number=2)
     ]
     with pytest.raises(PoisonError, match=r"from offset 4, order 'SO2'.*it is unsound"):

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from stream_processors.batch import Chunk
-from stream_processors.errors import StateError
-from stream_processors.order import Policy
-from stream_processors.policies import (
+from durabill.schemas.errors import StateError
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.worker.policies import (
     RULES,
     History,
     PolicyRecord,
@@ -27,8 +27,8 @@ HISTORY: History = (PolicyRecord(0, OLD), PolicyRecord(10, NEW), PolicyRecord(30
 
 
 def test_a_history_comes_back() -> None:
-    assert HISTORY == decode_history(encode_history(HISTORY))
-    assert () == decode_history(None)
+    assert decode_history(encode_history(HISTORY)) == HISTORY
+    assert decode_history(None) == ()
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"[{}]", b'[{"from_offset":1}]', b"\xff"])
@@ -51,11 +51,11 @@ def test_what_holds(offset: int, terms: Terms) -> None:
 
 
 def test_the_first_holds_for_what_was_before_it() -> None:
-    assert OLD == in_force((PolicyRecord(5, OLD),), 3)
+    assert in_force((PolicyRecord(5, OLD),), 3) == OLD
 
 
 def test_two_changes_without_a_record_between() -> None:
-    assert NEW == in_force((PolicyRecord(5, OLD), PolicyRecord(5, NEW)), 5)
+    assert in_force((PolicyRecord(5, OLD), PolicyRecord(5, NEW)), 5) == NEW
 
 
 def taken(history: History, wanted: Terms, *, unseen: bool = False) -> History:
@@ -63,7 +63,7 @@ def taken(history: History, wanted: Terms, *, unseen: bool = False) -> History:
 
 
 def test_the_same_terms_change_nothing() -> None:
-    assert HISTORY == taken(HISTORY, NEWEST, unseen=True)
+    assert taken(HISTORY, NEWEST, unseen=True) == HISTORY
 
 
 def test_other_terms_hold_from_the_end_of_the_log() -> None:
@@ -99,8 +99,10 @@ def test_a_chunk_without_a_change_is_whole() -> None:
 def test_a_chunk_is_cut_where_the_terms_change() -> None:
     whole = chunk(0, 5, 10, 15, 25, 30)
     pieces = split(whole, HISTORY)
-    assert [(OLD, 1, 10), (NEW, 10, 30), (NEWEST, 30, 35)] == [
-        (terms, piece.first_offset, piece.next_offset) for terms, piece in pieces
+    assert [(terms, piece.first_offset, piece.next_offset) for terms, piece in pieces] == [
+        (OLD, 1, 10),
+        (NEW, 10, 30),
+        (NEWEST, 30, 35),
     ]
     assert whole.data == b"".join(piece.data for _, piece in pieces)
 
@@ -108,16 +110,18 @@ def test_a_chunk_is_cut_where_the_terms_change() -> None:
 def test_a_change_inside_a_batch_holds_from_the_next_one() -> None:
     history: History = (PolicyRecord(0, OLD), PolicyRecord(12, NEW))
     pieces = split(chunk(10, 15), history)
-    assert [(OLD, 11, 15), (NEW, 15, 20)] == [
-        (terms, piece.first_offset, piece.next_offset) for terms, piece in pieces
+    assert [(terms, piece.first_offset, piece.next_offset) for terms, piece in pieces] == [
+        (OLD, 11, 15),
+        (NEW, 15, 20),
     ]
 
 
 def test_what_was_handed_over_before_stays_so() -> None:
     whole = replace(chunk(5, 10, 15), first_offset=12)
     pieces = split(whole, HISTORY)
-    assert [(OLD, 12, 12), (NEW, 12, 20)] == [
-        (terms, piece.first_offset, piece.next_offset) for terms, piece in pieces
+    assert [(terms, piece.first_offset, piece.next_offset) for terms, piece in pieces] == [
+        (OLD, 12, 12),
+        (NEW, 12, 20),
     ]
 
 

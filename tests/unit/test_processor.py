@@ -1,4 +1,4 @@
-"""A worker's lanes when they are taken away in the midst of something, and when terms change."""
+"""A worker's partitions that are revoked at any moment, and terms that change."""
 
 import asyncio
 import json
@@ -7,21 +7,22 @@ from typing import Any, cast
 
 import pytest
 
-from schemas import (
+from durabill.schemas import (
     OWN_SCHEMA_ONLY,
     SEGMENT_SCHEMA,
     SegmentEvent,
     decode_total,
     encode_segment,
 )
-from stream_processors.batch import Chunk
-from stream_processors.lookups import Ask, no_registry
-from stream_processors.runtime import Runtime
-from stream_processors.settings import Settings
-from stream_processors.table import IntervalTable
-from stream_processors.worker import Processor
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.clock import SILENCE_S
+from durabill.stream_processors.worker.ports import Runtime
+from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.schema_lookups import Ask, no_registry
 from tests.property.batches import Entry, encode_batch
-from tests.unit.stand import Letters, World
+from tests.unit.stand import StandSideOutput, World
 
 AT_MS = 300_000_000
 REGISTRY = "http://127.0.0.1:9"
@@ -37,9 +38,9 @@ def processor(world: World, ask: Ask = no_registry, **settings: Any) -> Processo
         Settings(**settings),
         cast(Runtime, world),
         OWN_SCHEMA_ONLY,
-        Letters(),
+        StandSideOutput(),
         lambda: 0,
-        new_table=IntervalTable,
+        new_table=PlainTable,
         ask_registry=ask,
         on_fatal=fail,
     )
@@ -68,7 +69,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-def test_a_lane_that_is_taken_away_between_two_steps() -> None:
+def test_a_partition_that_is_revoked_between_two_steps() -> None:
     """Nothing more of it is published; whoever has the partition next publishes the rest once."""
 
     async def run() -> None:
@@ -90,8 +91,8 @@ def test_a_lane_that_is_taken_away_between_two_steps() -> None:
     asyncio.run(run())
 
 
-def test_a_held_lane_that_is_taken_away() -> None:
-    """Nobody asks for it any longer, and the one after it is held and let go by itself."""
+def test_a_held_partition_that_is_revoked() -> None:
+    """Its question is dropped; the task that follows is held, and resumed, by its own."""
 
     async def run() -> None:
         world = World()
@@ -124,8 +125,8 @@ def test_a_held_lane_that_is_taken_away() -> None:
         await of_one.fold(0, chunk(2, segment("SO3")))
         answers.append(json.dumps(SEGMENT_SCHEMA))
         await until(lambda: not world.held)
-        assert ["SO1", "SO2", "SO3"] == orders(world)
-        await until(lambda: not of_one._tasks)
+        assert orders(world) == ["SO1", "SO2", "SO3"]
+        await until(lambda: not of_one._background)
 
     asyncio.run(run())
 
@@ -147,15 +148,16 @@ def test_what_is_due_by_other_terms_alone_is_asked_for(tail: int) -> None:
         await after.on_assigned([0])
         if tail:
             await after.fold(0, chunk(1, second))
-        letters = cast(Letters, after.letters)
+        output = cast(StandSideOutput, after.side_output)
+        world.now_s += SILENCE_S
         await after.tick()
-        (told,) = letters.marks  # the first one tells the broker's clock
+        (told,) = output.marks  # the first one tells the broker's clock
         told[1](AT_MS + 1)
         world.now_s += 9
         await after.tick()
-        assert 1 == len(letters.marks)
+        assert len(output.marks) == 1
         world.now_s += 1
         await after.tick()
-        assert 2 == len(letters.marks)
+        assert len(output.marks) == 2
 
     asyncio.run(run())

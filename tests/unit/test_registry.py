@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from stream_processors.registry import NoAnswer, Registry
+from durabill.stream_processors.worker.registry import NoAnswer, Registry
 
 SCHEMA = json.dumps({"type": "string"})
 

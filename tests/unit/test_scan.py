@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import SegmentEvent, encode_segment
-from stream_processors.batch import Chunk, records
-from stream_processors.kernel import scan
-from stream_processors.scan import IdScanner
+from durabill.schemas import SegmentEvent, encode_segment
+from durabill.stream_processors.engine.batch import Chunk, records
+from durabill.stream_processors.engine.kernel import scan
+from durabill.stream_processors.engine.scan import IdScanner
 from tests.property.batches import CODECS, Entry, encode_batch
 
 OURS = encode_segment(SegmentEvent("SO1", 1, 1, 2, False))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import (
+from durabill.schemas import (
     SEGMENT_HEADER,
     SEGMENT_SCHEMA,
     TOTAL_HEADER,
@@ -32,8 +32,8 @@ from schemas import (
     encode_total,
     partition_for,
 )
-from schemas.partitioner import murmur2
-from schemas.wire import read_long, zigzag
+from durabill.schemas.partitioner import murmur2
+from durabill.schemas.wire import read_long, zigzag
 
 EXAMPLE = SegmentEvent("SO1", 3, 100, 200, True)
 EXAMPLE_BYTES = bytes.fromhex("c301 ba627070e049bb87 06534f31 06 c801 9003 01")

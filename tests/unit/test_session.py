@@ -6,14 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.session import (
-    GAP_MAX_MS,
-    ClockWentBackwards,
-    Session,
-    SessionState,
-)
-from schemas import BadRecord, SegmentEvent
-from schemas.limits import SEGMENT_LENGTH_MAX_MS
+from durabill.producers.sdk.session import GAP_MAX_MS, ClockWentBackwards, Session, SessionState
+from durabill.schemas import BadRecord, SegmentEvent
+from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 
 SERVER_MS = 1_700_000_000_000
 DAY_MS = SEGMENT_LENGTH_MAX_MS
@@ -133,12 +128,12 @@ def test_resume_counts_a_gap_of_a_year_at_most() -> None:
     for gap_ms in (GAP_MAX_MS - 1, GAP_MAX_MS):
         service = Session.resume(old.state, until_ms + gap_ms, 0, count_gap=True)
         segments = service.end(0)
-        assert 366 == len(segments)
+        assert len(segments) == 366
         assert gap_ms == segments[-1].end_ms - until_ms
     with pytest.raises(ValueError, match="at most a year counts"):
         Session.resume(old.state, until_ms + GAP_MAX_MS + 1, 0, count_gap=True)
     later_ms = until_ms + 100 * GAP_MAX_MS
-    assert 1 == len(Session.resume(old.state, later_ms, 0).end(0))
+    assert len(Session.resume(old.state, later_ms, 0).end(0)) == 1
 
 
 @pytest.mark.parametrize("count_gap", [False, True])

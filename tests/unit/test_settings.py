@@ -1,16 +1,17 @@
-"""Settings from environment and flags: all errors at once, and what the README says of them."""
+"""Settings from environment and flags: all errors at once, and what the documents say of them."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from deploy.commands_common import SETTING_HELP
-from stream_processors.errors import SettingsError
-from stream_processors.order import Policy
-from stream_processors.settings import PREFIX, Settings, load_settings
+from durabill.deploy.commands.common import SETTING_DEFAULTS, SETTING_HELP
+from durabill.schemas.errors import SettingsError
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.settings import PREFIX, Settings, load_settings
+from tests.unit.documents import text_of
 
-README = Path(__file__).parents[2] / "README.md"
+OPERATIONS = text_of("docs/operations.md")
 
 
 def problems_of(environ: dict[str, str], **flags: str | None) -> list[str]:
@@ -32,17 +33,17 @@ def test_variables_are_the_fields_names_in_capitals() -> None:
             "PATH": "/bin",
         }
     )
-    assert ("a:1,b:2", 0.5, 6066) == (
+    assert (
         settings.bootstrap_servers,
         settings.settle_grace_s,
         settings.worker_port,
-    )
+    ) == ("a:1,b:2", 0.5, 6066)
 
 
 def test_flags_win_over_the_environment_and_none_is_no_flag() -> None:
     environ = {"DURABILL_SETTLE_GRACE_S": "1", "DURABILL_IDLE_TIMEOUT_S": "2"}
     settings = load_settings(environ, settle_grace_s="3", idle_timeout_s=None)
-    assert (3, 2) == (settings.settle_grace_s, settings.idle_timeout_s)
+    assert (settings.settle_grace_s, settings.idle_timeout_s) == (3, 2)
 
 
 def test_a_flag_heals_a_wrong_variable() -> None:
@@ -82,7 +83,7 @@ def test_files_that_cannot_be_read_are_told_before_anything_connects(tmp_path: P
         ssl_certificate_location=str(tmp_path),
         ssl_key_location=str(there),
     )
-    assert 2 == len(problems)
+    assert len(problems) == 2
     assert problems[0].startswith(f"DURABILL_SSL_CA_LOCATION='{tmp_path}/no.pem' can't be read: No")
     assert problems[1].startswith(f"DURABILL_SSL_CERTIFICATE_LOCATION='{tmp_path}' can't be read")
     # Without TLS nobody reads them.
@@ -119,7 +120,7 @@ def test_passwords_are_not_shown_in_problems() -> None:
 def test_a_secret_may_stand_in_a_file(tmp_path: Path, end: str) -> None:
     (tmp_path / "password").write_bytes(b" s3 cret" + end.encode())
     settings = load_settings({"DURABILL_SASL_PASSWORD_FILE": str(tmp_path / "password")})
-    assert " s3 cret" == settings.sasl_password
+    assert settings.sasl_password == " s3 cret"
 
 
 def test_a_secrets_file_that_is_missing_or_one_too_many_is_told(tmp_path: Path) -> None:
@@ -132,12 +133,12 @@ def test_a_secrets_file_that_is_missing_or_one_too_many_is_told(tmp_path: Path) 
             "DURABILL_GATEWAY_PORT_FILE": str(tmp_path / "dsn"),
         }
     )
-    assert 3 == len(problems)
+    assert len(problems) == 3
     assert f"DURABILL_SASL_PASSWORD_FILE={tmp_path}/none: the file can't be read" in problems[0]
     assert "DURABILL_LEDGER_DSN_FILE and DURABILL_LEDGER_DSN are both set" in problems[1]
-    assert "DURABILL_GATEWAY_PORT_FILE is no setting of Durabill" == problems[2]
+    assert problems[2] == "DURABILL_GATEWAY_PORT_FILE is no setting of Durabill"
     flag = load_settings({"DURABILL_LEDGER_DSN_FILE": str(tmp_path / "dsn")}, ledger_dsn="host=x")
-    assert "host=x" == flag.ledger_dsn
+    assert flag.ledger_dsn == "host=x"
 
 
 def test_no_text_of_the_settings_shows_a_secret() -> None:
@@ -164,7 +165,7 @@ def test_switches_of_the_tests_and_the_local_stack_are_no_settings(variable: str
     "name", ["settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s"]
 )
 def test_times_cannot_be_negative(name: str) -> None:
-    assert 1 == len(problems_of({}, **{name: "-1"}))
+    assert len(problems_of({}, **{name: "-1"})) == 1
 
 
 def test_the_policy_is_in_milliseconds() -> None:
@@ -176,11 +177,11 @@ def test_require_names_everything_that_is_missing_and_what_to_do() -> None:
     with pytest.raises(SettingsError) as raised:
         Settings().require("bootstrap_servers", "ledger_dsn")
     text = str(raised.value)
-    assert 2 == len(raised.value.problems)
+    assert len(raised.value.problems) == 2
     assert "DURABILL_BOOTSTRAP_SERVERS" in text
     assert "DURABILL_LEDGER_DSN" in text
     assert "durabill kafka start" in text
-    assert 2 == raised.value.exit_code
+    assert raised.value.exit_code == 2
 
 
 def test_librdkafka_gets_what_the_security_protocol_needs_and_no_more() -> None:
@@ -205,18 +206,30 @@ def test_librdkafka_gets_what_the_security_protocol_needs_and_no_more() -> None:
 
 
 def test_every_setting_is_a_flag_with_help() -> None:
-    assert set(Settings.__struct_fields__) - {"crash_at_step"} == set(SETTING_HELP)
+    assert set(Settings.__struct_fields__) == set(SETTING_HELP)
 
 
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    rows = dict(
-        re.findall(r"^\| `DURABILL_([A-Z_]+)` \| `?([^|`]*)`? \|", README.read_text(), re.M)
-    )
+def test_the_help_says_every_default() -> None:
+    settings = Settings()
+    has_default = {name for name in SETTING_HELP if getattr(settings, name) != ""}
+    assert set(SETTING_DEFAULTS) == has_default
+    for name, shown in SETTING_DEFAULTS.items():
+        value = getattr(settings, name)
+        assert shown == (f"{value:g}" if isinstance(value, float) else str(value).lower()) or (
+            shown == value
+        )
+
+
+def test_the_documents_list_every_setting_with_its_default_and_help() -> None:
+    found = re.findall(r"^\| `DURABILL_([A-Z_]+)` \| `?([^|`]*)`? \| (.*) \|$", OPERATIONS, re.M)
+    rows = {name: shown for name, shown, _ in found}
     defaults = {}
     for name in SETTING_HELP:
         value = getattr(Settings(), name)
         defaults[name.upper()] = f"{value:g}" if isinstance(value, float) else str(value)
     assert defaults == {name: shown.strip() for name, shown in rows.items()}
+    assert [name for name, _, _ in found] == [name.upper() for name in SETTING_HELP]
+    assert [told for _, _, told in found] == list(SETTING_HELP.values())
 
 
 @pytest.mark.parametrize("text", ["0.001", "0.999", "-1"])
@@ -238,3 +251,11 @@ def test_no_order_can_be_due_more_than_10000_interim_totals(name: str, most: str
     assert f"DURABILL_{name.upper()}" in problem
     assert "more than 10,000 times DURABILL_INTERIM_INTERVAL_S=2" in problem
     assert load_settings({}, interim_interval_s="0", **{name: "1000000"})
+
+
+def test_each_topic_has_a_name_of_its_own() -> None:
+    with pytest.raises(SettingsError, match="of its own: same, same, "):
+        load_settings({}, segments_topic="same", totals_topic="same")
+    names = load_settings({}, application_id="mine").topics
+    assert list(names.by_role) == ["segments", "totals", "dead_letters", "checkpoint"]
+    assert names.checkpoint == "mine-checkpoint-changelog"

@@ -9,21 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from producers.session import SessionState
-from producers.spool import (
-    RejectedSegment,
-    Spool,
-    SpoolBroken,
-    SpoolBusy,
-    SpoolFull,
-)
-from schemas import SegmentEvent
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import RejectedSegment, Spool, SpoolBroken, SpoolBusy, SpoolFull
+from durabill.schemas import SegmentEvent
 from tests.conftest import fill_up
 
 WRITER = """
 import sys
-from producers.session import Session
-from producers.spool import Spool
+from durabill.producers.sdk.session import Session
+from durabill.producers.sdk.spool import Spool
 spool = Spool(sys.argv[1])
 session = Session("SO1", 1_000_000, 10, 0)
 for tick in range(10, 10**9, 10):
@@ -283,7 +277,7 @@ def test_spool_that_is_full_of_refused_ones_says_so_and_is_emptied(tmp_path: Pat
         number = spool.sessions()[0].next_number
         with pytest.raises(SpoolFull, match=f"{refused} refused segments take room") as told:
             fill_on(spool, number, 100_000, at_once=100)
-        assert 0 == spool.discard_rejected("other")
+        assert spool.discard_rejected("other") == 0
         assert refused == spool.discard_rejected("SO1")
         number = spool.sessions()[0].next_number
         fill_on(spool, number, number + 10)
@@ -295,7 +289,7 @@ def test_refused_ones_have_room_in_a_full_spool(tmp_path: Path) -> None:
             fill_on(spool, 1, 100_000)
         for entry in spool.oldest(20):
             spool.reject([RejectedSegment(entry.entry_id, entry.segment, "R", "d" * 500)])
-        assert 20 == spool.rejected_count()
+        assert spool.rejected_count() == 20
         number = spool.sessions()[0].next_number
         with pytest.raises(SpoolFull):  # that room is for them alone
             fill_on(spool, number, number + 100, at_once=50)
@@ -310,14 +304,14 @@ def test_refused_ones_of_one_order_are_discarded(tmp_path: Path) -> None:
         fill(spool, 2)
         fill(spool, 3, "SO2")
         set_aside(spool, "d")
-        assert (0, 2, 3) == (
+        assert (
             spool.pending(),
             len(spool.rejected("SO1")),
             len(spool.rejected("SO2")),
-        )
-        assert 2 == spool.discard_rejected("SO1")
-        assert 3 == spool.discard_rejected()
-        assert [] == spool.rejected()
+        ) == (0, 2, 3)
+        assert spool.discard_rejected("SO1") == 2
+        assert spool.discard_rejected() == 3
+        assert spool.rejected() == []
 
 
 def test_no_query_numbers_its_placeholders() -> None:
@@ -328,4 +322,4 @@ def test_no_query_numbers_its_placeholders() -> None:
     ]
     users = [path for path in sources if "sqlite3" in path.read_text(encoding="utf-8")]
     assert "spool.py" in {path.name for path in users}
-    assert [] == [path for path in users if re.search(r"[?]\d", path.read_text(encoding="utf-8"))]
+    assert [path for path in users if re.search(r"[?]\d", path.read_text(encoding="utf-8"))] == []

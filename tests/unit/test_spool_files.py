@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from producers.private_files import create_private, make_private, open_private
-from producers.session import SessionState
-from producers.spool import Spool, SpoolBroken, SpoolBusy
-from schemas import SegmentEvent
+from durabill.producers.sdk.private_files import create_private, make_private, open_private
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool import Spool, SpoolBroken, SpoolBusy
+from durabill.schemas import SegmentEvent
 
 SEGMENT = SegmentEvent("SO1", 1, 0, 10, False)
 STATE = SessionState("SO1", 10, 2, 10, False)
@@ -45,23 +45,23 @@ def test_files_of_an_older_spool_are_tightened(tmp_path: Path) -> None:
     """Also those that a killed process left."""
     path = tmp_path / "spool"
     code = (
-        "import os, sys; from producers.spool import Spool;"
+        "import os, sys; from durabill.producers.sdk.spool import Spool;"
         "from tests.unit.test_spool_files import SEGMENT, STATE;"
         "Spool(sys.argv[1]).append([SEGMENT], STATE); os._exit(9)"
     )
-    assert 9 == subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
     for each in tmp_path.iterdir():
         each.chmod(0o666)
     with umask(0), Spool(path) as spool:
         assert {"0o600"} == set(modes(tmp_path).values())
-        assert 1 == spool.pending()
+        assert spool.pending() == 1
 
 
 def test_narrower_rights_are_left(tmp_path: Path) -> None:
     Spool(tmp_path / "spool").close()
     (tmp_path / "spool").chmod(0o200)
     assert make_private(tmp_path / "spool")
-    assert "0o200" == modes(tmp_path)["spool"]
+    assert modes(tmp_path)["spool"] == "0o200"
 
 
 def test_file_that_is_no_spool_keeps_its_rights(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_file_that_is_no_spool_keeps_its_rights(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(SpoolBroken):
         Spool(path)
-    assert {"notes.txt": "0o644"} == modes(tmp_path)
+    assert modes(tmp_path) == {"notes.txt": "0o644"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -81,7 +81,7 @@ def test_files_of_somebody_else_are_left_and_told(
     (tmp_path / "spool").chmod(0o644)
     os.chown(tmp_path / "spool", NOBODY, NOBODY)
     Spool(tmp_path / "spool").close()
-    assert "0o644" == modes(tmp_path)["spool"]
+    assert modes(tmp_path)["spool"] == "0o644"
     assert "others may read" in caplog.text
 
 
@@ -98,7 +98,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert not create_private(tmp_path / "link")
     with pytest.raises(OSError, match="link"):
         open_private(tmp_path / "link")
-    assert ("mine", "0o644") == (other.read_text(), modes(tmp_path)["other"])
+    assert (other.read_text(), modes(tmp_path)["other"]) == ("mine", "0o644")
 
 
 def test_spool_behind_a_link_is_tightened_where_it_lies(tmp_path: Path) -> None:
@@ -115,13 +115,13 @@ def test_what_is_no_file_does_not_hold_us_up(tmp_path: Path) -> None:
     assert not make_private(tmp_path / "pipe")
     with pytest.raises(OSError, match="no file of ours"):
         open_private(tmp_path / "pipe")
-    assert "0o666" == oct(stat.S_IMODE((tmp_path / "pipe").stat().st_mode) | 0o022)
+    assert oct(stat.S_IMODE((tmp_path / "pipe").stat().st_mode) | 0o022) == "0o666"
 
 
 def test_second_spool_of_this_process_leaves_the_lock_of_the_first(tmp_path: Path) -> None:
     """Closing any descriptor of a file would end this process's lock on it, for all others."""
     path = tmp_path / "spool"
-    code = "import sys; from producers.spool import Spool; Spool(sys.argv[1])"
+    code = "import sys; from durabill.producers.sdk.spool import Spool; Spool(sys.argv[1])"
     with Spool(path):
         path.chmod(0o644)
         with pytest.raises(SpoolBusy):

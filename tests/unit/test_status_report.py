@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from deploy.ask_workers import ask_page, ask_workers
-from deploy.status_report import (
+from durabill.deploy.commands.ask_workers import ask_page, ask_workers
+from durabill.deploy.commands.status_report import (
     Answer,
     Report,
     make_report,
-    plain,
     read_answer,
     short_ms,
     short_policy,
 )
-from stream_processors.order import Policy
-from stream_processors.policies import PolicyRecord, Terms, from_here
+from durabill.deploy.terminal import plain
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.worker.policies import PolicyRecord, Terms, from_here
 
 A, B = "http://127.0.0.1:1001", "http://127.0.0.1:1002"
 READY = {"ready": True, "problems": []}
@@ -36,7 +36,7 @@ def policy(grace_ms: int = 30_000, from_offset: int = 0) -> dict[str, Any]:
     return {"from_offset": from_offset, "terms": terms}
 
 
-def lane(**more: Any) -> dict[str, Any]:
+def task(**more: Any) -> dict[str, Any]:
     return {
         "next_offset": 17,
         "lag": 3,
@@ -61,7 +61,7 @@ def status(*partitions: int, **more: Any) -> dict[str, Any]:
         "now_ms": 10_000,
         "last_checkpoint_ms": 8_500,
         "partition_count": 4,
-        "partitions": {str(each): lane(**more) for each in partitions},
+        "partitions": {str(each): task(**more) for each in partitions},
     }
 
 
@@ -73,23 +73,26 @@ def test_all_is_well() -> None:
     found = report(
         read_answer(A, status(2, 0), READY), read_answer(B, status(1, 3, orders=7), READY)
     )
-    assert [] == found.problems
-    assert [(0, A), (1, B), (2, A), (3, B)] == [
-        (each.partition, each.owner) for each in found.partitions
+    assert found.problems == []
+    assert [(each.partition, each.owner) for each in found.partitions] == [
+        (0, A),
+        (1, B),
+        (2, A),
+        (3, B),
     ]
-    assert [] == found.unowned
-    assert [1_500, 1_500] == [each.checkpoint_age_ms for each in found.answers]
+    assert found.unowned == []
+    assert [each.checkpoint_age_ms for each in found.answers] == [1_500, 1_500]
     told = found.as_json()
     assert told["ok"] is True
-    row = {**lane(orders=7), "partition": 1, "owner": B}
+    row = {**task(orders=7), "partition": 1, "owner": B}
     del row["records"], row["clock_ms"]
     assert row == told["partitions"][1]
-    assert [0, 2] == told["workers"][0]["partitions"]
+    assert told["workers"][0]["partitions"] == [0, 2]
 
 
 def test_a_partition_that_waits_for_a_transaction_is_no_problem() -> None:
     answer = read_answer(A, status(0, 1, 2, 3, waiting_for_transaction_s=12.5), READY)
-    assert [] == report(answer).problems
+    assert report(answer).problems == []
 
 
 WHY = "partition 2 can't be folded on from offset 20, order 'SO1': " + "x" * 400
@@ -98,7 +101,7 @@ WHY = "partition 2 can't be folded on from offset 20, order 'SO1': " + "x" * 400
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_held_partition_is_told_once_and_in_whole(broken: bool) -> None:
     told = status(0, 1, 3)
-    told["partitions"]["2"] = lane(held=WHY, is_broken=broken)
+    told["partitions"]["2"] = task(held=WHY, is_broken=broken)
     unready = {"ready": False, "problems": [f"partition 2 is held: {WHY}", "timers: still"]}
     problems = report(read_answer(A, told, unready)).problems
     assert [
@@ -109,8 +112,8 @@ def test_a_held_partition_is_told_once_and_in_whole(broken: bool) -> None:
 
 def test_partitions_that_nobody_has() -> None:
     found = report(read_answer(A, status(0, 2), READY))
-    assert [1, 3] == found.unowned
-    assert ["nobody has partitions 1, 3"] == found.problems
+    assert found.unowned == [1, 3]
+    assert found.problems == ["nobody has partitions 1, 3"]
     silent = Answer(B, why_not="timed out")
     assert [
         f"worker {B} can't be asked: timed out",
@@ -120,15 +123,15 @@ def test_partitions_that_nobody_has() -> None:
 
 def test_without_kafka_the_workers_know_how_many_partitions_there_are() -> None:
     found = make_report("app", [read_answer(A, status(0), READY)], None, problems=["no Kafka"])
-    assert [1, 2, 3] == found.unowned
-    assert "no Kafka" == found.problems[0]
-    assert [] == report(Answer(A, why_not="gone"), count=None).unowned
+    assert found.unowned == [1, 2, 3]
+    assert found.problems[0] == "no Kafka"
+    assert report(Answer(A, why_not="gone"), count=None).unowned == []
 
 
 def test_nobody_at_all() -> None:
     found = report()
     assert "no worker is known" in found.problems[0]
-    assert [0, 1, 2, 3] == found.unowned
+    assert found.unowned == [0, 1, 2, 3]
 
 
 def test_two_that_claim_a_partition() -> None:
@@ -142,7 +145,7 @@ def test_a_worker_of_another_deployment_owns_nothing_of_ours() -> None:
     other = status(0, 1, 2, 3) | {"application_id": "other"}
     found = report(read_answer(A, other, READY))
     assert [f"worker {A} has another application id: other"] == found.problems[:1]
-    assert [0, 1, 2, 3] == found.unowned
+    assert found.unowned == [0, 1, 2, 3]
 
 
 def test_a_worker_that_is_not_ready() -> None:
@@ -167,12 +170,12 @@ def test_different_policies_are_told_in_one_line() -> None:
     same = report(
         read_answer(A, status(0, 1, policy=changed), READY), read_answer(B, theirs, READY)
     )
-    assert [] == same.problems
-    assert "30s/5m/1d/never @0, then 3s/5m/1d/never @90" == short_policy(same.partitions[0].lane)
+    assert same.problems == []
+    assert short_policy(same.partitions[0].task) == "30s/5m/1d/never @0, then 3s/5m/1d/never @90"
 
 
 @pytest.mark.parametrize(
-    "answer", [[], {}, "no", {"partitions": {}}, status(0) | {"partitions": {"x": lane()}}]
+    "answer", [[], {}, "no", {"partitions": {}}, status(0) | {"partitions": {"x": task()}}]
 )
 def test_what_is_no_workers_status(answer: Any) -> None:
     found = read_answer(A, answer, READY)
@@ -208,7 +211,7 @@ def test_short_durations(duration_ms: int, text: str) -> None:
 
 
 def test_a_terminal_obeys_nothing_from_outside() -> None:
-    assert "a\\x1b[2J\\nb ü" == plain("a\x1b[2J\nb ü")
+    assert plain("a\x1b[2J\nb ü") == "a\\u001b[2J\\nb ü"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_a_terminal_obeys_nothing_from_outside() -> None:
 def test_the_records_in_force_and_after(offset: int, expected: int) -> None:
     history = tuple(PolicyRecord(each, Terms(Policy())) for each in (5, 10, 20))
     assert history[-expected:] == from_here(history, offset)
-    assert () == from_here((), offset)
+    assert from_here((), offset) == ()
 
 
 @pytest.fixture
@@ -246,7 +249,7 @@ def dripping() -> Iterator[str]:
 def test_a_server_that_drips_is_left(
     dripping: str, asks_for_an_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.ask_workers.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("durabill.deploy.commands.ask_workers.TIMEOUT_S", 0.5)
     started_s = time.monotonic()
     if asks_for_an_order:
         found, why_not = ask_workers([dripping], "", "SO1")

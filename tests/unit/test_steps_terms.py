@@ -2,13 +2,14 @@
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
-from stream_processors.batch import Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.effects import Step
-from stream_processors.order import Policy
-from stream_processors.policies import History, PolicyRecord, Terms, split
-from stream_processors.table import IntervalTable, Place, Total
+from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.effects import Step
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import IntervalTable, Place, Total
+from durabill.stream_processors.worker.policies import History, PolicyRecord, Terms, split
 from tests.property.batches import Entry, encode_batch
 
 HOUR_MS = 3_600_000
@@ -31,7 +32,7 @@ def segment(order: int) -> Entry:
     return number.encode(), encode_segment(event), ()
 
 
-@pytest.mark.parametrize("make", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("make", [PlainTable, ColumnTable])
 def test_a_crash_between_two_steps_of_timers(make: type[IntervalTable]) -> None:
     table = make(Place(0, 1), OLD, OWN_SCHEMA_ONLY)
     orders = chunk(0, AT_MS, *map(segment, range(ORDERS)))
@@ -65,7 +66,7 @@ def test_a_crash_between_two_steps_of_timers(make: type[IntervalTable]) -> None:
     assert ORDERS == len(published) == len({each.key for each in published})
 
 
-@pytest.mark.parametrize("make", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("make", [PlainTable, ColumnTable])
 def test_nothing_is_due_by_what_has_no_record(make: type[IntervalTable]) -> None:
     """Else terms under which no record ever came would give totals that the log doesn't know."""
     table = make(Place(0, 1), NEW, OWN_SCHEMA_ONLY)
@@ -73,4 +74,4 @@ def test_nothing_is_due_by_what_has_no_record(make: type[IntervalTable]) -> None
     table.fold(chunk(1, LATER_MS, segment(1)))
     table.set_policy(OLD)
     assert not table.fold(Chunk(2, 9, b"")).totals
-    assert 1 == len(table.fold(chunk(9, LATER_MS, segment(1))).totals)
+    assert len(table.fold(chunk(9, LATER_MS, segment(1))).totals) == 1

@@ -1,20 +1,22 @@
-"""The columns' memory: reserved, not touched; slots, extras and blocks given and taken back."""
+"""The rows' memory: reserved, not touched; slots, piece lists, blocks given and taken back."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stream_processors.batch import Chunk
-from stream_processors.blocks import large_snapshot, plain_snapshot
-from stream_processors.columns import ColumnTable
-from stream_processors.errors import StateError
-from stream_processors.intervals import IntervalSet
-from stream_processors.kernel import index, rows
-from stream_processors.memory import reserve
-from stream_processors.order import Order, Policy
-from stream_processors.store import ROWS_MAX, Rows
-from stream_processors.table import IntervalTable, Place
+from durabill.schemas import Interval
+from durabill.schemas.errors import StateError
+from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.blocks import large_snapshot, plain_snapshot
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.kernel import index, rows
+from durabill.stream_processors.engine.memory import reserve
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.store import ROWS_MAX, RowStore
+from durabill.stream_processors.engine.table import IntervalTable, Place
 from tests.property.batches import encode_batch
 from tests.property.column_histories import (
     Shape,
@@ -36,7 +38,7 @@ def resident_bytes() -> int:
 
 
 def order(name: str, *, holes: bool = False, offset: int = 3, deadline_ms: int = 100) -> Order:
-    """Return an open order, with holes one that needs an extra."""
+    """Return an open order, with holes one that needs a piece list."""
     time = IntervalSet([(1, 2), (5, 6)] if holes else [(1, 6)])
     numbers = IntervalSet([(1, 2), (4, 5)] if holes else [(1, 3)])
     known = Order(name, 0, time, numbers, None, 2, time.measure, 1, 6)
@@ -48,7 +50,7 @@ def block_of(*orders: tuple[int, Order]) -> bytes:
     """Return these orders as rows of a checkpoint block of the columns."""
     table = ColumnTable(PLACE, POLICY, writers(), rows_max=1 << 14)
     table.restore([plain_snapshot(orders).pack()], 0)
-    assert not table._orders
+    assert not len(table._plain.slots)
     (block,) = {slot // rows.BLOCK_ROWS for slot, _ in orders}
     snapshot = table.snapshot(str(block))
     assert snapshot is not None
@@ -62,7 +64,7 @@ def block_of(*orders: tuple[int, Order]) -> bytes:
 def test_reserved_memory_is_not_held_until_it_is_touched() -> None:
     before = resident_bytes()
     array = reserve(1 << 32, np.uint8)
-    store = Rows(0, ROWS_MAX)
+    store = RowStore(0, ROWS_MAX)
     assert resident_bytes() - before < 8 << 20
     array[:: 1 << 20] = 1
     assert int(array[:: 1 << 20].sum(dtype=np.int64)) == 4096
@@ -72,19 +74,19 @@ def test_reserved_memory_is_not_held_until_it_is_touched() -> None:
 def test_an_order_takes_at_most_158_bytes() -> None:
     """A row and its share of the index, whose tables are between 35 and 70 percent full."""
     count = 20_000
-    store = Rows(0, 1 << 15)
+    store = RowStore(0, 1 << 15)
     for at in range(count):
         store.take_slot(b"order %d" % at)
-    index_bytes = 8 * int((store._tables[:, index.MASK] + 1).sum())
+    index_bytes = 8 * int((store.index.tables[:, index.MASK] + 1).sum())
     assert rows.ORDER.itemsize == 112
     assert rows.ORDER.itemsize + index_bytes / count <= 158
 
 
 def test_the_index_has_room_for_as_many_names_as_rows() -> None:
-    store = Rows(5, 1 << 13)
+    store = RowStore(5, 1 << 13)
     for at in range(1 << 13):
         store.take_slot(b"%d" % (at * at))
-    assert store._index_used <= len(store._index)
+    assert store.index.entries_used <= len(store.index.entries)
     assert store.take_slot(b"one too many") == 1 << 13  # a slot without a row
 
 
@@ -92,13 +94,13 @@ def test_the_index_has_room_for_as_many_names_as_rows() -> None:
 
 
 def test_slots_without_a_row_are_counted_and_used_again() -> None:
-    store = Rows(0, 2)
+    store = RowStore(0, 2)
     slots = [store.take_slot(b"%d" % at) for at in range(5)]
     assert slots == [0, 1, 2, 3, 4]
-    assert [store.has(slot) for slot in slots] == [True, True, False, False, False]
-    store.free_row(3)
-    store.free_row(1)
-    assert int(store.counters[rows.BEYOND]) == 2
+    assert [store.has_row(slot) for slot in slots] == [True, True, False, False, False]
+    store.free_slot(3)
+    store.free_slot(1)
+    assert int(store.counters[rows.OVERFLOW]) == 2
     assert {store.take_slot(b"new"), store.take_slot(b"newer")} == {1, 3}
 
 
@@ -106,10 +108,10 @@ def test_after_a_restore_the_lowest_free_slot_comes_first() -> None:
     table = ColumnTable(PLACE, POLICY, writers(), rows_max=16)
     table.restore([block_of((2, order("SO1")), (5, order("SO2")))], 0)
     assert_sound(table)
-    assert [table._rows.take_slot(b"%d" % at) for at in range(6)] == [0, 1, 3, 4, 6, 7]
+    assert [table._store.take_slot(b"%d" % at) for at in range(6)] == [0, 1, 3, 4, 6, 7]
 
 
-def test_retired_rows_give_back_name_slot_and_extra() -> None:
+def test_retired_rows_give_back_name_slot_and_list() -> None:
     table = ColumnTable(PLACE, POLICY, writers(), rows_max=16)
     table.restore([block_of((0, order("SO1", holes=True)), (1, order("SO2", holes=True)))], 0)
     assert len(table.tick(100).totals) == 2
@@ -120,9 +122,9 @@ def test_retired_rows_give_back_name_slot_and_extra() -> None:
     table.confirm(forgotten_ms + 1)
     assert (len(table), table.take_changed()) == (0, ["0"])
     assert table.snapshot("0") is None
-    assert table._rows.find(b"SO1") == -1
+    assert table._store.find(b"SO1") == -1
     assert_sound(table)
-    assert int(table._rows.counters[rows.EXTRAS_FREE]) == 2
+    assert int(table._store.counters[rows.LISTS_FREE]) == 2
 
 
 def test_only_what_is_over_is_retired() -> None:
@@ -134,9 +136,9 @@ def test_only_what_is_over_is_retired() -> None:
     )
     assert len(table.tick(100).totals) == 2
     table.confirm(100 + 60 + 60_000)
-    assert [False, True, True] == [table.describe(name) is not None for name, _ in names]
+    assert [table.describe(name) is not None for name, _ in names] == [False, True, True]
     table.confirm(10**8)
-    assert [False, False, True] == [table.describe(name) is not None for name, _ in names]
+    assert [table.describe(name) is not None for name, _ in names] == [False, False, True]
     assert_sound(table)
 
 
@@ -152,7 +154,7 @@ def test_each_row_of_a_block_settles_at_its_own_time() -> None:
 def test_an_order_without_a_row_stays_so_when_rows_become_free() -> None:
     """Else the kernel, which doesn't know of it, would begin it a second time."""
     policy, now_ms = Policy(0, 10**9, 60), 10**9
-    plain = IntervalTable(PLACE, policy, writers())
+    plain = PlainTable(PLACE, policy, writers())
     columns = ColumnTable(PLACE, policy, writers(), rows_max=1)
 
     def fold(offset: int, at_ms: int, name: bytes, number: int, end: bool) -> None:
@@ -163,7 +165,7 @@ def test_an_order_without_a_row_stays_so_when_rows_become_free() -> None:
 
     fold(0, now_ms, b"SO1", 1, True)
     fold(1, now_ms, b"SO2", 1, False)
-    assert int(columns._rows.counters[rows.BEYOND]) == 1
+    assert int(columns._store.counters[rows.OVERFLOW]) == 1
     for table in (plain, columns):
         table.confirm(now_ms + 60 + 60_000 + 1)
         assert len(table) == 1
@@ -192,14 +194,14 @@ def test_of_two_states_the_newer_is_taken(forms: str, newer_first: bool) -> None
     table.restore(blocks[::-1] if newer_first else blocks, 0)
     known = table.describe("SO1")
     assert known is not None
-    assert (known["source_offset"], known["intervals"], len(table)) == (9, [[1, 6]], 1)
-    assert table._rows.find(b"SO1") == 1024
+    assert (known.source_offset, known.intervals, len(table)) == (9, [Interval(1, 6)], 1)
+    assert table._store.find(b"SO1") == 1024
     assert_sound(table)
 
 
 @pytest.mark.parametrize("newer_first", [True, False])
 @pytest.mark.parametrize("forms", ["lr", "lp", "rl", "pl", "ll"])
-@pytest.mark.parametrize("kind", [IntervalTable, ColumnTable])
+@pytest.mark.parametrize("kind", [PlainTable, ColumnTable])
 def test_of_two_orders_in_one_slot_the_newer_is_taken(
     kind: type[IntervalTable], forms: str, newer_first: bool
 ) -> None:
@@ -207,7 +209,7 @@ def test_of_two_orders_in_one_slot_the_newer_is_taken(
 
     What stands in the wrong entry is put right by the next checkpoint.
     """
-    if kind is IntervalTable and "r" in forms:
+    if kind is PlainTable and "r" in forms:
         return
     written = {
         "r": lambda each: block_of((7, each)),
@@ -220,17 +222,17 @@ def test_of_two_orders_in_one_slot_the_newer_is_taken(
     ]
     table = kind(PLACE, POLICY, writers())
     table.restore(entries[::-1] if newer_first else entries, 0)
-    assert (1, None) == (len(table), table.describe("SO1"))
+    assert (len(table), table.describe("SO1")) == (1, None)
     assert table.describe("SO2") is not None
     if isinstance(table, ColumnTable):
         assert_sound(table)
-    assert ["0", "0.7"] == table.take_changed()
+    assert table.take_changed() == ["0", "0.7"]
     assert table.snapshot("0") is not None
     assert table.snapshot("0.7") is None
-    assert [] == table.take_changed()
+    assert table.take_changed() == []
 
 
-def test_a_restore_with_more_extras_than_the_pool_holds() -> None:
+def test_a_restore_with_more_lists_than_the_pool_holds() -> None:
     """A torn checkpoint can hold more of them than there ever were at once."""
     first = block_of(*((at, order(f"SO{at}", holes=True)) for at in range(3)))
     second = block_of(*((1024 + at, order(f"SO1{at}", holes=True)) for at in range(3)))
@@ -248,12 +250,12 @@ def test_a_block_of_a_bigger_table_is_refused() -> None:
         table.restore([block_of((20, order("SO1")))], 0)
 
 
-def test_lifting_an_order_again_and_again_takes_no_memory() -> None:
+def test_spilling_an_order_again_and_again_takes_no_memory() -> None:
     """One record a time that the kernel leaves, as garbage under a good key is."""
     table = ColumnTable(PLACE, POLICY, writers(), rows_max=8)
     table.restore([block_of((0, order("SO1")), (1, order("SO2")))], 0)
     assert len(table.tick(99).totals) == 0
     for _ in range(50):
-        table._lift(b"SO1")
-        table._lower_touched()
-    assert len(table._due) + len(table._retiring) <= 2
+        table._spills.spill(b"SO1")
+        table._spills.unspill_touched(table.clock_ms)
+    assert len(table._plain._due) + len(table._plain._retiring) <= 2

@@ -4,14 +4,16 @@ from unittest import mock
 
 import pytest
 
-from schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas, encode_segment
-from schemas.partitioner import partition_for
-from stream_processors import slots as slots_module
-from stream_processors.batch import Chunk, Headers
-from stream_processors.blocks import decode_block, plain_snapshot
-from stream_processors.errors import StateError
-from stream_processors.order import Order, Policy
-from stream_processors.table import FORWARDED_FROM, Effects, IntervalTable, Place
+from durabill.schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas, encode_segment
+from durabill.schemas.errors import StateError
+from durabill.schemas.headers import FORWARDED_FROM
+from durabill.schemas.partitioner import partition_for
+from durabill.stream_processors.core.order import Order, Policy
+from durabill.stream_processors.engine import slots as slots_module
+from durabill.stream_processors.engine.batch import Chunk, Headers
+from durabill.stream_processors.engine.blocks import decode_block, plain_snapshot
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Effects, Place
 from tests.property.batches import encode_batch
 from tests.property.histories import totals_in
 
@@ -25,7 +27,7 @@ class Log:
     """A partition's log that is folded into a table record by record."""
 
     def __init__(self, place: Place | None = None) -> None:
-        self.table = IntervalTable(place or Place(0, 1), POLICY, WriterSchemas())
+        self.table = PlainTable(place or Place(0, 1), POLICY, WriterSchemas())
         self.next_offset = 0
 
     def segment(
@@ -56,7 +58,7 @@ class Log:
         """Return the offset that an order has seen."""
         known = self.table.describe(order)
         assert known is not None
-        return int(known["source_offset"])
+        return int(known.source_offset)
 
 
 def order_for(partition: int, partitions: int) -> str:
@@ -169,8 +171,8 @@ def test_record_sent_on_twice_counts_once() -> None:
         log.segment(name, headers=((FORWARDED_FROM, origin),))
     known = log.table.describe(name)
     assert known is not None
-    assert known["duplicates"] == 2
-    assert known["source_offset"] == 4
+    assert known.duplicates == 2
+    assert known.source_offset == 4
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_forged_origin_is_nothing_and_can_be_checkpointed(content: bytes | None)
         log.segment(name, headers=((FORWARDED_FROM, content),))
     known = log.table.describe(name)
     assert known is not None
-    assert known["duplicates"] == 1
+    assert known.duplicates == 1
     assert len(log.table.take_changed_entries()) == 1
 
 

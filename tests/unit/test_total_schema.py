@@ -11,7 +11,7 @@ import fastavro
 import pytest
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 
-from schemas import (
+from durabill.schemas import (
     TOTAL_SCHEMA,
     TOTAL_SCHEMA_V1,
     BadTotal,
@@ -55,9 +55,9 @@ def test_readers_of_the_new_schema_resolve_totals_of_the_one_before(total: Order
     old = avro.schema.parse(json.dumps(TOTAL_SCHEMA_V1))
     new = avro.schema.parse(json.dumps(TOTAL_SCHEMA))
     decoder = avro.io.BinaryDecoder(io.BytesIO(body))
-    assert expected == avro.io.DatumReader(old, new).read(decoder)
+    assert avro.io.DatumReader(old, new).read(decoder) == expected
     fastavros = fastavro.schemaless_reader(io.BytesIO(body), TOTAL_SCHEMA_V1, TOTAL_SCHEMA)
-    assert expected == fastavros
+    assert fastavros == expected
 
 
 def test_a_registry_takes_the_new_schema_as_backward_compatible() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from producers.garbage import raw_segment
-from producers.truth import LogRecord, judge, read_log
-from producers.truth_order import Arrived, Policy, history, missing, union
-from schemas import (
+from durabill.producers.fleet.garbage import raw_segment
+from durabill.producers.fleet.truth import LogRecord, judge, read_log
+from durabill.producers.fleet.truth_order import Arrived, Policy, history, missing, union
+from durabill.schemas import (
     Interval,
     NumberRange,
     OrderTotal,
@@ -195,7 +195,7 @@ def test_running_on_for_ever_comes_to_an_end_with_the_idle_time() -> None:
     daily = replace(POLICY, interim_interval_ms=100)
     found = history(arrived([(0, 1, 0, 10, False)]), daily, partition=HOME)
     expected = [("RUNNING", 100), ("RUNNING", 200), ("ABANDONED", 300)]
-    assert expected == [(each.status.value, each.settled_at_ms - T0) for each in found]
+    assert [(each.status.value, each.settled_at_ms - T0) for each in found] == expected
 
 
 def test_time_has_to_reach_the_deadline() -> None:

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from producers.plan import Faults, FleetPlan
-from producers.truth import DeadLetter, LogRecord, read_log
-from producers.truth_file import compare, compare_dead_letters, read_truth, write_truth
-from producers.truth_order import Policy
-from schemas import OrderTotal, Reason
+from durabill.producers.fleet.plan import Faults, FleetPlan
+from durabill.producers.fleet.truth import DeadLetter, LogRecord, read_log
+from durabill.producers.fleet.truth_file import (
+    compare,
+    compare_dead_letters,
+    read_truth,
+    write_truth,
+)
+from durabill.producers.fleet.truth_order import Policy
+from durabill.schemas import OrderTotal, Reason
 
 NOW_MS = 1_800_000_000_000
 LETTERS = [DeadLetter(Reason.NOT_AVRO, 0, 7), DeadLetter(Reason.TOO_LATE, 3, 9)]
@@ -39,7 +44,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_truth_is_for_its_owner_alone(run: Run) -> None:
-    assert 0o600 == run.path.stat().st_mode & 0o777
+    assert run.path.stat().st_mode & 0o777 == 0o600
 
 
 def test_truth_agrees_with_itself_in_any_order(run: Run) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import cramjam
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, Reason
-from stream_processors.batch import BATCH_UNPACKED_BYTES_MAX, Chunk
-from stream_processors.columns import ColumnTable
-from stream_processors.order import Policy
-from stream_processors.table import IntervalTable, Place
-from stream_processors.unpack import KEPT_BYTES, BadBatch, Room
+from durabill.schemas import OWN_SCHEMA_ONLY, Reason
+from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.engine.batch import BATCH_UNPACKED_BYTES_MAX, Chunk
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.engine.unpack import KEPT_BYTES, BadBatch, Room
 from tests.property.batches import encode_batch, encode_record
 from tests.property.test_kernel_fuzz import NOW_MS, raw_batch
 
@@ -112,12 +113,12 @@ def test_the_bound_of_a_batch(codec: str, excess: int) -> None:
     assert len(body) == BATCH_UNPACKED_BYTES_MAX + excess
     data = bytearray(raw_batch(7, 1, pack(body)))
     data[22] |= number
-    for kind in (IntervalTable, ColumnTable):
+    for kind in (PlainTable, ColumnTable):
         table = kind(Place(0, 1), Policy(), OWN_SCHEMA_ONLY)
         effects = table.fold(Chunk(7, 8, bytes(data)))
         (letter,) = effects.dead_letters
         expected = (Reason.BAD_BATCH, None) if excess else (Reason.NOT_AVRO, b"SO1")
-        assert expected == (letter.reason, letter.record.key)
+        assert (letter.reason, letter.record.key) == expected
         assert table.clock_ms == NOW_MS
         if excess:
             assert f"more than {BATCH_UNPACKED_BYTES_MAX} bytes" in letter.detail

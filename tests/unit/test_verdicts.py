@@ -7,17 +7,24 @@ from typing import Any
 
 import pytest
 
-from schemas import OWN_SCHEMA_ONLY, SEGMENT_SCHEMA, BadRecord, Reason, SegmentEvent, encode_segment
-from stream_processors.errors import StateError
-from stream_processors.lookups import (
+from durabill.schemas import (
+    OWN_SCHEMA_ONLY,
+    SEGMENT_SCHEMA,
+    BadRecord,
+    Reason,
+    SegmentEvent,
+    encode_segment,
+)
+from durabill.schemas.errors import StateError
+from durabill.stream_processors.worker.registry import ID_MAX, NoAnswer
+from durabill.stream_processors.worker.schema_lookups import (
     ASKED_AT_ONCE_MAX,
     PATIENCE_PERIOD_S,
     PATIENCE_S,
     UNKNOWN_FOR_S,
     SchemaLookups,
 )
-from stream_processors.registry import ID_MAX, NoAnswer
-from stream_processors.verdicts import RecordedSchemas
+from durabill.stream_processors.worker.verdicts import RecordedSchemas
 
 OURS = json.dumps(SEGMENT_SCHEMA)
 EVENT = SegmentEvent("SO1", 1, 1, 2, False)

@@ -8,10 +8,10 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.gateway_http import _foreign
-from producers.transport import quote_order_number
-from schemas import BadRecord, check_order_number
-from schemas.web import (
+from durabill.producers.gateway.checks import _foreign
+from durabill.producers.sdk.http_uplink import quote_order_number
+from durabill.schemas import BadRecord, check_order_number
+from durabill.schemas.web import (
     PAGE_DEFAULT,
     PAGE_MAX,
     AllowedHosts,
@@ -39,8 +39,8 @@ STRANGERS = [
 @pytest.mark.parametrize("local", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def test_on_the_loopback_its_names_are_ours_and_no_others(local: str) -> None:
     hosts = AllowedHosts("127.0.0.1")
-    assert [] == [name for name in LOOPBACK if not hosts.allows(name, local)]
-    assert [] == [name for name in STRANGERS if hosts.allows(name, local)]
+    assert [name for name in LOOPBACK if not hosts.allows(name, local)] == []
+    assert [name for name in STRANGERS if hosts.allows(name, local)] == []
 
 
 def test_elsewhere_the_address_that_was_called_is_ours() -> None:
@@ -68,7 +68,7 @@ def test_what_is_no_host(host: str) -> None:
     ],
 )
 def test_which_addresses_are_for_this_machine_alone(host: str, expected: bool) -> None:
-    assert expected == is_loopback(host)
+    assert is_loopback(host) == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_which_addresses_are_for_this_machine_alone(host: str, expected: bool) -
     ],
 )
 def test_same_origin(origin: str, host: str, expected: bool) -> None:
-    assert expected == is_same_origin(origin, host)
+    assert is_same_origin(origin, host) == expected
 
 
 def test_every_legal_number_survives_a_path() -> None:
@@ -123,7 +123,7 @@ def test_pages_that_there_are_not(query: dict[str, str]) -> None:
 def test_pages_at_their_limits() -> None:
     assert Page(PAGE_DEFAULT, -1, 0) == read_page({})
     assert Page(1, 5, 7) == read_page({"limit": "1", "after": "5.7"})
-    assert PAGE_MAX == read_page({"limit": "10000"}).limit
+    assert read_page({"limit": "10000"}).limit == PAGE_MAX
 
 
 @given(

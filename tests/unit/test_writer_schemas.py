@@ -12,7 +12,7 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import (
+from durabill.schemas import (
     SEGMENT_SCHEMA,
     BadRecord,
     Reason,

@@ -1,0 +1,5 @@
+"""The `durabill` command: one file a command."""
+
+from durabill.schemas.extras import require
+
+require(__name__, "engine", "rich", "typer")

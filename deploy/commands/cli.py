@@ -1,0 +1,118 @@
+"""The `durabill` command: what there is, and how errors are told.
+
+Each command imports what it needs when it runs, so that `--help` answers at once.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from durabill.deploy.commands.dead_letters import letters_app
+from durabill.deploy.commands.demo import demo
+from durabill.deploy.commands.explain import check_arguments, explain
+from durabill.deploy.commands.fleet import fleet, totals
+from durabill.deploy.commands.order import order
+from durabill.deploy.commands.run import gateway, ledger, worker
+from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
+from durabill.deploy.commands.status import status
+from durabill.deploy.streams import (
+    BROKEN_PIPE_EXIT_CODE,
+    OutputError,
+    finish_streams,
+    give_up_output,
+    guard_streams,
+)
+from durabill.deploy.terminal import say
+
+HELP = """Exact, provable billing of services that are charged by time, on Kafka.
+
+See it work, with a fleet of faulty clients, in about a minute:
+
+    durabill demo
+
+Run it on this machine, each line in a terminal of its own:
+
+    durabill kafka start && durabill postgres start && durabill topics create
+    durabill worker
+    durabill ledger
+    durabill gateway
+
+Run it on your own Kafka and PostgreSQL: set DURABILL_BOOTSTRAP_SERVERS and DURABILL_LEDGER_DSN.
+Every setting is a variable DURABILL_..., and a flag of the commands that need it; flags win.
+"""
+
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+_RUN, _LOOK, _STACK = "Run", "Look", "Local stack"
+app.command(rich_help_panel="Start here")(demo)
+for _command in (worker, ledger, gateway):
+    app.command(rich_help_panel=_RUN)(_command)
+app.command(rich_help_panel=_LOOK)(status)
+app.command(rich_help_panel=_LOOK)(order)
+app.command(rich_help_panel=_LOOK)(totals)
+app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
+app.command(rich_help_panel=_LOOK)(fleet)
+app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
+app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
+app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from durabill.deploy.commands.process_words import own_version
+
+        print(f"durabill {own_version()}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error that somebody can mend is a message, not a traceback."""
+    os.umask(0o077)  # what commands write (logs, data, truth files) is for their user alone
+    guard_streams()
+    code = _run(sys.argv[1:])
+    try:
+        finish_streams()
+    except OutputError as error:
+        told = _tell(error, [])
+        code = code or told
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command and return its exit code; a bug of ours is raised."""
+    try:
+        check_arguments(arguments)
+        code = app(arguments, prog_name="durabill", standalone_mode=False)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return BROKEN_PIPE_EXIT_CODE
+    except Exception as error:
+        return _tell(error, arguments)
+    return code if isinstance(code, int) else 0
+
+
+def _tell(error: Exception, arguments: list[str]) -> int:
+    lines = explain(error, arguments)
+    if lines is None:
+        raise error
+    if isinstance(error, OutputError):
+        give_up_output()
+    if not (isinstance(error, OutputError) and error.is_gone):
+        for line in lines:
+            say(f"error: {line}")
+    return int(getattr(error, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    main()

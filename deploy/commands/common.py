@@ -1,0 +1,198 @@
+"""What the commands share: settings as flags, the local stack's addresses.
+
+Nothing heavy is imported here, so that `durabill --help` answers at once.
+"""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from durabill.deploy.terminal import say
+
+if TYPE_CHECKING:
+    from durabill.stream_processors.settings import Settings
+
+Command = Callable[..., None]
+CONNECTION = (
+    "bootstrap_servers",
+    "security_protocol",
+    "sasl_mechanism",
+    "sasl_username",
+    "sasl_password",
+    "ssl_ca_location",
+    "ssl_certificate_location",
+    "ssl_key_location",
+    "ssl_key_password",
+    "data_dir",
+)
+TOPICS = ("segments_topic", "totals_topic", "dead_letters_topic", "application_id")
+POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
+
+SETTING_HELP = {
+    "bootstrap_servers": "Where Kafka is: host:port[,host:port]. Default: the local stack's.",
+    "security_protocol": "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
+    "sasl_mechanism": "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
+    "sasl_username": "User name for SASL.",
+    "sasl_password": "Password for SASL; by the environment only, or in the file `…_FILE` names.",
+    "ssl_ca_location": "File with the CA certificates that Kafka's must be signed by (PEM).",
+    "ssl_certificate_location": "File with our certificate, where Kafka asks for one (PEM).",
+    "ssl_key_location": "File with that certificate's key (PEM).",
+    "ssl_key_password": "Password of that key; by the environment only, or by `…_FILE`.",
+    "schema_registry_url": "Confluent-compatible registry; segments framed for it are read too.",
+    "application_id": "Name of this deployment: the worker's group, its checkpoint topic.",
+    "previous_application_id": "Id whose recorded policies hold for what it has billed.",
+    "segments_topic": "Topic of the segments.",
+    "totals_topic": "Topic of the totals.",
+    "dead_letters_topic": "Topic of the dead letters.",
+    "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
+    "idle_timeout_s": "Wait for an order's next new segment, then ABANDONED.",
+    "correction_window_s": "How long ago a segment may have ended and still count.",
+    "interim_interval_s": "Longest time an order runs on without a total, then RUNNING; 0: never.",
+    "checkpoint_interval_s": "Time between checkpoints: what a crash replays at most.",
+    "stall_timeout_s": "How long a worker may stand still before it says so; twice that ends it.",
+    "worker_host": "Address that the worker's web server listens on.",
+    "worker_port": "Its port; 0 finds a free one.",
+    "worker_urls": "Web servers of workers: http://host:port[,http://host:port].",
+    "worker_token": "Token of the workers' web servers; by the environment only, or by `…_FILE`.",
+    "gateway_host": "Address that the gateway listens on.",
+    "gateway_port": "Its port; 0 finds a free one.",
+    "gateway_allowed_hosts": "Names that clients know the gateway by, name[,name]; * is any.",
+    "gateway_access_log": "Log each request: true or false.",
+    "gateway_client_segments": "Segments of one client that may wait for Kafka at once.",
+    "gateway_connections": "Connections at once, of all clients.",
+    "gateway_address_connections": "Connections at once of one address (IPv6: a /64).",
+    "gateway_clock_offset_max_s": "Further off the broker's clock the gateway is not ready.",
+    "report_interval_s": "How often clients are told to report.",
+    "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",
+    "data_dir": "Folder of the local stack and of what runs here.",
+}
+"""One line for each setting; each is a flag."""
+
+SETTING_DEFAULTS = {
+    "security_protocol": "PLAINTEXT",
+    "sasl_mechanism": "PLAIN",
+    "application_id": "durabill",
+    "segments_topic": "billing.segments",
+    "totals_topic": "billing.totals",
+    "dead_letters_topic": "billing.dead-letters",
+    "settle_grace_s": "30",
+    "idle_timeout_s": "300",
+    "correction_window_s": "86400",
+    "interim_interval_s": "86400",
+    "checkpoint_interval_s": "1",
+    "stall_timeout_s": "60",
+    "worker_host": "127.0.0.1",
+    "worker_port": "0",
+    "gateway_host": "127.0.0.1",
+    "gateway_port": "8080",
+    "gateway_access_log": "false",
+    "gateway_client_segments": "2000",
+    "gateway_connections": "4000",
+    "gateway_address_connections": "2000",
+    "gateway_clock_offset_max_s": "30",
+    "report_interval_s": "10",
+    "data_dir": ".durabill",
+}
+"""What the help says of each setting that has a default; a test compares it with `Settings`."""
+
+AS_JSON = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
+
+
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Give a command a flag for each of these settings, and call it with `settings`.
+
+    Flags are passed on as text, so that all that is wrong is reported at once.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            from durabill.deploy.commands.secret_flags import check_flags
+            from durabill.stream_processors.settings import load_settings
+
+            flags = {name: arguments.pop(name) for name in names}
+            check_flags(flags)
+            command(settings=load_settings(os.environ, **flags), **arguments)
+
+        signature = inspect.signature(command)
+        own = [each for each in signature.parameters.values() if each.name != "settings"]
+        flags = [_flag(name) for name in names]
+        # What typer reads; the wrapped function's own annotations name a type not imported here.
+        run.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in own + flags}
+        return run
+
+    return decorate
+
+
+def _flag(name: str) -> inspect.Parameter:
+    unit = "SECONDS" if name.endswith("_s") else "PORT" if name.endswith("_port") else "TEXT"
+    default = SETTING_DEFAULTS.get(name)
+    option = typer.Option(
+        "--" + name.replace("_", "-"),
+        help=SETTING_HELP[name] + (f" Default: {default}." if default else ""),
+        metavar=unit,
+        show_default=False,
+        hidden=name.endswith("password"),  # refused: a command line can be read by everybody
+        rich_help_panel="Settings (--some-setting is DURABILL_SOME_SETTING in the environment)",
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
+    )
+
+
+def located(
+    settings: "Settings", *required: str, ledger: bool = False, role: str | None = None
+) -> "Settings":
+    """Fill in the addresses of a local stack that runs, and insist on the `required` settings.
+
+    Kafka's address is looked for always, the ledger's where it is required or `ledger` is true.
+    With a `role`, returns once Kafka lets us in and grants what that needs (see `connect.enter`).
+    """
+    found = {}
+    data_dir = Path(settings.data_dir)
+    if not settings.bootstrap_servers:
+        from durabill.deploy.local.kafka import LocalKafka
+
+        kafka = LocalKafka(data_dir).status()
+        if kafka.usable and kafka.bootstrap_servers:
+            found["bootstrap_servers"] = kafka.bootstrap_servers
+            say(f"using the local Kafka at {kafka.bootstrap_servers}")
+    if not settings.ledger_dsn and (ledger or "ledger_dsn" in required):
+        from durabill.deploy.local.postgres import LocalPostgres
+
+        postgres = LocalPostgres(data_dir).status()
+        if postgres.running and postgres.dsn:
+            found["ledger_dsn"] = postgres.dsn
+            say(f"using the local PostgreSQL at {without_password(postgres.dsn)}")
+    import msgspec
+
+    settings = msgspec.structs.replace(settings, **found)
+    settings.require(*required)
+    if role is not None:
+        from durabill.deploy.connect import enter
+
+        enter(settings, role)
+    return settings
+
+
+def quiet_kafka(settings: "Settings") -> dict[str, Any]:
+    """Return the librdkafka configuration for a short look: errors come as such, not as lines."""
+    from durabill.stream_processors.kafka.options import quiet
+
+    return quiet(settings.librdkafka())
+
+
+def without_password(dsn: str) -> str:
+    """Return where a DSN points, for messages, whichever form it has."""
+    from durabill.stream_processors.dsn import shown_dsn
+
+    return shown_dsn(dsn)

@@ -1,0 +1,252 @@
+"""Reads what Kafka and the ledger hold of an order: its log, the policies, its totals."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaException, Message
+
+from durabill.deploy.commands.common import quiet_kafka, without_password
+from durabill.deploy.commands.order_story import Basis, Row, Story
+from durabill.deploy.commands.run import writer_schemas
+from durabill.deploy.terminal import Progress, say, shown
+from durabill.schemas import OrderTotal, Reason, WriterSchemas, partition_for
+from durabill.schemas.errors import DurabillError, StateError
+from durabill.schemas.wire import RawSegment
+from durabill.stream_processors.core.admission import Headers, Place
+from durabill.stream_processors.core.explain import PolicyAt, Read, explain
+from durabill.stream_processors.dead_letters.letters import (
+    DeadLetter,
+    headers_of,
+    list_dead_letters,
+)
+from durabill.stream_processors.engine.batch import Record
+from durabill.stream_processors.kafka.reading import read_topic, topic_ends
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.checkpoint import entry_key
+from durabill.stream_processors.worker.policies import (
+    POLICY,
+    History,
+    PolicyRecord,
+    Terms,
+    decode_history,
+    in_force,
+)
+from durabill.stream_processors.worker.verdicts import SCHEMAS, RecordedSchemas
+
+
+class LogMessage:
+    """A message of Kafka's as a record of the log. Of most no more is asked than its place."""
+
+    __slots__ = ("_message", "append_ms", "offset")
+
+    def __init__(self, offset: int, message: Message) -> None:
+        self.offset = offset
+        self.append_ms = message.timestamp()[1]
+        self._message = message
+
+    @property
+    def key(self) -> bytes | None:
+        """Return its key."""
+        return _bytes(self._message.key())
+
+    @property
+    def value(self) -> bytes | None:
+        """Return its value."""
+        return _bytes(self._message.value())
+
+    @property
+    def headers(self) -> Headers:
+        """Return its headers."""
+        return tuple(headers_of(self._message))
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of its parts."""
+        return Record(self.offset, self.append_ms, self.key, self.value, self.headers).size
+
+
+def read_story(settings: Settings, number: str, everywhere: bool, progress: Progress) -> Story:
+    """Return what the log tells of an order; `everywhere`: in wrong partitions as well."""
+    kafka, topic = quiet_kafka(settings), settings.segments_topic
+    partitions = len(topic_ends(kafka, topic))
+    own = partition_for(number.encode(), partitions)
+    asked = sorted(range(partitions), key=lambda each: each != own) if everywhere else [own]
+    recorded = _Recorded(settings, asked, progress)
+    story = Story(number, own, recorded.basis_of(own))
+    for partition in asked:
+        basis = recorded.basis_of(partition)
+        log = (
+            LogMessage(offset, message)
+            for _, offset, message in read_topic(
+                kafka, topic, partitions=frozenset({partition}), progress=progress
+            )
+        )
+        place, policy_at = Place(partition, partitions), _policy_at(basis.history)
+        read = recorded.reader_of(partition)
+        story.add(partition, explain(number, log, place, policy_at, read))
+    letters = list_dead_letters(kafka, settings.dead_letters_topic)
+    story.notes += compare_letters(story.rows, letters, topic, own)
+    return story
+
+
+def _policy_at(history: History) -> PolicyAt:
+    return lambda offset: in_force(history, offset).policy
+
+
+class _Recorded:
+    """What the checkpoint topic has recorded of partitions: policies, and writers' schemas."""
+
+    def __init__(self, settings: Settings, partitions: Iterable[int], progress: Progress) -> None:
+        self._settings = settings
+        self._entries: dict[bytes, bytes] = {}
+        self._why = ""
+        names = {entry_key(each, name) for each in partitions for name in (POLICY, SCHEMAS)}
+        try:
+            for _, _, message in read_topic(
+                quiet_kafka(settings),
+                settings.checkpoint_topic,
+                partitions=frozenset(partitions),
+                progress=progress,
+            ):
+                key, value = _bytes(message.key()), _bytes(message.value())
+                if key in names and value is not None:
+                    self._entries[key] = value
+        except (DurabillError, KafkaException) as error:
+            # Nobody needs a right on the checkpoint to look at an order.
+            self._why = f"the recorded policy can't be read: {_first_sentence(error)}"
+
+    def basis_of(self, partition: int) -> Basis:
+        """Return the policies of a partition; the settings' where none could be read."""
+        why = self._why or "no worker has recorded a policy under this application id"
+        try:
+            history = decode_history(self._entries.get(entry_key(partition, POLICY)))
+        except StateError as error:
+            history, why = (), str(error)
+        if history and not self._why:
+            return Basis(history)
+        terms = Terms(self._settings.policy, registry=bool(self._settings.schema_registry_url))
+        return Basis((PolicyRecord(0, terms),), why)
+
+    def reader_of(self, partition: int) -> Read:
+        """Return how values of a partition are read: with the schemas that were recorded.
+
+        Where the recorded ones can't be read, or have no word on an id yet, the registry is asked.
+        """
+        basis, asked = self.basis_of(partition), writer_schemas(self._settings)
+        if basis.assumed_because:
+            return asked.read
+        known = RecordedSchemas(WriterSchemas(), self._entries.get(entry_key(partition, SCHEMAS)))
+
+        def read(value: bytes | None, offset: int) -> RawSegment:
+            known.reads_ids = in_force(basis.history, offset).registry
+            if known.reads_ids and asked.has_registry and value is not None and value[:1] == b"\0":
+                schema_id = int.from_bytes(value[1:5], "big")
+                if known.undecided({schema_id: offset}):
+                    return asked.read(value, offset)
+            return known.read(value, offset)
+
+        return read
+
+
+def compare_letters(
+    rows: list[Row], letters: Iterable[DeadLetter], topic: str, own: int
+) -> list[str]:
+    """Note on each record where its dead letter is; return what was published otherwise."""
+    by_place = {(each.partition, each.offset): each for each in rows}
+    last_offset = max((each.offset for each in rows if each.partition == own), default=-1)
+    notes, cut = [], []
+    for letter in letters:
+        if letter.origin is None or letter.source_topic != topic:
+            continue
+        place = letter.origin[1:]
+        row = by_place.get(place)
+        if letter.reason == Reason.BAD_BATCH:
+            # Of the rest of a batch; a consumer can't tell which records are in it.
+            if place[0] == own and place[1] <= last_offset:
+                cut.append(f"{place[0]}/{place[1]}")
+        elif row is not None:
+            row.dead_letter = f"{letter.partition}/{letter.offset}"
+            if row.reason != letter.reason:
+                notes.append(
+                    f"record {place[0]}/{place[1]} was published as a dead letter of the reason"
+                    f" {shown(letter.reason)}: it was judged by another policy than is told here"
+                )
+    if cut:
+        more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+        notes.append(
+            f"from {', '.join(cut[:3])}{more} on the rest of a batch doesn't count (BAD_BATCH);"
+            " its records are told here as if it did"
+        )
+    return notes
+
+
+@dataclass(slots=True)
+class Totals:
+    """An order's published totals, oldest first, `count` in all, and those set aside.
+
+    A ledger sets a total aside where it has recorded another one of the same revision; None where
+    no ledger could be asked.
+    """
+
+    found: list[Any]
+    count: int
+    source: str
+    set_aside: list[OrderTotal] | None = None
+
+
+def read_totals(settings: Settings, number: str, limit: int | None, *, whole: bool) -> Totals:
+    """Return the latest `limit` totals (None: all); without their intervals unless `whole`."""
+    if settings.ledger_dsn:
+        import psycopg
+
+        from durabill.stream_processors.dsn import connect, error_text
+        from durabill.stream_processors.ledger import lookups
+
+        source = f"the ledger at {without_password(settings.ledger_dsn)}"
+        try:
+            with connect(settings.ledger_dsn) as connection:
+                if whole:
+                    found: list[Any] = list(lookups.revisions(connection, number))
+                    totals = Totals(found, len(found), source)
+                else:
+                    found, count = lookups.revision_summaries(connection, number, limit)
+                    totals = Totals(found, count, source)
+                try:
+                    totals.set_aside = lookups.set_aside_totals(connection, number)
+                except psycopg.errors.InsufficientPrivilege as error:
+                    connection.rollback()
+                    say(f"note: totals that were set aside can't be read: {error_text(error)}")
+                return totals
+        except psycopg.Error as error:
+            say(f"note: the ledger can't be asked: {error_text(error)}")
+    found = totals_in_topic(settings, number)
+    return Totals(found[-(limit or len(found)) :], len(found), f"topic {settings.totals_topic}")
+
+
+def totals_in_topic(settings: Settings, number: str) -> list[OrderTotal]:
+    """Return the order's totals in the totals topic, oldest first, each once."""
+    from durabill.schemas import BadTotal, decode_total
+
+    kafka, key = quiet_kafka(settings), number.encode()
+    partition = partition_for(key, len(topic_ends(kafka, settings.totals_topic)))
+    found: dict[OrderTotal, None] = {}
+    for _, _, message in read_topic(
+        kafka, settings.totals_topic, partitions=frozenset({partition})
+    ):
+        value = message.value()
+        if message.key() == key and isinstance(value, bytes):
+            try:
+                found[decode_total(value)] = None
+            except BadTotal:
+                continue
+    return list(found)
+
+
+def _bytes(content: str | bytes | None) -> bytes | None:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _first_sentence(error: Exception) -> str:
+    cause = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+    return cause.splitlines()[0].partition(". ")[0]

@@ -1,0 +1,279 @@
+"""`durabill worker`, `gateway`, `ledger`: the three long-running processes."""
+
+import errno
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from durabill.deploy.commands.ask_workers import known_workers
+from durabill.deploy.commands.common import (
+    AS_JSON,
+    CONNECTION,
+    POLICY,
+    TOPICS,
+    located,
+    quiet_kafka,
+    with_settings,
+    without_password,
+)
+from durabill.deploy.commands.process_words import (
+    check_address,
+    introduce,
+    process_log,
+    registered,
+    since_s,
+    stopping,
+)
+from durabill.deploy.commands.stack import checked_topics
+from durabill.deploy.terminal import (
+    emit,
+    say,
+)
+
+log = logging.getLogger("durabill.settings")
+
+if TYPE_CHECKING:
+    from durabill.producers.gateway.server import GatewayConfig
+    from durabill.schemas import WriterSchemas
+    from durabill.stream_processors.settings import Settings
+
+
+@with_settings(
+    *CONNECTION,
+    *TOPICS,
+    *POLICY,
+    "checkpoint_interval_s",
+    "previous_application_id",
+    "stall_timeout_s",
+    "worker_host",
+    "worker_port",
+    "schema_registry_url",
+    "report_interval_s",
+)
+def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
+    """Run a worker: keep the interval tables, settle orders, publish totals.
+
+    Start as many as there are partitions to share; each finds a free port for its web server,
+    which answers GET /orders/NUMBER and /status. It listens on this machine alone, unless
+    --worker-host says another address: then whoever asks it needs DURABILL_WORKER_TOKEN. All of
+    one deployment need the same application id, topics and policy. Ctrl-C stops it after a last
+    checkpoint; after a crash, start it again.
+
+        durabill worker --settle-grace-s 30 --idle-timeout-s 300
+    """
+    from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
+    from durabill.deploy.local.stack import find_free_ports
+    from durabill.deploy.logs import set_up_logging
+    from durabill.schemas import WriterSchemas
+    from durabill.stream_processors.worker.pages import check_access
+
+    set_up_logging()
+    check_access(settings)
+    port = settings.worker_port or find_free_ports(1)[0]
+    check_address("worker", settings.worker_host, port)
+    settings = located(settings, "bootstrap_servers")
+    warn_of_policy(settings)
+    enter(settings, "worker", patience_s=PROCESS_PATIENCE_S)
+    from durabill.stream_processors.worker.app import (
+        run_worker,  # takes a while: what is wrong is told before
+    )
+
+    partitions, warnings = checked_topics(settings)
+    for warning in warnings:
+        say(f"note: {warning}")
+    host = settings.worker_host
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    topics = (settings.segments_topic, settings.totals_topic, settings.dead_letters_topic)
+    introduce("worker", settings, topics=", ".join(topics), web_server=url)
+    if as_json:
+        emit({"started": "worker", "url": url, "pid": os.getpid(), "partitions": partitions})
+    with registered(settings, url), stopping("worker"):
+        run_worker(settings, partitions, port, WriterSchemas())
+
+
+@with_settings(
+    *CONNECTION,
+    "segments_topic",
+    "application_id",
+    "correction_window_s",
+    "idle_timeout_s",
+    "gateway_host",
+    "gateway_port",
+    "gateway_allowed_hosts",
+    "gateway_access_log",
+    "gateway_client_segments",
+    "gateway_connections",
+    "gateway_address_connections",
+    "gateway_clock_offset_max_s",
+    "report_interval_s",
+    "worker_urls",
+    "ledger_dsn",
+)
+def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
+    """Run the HTTP gateway for clients that don't speak Kafka.
+
+    POST /v1/orders starts an order, POST /v1/orders/NUMBER/segments takes its segments, GET
+    /v1/orders/NUMBER shows where it stands; /docs describes all. It keeps no state: run as many
+    as you like. Workers and ledger may be started after it. Where clients know it by another
+    name than the address it listens on, list that in --gateway-allowed-hosts.
+
+        durabill gateway --gateway-port 8080
+        curl -X POST http://127.0.0.1:8080/v1/orders
+    """
+    from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
+    from durabill.deploy.logs import set_up_logging
+    from durabill.producers.gateway.server import run_gateway
+
+    set_up_logging()
+    began_s = time.monotonic()
+    check_address("gateway", settings.gateway_host, settings.gateway_port)
+    settings = located(settings, "bootstrap_servers")  # the ledger may come and go
+    warn_of_policy(settings)
+    enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
+    known = known_workers(settings)
+    ledger = settings.ledger_dsn or _local_ledger(settings)
+    introduce(
+        "gateway",
+        settings,
+        topic=settings.segments_topic,
+        workers=", ".join(known) or "none yet (DURABILL_WORKER_URLS, or one in the data folder)",
+        ledger=without_password(ledger) if ledger else "none yet (DURABILL_LEDGER_DSN)",
+    )
+
+    def is_ready(url: str) -> None:
+        process_log.info("gateway ready after %.1f s: it listens on %s", since_s(began_s), url)
+        if as_json:
+            emit({"started": "gateway", "url": url, "pid": os.getpid()})
+
+    try:
+        with stopping("gateway"):
+            run_gateway(_gateway_config(settings), is_ready)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # somebody has taken it since we looked
+            check_address("gateway", settings.gateway_host, settings.gateway_port)
+        raise
+
+
+def _gateway_config(settings: "Settings") -> "GatewayConfig":
+    from durabill.producers.gateway.server import GatewayConfig
+    from durabill.producers.gateway.web_server import Limits
+    from durabill.stream_processors.kafka.options import telling
+
+    return GatewayConfig(
+        kafka=telling(settings.librdkafka()),
+        topic=settings.segments_topic,
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        allowed_hosts=tuple(each.strip() for each in settings.gateway_allowed_hosts.split(",")),
+        access_log=settings.gateway_access_log,
+        report_interval_ms=round(settings.report_interval_s * 1000),
+        find_workers=lambda: tuple(known_workers(settings)),
+        worker_token=settings.worker_token,
+        find_ledger=lambda: settings.ledger_dsn or _local_ledger(settings),
+        correction_window_ms=settings.policy.correction_window_ms,
+        limits=Limits(
+            connections_max=settings.gateway_connections,
+            connections_per_address_max=settings.gateway_address_connections,
+        ),
+        client_segments_max=settings.gateway_client_segments,
+        clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
+    )
+
+
+def _local_ledger(settings: "Settings") -> str | None:
+    """Return where the local stack's PostgreSQL is, if it runs by now."""
+    from durabill.deploy.local.postgres import LocalPostgres
+
+    postgres = LocalPostgres(Path(settings.data_dir)).status()
+    return postgres.dsn if postgres.running else None
+
+
+@with_settings(*CONNECTION, "totals_topic", "application_id", "ledger_dsn")
+def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
+    """Run the ledger: every revision of every total into PostgreSQL, once.
+
+    Brings the tables up to date first. Several may run side by side. Finance reads the views
+    latest_order_totals, ledger_status and disputed_totals.
+
+        export DURABILL_LEDGER_DSN=postgresql://billing@db.example/ledger
+        durabill ledger
+    """
+    from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
+    from durabill.deploy.logs import set_up_logging
+    from durabill.deploy.migrate import migrate
+    from durabill.stream_processors.kafka.options import ledger_group
+    from durabill.stream_processors.ledger.consumer import run_ledger
+
+    set_up_logging()
+    began_s = time.monotonic()
+    settings = located(settings, "bootstrap_servers", "ledger_dsn")
+    enter(settings, "ledger", patience_s=PROCESS_PATIENCE_S)
+    topic, where = settings.totals_topic, without_password(settings.ledger_dsn)
+    introduce("ledger", settings, topic=topic, postgresql=where)
+
+    def prepare() -> None:
+        for name in migrate(settings.ledger_dsn):
+            process_log.info("applied %s", name)
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def is_ready() -> None:
+        process_log.info("ledger ready after %.1f s", since_s(began_s))
+        if as_json:
+            emit({"started": "ledger", "topic": topic, "ledger": where, "pid": os.getpid()})
+
+    with stopping("ledger"):
+        run_ledger(
+            quiet_kafka(settings),
+            topic,
+            ledger_group(settings.application_id),
+            settings.ledger_dsn,
+            stop=stop,
+            prepare=prepare,
+            on_ready=is_ready,
+        )
+
+
+def warn_of_policy(settings: "Settings") -> None:
+    """Say loudly that by the settings orders are abandoned that are between two reports."""
+    report_s, idle_s = settings.report_interval_s, settings.idle_timeout_s
+    if report_s > idle_s:
+        log.warning(
+            "DURABILL_REPORT_INTERVAL_S (%g s) is longer than DURABILL_IDLE_TIMEOUT_S (%g s):"
+            " orders whose clients report that seldom settle as ABANDONED between two reports. Give"
+            " worker and gateway the same settings, and an idle timeout of several reports",
+            *(report_s, idle_s),
+        )
+
+
+def writer_schemas(settings: "Settings") -> "WriterSchemas":
+    """Return the schemas that segments may be written with: ours, and the registry's if any."""
+    from durabill.schemas import WriterSchemas
+
+    if not settings.schema_registry_url:
+        return WriterSchemas()
+    from durabill.schemas.errors import UnreachableError
+    from durabill.stream_processors.worker.registry import NoAnswer, Registry
+
+    registry = Registry(settings.schema_registry_url)
+
+    def look_up(schema_id: int) -> str:
+        try:
+            schema = registry.ask(schema_id)
+        except NoAnswer as error:
+            # Nothing is known of the record then: to call it bad would be a guess.
+            raise UnreachableError(
+                f"The schema registry at {registry.address} (DURABILL_SCHEMA_REGISTRY_URL) does not"
+                f" say what id {schema_id} is: {error}"
+            ) from error
+        if schema is None:
+            raise LookupError("the registry has no such schema")
+        return schema
+
+    return WriterSchemas(look_up)

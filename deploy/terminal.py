@@ -1,0 +1,132 @@
+"""What a person sees of a command: results, words beside them, times, progress bars.
+
+Nothing heavy is imported here, so that `durabill --help` answers at once.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from durabill.schemas.text import counted, plain, shown
+
+__all__ = [
+    "Progress",
+    "answer",
+    "counted",
+    "emit",
+    "human_bound",
+    "human_doubts",
+    "human_ms",
+    "human_time",
+    "plain",
+    "plain_lines",
+    "progress_bars",
+    "say",
+    "shown",
+]
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(phase, done, total) now and then."""
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the command's result.
+
+    Who listens to no such words (standard error is closed, or full) still gets the result.
+    """
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(plain_lines(text), file=sys.stderr, flush=True)
+
+
+def emit(value: object) -> None:
+    """Print a result as one line of JSON, with what can't be seen escaped: exact, and one line."""
+    text = plain(json.dumps(value, ensure_ascii=False))
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text, flush=True)
+
+
+def plain_lines(text: str) -> str:
+    """Return lines that may hold a stranger's text, with all but the line feeds escaped."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
+def answer(value: object, text: str, as_json: bool) -> None:
+    """Print a result: `value` as JSON for scripts, `text` for people."""
+    if as_json:
+        emit(value)
+    else:
+        print(text, flush=True)
+
+
+def human_ms(duration_ms: int) -> str:
+    """Return a duration as people write it: `2 h 03 min 04.500 s`."""
+    seconds, ms = divmod(duration_ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02} min {seconds:02}.{ms:03} s"
+    return f"{minutes} min {seconds:02}.{ms:03} s" if minutes else f"{seconds}.{ms:03} s"
+
+
+def human_bound(upper_bound_ms: int | None) -> str:
+    """Return what a total says of the duration if all that is missing were found."""
+    if upper_bound_ms is None:
+        return "upper bound unknown"
+    return f"at most {human_ms(upper_bound_ms)}"
+
+
+def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
+    """Return what somebody should look at, each with a comma before it; or nothing."""
+    gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
+    late = counted(numbers_after_end, "number")
+    return gaps + (f", {late} after the end" if numbers_after_end else "")
+
+
+def human_time(epoch_ms: int) -> str:
+    """Return an instant in UTC, to the millisecond."""
+    try:
+        at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return f"{epoch_ms} ms"  # beyond the year 9999
+    return f"{at:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03}"
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progress]:
+    """Show progress on standard error: bars on a terminal.
+
+    Elsewhere nothing, or a line for each phase with `lines`. `quiet` shows nothing anywhere.
+    """
+    phases: set[str] = set()
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+
+        def tell(phase: str, done: int, total: int) -> None:
+            if phase not in phases:
+                phases.add(phase)
+                if lines and not quiet:
+                    say(phase)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,374 @@
+"""The gateway's contract: shapes of requests and answers, and their rules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
+from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.order_state import OrderState
+from durabill.schemas.text import plain
+from durabill.schemas.units import refused_time, unit_hint
+
+CLOCK_MARGIN_MS = 600_000
+"""How far the gateway's clock may be off the broker's while it has not learned the broker's yet.
+The rules about lateness and the future speak of the broker's append time, so the gateway refuses
+beforehand only what is beyond a margin as well: that is certain to become a dead letter."""
+SEGMENTS_MAX = 1_000
+RETRY_AFTER_S = 2
+DETAIL_CHARS_MAX = 200
+ERRORS_MAX = 20
+"""Of a request's wrong segments so many are listed: a wrong body must not cost more than a right
+one. The answer has the count of all."""
+_EXACT_MAX = 2.0**53  # greater whole numbers may have been rounded by whoever wrote them as floats
+
+NO_CONTROLS = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+
+
+def _told(description: str, **bounds: Any) -> Meta:
+    """Bounds for the description only: `schemas` checks them, with the contract's reasons."""
+    return Meta(description=description, extra_json_schema=bounds)
+
+
+class OrderRequest(Struct, forbid_unknown_fields=True):
+    """Ask for a new order. Without a number the gateway makes one up."""
+
+    service_order_number: (
+        Annotated[
+            str,
+            _told(
+                "no control characters; in UTF-8 at most 64 bytes",
+                minLength=1,
+                maxLength=64,
+                pattern=NO_CONTROLS,
+            ),
+        ]
+        | None
+    ) = None
+
+
+class OrderGrant(Struct):
+    """The server's go: the service begins at this server timestamp."""
+
+    service_order_number: str
+    server_timestamp_ms: Annotated[int, Meta(description="ms since the epoch")]
+    report_interval_ms: Annotated[int, Meta(description="upload one segment this often")]
+
+
+class SegmentRequest(Struct, forbid_unknown_fields=True):
+    """One segment of business data: the half-open time sequence [start_ms, end_ms).
+
+    Whole numbers may be written as 2 or 2.0: to JSON they are the same.
+    """
+
+    business_data_number: Annotated[int | float, _told("1, 2, 3 ... within the order", minimum=1)]
+    start_ms: Annotated[int | float, _told("server time, ms since the epoch", minimum=0)]
+    end_ms: Annotated[int | float, _told("from start_ms to 24 h after it", minimum=0)]
+    end_identifier: Annotated[
+        bool, Meta(description="true on the order's last segment, which may be of zero length")
+    ]
+    service_order_number: Annotated[
+        str | None, Meta(description="if given, the same as in the path")
+    ] = None
+
+
+class Receipt(Struct):
+    """Where Kafka keeps a segment, acknowledged by all in-sync replicas."""
+
+    business_data_number: int
+    partition: int
+    offset: int
+    append_ms: Annotated[
+        int | None, Meta(description="the broker's time; null where the topic has another time")
+    ]
+
+
+class SegmentResult(Struct):
+    """Whether a stored segment counts, by the broker's time when it was appended.
+
+    One that doesn't will be a dead letter for `reason`, and sending it again won't help while
+    that holds. Other dead letters (a fragmented order's, say) only the stream processor can tell.
+    """
+
+    business_data_number: int
+    counts: bool = True
+    reason: Annotated[str | None, Meta(description="IN_THE_FUTURE or TOO_LATE")] = None
+    detail: str | None = None
+
+
+class SegmentsAnswer(Struct):
+    """All segments of the request are in Kafka; both lists are in the order of the request."""
+
+    accepted: Annotated[int, Meta(description="how many of them count")]
+    receipts: list[Receipt]
+    segments: list[SegmentResult]
+
+
+class ServerTime(Struct):
+    """The server's time, ms since the epoch."""
+
+    server_timestamp_ms: int
+
+
+class OrderAnswer(Struct):
+    """An order: the interval table of the worker that owns it, and its latest total."""
+
+    service_order_number: str
+    live: Annotated[
+        OrderState | None,
+        Meta(description="the interval table of the order's worker, a page of it"),
+    ] = None
+    live_unknown: Annotated[
+        str | None,
+        Meta(description="why no worker could say, or be sure; `total` may be out of date then"),
+    ] = None
+    total: Annotated[
+        dict[str, Any] | None, Meta(description="the latest OrderTotal, of the ledger")
+    ] = None
+    total_unavailable: Annotated[
+        str | None, Meta(description="why the ledger couldn't be asked for the total")
+    ] = None
+
+
+class Health(Struct):
+    """The gateway runs, or is ready to take segments."""
+
+    status: str
+
+
+class ErrorBody(Struct):
+    """What went wrong: `reason` is for programs, `detail` for people."""
+
+    reason: str
+    detail: str
+    status: int
+
+
+class ItemError(Struct):
+    """What is wrong with one segment of the request; `index` counts from 0."""
+
+    index: int
+    business_data_number: int
+    reason: str
+    detail: str
+
+
+class ErrorAnswer(Struct, omit_defaults=True):
+    """Every answer from 400 on. `errors` is there where single segments break the rules.
+
+    It has the first of them only; `error_count` is of all.
+    """
+
+    error: ErrorBody
+    errors: list[ItemError] = []
+    error_count: int = 0
+
+
+class ApiError(Exception):
+    """An answer from 400 on; `retry_after_s` where a later try may succeed."""
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        detail: str,
+        *,
+        errors: Sequence[ItemError] = (),
+        error_count: int = 0,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(f"{status} {reason}: {detail}")
+        # It may repeat what was sent, and people read it: nothing in it may hide, or turn the line.
+        body = ErrorBody(reason, plain(detail), status)
+        self.answer = ErrorAnswer(body, list(errors), error_count)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+def try_later(reason: str, detail: str) -> ApiError:
+    """Return the answer for what is away or too busy at the moment."""
+    return ApiError(503, reason, detail, retry_after_s=RETRY_AFTER_S)
+
+
+Segments = (
+    SegmentRequest
+    | Annotated[
+        list[SegmentRequest],
+        Meta(min_length=1, extra_json_schema={"maxItems": SEGMENTS_MAX}),
+    ]
+)
+_ORDER = msgspec.json.Decoder(OrderRequest)
+_SEGMENTS: msgspec.json.Decoder[SegmentRequest | list[SegmentRequest]] = msgspec.json.Decoder(
+    Segments
+)
+
+
+def read_order(body: bytes | bytearray) -> OrderRequest:
+    """Return the request for an order (an empty body will do); raise ApiError(400 or 422)."""
+    try:
+        request = _ORDER.decode(body) if body.strip() else OrderRequest()
+    except ValueError as error:
+        raise _unreadable(error) from error
+    if request.service_order_number is not None:
+        check_number(request.service_order_number)
+    return request
+
+
+def read_segments(body: bytes | bytearray) -> list[SegmentRequest]:
+    """Return the one or many segments of a request; raise ApiError(400 or 413)."""
+    try:
+        segments = _SEGMENTS.decode(body)
+    except ValueError as error:
+        raise _unreadable(error) from error
+    if not isinstance(segments, list):
+        return [segments]
+    if len(segments) > SEGMENTS_MAX:
+        detail = f"{len(segments)} segments; a request has at most {SEGMENTS_MAX}"
+        raise ApiError(413, "TOO_MANY_SEGMENTS", detail)
+    return segments
+
+
+def _unreadable(error: ValueError) -> ApiError:
+    reason = "BAD_SHAPE" if isinstance(error, msgspec.ValidationError) else "BAD_JSON"
+    detail = str(error)  # it may repeat what was sent, a name of a field that isn't ours
+    return ApiError(400, reason, detail[-DETAIL_CHARS_MAX:])
+
+
+def check_number(number: str) -> None:
+    """Raise ApiError(422, BAD_ORDER_NUMBER) for an order number against the contract."""
+    try:
+        check_order_number(number)
+    except BadRecord as error:
+        raise ApiError(422, error.reason, error.detail) from error
+
+
+@dataclass(frozen=True, slots=True)
+class TimeRules:
+    """The rules that speak of a record's arrival, before and after it is known.
+
+    Beforehand it is some time from `now_ms` - `late_margin_ms` to `now_ms` + `early_margin_ms`.
+    Without a `correction_window_ms` nothing is TOO_LATE as far as we know.
+    """
+
+    correction_window_ms: int | None
+    now_ms: int
+    early_margin_ms: int = CLOCK_MARGIN_MS
+    late_margin_ms: int = CLOCK_MARGIN_MS
+
+    def bounds_ms(self) -> tuple[int, int]:
+        """Return the least and the greatest end that may count, whenever the segment arrives."""
+        window_ms = self.correction_window_ms
+        earliest_ms = 0 if window_ms is None else self.now_ms - window_ms - self.late_margin_ms
+        return earliest_ms, self.now_ms + FUTURE_TOLERANCE_MS + self.early_margin_ms
+
+    def check(self, segment: SegmentEvent) -> None:
+        """Raise BadRecord for a segment that is certain not to count, whenever it arrives."""
+        earliest_ms, latest_ms = self.bounds_ms()
+        ahead_ms = segment.end_ms - self.now_ms
+        times_ms = segment.start_ms, segment.end_ms
+        if segment.end_ms > latest_ms:
+            detail = f"ends {ahead_ms} ms after the server's time"
+            raise refused_time(Reason.IN_THE_FUTURE, detail, *times_ms)
+        length_ms = segment.end_ms - segment.start_ms
+        if length_ms > SEGMENT_LENGTH_MAX_MS:
+            detail = f"is {length_ms} ms long, at most 24 h are allowed"
+            raise refused_time(Reason.TOO_LONG, detail, *times_ms)
+        if segment.end_ms < earliest_ms:
+            detail = f"ended {-ahead_ms} ms before the server's time"
+            raise refused_time(Reason.TOO_LATE, detail, *times_ms)
+
+    def judge_all(
+        self, segments: Sequence[SegmentEvent], appends_ms: Sequence[int | None]
+    ) -> list[SegmentResult]:
+        """Return of each segment whether it counts, by its arrival (None: nobody knows)."""
+        known_ms = [each for each in appends_ms if each is not None]
+        ends_ms = [segment.end_ms for segment in segments]
+        window_ms = self.correction_window_ms
+        if not known_ms or (
+            max(ends_ms) - min(known_ms) <= FUTURE_TOLERANCE_MS
+            and (window_ms is None or max(known_ms) - min(ends_ms) <= window_ms)
+        ):
+            return [SegmentResult(segment.business_data_number) for segment in segments]
+        return [self.judge(*each) for each in zip(segments, appends_ms, strict=True)]
+
+    def judge(self, segment: SegmentEvent, append_ms: int | None) -> SegmentResult:
+        """Return whether a segment counts that arrived at `append_ms` (None: nobody knows)."""
+        result = SegmentResult(segment.business_data_number)
+        if append_ms is None:
+            return result
+        ahead_ms = segment.end_ms - append_ms
+        if ahead_ms > FUTURE_TOLERANCE_MS:
+            result.counts, result.reason = False, Reason.IN_THE_FUTURE
+            allowed = f"{FUTURE_TOLERANCE_MS} are allowed"
+            result.detail = f"ends {ahead_ms} ms after it arrived, {allowed}"
+        elif self.correction_window_ms is not None and -ahead_ms > self.correction_window_ms:
+            result.counts, result.reason = False, Reason.TOO_LATE
+            allowed_ms = self.correction_window_ms
+            result.detail = f"ended {-ahead_ms} ms before it arrived, {allowed_ms} are allowed"
+        return result
+
+
+def check_segments(
+    number: str, requests: Sequence[SegmentRequest], rules: TimeRules
+) -> list[SegmentEvent]:
+    """Return the segments of order `number`, or raise ApiError(422) with what is wrong with each.
+
+    The rules are the stream processor's, in its order, as far as they are certain already.
+    """
+    segments: list[SegmentEvent] = []
+    errors: list[ItemError] = []
+    earliest_ms, latest_ms = rules.bounds_ms()
+    longest_ms = SEGMENT_LENGTH_MAX_MS
+    for index, request in enumerate(requests):
+        try:
+            segment = _segment(number, index, request)
+            end_ms = segment.end_ms
+            if not earliest_ms <= end_ms <= latest_ms or end_ms - segment.start_ms > longest_ms:
+                rules.check(segment)
+            segments.append(segment)
+        except BadRecord as bad:
+            reported = int(max(-LONG_MAX, min(request.business_data_number, LONG_MAX)))
+            detail = plain(bad.detail)[:DETAIL_CHARS_MAX]
+            errors.append(ItemError(index, reported, bad.reason, detail))
+    if errors:
+        detail = f"{len(errors)} of {len(requests)} segments break the rules; nothing was stored"
+        raise ApiError(
+            422, "BAD_SEGMENTS", detail, errors=errors[:ERRORS_MAX], error_count=len(errors)
+        )
+    return segments
+
+
+def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
+    if request.service_order_number not in (None, number):
+        detail = f"service_order_number is {request.service_order_number!r}, not the path's"
+        raise BadRecord(Reason.KEY_MISMATCH, detail[:DETAIL_CHARS_MAX])
+    at, start_ms, end_ms = request.business_data_number, request.start_ms, request.end_ms
+    # A number of thousands of digits takes long to be shown.
+    if not -LONG_MAX <= at <= LONG_MAX:
+        sign = "large, the largest" if at > 0 else "small, the first"
+        detail = f"is too {sign} number is {LONG_MAX if at > 0 else 1}"
+        raise BadRecord(Reason.BAD_BUSINESS_DATA_NUMBER, detail)
+    if not (-LONG_MAX <= start_ms <= LONG_MAX and -LONG_MAX <= end_ms <= LONG_MAX):
+        raise BadRecord(Reason.BAD_TIME_SEQUENCE, _NO_LONG)
+    return SegmentEvent(
+        number,
+        at if type(at) is int else _whole(at, index),
+        start_ms if type(start_ms) is int else _whole(start_ms, index, unit_hint(start_ms)),
+        end_ms if type(end_ms) is int else _whole(end_ms, index, unit_hint(end_ms)),
+        request.end_identifier,
+    )
+
+
+_NO_LONG = "does not fit into 64 bits"
+
+
+def _whole(value: float, index: int, hint: str = "") -> int:
+    where = f"Expected `int`, got `float` ({value!r}) in segment `$[{index}]`"
+    if not value.is_integer():
+        raise ApiError(400, "BAD_SHAPE", where + hint)
+    if abs(value) > _EXACT_MAX:
+        raise ApiError(400, "BAD_SHAPE", f"{where}: beyond 2^53 a float isn't exact")
+    return int(value)

@@ -1,0 +1,92 @@
+"""GET /v1/orders/{number}: what the order's worker says now, and its latest total.
+
+A total alone may be out of date: the order may be open again, or have grown. So where the owner
+of the order could not be asked, the answer says so (`live_unknown`), and without a total it is no
+404 but a 503: nobody knows whether there is such an order.
+"""
+
+import time
+
+from aiohttp import web
+
+from durabill.producers.gateway.api import ApiError, OrderAnswer, try_later
+from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, WorkerPool
+from durabill.producers.gateway.kafka import BackendUnavailable
+from durabill.schemas import BadRecord
+from durabill.schemas.order_state import Phase
+from durabill.schemas.web import Page, cut_page, number_in_path, read_page
+
+_STORED_KEPT_S = 2.0
+_STORED_MAX = 20_000
+_PREFIX = "/v1/orders/"
+
+
+def number_of(request: web.Request) -> str:
+    """Return the order number in the path; raise ApiError(422) for an illegal one."""
+    # As it was sent: aiohttp's own decoding hides bytes that aren't UTF-8.
+    try:
+        return number_in_path(request.rel_url.raw_path, _PREFIX)
+    except BadRecord as error:
+        raise ApiError(422, error.reason, error.detail) from error
+
+
+class Lookup:
+    """Asks the workers and the ledger for orders."""
+
+    def __init__(self, workers: WorkerPool, ledger: TotalsReader) -> None:
+        self._workers = workers
+        self._ledger = ledger
+        self._stored_s: dict[str, float] = {}  # order -> when segments of it were acknowledged
+
+    def is_stored(self, number: str) -> None:
+        """Note that Kafka has segments of an order: its worker reads them in a moment."""
+        if len(self._stored_s) >= _STORED_MAX:
+            self._stored_s.clear()
+        self._stored_s[number] = time.monotonic()
+
+    async def order(self, request: web.Request) -> OrderAnswer:
+        """Return what is known of an order; raise ApiError(404, 422 or 503)."""
+        number = number_of(request)
+        try:
+            page = read_page(request.query)
+        except ValueError as error:
+            raise ApiError(422, "BAD_PAGE", str(error)) from error
+        live = self._doubted(number, await self._workers.live(number, page))
+        answer = OrderAnswer(number, live.state, live.unknown)
+        is_open = live.state is not None and live.state.phase is not Phase.SETTLED
+        ledger_is_known = await self._ledger.is_known()
+        if ledger_is_known and not is_open:
+            await self._add_total(answer, page)
+        if answer.live is None and answer.total is None:
+            raise _unknown(live, answer.total_unavailable, ledger_is_known)
+        return answer
+
+    def _doubted(self, number: str, live: Live) -> Live:
+        """Say so where the worker's word may be older than what this gateway has stored."""
+        if live.unknown is not None:
+            return live
+        if live.state is None:
+            if time.monotonic() - self._stored_s.get(number, -_STORED_KEPT_S) < _STORED_KEPT_S:
+                return Live(unknown="the worker has not read yet what was stored a moment ago")
+        elif live.state.phase is Phase.SETTLED and live.state.lag:
+            behind = f"{live.state.lag} records of the order's partition have not been read yet"
+            return Live(live.state, f"{behind}: it may be open again")
+        return live
+
+    async def _add_total(self, answer: OrderAnswer, page: Page) -> None:
+        try:
+            total = await self._ledger.total(answer.service_order_number)
+            answer.total = None if total is None else cut_page(total, page)
+        except BackendUnavailable as error:
+            answer.total_unavailable = str(error)
+
+
+def _unknown(live: Live, no_ledger: str | None, ledger_is_known: bool) -> ApiError:
+    if live.unknown is not None:
+        if not ledger_is_known and live.unknown == NONE_KNOWN:
+            return try_later("NOT_CONFIGURED", "this gateway knows no worker and no ledger to ask")
+        return try_later("NO_WORKER_REACHABLE", live.unknown)
+    if no_ledger is not None:
+        return try_later("LEDGER_UNREACHABLE", no_ledger)
+    asked = "its worker and the ledger were" if ledger_is_known else "its worker was"
+    return ApiError(404, "UNKNOWN_ORDER", f"{asked} asked: no segment of it has been seen")

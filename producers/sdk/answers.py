@@ -1,0 +1,170 @@
+"""What a gateway's answers say, and whether they are a gateway's at all. Pure.
+
+Between a client and its gateway there may be anything: a proxy, a captive portal, another
+program on the same port. So an answer counts only in the contract's own form (docs/http.md): JSON
+by its content type, an object, with the fields of the contract, of their types, and about the very
+segments that were sent. Everything else says nothing about a segment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from durabill.producers.sdk.uplink import Grant, UplinkRefused, WillNotCount, check_timestamp
+from durabill.schemas import SegmentEvent
+
+_NO_REASON = "WILL_NOT_COUNT"  # where the server doesn't say why
+T = TypeVar("T")
+
+
+class NotOurs(ValueError):
+    """An answer that is not of the contract's form: whose it is, nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """An answer as it came: `content_type` in lower case, without parameters."""
+
+    status: int
+    content_type: str
+    body: bytes
+    retry_after_s: float | None = None
+    location: str | None = None
+
+    @property
+    def is_json(self) -> bool:
+        """Whether its sender calls it JSON."""
+        kind, _, subtype = self.content_type.partition("/")
+        return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+class _Grant(msgspec.Struct):
+    service_order_number: str
+    server_timestamp_ms: int
+    report_interval_ms: int
+
+
+class _Time(msgspec.Struct):
+    server_timestamp_ms: int
+
+
+class _Verdict(msgspec.Struct):
+    business_data_number: int
+    counts: bool
+    reason: str | None = None
+    detail: str | None = None
+
+
+class _Stored(msgspec.Struct):
+    accepted: int
+    segments: list[_Verdict] | None = None
+
+
+class _Error(msgspec.Struct):
+    reason: str
+    detail: str
+    status: int | None = None
+
+
+class _ItemError(msgspec.Struct):
+    index: int
+    business_data_number: int
+    reason: str
+    detail: str
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
+    errors: list[_ItemError] = []
+
+
+def read_grant(answer: HttpAnswer, wanted_number: str | None) -> Grant:
+    """Return the grant for an order; raise NotOurs for anything else, nonsense included."""
+    body = _decoded(answer, _Grant)
+    try:
+        grant = Grant(body.service_order_number, body.server_timestamp_ms, body.report_interval_ms)
+    except ValueError as error:
+        raise NotOurs(f"no grant: {error}") from error
+    if wanted_number not in (None, grant.service_order_number):
+        raise NotOurs(f"a grant for {grant.service_order_number!r}, not for {wanted_number!r}")
+    return grant
+
+
+def read_time(answer: HttpAnswer) -> int:
+    """Return the server's time in ms; raise NotOurs."""
+    server_timestamp_ms = _decoded(answer, _Time).server_timestamp_ms
+    try:
+        check_timestamp(server_timestamp_ms)
+    except ValueError as error:
+        raise NotOurs(f"no time: {error}") from error
+    return server_timestamp_ms
+
+
+def read_stored(answer: HttpAnswer, sent: Sequence[SegmentEvent]) -> dict[int, WillNotCount]:
+    """Return which of the segments, by index, the server has though they will not count.
+
+    All of `sent` are stored then. A gateway that says nothing about single segments means that
+    all of them count. Raises NotOurs.
+    """
+    body = _decoded(answer, _Stored)
+    verdicts = body.segments
+    if verdicts is None:
+        verdicts = [_Verdict(each.business_data_number, counts=True) for each in sent]
+    numbers = [each.business_data_number for each in verdicts]
+    if numbers != [each.business_data_number for each in sent]:
+        raise NotOurs(f"it speaks of {len(numbers)} segments, not of the {len(sent)} sent")
+    counting = sum(each.counts for each in verdicts)
+    if body.accepted != counting:
+        raise NotOurs(f"{body.accepted} accepted, {counting} expected of {len(sent)} sent")
+    return {
+        index: WillNotCount(
+            each.reason or _NO_REASON, each.detail or "stored, but it will be a dead letter"
+        )
+        for index, each in enumerate(verdicts)
+        if not each.counts
+    }
+
+
+def read_refusal(answer: HttpAnswer) -> UplinkRefused | None:
+    """Return a refusal of a whole request in the contract's form, None where it is none."""
+    body = _refusal(answer)
+    return None if body is None else UplinkRefused(body.error.reason, body.error.detail)
+
+
+def read_refused(
+    answer: HttpAnswer, sent: Sequence[SegmentEvent]
+) -> dict[int, UplinkRefused] | None:
+    """Return which of the segments, by index, a 422 refuses for good; None if it isn't ours.
+
+    Without a word about single segments it refuses all of them.
+    """
+    body = _refusal(answer)
+    if body is None or answer.status != 422:
+        return None
+    refused: dict[int, UplinkRefused] = {}
+    for each in body.errors:
+        is_sent = 0 <= each.index < len(sent)
+        if not is_sent or sent[each.index].business_data_number != each.business_data_number:
+            return None
+        refused.setdefault(each.index, UplinkRefused(each.reason, each.detail))
+    whole = UplinkRefused(body.error.reason, body.error.detail)
+    return refused or dict.fromkeys(range(len(sent)), whole)
+
+
+def _refusal(answer: HttpAnswer) -> _Refusal | None:
+    try:
+        body = _decoded(answer, _Refusal)
+    except NotOurs:
+        return None
+    return body if body.error.status in (None, answer.status) else None
+
+
+def _decoded(answer: HttpAnswer, shape: type[T]) -> T:
+    if not answer.is_json:
+        raise NotOurs(f"its content type is {answer.content_type or 'missing'}, not JSON")
+    try:
+        return msgspec.json.decode(answer.body, type=shape)
+    except (ValueError, RecursionError) as error:
+        raise NotOurs(f"not of the contract's form: {error}") from error

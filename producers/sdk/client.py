@@ -1,0 +1,336 @@
+"""The SDK: meters running services and gets their segments to the server, whatever happens.
+
+    with Client(HttpUplink("http://gateway:8080"), "meter.spool") as client:
+        service = client.start()     # the server says go
+        ...                          # every report interval, a segment goes out by itself
+        service.end()                # the rest, with the end identifier; waits for the server
+
+Two threads work for a client. The *reporter* cuts segments when they are due and puts them into
+the spool, on disk, together with the session's state. The *sender* takes them from there, oldest
+first, and removes what the server has acknowledged. So a slow or dead server delays nothing but
+the sending, and a client that was killed finds everything in the spool when it starts again:
+what was unsent is sent, and `unfinished()` names the services that `resume` can carry on.
+
+Only the monotonic clock is read. On Linux it stands still while the machine is suspended, so
+that time isn't counted; pass `clock=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)` where it
+should be.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from durabill.producers.sdk.sender import ClientStats, Sender
+from durabill.producers.sdk.service import EndReceipt, Owner, Service
+from durabill.producers.sdk.session import ProducerError, Session, SessionState
+from durabill.producers.sdk.spool import LIMIT_BYTES_DEFAULT, RejectedSegment, Spool
+from durabill.producers.sdk.uplink import Backoff, Grant, Uplink, UplinkUnavailable, check_timestamp
+from durabill.schemas import SegmentEvent, check_order_number
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class ClientStopped(ProducerError):
+    """The client is closed, or a thread of it has died: it neither meters nor sends.
+
+    Close it; a new client on the same spool carries on.
+    """
+
+
+class Client:
+    """Meters services on one uplink and one spool file. Safe for several threads.
+
+    `clock` is a monotonic clock in ns, `dice` gives 0 <= x < 1. `on_error` is called, from the
+    background threads, with what goes wrong there (SpoolFull and other trouble of the spool,
+    UplinkUnavailable, UplinkRefused for each refused segment, WillNotCount for each that the
+    server has in vain); by default it is logged, as is what `on_error` raises itself. Should a
+    thread die all the same, ClientStopped is told, and raised by every later call.
+    The uplink belongs to the client and is closed with it. Raises SpoolBusy or SpoolBroken.
+    """
+
+    def __init__(
+        self,
+        uplink: Uplink,
+        spool_path: Path | str,
+        *,
+        spool_limit_bytes: int = LIMIT_BYTES_DEFAULT,
+        backoff: Backoff | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        dice: Callable[[], float] = random.random,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self._uplink = uplink
+        self._backoff = Backoff() if backoff is None else backoff
+        self._clock = clock
+        self._dice = dice
+        self._on_error = on_error
+        self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes)
+        self._running: dict[str, Service] = {}
+        self._changed = threading.Condition()  # something started, ended, was sent or refused
+        self._stopping = False
+        self._died: tuple[str, BaseException] | None = None  # which thread, of what
+        self._sender = Sender(
+            self._spool, uplink, self._backoff, dice, self._trouble, self._changed
+        )
+        self._owner = Owner(self._check_running, self._now_ms, self._store, self._finish)
+        bodies = {"reporter": self._report_forever, "sender": self._sender.run}
+        self._threads = [
+            threading.Thread(
+                target=self._guarded, args=(name, run), name=f"durabill-{name}", daemon=True
+            )
+            for name, run in bodies.items()
+        ]
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # the system has no thread left
+            self._stop()
+            raise
+
+    def start(
+        self,
+        service_order_number: str | None = None,
+        *,
+        grant: Grant | None = None,
+        timeout_s: float = 10.0,
+    ) -> Service:
+        """Ask the server for an order and begin to meter it, as of the server's answer.
+
+        The number is the server's choice unless given. An explicit `grant` asks nobody: its
+        server timestamp is taken to be now. Raises UplinkUnavailable when there was no answer of
+        sense within `timeout_s`, UplinkRefused, SpoolFull, ClientStopped, BadRecord for an
+        illegal number, and ValueError for one that is in use on this spool.
+        """
+        self._check_running()
+        if service_order_number is not None:
+            check_order_number(service_order_number)
+        if grant is None:
+            grant = self._patiently(
+                lambda left_s: self._uplink.start(service_order_number, timeout_s=left_s),
+                timeout_s,
+            )
+        anchor_ms = self._now_ms()
+        number = grant.service_order_number
+        if any(state.service_order_number == number for state in self._spool.sessions()):
+            raise ValueError(f"order {number!r} is in use here already, resume it")
+        session = Session(number, grant.server_timestamp_ms, grant.report_interval_ms, anchor_ms)
+        self._spool.append([], session.state)
+        return self._run(session)
+
+    def unfinished(self) -> list[SessionState]:
+        """Return the services that an earlier client on this spool left running."""
+        return [
+            state
+            for state in self._spool.sessions()
+            if state.service_order_number not in self._running
+        ]
+
+    def resume(
+        self,
+        service_order_number: str,
+        *,
+        count_gap: bool = False,
+        server_timestamp_ms: int | None = None,
+        timeout_s: float = 10.0,
+    ) -> Service:
+        """Carry on a service of `unfinished()`; `end` it at once if it is over.
+
+        `count_gap`: see `Session.resume`; by default the time since the last stored segment
+        isn't counted. The server is asked for its time unless given. Raises LookupError for an
+        unknown order, ValueError for a time that can't be, UplinkUnavailable, UplinkRefused,
+        SpoolFull, ClientStopped.
+        """
+        self._check_running()
+        states = {state.service_order_number: state for state in self.unfinished()}
+        if service_order_number not in states:
+            raise LookupError(f"no unfinished order {service_order_number!r} on this spool")
+        if server_timestamp_ms is None:
+            server_timestamp_ms = self._patiently(
+                lambda left_s: self._uplink.server_time_ms(timeout_s=left_s), timeout_s
+            )
+        check_timestamp(server_timestamp_ms)
+        session = Session.resume(
+            states[service_order_number],
+            server_timestamp_ms,
+            self._now_ms(),
+            count_gap=count_gap,
+        )
+        self._spool.append([], session.state)
+        return self._run(session)
+
+    def rejected(self) -> list[RejectedSegment]:
+        """Return the segments that were set aside, of all orders, oldest first.
+
+        The server has refused them for good, or has them though they will not count.
+        """
+        return self._spool.rejected()
+
+    def retry_rejected(self) -> int:
+        """Send the refused segments once more (whatever was wrong has been mended): how many."""
+        count = self._spool.retry_rejected()
+        self._sender.wake()
+        return count
+
+    def discard_rejected(self, service_order_number: str | None = None) -> int:
+        """Drop the refused segments (of one order): they take room in the spool. Say how many."""
+        return self._spool.discard_rejected(service_order_number)
+
+    def stats(self) -> ClientStats:
+        """Return how many segments wait, were set aside, acknowledged and refused."""
+        return self._sender.stats()
+
+    def flush(self, timeout_s: float = 30.0) -> int:
+        """Wait until all that is stored has been sent or refused; return how much still waits.
+
+        A pause that the server asked for (Retry-After) is not cut short. Raises ClientStopped.
+        """
+        self._check_running()
+        return self._wait_sent(None, timeout_s)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Store what is due, give the sender `timeout_s`, stop. Unsent segments stay on disk.
+
+        Running services aren't ended, since that is a statement about the service: they become
+        `unfinished()` for the next client on this spool.
+        """
+        if self._stopping:
+            return
+        if self._dead() is None:
+            self._report_all()
+            self._wait_sent(None, timeout_s)
+        self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _now_ms(self) -> int:
+        return self._clock() // 1_000_000
+
+    def _check_running(self) -> None:
+        if self._stopping:
+            raise ClientStopped("this client is closed, make a new one on its spool")
+        dead = self._dead()
+        if dead is not None:
+            raise dead
+
+    def _dead(self) -> ClientStopped | None:
+        """Tell whether a thread is gone: it died, or it stayed in the process we are a fork of."""
+        if self._died is not None:
+            name, error = self._died
+            what = f"the client's {name} died of {type(error).__name__}: {error}"
+            dead = ClientStopped(f"{what}; close it and make a new one on its spool")
+            dead.__cause__ = error
+            return dead
+        if not all(thread.is_alive() for thread in self._threads):
+            return ClientStopped("a thread of this client is gone (a fork?), make a new one")
+        return None
+
+    def _guarded(self, name: str, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as error:
+            log.exception("the client's %s died", name)
+            self._died = name, error
+            dead = self._dead()
+            assert dead is not None
+            self._trouble(dead)
+            with self._changed:
+                self._changed.notify_all()  # whoever waits would wait in vain
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._sender.stop()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=1.0)
+        self._uplink.close()  # ends a request that is still under way
+        self._spool.close()
+
+    def _run(self, session: Session) -> Service:
+        service = Service(session, self._owner)
+        with self._changed:
+            self._running[service.service_order_number] = service
+            self._changed.notify_all()
+        return service
+
+    def _store(self, segments: list[SegmentEvent], state: SessionState) -> None:
+        self._spool.append(segments, state)
+        self._sender.wake()
+
+    def _finish(self, service: Service, timeout_s: float) -> EndReceipt:
+        number = service.service_order_number
+        with self._changed:
+            self._running.pop(number, None)
+        pending = self._wait_sent(number, timeout_s)
+        return EndReceipt(number, pending, tuple(self._spool.rejected(number)))
+
+    def _wait_sent(self, number: str | None, timeout_s: float) -> int:
+        until_s = time.monotonic() + timeout_s
+        self._sender.hurry()
+        with self._changed:
+            while True:
+                pending = self._spool.pending(number)
+                left_s = until_s - time.monotonic()
+                if not pending or left_s <= 0 or self._stopping:
+                    return pending
+                self._check_running()
+                self._changed.wait(left_s)
+
+    def _patiently(self, ask: Callable[[float], T], timeout_s: float) -> T:
+        until_s = time.monotonic() + timeout_s
+        failures = 0
+        while True:
+            try:
+                return ask(until_s - time.monotonic())
+            except UplinkUnavailable as error:
+                failures += 1
+                pause_s = self._backoff.pause_s(failures, self._dice(), error.retry_after_s)
+                if time.monotonic() + pause_s >= until_s:
+                    raise
+                time.sleep(pause_s)
+
+    def _trouble(self, error: Exception) -> None:
+        if self._on_error is None:
+            log.warning("%s: %s", type(error).__name__, error)
+            return
+        try:
+            self._on_error(error)
+        except Exception:
+            log.exception("on_error raised; it was told of %s: %s", type(error).__name__, error)
+
+    def _report_all(self) -> None:
+        with self._changed:
+            services = list(self._running.values())
+        for service in services:
+            try:
+                service.report()
+            except ProducerError as error:
+                self._trouble(error)
+            except Exception as error:  # a fault of ours with one service stops no other
+                log.exception("order %r could not be metered", service.service_order_number)
+                self._trouble(error)
+
+    def _report_forever(self) -> None:
+        while not self._stopping:
+            with self._changed:
+                due_at_ms = [service.due_at_ms() for service in self._running.values()]
+                if not self._stopping:
+                    wait_ms = min(due_at_ms) - self._now_ms() if due_at_ms else None
+                    self._changed.wait(None if wait_ms is None else max(wait_ms, 1) / 1000)
+            self._report_all()

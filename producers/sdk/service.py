@@ -1,0 +1,111 @@
+"""A service that is being metered: cuts its session into segments that are stored, or not cut."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from durabill.producers.sdk.session import Session, SessionState
+from durabill.producers.sdk.spool import RejectedSegment
+from durabill.schemas import SegmentEvent
+
+_REPORT_RETRY_MS = 1_000  # after a full spool; the session itself holds the time meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class EndReceipt:
+    """How an ended service stands: `pending` segments still to be sent, and the refused ones.
+
+    Among the refused are those that the server has, and that will not count.
+    """
+
+    service_order_number: str
+    pending: int
+    rejected: tuple[RejectedSegment, ...]
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the server has every segment that this service ever gave, and all count."""
+        return self.pending == 0 and not self.rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What a service needs of the client that meters it."""
+
+    check_running: Callable[[], None]
+    now_ms: Callable[[], int]
+    store: Callable[[list[SegmentEvent], SessionState], None]
+    finish: Callable[["Service", float], EndReceipt]
+
+
+class Service:
+    """A service that is being metered. Made by `Client.start` and `resume`.
+
+    As a context manager it ends when the block does.
+    """
+
+    def __init__(self, session: Session, owner: Owner) -> None:
+        self._owner = owner
+        self._session = session
+        self._retry_at_ms: int | None = None  # set while something keeps us from reporting
+        self._mutex = threading.Lock()
+
+    @property
+    def service_order_number(self) -> str:
+        """The order number that the server knows this service by."""
+        return self._session.state.service_order_number
+
+    @property
+    def state(self) -> SessionState:
+        """Where the service stands as of its last stored segment."""
+        return self._session.state
+
+    def end(self, timeout_s: float = 30.0) -> EndReceipt:
+        """Store the last segments, wait until the server has everything, and say how it stands.
+
+        After `timeout_s` it returns all the same, with the rest `pending`: safe on disk, and
+        sent as soon as the server can be reached, also by the next client on this spool.
+        Raises SpoolFull where the last segments can't be stored: the service then goes on
+        running (and being counted), and `end` may be called again. A second `end` only waits.
+        Raises ClientStopped after `close`, or where the client is beyond repair.
+        """
+        self._owner.check_running()
+        with self._mutex:
+            if not self._session.state.ended:
+                self._keep(self._session.end)
+        return self._owner.finish(self, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def due_at_ms(self) -> int:
+        """Return the instant of the client's clock from which `report` has something to do."""
+        return self._session.due_at() if self._retry_at_ms is None else self._retry_at_ms
+
+    def report(self) -> None:
+        """Store what is due. Where it raises, the next report covers the time."""
+        with self._mutex:
+            if not self._session.state.ended and self._owner.now_ms() >= self.due_at_ms():
+                self._keep(self._session.report)
+
+    def _keep(self, cut: Callable[[int], list[SegmentEvent]]) -> None:
+        before = self._session.state
+        now_ms = self._owner.now_ms()
+        try:
+            self._owner.store(cut(now_ms), self._session.state)
+        except BaseException:
+            # Nothing was stored: the same time is cut again, as one longer segment.
+            self._session.restore(before)
+            self._retry_at_ms = now_ms + _REPORT_RETRY_MS
+            raise
+        self._retry_at_ms = None

@@ -1,0 +1,37 @@
+"""The names of the record headers that are part of the contract.
+
+A record that is sent on, or sent back, has one header of ours after its own; a dead letter has
+five, and says before them what was cut.
+"""
+
+FORWARDED_FROM = "forwarded_from"
+"""Of a record that a worker sent on: `partition/offset` of where it lay, in digits."""
+
+RESENT_FROM = "resent_from"
+"""Of a record that was sent back: `topic/partition/offset` of its dead letter, UTF-8."""
+
+REASON = "reason"
+"""Of a dead letter: a `Reason`."""
+
+DETAIL = "detail"
+"""Of a dead letter: a sentence, UTF-8."""
+
+SOURCE_TOPIC = "source_topic"
+SOURCE_PARTITION = "source_partition"
+SOURCE_OFFSET = "source_offset"
+"""Of a dead letter: where the rejected record lies in the log."""
+
+DEAD_LETTER = (REASON, DETAIL, SOURCE_TOPIC, SOURCE_PARTITION, SOURCE_OFFSET)
+"""The headers that every dead letter has, in this order, after the record's own."""
+
+CUT_KEY = "cut_key"
+CUT_VALUE = "cut_value"
+"""Of a dead letter that was too large: size and SHA-256 of the whole key, or value."""
+
+CUT_HEADERS = "cut_headers"
+"""Of a dead letter that was too large: how many headers the record had."""
+
+CUT_BATCH = "cut_batch"
+"""Of a dead letter that is a part of a batch: the batch's size, and its SHA-256."""
+
+CUT = (CUT_KEY, CUT_VALUE, CUT_HEADERS, CUT_BATCH)

@@ -1,0 +1,104 @@
+"""Exact, provable, cheap billing of services that are charged by time, on Kafka.
+
+What a program that reports segments needs stands here; each name is imported when it is first
+used. The rest of Durabill lies in the packages below: `schemas` (the contract), `producers`,
+`stream_processors`, `deploy`.
+
+    from durabill import Client, HttpUplink
+
+    with Client(HttpUplink("http://127.0.0.1:8080"), "meter.spool") as client:
+        with client.start() as service:
+            print(service.service_order_number)
+"""
+
+from typing import TYPE_CHECKING
+
+from durabill.schemas.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from durabill.producers.sdk.client import Client, ClientStopped
+    from durabill.producers.sdk.http_uplink import HttpUplink
+    from durabill.producers.sdk.kafka_uplink import KafkaUplink
+    from durabill.producers.sdk.sender import ClientStats
+    from durabill.producers.sdk.service import EndReceipt, Service
+    from durabill.producers.sdk.session import ClockWentBackwards, ProducerError, SessionState
+    from durabill.producers.sdk.spool import (
+        RejectedSegment,
+        SpoolBroken,
+        SpoolBusy,
+        SpoolError,
+        SpoolFull,
+    )
+    from durabill.producers.sdk.uplink import (
+        Backoff,
+        Grant,
+        OrderFailed,
+        UplinkError,
+        UplinkRefused,
+        UplinkUnavailable,
+        WillNotCount,
+    )
+    from durabill.schemas.errors import BadRecord, DurabillError
+    from durabill.schemas.extras import ExtraMissing
+
+__version__ = "0.1.0"
+"""The one place where the version stands; a build reads it here."""
+
+__all__ = [
+    "Backoff",
+    "BadRecord",
+    "Client",
+    "ClientStats",
+    "ClientStopped",
+    "ClockWentBackwards",
+    "DurabillError",
+    "EndReceipt",
+    "ExtraMissing",
+    "Grant",
+    "HttpUplink",
+    "KafkaUplink",
+    "OrderFailed",
+    "ProducerError",
+    "RejectedSegment",
+    "Service",
+    "SessionState",
+    "SpoolBroken",
+    "SpoolBusy",
+    "SpoolError",
+    "SpoolFull",
+    "UplinkError",
+    "UplinkRefused",
+    "UplinkUnavailable",
+    "WillNotCount",
+    "__version__",
+]
+
+_MODULES = {
+    "producers.sdk.client": ("Client", "ClientStopped"),
+    "producers.sdk.http_uplink": ("HttpUplink",),
+    "producers.sdk.kafka_uplink": ("KafkaUplink",),
+    "producers.sdk.sender": ("ClientStats",),
+    "producers.sdk.service": ("EndReceipt", "Service"),
+    "producers.sdk.session": ("ClockWentBackwards", "ProducerError", "SessionState"),
+    "producers.sdk.spool": (
+        "RejectedSegment",
+        "SpoolBroken",
+        "SpoolBusy",
+        "SpoolError",
+        "SpoolFull",
+    ),
+    "producers.sdk.uplink": (
+        "Backoff",
+        "Grant",
+        "OrderFailed",
+        "UplinkError",
+        "UplinkRefused",
+        "UplinkUnavailable",
+        "WillNotCount",
+    ),
+    "schemas.errors": ("BadRecord", "DurabillError"),
+    "schemas.extras": ("ExtraMissing",),
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -126,7 +126,9 @@ def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progr
 
         def show(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
+                for task in bars.tasks:  # phases follow one another, and some don't count
+                    bars.update(task.id, completed=task.total)
                 tasks[phase] = bars.add_task(phase)
-            bars.update(tasks[phase], completed=done, total=total)
+            bars.update(tasks[phase], completed=min(done, total), total=total)
 
         yield show

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from durabill.deploy.terminal import counted, emit, plain, plain_lines, say, shown
+from durabill.deploy.terminal import counted, emit, plain, plain_lines, progress_bars, say, shown
 from durabill.schemas.text import ranges
 
 
@@ -88,3 +88,19 @@ def test_words_go_nowhere_where_nobody_listens(
     monkeypatch.setattr("sys.stderr", None)
     say("not among the results")
     assert capsys.readouterr().out == ""
+
+
+def test_a_bar_ends_where_the_next_phase_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bars() as progress:
+        progress("plan", 0, 100)
+        progress("read back", 51, 50)
+        progress("truth", 0, 1)
+        progress("truth", 1, 1)
+    last = stream.getvalue().rpartition("plan")[2]
+    assert "100/100" in last
+    assert "50/50" in last
+    assert "1/1" in last

@@ -1,6 +1,5 @@
-"""Clock marks on a real broker: none while records flow, no harm by a late one, and soon enough."""
+"""Clock marks on a real broker: none while records flow, and soon enough."""
 
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,6 @@ from durabill.schemas import Status, decode_total, partition_for
 from durabill.schemas.clock_mark import is_clock_mark
 from tests.broker.traffic_kit import Pair, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
-from tests.chaos.cluster import process_state
 
 TRIES = 3
 """A machine that is busy with other things may be slow once; what is broken is so each time."""
@@ -24,20 +22,6 @@ MARKS_AFTER_MAX = 12
 """Three seconds of deadlines by four marks a second, though each order needs one at most."""
 
 LATE_MS_MAX = 2_000
-
-FREEZES_AT_A_MARK = """
-import os, signal
-import durabill.schemas
-encode = durabill.schemas.encode_clock_mark
-frozen = []
-def encode_clock_mark(mark):
-    if not frozen:
-        frozen.append(True)
-        os.kill(os.getpid(), signal.SIGSTOP)
-    return encode(mark)
-durabill.schemas.encode_clock_mark = encode_clock_mark
-"""
-"""What a worker runs that freezes when it has decided to write a mark, and hasn't yet."""
 
 
 def marks(deployed: Deployment) -> list[Message]:
@@ -93,46 +77,6 @@ def nothing_while_records_flow(bootstrap_servers: str, folder: Path) -> None:
         assert quiet == len(marks(deployed)), "nothing is open, so no mark is needed"
 
 
-def a_frozen_workers_mark(bootstrap_servers: str, folder: Path) -> None:
-    """It comes when the partition is another's and a deadline lies ahead: nothing is moved."""
-    with deployment(bootstrap_servers, folder, partitions=1, idle_timeout_s=15) as deployed:
-        frozen = deployed.start_and_wait(FREEZES_AT_A_MARK)
-        at_ms = now_ms() - 10_000
-        deployed.send([segment("before", 2, at_ms, at_ms + 10, end=True)])
-        wait_until(lambda: process_state(frozen.process.pid) == "T", "it is about to mark")
-        successor = deployed.start_and_wait()
-        deployed.wait_for_truth()
-        (first,) = deployed.found_totals()
-        assert decode_total(first.value()).status == Status.INCOMPLETE
-
-        deployed.send([segment("open", 2, at_ms, at_ms + 10)])
-        wait_until(lambda: successor.order("open")[0] == 200, "the successor has it")
-        already = len(marks(deployed))
-        frozen.signal(signal.SIGCONT)
-        wait_until(lambda: len(marks(deployed)) > already, "its mark is in the log")
-        assert frozen.wait(60) == 1
-        assert "has been taken over by another worker" in frozen.log()
-        deployed.workers.remove(frozen)
-        assert successor.order("open")[1]["phase"] == "OPEN"
-        deployed.send([segment("before", 1, at_ms - 10, at_ms)])
-        deployed.send([segment("open", 1, at_ms - 10, at_ms)])
-        deployed.send([segment("open", 3, at_ms + 10, at_ms + 20, end=True)])
-        deployed.wait_for_truth()
-        found = [decode_total(each.value()) for each in deployed.found_totals()]
-        assert sorted(
-            [
-                ("before", 1, Status.INCOMPLETE),
-                ("before", 2, Status.COMPLETE),
-                ("open", 1, Status.COMPLETE),
-            ]
-        ) == sorted((each.service_order_number, each.revision, each.status) for each in found)
-        assert not deployed.found_letters()
-        successor.kill()
-        deployed.start_and_wait()  # the log with that mark in it is replayed
-        time.sleep(1.0)
-        assert deployed.differences() == []
-
-
 def late_ms(deployed: Deployment, prefix: str) -> dict[Status, int]:
     """How late the last total of each status came, by the log's own times."""
     before = len(deployed.found_totals())
@@ -166,10 +110,7 @@ def silent_orders_settle_in_time(bootstrap_servers: str, folder: Path) -> None:
         raise AssertionError(found)
 
 
-CASES = {
-    each.__name__: each
-    for each in (nothing_while_records_flow, a_frozen_workers_mark, silent_orders_settle_in_time)
-}
+CASES = {each.__name__: each for each in (nothing_while_records_flow, silent_orders_settle_in_time)}
 
 
 @pytest.fixture(scope="module")

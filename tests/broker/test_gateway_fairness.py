@@ -22,16 +22,16 @@ from tests.conftest import Topics
 
 SEGMENTS = "/v1/orders/SO1/segments"
 BODY_BYTES = 1_048_576
-FLOODERS = 12
+FLOODERS = 60
 FLOOD_S = 4.0
 TRIES = 3
 
 HONEST_S_MAX = 3.0
-"""How long one honest answer may take beside a flood on a busy machine; alone it is some 10 ms."""
+"""How long one honest answer may take beside a flood on a busy machine; half of them take 70 ms."""
 
-HONEST_MEDIAN_S_MAX = 0.5
+HONEST_MEDIAN_S_MAX = 1.0
 COST_RATIO_MAX = 2.0
-REPEATS = 8
+REPEATS = 20
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
 
-from durabill.schemas import Interval, OrderTotal, Status
+from durabill.schemas import Interval, NumberRange, OrderTotal, Status
 from durabill.stream_processors.ledger.lookups import (
     SUMMARY_FIELDS,
     Connection,
@@ -205,6 +206,75 @@ def test_commands_show_the_latest_and_say_that_there_are_more(
     _, output = shell.run("order", "SO-many", "--json")
     found = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     assert [n + 1 for n in range(40)] == [len(each["intervals"]) for each in found["totals"]]
+
+
+WORDS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("bounded", {}, "INCOMPLETE  1.000 s (at most 1.500 s), gaps of 0.500 s"),
+    (
+        "no-first",
+        {"missing_numbers": (NumberRange(1, 3),), "upper_bound_ms": None},
+        "INCOMPLETE  1.000 s (upper bound unknown), gaps of 0.500 s",
+    ),
+    (
+        "no-end",
+        {"status": Status.ABANDONED, "end_number": None, "upper_bound_ms": None},
+        "ABANDONED  1.000 s (upper bound unknown), gaps of 0.500 s",
+    ),
+    (
+        "runs-on",
+        {"status": Status.RUNNING, "end_number": None, "upper_bound_ms": None},
+        "RUNNING  1.000 s (upper bound unknown), gaps of 0.500 s",
+    ),
+    (
+        "a-lost-number-sent-as-a-millisecond",
+        {"status": Status.COMPLETE, "missing_numbers": (), "upper_bound_ms": 1_000},
+        "COMPLETE  1.000 s (at most 1.000 s), gaps of 0.500 s",
+    ),
+    (
+        "two-after-the-end",
+        {"numbers_after_end": 2},
+        "INCOMPLETE  1.000 s (at most 1.500 s), gaps of 0.500 s, 2 numbers after the end",
+    ),
+    (
+        "whole",
+        {
+            "status": Status.COMPLETE,
+            "missing_numbers": (),
+            "upper_bound_ms": 1_000,
+            "ended_ms": 1_770_000_001_123,
+            "gap_ms": 0,
+        },
+        "COMPLETE  1.000 s (at most 1.000 s)",
+    ),
+)
+"""Order number, what is other in its total, and what people read of it."""
+
+
+@pytest.mark.parametrize("by_ledger", [True, False])
+def test_the_text_says_what_is_unknown_and_where_gaps_are(
+    shell: Shell,
+    topics: Topics,
+    bootstrap_servers: str,
+    postgres_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    by_ledger: bool,
+) -> None:
+    kinds: list[tuple[str, dict[str, Any], str]] = list(WORDS)
+    found = [
+        replace(replace(a_total(number), numbers_after_end=0), **changes)
+        for number, changes, _ in kinds
+    ]
+    if by_ledger:
+        dsn = new_ledger_dsn(postgres_dsn)
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            write(LedgerStore(conn), topics.totals, 0, found)
+        monkeypatch.setenv("DURABILL_LEDGER_DSN", dsn)
+    else:
+        publish({"bootstrap.servers": bootstrap_servers}, topics.totals, found)
+    code, output = shell.run("totals")
+    assert code == 0
+    lines = {f"{number}  revision 1  {words}" for number, _, words in WORDS}
+    assert lines == {each for each in output.splitlines() if "revision" in each}
 
 
 def test_a_summary_is_all_of_a_total_but_its_intervals() -> None:

@@ -4,6 +4,7 @@ The base has what a client needs. Everything else comes with an extra; whoever i
 Durabill without the packages that it needs is told in one line what to install.
 """
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -41,7 +42,8 @@ class ExtraMissing(DurabillError, ImportError):
 def require(who: str, extra: str, *packages: str) -> None:
     """Raise ExtraMissing unless all of these packages, which the extra brings, are installed."""
     for package in packages:
-        if find_spec(package) is None:
+        # Faust puts a module without a spec in its own place, which find_spec can't read.
+        if package not in sys.modules and find_spec(package) is None:
             raise ExtraMissing(who, package, extra)
 
 

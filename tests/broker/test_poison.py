@@ -122,7 +122,7 @@ def it_says_what_it_met(worker: Worker, offset: int) -> None:
     what = f"partition {ILL} can't be folded on from offset {offset}, order {POISONED!r}"
     code, ready = worker.get("/health/ready")
     assert code == 503
-    assert [what in each for each in ready["problems"]] == [True]
+    assert any(what in each for each in ready["problems"]), ready
     assert worker.get("/health/live") == (200, {"live": True, "problems": []})
     status = worker.get("/status")[1]["partitions"][str(ILL)]
     # None: this worker has written none yet.

@@ -10,7 +10,7 @@ import pytest
 
 import durabill
 from durabill import schemas
-from durabill.schemas.extras import EXTRAS
+from durabill.schemas.extras import EXTRAS, ExtraMissing, require
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 OF_EXTRAS = set().union(*EXTRAS.values())
@@ -93,3 +93,13 @@ def test_type_checkers_see_the_names_and_no_others(tmp_path: Path) -> None:
     revealed, unknown = ran.stdout.splitlines()
     assert 'Revealed type is "int"' in revealed
     assert 'Module "durabill" has no attribute "Nonesuch"' in unknown
+
+
+def test_a_package_that_is_loaded_counts_as_there_whatever_its_spec(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Faust, once imported, has none: whoever came after it was told that an extra is missing."""
+    monkeypatch.setitem(sys.modules, "without_spec", ModuleType("without_spec"))
+    require("somebody", "engine", "without_spec")
+    with pytest.raises(ExtraMissing):
+        require("somebody", "engine", "nowhere_to_be_found")

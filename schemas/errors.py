@@ -30,10 +30,10 @@
     ├── OutputError                  (deploy.streams) standard output can't be written
     └── ProducerError                (sdk.session) the SDK's: its own tree is drawn there
 
-Three errors never leave the module that catches them, so they stand apart: `unpack.BadBatch` (the
-rest of a batch becomes dead letters), `partition_writer.WriterClosed`, `registry.NoAnswer`.
-What isn't here is our own bug: AssertionError and the rest end the process with a non-zero code,
-for a wrong bill is worse than no bill.
+Errors that are caught where they are expected stand apart: `unpack.BadBatch` (the rest of a batch
+becomes dead letters), `ports.WriterClosed`, `registry.NoAnswer`, `ledger.records.Fenced`, and the
+gateway's and the SDK's own signals. What isn't here is our own bug: AssertionError and the rest end
+the process with a non-zero code, for a wrong bill is worse than no bill.
 """
 
 from enum import StrEnum
@@ -94,6 +94,15 @@ class InputError(DurabillError, ValueError):
     """The sender's fault: what came breaks the contract."""
 
     http_status = 422
+
+
+def is_told(error: BaseException) -> bool:
+    """Tell whether a process that ends because of `error` says its message alone.
+
+    An InputError is the sender's. Where one comes up that nobody has taken for that, the bug is
+    ours, as it is with all that stands outside the tree.
+    """
+    return isinstance(error, DurabillError) and not isinstance(error, InputError)
 
 
 class BadRecord(InputError):

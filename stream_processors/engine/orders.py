@@ -3,7 +3,7 @@
 The plain table has all its orders here; the column table those that are no rows at the moment.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from durabill.schemas import (
@@ -15,6 +15,7 @@ from durabill.schemas import (
     read_clock_mark,
 )
 from durabill.schemas.headers import FORWARDED_FROM
+from durabill.schemas.limits import LONG_MAX
 from durabill.stream_processors.core.admission import Fate, Place, accept, admit
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine.batch import Record
@@ -170,16 +171,13 @@ class PlainOrders:
 
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest instant at which a total is due; see `IntervalTable`."""
-        return self._first_due_ms(lambda due_ms: True)
+        return self.next_due_ms(LONG_MAX)
 
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return the earliest instant at which a total is due, exact up to `now_ms`."""
-        return self._first_due_ms(lambda due_ms: due_ms <= now_ms)
-
-    def _first_due_ms(self, has_to_be_exact: Callable[[int], bool]) -> int | None:
         for _ in range(TIMERS_AT_ONCE):
             first_ms = self._due.first_ms()
-            if first_ms is None or not has_to_be_exact(first_ms) or self._is_first_exact():
+            if first_ms is None or first_ms > now_ms or self._is_first_exact():
                 break
         return self._due.first_ms()
 
@@ -201,12 +199,10 @@ class PlainOrders:
         self.slots.put(slot, order)
         self._queue(order)
 
-    def restore(self, orders: Iterable[tuple[int, Order]], own: Mapping[int, Order]) -> None:
+    def restore(self, orders: Sequence[tuple[int, Order]], own: Mapping[int, Order]) -> None:
         """Put the (slot, order) pairs of a checkpoint; `own` is what its own entries held."""
-        orders = list(orders)
         for slot, order in orders:
-            self.slots.put(slot, order)
-            self._queue(order)
+            self.put(slot, order)
         self.slots.note_entries(orders, own)
 
     def age_of(self, key: bytes) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from durabill.schemas.errors import DurabillError, InputError, PoisonError
+from durabill.schemas.errors import PoisonError, is_told
 from durabill.stream_processors.engine.batch import (
     BATCH_UNPACKED_BYTES_MAX,
     BatchHeader,
@@ -91,7 +91,7 @@ class ChunkFolder(ABC):
                     yield Step(next_offset, effects.take())
         except Exception as error:
             # The sender's faults become dead letters: one that comes up here is a bug of ours.
-            if isinstance(error, DurabillError | MemoryError) and not isinstance(error, InputError):
+            if isinstance(error, MemoryError) or is_told(error):
                 raise
             at_hand = self._at_hand
             raise PoisonError(self._partition, at_hand.offset, at_hand.key, error) from error

@@ -13,7 +13,7 @@ been passed stays passed, and the totals don't depend on when a timer looked.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from durabill.schemas import WriterSchemas
 from durabill.schemas.limits import ORDER_PIECES_MAX
@@ -165,7 +165,3 @@ class IntervalTable(ChunkFolder):
     @abstractmethod
     def _known(self, number: str) -> Order | None:
         """Return an order, None if it is not known."""
-
-    @abstractmethod
-    def _run_due(self, effects: Effects) -> Iterator[None]:
-        """Settle what is due by the partition's clock; yield after each little work."""

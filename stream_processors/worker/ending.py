@@ -5,7 +5,7 @@ import os
 import sys
 from typing import NoReturn
 
-from durabill.schemas.errors import DurabillError, InputError
+from durabill.schemas.errors import is_told
 
 log = logging.getLogger("durabill.worker")
 
@@ -15,10 +15,11 @@ def die(error: BaseException) -> NoReturn:
 
     Nothing is unwound: Faust would restart the agent and leave a hole in the log.
     """
-    if isinstance(error, DurabillError) and not isinstance(error, InputError):
+    told = is_told(error)
+    if told:
         log.critical("%s", error)
     else:
         log.critical("the worker stops on an error of its own", exc_info=error)
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(getattr(error, "exit_code", 70))
+    os._exit(getattr(error, "exit_code", 70) if told else 70)

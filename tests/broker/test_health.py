@@ -90,7 +90,7 @@ def healthy(bootstrap_servers: str, folder: Path) -> None:
         assert worker.get("/health/ready") == (200, {"ready": True, "problems": []})
         deployed.send(traffic(1, orders=10, segments=10))
         deployed.wait_for_truth()
-        assert problems(worker) == []
+        wait_until(lambda: problems(worker) == [], "nothing is wrong")
         partitions = worker.get("/status")[1]["partitions"].values()
         assert [each["lag"] for each in partitions] == [0] * deployed.partitions
 

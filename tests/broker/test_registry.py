@@ -26,6 +26,8 @@ from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until
 OURS = json.dumps(SEGMENT_SCHEMA)
 SILENT_S = 7.5
 """How long a registry says nothing: longer than a worker waits for one answer."""
+STALL_TIMEOUT_S = 3.0
+"""Less than that, and more than a busy machine keeps a worker waiting."""
 
 
 class Registry:
@@ -111,7 +113,9 @@ def reasons(deployed: Deployment) -> list[str]:
 def test_a_registry_that_does_not_answer(deployed: Deployment, registry: Registry) -> None:
     """Its partition waits, and says for what; the others go on; then everything counts."""
     registry.page = (404, "text/html", b"<html>no such page</html>")  # a proxy, or a wrong URL
-    worker = deployed.start_and_wait(schema_registry_url=registry.url, stall_timeout_s=1)
+    worker = deployed.start_and_wait(
+        schema_registry_url=registry.url, stall_timeout_s=STALL_TIMEOUT_S
+    )
     held, other = ("SO1", "SO2")  # of two partitions
     deployed.send([framed(7, held, 1)])
     wait_until(lambda: len(registry.asked) > 3, "it goes on asking")
@@ -140,7 +144,9 @@ def test_a_registry_that_takes_connections_and_never_answers(
 ) -> None:
     """Only the partition of a foreign id waits: no other total, no page, and no stop does."""
     registry.answers.clear()
-    worker = deployed.start_and_wait(schema_registry_url=registry.url, stall_timeout_s=1)
+    worker = deployed.start_and_wait(
+        schema_registry_url=registry.url, stall_timeout_s=STALL_TIMEOUT_S
+    )
     deployed.send([segment("SO5", 1, now_ms() - 100, now_ms(), end=True)])
     wait_until(lambda: "SO5" in totals(deployed), "our own schema needs no registry")
     held = "SO1"  # in the partition of SO5
@@ -157,7 +163,7 @@ def test_a_registry_that_takes_connections_and_never_answers(
     wait_until(lambda: {*others, "SO5"} == totals(deployed).keys(), "the others' totals")
     for each in deployed.found_totals():
         late_ms = each.timestamp()[1] - decode_total(each.value()).settled_at_ms
-        assert late_ms < SILENT_S * 1000 / 3
+        assert late_ms < SILENT_S * 1000 / 1.5
     status, ready = worker.get("/health/ready")
     assert status == 503
     assert "the schema registry doesn't say what id 7 is" in ready["problems"][0]

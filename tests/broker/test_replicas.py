@@ -144,7 +144,7 @@ def test_a_leader_that_is_killed_under_load_moves_no_settlement(
         assert len(deployed.truth().totals) >= 300
 
 
-STALL_TIMEOUT_S = 2.0
+STALL_TIMEOUT_S = 3.0
 
 
 def test_an_open_transaction_holds_back_its_partition_alone(

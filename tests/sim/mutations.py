@@ -202,7 +202,7 @@ CHECKPOINTS = (
     ),
     _one(
         "restored orders have no deadline",
-        PlainOrders, "restore", "self._queue(order)", "pass",
+        PlainOrders, "restore", "self.put(slot, order)", "self.slots.put(slot, order)",
     ),
     _one(
         "a transaction that the broker gave up is not written again",

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from durabill.schemas import headers
 from durabill.stream_processors.engine.kernel import compiled, hot
 from durabill.stream_processors.engine.kernel.rows import KEY_BYTES_MAX
 from durabill.stream_processors.engine.kernel.unaligned import load_u64, trailing_zeros
 
 HEADER_BYTES = 10
 HEADERS_MAX = 1000  # as in `batch`, which a test holds it against
-FORWARDED_FROM = np.frombuffer(headers.FORWARDED_FROM.encode(), np.uint8)
+FORWARDED_FROM = np.frombuffer(b"forwarded_from", np.uint8)  # as in `schemas.headers`
 _NAME_BYTES = len(FORWARDED_FROM)
 
 # What a record is, int64: first its frame,

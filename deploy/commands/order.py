@@ -70,7 +70,7 @@ def _as_json(story: "Story", live: "OrderState | None", totals: "Totals") -> dic
 
     from durabill.deploy.commands.order_story import key_of
     from durabill.producers.fleet.truth_file import total_as_json
-    from durabill.stream_processors.worker.policies import describe_history
+    from durabill.stream_processors.engine.policies import describe_history
 
     def told(total: "OrderTotal") -> dict[str, Any]:
         given = story.given.get(key_of(total))

@@ -21,10 +21,8 @@ from durabill.stream_processors.dead_letters.letters import (
     list_dead_letters,
 )
 from durabill.stream_processors.engine.batch import Record
-from durabill.stream_processors.kafka.reading import read_topic, topic_ends
-from durabill.stream_processors.settings import Settings
-from durabill.stream_processors.worker.checkpoint import entry_key
-from durabill.stream_processors.worker.policies import (
+from durabill.stream_processors.engine.checkpoint import entry_key
+from durabill.stream_processors.engine.policies import (
     POLICY,
     History,
     PolicyRecord,
@@ -32,7 +30,9 @@ from durabill.stream_processors.worker.policies import (
     decode_history,
     in_force,
 )
-from durabill.stream_processors.worker.verdicts import SCHEMAS, RecordedSchemas
+from durabill.stream_processors.engine.verdicts import SCHEMAS, RecordedSchemas
+from durabill.stream_processors.kafka.reading import read_topic, topic_ends
+from durabill.stream_processors.settings import Settings
 
 
 class LogMessage:

@@ -19,7 +19,7 @@ from durabill.stream_processors.core.explain import (
 )
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import Deadline
-from durabill.stream_processors.worker.policies import History
+from durabill.stream_processors.engine.policies import History
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from durabill.stream_processors.worker.policies import PolicyRecord, Terms, describe_history
+from durabill.stream_processors.engine.policies import PolicyRecord, Terms, describe_history
 
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms"))
 

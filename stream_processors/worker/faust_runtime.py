@@ -8,6 +8,7 @@ import faust
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.fencing import open_producer
 from durabill.stream_processors.kafka.group_offsets import read_group_offsets
@@ -15,7 +16,6 @@ from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.kafka.reading import read_bounds, read_tails
 from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.settings import Settings, checkpoint_topic
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic
 from durabill.stream_processors.worker.clock import elapsed_s
 from durabill.stream_processors.worker.driver import Consumer
 from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter, finds_foreign

@@ -9,18 +9,18 @@ from durabill.schemas.errors import StateError
 from durabill.schemas.text import shown
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import Snapshot
-from durabill.stream_processors.engine.scan import IdScanner
-from durabill.stream_processors.engine.table import IntervalTable, Total
-from durabill.stream_processors.worker.checkpoint import (
+from durabill.stream_processors.engine.checkpoint import (
     META,
     SegmentsTopic,
     encode_meta,
     entry_key,
 )
+from durabill.stream_processors.engine.policies import History, Terms
+from durabill.stream_processors.engine.scan import IdScanner
+from durabill.stream_processors.engine.table import IntervalTable, Total
+from durabill.stream_processors.engine.verdicts import RecordedSchemas
 from durabill.stream_processors.worker.clock import BrokerClock
-from durabill.stream_processors.worker.policies import History, Terms
 from durabill.stream_processors.worker.transactions import TransactionWatch
-from durabill.stream_processors.worker.verdicts import RecordedSchemas
 
 
 @dataclass(frozen=True, slots=True)

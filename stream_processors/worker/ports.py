@@ -8,8 +8,8 @@ neither Faust nor a Kafka client. A worker runs on `FaustRuntime`, `KafkaPartiti
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.engine.table import Effects, Total
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic
 
 T = TypeVar("T")
 

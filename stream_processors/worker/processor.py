@@ -19,19 +19,20 @@ from durabill.schemas.errors import PoisonError
 from durabill.schemas.order_state import OrderState
 from durabill.schemas.text import counted, ranges
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import Effects
-from durabill.stream_processors.settings import Settings
-from durabill.stream_processors.worker.checkpoint import META, entry_key, packed
-from durabill.stream_processors.worker.effect_order import OnStep, Step, ignore_step
-from durabill.stream_processors.worker.ending import die
-from durabill.stream_processors.worker.partition_task import CheckpointBarrier, PartitionTask
-from durabill.stream_processors.worker.policies import (
+from durabill.stream_processors.engine.checkpoint import META, entry_key, packed
+from durabill.stream_processors.engine.policies import (
     Terms,
     describe_history,
     from_here,
     in_force,
     split,
 )
+from durabill.stream_processors.engine.table import Effects
+from durabill.stream_processors.engine.verdicts import SCHEMAS
+from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.effect_order import OnStep, Step, ignore_step
+from durabill.stream_processors.worker.ending import die
+from durabill.stream_processors.worker.partition_task import CheckpointBarrier, PartitionTask
 from durabill.stream_processors.worker.ports import (
     Entry,
     PartitionWriter,
@@ -41,7 +42,6 @@ from durabill.stream_processors.worker.ports import (
 )
 from durabill.stream_processors.worker.recovery import Recovery, TableMaker, new_table
 from durabill.stream_processors.worker.schema_lookups import Ask, SchemaLookups, no_registry
-from durabill.stream_processors.worker.verdicts import SCHEMAS
 
 log = logging.getLogger("durabill.worker")
 

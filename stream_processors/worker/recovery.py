@@ -14,18 +14,15 @@ from durabill.schemas import BadTotal, WriterSchemas, decode_total, partition_fo
 from durabill.schemas.errors import RESTORE_OR_START_ANEW, ContractError, StateError
 from durabill.schemas.text import shown
 from durabill.stream_processors.core.order import Policy
-from durabill.stream_processors.engine.columns import ColumnTable
-from durabill.stream_processors.engine.table import IntervalTable, Place
-from durabill.stream_processors.worker.checkpoint import (
+from durabill.stream_processors.engine.checkpoint import (
     CheckpointMeta,
     SegmentsTopic,
     blocks_in,
     entry_key,
     find_meta,
 )
-from durabill.stream_processors.worker.effect_order import OnStep, Step
-from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.policies import (
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.policies import (
     POLICY,
     PolicyRecord,
     Terms,
@@ -34,8 +31,11 @@ from durabill.stream_processors.worker.policies import (
     in_force,
     taken_over,
 )
+from durabill.stream_processors.engine.table import IntervalTable, Place
+from durabill.stream_processors.engine.verdicts import SCHEMAS, RecordedSchemas
+from durabill.stream_processors.worker.effect_order import OnStep, Step
+from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.ports import PartitionWriter, Runtime, Tail
-from durabill.stream_processors.worker.verdicts import SCHEMAS, RecordedSchemas
 
 log = logging.getLogger("durabill.worker")
 TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]

@@ -18,7 +18,6 @@ PATIENCE_S = 5.0
 NO_SUCH_SCHEMA = 40403
 """Confluent's error code for an id that the registry doesn't know."""
 
-ID_MAX = 2**31 - 1
 """Ids are positive 32-bit integers; a registry can't be asked for others."""
 
 

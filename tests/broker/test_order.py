@@ -29,7 +29,7 @@ from durabill.stream_processors.core.admission import Headers, Place
 from durabill.stream_processors.core.explain import Revision, explain
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Record
-from durabill.stream_processors.worker.policies import PolicyRecord, Terms, encode_history
+from durabill.stream_processors.engine.policies import PolicyRecord, Terms, encode_history
 from tests.broker.ledger_kit import new_ledger_dsn, recorded, running_ledger, wait_until
 from tests.broker.test_cli import run
 from tests.broker.worker_kit import deployment

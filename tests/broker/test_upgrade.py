@@ -11,10 +11,10 @@ from durabill.producers.fleet.truth import LogRecord
 from durabill.schemas import WriterSchemas, decode_total
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.checkpoint import META, entry_key, find_meta
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place
 from durabill.stream_processors.settings import Settings
-from durabill.stream_processors.worker.checkpoint import META, entry_key, find_meta
 from durabill.stream_processors.worker.faust_runtime import find_segments_topic
 from tests.broker.traffic_kit import move_group, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed

@@ -9,11 +9,11 @@ from typing import Any
 
 from durabill.schemas import OrderTotal, WriterSchemas
 from durabill.schemas.order_state import Phase
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic, find_meta
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.kafka.reading import read_topic
 from durabill.stream_processors.settings import Settings
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic, find_meta
 from durabill.stream_processors.worker.ports import Tail
 from durabill.stream_processors.worker.recovery import restore_task
 

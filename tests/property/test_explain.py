@@ -20,7 +20,7 @@ from durabill.stream_processors.core.explain import (
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk, Record, records
 from durabill.stream_processors.engine.plain import PlainTable
-from durabill.stream_processors.worker.policies import History, PolicyRecord, Terms, in_force, split
+from durabill.stream_processors.engine.policies import History, PolicyRecord, Terms, in_force, split
 from tests.property import column_histories
 from tests.property.batches import encode_batch
 from tests.property.column_histories import BATCHES, PIECES_MAX, PLACES, POLICIES, Writer, writers

@@ -19,8 +19,8 @@ from durabill.schemas.errors import DurabillError
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import decode_block
 from durabill.stream_processors.engine.kernel import rows
+from durabill.stream_processors.engine.policies import decode_history, split
 from durabill.stream_processors.engine.table import Place
-from durabill.stream_processors.worker.policies import decode_history, split
 from tests.sim.broker import Broker, TopicLog, Transaction
 from tests.sim.drill import PolicyHistory, drill, history_in, policy_at, settle_all, short
 from tests.sim.faults import Plan

@@ -16,16 +16,16 @@ from durabill.producers.fleet.truth_order import Policy
 from durabill.schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
 from durabill.stream_processors.core.order import Policy as EnginePolicy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.table import IntervalTable, Place, Total
-from durabill.stream_processors.worker import recovery
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic, find_meta
-from durabill.stream_processors.worker.policies import (
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic, find_meta
+from durabill.stream_processors.engine.policies import (
     PolicyRecord,
     Terms,
     decode_history,
     in_force,
     split,
 )
+from durabill.stream_processors.engine.table import IntervalTable, Place, Total
+from durabill.stream_processors.worker import recovery
 from durabill.stream_processors.worker.ports import Tail
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan

@@ -8,7 +8,7 @@ from typing import Any
 
 from durabill.schemas import OWN_SCHEMA_ONLY
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.worker.effect_order import OnStep, Step, ignore_step
 from durabill.stream_processors.worker.processor import Processor
 from tests.crash_at import CrashAt

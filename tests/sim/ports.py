@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from durabill.schemas.errors import FencedError, StateError
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.engine.table import Effects, Total
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic
 from durabill.stream_processors.worker.ports import Entry, Tail, WriterClosed
 from tests.property.batches import Entry as LogEntry
 from tests.sim.broker import AckedAppend, Broker, Coordinator, Fenced, GaveUp, TopicLog

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.engine.table import Effects, Total
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic
 from durabill.stream_processors.worker.ports import Entry, Tail
 
 

@@ -11,15 +11,15 @@ from durabill.schemas.errors import StateError
 from durabill.schemas.records import SegmentEvent
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.columns import ColumnTable
-from durabill.stream_processors.engine.table import Place, Total
-from durabill.stream_processors.worker.checkpoint import (
+from durabill.stream_processors.engine.checkpoint import (
     META,
     CheckpointMeta,
     SegmentsTopic,
     entry_key,
     find_meta,
 )
+from durabill.stream_processors.engine.columns import ColumnTable
+from durabill.stream_processors.engine.table import Place, Total
 from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.ports import Tail
 from durabill.stream_processors.worker.recovery import restore_task

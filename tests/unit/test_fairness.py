@@ -8,16 +8,16 @@ from confluent_kafka import Producer
 
 from durabill.schemas import OWN_SCHEMA_ONLY
 from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.policies import PolicyRecord, Terms
 from durabill.stream_processors.engine.table import Effects, Place, Total
 from durabill.stream_processors.settings import Settings
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic
 from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.partition_writer import (
     BACKLOG_BYTES_MAX,
     KafkaPartitionWriter,
 )
-from durabill.stream_processors.worker.policies import PolicyRecord, Terms
 from durabill.stream_processors.worker.processor import Processor
 from tests.unit.test_steps import chunk_of
 

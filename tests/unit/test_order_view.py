@@ -12,7 +12,7 @@ from durabill.stream_processors.core.explain import explain
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Record
-from durabill.stream_processors.worker.policies import PolicyRecord, Terms
+from durabill.stream_processors.engine.policies import PolicyRecord, Terms
 
 POLICY = Policy(30, 300, 1_000, 0)
 BASIS = Basis((PolicyRecord(0, Terms(POLICY)),))

@@ -12,17 +12,17 @@ from durabill.schemas.order_state import OrderState
 from durabill.stream_processors.core.admission import accept
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine.batch import Record
+from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.effects import Effects
 from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.policies import PolicyRecord, Terms
 from durabill.stream_processors.engine.row_timers import RowTimers
 from durabill.stream_processors.engine.slots import BLOCK_SLOTS
 from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker import processor as worker
-from durabill.stream_processors.worker.checkpoint import SegmentsTopic
 from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.policies import PolicyRecord, Terms
 from durabill.stream_processors.worker.ports import Runtime, SideOutput
 from durabill.stream_processors.worker.processor import Processor
 from tests.property.batches import Entry

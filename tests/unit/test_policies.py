@@ -7,7 +7,7 @@ import pytest
 from durabill.schemas.errors import StateError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.worker.policies import (
+from durabill.stream_processors.engine.policies import (
     RULES,
     History,
     PolicyRecord,

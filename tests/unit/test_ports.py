@@ -16,7 +16,7 @@ SIMULATION = [f"tests.sim.{each.stem}" for each in Path(tests.sim.__path__[0]).g
 @pytest.mark.parametrize(
     "modules",
     [
-        [f"{WORKER}.{each}" for each in ("ports", "processor", "checkpoint", "recovery")],
+        [f"{WORKER}.{each}" for each in ("ports", "processor", "recovery")],
         [each for each in SIMULATION if each != "tests.sim.test_sim"] + ["tests.sim.__main__"],
     ],
     ids=["worker", "simulation"],

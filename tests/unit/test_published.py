@@ -8,10 +8,10 @@ import pytest
 from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.checkpoint import META, SegmentsTopic, entry_key, find_meta
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
-from durabill.stream_processors.worker.checkpoint import META, SegmentsTopic, entry_key, find_meta
 from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.ports import Tail
 from durabill.stream_processors.worker.recovery import restore_task

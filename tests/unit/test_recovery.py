@@ -9,11 +9,9 @@ from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
 from durabill.schemas.errors import ContractError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
+from durabill.stream_processors.engine.checkpoint import entry_key
 from durabill.stream_processors.engine.plain import PlainTable
-from durabill.stream_processors.worker.checkpoint import entry_key
-from durabill.stream_processors.worker.effect_order import ignore_step
-from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.policies import (
+from durabill.stream_processors.engine.policies import (
     POLICY,
     History,
     PolicyRecord,
@@ -21,9 +19,11 @@ from durabill.stream_processors.worker.policies import (
     decode_history,
     encode_history,
 )
+from durabill.stream_processors.engine.verdicts import SCHEMAS
+from durabill.stream_processors.worker.effect_order import ignore_step
+from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.ports import PartitionWriter, Runtime
 from durabill.stream_processors.worker.recovery import Recovery
-from durabill.stream_processors.worker.verdicts import SCHEMAS
 from tests.property.batches import encode_batch
 from tests.unit.stand import StandWriter, World
 

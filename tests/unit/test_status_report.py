@@ -19,7 +19,7 @@ from durabill.deploy.commands.status_report import (
 )
 from durabill.deploy.terminal import plain
 from durabill.stream_processors.core.order import Policy
-from durabill.stream_processors.worker.policies import PolicyRecord, Terms, from_here
+from durabill.stream_processors.engine.policies import PolicyRecord, Terms, from_here
 
 A, B = "http://127.0.0.1:1001", "http://127.0.0.1:1002"
 READY = {"ready": True, "problems": []}

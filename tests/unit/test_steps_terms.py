@@ -8,8 +8,8 @@ from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.effects import Step
 from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.policies import History, PolicyRecord, Terms, split
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
-from durabill.stream_processors.worker.policies import History, PolicyRecord, Terms, split
 from tests.property.batches import Entry, encode_batch
 
 HOUR_MS = 3_600_000

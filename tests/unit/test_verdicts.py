@@ -16,7 +16,9 @@ from durabill.schemas import (
     encode_segment,
 )
 from durabill.schemas.errors import StateError
-from durabill.stream_processors.worker.registry import ID_MAX, NoAnswer
+from durabill.schemas.limits import SCHEMA_ID_MAX
+from durabill.stream_processors.engine.verdicts import RecordedSchemas
+from durabill.stream_processors.worker.registry import NoAnswer
 from durabill.stream_processors.worker.schema_lookups import (
     ASKED_AT_ONCE_MAX,
     PATIENCE_PERIOD_S,
@@ -24,7 +26,6 @@ from durabill.stream_processors.worker.schema_lookups import (
     UNKNOWN_FOR_S,
     SchemaLookups,
 )
-from durabill.stream_processors.worker.verdicts import RecordedSchemas
 
 OURS = json.dumps(SEGMENT_SCHEMA)
 EVENT = SegmentEvent("SO1", 1, 1, 2, False)
@@ -51,11 +52,11 @@ def reason(writers: RecordedSchemas, schema_id: int, offset: int) -> Reason | No
 
 def test_what_must_be_asked_for() -> None:
     writers = schemas()
-    ids = {0: 5, 1: 5, ID_MAX: 5, ID_MAX + 1: 5, 2**32 - 1: 5}
-    assert writers.undecided(ids) == [1, ID_MAX]  # the others can be no ids
-    writers.decide({1: OURS, ID_MAX: None}, 4, 6)
+    ids = {0: 5, 1: 5, SCHEMA_ID_MAX: 5, SCHEMA_ID_MAX + 1: 5, 2**32 - 1: 5}
+    assert writers.undecided(ids) == [1, SCHEMA_ID_MAX]  # the others can be no ids
+    writers.decide({1: OURS, SCHEMA_ID_MAX: None}, 4, 6)
     assert writers.undecided(ids) == []
-    assert writers.undecided({ID_MAX: 6}) == [ID_MAX]
+    assert writers.undecided({SCHEMA_ID_MAX: 6}) == [SCHEMA_ID_MAX]
 
 
 def test_a_verdict_holds_from_its_offset_on_and_for_good() -> None:

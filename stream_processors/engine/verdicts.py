@@ -15,8 +15,8 @@ import msgspec
 from durabill.schemas import BadRecord, Reason, WriterSchemas
 from durabill.schemas.codec import resolvable
 from durabill.schemas.errors import StateError
+from durabill.schemas.limits import SCHEMA_ID_MAX
 from durabill.schemas.wire import RawSegment
-from durabill.stream_processors.worker.registry import ID_MAX
 
 SCHEMAS = "schemas"
 """The name of the entry."""
@@ -69,7 +69,7 @@ class RecordedSchemas(WriterSchemas):
         return [
             each
             for each, offset in ids.items()
-            if offset >= decided_to and each not in self._known and 0 < each <= ID_MAX
+            if offset >= decided_to and each not in self._known and 0 < each <= SCHEMA_ID_MAX
         ]
 
     def decide(self, found: Mapping[int, str | None], first_offset: int, next_offset: int) -> bytes:

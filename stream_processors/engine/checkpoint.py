@@ -27,8 +27,8 @@ from durabill.schemas.errors import (
     StateError,
 )
 from durabill.stream_processors.engine.blocks import Snapshot
-from durabill.stream_processors.worker.policies import POLICY
-from durabill.stream_processors.worker.verdicts import SCHEMAS
+from durabill.stream_processors.engine.policies import POLICY
+from durabill.stream_processors.engine.verdicts import SCHEMAS
 
 META_VERSION = 2
 META = "meta"

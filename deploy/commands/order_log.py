@@ -12,8 +12,8 @@ from durabill.deploy.commands.run import writer_schemas
 from durabill.deploy.terminal import Progress, say, shown
 from durabill.schemas import OrderTotal, Reason, WriterSchemas, partition_for
 from durabill.schemas.errors import DurabillError, StateError
-from durabill.schemas.wire import RawSegment
-from durabill.stream_processors.core.admission import Headers, Place
+from durabill.schemas.wire import Headers, RawSegment
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.explain import PolicyAt, Read, explain
 from durabill.stream_processors.dead_letters.letters import (
     DeadLetter,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from durabill import __version__
 from durabill.deploy.commands.ask_workers import workers_dir
 from durabill.deploy.terminal import say
 
@@ -27,17 +28,7 @@ def introduce(name: str, settings: "Settings", **what: str) -> None:
         "pid": str(os.getpid()),
     }
     text = ", ".join(f"{key} {value}" for key, value in told.items())
-    process_log.info("durabill %s %s: %s", own_version(), name, text)
-
-
-def own_version() -> str:
-    """Return the version of Durabill that is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("durabill")
-    except PackageNotFoundError:  # run from a copy of the source
-        return "(not installed)"
+    process_log.info("durabill %s %s: %s", __version__, name, text)
 
 
 @contextlib.contextmanager

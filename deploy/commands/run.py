@@ -73,8 +73,8 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     set_up_logging()
     check_access(settings)
-    port = settings.worker_port or find_free_ports(1)[0]
-    check_address("worker", settings.worker_host, port)
+    check_address("worker", settings.worker_host, settings.worker_port)
+    port = settings.worker_port or find_free_ports(1, settings.worker_host)[0]
     settings = located(settings, "bootstrap_servers")
     warn_of_policy(settings)
     enter(settings, "worker", patience_s=PROCESS_PATIENCE_S)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from durabill import __version__
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.explain import check_arguments, explain
@@ -18,7 +19,6 @@ from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
 from durabill.deploy.streams import (
-    BROKEN_PIPE_EXIT_CODE,
     OutputError,
     finish_streams,
     give_up_output,
@@ -69,9 +69,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from durabill.deploy.commands.process_words import own_version
-
-        print(f"durabill {own_version()}")
+        print(f"durabill {__version__}")
         raise typer.Exit
 
 
@@ -95,8 +93,6 @@ def _run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="durabill", standalone_mode=False)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return BROKEN_PIPE_EXIT_CODE
     except Exception as error:
         return _tell(error, arguments)
     return code if isinstance(code, int) else 0

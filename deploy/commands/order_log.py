@@ -6,11 +6,17 @@ from typing import Any
 
 from confluent_kafka import KafkaException, Message
 
-from durabill.deploy.commands.common import quiet_kafka, without_password
+from durabill.deploy.commands.common import quiet_kafka, without_password, writer_schemas
 from durabill.deploy.commands.order_story import Basis, Row, Story
-from durabill.deploy.commands.run import writer_schemas
 from durabill.deploy.terminal import Progress, say, shown
-from durabill.schemas import OrderTotal, Reason, WriterSchemas, partition_for
+from durabill.schemas import (
+    BadTotal,
+    OrderTotal,
+    Reason,
+    WriterSchemas,
+    decode_total,
+    partition_for,
+)
 from durabill.schemas.errors import DurabillError, StateError
 from durabill.schemas.wire import Headers, RawSegment
 from durabill.stream_processors.core.admission import Place
@@ -31,7 +37,7 @@ from durabill.stream_processors.engine.policies import (
     in_force,
 )
 from durabill.stream_processors.engine.verdicts import SCHEMAS, RecordedSchemas
-from durabill.stream_processors.kafka.reading import read_topic, topic_ends
+from durabill.stream_processors.kafka.reading import partition_count, read_topic
 from durabill.stream_processors.settings import Settings
 
 
@@ -69,13 +75,13 @@ class LogMessage:
 def read_story(settings: Settings, number: str, everywhere: bool, progress: Progress) -> Story:
     """Return what the log tells of an order; `everywhere`: in wrong partitions as well."""
     kafka, topic = quiet_kafka(settings), settings.segments_topic
-    partitions = len(topic_ends(kafka, topic))
+    partitions = partition_count(kafka, topic)
     own = partition_for(number.encode(), partitions)
     asked = sorted(range(partitions), key=lambda each: each != own) if everywhere else [own]
     recorded = _Recorded(settings, asked, progress)
-    story = Story(number, own, recorded.basis_of(own))
-    for partition in asked:
-        basis = recorded.basis_of(partition)
+    bases = {each: recorded.basis_of(each) for each in asked}
+    story = Story(number, own, bases[own])
+    for partition, basis in bases.items():
         log = (
             LogMessage(offset, message)
             for _, offset, message in read_topic(
@@ -83,7 +89,7 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
             )
         )
         place, policy_at = Place(partition, partitions), _policy_at(basis.history)
-        read = recorded.reader_of(partition)
+        read = recorded.reader_of(partition, basis)
         story.add(partition, explain(number, log, place, policy_at, read))
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
@@ -128,12 +134,12 @@ class _Recorded:
         terms = Terms(self._settings.policy, registry=bool(self._settings.schema_registry_url))
         return Basis((PolicyRecord(0, terms),), why)
 
-    def reader_of(self, partition: int) -> Read:
+    def reader_of(self, partition: int, basis: Basis) -> Read:
         """Return how values of a partition are read: with the schemas that were recorded.
 
         Where the recorded ones can't be read, or have no word on an id yet, the registry is asked.
         """
-        basis, asked = self.basis_of(partition), writer_schemas(self._settings)
+        asked = writer_schemas(self._settings)
         if basis.assumed_because:
             return asked.read
         known = RecordedSchemas(WriterSchemas(), self._entries.get(entry_key(partition, SCHEMAS)))
@@ -226,10 +232,8 @@ def read_totals(settings: Settings, number: str, limit: int | None, *, whole: bo
 
 def totals_in_topic(settings: Settings, number: str) -> list[OrderTotal]:
     """Return the order's totals in the totals topic, oldest first, each once."""
-    from durabill.schemas import BadTotal, decode_total
-
     kafka, key = quiet_kafka(settings), number.encode()
-    partition = partition_for(key, len(topic_ends(kafka, settings.totals_topic)))
+    partition = partition_for(key, partition_count(kafka, settings.totals_topic))
     found: dict[OrderTotal, None] = {}
     for _, _, message in read_topic(
         kafka, settings.totals_topic, partitions=frozenset({partition})

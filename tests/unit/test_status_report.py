@@ -273,6 +273,8 @@ def test_nobody_there(url: str) -> None:
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
         b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000,
+        b"HTTP/1.1 200 OK\r\n\r\nnull",
+        b"HTTP/1.1 503 Away\r\n\r\nnull",
         b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
         b"HTTP/1.1 503 Away\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
     ],

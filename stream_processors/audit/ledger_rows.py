@@ -159,11 +159,10 @@ class LedgerRows:
     def _stranger(self, line: str, why: str, table: str = _TABLE) -> None:
         there = _fields(line)
         number, revision = there[_NUMBER_AT], int(there[_REVISION_AT])
+        place = self._place(there, table)
         found = f"{there[COLUMNS.index('status')]}, {there[COLUMNS.index('duration_ms')]} ms"
         self.findings.append(
-            Finding(
-                Kind.ROW_WITHOUT_TOTAL, number, revision, "", why, found, self._place(there, table)
-            )
+            Finding(Kind.ROW_WITHOUT_TOTAL, number, revision, "", why, found, place)
         )
 
     def _place(self, there: list[str], table: str) -> str:

@@ -22,7 +22,7 @@ from durabill.stream_processors.audit.replay import (
     PartitionTerms,
     Replay,
 )
-from durabill.stream_processors.audit.scope import TotalsScope
+from durabill.stream_processors.audit.scope import EVERYTHING, TotalsScope
 from durabill.stream_processors.audit.sources import open_source
 from durabill.stream_processors.audit.totals_log import Published, TotalsLog
 from durabill.stream_processors.core.admission import Place
@@ -55,7 +55,7 @@ class PartitionJob:
     """Where the replay ends: the end of the committed log as it was, or what was asked for."""
     totals_first: int
     totals_end: int
-    scope: TotalsScope = TotalsScope()
+    scope: TotalsScope = EVERYTHING
     engine: Engine = Engine.COLUMNS
     is_as_of: bool = False
     """Whether the end is an earlier one than that of the log."""
@@ -193,7 +193,9 @@ class PartitionAudit:
         checkpoint rests on is among them.
         """
         job, matcher = self._job, self._matcher
-        checkpoint = self._checkpoint() if matcher.computed else None
+        checkpoint = None
+        if matcher.computed and job.has_checkpoint:
+            checkpoint = read_checkpoint(job.settings, job.place)
         partition = job.place.partition
         bounds = read_bounds(self._kafka, LOOK_GROUP, self._topic, [partition])
         self._totals.extend(bounds[partition][1])
@@ -203,12 +205,6 @@ class PartitionAudit:
         return judge(
             matcher.computed, matcher.published, self._siblings(), self._grounds(source, checkpoint)
         )
-
-    def _checkpoint(self) -> CheckpointView | None:
-        return read_checkpoint(self._job.settings, self._job.place) if self._has_view() else None
-
-    def _has_view(self) -> bool:
-        return self._job.has_checkpoint
 
     def _siblings(self) -> dict[bytes | None, list[Published]]:
         """Return all that was published of the orders that have leftovers among the published."""
@@ -268,7 +264,7 @@ class PartitionAudit:
             rows = self._rows
             outcome.findings += rows.findings
             outcome.ledger = (rows.rows, rows.proven, rows.not_yet_recorded, rows.set_aside)
-        outcome.notes += self._notes(source)
+        outcome.notes += notes_of(job, source)
         outcome.account = PartitionAccount(
             partition,
             first_offset=source.first_offset,
@@ -288,23 +284,22 @@ class PartitionAudit:
             policy_assumed_because=job.terms.assumed_because,
         )
 
-    def _notes(self, source: LogSource) -> list[str]:
-        job = self._job
-        where = f"{job.settings.segments_topic}/{job.place.partition}"
-        begins = job.terms.history[0].from_offset
-        notes = []
-        if job.terms.assumed_because:
-            notes.append(
-                f"{where}: the policy of the settings is assumed: {job.terms.assumed_because}"
-            )
-        elif begins > source.first_offset:
-            notes.append(
-                f"{where}: before offset {begins} no policy is recorded (the log is from before that"
-                " was done); totals that rest on it and differ are not called wrong"
-            )
-        if not job.has_checkpoint:
-            notes.append(
-                f"{where}: no checkpoint under the application id {job.settings.application_id}: a"
-                " total that workers have yet to publish can't be told from a missing one"
-            )
-        return notes
+
+def notes_of(job: PartitionJob, source: LogSource) -> list[str]:
+    """Return what could not be decided, or was assumed."""
+    where = f"{job.settings.segments_topic}/{job.place.partition}"
+    begins, assumed = job.terms.history[0].from_offset, job.terms.assumed_because
+    notes = []
+    if assumed:
+        notes.append(f"{where}: the policy of the settings is assumed: {assumed}")
+    elif begins > source.first_offset:
+        notes.append(
+            f"{where}: no policy is recorded for what comes before offset {begins}, which is older"
+            " than such records; totals that rest on it and differ are not called wrong"
+        )
+    if not job.has_checkpoint:
+        notes.append(
+            f"{where}: no checkpoint under the application id {job.settings.application_id}: a"
+            " total that workers have yet to publish can't be told from a missing one"
+        )
+    return notes

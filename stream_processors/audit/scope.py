@@ -29,3 +29,6 @@ class TotalsScope:
             return True
         is_late_enough = self.from_ms is None or settled_at_ms >= self.from_ms
         return is_late_enough and (self.to_ms is None or settled_at_ms < self.to_ms)
+
+
+EVERYTHING = TotalsScope()

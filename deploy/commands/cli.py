@@ -11,7 +11,7 @@ import typer
 
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
-from durabill.deploy.commands.explain import check_arguments, explain
+from durabill.deploy.commands.error_lines import check_arguments, error_lines
 from durabill.deploy.commands.fleet import fleet, totals
 from durabill.deploy.commands.order import order
 from durabill.deploy.commands.run import gateway, ledger, worker
@@ -103,7 +103,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _tell(error: Exception, arguments: list[str]) -> int:
-    lines = explain(error, arguments)
+    lines = error_lines(error, arguments)
     if lines is None:
         raise error
     if isinstance(error, OutputError):

@@ -11,9 +11,9 @@ from durabill.deploy.terminal import emit, progress_bars, say, shown
 
 if TYPE_CHECKING:
     from durabill.deploy.commands.order_log import Totals
-    from durabill.deploy.commands.order_story import Given, Story
     from durabill.schemas import OrderTotal
     from durabill.schemas.order_state import OrderState
+    from durabill.stream_processors.audit.story import Given, Story
     from durabill.stream_processors.settings import Settings
 
 
@@ -68,8 +68,8 @@ def order(
 def _as_json(story: "Story", live: "OrderState | None", totals: "Totals") -> dict[str, Any]:
     import msgspec
 
-    from durabill.deploy.commands.order_story import key_of
     from durabill.producers.fleet.truth_file import total_as_json
+    from durabill.stream_processors.audit.story import key_of
     from durabill.stream_processors.engine.policies import describe_history
 
     def told(total: "OrderTotal") -> dict[str, Any]:

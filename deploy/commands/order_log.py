@@ -7,12 +7,12 @@ from typing import Any
 from confluent_kafka import KafkaException, Message
 
 from durabill.deploy.commands.common import quiet_kafka, without_password
-from durabill.deploy.commands.order_story import Basis, Row, Story
 from durabill.deploy.commands.run import writer_schemas
 from durabill.deploy.terminal import Progress, say, shown
 from durabill.schemas import OrderTotal, Reason, WriterSchemas, partition_for
 from durabill.schemas.errors import DurabillError, StateError
 from durabill.schemas.wire import RawSegment
+from durabill.stream_processors.audit.story import Basis, Row, Story
 from durabill.stream_processors.core.admission import Headers, Place
 from durabill.stream_processors.core.explain import PolicyAt, Read, explain
 from durabill.stream_processors.dead_letters.letters import (

@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from durabill.deploy.commands.order_log import Totals
-from durabill.deploy.commands.order_story import Basis, Given, Life, Row, Story, key_of
 from durabill.deploy.terminal import (
     counted,
     human_bound,
@@ -19,6 +18,7 @@ from durabill.deploy.terminal import (
     shown,
 )
 from durabill.schemas.order_state import OrderState, Phase
+from durabill.stream_processors.audit.story import Basis, Given, Life, Row, Story, key_of
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import DEADLINE_OF, Deadline
 

@@ -47,7 +47,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise SettingsError(problems)
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> list[str] | None:
+def error_lines(error: Exception, arguments: Sequence[str]) -> list[str] | None:
     """Return what to tell the user, a line each; None if `error` is a bug of ours."""
     if isinstance(error, ImportError):
         missing = missing_for(arguments, error.name)

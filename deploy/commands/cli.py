@@ -12,6 +12,7 @@ import typer
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines
+from durabill.deploy.commands.explain_order import explain
 from durabill.deploy.commands.fleet import fleet, totals
 from durabill.deploy.commands.order import order
 from durabill.deploy.commands.run import gateway, ledger, worker
@@ -56,6 +57,7 @@ for _command in (worker, ledger, gateway):
     app.command(rich_help_panel=_RUN)(_command)
 app.command(rich_help_panel=_LOOK)(status)
 app.command(rich_help_panel=_LOOK)(order)
+app.command(rich_help_panel=_LOOK)(explain)
 app.command(rich_help_panel=_LOOK)(totals)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(fleet)

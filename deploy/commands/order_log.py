@@ -1,6 +1,6 @@
 """Reads what Kafka and the ledger hold of an order: its log, the policies, its totals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ from durabill.stream_processors.engine.policies import (
     in_force,
 )
 from durabill.stream_processors.engine.verdicts import SCHEMAS, RecordedSchemas
-from durabill.stream_processors.kafka.reading import read_topic, topic_ends
+from durabill.stream_processors.kafka.options import LOOK_GROUP
+from durabill.stream_processors.kafka.reading import read_bounds, read_topic, topic_ends
 from durabill.stream_processors.settings import Settings
 
 
@@ -87,7 +88,18 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
         story.add(partition, explain(number, log, place, policy_at, read))
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
+    story.notes += head_notes(read_bounds(kafka, LOOK_GROUP, topic, asked))
     return story
+
+
+def head_notes(bounds: Mapping[int, tuple[int, int]]) -> list[str]:
+    """Return which partitions' logs don't begin at their beginning: [first, next offset) each."""
+    return [
+        f"the log of partition {partition} begins at offset {first}: what was before it is gone, so"
+        " records of the order may be missing here, and with them what they caused"
+        for partition, (first, _) in bounds.items()
+        if first
+    ]
 
 
 def _policy_at(history: History) -> PolicyAt:

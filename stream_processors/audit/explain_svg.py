@@ -103,6 +103,8 @@ def _verdict(life: Life, latest: Given | None) -> str:
     if latest is None:
         return f"{proven}, no total yet"
     words = f"{proven} · {latest.status}, revision {latest.revision}"
+    if life.state is not None and life.state.phase is not Phase.SETTLED:
+        words += f" · {life.state.phase} now: a further total follows"
     if latest.upper_bound_ms != latest.duration_ms:
         words += f" · upper bound {bound_words(latest.upper_bound_ms)}"
     return words

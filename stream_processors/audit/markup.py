@@ -115,7 +115,7 @@ table { border-collapse: collapse; width: 100%; margin: 8px 0 14px; font-size: 1
 th { text-align: left; border-bottom: 2px solid #9aa7b4; padding: 4px 8px; vertical-align: bottom; }
 td { border-bottom: 1px solid #e3e8ee; padding: 4px 8px; vertical-align: top;
   overflow-wrap: anywhere; }
-.r { text-align: right; white-space: nowrap; }
+.r { text-align: right; white-space: nowrap; } .n { white-space: nowrap; }
 th.r { white-space: normal; }
 table.facts { width: auto; min-width: 50%; }
 table.facts td:first-child { color: #5b6875; padding-right: 24px; white-space: nowrap; }

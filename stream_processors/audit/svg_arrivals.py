@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from durabill.schemas.text import counted, human_ms, human_time
-from durabill.stream_processors.audit.markup import Markup
+from durabill.stream_processors.audit.markup import Markup, element
 from durabill.stream_processors.audit.story import FORGOTTEN, Given, Row, StateChange, Story
 from durabill.stream_processors.audit.svg_kit import (
     CHARACTER_WIDTH,
@@ -15,7 +15,6 @@ from durabill.stream_processors.audit.svg_kit import (
     axis,
     box,
     boxes,
-    element,
     fits,
     label,
     line,

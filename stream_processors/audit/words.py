@@ -1,9 +1,21 @@
 """What an order's story says in words: causes, what is missing, how a life stands."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from durabill.schemas.text import counted, human_ms, human_time
-from durabill.stream_processors.audit.story import FORGOTTEN, Given, Life, StateChange, Story
+from durabill.schemas.text import counted, human_ms, human_time, shown
+from durabill.stream_processors.audit.story import (
+    FORGOTTEN,
+    Basis,
+    Given,
+    Life,
+    Row,
+    StateChange,
+    Story,
+    TotalKey,
+    key_of,
+)
 from durabill.stream_processors.core.order import DEADLINE_OF, Deadline
 
 RANGES_SHOWN = 20
@@ -67,3 +79,87 @@ def missing_words(life: Life) -> list[str]:
 def bound_words(upper_bound_ms: int | None) -> str:
     """Return what the duration can be at most, if all that is missing were found."""
     return "not known" if upper_bound_ms is None else human_ms(upper_bound_ms)
+
+
+def origin_words(row: Row) -> str:
+    """Return where a record came from, as its headers say; nothing where they say nothing."""
+    found = []
+    if row.forwarded_from:
+        found.append(f"sent on from {row.forwarded_from}")
+    if row.resent_from:
+        found.append(f"sent back from dead letter {shown(row.resent_from)}")
+    return ", ".join(found)
+
+
+def verdict_words(row: Row) -> str:
+    """Return what became of a record, with all that is known of it."""
+    words = row.verdict
+    if row.detail:
+        words += f" ({row.detail})"
+    if row.dead_letter:
+        words += f", dead letter {row.dead_letter}"
+    if row.reopens:
+        words += ", reopens it"
+    return words
+
+
+def pieces_words(pieces: Sequence[tuple[int, int]], whole_ms: int, pieces_max: int = 3) -> str:
+    """Return pieces of a record's time: all of it, none, or from when to when."""
+    if not pieces:
+        return "none"
+    length_ms = sum(end_ms - start_ms for start_ms, end_ms in pieces)
+    if length_ms == whole_ms:
+        return f"all {human_ms(whole_ms)}"
+    times = [
+        f"{human_time(start_ms)[11:]} to {human_time(end_ms)[11:]}"
+        for start_ms, end_ms in pieces[:pieces_max]
+    ]
+    more = f" and {len(pieces) - pieces_max:,} more" if len(pieces) > pieces_max else ""
+    return f"{human_ms(length_ms)}: {', '.join(times)}{more}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Which of an order's totals were found where totals are published.
+
+    `strangers` are those that the log doesn't give by the policies that are told.
+    """
+
+    source: str
+    found: frozenset[TotalKey]
+    strangers: tuple[Any, ...] = ()
+
+    def has(self, given: Given) -> bool:
+        """Tell whether a revision was found."""
+        return key_of(given) in self.found
+
+    def says(self, given: Given) -> str:
+        """Return the same in words."""
+        return "published" if self.has(given) else "not found there"
+
+
+def published_of(source: str, totals: Iterable[Any], story: Story) -> Published:
+    """Return which of the totals at a source are those that the log gives."""
+    found = list(totals)
+    keys = frozenset(map(key_of, found))
+    return Published(source, keys, tuple(each for each in found if key_of(each) not in story.given))
+
+
+def policy_lines(basis: Basis) -> list[str]:
+    """Return by which policies the order is explained."""
+    lines = []
+    for at, record in enumerate(basis.history):
+        policy = record.terms.policy
+        interim_ms = policy.interim_interval_ms
+        waits = ", ".join(
+            (
+                f"settle_grace {human_ms(policy.settle_grace_ms)}",
+                f"idle_timeout {human_ms(policy.idle_timeout_ms)}",
+                f"correction_window {human_ms(policy.correction_window_ms)}",
+                f"interim_interval {human_ms(interim_ms) if interim_ms else 'never'}",
+            )
+        )
+        lines.append(f"From offset {record.from_offset} on: {waits}" if at else f"Policy: {waits}")
+    if basis.assumed_because:
+        lines.append(f"note: this policy is assumed from the settings: {basis.assumed_because}")
+    return lines

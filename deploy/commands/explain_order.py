@@ -57,7 +57,6 @@ def explain(
         story = read_story(settings, number, everywhere, progress)
     totals = read_totals(settings, number, None, whole=False)
     published = published_of(totals.source, [*totals.found, *(totals.set_aside or [])], story)
-    _write(settings, story, published, svg, html, rows)
     if as_json:
         from durabill.stream_processors.audit.story_json import explained
 
@@ -69,6 +68,7 @@ def explain(
     if not story.rows:
         say(f"The log has no record of order {shown(number)}.")
         raise typer.Exit(1)
+    _write(settings, story, published, svg, html, rows)
 
 
 def _write(

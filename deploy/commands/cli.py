@@ -12,8 +12,10 @@ import typer
 from durabill import __version__
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
-from durabill.deploy.commands.explain import check_arguments, explain
+from durabill.deploy.commands.error_lines import check_arguments, error_lines
+from durabill.deploy.commands.explain_order import explain
 from durabill.deploy.commands.fleet import fleet, totals
+from durabill.deploy.commands.leakage import leakage
 from durabill.deploy.commands.order import order
 from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
@@ -56,7 +58,9 @@ for _command in (worker, ledger, gateway):
     app.command(rich_help_panel=_RUN)(_command)
 app.command(rich_help_panel=_LOOK)(status)
 app.command(rich_help_panel=_LOOK)(order)
+app.command(rich_help_panel=_LOOK)(explain)
 app.command(rich_help_panel=_LOOK)(totals)
+app.command(rich_help_panel=_LOOK)(leakage)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(fleet)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
@@ -99,7 +103,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _tell(error: Exception, arguments: list[str]) -> int:
-    lines = explain(error, arguments)
+    lines = error_lines(error, arguments)
     if lines is None:
         raise error
     if isinstance(error, OutputError):

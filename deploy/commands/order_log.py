@@ -1,13 +1,12 @@
 """Reads what Kafka and the ledger hold of an order: its log, the policies, its totals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Message
 
 from durabill.deploy.commands.common import quiet_kafka, without_password, writer_schemas
-from durabill.deploy.commands.order_story import Basis, Row, Story
 from durabill.deploy.terminal import Progress, say, shown
 from durabill.schemas import (
     BadTotal,
@@ -18,6 +17,7 @@ from durabill.schemas import (
     partition_for,
 )
 from durabill.schemas.wire import Headers, RawSegment
+from durabill.stream_processors.audit.story import Basis, Row, Story
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.explain import PolicyAt, Read, explain
@@ -29,7 +29,8 @@ from durabill.stream_processors.dead_letters.letters import (
 from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.policies import History, in_force
 from durabill.stream_processors.engine.verdicts import RecordedSchemas
-from durabill.stream_processors.kafka.reading import partition_count, read_topic
+from durabill.stream_processors.kafka.options import LOOK_GROUP
+from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
 from durabill.stream_processors.settings import Settings
 
 
@@ -85,7 +86,18 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
         story.add(partition, explain(number, log, place, policy_at, read))
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
+    story.notes += head_notes(read_bounds(kafka, LOOK_GROUP, topic, asked))
     return story
+
+
+def head_notes(bounds: Mapping[int, tuple[int, int]]) -> list[str]:
+    """Return which partitions' logs don't begin at their beginning: [first, next offset) each."""
+    return [
+        f"the log of partition {partition} begins at offset {first}: what was before it is gone, so"
+        " records of the order may be missing here, and with them what they caused"
+        for partition, (first, _) in bounds.items()
+        if first
+    ]
 
 
 def _policy_at(history: History) -> PolicyAt:

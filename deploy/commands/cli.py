@@ -15,9 +15,12 @@ from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines
 from durabill.deploy.commands.explain_order import explain
 from durabill.deploy.commands.fleet import fleet, totals
+from durabill.deploy.commands.keys import keys_app
 from durabill.deploy.commands.leakage import leakage
 from durabill.deploy.commands.order import order
+from durabill.deploy.commands.receipt import receipt, verify
 from durabill.deploy.commands.run import gateway, ledger, worker
+from durabill.deploy.commands.seal import seal_app
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
 from durabill.deploy.streams import (
@@ -52,10 +55,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_RUN, _LOOK, _STACK = "Run", "Look", "Local stack"
+_RUN, _LOOK, _PROVE, _STACK = "Run", "Look", "Prove", "Local stack"
 app.command(rich_help_panel="Start here")(demo)
 for _command in (worker, ledger, gateway):
     app.command(rich_help_panel=_RUN)(_command)
+app.add_typer(seal_app, name="seal", rich_help_panel=_RUN)
 app.command(rich_help_panel=_LOOK)(status)
 app.command(rich_help_panel=_LOOK)(order)
 app.command(rich_help_panel=_LOOK)(explain)
@@ -63,6 +67,9 @@ app.command(rich_help_panel=_LOOK)(totals)
 app.command(rich_help_panel=_LOOK)(leakage)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(fleet)
+app.command(rich_help_panel=_PROVE)(receipt)
+app.command(rich_help_panel=_PROVE)(verify)
+app.add_typer(keys_app, name="keys", rich_help_panel=_PROVE)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
 app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)

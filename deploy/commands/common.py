@@ -50,6 +50,7 @@ SETTING_HELP = {
     "segments_topic": "Topic of the segments.",
     "totals_topic": "Topic of the totals.",
     "dead_letters_topic": "Topic of the dead letters.",
+    "seal_topic": "Topic of the sealed log's checkpoints.",
     "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
     "idle_timeout_s": "Wait for an order's next new segment, then ABANDONED.",
     "correction_window_s": "How long ago a segment may have ended and still count.",
@@ -70,6 +71,9 @@ SETTING_HELP = {
     "gateway_clock_offset_max_s": "Further off the broker's clock the gateway is not ready.",
     "report_interval_s": "How often clients are told to report.",
     "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",
+    "seal_dir": "Folder of the sealed log. Default: seal in the data folder.",
+    "seal_key_file": "File with the key that signs the sealed log; `durabill keys make` makes it.",
+    "seal_interval_s": "Time between two checkpoints of the sealed log.",
     "data_dir": "Folder of the local stack and of what runs here.",
 }
 """One line for each setting; each is a flag."""
@@ -81,6 +85,7 @@ SETTING_DEFAULTS = {
     "segments_topic": "billing.segments",
     "totals_topic": "billing.totals",
     "dead_letters_topic": "billing.dead-letters",
+    "seal_topic": "billing.seal-checkpoints",
     "settle_grace_s": "30",
     "idle_timeout_s": "300",
     "correction_window_s": "86400",
@@ -97,6 +102,7 @@ SETTING_DEFAULTS = {
     "gateway_address_connections": "2000",
     "gateway_clock_offset_max_s": "30",
     "report_interval_s": "10",
+    "seal_interval_s": "10",
     "data_dir": ".durabill",
 }
 """What the help says of each setting that has a default; a test compares it with `Settings`."""

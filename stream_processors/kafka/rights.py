@@ -50,7 +50,9 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
     }
     topics: dict[str, dict[str, tuple[str, ...]]] = {
         "worker": everything,
-        "check": dict.fromkeys(everything, ("DescribeConfigs",)),
+        "check": dict.fromkeys([*everything, settings.seal_topic], ("DescribeConfigs",)),
+        "seal": {names.totals: ("Read",), settings.seal_topic: ("Read", "Write")},
+        "seal check": {names.totals: ("Read",), settings.seal_topic: ("Read",)},
         "ledger": {names.totals: ("Read",)},
         "gateway": {names.segments: ("Write",)},
         "fleet": {names.segments: ("Read", "Write")},
@@ -62,6 +64,8 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
     groups: dict[str, tuple[tuple[str, str], ...]] = {
         "worker": (("Read", group),),
         "check": (("Describe", group),),
+        "seal": (("Describe", LOOK_GROUP),),
+        "seal check": (("Describe", LOOK_GROUP),),
         "ledger": (("Read", ledger_group(group)),),
         "gateway": (),
         "fleet": (("Describe", "durabill-fleet"),),

@@ -46,6 +46,12 @@ FLOORS: dict[str, set[str]] = {
         "stream_processors.dsn",
         "stream_processors.dead_letters",
         "stream_processors.ledger",
+        "stream_processors.audit.seal",
+    },
+    "stream_processors.audit.seal": {
+        "schemas",
+        "stream_processors.kafka",
+        "stream_processors.dsn",
     },
     "stream_processors.dead_letters": {
         "schemas",

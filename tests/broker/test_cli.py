@@ -82,7 +82,7 @@ def start(
 
     def stop() -> None:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0, log.read_text()
+        assert process.wait(timeout=60) == 0, log.read_text()
 
     stack.callback(stop)
 

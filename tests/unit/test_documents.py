@@ -181,6 +181,12 @@ def test_settings_that_are_named_are_settings(name: str) -> None:
     assert set(re.findall(r"DURABILL_([A-Z][A-Z_]*[A-Z])", text_of(name))) <= known
 
 
+def test_the_first_release_has_only_added_things_in_whole_lists() -> None:
+    log = text_of("CHANGELOG.md")
+    assert re.findall(r"^### (.+)$", log, re.M) == ["Added"]
+    assert re.findall(r"\n\n- .*", log.replace("**\n\n- ", "** - ")) == []
+
+
 def test_as_many_broken_versions_as_the_simulation_has() -> None:
     from tests.sim.mutations import MUTATIONS
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from durabill import __version__
+from durabill.deploy.commands.audit import audit
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines
@@ -70,6 +71,7 @@ app.command(rich_help_panel=_LOOK)(fleet)
 app.command(rich_help_panel=_PROVE)(receipt)
 app.command(rich_help_panel=_PROVE)(verify)
 app.add_typer(keys_app, name="keys", rich_help_panel=_PROVE)
+app.command(rich_help_panel=_PROVE)(audit)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
 app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)

@@ -98,10 +98,14 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
 
 def test_strangers_read_it_as_it_is(tmp_path: Path) -> None:
     folder = archive(tmp_path, {0: [*log(150), mark(150)], 1: log(5)})
-    found = duckdb.sql(
-        "SELECT kind, count(*), count(DISTINCT service_order_number), min(day)::VARCHAR,"
-        f" max(partition) FROM '{folder.root}/**/*.parquet' GROUP BY kind ORDER BY kind"
-    ).fetchall()
+    found = (
+        duckdb.connect()
+        .execute(
+            "SELECT kind, count(*), count(DISTINCT service_order_number), min(day)::VARCHAR,"
+            f" max(partition) FROM '{folder.root}/**/*.parquet' GROUP BY kind ORDER BY kind"
+        )
+        .fetchall()
+    )
     assert found == [("clock_mark", 1, 0, "2025-01-01", 0), ("segment", 155, 50, "2025-01-01", 1)]
     table = ds.dataset(folder.root, partitioning="hive").to_table()
     assert table.num_rows == 156

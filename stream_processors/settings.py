@@ -80,6 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     report_interval_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 10
 
     ledger_dsn: str = ""
+    archive_dir: str = ""
     data_dir: str = ".durabill"
 
     def __repr__(self) -> str:
@@ -182,6 +183,7 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:[0-9]{1,5})?")
 _DEFAULTS = msgspec.structs.asdict(Settings())
 _WHAT_FOR = {
     "bootstrap_servers": "where Kafka is, host:port[,host:port]; `durabill kafka start` runs one",
+    "archive_dir": "the folder of the archive; --archive-dir names one too",
     "ledger_dsn": "where PostgreSQL is, as postgresql://user@host:port/database",
 }
 

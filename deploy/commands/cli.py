@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from durabill.deploy.commands.archive import archive
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.explain import check_arguments, explain
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 _RUN, _LOOK, _STACK = "Run", "Look", "Local stack"
 app.command(rich_help_panel="Start here")(demo)
-for _command in (worker, ledger, gateway):
+for _command in (worker, ledger, gateway, archive):
     app.command(rich_help_panel=_RUN)(_command)
 app.command(rich_help_panel=_LOOK)(status)
 app.command(rich_help_panel=_LOOK)(order)

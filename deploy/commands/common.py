@@ -69,6 +69,7 @@ SETTING_HELP = {
     "gateway_clock_offset_max_s": "Further off the broker's clock the gateway is not ready.",
     "report_interval_s": "How often clients are told to report.",
     "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",
+    "archive_dir": "Folder of the archive that `durabill archive` keeps of the segments.",
     "data_dir": "Folder of the local stack and of what runs here.",
 }
 """One line for each setting; each is a flag."""

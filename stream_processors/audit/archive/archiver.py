@@ -15,7 +15,7 @@ from durabill.stream_processors.audit.archive.files import (
     Made,
     holds_the_same,
 )
-from durabill.stream_processors.audit.archive.folder import ArchiveBusy, ArchiveFolder, told
+from durabill.stream_processors.audit.archive.folder import READ, ArchiveBusy, ArchiveFolder, told
 from durabill.stream_processors.audit.archive.gaps import Gap, Why, join, size, split
 from durabill.stream_processors.audit.archive.manifest import (
     ArchiveError,
@@ -200,7 +200,7 @@ class Archiver:
     def _accept(self, made: Made, path: str) -> Made:
         """Return what is there under a file's name already, if it holds the same."""
         there = self.folder.root / path
-        with told(self.folder.root, "read"):
+        with told(self.folder.root, READ):
             content = there.read_bytes()
         try:
             same = digest(content) == made.sha256 or holds_the_same(there, made.part)

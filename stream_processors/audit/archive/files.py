@@ -13,7 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from durabill.stream_processors.audit.archive.folder import told
+from durabill.stream_processors.audit.archive.folder import WRITTEN, told
 from durabill.stream_processors.audit.archive.gaps import Gap
 from durabill.stream_processors.audit.archive.manifest import ArchiveError, ArchiveOf
 from durabill.stream_processors.audit.archive.rows import SCHEMA
@@ -79,7 +79,7 @@ class FileMaker:
         """Write what is left; the file is as it will be, but for its name."""
         if self._waiting_rows:
             self._write(self._waiting_rows)
-        with told(self._root, "written"):
+        with told(self._root, WRITTEN):
             writer = self._open()
             writer.add_key_value_metadata({DESCRIPTION: msgspec.json.encode(description)})
             writer.close()
@@ -95,7 +95,7 @@ class FileMaker:
     def _write(self, rows: int) -> None:
         # In one piece: how the rows came must not show in where pages end.
         table = pa.concat_tables(self._waiting).combine_chunks()
-        with told(self._root, "written"):
+        with told(self._root, WRITTEN):
             self._open().write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
         self._waiting = [table.slice(rows)] if rows < table.num_rows else []
         self._waiting_rows -= rows

@@ -32,11 +32,18 @@ from durabill.stream_processors.audit.archive.manifest import (
 MANIFEST, TEMPORARY = "_manifest", "_tmp"
 _ENTRY_DIGITS = 8
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+READ, WRITTEN = "read", "written"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class ArchiveBusy(ArchiveError):
     """Another process archives into the same folder."""
+
+
+class ArchiveUnreadable(ArchiveError):
+    """An archive can't be read, or isn't there: nothing can be said about it."""
+
+    exit_code = 2
 
 
 class ArchiveFolder:
@@ -50,6 +57,11 @@ class ArchiveFolder:
     def head_path(self) -> Path:
         """Return where the signed head of the manifest is."""
         return self.root / MANIFEST / "head"
+
+    @property
+    def hand_overs_path(self) -> Path:
+        """Return where it is told which signing key handed over to which."""
+        return self.root / MANIFEST / "hand-overs"
 
     @property
     def exists(self) -> bool:
@@ -70,9 +82,9 @@ class ArchiveFolder:
 
         Raises ArchiveError where there is no archive.
         """
-        with told(self.root, "read"):
+        with told(self.root, READ):
             if not self.exists:
-                raise ArchiveError(
+                raise ArchiveUnreadable(
                     f"{self.root} is no archive: it has no {MANIFEST}/entries/{0:0{_ENTRY_DIGITS}}"
                     ".json. Give the folder that `durabill archive` writes to"
                     " (--archive-dir, DURABILL_ARCHIVE_DIR)"
@@ -83,13 +95,13 @@ class ArchiveFolder:
 
     def strange_entries(self, known: int) -> list[str]:
         """Return what there is among the entries besides the first `known`."""
-        with told(self.root, "read"):
+        with told(self.root, READ):
             names = set(os.listdir(self._entries))
         return sorted(names - {self._entry_path(each).name for each in range(known)})
 
     def files(self) -> set[str]:
         """Return the paths of all files below the folder that readers would take for data."""
-        with told(self.root, "read"):
+        with told(self.root, READ):
             return {
                 str(path.relative_to(self.root))
                 for path in self.root.rglob("*")
@@ -103,7 +115,7 @@ class ArchiveFolder:
 
         Clears away what a killed archiver left in the making.
         """
-        with told(self.root, "written"):
+        with told(self.root, WRITTEN):
             (self.root / TEMPORARY).mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root / TEMPORARY / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -148,7 +160,7 @@ class ArchiveFolder:
         The part is synced first, and gone afterwards where it got its name.
         """
         final = self.root / path
-        with told(self.root, "written"):
+        with told(self.root, WRITTEN):
             _sync(part)
             _make_folder(final.parent, self.root)
             if not _rename(part, final):
@@ -159,21 +171,21 @@ class ArchiveFolder:
     def append(self, number: int, entry: ArchiveOf | Entry) -> bytes:
         """Add a manifest entry and return its bytes; raise ArchiveBusy where there is one."""
         line, part = encode(entry), self.new_part()
-        with told(self.root, "written"):
+        with told(self.root, WRITTEN):
             part.write_bytes(line)
         if not self.publish(part, str(self._entry_path(number).relative_to(self.root))):
             part.unlink()
             raise self.busy()
         return line
 
-    def replace_head(self, note: bytes) -> None:
-        """Write the signed head in place of the one before; a crash leaves one of the two."""
+    def replace(self, path: Path, content: bytes) -> None:
+        """Write a file in place of the one before; a crash leaves one of the two."""
         part = self.new_part()
-        with told(self.root, "written"):
-            part.write_bytes(note)
+        with told(self.root, WRITTEN):
+            part.write_bytes(content)
             _sync(part)
-            part.replace(self.head_path)
-            _sync(self.head_path.parent)
+            part.replace(path)
+            _sync(path.parent)
 
     def unlisted(self, manifest: Manifest) -> set[str]:
         """Return the files that are in no entry."""
@@ -197,7 +209,8 @@ def told(root: Path, what: str) -> Iterator[None]:
                 " is half-written counts: make room and start again, it goes on where it was"
             ) from error
         where = f"{error.filename}: " if error.filename else ""
-        raise ArchiveError(
+        kind = ArchiveUnreadable if what == READ else ArchiveError
+        raise kind(
             f"the archive in {root} can't be {what}: {where}{error.strerror or error}"
         ) from error
 

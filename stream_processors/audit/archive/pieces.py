@@ -1,18 +1,23 @@
-"""What a fetch brought, as records and gaps: every offset is one or the other. Pure."""
+"""What was read of a log, as records and gaps: every offset is one or the other. Pure."""
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from durabill.stream_processors.audit.archive.gaps import Gap, Why, between, join
+from durabill.stream_processors.audit.replay import LogPart
 from durabill.stream_processors.engine.batch import (
     BATCH_UNPACKED_BYTES_MAX,
     HEADER_SIZE,
-    BatchHeader,
     Record,
     append_time_ms,
+    headers_in,
     read_batch,
 )
-from durabill.stream_processors.engine.standing import Aborted, Standing, standings
+from durabill.stream_processors.engine.standing import Standing
 from durabill.stream_processors.engine.unpack import Room
+
+PIECE_RECORDS = 10_000
+_WHY = {Standing.MARKER: Why.CONTROL, Standing.ABORTED: Why.ABORTED}
 
 
 class Piece(NamedTuple):
@@ -28,60 +33,62 @@ class Piece(NamedTuple):
 
 
 class PieceReader:
-    """Takes fetches apart; keeps its memory for the next one."""
+    """Takes apart what was fetched; keeps its memory for the next part."""
 
     def __init__(self) -> None:
         self._room = Room(BATCH_UNPACKED_BYTES_MAX)
 
-    def piece(self, data: bytes, aborted: Aborted, first_offset: int, next_offset: int) -> Piece:
-        """Return what [first_offset, next_offset) of the log is.
+    def pieces(self, part: LogPart) -> Iterator[Piece]:
+        """Yield all of a part, whole batches at a time, with some PIECE_RECORDS each.
 
-        `data` is the whole batches of it (perhaps with more before and after), `aborted` what the
-        same fetch said of transactions. Raises CorruptBatch, and ContractError where the log has
-        the clients' time.
+        Raises CorruptBatch, and ContractError where the log has the clients' time.
         """
+        known = [Gap(first, after - 1, _WHY[what]) for first, after, what in part.skipped]
         records: list[Record] = []
-        gaps: list[Gap] = []
         bad: set[int] = set()
-        at_offset = first_offset
-        view = memoryview(data)
-        for at, header, standing in standings(data, aborted):
-            start = max(at_offset, header.base_offset)
-            end = min(header.next_offset, next_offset)
-            if start >= end:
-                continue
-            gaps += [Gap(at_offset, start - 1, Why.ABSENT)] if at_offset < start else []
-            if standing is Standing.DATA:
-                batch = view[at : at + header.size]
-                self._data(batch, header, (start, end), records, gaps, bad)
-            else:
-                why = Why.CONTROL if standing is Standing.MARKER else Why.ABORTED
-                gaps.append(Gap(start, end - 1, why))
-            at_offset = end
-        gaps += [Gap(at_offset, next_offset - 1, Why.ABSENT)] if at_offset < next_offset else []
-        return Piece(records, join(gaps), next_offset, frozenset(bad))
+        start = part.chunk.first_offset
+        view = memoryview(part.chunk.data)
+        for at, header in headers_in(part.chunk.data):
+            append_ms = append_time_ms(header)
+            batch = view[at : at + header.size]
+            for each in read_batch(header, batch[HEADER_SIZE:], self._room):
+                if each.offset < part.chunk.first_offset:
+                    continue
+                if not isinstance(each, Record):
+                    bad.add(each.offset)
+                    if records and records[-1].offset == each.offset:
+                        records.pop()  # the batch has it too
+                    each = Record(each.offset, append_ms, None, batch.tobytes(), ())
+                records.append(each)
+            if len(records) >= PIECE_RECORDS:
+                yield _piece(records, known, start, header.next_offset, bad)
+                records, bad, start = [], set(), header.next_offset
+        yield _piece(records, known, start, part.chunk.next_offset, bad)
 
-    def _data(
-        self,
-        batch: memoryview,
-        header: BatchHeader,
-        bounds: tuple[int, int],
-        records: list[Record],
-        gaps: list[Gap],
-        bad: set[int],
-    ) -> None:
-        start, end = bounds
-        append_ms = append_time_ms(header)
-        found: list[Record] = []
-        for each in read_batch(header, batch[HEADER_SIZE:], self._room):
-            if not start <= each.offset < end:
-                continue
-            if not isinstance(each, Record):
-                bad.add(each.offset)
-                if found and found[-1].offset == each.offset:
-                    found.pop()
-                each = Record(each.offset, append_ms, None, batch.tobytes(), ())
-            found.append(each)
-        records += found
-        offsets = (each.offset for each in found)
-        gaps += [Gap(*each, Why.ABSENT) for each in between(offsets, start, end)]
+
+def _piece(
+    records: list[Record], known: list[Gap], start: int, next_offset: int, bad: set[int]
+) -> Piece:
+    empty = between((each.offset for each in records), start, next_offset)
+    return Piece(records, join(explained(empty, known)), next_offset, frozenset(bad))
+
+
+def explained(ranges: Iterable[tuple[int, int]], known: list[Gap]) -> Iterator[Gap]:
+    """Yield ranges [first, last] as gaps, by what is known of them: else they are absent.
+
+    Both come in order. What is known and lies before the end of the ranges is taken out of `known`.
+    """
+    for first, last in ranges:
+        at = first
+        while known and known[0].first <= last:
+            gap = known[0]
+            if gap.last >= at:
+                if gap.first > at:
+                    yield Gap(at, gap.first - 1, Why.ABSENT)
+                yield Gap(max(gap.first, at), min(gap.last, last), gap.why)
+                at = min(gap.last, last) + 1
+            if gap.last > last:
+                break
+            known.pop(0)
+        if at <= last:
+            yield Gap(at, last, Why.ABSENT)

@@ -13,7 +13,7 @@ from typing import Any
 from durabill.stream_processors.audit.archive import gaps
 from durabill.stream_processors.audit.archive.cuts import DAY_MS
 from durabill.stream_processors.audit.archive.files import ArchiveFile, BadFile, file_digest
-from durabill.stream_processors.audit.archive.folder import ArchiveFolder, told
+from durabill.stream_processors.audit.archive.folder import READ, ArchiveFolder, told
 from durabill.stream_processors.audit.archive.gaps import Why
 from durabill.stream_processors.audit.archive.manifest import (
     ArchiveOf,
@@ -126,7 +126,7 @@ class _FileCheck:
         if not path.is_file():
             yield self._finding("file", "the file", "no file of this name")
             return
-        with told(self.root, "read"):
+        with told(self.root, READ):
             size, digest = path.stat().st_size, file_digest(path)
         if digest != entry.sha256:
             yield self._finding("sha256", entry.sha256, digest)

@@ -28,7 +28,6 @@ from durabill.stream_processors.audit.archive.manifest import (
     read_manifest,
 )
 from durabill.stream_processors.audit.archive.pieces import Piece
-from durabill.stream_processors.audit.archive.rows import to_table
 
 OnCommit = Callable[[Entry], None]
 
@@ -71,7 +70,7 @@ class PartitionArchiver:
             if part.stop > part.start:
                 if self.waits_since_ms is None:
                     self.waits_since_ms = times_ms[part.start]
-                self._file().add(to_table(records[part.start : part.stop], piece.bad))
+                self._file().add(records[part.start : part.stop], piece.bad)
             if part.closes is not None:
                 self._finish(part.closes)
         self.next_offset = piece.next_offset

@@ -1,11 +1,11 @@
 """One Parquet file of the archive: written as a function of its rows, and read back.
 
 The bytes depend on the rows, the file's description and pyarrow's version, and on nothing else:
-row groups have a fixed number of rows, however the rows came.
+a row group ends with its 65,536th row, or the one that makes it 64 MiB, however the rows came.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 from durabill.stream_processors.audit.archive.folder import WRITTEN, told
 from durabill.stream_processors.audit.archive.gaps import Gap
 from durabill.stream_processors.audit.archive.manifest import ArchiveError, ArchiveOf
-from durabill.stream_processors.audit.archive.rows import SCHEMA
+from durabill.stream_processors.audit.archive.rows import SCHEMA, to_table
+from durabill.stream_processors.engine.batch import Record
 
 ROW_GROUP_ROWS = 65_536
+ROW_GROUP_BYTES = 64 * 1024 * 1024
 DESCRIPTION = b"durabill.archive"
 _DELTA = ("offset", "append_ms", "business_data_number", "start_ms", "end_ms")
 _DICTIONARY = ("kind", "headers.list.element.name", "end_identifier")
@@ -63,22 +65,28 @@ class FileMaker:
     def __init__(self, part: Path, root: Path) -> None:
         self.rows = 0
         self._part, self._root = part, root
-        self._waiting: list[Any] = []
-        self._waiting_rows = 0
+        self._group: list[Any] = []
+        self._group_rows = self._group_bytes = 0
         self._writer: Any = None
 
-    def add(self, table: Any) -> None:
-        """Take rows, in order."""
-        self._waiting.append(table)
-        self._waiting_rows += table.num_rows
-        self.rows += table.num_rows
-        while self._waiting_rows >= ROW_GROUP_ROWS:
-            self._write(ROW_GROUP_ROWS)
+    def add(self, records: Sequence[Record], bad: Collection[int] = ()) -> None:
+        """Take rows, in order; those at the offsets `bad` are bad batches."""
+        start = 0
+        for at, each in enumerate(records, 1):
+            self._group_rows += 1
+            self._group_bytes += each.size
+            if self._group_rows >= ROW_GROUP_ROWS or self._group_bytes >= ROW_GROUP_BYTES:
+                self._group.append(to_table(records[start:at], bad))
+                self._write()
+                start = at
+        if start < len(records):
+            self._group.append(to_table(records[start:], bad))
+        self.rows += len(records)
 
     def finish(self, description: Description) -> Made:
         """Write what is left; the file is as it will be, but for its name."""
-        if self._waiting_rows:
-            self._write(self._waiting_rows)
+        if self._group:
+            self._write()
         with told(self._root, WRITTEN):
             writer = self._open()
             writer.add_key_value_metadata({DESCRIPTION: msgspec.json.encode(description)})
@@ -92,13 +100,13 @@ class FileMaker:
             self._writer.close()
         self._part.unlink(missing_ok=True)
 
-    def _write(self, rows: int) -> None:
+    def _write(self) -> None:
         # In one piece: how the rows came must not show in where pages end.
-        table = pa.concat_tables(self._waiting).combine_chunks()
+        table = pa.concat_tables(self._group).combine_chunks()
         with told(self._root, WRITTEN):
-            self._open().write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
-        self._waiting = [table.slice(rows)] if rows < table.num_rows else []
-        self._waiting_rows -= rows
+            self._open().write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._group = []
+        self._group_rows = self._group_bytes = 0
 
     def _open(self) -> Any:
         if self._writer is None:

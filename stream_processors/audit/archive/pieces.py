@@ -17,6 +17,7 @@ from durabill.stream_processors.engine.standing import Standing
 from durabill.stream_processors.engine.unpack import Room
 
 PIECE_RECORDS = 10_000
+PIECE_BYTES = 16 * 1024 * 1024
 _WHY = {Standing.MARKER: Why.CONTROL, Standing.ABORTED: Why.ABORTED}
 
 
@@ -39,13 +40,14 @@ class PieceReader:
         self._room = Room(BATCH_UNPACKED_BYTES_MAX)
 
     def pieces(self, part: LogPart) -> Iterator[Piece]:
-        """Yield all of a part, whole batches at a time, with some PIECE_RECORDS each.
+        """Yield all of a part, whole batches at a time: some PIECE_RECORDS or PIECE_BYTES each.
 
         Raises CorruptBatch, and ContractError where the log has the clients' time.
         """
         known = [Gap(first, after - 1, _WHY[what]) for first, after, what in part.skipped]
         records: list[Record] = []
         bad: set[int] = set()
+        size = 0
         start = part.chunk.first_offset
         view = memoryview(part.chunk.data)
         for at, header in headers_in(part.chunk.data):
@@ -60,9 +62,10 @@ class PieceReader:
                         records.pop()  # the batch has it too
                     each = Record(each.offset, append_ms, None, batch.tobytes(), ())
                 records.append(each)
-            if len(records) >= PIECE_RECORDS:
+                size += len(each.key or b"") + len(each.value or b"")
+            if len(records) >= PIECE_RECORDS or size >= PIECE_BYTES:
                 yield _piece(records, known, start, header.next_offset, bad)
-                records, bad, start = [], set(), header.next_offset
+                records, bad, size, start = [], set(), 0, header.next_offset
         yield _piece(records, known, start, part.chunk.next_offset, bad)
 
 

@@ -178,13 +178,15 @@ class Archiver:
             rows=made.rows,
             control=size(gaps, Why.CONTROL),
             aborted=size(gaps, Why.ABORTED),
+            unreadable=size(gaps, Why.UNREADABLE),
             absent=size(gaps, Why.ABSENT),
             clock_ms=closed.clock_ms,
             bytes=made.bytes,
             sha256=made.sha256,
         )
-        explained = entry.rows + entry.control + entry.aborted + entry.absent
-        assert explained == entry.next_offset - entry.first_offset, "every offset is explained"
+        assert entry.explained == entry.next_offset - entry.first_offset, (
+            "every offset is explained"
+        )
         try:
             self.lines.append(self.folder.append(entry.number, entry))
         except ArchiveBusy:

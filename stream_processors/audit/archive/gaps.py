@@ -14,8 +14,11 @@ class Why(StrEnum):
     ABORTED = "aborted"
     """A record of a transaction that was aborted: it never was."""
 
+    UNREADABLE = "unreadable"
+    """A part of a batch that can't be read; the row before has the whole batch."""
+
     ABSENT = "absent"
-    """Nothing is there, or whoever read it couldn't tell."""
+    """Nothing is there."""
 
 
 class Gap(NamedTuple):

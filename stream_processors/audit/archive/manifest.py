@@ -45,8 +45,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One file: the offsets of a partition from the first to the last, both included.
 
     Of these offsets `rows` are records; the rest is told apart by why they are none: `control`
-    (markers of transactions), `aborted` (records of aborted transactions), `absent` (the log has
-    nothing there, or its reader couldn't tell). `clock_ms` is the arrival at its end.
+    (markers of transactions), `aborted` (records of aborted transactions), `unreadable` (of a batch
+    that can't be read, see `rows`), `absent` (nothing is there). `clock_ms` is the arrival at its
+    end.
     """
 
     number: Count
@@ -58,6 +59,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rows: Count
     control: Count
     aborted: Count
+    unreadable: Count
     absent: Count
     clock_ms: Count
     bytes: Count
@@ -67,6 +69,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def next_offset(self) -> int:
         """Return the offset at which the next file of its partition begins."""
         return self.last_offset + 1
+
+    @property
+    def explained(self) -> int:
+        """Return of how many offsets it is said what they are."""
+        return self.rows + self.control + self.aborted + self.unreadable + self.absent
 
     @property
     def path(self) -> str:
@@ -182,7 +189,6 @@ def _problems(
     entry: Entry, number: int, before: bytes, of: ArchiveOf, ends: dict[int, int]
 ) -> Iterator[str]:
     size = entry.next_offset - entry.first_offset
-    covered = entry.rows + entry.control + entry.aborted + entry.absent
     if entry.number != number:
         yield f"it has the number {entry.number}"
     if entry.previous != digest(before):
@@ -196,8 +202,8 @@ def _problems(
             f"{kind}: partition {entry.partition} goes on at offset {expected}, and the file begins"
             f" at {entry.first_offset}"
         )
-    if size < 1 or covered != size:
-        yield f"{covered} offsets are accounted for of {size}"
+    if size < 1 or entry.explained != size:
+        yield f"{entry.explained} offsets are accounted for of {size}"
     if entry.first_offset // of.offsets_per_file != entry.last_offset // of.offsets_per_file:
         yield f"the file goes beyond a multiple of {of.offsets_per_file} offsets"
 

@@ -54,13 +54,14 @@ class PieceReader:
             append_ms = append_time_ms(header)
             batch = view[at : at + header.size]
             for each in read_batch(header, batch[HEADER_SIZE:], self._room):
-                if each.offset < part.chunk.first_offset:
-                    continue
                 if not isinstance(each, Record):
-                    bad.add(each.offset)
+                    known.append(Gap(each.offset + 1, header.next_offset - 1, Why.UNREADABLE))
                     if records and records[-1].offset == each.offset:
                         records.pop()  # the batch has it too
                     each = Record(each.offset, append_ms, None, batch.tobytes(), ())
+                    bad.add(each.offset)
+                if each.offset < start:
+                    continue
                 records.append(each)
                 size += len(each.key or b"") + len(each.value or b"")
             if len(records) >= PIECE_RECORDS or size >= PIECE_BYTES:
@@ -73,6 +74,7 @@ def _piece(
     records: list[Record], known: list[Gap], start: int, next_offset: int, bad: set[int]
 ) -> Piece:
     empty = between((each.offset for each in records), start, next_offset)
+    known[:] = sorted(each for each in known if each.first <= each.last)
     return Piece(records, join(explained(empty, known)), next_offset, frozenset(bad))
 
 

@@ -30,6 +30,13 @@ from durabill.stream_processors.audit.archive.manifest import (
 from durabill.stream_processors.audit.archive.pieces import Piece
 
 OnCommit = Callable[[Entry], None]
+LOG_FIELDS = {
+    "cluster_id": "cluster",
+    "topic": "topic",
+    "topic_id": "id of the topic",
+    "partitions": "number of partitions",
+}
+"""By what one log is told from another, and how that is called."""
 
 
 class OtherLog(ArchiveError):
@@ -242,13 +249,7 @@ def opened(
 
 def check_log(folder: ArchiveFolder, archived: ArchiveOf, live: ArchiveOf) -> None:
     """Raise OtherLog unless an archive is of this log."""
-    names = {
-        "cluster_id": "cluster",
-        "topic": "topic",
-        "topic_id": "id of the topic",
-        "partitions": "number of partitions",
-    }
-    for field, name in names.items():
+    for field, name in LOG_FIELDS.items():
         was, now = getattr(archived, field), getattr(live, field)
         if was != now:
             raise OtherLog(

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from confluent_kafka.admin import AdminClient
 
 from durabill.schemas.errors import ContractError
-from durabill.stream_processors.audit.archive.archiver import Archiver
+from durabill.stream_processors.audit.archive.archiver import Archiver, check_log
+from durabill.stream_processors.audit.archive.live import Live
 from durabill.stream_processors.audit.archive.manifest import ArchiveOf
 from durabill.stream_processors.audit.archive.pieces import PieceReader
 from durabill.stream_processors.audit.raw_log import FetchedLog
@@ -68,6 +70,13 @@ def live_log(settings: Settings, offsets_per_file: int = OFFSETS_PER_FILE) -> Ar
     )
 
 
+def live(settings: Settings) -> Live:
+    """Return the segments topic as what an archive can be compared with."""
+    of, kafka = live_log(settings), quiet(settings.librdkafka())
+    bounds = read_bounds(kafka, LOOK_GROUP, of.topic, range(of.partitions))
+    return Live(of, bounds, partial(FetchedLog, settings, of.topic))
+
+
 class ArchiveRun:
     """One process that archives; `after_pass` is called when a pass has made files."""
 
@@ -108,6 +117,7 @@ class ArchiveRun:
 
     def _pass(self, stop: threading.Event | None) -> None:
         archiver, topic = self._archiver, self._archiver.of.topic
+        check_log(archiver.folder, archiver.of, live_log(self._settings))
         kafka = quiet(self._settings.librdkafka())
         bounds = read_bounds(kafka, LOOK_GROUP, topic, sorted(archiver.partitions))
         for partition, (first, _) in bounds.items():

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
 
 FINDINGS_TOLD_MAX = 50
+LIVE_FINDINGS_MAX = 10_000
 
 Once = Annotated[bool, typer.Option("--once", help="Archive what is there now, and end.")]
 Verify = Annotated[
     bool, typer.Option("--verify", help="Read the archive back, all of it, and say what is wrong.")
 ]
 Status = Annotated[bool, typer.Option("--status", help="Say how far the archive reaches.")]
+CompareLive = Annotated[
+    bool,
+    typer.Option("--live", help="With --verify: compare with what Kafka still has of the log."),
+]
 Key = Annotated[
     str | None,
     typer.Option(
@@ -61,6 +67,7 @@ def archive(
     status: Status = False,
     key: Key = None,
     trusted: Trusted = None,
+    live: CompareLive = False,
     offsets_per_file: OffsetsPerFile = 1_000_000,
     tail_hours: TailHours = 24,
     as_json: AS_JSON = False,
@@ -82,6 +89,8 @@ def archive(
         raise typer.BadParameter("give one of --once, --verify and --status")
     if trusted is not None and (not verify or key is None):
         raise typer.BadParameter("--trusted is for --verify, and needs the public --key")
+    if live and not verify:
+        raise typer.BadParameter("--live is for --verify")
     settings.require("archive_dir")
     folder = ArchiveFolder(Path(settings.archive_dir))
     if status:
@@ -89,7 +98,9 @@ def archive(
         return
     require("durabill archive", "audit", "pyarrow")
     if verify:
-        _verify(folder, key, trusted, as_json)
+        if live:
+            settings = located(settings, "bootstrap_servers", role="archive")
+        _verify(folder, key, trusted, settings if live else None, as_json)
         return
     settings = located(settings, "bootstrap_servers", role="archive")
     _archive(settings, folder, once, key, offsets_per_file, tail_hours, as_json)
@@ -145,7 +156,14 @@ def _signer(folder: "ArchiveFolder", key: str | None) -> "Callable[[Archiver], N
     return Signer(folder, Path(key)).sign
 
 
-def _verify(folder: "ArchiveFolder", key: str | None, trusted: Path | None, as_json: bool) -> None:
+def _verify(
+    folder: "ArchiveFolder",
+    key: str | None,
+    trusted: Path | None,
+    settings: "Settings | None",
+    as_json: bool,
+) -> None:
+    """Read an archive back; with `settings` compare it with Kafka's log, too."""
     from durabill.stream_processors.audit.archive.verify import verify
 
     with progress_bars(quiet=as_json) as progress:
@@ -157,6 +175,12 @@ def _verify(folder: "ArchiveFolder", key: str | None, trusted: Path | None, as_j
             from durabill.stream_processors.audit.archive.signing import verify_signed
 
             verified = verify_signed(folder, key, trusted, progress)
+        if settings is not None and verified.manifest is not None:
+            from durabill.stream_processors.audit.archive.live import compare
+            from durabill.stream_processors.audit.archive.process import live
+
+            found = compare(folder, verified.manifest, live(settings), progress)
+            verified.findings += islice(found, LIVE_FINDINGS_MAX)
     _tell_verified(folder.root, verified, as_json)
     if verified.findings:
         raise typer.Exit(1)

@@ -92,7 +92,7 @@ class ArchiveRun:
         self._archiver = archiver
         self._progress = progress
         self._after_pass = after_pass
-        self._reader = PieceReader()
+        self.reader = PieceReader()
         self.rows = 0
         """Records that were read."""
 
@@ -128,7 +128,7 @@ class ArchiveRun:
         for partition, (_, end) in bounds.items():
             log = FetchedLog(self._settings, topic, partition, starts[partition], end)
             for part in log.parts():
-                for piece in self._reader.pieces(part):
+                for piece in self.reader.pieces(part):
                     archiver.partitions[partition].take(piece)
                     self.rows += len(piece.records)
                 if self._progress is not None:

@@ -85,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seal_dir: str = ""
     seal_key_file: str = ""
     seal_interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
+    archive_dir: str = ""
     data_dir: str = ".durabill"
 
     def __repr__(self) -> str:
@@ -198,6 +199,7 @@ _DEFAULTS = msgspec.structs.asdict(Settings())
 _WHAT_FOR = {
     "bootstrap_servers": "where Kafka is, host:port[,host:port]; `durabill kafka start` runs one",
     "seal_key_file": "the key that signs; `durabill keys make FILE` makes one",
+    "archive_dir": "the folder of the archive; --archive-dir names one too",
     "ledger_dsn": "where PostgreSQL is, as postgresql://user@host:port/database",
 }
 

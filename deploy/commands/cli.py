@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from durabill import __version__
+from durabill.deploy.commands.archive import archive
 from durabill.deploy.commands.audit import audit
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
@@ -58,7 +59,7 @@ app = typer.Typer(
 )
 _RUN, _LOOK, _PROVE, _STACK = "Run", "Look", "Prove", "Local stack"
 app.command(rich_help_panel="Start here")(demo)
-for _command in (worker, ledger, gateway):
+for _command in (worker, ledger, gateway, archive):
     app.command(rich_help_panel=_RUN)(_command)
 app.add_typer(seal_app, name="seal", rich_help_panel=_RUN)
 app.command(rich_help_panel=_LOOK)(status)

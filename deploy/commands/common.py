@@ -74,6 +74,7 @@ SETTING_HELP = {
     "seal_dir": "Folder of the sealed log. Default: seal in the data folder.",
     "seal_key_file": "File with the key that signs the sealed log; `durabill keys make` makes it.",
     "seal_interval_s": "Time between two checkpoints of the sealed log.",
+    "archive_dir": "Folder of the archive that `durabill archive` keeps of the segments.",
     "data_dir": "Folder of the local stack and of what runs here.",
 }
 """One line for each setting; each is a flag."""

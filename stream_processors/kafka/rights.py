@@ -60,6 +60,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "audit": dict.fromkeys(everything, ("Read",)),
         "totals": {names.totals: ("Read",)},
         "letters": {names.dead_letters: ("Read",)},
+        "archive": {names.segments: ("Read",)},
         "resend": {names.dead_letters: ("Read",), names.segments: ("Write",)},
     }
     groups: dict[str, tuple[tuple[str, str], ...]] = {
@@ -74,6 +75,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "audit": (("Describe", LOOK_GROUP), ("Describe", DEAD_LETTERS_GROUP)),
         "totals": (("Describe", LOOK_GROUP),),
         "letters": (("Describe", DEAD_LETTERS_GROUP),),
+        "archive": (("Describe", LOOK_GROUP),),
         "resend": (("Describe", DEAD_LETTERS_GROUP),),
     }
     return [

@@ -88,6 +88,7 @@ PURE_LAYERS = tuple(
         "engine.memory",
         "engine.unpack",
         "engine.batch",
+        "engine.standing",
         "engine.policies",
         "engine.verdicts",
         "engine.effects",

@@ -1,0 +1,291 @@
+"""What an audit comes to: the findings, what was counted, and the one verdict."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+FINDINGS_SHOWN_MAX = 1_000
+"""How many findings the JSON has; the CSV file has all of them."""
+
+TEXT_CHARS_MAX = 400
+"""A longer value is cut in a finding: a total's intervals can be a megabyte of text."""
+
+
+class Kind(StrEnum):
+    """What kind of difference a finding is."""
+
+    MISSING_TOTAL = "missing_total"
+    """The log gives a total that was not published."""
+
+    TOTAL_WITHOUT_EVIDENCE = "total_without_evidence"
+    """A published total, or a record among the totals, that the log doesn't give."""
+
+    FIELD_DIFFERS = "field_differs"
+    """A published total has another value in a field than the log gives."""
+
+    DIGEST_DIFFERS = "digest_differs"
+    """The same of its digest."""
+
+    BROKEN_REVISION_CHAIN = "broken_revision_chain"
+    """A total doesn't name the digest of the revision before it."""
+
+    PUBLISHED_TWICE = "published_twice"
+    """An (order, revision) is there once more, with the same content or another."""
+
+    LEDGER_DIFFERS = "ledger_differs"
+    """A row of the ledger has another value than the total in the topic, or than the log gives."""
+
+    MISSING_ROW = "missing_row"
+    """The ledger lacks a total that it has read past."""
+
+    ROW_WITHOUT_TOTAL = "row_without_total"
+    """The ledger has a row, or a row once more, that stands for no published total."""
+
+    OFFSET_UNEXPLAINED = "offset_unexplained"
+    """Offsets of the log are neither data nor marker nor aborted."""
+
+    LOG_HEAD_MISSING = "log_head_missing"
+    """The log no longer begins at its first offset, so not all can be recomputed."""
+
+    DEAD_LETTER_MISSING = "dead_letter_missing"
+    """A record was rejected, and is not among the dead letters."""
+
+    DEAD_LETTER_UNJUSTIFIED = "dead_letter_unjustified"
+    """A dead letter stands for no rejected record, or has another reason."""
+
+    COPY_MISSING = "copy_missing"
+    """A record was sent on to its right partition, and did not arrive."""
+
+    SEAL_INCONSISTENT = "seal_inconsistent"
+    """The sealed log contradicts the totals, or a checkpoint that somebody kept."""
+
+    ARCHIVE_INCONSISTENT = "archive_inconsistent"
+    """The archive contradicts itself, or the log."""
+
+
+MEANINGS = {
+    Kind.MISSING_TOTAL: "the log gives a total that was not published",
+    Kind.TOTAL_WITHOUT_EVIDENCE: "a published total that the log does not give",
+    Kind.FIELD_DIFFERS: "a published total has another value than the log gives",
+    Kind.DIGEST_DIFFERS: "a published total has another evidence digest than the log gives",
+    Kind.BROKEN_REVISION_CHAIN: "a total does not name the digest of the revision before it",
+    Kind.PUBLISHED_TWICE: "an order's revision was published more than once",
+    Kind.LEDGER_DIFFERS: "a row of the ledger differs from the total",
+    Kind.MISSING_ROW: "the ledger lacks a total that it has read past",
+    Kind.ROW_WITHOUT_TOTAL: "a row of the ledger stands for no published total",
+    Kind.OFFSET_UNEXPLAINED: "offsets of the log are missing without an explanation",
+    Kind.LOG_HEAD_MISSING: "the beginning of the log is gone: what rests on it can't be proven",
+    Kind.DEAD_LETTER_MISSING: "a rejected record is not among the dead letters",
+    Kind.DEAD_LETTER_UNJUSTIFIED: "a dead letter that the log does not justify",
+    Kind.COPY_MISSING: "a record that was sent on did not arrive",
+    Kind.SEAL_INCONSISTENT: "the sealed log is inconsistent",
+    Kind.ARCHIVE_INCONSISTENT: "the archive is inconsistent",
+}
+"""Each kind in words, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference. What does not apply is empty or None.
+
+    `expected` is what the log gives, `found` what was published; `place` says where it stands
+    (topic/partition/offset, or a table of the ledger).
+    """
+
+    kind: Kind
+    service_order_number: str = ""
+    revision: int | None = None
+    field: str = ""
+    expected: str = ""
+    found: str = ""
+    place: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("expected", "found"):
+            text = getattr(self, name)
+            if len(text) > TEXT_CHARS_MAX:
+                object.__setattr__(self, name, f"{text[:TEXT_CHARS_MAX]}… ({len(text)} characters)")
+
+
+FINDING_COLUMNS = tuple(each.name for each in fields(Finding))
+"""The columns of the CSV file, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionAccount:
+    """What became of every offset of one partition of the segments: [first_offset, end_offset).
+
+    data + control + aborted + unexplained = end_offset - first_offset. Of the data `clock_marks`
+    are the workers' own, `dead_letters` were rejected, `forwarded` were sent on.
+    """
+
+    partition: int
+    first_offset: int = 0
+    end_offset: int = 0
+    data: int = 0
+    control: int = 0
+    aborted: int = 0
+    unexplained: int = 0
+    clock_marks: int = 0
+    dead_letters: int = 0
+    forwarded: int = 0
+    totals: int = 0
+    """Published totals that were compared."""
+    proven: int = 0
+    """Those of them that the log gives, byte for byte or field by field."""
+    newer_totals: int = 0
+    """Published totals that rest on what came after the end."""
+    not_yet_published: int = 0
+    """Totals that the log gives and that workers have yet to publish, by their checkpoint."""
+    unprovable_totals: int = 0
+    """Published totals whose orders may have begun in the part of the log that is gone."""
+    open_orders: int = 0
+    archived_to: int | None = None
+    """Up to this offset the records came from the archive; None: from Kafka alone."""
+    policies: tuple[dict[str, Any], ...] = ()
+    """The recorded policies, each with the offset from which on it held."""
+    policy_assumed_because: str = ""
+    """Why the settings' policy was taken instead; empty where the recorded one held."""
+
+    @property
+    def segments(self) -> int:
+        """Return how many records of clients were folded, rejected ones included."""
+        return self.data - self.clock_marks
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAccount:
+    """What was compared of the ledger; `source` is its DSN without the password."""
+
+    source: str
+    rows: int = 0
+    proven: int = 0
+    newer_rows: int = 0
+    """Rows of totals that were published after the end of this audit."""
+    not_yet_recorded: int = 0
+    """Totals that the ledger has yet to read, by its own offsets."""
+    set_aside: int = 0
+    unreadable: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What was asked for. Empty: everything."""
+
+    service_order_number: str = ""
+    partitions: tuple[int, ...] = ()
+    from_ms: int | None = None
+    to_ms: int | None = None
+    as_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """All that an audit has to say."""
+
+    segments_topic: str
+    totals_topic: str
+    scope: Scope
+    engine: str
+    processes: int
+    began_at_ms: int
+    elapsed_s: float
+    cpu_s: float
+    partitions: tuple[PartitionAccount, ...]
+    findings: tuple[Finding, ...] = ()
+    ledger: LedgerAccount | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be decided, or was assumed; in words."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Tell whether there is no finding."""
+        return not self.findings
+
+    @property
+    def verdict(self) -> str:
+        """Return "proven" or "differs"."""
+        return "proven" if self.is_proven else "differs"
+
+    @property
+    def totals(self) -> int:
+        """Return how many published totals were compared."""
+        return self._sum("totals")
+
+    @property
+    def proven(self) -> int:
+        """Return how many of them the log gives."""
+        return self._sum("proven")
+
+    @property
+    def segments(self) -> int:
+        """Return how many records of clients were folded."""
+        return self._sum("segments")
+
+    @property
+    def segments_per_cpu_s(self) -> int:
+        """Return the rate, by the CPU time of all processes together."""
+        return round(self.segments / self.cpu_s) if self.cpu_s > 0 else 0
+
+    @property
+    def findings_by_kind(self) -> dict[str, int]:
+        """Return how many findings there are of each kind that there is."""
+        return kinds_of(self.findings)
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(each, name) for each in self.partitions)
+
+    def as_json(self, findings_max: int = FINDINGS_SHOWN_MAX) -> dict[str, Any]:
+        """Return everything as plain values; of the findings the first `findings_max`."""
+        return {
+            "result": self.verdict,
+            "totals": self.totals,
+            "proven": self.proven,
+            "segments": self.segments,
+            "cpu_s": round(self.cpu_s, 3),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "segments_per_cpu_s": self.segments_per_cpu_s,
+            "findings_by_kind": self.findings_by_kind,
+            "findings_count": len(self.findings),
+            "findings_shown_max": findings_max,
+            "findings": [asdict(each) for each in self.findings[:findings_max]],
+            "open_orders": self._sum("open_orders"),
+            "newer_totals": self._sum("newer_totals"),
+            "not_yet_published": self._sum("not_yet_published"),
+            "unprovable_totals": self._sum("unprovable_totals"),
+            "dead_letters": self._sum("dead_letters"),
+            "forwarded": self._sum("forwarded"),
+            "clock_marks": self._sum("clock_marks"),
+            "ledger": None if self.ledger is None else asdict(self.ledger),
+            "notes": list(self.notes),
+            "segments_topic": self.segments_topic,
+            "totals_topic": self.totals_topic,
+            "scope": asdict(self.scope),
+            "engine": self.engine,
+            "processes": self.processes,
+            "began_at_ms": self.began_at_ms,
+            "partitions": [{**asdict(each), "segments": each.segments} for each in self.partitions],
+        }
+
+
+def kinds_of(findings: Iterable[Finding]) -> dict[str, int]:
+    """Return how many findings there are of each kind, in the order of `Kind`."""
+    counts = Counter(each.kind for each in findings)
+    return {kind.value: counts[kind] for kind in Kind if counts[kind]}
+
+
+def in_order(findings: Iterable[Finding]) -> Sequence[Finding]:
+    """Return findings sorted for people: by kind, then by order and revision."""
+    kinds = list(Kind)
+    return sorted(
+        findings,
+        key=lambda each: (
+            kinds.index(each.kind),
+            each.service_order_number,
+            each.revision or 0,
+            each.place,
+            each.field,
+        ),
+    )

@@ -20,7 +20,7 @@ whole numbers. A total itself never changes by a duration rule: its intervals ar
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -180,7 +180,7 @@ def _rules(table: Any, problems: list[str]) -> dict[str, int]:
     if not isinstance(table, dict):
         problems.append(f"the policy file: {_DURATION} must be a table, [{_DURATION}]")
         return {}
-    leasts = {each.name: each.default for each in fields(DurationRules)}
+    leasts = asdict(DurationRules())
     rules: dict[str, int] = {}
     for key, value in table.items():
         name = f"{_DURATION}.{key}"

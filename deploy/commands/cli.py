@@ -14,6 +14,7 @@ from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.explain import check_arguments, explain
 from durabill.deploy.commands.fleet import fleet, totals
 from durabill.deploy.commands.order import order
+from durabill.deploy.commands.replay import replay
 from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
@@ -50,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_RUN, _LOOK, _STACK = "Run", "Look", "Local stack"
+_RUN, _LOOK, _PROVE, _STACK = "Run", "Look", "Prove", "Local stack"
 app.command(rich_help_panel="Start here")(demo)
 for _command in (worker, ledger, gateway):
     app.command(rich_help_panel=_RUN)(_command)
@@ -59,6 +60,7 @@ app.command(rich_help_panel=_LOOK)(order)
 app.command(rich_help_panel=_LOOK)(totals)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(fleet)
+app.command(rich_help_panel=_PROVE)(replay)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
 app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)

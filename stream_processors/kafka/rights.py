@@ -58,6 +58,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "totals": {names.totals: ("Read",)},
         "letters": {names.dead_letters: ("Read",)},
         "resend": {names.dead_letters: ("Read",), names.segments: ("Write",)},
+        "replay": {names.segments: ("Read",)},
     }
     groups: dict[str, tuple[tuple[str, str], ...]] = {
         "worker": (("Read", group),),
@@ -69,6 +70,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "totals": (("Describe", LOOK_GROUP),),
         "letters": (("Describe", DEAD_LETTERS_GROUP),),
         "resend": (("Describe", DEAD_LETTERS_GROUP),),
+        "replay": (("Describe", LOOK_GROUP),),
     }
     return [
         *(Right(each, "topic", name) for name, those in topics[role].items() for each in those),

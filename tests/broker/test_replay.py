@@ -198,8 +198,8 @@ def test_the_same_run_again_publishes_nothing_twice(log: Log, policy_file: str) 
 
     other = Path(policy_file).with_name("other.toml")
     other.write_text("settle_grace_s = 7", encoding="utf-8")
-    flags = ("--policy", str(other), "--publish-to", log.outcome, "--processes", "1")
-    ran = run("replay", *flags, **log.settings)
+    refused = ("--policy", str(other), "--publish-to", log.outcome, "--processes", "1")
+    ran = run("replay", *refused, **log.settings)
     assert ran.returncode == 1
     assert "holds records of others" in ran.stderr
     assert log.published(log.outcome) == found

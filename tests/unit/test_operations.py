@@ -29,6 +29,7 @@ ROLES = {
     "`durabill totals`": "totals",
     "`durabill dead-letters`": "letters",
     "`durabill dead-letters resend`": "resend",
+    "`durabill replay`": "replay",
 }
 """The table's names of what `rights_of` knows by another one."""
 

@@ -11,6 +11,7 @@ from durabill.stream_processors.core.what_if import (
     read_policy_file,
 )
 from durabill.stream_processors.settings import Settings
+from tests.unit.documents import blocks
 
 WHOLE = """
 settle_grace_s = 60
@@ -28,6 +29,13 @@ round_up_to_ms = 1000
 def test_a_whole_file() -> None:
     assert read_policy_file(WHOLE) == WhatIf(
         PolicyChange(60_000, 500, 172_800_000, 0), DurationRules(2_000, 60_000, 1_000)
+    )
+
+
+def test_the_file_in_the_document_is_one() -> None:
+    example = next(text for _, text in blocks("docs/audit.md", "") if "[duration]" in text)
+    assert read_policy_file(example) == WhatIf(
+        PolicyChange(60_000, 600_000, 172_800_000, 0), DurationRules(2_000, 60_000, 1_000)
     )
 
 

@@ -14,11 +14,12 @@ _AHEAD_KB = 16_384
 
 
 class Published(NamedTuple):
-    """One record of the totals topic."""
+    """One record of the totals topic. `append_ms` is the broker's append time."""
 
     offset: int
     key: bytes | None
     value: bytes | None
+    append_ms: int = 0
 
 
 class TotalsLog:
@@ -69,7 +70,8 @@ class TotalsLog:
                 self.position = max(self.position, min(offset, self._end_offset))
                 continue
             self.position = offset + 1
-            yield Published(offset, _bytes(message.key()), _bytes(message.value()))
+            key, value = _bytes(message.key()), _bytes(message.value())
+            yield Published(offset, key, value, message.timestamp()[1])
 
     def _ask(self, timeout_s: float) -> list[Message]:
         if self._consumer is None:

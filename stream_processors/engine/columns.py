@@ -240,6 +240,10 @@ class ColumnTable(IntervalTable):
         """Return how many orders are known, settled ones included."""
         return len(self._plain.slots) + len(self._store)
 
+    def unsettled(self) -> int:
+        """Return how many orders are known that have yet to settle."""
+        return self._plain.unsettled() + self._store.unsettled()
+
     def age_of(self, key: bytes) -> tuple[int, int] | None:
         """Return (last offset, last revision) of an order; see the base."""
         slot = self._store.find_order(key)

@@ -206,6 +206,10 @@ class PlainOrders:
             self.put(slot, order)
         self.slots.note_entries(orders, own)
 
+    def unsettled(self) -> int:
+        """Return how many of these orders have yet to settle."""
+        return sum(not order.is_settled() for order in self.slots)
+
     def age_of(self, key: bytes) -> tuple[int, int] | None:
         """Return (last offset, last revision) of an order, None if it is not known."""
         order = self.slots.get(key.decode("utf-8", "replace"))

@@ -68,6 +68,13 @@ class RowStore:
         """Return the number of rows that hold an order."""
         return int(self.counters[rows.ORDERS])
 
+    def unsettled(self) -> int:
+        """Return how many rows hold an order that has yet to settle."""
+        flags = self.orders["flags"][: int(self.counters[rows.ROWS_USED])]
+        return int(
+            np.count_nonzero((flags & (rows.USED | rows.SPILLED | rows.SETTLED)) == rows.USED)
+        )
+
     def find(self, key: bytes) -> int:
         """Return the row with this key, -1 if there is none; it may be a placeholder."""
         return self.index.find(key)

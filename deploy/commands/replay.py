@@ -37,33 +37,37 @@ LINE_CHARS_MAX = 160
 """An order is one line, which a narrow terminal breaks where it likes."""
 
 
+PolicyFile = Annotated[
+    Path,
+    typer.Option(
+        exists=True, dir_okay=False, help="TOML file: what is other than the recorded policy."
+    ),
+]
+Top = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Show so many orders, the biggest differences. Default: 20; with --json 1000."
+    ),
+]
+CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write all orders to this CSV file.")]
+PublishTo = Annotated[
+    str | None, typer.Option(metavar="TOPIC", help="Publish the totals to a topic of its own.")
+]
+EngineName = Annotated[str, typer.Option(help="columns, or reference: the plain core, slowly.")]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Partitions at once. Default: one a CPU.")
+]
+
+
 @with_settings(*CONNECTION, *TOPICS, "previous_application_id", *POLICY, "schema_registry_url")
 def replay(
     settings: "Settings",
-    policy: Annotated[
-        Path,
-        typer.Option(
-            exists=True, dir_okay=False, help="TOML file: what is other than the recorded policy."
-        ),
-    ],
-    top: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Show so many orders, the biggest differences. Default: 20; JSON: 1000."
-        ),
-    ] = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Write all orders to this file, as CSV.")
-    ] = None,
-    publish_to: Annotated[
-        str | None, typer.Option(metavar="TOPIC", help="Publish the totals to a topic of its own.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="columns, or reference: the plain core, slowly.")
-    ] = "columns",
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Partitions at once. Default: one a CPU.")
-    ] = None,
+    policy: PolicyFile,
+    top: Top = None,
+    csv_file: CsvFile = None,
+    publish_to: PublishTo = None,
+    engine: EngineName = "columns",
+    processes: Processes = None,
     as_json: AS_JSON = False,
 ) -> None:
     """Replay the whole log under another policy, and say what would be billed, order by order.
@@ -82,34 +86,30 @@ def replay(
     """
     from durabill.deploy.connect import enter
     from durabill.stream_processors.audit.replay import Engine
-    from durabill.stream_processors.audit.what_if_run import run_what_if
+    from durabill.stream_processors.audit.what_if_run import WhatIfOptions, run_what_if
     from durabill.stream_processors.core.what_if import read_policy_file
 
     if engine not in set(Engine):
         raise typer.BadParameter(f"--engine {shown(engine)} is none of {', '.join(Engine)}")
     what_if = read_policy_file(_text_of(policy))
-    top = (TOP_AS_JSON if as_json else TOP) if top is None else top
     settings = located(settings, "bootstrap_servers")
     enter(settings, "replay")
     if publish_to is not None:
         _prepare(settings, publish_to)
+    options = WhatIfOptions(
+        top=(TOP_AS_JSON if as_json else TOP) if top is None else top,
+        engine=Engine(engine),
+        processes=processes or len(os.sched_getaffinity(0)),
+        publish_to=publish_to or "",
+    )
     with ExitStack() as stack:
         file = None if csv_file is None else stack.enter_context(whole_file(csv_file))
-        with progress_bars(quiet=as_json) as progress:
-            result = run_what_if(
-                settings,
-                what_if,
-                top=top,
-                engine=Engine(engine),
-                processes=processes or len(os.sched_getaffinity(0)),
-                csv_file=file,
-                publish_to=publish_to or "",
-                progress=progress,
-            )
+        progress = stack.enter_context(progress_bars(quiet=as_json))
+        result = run_what_if(settings, what_if, options, progress, file)
     if as_json:
         emit(result.as_json())
     else:
-        _show(result, top)
+        _show(result, options.top)
     if publish_to is not None:
         say(f"published {counted(result.published, 'total')} to {shown(publish_to)}")
 
@@ -124,21 +124,27 @@ def _text_of(path: Path) -> str:
         raise SettingsError([f"the policy file {path} is no text in UTF-8"]) from error
 
 
-def _prepare(settings: "Settings", topic: str) -> None:
-    """Make sure that the totals' topic is there, and that it is none of the deployment's own."""
-    from durabill.deploy.topics import create_totals_topic
+def check_outcome(settings: "Settings", topic: str) -> None:
+    """Raise SettingsError where a topic that totals are to go to is one of the deployment's own."""
     from durabill.schemas.errors import SettingsError
-    from durabill.stream_processors.kafka.options import quiet
-    from durabill.stream_processors.kafka.reading import partition_count
 
     for role, name in settings.topics.by_role.items():
         if topic == name:
             raise SettingsError(
                 [
-                    f"--publish-to {topic} is the deployment's own topic of"
-                    f" {role.replace('_', ' ')}: a replay publishes to a topic of its own alone"
+                    f"{topic} is the deployment's own topic of {role.replace('_', ' ')}: totals of"
+                    " a replay go to a topic of their own. Name another"
                 ]
             )
+
+
+def _prepare(settings: "Settings", topic: str) -> None:
+    """Make sure that the totals' topic is there, and that it is none of the deployment's own."""
+    from durabill.deploy.topics import create_totals_topic
+    from durabill.stream_processors.kafka.options import quiet
+    from durabill.stream_processors.kafka.reading import partition_count
+
+    check_outcome(settings, topic)
     kafka = quiet(settings.librdkafka())
     count = partition_count(kafka, settings.segments_topic)
     create_totals_topic(kafka, topic, partitions=count)

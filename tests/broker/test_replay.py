@@ -11,10 +11,16 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
+from durabill.deploy.commands.replay import check_outcome
 from durabill.deploy.topics import create_topics, create_totals_topic
 from durabill.schemas import decode_total, partition_for
+from durabill.schemas.errors import SettingsError
 from durabill.schemas.topics import Topics
+from durabill.stream_processors.audit.errors import AuditError
+from durabill.stream_processors.audit.replay import Engine
+from durabill.stream_processors.audit.what_if_run import WhatIfOptions, run_what_if
 from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.core.what_if import read_policy_file
 from durabill.stream_processors.engine.checkpoint import entry_key
 from durabill.stream_processors.engine.policies import (
     POLICY,
@@ -22,6 +28,7 @@ from durabill.stream_processors.engine.policies import (
     Terms,
     encode_history,
 )
+from durabill.stream_processors.settings import load_settings
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import Pair, now_ms, segment
 from tests.broker.worker_kit import read_committed, send
@@ -180,9 +187,16 @@ def test_people_get_a_summary_and_a_table(log: Log, policy_file: str) -> None:
     assert "2 more orders changed" in ran.stderr
 
 
-def test_the_same_run_again_publishes_nothing_twice(log: Log, policy_file: str) -> None:
-    flags = ("--policy", policy_file, "--publish-to", log.outcome)
-    assert replay(log, *flags)["published"] == 4
+def publish(log: Log, topic: str, text: str = WHAT_IF) -> int:
+    """Publish the outcome of a policy, as the command does; return how many totals it appended."""
+    create_totals_topic(log.kafka, topic, partitions=PARTITIONS)
+    options = WhatIfOptions(top=0, engine=Engine.REFERENCE, publish_to=topic)
+    settings = load_settings({}, **log.settings)
+    return run_what_if(settings, read_policy_file(text), options, lambda *_: None).published
+
+
+def test_the_same_run_again_publishes_nothing_twice(log: Log) -> None:
+    assert publish(log, log.outcome) == 4
     found = log.published(log.outcome)
     assert [each[:3] for each in found] == [
         ("=late", 1, 20_000),
@@ -193,21 +207,16 @@ def test_the_same_run_again_publishes_nothing_twice(log: Log, policy_file: str) 
     billed = [int(headers["what_if_duration_ms"]) for *_, headers in found]
     assert billed == [20_000, 10_000, 30_000, 6_000]
     assert len({headers["what_if_run"] for *_, headers in found}) == 1
-    assert replay(log, *flags)["published"] == 0
+    assert publish(log, log.outcome) == 0
     assert log.published(log.outcome) == found
-
-    other = Path(policy_file).with_name("other.toml")
-    other.write_text("settle_grace_s = 7", encoding="utf-8")
-    refused = ("--policy", str(other), "--publish-to", log.outcome, "--processes", "1")
-    ran = run("replay", *refused, **log.settings)
-    assert ran.returncode == 1
-    assert "holds records of others" in ran.stderr
+    with pytest.raises(AuditError, match="holds records of others"):
+        publish(log, log.outcome, "settle_grace_s = 7")
     assert log.published(log.outcome) == found
 
 
-def test_an_outcome_that_was_cut_short_is_gone_on_with(log: Log, policy_file: str) -> None:
+def test_an_outcome_that_was_cut_short_is_gone_on_with(log: Log) -> None:
     whole, part = f"{log.outcome}-whole", f"{log.outcome}-part"
-    replay(log, "--policy", policy_file, "--publish-to", whole)
+    publish(log, whole)
     create_totals_topic(log.kafka, part, partitions=PARTITIONS)
     copied = read_committed(log.kafka["bootstrap.servers"], whole)[:1]
     producer = Producer(log.kafka)
@@ -215,16 +224,21 @@ def test_an_outcome_that_was_cut_short_is_gone_on_with(log: Log, policy_file: st
         headers, partition = each.headers(), each.partition()
         producer.produce(part, each.value(), each.key(), partition, headers=headers)  # type: ignore[arg-type]
     assert producer.flush(15) == 0
-    assert replay(log, "--policy", policy_file, "--publish-to", part)["published"] == 3
+    assert publish(log, part) == 3
     assert log.published(part) == log.published(whole)
 
 
-@pytest.mark.parametrize("role", ["segments", "totals", "dead_letters", "checkpoint"])
-def test_a_topic_of_the_deployment_is_refused(log: Log, policy_file: str, role: str) -> None:
-    topic = log.topics.by_role[role]
-    ran = run("replay", "--policy", policy_file, "--publish-to", topic, **log.settings)
-    assert ran.returncode == 2
-    assert "the deployment's own topic" in ran.stderr
+def test_the_command_makes_the_topic(log: Log, policy_file: str) -> None:
+    topic = f"{log.outcome}-made"
+    assert replay(log, "--policy", policy_file, "--publish-to", topic)["published"] == 4
+    assert len(log.published(topic)) == 4
+
+
+def test_a_topic_of_the_deployment_is_refused(log: Log) -> None:
+    settings = load_settings({}, **log.settings)
+    for name in log.topics.by_role.values():
+        with pytest.raises(SettingsError, match="the deployment's own topic"):
+            check_outcome(settings, name)
 
 
 def test_a_wrong_policy_file_is_told_at_once(log: Log, tmp_path: Path) -> None:
@@ -233,18 +247,11 @@ def test_a_wrong_policy_file_is_told_at_once(log: Log, tmp_path: Path) -> None:
     ran = run("replay", "--policy", str(path), **log.settings)
     assert ran.returncode == 2
     assert ran.stderr.count("error: ") == 2
-    path.write_bytes(b"\xff\xfe")
-    ran = run("replay", "--policy", str(path), **log.settings)
-    assert ran.returncode == 2
-    assert "no text in UTF-8" in ran.stderr
 
 
-def test_a_policy_that_is_not_recorded_is_told(log: Log, policy_file: str) -> None:
-    ran = run(
-        *("replay", "--policy", policy_file, "--json", "--processes", "1"),
-        **{**log.settings, "application_id": f"{log.mark}-unknown"},
-    )
-    assert ran.returncode == 0, ran.stderr
-    notes = json.loads(ran.stdout)["notes"]
+def test_a_policy_that_is_not_recorded_is_told(log: Log) -> None:
+    settings = load_settings({}, **{**log.settings, "application_id": f"{log.mark}-unknown"})
+    options = WhatIfOptions(top=0, engine=Engine.REFERENCE)
+    notes = run_what_if(settings, read_policy_file(WHAT_IF), options, lambda *_: None).notes
     assert len(notes) == PARTITIONS
-    assert all("settings' policy was taken" in each for each in notes)
+    assert all("the policy of the settings is taken" in each for each in notes)

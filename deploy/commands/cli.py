@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from durabill.deploy.commands.audit import audit
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.explain import check_arguments, explain
@@ -60,6 +61,7 @@ app.command(rich_help_panel=_LOOK)(order)
 app.command(rich_help_panel=_LOOK)(totals)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(fleet)
+app.command(rich_help_panel=_PROVE)(audit)
 app.command(rich_help_panel=_PROVE)(replay)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)

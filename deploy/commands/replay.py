@@ -104,7 +104,7 @@ def replay(
     )
     with ExitStack() as stack:
         file = None if csv_file is None else stack.enter_context(whole_file(csv_file))
-        progress = stack.enter_context(progress_bars(quiet=as_json))
+        progress = stack.enter_context(progress_bars(quiet=as_json, paced=True))
         result = run_what_if(settings, what_if, options, progress, file)
     if as_json:
         emit(result.as_json())

@@ -44,13 +44,13 @@ def words(picture: ElementTree.Element) -> str:
 def test_what_each_record_added_and_what_was_counted_already() -> None:
     story = five()
     told = [
-        (
+        [
             [tuple(at - NOW_MS for at in each) for each in pieces]
             for pieces in (row.gained, row.counted_before)
-        )
+        ]
         for row in story.rows
     ]
-    assert [list(each) for each in told] == [
+    assert told == [
         [[(0, 10_000)], []],
         [[(10_000, 20_000)], []],
         [[], [(10_000, 20_000)]],
@@ -99,20 +99,10 @@ def test_headers_tell_where_a_record_came_from() -> None:
 def test_text() -> None:
     story = five()
     first, _ = story.given.values()
-    key, stranger = (
-        next(iter(story.given)),
-        SimpleNamespace(
-            revision=9,
-            status="COMPLETE",
-            duration_ms=1_000,
-            digest="",
-            source_offset=1,
-            settled_at_ms=1,
-        ),
-    )
-    published = published_of(
-        "topic t", [SimpleNamespace(**key._asdict(), duration_ms=1), stranger], story
-    )
+    key = next(iter(story.given))
+    stranger = SimpleNamespace(**{**key._asdict(), "revision": 9}, duration_ms=1_000)
+    found = [SimpleNamespace(**key._asdict(), duration_ms=1), stranger]
+    published = published_of("topic t", found, story)
     assert published.has(first)
     text = "\n".join(lines_of(story, 0, published))
     for line in (
@@ -127,7 +117,8 @@ def test_text() -> None:
         "    1  INCOMPLETE  37.500 s (upper bound 47.500 s)  2026-01-01 10:01:22.000, published",
         "    2  COMPLETE    43.500 s (upper bound 43.500 s)  2026-01-01 10:03:50.000,"
         " not found there",
-        "note: revision 9 in topic t, 1.000 s COMPLETE, is none that the log gives by these policies",
+        "note: revision 9 in topic t, 1.000 s INCOMPLETE, is none that the log gives by these"
+        " policies",
     ):
         assert line in text.split("\n"), text
     few = "\n".join(lines_of(story, 2, None))
@@ -210,12 +201,12 @@ def test_pictures_of_strange_orders() -> None:
 
 def test_a_hostile_order_number_and_header_do_nothing() -> None:
     story = five(HOSTILE, headers=((RESENT_FROM, HOSTILE.encode()),))
+    harmless = five("SO1", headers=((RESENT_FROM, b"letters/0/7"),))
     story.notes.append(HOSTILE)
-    plain, page = Names(html_of(five(), "t", 0, None)), html_of(story, HOSTILE, 0, None)
+    harmless.notes.append("a note")
+    plain, page = Names(html_of(harmless, "t", 0, None)), html_of(story, HOSTILE, 0, None)
     hostile = Names(page)
-    assert [*hostile.tags] == [*plain.tags[:7], "p", *plain.tags[7:]] or set(hostile.tags) == set(
-        plain.tags
-    )
+    assert hostile.tags == plain.tags
     assert "script" not in hostile.tags
     assert {name for name, _ in hostile.attributes} == {name for name, _ in plain.attributes}
     assert "\u202e" not in page

@@ -74,8 +74,10 @@ def answer(value: object, text: str, as_json: bool) -> None:
 
 
 @contextmanager
-def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progress]:
-    """Show progress on standard error: bars on a terminal.
+def progress_bars(
+    *, quiet: bool = False, lines: bool = False, paced: bool = False
+) -> Iterator[Progress]:
+    """Show progress on standard error: bars on a terminal, `paced` with the rate and the time left.
 
     Elsewhere nothing, or a line for each phase with `lines`. `quiet` shows nothing anywhere.
     """
@@ -91,11 +93,26 @@ def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progr
         yield tell
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+    class Rate(ProgressColumn):
+        """How many a second."""
+
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [Rate(), TimeRemainingColumn()] if paced else [TimeElapsedColumn()]
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
         def show(phase: str, done: int, total: int) -> None:

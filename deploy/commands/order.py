@@ -43,10 +43,6 @@ def order(
     """
     from durabill.deploy.commands.order_log import read_story, read_totals
 
-    try:
-        number.encode()
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter("an order number is text in UTF-8") from error
     settings = located(settings, "bootstrap_servers", ledger=True, role="order")
     with progress_bars(quiet=as_json) as progress:
         story = read_story(settings, number, everywhere, progress)

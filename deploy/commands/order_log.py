@@ -4,16 +4,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaException, Message
+from confluent_kafka import Message
 
-from durabill.deploy.commands.common import quiet_kafka, without_password
-from durabill.deploy.commands.run import writer_schemas
+from durabill.deploy.commands.common import quiet_kafka, without_password, writer_schemas
 from durabill.deploy.terminal import Progress, say, shown
-from durabill.schemas import OrderTotal, Reason, WriterSchemas, partition_for
-from durabill.schemas.errors import DurabillError, StateError
-from durabill.schemas.wire import RawSegment
+from durabill.schemas import (
+    BadTotal,
+    OrderTotal,
+    Reason,
+    WriterSchemas,
+    decode_total,
+    partition_for,
+)
+from durabill.schemas.wire import Headers, RawSegment
 from durabill.stream_processors.audit.story import Basis, Row, Story
-from durabill.stream_processors.core.admission import Headers, Place
+from durabill.stream_processors.audit.terms import RecordedTerms
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.explain import PolicyAt, Read, explain
 from durabill.stream_processors.dead_letters.letters import (
     DeadLetter,
@@ -21,18 +27,10 @@ from durabill.stream_processors.dead_letters.letters import (
     list_dead_letters,
 )
 from durabill.stream_processors.engine.batch import Record
-from durabill.stream_processors.engine.checkpoint import entry_key
-from durabill.stream_processors.engine.policies import (
-    POLICY,
-    History,
-    PolicyRecord,
-    Terms,
-    decode_history,
-    in_force,
-)
-from durabill.stream_processors.engine.verdicts import SCHEMAS, RecordedSchemas
+from durabill.stream_processors.engine.policies import History, in_force
+from durabill.stream_processors.engine.verdicts import RecordedSchemas
 from durabill.stream_processors.kafka.options import LOOK_GROUP
-from durabill.stream_processors.kafka.reading import read_bounds, read_topic, topic_ends
+from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
 from durabill.stream_processors.settings import Settings
 
 
@@ -70,13 +68,13 @@ class LogMessage:
 def read_story(settings: Settings, number: str, everywhere: bool, progress: Progress) -> Story:
     """Return what the log tells of an order; `everywhere`: in wrong partitions as well."""
     kafka, topic = quiet_kafka(settings), settings.segments_topic
-    partitions = len(topic_ends(kafka, topic))
+    partitions = partition_count(kafka, topic)
     own = partition_for(number.encode(), partitions)
     asked = sorted(range(partitions), key=lambda each: each != own) if everywhere else [own]
     recorded = _Recorded(settings, asked, progress)
-    story = Story(number, own, recorded.basis_of(own))
-    for partition in asked:
-        basis = recorded.basis_of(partition)
+    bases = {each: recorded.basis_of(each) for each in asked}
+    story = Story(number, own, bases[own])
+    for partition, basis in bases.items():
         log = (
             LogMessage(offset, message)
             for _, offset, message in read_topic(
@@ -84,7 +82,7 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
             )
         )
         place, policy_at = Place(partition, partitions), _policy_at(basis.history)
-        read = recorded.reader_of(partition)
+        read = recorded.reader_of(partition, basis)
         story.add(partition, explain(number, log, place, policy_at, read))
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
@@ -107,51 +105,29 @@ def _policy_at(history: History) -> PolicyAt:
 
 
 class _Recorded:
-    """What the checkpoint topic has recorded of partitions: policies, and writers' schemas."""
+    """How values of partitions are read, and by what policies they are judged: as was recorded."""
 
     def __init__(self, settings: Settings, partitions: Iterable[int], progress: Progress) -> None:
         self._settings = settings
-        self._entries: dict[bytes, bytes] = {}
-        self._why = ""
-        names = {entry_key(each, name) for each in partitions for name in (POLICY, SCHEMAS)}
-        try:
-            for _, _, message in read_topic(
-                quiet_kafka(settings),
-                settings.checkpoint_topic,
-                partitions=frozenset(partitions),
-                progress=progress,
-            ):
-                key, value = _bytes(message.key()), _bytes(message.value())
-                if key in names and value is not None:
-                    self._entries[key] = value
-        except (DurabillError, KafkaException) as error:
-            # Nobody needs a right on the checkpoint to look at an order.
-            self._why = f"the recorded policy can't be read: {_first_sentence(error)}"
+        self._recorded = RecordedTerms(settings, partitions, progress)
 
     def basis_of(self, partition: int) -> Basis:
         """Return the policies of a partition; the settings' where none could be read."""
-        why = self._why or "no worker has recorded a policy under this application id"
-        try:
-            history = decode_history(self._entries.get(entry_key(partition, POLICY)))
-        except StateError as error:
-            history, why = (), str(error)
-        if history and not self._why:
-            return Basis(history)
-        terms = Terms(self._settings.policy, registry=bool(self._settings.schema_registry_url))
-        return Basis((PolicyRecord(0, terms),), why)
+        terms = self._recorded.of(partition)
+        return Basis(terms.history, terms.assumed_because)
 
-    def reader_of(self, partition: int) -> Read:
+    def reader_of(self, partition: int, basis: Basis) -> Read:
         """Return how values of a partition are read: with the schemas that were recorded.
 
         Where the recorded ones can't be read, or have no word on an id yet, the registry is asked.
         """
-        basis, asked = self.basis_of(partition), writer_schemas(self._settings)
+        terms, asked = self._recorded.of(partition), writer_schemas(self._settings)
         if basis.assumed_because:
             return asked.read
-        known = RecordedSchemas(WriterSchemas(), self._entries.get(entry_key(partition, SCHEMAS)))
+        known = RecordedSchemas(WriterSchemas(), terms.schemas)
 
         def read(value: bytes | None, offset: int) -> RawSegment:
-            known.reads_ids = in_force(basis.history, offset).registry
+            known.reads_ids = in_force(terms.history, offset).registry
             if known.reads_ids and asked.has_registry and value is not None and value[:1] == b"\0":
                 schema_id = int.from_bytes(value[1:5], "big")
                 if known.undecided({schema_id: offset}):
@@ -238,10 +214,8 @@ def read_totals(settings: Settings, number: str, limit: int | None, *, whole: bo
 
 def totals_in_topic(settings: Settings, number: str) -> list[OrderTotal]:
     """Return the order's totals in the totals topic, oldest first, each once."""
-    from durabill.schemas import BadTotal, decode_total
-
     kafka, key = quiet_kafka(settings), number.encode()
-    partition = partition_for(key, len(topic_ends(kafka, settings.totals_topic)))
+    partition = partition_for(key, partition_count(kafka, settings.totals_topic))
     found: dict[OrderTotal, None] = {}
     for _, _, message in read_topic(
         kafka, settings.totals_topic, partitions=frozenset({partition})
@@ -257,8 +231,3 @@ def totals_in_topic(settings: Settings, number: str) -> list[OrderTotal]:
 
 def _bytes(content: str | bytes | None) -> bytes | None:
     return content.encode() if isinstance(content, str) else content
-
-
-def _first_sentence(error: Exception) -> str:
-    cause = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-    return cause.splitlines()[0].partition(". ")[0]

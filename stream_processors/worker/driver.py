@@ -49,21 +49,14 @@ from faust.types import TP
 
 from durabill.schemas import partition_for
 from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, RESTORE_OR_START_ANEW, ContractError
-from durabill.stream_processors.engine.batch import (
-    CONTROL,
-    CRC_FROM,
-    TRANSACTIONAL,
-    BatchHeader,
-    Chunk,
-    headers_in,
-)
+from durabill.stream_processors.engine.batch import CRC_FROM, Chunk
+from durabill.stream_processors.engine.standing import Standing, standings, whole_batches
 from durabill.stream_processors.worker.connecting import (
     PatientConsumer,
     PatientConsumerThread,
     PatientProducer,
 )
 
-READ_COMMITTED = 1
 METADATA_AGE_MAX_MS = 30_000
 """How long a change of the partition count may go unnoticed."""
 
@@ -112,31 +105,21 @@ class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyp
         kept: list[memoryview] = []
         view = memoryview(data)
         next_offset, newest_ms = first_offset, -1
-        for at, header in headers_in(_whole_batches(data)):
+        # The worker's consumer reads committed records alone; see `_create_worker_consumer`.
+        for at, header, standing in standings(whole_batches(data), self._aborted_transactions):
             if (
                 self._check_crcs
                 and calc_crc32c(data[at + CRC_FROM : at + header.size]) != header.crc
             ):
                 raise CorruptRecordException(f"Invalid CRC - {self._tp} at {header.base_offset}")
             next_offset = header.next_offset
-            if not self._is_hidden(header, data, at):
+            if standing is Standing.DATA:
                 kept.append(view[at : at + header.size])
                 newest_ms = header.max_timestamp_ms
         self.next_fetch_offset = next_offset
         if next_offset > first_offset:
             # Also without any batch: the table has to learn how far the log has been read.
             yield self._message(Chunk(first_offset, next_offset, b"".join(kept)), newest_ms)
-
-    def _is_hidden(self, header: BatchHeader, data: bytes, at: int) -> bool:
-        """Tell whether a batch is a marker, or part of an aborted transaction."""
-        if self._isolation_level == READ_COMMITTED and header.producer_id >= 0:
-            self._consume_aborted_up_to(header.base_offset)
-            if header.attributes & CONTROL:
-                if _is_abort_marker(data, at, header):
-                    self._aborted_producers.discard(header.producer_id)
-            elif header.attributes & TRANSACTIONAL:
-                return header.producer_id in self._aborted_producers
-        return bool(header.attributes & CONTROL)
 
     def _message(self, chunk: Chunk, newest_ms: int) -> ConsumerRecord:
         return ConsumerRecord(
@@ -152,24 +135,6 @@ class ChunkRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka is untyp
             serialized_value_size=len(chunk.data),
             headers=(),
         )
-
-
-def _whole_batches(data: bytes) -> bytes:
-    """Cut off the last batch where the broker's size limit cut through it."""
-    at = 0
-    while at + 12 <= len(data):
-        size = int.from_bytes(data[at + 8 : at + 12], "big") + 12
-        if at + size > len(data):
-            break
-        at += size
-    return data if at == len(data) else data[:at]
-
-
-def _is_abort_marker(data: bytes, at: int, header: BatchHeader) -> bool:
-    """Read a control batch's only record: its key is version i16, type i16 (0 is abort)."""
-    batch = MemoryRecords(data[at : at + header.size]).next_batch()
-    record = next(iter(batch))
-    return int.from_bytes(record.key[2:4], "big") == 0
 
 
 class FetchedRecords(OrderedDict[Any, Any]):

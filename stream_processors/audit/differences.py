@@ -1,0 +1,93 @@
+"""In which fields two totals of one order differ, as findings. Pure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from durabill.schemas import (
+    TOTAL_HEADER,
+    BadTotal,
+    OrderTotal,
+    Status,
+    decode_total,
+    encode_total,
+    partition_for,
+)
+from durabill.stream_processors.audit.findings import Finding, Kind
+
+FIELDS: tuple[str, ...] = tuple(OrderTotal.__slots__)
+_KIND_OF = {
+    "digest": Kind.DIGEST_DIFFERS,
+    "previous_digest": Kind.BROKEN_REVISION_CHAIN,
+}
+
+
+def differences(
+    expected: OrderTotal,
+    found: OrderTotal,
+    place: str,
+    *,
+    kind: Kind | None = None,
+    is_older_schema: bool = False,
+) -> Iterator[Finding]:
+    """Yield a finding for each field that differs; `kind` None: as the field says.
+
+    A total that was written by the schema before had to have an upper bound, also where by now it
+    would be unknown.
+    """
+    for name in FIELDS:
+        right, there = getattr(expected, name), getattr(found, name)
+        if right == there or (name == "upper_bound_ms" and is_older_schema and right is None):
+            continue
+        yield Finding(
+            kind or _KIND_OF.get(name, Kind.FIELD_DIFFERS),
+            expected.service_order_number,
+            expected.revision,
+            name,
+            text_of(right),
+            text_of(there),
+            place,
+        )
+
+
+def text_of(value: Any) -> str:
+    """Return a field's value for people."""
+    if isinstance(value, Status):
+        return value.value
+    if isinstance(value, tuple):
+        return ", ".join(f"{first}-{last}" for first, last in value)
+    return "-" if value is None else str(value)
+
+
+def summary(total: OrderTotal) -> str:
+    """Return a total in one line."""
+    return f"{total.status.value}, {total.duration_ms} ms, digest {total.digest[:16]}"
+
+
+def normal_form(value: bytes | None) -> bytes | None:
+    """Return a total's bytes as this version writes them; other bytes come back as they are."""
+    if value is None or value.startswith(TOTAL_HEADER):
+        return value
+    try:
+        return encode_total(decode_total(value))
+    except BadTotal:
+        return value
+
+
+def is_older(value: bytes | None) -> bool:
+    """Tell whether a readable total was written by the schema before."""
+    return value is not None and not value.startswith(TOTAL_HEADER)
+
+
+def why_unreadable(
+    key: bytes | None, value: bytes | None, partition: int, partitions: int
+) -> str | None:
+    """Return why a record of the totals topic is no total at its place; None: it is one."""
+    try:
+        total = decode_total(value)
+    except BadTotal as error:
+        return str(error)
+    if key != total.service_order_number.encode():
+        return f"the total is of {total.service_order_number!r}, the key is {key!r}"
+    if partition_for(key, partitions) != partition:
+        return f"order {total.service_order_number!r} belongs in another partition"
+    return None

@@ -183,7 +183,6 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:[0-9]{1,5})?")
 _DEFAULTS = msgspec.structs.asdict(Settings())
 _WHAT_FOR = {
     "bootstrap_servers": "where Kafka is, host:port[,host:port]; `durabill kafka start` runs one",
-    "archive_dir": "the folder of the archive; --archive-dir names one too",
     "ledger_dsn": "where PostgreSQL is, as postgresql://user@host:port/database",
 }
 

@@ -208,7 +208,7 @@ def create_topics_command(
 
 
 @topics_app.command("check")
-@with_settings(*CONNECTION, *TOPICS)
+@with_settings(*CONNECTION, *TOPICS, "archive_dir")
 def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Say whether a worker may start on the topics, and how to put right what is wrong."""
     settings = located(settings, "bootstrap_servers", role="check")
@@ -219,11 +219,13 @@ def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None
 def checked_topics(settings: "Settings") -> tuple[int, tuple[str, ...]]:
     """Return the segments topic's partition count and remarks; raise ContractError if unusable."""
     from durabill.deploy.topics import check_group, check_topics
+    from durabill.stream_processors.audit.archive.reach import coverage
 
     kafka = quiet_kafka(settings)
     check_group(kafka, application_id=settings.application_id, segments=settings.segments_topic)
-    check = check_topics(kafka, settings.topics)
-    return check.partitions, check.warnings
+    archived = coverage(settings)
+    check = check_topics(kafka, settings.topics, is_archived=archived.is_whole)
+    return check.partitions, (*check.warnings, *archived.words)
 
 
 def _show_topics(

@@ -25,8 +25,8 @@ from durabill.stream_processors.audit.replay import Engine
 from durabill.stream_processors.dsn import error_text
 
 LOOK_S = 0.2
-SMALL_LOG = 200_000
-"""A log of fewer records is done before another process would have started."""
+SMALL_LOG = {Engine.COLUMNS: 4_000_000, Engine.REFERENCE: 100_000}
+"""A log of fewer records is done before other processes would have started."""
 
 Progress = Callable[[str, int, int], None]
 PHASE = "auditing"
@@ -52,11 +52,17 @@ def audit_errors() -> Iterator[None]:
 
 
 def run_jobs(
-    jobs: Sequence[PartitionJob], processes: int, progress: Progress
+    jobs: Sequence[PartitionJob], processes: int | None, progress: Progress
 ) -> tuple[list[PartitionOutcome], int]:
-    """Return each job's outcome, and how many processes have worked. Raises AuditError."""
+    """Return each job's outcome, and how many processes have worked. Raises AuditError.
+
+    `processes` None: one a core, where the log is long enough for that to be worth it.
+    """
     total = sum(job.end_offset - job.first_offset for job in jobs)
-    processes = min(processes, len(jobs)) if total > SMALL_LOG else 1
+    if processes is None:
+        is_small = all(total < SMALL_LOG[job.engine] for job in jobs)
+        processes = 1 if is_small else _cores()
+    processes = min(processes, max(1, len(jobs)))
     for engine in {job.engine for job in jobs}:
         load(engine)
     if processes > 1:
@@ -69,6 +75,10 @@ def run_jobs(
         progress(PHASE, sum(done.values()), total)
 
     return [_outcome(job, tell) for job in jobs], 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load(engine: Engine) -> None:

@@ -249,8 +249,7 @@ class ColumnTable(IntervalTable):
         slot = self._store.find_order(key)
         if slot < 0:
             return self._plain.age_of(key)
-        row = self._store.orders[slot]
-        return int(row["source_offset"]), int(row["revision"])
+        return self._store.age_of(slot)
 
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest instant at which a total is due (None: there is none)."""

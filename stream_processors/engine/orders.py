@@ -28,6 +28,7 @@ from durabill.stream_processors.engine.effects import (
     Total,
     dead_letter,
 )
+from durabill.stream_processors.engine.restored import age_of
 from durabill.stream_processors.engine.slots import Blocks, OrderSlots
 from durabill.stream_processors.engine.steps import AtHand
 from durabill.stream_processors.engine.timers import Timers
@@ -212,4 +213,4 @@ class PlainOrders:
     def age_of(self, key: bytes) -> tuple[int, int] | None:
         """Return (last offset, last revision) of an order, None if it is not known."""
         order = self.slots.get(key.decode("utf-8", "replace"))
-        return None if order is None else (order.source_offset, order.revision)
+        return None if order is None else age_of(order)

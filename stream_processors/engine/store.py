@@ -84,6 +84,11 @@ class RowStore:
         slot = self.index.find(key)
         return -1 if slot < 0 or self.is_placeholder(slot) else slot
 
+    def age_of(self, slot: int) -> tuple[int, int]:
+        """Return (last offset, last revision) of a row's order, as `restored.age_of` does."""
+        row = self.orders[slot]
+        return int(row["source_offset"]), int(row["revision"])
+
     def has_row(self, slot: int) -> bool:
         """Tell whether a slot has a row: overflow slots, above the greatest row, have none."""
         return slot < self.rows_max

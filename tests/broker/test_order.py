@@ -25,7 +25,8 @@ from durabill.schemas import (
     partition_for,
 )
 from durabill.schemas.headers import FORWARDED_FROM
-from durabill.stream_processors.core.admission import Headers, Place
+from durabill.schemas.wire import Headers
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.explain import Revision, explain
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Record

@@ -144,6 +144,36 @@ def create_topics(
     return check_topics(kafka, topics, partitions=partitions)
 
 
+def create_totals_topic(
+    kafka: Mapping[str, Any], name: str, *, partitions: int, replication_factor: int | None = None
+) -> None:
+    """Make sure that there is a topic for totals besides the deployment's own, and that it will do.
+
+    `replication_factor` None: as `create_topics`. Raises ContractError where a topic of this name
+    has other partitions or settings, AccessError and UnreachableError as `create_topics`.
+    """
+    admin = _admin(kafka)
+    if name not in _partition_counts(admin, kafka, {"totals": name}):
+        if replication_factor is None:
+            replication_factor = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers))
+        size = {"max.message.bytes": str(_MESSAGE_BYTES_MIN["totals"][0])}
+        in_sync = {"min.insync.replicas": "2"} if replication_factor >= 3 else {}
+        config = {**_SETTINGS["totals"], **size, **in_sync}
+        new = NewTopic(name, partitions, replication_factor, config=config)
+        _await_created(kafka, admin.create_topics([new], operation_timeout=TIMEOUT_S))
+        _await_leaders(admin, {name})
+    count = _partition_counts(admin, kafka, {"totals": name})[name]
+    found = _Found("totals", name, count, _settings(admin, kafka, [name])[name])
+    wrong = [*_wrong_settings([found], _servers(kafka))]
+    if count != partitions:
+        wrong.append(
+            f"- {name} has {count} partitions, and the segments have {partitions}; they must have"
+            " the same. Use another topic name."
+        )
+    if wrong:
+        raise ContractError("\n".join(["This topic can't be used:", *wrong]))
+
+
 def check_topics(
     kafka: Mapping[str, Any], topics: Topics, *, partitions: int | None = None
 ) -> TopicsCheck:

@@ -15,14 +15,13 @@ import msgspec
 
 from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 from durabill.schemas.errors import SettingsError
-from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX
+from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX, POLICY_TIME_MAX_S
 from durabill.schemas.topics import SEAL_TOPIC, Topics
 from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
-TEN_YEARS_S = 315_360_000
 INTERIM_INTERVAL_MIN_S = 1
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=TEN_YEARS_S)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=POLICY_TIME_MAX_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 SECRETS = ("sasl_password", "ssl_key_password", "ledger_dsn", "worker_token")
 """Settings that are, or may hold, a password: never shown; each may come from a file as well."""

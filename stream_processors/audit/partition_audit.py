@@ -285,6 +285,11 @@ class PartitionAudit:
         )
 
 
+def audit_partition(job: PartitionJob, tell: Tell) -> PartitionOutcome:
+    """Do one job; see `pool.run_jobs`."""
+    return PartitionAudit(job, tell).run()
+
+
 def notes_of(job: PartitionJob, source: LogSource) -> list[str]:
     """Return what could not be decided, or was assumed."""
     where = f"{job.settings.segments_topic}/{job.place.partition}"

@@ -1,4 +1,4 @@
-"""Runs the audits of partitions: in this process, or in several, a partition at a time."""
+"""Runs work on partitions: in this process, or in several, a partition at a time."""
 
 import multiprocessing
 import os
@@ -9,19 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from confluent_kafka import KafkaException
 
 from durabill.schemas.errors import DurabillError, SettingsError
 from durabill.stream_processors.audit.errors import AuditError
-from durabill.stream_processors.audit.partition_audit import (
-    PartitionAudit,
-    PartitionJob,
-    PartitionOutcome,
-)
 from durabill.stream_processors.audit.replay import Engine
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.dsn import error_text
 
 LOOK_S = 0.2
@@ -29,7 +26,33 @@ SMALL_LOG = {Engine.COLUMNS: 4_000_000, Engine.REFERENCE: 100_000}
 """A log of fewer records is done before other processes would have started."""
 
 Progress = Callable[[str, int, int], None]
-PHASE = "auditing"
+
+Tell = Callable[[int, int], None]
+"""Called as tell(partition, next offset) now and then."""
+
+
+class Job(Protocol):
+    """Work on one partition, [first_offset, end_offset); it must be possible to pickle it."""
+
+    @property
+    def place(self) -> Place:
+        """Return the partition."""
+
+    @property
+    def first_offset(self) -> int:
+        """Return where the log begins."""
+
+    @property
+    def end_offset(self) -> int:
+        """Return where the log ends."""
+
+    @property
+    def engine(self) -> Engine:
+        """Return by what the log is folded."""
+
+
+J = TypeVar("J", bound=Job)
+R = TypeVar("R")
 
 _positions: Any = None
 """In a process of the pool: the next offset of each partition, which the parent looks at."""
@@ -37,7 +60,7 @@ _positions: Any = None
 
 @contextmanager
 def audit_errors() -> Iterator[None]:
-    """Raise AuditError for what keeps an audit from being carried out."""
+    """Raise AuditError for what keeps an audit, or a replay, from being carried out."""
     try:
         yield
     except (AuditError, SettingsError):
@@ -52,11 +75,16 @@ def audit_errors() -> Iterator[None]:
 
 
 def run_jobs(
-    jobs: Sequence[PartitionJob], processes: int | None, progress: Progress
-) -> tuple[list[PartitionOutcome], int]:
-    """Return each job's outcome, and how many processes have worked. Raises AuditError.
+    jobs: Sequence[J],
+    work: Callable[[J, Tell], R],
+    processes: int | None,
+    progress: Progress,
+    phase: str = "auditing",
+) -> tuple[list[R], int]:
+    """Return what `work` gives for each job, and how many processes have worked.
 
-    `processes` None: one a core, where the log is long enough for that to be worth it.
+    `work` is a function of a module, so that it can go to another process. `processes` None: one a
+    core, where the log is long enough for that to be worth it. Raises AuditError.
     """
     total = sum(job.end_offset - job.first_offset for job in jobs)
     if processes is None:
@@ -66,15 +94,16 @@ def run_jobs(
     for engine in {job.engine for job in jobs}:
         load(engine)
     if processes > 1:
-        return _in_processes(jobs, processes, progress, total), processes
+        tell_all = partial(progress, phase)
+        return _in_processes(jobs, work, processes, tell_all, total), processes
     firsts = {job.place.partition: job.first_offset for job in jobs}
     done = dict.fromkeys(firsts, 0)
 
     def tell(partition: int, next_offset: int) -> None:
         done[partition] = next_offset - firsts[partition]
-        progress(PHASE, sum(done.values()), total)
+        progress(phase, sum(done.values()), total)
 
-    return [_outcome(job, tell) for job in jobs], 1
+    return [_outcome(job, work, tell) for job in jobs], 1
 
 
 def _cores() -> int:
@@ -89,14 +118,18 @@ def load(engine: Engine) -> None:
         compile_kernel()
 
 
-def _outcome(job: PartitionJob, tell: Callable[[int, int], None]) -> PartitionOutcome:
+def _outcome(job: J, work: Callable[[J, Tell], R], tell: Tell) -> R:
     with audit_errors():
-        return PartitionAudit(job, tell).run()
+        return work(job, tell)
 
 
 def _in_processes(
-    jobs: Sequence[PartitionJob], processes: int, progress: Progress, total: int
-) -> list[PartitionOutcome]:
+    jobs: Sequence[J],
+    work: Callable[[J, Tell], R],
+    processes: int,
+    progress: Callable[[int, int], None],
+    total: int,
+) -> list[R]:
     context = multiprocessing.get_context("spawn")
     positions = context.Array("q", max(job.place.partition for job in jobs) + 1, lock=False)
     for job in jobs:
@@ -106,7 +139,7 @@ def _in_processes(
     try:
         # The longest first, so that no process is left with one of them at the end.
         order = sorted(jobs, key=lambda job: job.first_offset - job.end_offset)
-        futures = {job.place.partition: pool.submit(_task, job) for job in order}
+        futures = {job.place.partition: pool.submit(_task, job, work) for job in order}
         _watch(futures.values(), jobs, positions, progress, total)
         outcomes = [futures[job.place.partition].result() for job in jobs]
     except BaseException as error:
@@ -114,7 +147,7 @@ def _in_processes(
             process.terminate()  # one of them has failed, or somebody has had enough
         if isinstance(error, BrokenProcessPool):
             raise AuditError(
-                "a process of this audit was killed (is there enough memory?); with fewer"
+                "a process of this command was killed (is there enough memory?); with fewer"
                 " --processes it needs less"
             ) from error
         raise
@@ -124,10 +157,10 @@ def _in_processes(
 
 
 def _watch(
-    futures: Iterable["Future[PartitionOutcome]"],
-    jobs: Sequence[PartitionJob],
+    futures: Iterable["Future[R]"],
+    jobs: Sequence[J],
     positions: Any,
-    progress: Progress,
+    progress: Callable[[int, int], None],
     total: int,
 ) -> None:
     """Return when all are done, or one has failed; tell how far they are meanwhile."""
@@ -137,7 +170,7 @@ def _watch(
         for each in done:
             each.result()
         reached = sum(positions[job.place.partition] - job.first_offset for job in jobs)
-        progress(PHASE, reached, total)
+        progress(reached, total)
 
 
 def _begin(positions: Any, engines: set[Engine]) -> None:
@@ -158,8 +191,8 @@ def _end_with_parent() -> None:
     os._exit(2)
 
 
-def _task(job: PartitionJob) -> PartitionOutcome:
+def _task(job: J, work: Callable[[J, Tell], R]) -> R:
     def tell(partition: int, next_offset: int) -> None:
         _positions[partition] = next_offset
 
-    return _outcome(job, tell)
+    return _outcome(job, work, tell)

@@ -26,7 +26,11 @@ from durabill.stream_processors.audit.findings import (
     in_order,
 )
 from durabill.stream_processors.audit.ledger_view import OpenLedger, open_ledger
-from durabill.stream_processors.audit.partition_audit import PartitionJob, PartitionOutcome
+from durabill.stream_processors.audit.partition_audit import (
+    PartitionJob,
+    PartitionOutcome,
+    audit_partition,
+)
 from durabill.stream_processors.audit.pool import Progress, audit_errors, run_jobs
 from durabill.stream_processors.audit.replay import Engine
 from durabill.stream_processors.audit.scope import TotalsScope
@@ -194,7 +198,9 @@ class Audit:
         """Have all jobs done, and those again whose terms were only just being recorded."""
         processes = 1
         for reruns in itertools.count():
-            outcomes, used = run_jobs(jobs, self._options.processes, self._progress)
+            outcomes, used = run_jobs(
+                jobs, audit_partition, self._options.processes, self._progress
+            )
             processes = max(processes, used)
             for job, outcome in zip(jobs, outcomes, strict=True):
                 self._outcomes[job.place.partition] = outcome

@@ -62,6 +62,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "letters": {names.dead_letters: ("Read",)},
         "archive": {names.segments: ("Read",)},
         "resend": {names.dead_letters: ("Read",), names.segments: ("Write",)},
+        "replay": {names.segments: ("Read",)},
     }
     groups: dict[str, tuple[tuple[str, str], ...]] = {
         "worker": (("Read", group),),
@@ -77,6 +78,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "letters": (("Describe", DEAD_LETTERS_GROUP),),
         "archive": (("Describe", LOOK_GROUP),),
         "resend": (("Describe", DEAD_LETTERS_GROUP),),
+        "replay": (("Describe", LOOK_GROUP),),
     }
     return [
         *(Right(each, "topic", name) for name, those in topics[role].items() for each in those),

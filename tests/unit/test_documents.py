@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("reader")
     (made / ".durabill").mkdir()
     for name in NAMES:
-        for path in re.findall(r"--check (\S+\.jsonl)", text_of(name)):
+        for path in re.findall(r"--(?:check|policy) (\S+\.(?:jsonl|toml))", text_of(name)):
             (made / path).touch()
     return made
 

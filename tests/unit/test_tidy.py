@@ -93,6 +93,7 @@ PURE_LAYERS = tuple(
         "core.order",
         "core.admission",
         "core.explain",
+        "core.what_if",
         "engine.memory",
         "engine.unpack",
         "engine.batch",

@@ -9,9 +9,11 @@ that they know, and see nothing, for all else in them is closed.
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from durabill.schemas.errors import DurabillError
 
@@ -112,3 +114,21 @@ def data_folder(folder: Path) -> Path:
 def open_private(path: str, flags: int) -> int:
     """Return a handle of a file for its owner alone; an `opener` for `open`."""
     return os.open(path, flags, 0o600)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Yield a new text file for its owner alone, that gets its name once it is whole.
+
+    A file of that name is replaced then; after an error it is as it was.
+    """
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise

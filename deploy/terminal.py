@@ -8,10 +8,17 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
-from durabill.schemas.text import counted, plain, shown
+from durabill.schemas.text import (
+    counted,
+    human_bound,
+    human_doubts,
+    human_ms,
+    human_time,
+    plain,
+    shown,
+)
 
 __all__ = [
     "Progress",
@@ -66,42 +73,11 @@ def answer(value: object, text: str, as_json: bool) -> None:
         print(text, flush=True)
 
 
-def human_ms(duration_ms: int) -> str:
-    """Return a duration as people write it: `2 h 03 min 04.500 s`."""
-    seconds, ms = divmod(duration_ms, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes:02} min {seconds:02}.{ms:03} s"
-    return f"{minutes} min {seconds:02}.{ms:03} s" if minutes else f"{seconds}.{ms:03} s"
-
-
-def human_bound(upper_bound_ms: int | None) -> str:
-    """Return what a total says of the duration if all that is missing were found."""
-    if upper_bound_ms is None:
-        return "upper bound unknown"
-    return f"at most {human_ms(upper_bound_ms)}"
-
-
-def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
-    """Return what somebody should look at, each with a comma before it; or nothing."""
-    gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
-    late = counted(numbers_after_end, "number")
-    return gaps + (f", {late} after the end" if numbers_after_end else "")
-
-
-def human_time(epoch_ms: int) -> str:
-    """Return an instant in UTC, to the millisecond."""
-    try:
-        at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
-    except (OverflowError, ValueError, OSError):
-        return f"{epoch_ms} ms"  # beyond the year 9999
-    return f"{at:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03}"
-
-
 @contextmanager
-def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progress]:
-    """Show progress on standard error: bars on a terminal.
+def progress_bars(
+    *, quiet: bool = False, lines: bool = False, paced: bool = False
+) -> Iterator[Progress]:
+    """Show progress on standard error: bars on a terminal, `paced` with the rate and the time left.
 
     Elsewhere nothing, or a line for each phase with `lines`. `quiet` shows nothing anywhere.
     """
@@ -117,11 +93,26 @@ def progress_bars(*, quiet: bool = False, lines: bool = False) -> Iterator[Progr
         yield tell
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+    class Rate(ProgressColumn):
+        """How many a second."""
+
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [Rate(), TimeRemainingColumn()] if paced else [TimeElapsedColumn()]
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
         def show(phase: str, done: int, total: int) -> None:

@@ -10,6 +10,7 @@ Which settings matter, and why:
     max.message.bytes, everywhere: what a worker has to write must fit, or it could never go on.
     checkpoint    cleanup.policy=compact (only the last state of a block counts), blocks of up to
                   16 MiB. As many partitions as segments, as have the totals.
+    seal          cleanup.policy=compact: the last checkpoint of each sealed log. One partition.
 """
 
 import time
@@ -63,6 +64,7 @@ _MESSAGE_BYTES_MIN: Mapping[str, tuple[int, str]] = {
     # Enough for `limits.LETTER_BYTES_MAX`.
     "dead_letters": (2 * MIB, "a rejected record"),
     "checkpoint": (CHECKPOINT_ENTRY_BYTES_MAX, "a block of orders"),
+    "seal": (1_048_588, "a checkpoint of the sealed log"),
 }
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
     "segments": _KEPT,
@@ -73,6 +75,7 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
         "segment.bytes": str(64 * MIB),
         "min.cleanable.dirty.ratio": "0.2",
     },
+    "seal": {"cleanup.policy": "compact"},
 }
 _AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "checkpoint")
 
@@ -130,13 +133,45 @@ def create_topics(
             admin, kafka, {name: settings[role] for role, name in names.items() if name in existing}
         )
     made = [
-        NewTopic(name, partitions, replication_factor, config=settings[role])
+        NewTopic(
+            name, 1 if role == "seal" else partitions, replication_factor, config=settings[role]
+        )
         for role, name in missing.items()
     ]
     if made:
         _await_created(kafka, admin.create_topics(made, operation_timeout=TIMEOUT_S))
         _await_leaders(admin, set(missing.values()))
     return check_topics(kafka, topics, partitions=partitions)
+
+
+def create_totals_topic(
+    kafka: Mapping[str, Any], name: str, *, partitions: int, replication_factor: int | None = None
+) -> None:
+    """Make sure that there is a topic for totals besides the deployment's own, and that it will do.
+
+    `replication_factor` None: as `create_topics`. Raises ContractError where a topic of this name
+    has other partitions or settings, AccessError and UnreachableError as `create_topics`.
+    """
+    admin = _admin(kafka)
+    if name not in _partition_counts(admin, kafka, {"totals": name}):
+        if replication_factor is None:
+            replication_factor = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers))
+        size = {"max.message.bytes": str(_MESSAGE_BYTES_MIN["totals"][0])}
+        in_sync = {"min.insync.replicas": "2"} if replication_factor >= 3 else {}
+        config = {**_SETTINGS["totals"], **size, **in_sync}
+        new = NewTopic(name, partitions, replication_factor, config=config)
+        _await_created(kafka, admin.create_topics([new], operation_timeout=TIMEOUT_S))
+        _await_leaders(admin, {name})
+    count = _partition_counts(admin, kafka, {"totals": name})[name]
+    found = _Found("totals", name, count, _settings(admin, kafka, [name])[name])
+    wrong = [*_wrong_settings([found], _servers(kafka))]
+    if count != partitions:
+        wrong.append(
+            f"- {name} has {count} partitions, and the segments have {partitions}; they must have"
+            " the same. Use another topic name."
+        )
+    if wrong:
+        raise ContractError("\n".join(["This topic can't be used:", *wrong]))
 
 
 def check_topics(
@@ -336,7 +371,7 @@ def _wrong_settings(found: list[_Found], servers: str) -> Iterator[str]:
         wanted = _SETTINGS[topic.role]["cleanup.policy"]
         if policy != wanted:
             fixes["cleanup.policy"] = wanted
-            why = "old blocks pile up" if wanted == "compact" else "records would be forgotten"
+            why = "old entries pile up" if wanted == "compact" else "records would be forgotten"
             yield f"- {topic.name} has cleanup.policy={policy}; it must be {wanted}, or {why}."
         size = int(topic.settings["max.message.bytes"])
         needed, what = _MESSAGE_BYTES_MIN[topic.role]
@@ -373,7 +408,7 @@ def _wrong_partitions(found: list[_Found], expected: int | None) -> Iterator[str
 
 def _warnings(found: list[_Found], is_archived: bool) -> Iterator[str]:
     for topic in found:
-        if topic.role == "checkpoint" or (topic.role == "segments" and is_archived):
+        if topic.role in ("checkpoint", "seal") or (topic.role == "segments" and is_archived):
             continue
         for key in ("retention.ms", "retention.bytes"):
             if topic.settings[key] != "-1":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         encode_total,
         schema_fingerprint,
         to_segment,
+        total_record,
         total_revision,
     )
     from durabill.schemas.errors import BadRecord, BadTotal, Reason
@@ -78,6 +79,7 @@ __all__ = [
     "read_clock_mark",
     "schema_fingerprint",
     "to_segment",
+    "total_record",
     "total_revision",
 ]
 
@@ -104,6 +106,7 @@ _MODULES = {
         "encode_total",
         "schema_fingerprint",
         "to_segment",
+        "total_record",
         "total_revision",
     ),
     "errors": ("BadRecord", "BadTotal", "Reason"),

@@ -248,11 +248,10 @@ def total_revision(value: bytes) -> int:
         raise BadTotal(error.detail) from error
 
 
-def decode_total(value: bytes | None) -> OrderTotal:
-    """Return the total in a record value; raise BadTotal if it is none.
+def total_record(value: bytes | None) -> dict[str, Any]:
+    """Return the fields of an encoded total as Avro gives them; raise BadTotal if it is none.
 
-    A total of the schema before keeps its `upper_bound_ms` as it was written, also where by now it
-    would be unknown, so that it equals what consumers have of it; its `gap_ms` is worked out.
+    Whether they fit together is not looked at; see `decode_total`.
     """
     if value is None or not value.startswith((TOTAL_HEADER, _TOTAL_HEADER_V1)):
         raise BadTotal("the value does not start with the fingerprint of billing.OrderTotal")
@@ -266,6 +265,16 @@ def decode_total(value: bytes | None) -> OrderTotal:
     if body.tell() != len(value):
         raise BadTotal("bytes follow the record")
     record.setdefault("gap_ms", record["ended_ms"] - record["started_ms"] - record["duration_ms"])
+    return record  # type: ignore[no-any-return]
+
+
+def decode_total(value: bytes | None) -> OrderTotal:
+    """Return the total in a record value; raise BadTotal if it is none.
+
+    A total of the schema before keeps its `upper_bound_ms` as it was written, also where by now it
+    would be unknown, so that it equals what consumers have of it; its `gap_ms` is worked out.
+    """
+    record = total_record(value)
     record["status"] = Status(record["status"])
     record["intervals"] = tuple(Interval(**interval) for interval in record["intervals"])
     record["missing_numbers"] = tuple(NumberRange(**each) for each in record["missing_numbers"])

@@ -35,3 +35,9 @@ CUT_BATCH = "cut_batch"
 """Of a dead letter that is a part of a batch: the batch's size, and its SHA-256."""
 
 CUT = (CUT_KEY, CUT_VALUE, CUT_HEADERS, CUT_BATCH)
+
+WHAT_IF_RUN = "what_if_run"
+"""Of a total that `durabill replay --publish-to` wrote: which run wrote it, 64 hex digits."""
+
+WHAT_IF_DURATION = "what_if_duration_ms"
+"""Of the same: what the policy file's duration rules bill of it, in digits."""

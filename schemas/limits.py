@@ -25,6 +25,9 @@ ORDER_PIECES_MAX = 10_000
 GRACE_FACTOR_MAX = 128
 """By so much, at most, a reopened order waits longer than `settle_grace`; a power of two."""
 
+POLICY_TIME_MAX_S = 315_360_000
+"""Of each time of a policy: ten years."""
+
 INTERIM_TOTALS_MAX = 10_000
 """So many interim totals of one order, at most, can be due at once; the settings see to it."""
 

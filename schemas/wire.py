@@ -13,6 +13,9 @@ from durabill.schemas.errors import BadRecord, Reason
 
 RawSegment = tuple[bytes, int, int, int, bool]
 
+Headers = tuple[tuple[str, bytes | None], ...]
+"""A record's headers, in their order."""
+
 
 def zigzag(value: int) -> bytes:
     """Return the Avro long `value` (64-bit signed) as a zigzag varint."""

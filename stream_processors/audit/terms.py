@@ -7,7 +7,7 @@ from confluent_kafka import KafkaException
 
 from durabill.schemas.errors import DurabillError, StateError
 from durabill.stream_processors.audit.replay import PartitionTerms
-from durabill.stream_processors.engine.checkpoint import META, entry_key
+from durabill.stream_processors.engine.checkpoint import META, entry_key, meta_in
 from durabill.stream_processors.engine.policies import (
     POLICY,
     PolicyRecord,
@@ -70,6 +70,25 @@ class RecordedTerms:
     def has_checkpoint(self, partition: int) -> bool:
         """Tell whether a worker of this application id has ever had the partition."""
         return entry_key(partition, META) in self._own
+
+    def published_to(self, partition: int) -> int | None:
+        """Return the offset up to which all that the log gives has been published.
+
+        None where there is no checkpoint to go by.
+        """
+        meta = meta_in(self._own, partition)
+        return None if meta is None else meta.next_offset
+
+
+def are_other(before: PartitionTerms, now: PartitionTerms, end_offset: int) -> bool:
+    """Tell whether terms recorded by now decide a log up to an offset otherwise than those before.
+
+    What is recorded for a later offset changes nothing.
+    """
+    histories = [
+        [each for each in terms.history if each.from_offset < end_offset] for terms in (before, now)
+    ]
+    return histories[0] != histories[1] or before.schemas != now.schemas
 
 
 def read_entries(

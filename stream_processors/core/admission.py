@@ -14,10 +14,8 @@ from durabill.schemas import BadRecord, Reason, SegmentEvent, limits, partition_
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.units import refused_time
-from durabill.schemas.wire import RawSegment
+from durabill.schemas.wire import Headers, RawSegment
 from durabill.stream_processors.core.order import Order, Policy, Source
-
-Headers = tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from durabill.schemas.errors import ContractError, CorruptBatch
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.engine.unpack import BadBatch, Room
 
 HEADER = Struct(">qiibIhiqqqhii")
@@ -44,8 +45,6 @@ HEADERS_MAX = 1000
 """How many headers a record may have: each takes a microsecond to read."""
 
 BYTES_FOLLOW = "bytes follow the last record"
-
-Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class BatchHeader(NamedTuple):

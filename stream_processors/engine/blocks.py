@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import cramjam
 import msgspec
 
-from durabill.schemas.errors import StateError
+from durabill.schemas.errors import START_ANEW, StateError
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import SETTLEMENTS_MAX, Order, Phase
 
@@ -173,8 +173,7 @@ def decode_block(block: bytes) -> BlockContent:
         raise StateError(f"a checkpoint block is damaged: {error}") from error
     raise StateError(
         f"a checkpoint block has format version {version}, this worker reads up to"
-        f" {LARGE_VERSION}: run the version of Durabill that wrote it, or replay the segments"
-        " from the start under another application id"
+        f" {LARGE_VERSION}: run the version of Durabill that wrote it, or {START_ANEW}"
     )
 
 

@@ -131,6 +131,12 @@ def find_meta(
     return meta
 
 
+def meta_in(entries: Mapping[bytes, bytes], partition: int) -> CheckpointMeta | None:
+    """Return a partition's meta for somebody who only looks; None where it has none of today's."""
+    raw = entries.get(entry_key(partition, META))
+    return None if raw is None else _decode_meta(raw, partition, None)
+
+
 def _check_meta(meta: CheckpointMeta, topic: SegmentsTopic) -> None:
     """Raise StateError if the checkpoint is of other segments than these."""
     if meta.partitions != topic.partitions:

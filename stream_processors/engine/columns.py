@@ -240,13 +240,16 @@ class ColumnTable(IntervalTable):
         """Return how many orders are known, settled ones included."""
         return len(self._plain.slots) + len(self._store)
 
+    def unsettled(self) -> int:
+        """Return how many orders are known that have yet to settle."""
+        return self._plain.unsettled() + self._store.unsettled()
+
     def age_of(self, key: bytes) -> tuple[int, int] | None:
         """Return (last offset, last revision) of an order; see the base."""
         slot = self._store.find_order(key)
         if slot < 0:
             return self._plain.age_of(key)
-        row = self._store.orders[slot]
-        return int(row["source_offset"]), int(row["revision"])
+        return self._store.age_of(slot)
 
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest instant at which a total is due (None: there is none)."""

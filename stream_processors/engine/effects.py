@@ -7,7 +7,8 @@ from typing import NamedTuple
 from durabill.schemas import Reason
 from durabill.schemas.headers import CUT_BATCH, CUT_HEADERS, CUT_KEY, CUT_VALUE
 from durabill.schemas.limits import DETAIL_CHARS_MAX, LETTER_BYTES_MAX, LETTER_CUT_BYTES
-from durabill.stream_processors.engine.batch import BatchHeader, Headers, Record, Rest
+from durabill.schemas.wire import Headers
+from durabill.stream_processors.engine.batch import BatchHeader, Record, Rest
 
 STEP_COST = 24_576
 """A step ends when its work has cost this much, which takes some 10 ms. The unit is a record that

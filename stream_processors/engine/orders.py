@@ -28,6 +28,7 @@ from durabill.stream_processors.engine.effects import (
     Total,
     dead_letter,
 )
+from durabill.stream_processors.engine.restored import age_of
 from durabill.stream_processors.engine.slots import Blocks, OrderSlots
 from durabill.stream_processors.engine.steps import AtHand
 from durabill.stream_processors.engine.timers import Timers
@@ -205,7 +206,11 @@ class PlainOrders:
             self.put(slot, order)
         self.slots.note_entries(orders, own)
 
+    def unsettled(self) -> int:
+        """Return how many of these orders have yet to settle."""
+        return sum(not order.is_settled() for order in self.slots)
+
     def age_of(self, key: bytes) -> tuple[int, int] | None:
         """Return (last offset, last revision) of an order, None if it is not known."""
         order = self.slots.get(key.decode("utf-8", "replace"))
-        return None if order is None else (order.source_offset, order.revision)
+        return None if order is None else age_of(order)

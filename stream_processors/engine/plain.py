@@ -78,6 +78,10 @@ class PlainTable(IntervalTable):
         """Return how many orders are known, settled ones included."""
         return len(self._plain.slots)
 
+    def unsettled(self) -> int:
+        """Return how many orders are known that have yet to settle."""
+        return self._plain.unsettled()
+
     def age_of(self, key: bytes) -> tuple[int, int] | None:
         """Return (last offset, last revision) of an order; see the base."""
         return self._plain.age_of(key)

@@ -131,8 +131,7 @@ class RowBlocks:
         return is_free or self._drop_if_older(slot, order)
 
     def _drop_if_older(self, slot: int, order: Order) -> bool:
-        row = self._store.orders[slot]
-        if (int(row["source_offset"]), int(row["revision"])) >= age_of(order):
+        if self._store.age_of(slot) >= age_of(order):
             return False
         self._store.drop(slot)
         return True

@@ -141,10 +141,6 @@ class OrderSlots:
         """Return the slot of an order that is here."""
         return self._slots[number]
 
-    def in_block(self, block: int) -> Mapping[int, Order]:
-        """Return the orders of a block by slot."""
-        return self._blocks.get(block, {})
-
     def taken(self) -> set[int]:
         """Return the slots of all orders."""
         return set(self._slots.values())

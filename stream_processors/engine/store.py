@@ -68,6 +68,13 @@ class RowStore:
         """Return the number of rows that hold an order."""
         return int(self.counters[rows.ORDERS])
 
+    def unsettled(self) -> int:
+        """Return how many rows hold an order that has yet to settle."""
+        flags = self.orders["flags"][: int(self.counters[rows.ROWS_USED])]
+        return int(
+            np.count_nonzero((flags & (rows.USED | rows.SPILLED | rows.SETTLED)) == rows.USED)
+        )
+
     def find(self, key: bytes) -> int:
         """Return the row with this key, -1 if there is none; it may be a placeholder."""
         return self.index.find(key)
@@ -76,6 +83,11 @@ class RowStore:
         """Return the row that holds the order with this key, -1 if there is none."""
         slot = self.index.find(key)
         return -1 if slot < 0 or self.is_placeholder(slot) else slot
+
+    def age_of(self, slot: int) -> tuple[int, int]:
+        """Return (last offset, last revision) of a row's order, as `restored.age_of` does."""
+        row = self.orders[slot]
+        return int(row["source_offset"]), int(row["revision"])
 
     def has_row(self, slot: int) -> bool:
         """Tell whether a slot has a row: overflow slots, above the greatest row, have none."""

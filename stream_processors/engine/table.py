@@ -131,6 +131,10 @@ class IntervalTable(ChunkFolder):
         """Return how many orders are known, settled ones included."""
 
     @abstractmethod
+    def unsettled(self) -> int:
+        """Return how many orders are known that have yet to settle."""
+
+    @abstractmethod
     def age_of(self, key: bytes) -> tuple[int, int] | None:
         """Return (last offset, last revision) of an order, None if it is not known.
 

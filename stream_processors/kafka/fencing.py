@@ -8,8 +8,6 @@ from confluent_kafka import Producer
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import transactional_producer
 
-OPEN_PATIENCE_S = 30.0
-
 
 def open_producer(kafka: Mapping[str, Any], transactional_id: str) -> Producer:
     """Return a producer that has fenced all others of this id. Blocks until it has.
@@ -22,6 +20,5 @@ def open_producer(kafka: Mapping[str, Any], transactional_id: str) -> Producer:
         f"the coordinator of the transactional id {transactional_id}",
         kafka,
         Right("Write", "transactional id", transactional_id),
-        patience_s=OPEN_PATIENCE_S,
     )
     return producer

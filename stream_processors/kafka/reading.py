@@ -179,6 +179,15 @@ def partition_count(kafka: Mapping[str, Any], topic: str, *, group: str = LOOK_G
         return len(_partitions(consumer, kafka, topic, LOOK_PATIENCE_S))
 
 
+def offsets_since(
+    kafka: Mapping[str, Any], topic: str, since_ms: int, partitions: Collection[int]
+) -> dict[int, int]:
+    """Return the first offset appended at `since_ms` or later, of those partitions that have it."""
+    with _reader(kafka, LOOK_GROUP) as consumer:
+        places = _places_since(consumer, kafka, topic, since_ms, partitions, LOOK_PATIENCE_S)
+        return {each.partition: each.offset for each in places}
+
+
 def _reader(kafka: Mapping[str, Any], group: str) -> "closing[Consumer]":
     return closing(Consumer(assigned_consumer(kafka, group)))
 

@@ -13,6 +13,7 @@ from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.checkpoint import META, entry_key, find_meta
 from durabill.stream_processors.engine.plain import PlainTable
+from durabill.stream_processors.engine.slots import BLOCK_SLOTS
 from durabill.stream_processors.engine.table import IntervalTable, Place
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.faust_runtime import find_segments_topic
@@ -50,7 +51,10 @@ def block_v1(table: IntervalTable, block: int) -> bytes:
         "forwarded",
     ]
     states = []
-    for slot, order in table._plain.slots.in_block(block).items():
+    slots = table._plain.slots
+    for slot in sorted(each for each in slots.taken() if each // BLOCK_SLOTS == block):
+        order = slots.at(slot)
+        assert order is not None
         state = [slot, order.service_order_number, order.source_partition]
         state += [list(order.time), list(order.numbers)]
         states.append(state + [getattr(order, name) for name in names])

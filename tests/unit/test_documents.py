@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("reader")
     (made / ".durabill").mkdir()
     for name in NAMES:
-        for path in re.findall(r"--check (\S+\.jsonl)", text_of(name)):
+        for path in re.findall(r"--(?:check|policy) (\S+\.(?:jsonl|toml))", text_of(name)):
             (made / path).touch()
     return made
 
@@ -179,6 +179,33 @@ def test_settings_that_are_named_are_settings(name: str) -> None:
     known |= {f"{each.upper()}_FILE" for each in SECRETS}
     known |= {"NO_SYSTEM_TOOLS", "MAVEN_REPOSITORY"}
     assert set(re.findall(r"DURABILL_([A-Z][A-Z_]*[A-Z])", text_of(name))) <= known
+
+
+def test_the_first_release_has_only_added_things_in_whole_lists() -> None:
+    log = text_of("CHANGELOG.md")
+    assert re.findall(r"^### (.+)$", log, re.M) == ["Added"]
+    assert re.findall(r"\n\n- .*", log.replace("**\n\n- ", "** - ")) == []
+
+
+def test_as_many_broken_versions_as_the_simulation_has() -> None:
+    from tests.sim.mutations import MUTATIONS
+
+    (told,) = re.findall(r"(\d+) deliberately broken", text_of("docs/guarantees.md"))
+    assert int(told) == len(MUTATIONS)
+
+
+def test_every_command_with_something_to_tell_has_json() -> None:
+    """`kafka stop` and `postgres stop` say nothing but what goes wrong."""
+
+    def without_json(command: Any, path: str) -> Iterator[str]:
+        for name, each in getattr(command, "commands", {}).items():
+            yield from without_json(each, f"{path} {name}".strip())
+        is_group = hasattr(command, "commands")
+        if not is_group and not any("--json" in each.opts for each in command.params):
+            yield path
+
+    found = set(without_json(typer.main.get_command(app), ""))
+    assert found == {"kafka stop", "postgres stop"}
 
 
 def test_the_routes_of_the_gateway() -> None:

@@ -12,7 +12,8 @@ from durabill.schemas import (
     partition_for,
 )
 from durabill.schemas.headers import FORWARDED_FROM
-from durabill.stream_processors.core.admission import Fate, Headers, Place
+from durabill.schemas.wire import Headers
+from durabill.stream_processors.core.admission import Fate, Place
 from durabill.stream_processors.core.explain import (
     Forgotten,
     Happening,

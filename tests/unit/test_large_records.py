@@ -14,8 +14,9 @@ from durabill.schemas.limits import (
     LETTER_BYTES_MAX,
     LETTER_CUT_BYTES,
 )
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.core.order import Policy
-from durabill.stream_processors.engine.batch import HEADERS_MAX, Chunk, Headers, Record
+from durabill.stream_processors.engine.batch import HEADERS_MAX, Chunk, Record
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.effects import DeadLetter, Effects, dead_letter
 from durabill.stream_processors.engine.kernel import parse
@@ -131,3 +132,8 @@ def test_greatest_letter_fits_the_least_topic() -> None:
         assert record.size == LETTER_BYTES_MAX
         headers = (*record.headers, *ours)
         assert in_a_batch(record._replace(headers=headers)) < 2 * 1024 * 1024 - 10_000
+
+
+def test_the_kernel_looks_for_the_header_of_the_contract() -> None:
+    """Its name is written there again: numba's cache notices changes of its own files only."""
+    assert parse.FORWARDED_FROM.tobytes().decode() == FORWARDED_FROM

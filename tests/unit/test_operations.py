@@ -30,6 +30,7 @@ ROLES = {
     "`durabill dead-letters`": "letters",
     "`durabill dead-letters resend`": "resend",
     "archive": "archive",
+    "`durabill replay`": "replay",
 }
 """The table's names of what `rights_of` knows by another one."""
 

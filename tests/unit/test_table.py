@@ -8,9 +8,10 @@ from durabill.schemas import SEGMENT_HEADER, Reason, SegmentEvent, WriterSchemas
 from durabill.schemas.errors import StateError
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.partitioner import partition_for
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine import slots as slots_module
-from durabill.stream_processors.engine.batch import Chunk, Headers
+from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import decode_block, plain_snapshot
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import Effects, Place

@@ -120,7 +120,7 @@ class LogFolder:
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write files, each whole or not at all; return once they would outlive a power failure."""
-    folders = set()
+    folders: set[Path] = set()
     for name, data in files.items():
         path = folder / name
         _make(path.parent, folders)

@@ -121,7 +121,7 @@ def parse_note(note: str) -> Note:
     text, blank, lines = note.rpartition("\n\n")
     if not blank or not lines.endswith("\n") or any(c < " " and c != "\n" for c in note):
         raise Unreadable("it is no signed note: a text, an empty line, lines of signatures")
-    signatures = []
+    signatures: list[tuple[str, bytes, bytes]] = []
     for line in lines.removesuffix("\n").split("\n"):
         found = _LINE.fullmatch(line)
         if found is None or len(signatures) == _SIGNATURES_MAX:

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, Message, Producer
 
 from durabill.schemas.errors import UnreachableError
 from durabill.stream_processors.audit.seal.checkpoints import Checkpoint, read_checkpoint
-from durabill.stream_processors.audit.seal.errors import SealError, Unreadable
+from durabill.stream_processors.audit.seal.errors import Unreadable
 from durabill.stream_processors.dsn import connect, connect_to_write, error_text, shown_dsn
 from durabill.stream_processors.kafka.options import checkpoint_producer
 from durabill.stream_processors.kafka.reading import read_topic
@@ -24,7 +24,6 @@ HAND_OVERS_KEY = b"hand-overs"
 """The key under which the topic holds how the sealer's keys follow one another."""
 
 _DELIVERY_S = 10.0
-_UNDEFINED_TABLE = "42P01"
 _INSERT = """
     INSERT INTO sealed_checkpoints
         (origin, size, root, totals_topic, totals_partition, first_offset, next_offset, note,
@@ -100,11 +99,6 @@ class Publisher:
                 for note, checkpoint in self._to_ledger.items():
                     conn.execute(_INSERT, _row(note, checkpoint))
         except psycopg.Error as error:
-            if error.sqlstate == _UNDEFINED_TABLE:
-                raise SealError(
-                    f"the ledger at {shown_dsn(self._dsn)} has no table sealed_checkpoints: start"
-                    " `durabill ledger` once, which brings its tables up to date"
-                ) from error
             return f"checkpoints can't be recorded at {shown_dsn(self._dsn)}: {error_text(error)}"
         self._to_ledger.clear()
         return ""

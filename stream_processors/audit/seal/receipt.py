@@ -11,6 +11,7 @@ import binascii
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from durabill.schemas import BadTotal, OrderTotal, decode_total
 from durabill.schemas.text import shown
@@ -28,6 +29,7 @@ from durabill.stream_processors.audit.seal.notes import PublicKey, parse_note
 PROOF_HEAD = "c2sp.org/tlog-proof@v1"
 _HEAD = "Durabill receipt 1"
 _PROOF_HASHES_MAX = 64
+_YEAR_9999_S = 253_402_300_799
 _INDEX = re.compile(r"index (0|[1-9]\d{0,18})")
 
 
@@ -132,16 +134,16 @@ def verify(receipt: Receipt, keys: Iterable[PublicKey], order: str | None = None
 def describe(total: OrderTotal, index: int, checkpoint: Checkpoint) -> str:
     """Return a receipt's first part: what it is of, for people."""
     origin = checkpoint.origin
-    upper = "unknown" if total.upper_bound_ms is None else f"{total.upper_bound_ms} ms"
+    upper = "unknown" if total.upper_bound_ms is None else _duration(total.upper_bound_ms)
     rows = {
         "Service order number": shown(total.service_order_number),
         "Revision": str(total.revision),
         "Status": total.status.value,
-        "Duration": f"{total.duration_ms} ms",
+        "Duration": _duration(total.duration_ms),
         "At most": upper,
-        "Started": f"{total.started_ms} ms since 1970-01-01 UTC",
-        "Ended": f"{total.ended_ms} ms since 1970-01-01 UTC",
-        "Settled": f"{total.settled_at_ms} ms since 1970-01-01 UTC",
+        "Started": _instant(total.started_ms),
+        "Ended": _instant(total.ended_ms),
+        "Settled": _instant(total.settled_at_ms),
         "Intervals": str(len(total.intervals)),
         "Segments": str(total.segments),
         "End number": "none" if total.end_number is None else str(total.end_number),
@@ -152,6 +154,20 @@ def describe(total: OrderTotal, index: int, checkpoint: Checkpoint) -> str:
     }
     lines = [f"{name + ':':22}{text}" for name, text in rows.items()]
     return "\n".join([_HEAD, "", *lines, "", ""])
+
+
+def _duration(duration_ms: int) -> str:
+    seconds, ms = divmod(duration_ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min {seconds:02}.{ms:03} s ({duration_ms} ms)"
+
+
+def _instant(epoch_ms: int) -> str:
+    seconds, ms = divmod(epoch_ms, 1000)
+    if not 0 <= seconds <= _YEAR_9999_S:
+        return f"{epoch_ms} ms since 1970-01-01 UTC"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{ms:03} UTC ({epoch_ms} ms)"
 
 
 def _first_difference(given: str, right: str) -> str:

@@ -20,29 +20,24 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from durabill.schemas.errors import AccessError, UnreachableError
-from durabill.stream_processors.audit.seal.checkpoints import Origin, parse_checkpoint
-from durabill.stream_processors.audit.seal.errors import NotVerified, SealError, Unreadable
 from durabill.stream_processors.audit.seal.folder import (
     HAND_OVERS,
     OnStep,
     locked,
     write_files,
 )
-from durabill.stream_processors.audit.seal.growing import GrowingLog, newest_origin, open_log
-from durabill.stream_processors.audit.seal.keys import KeyFile
-from durabill.stream_processors.audit.seal.notes import parse_note
+from durabill.stream_processors.audit.seal.growing import GrowingLog
+from durabill.stream_processors.audit.seal.opening import SealPlan, expect, open_partition
 from durabill.stream_processors.audit.seal.publish import Publisher, published_checkpoints
-from durabill.stream_processors.kafka.errors import Right, judged, passes, patiently
+from durabill.stream_processors.audit.seal.source import TopicState, look_at_topic
+from durabill.stream_processors.kafka.errors import Right, judged, passes
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet, seal_consumer
 from durabill.stream_processors.kafka.reading import read_bounds
-from durabill.stream_processors.kafka.topic_ids import topic_ids
 
 _AT_ONCE = 10_000
 _POLL_S = 0.2
@@ -53,14 +48,6 @@ _WAITING_BYTES_MAX = 32 * 1024 * 1024
 _log = logging.getLogger(__name__)
 
 
-class TopicState(NamedTuple):
-    """What a topic is: its cluster, its id, its partitions."""
-
-    cluster: str
-    topic_id: str
-    partitions: int
-
-
 @dataclass
 class SealStats:
     """Counters since the start: records sealed, checkpoints signed, logs kept and closed."""
@@ -69,19 +56,6 @@ class SealStats:
     checkpoints: int = 0
     logs: int = 0
     closed: int = 0
-
-
-@dataclass(frozen=True)
-class SealPlan:
-    """What a sealer works on: the topic, where it writes, the key, where it publishes."""
-
-    kafka: Mapping[str, Any]
-    totals_topic: str
-    folder: Path
-    keys: KeyFile
-    checkpoints_topic: str
-    dsn: str = ""
-    interval_s: float = 10.0
 
 
 def run_sealer(
@@ -135,7 +109,8 @@ class Sealer:
         """Open the logs of the topic as it is now, and read on where they end."""
         plan = self.plan
         self._consumer.unassign()
-        self._state = state = self._look(patience_s)
+        self._state = None  # until all of this has gone through
+        state = self._look(patience_s)
         bounds = read_bounds(plan.kafka, LOOK_GROUP, plan.totals_topic, range(state.partitions))
         notes = published_checkpoints(plan.kafka, plan.checkpoints_topic)
         if plan.keys.hand_overs:
@@ -143,8 +118,11 @@ class Sealer:
         self._publisher.owe_hand_overs(plan.keys.hand_overs)
         self._logs, self._ended = {}, set()
         for partition, (first, end) in bounds.items():
-            log = self._open_log(state, partition, first)
-            self._expect(log, notes.get(str(log.origin)))
+            log, closed = open_partition(plan, state, partition, first, self._on_step)
+            for each in closed:
+                self._publisher.owe(each.checkpoint, each.note)
+            self.stats.closed += len(closed)
+            expect(plan, log, notes.get(str(log.origin)))
             log.check_reach(first, end)
             self._logs[partition] = log
             if log.expected is None:
@@ -156,6 +134,7 @@ class Sealer:
             for each, log in self._logs.items()
         ]
         self._consumer.assign(places)
+        self._state = state
         self._due_s = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -210,58 +189,6 @@ class Sealer:
             if progress is not None:
                 done = sum(log.next_offset - begun.get(each, 0) for each, log in self._logs.items())
                 progress(f"sealing {topic}", min(done, total), total)
-
-    def _open_log(self, state: TopicState, partition: int, first: int) -> GrowingLog:
-        plan = self.plan
-        topic = plan.totals_topic
-        origin = newest_origin(plan.folder, state.cluster, topic, state.topic_id, partition)
-        log = GrowingLog(plan.folder, origin, plan.keys, self._on_step)
-        is_there = log.resume()
-        if log.next_offset < first:
-            if is_there:
-                _log.warning(
-                    "%s: the records at [%d, %d) are gone, unsealed: another log begins at %d",
-                    *(origin, log.next_offset, first, first),
-                )
-            origin = Origin(state.cluster, topic, state.topic_id, partition, first)
-        log, closed = open_log(plan.folder, origin, plan.keys, self._on_step)
-        for each in closed:
-            end = each.checkpoint.closed
-            assert end is not None, "just closed"
-            _log.warning("%s is closed at %d: %s", each.origin, each.checkpoint.size, end.reason)
-            self._publisher.owe(each.checkpoint, each.note)
-        self.stats.closed += len(closed)
-        return log
-
-    def _expect(self, log: GrowingLog, note: str | None) -> None:
-        """Have a log come out as it was published, where the folder is behind that."""
-        if note is None:
-            return
-        try:
-            parsed = parse_note(note)
-            parsed.signer(self.plan.keys.trusted)
-            published = parse_checkpoint(parsed.text)
-        except (Unreadable, NotVerified) as error:
-            _log.warning(
-                "%s: the checkpoint in %s is not ours: %s",
-                *(log.origin, self.plan.checkpoints_topic, error),
-            )
-            return
-        if published.origin != log.origin:
-            return
-        own = log.checkpoint
-        if published.size == own.size and published.root != own.root:
-            raise SealError(
-                f"{log.origin}: another checkpoint of size {own.size} was published than the folder"
-                " has: two sealers have signed different logs with one key, or the folder was"
-                " altered. Nothing is signed. Keep both, and run durabill audit"
-            )
-        if published.size > own.size:
-            _log.warning(
-                "%s: the folder has %d records, %d were sealed before: they are sealed again",
-                *(log.origin, own.size, published.size),
-            )
-            log.expected = published
 
     def _read(self) -> int:
         """Take what Kafka has; return how many records that were, or ends of partitions."""
@@ -330,25 +257,7 @@ class Sealer:
                     self._publisher.owe(log.checkpoint, log.note)
 
     def _look(self, patience_s: float | None) -> TopicState:
-        """Ask Kafka what the topic is. Raises AccessError where there is none."""
-        topic = self.plan.totals_topic
-
-        def ask(timeout_s: float) -> TopicState:
-            listed = self._admin.list_topics(topic, timeout=timeout_s)
-            found = listed.topics[topic]
-            if found.error is not None:
-                raise KafkaException(found.error)
-            topic_id = topic_ids(self._admin, [topic], timeout_s)[topic]
-            if not topic_id:
-                raise SealError(
-                    "This Kafka gives topics no ids (it is older than 2.8): a recreated topic could"
-                    " not be told from the one before, so nothing can be sealed"
-                )
-            name = topic_id.replace("+", "-").replace("/", "_").rstrip("=")
-            return TopicState(str(listed.cluster_id), name, len(found.partitions))
-
-        right = Right("Describe", "topic", topic)
-        return patiently(ask, f"what {topic} is", self.plan.kafka, right, patience_s=patience_s)
+        return look_at_topic(self._admin, self.plan.kafka, self.plan.totals_topic, patience_s)
 
 
 def _is_of_topic(error: KafkaError) -> bool:

@@ -116,25 +116,24 @@ class TileCheck:
         place = self._place(tile.path)
         if tile.level != BUNDLE:
             places = range(0, max(len(expected), len(data)), HASH_BYTES)
-            at = next(
-                each for each in places if data[each:][:HASH_BYTES] != expected[each:][:HASH_BYTES]
-            )
-            what = f"hash {at // HASH_BYTES} is {expected[at:][:HASH_BYTES].hex() or 'not there'}"
-            self._find("tile", what, data[at:][:HASH_BYTES].hex() or "nothing", place, b"")
+            pairs = [(data[at:][:HASH_BYTES], expected[at:][:HASH_BYTES]) for at in places]
+            at, (was, right) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+            what = f"hash {at} is {right.hex() or 'not there'}"
+            self._find("tile", what, was.hex() or "nothing", place, b"")
             return
-        right = entries_of(expected)
+        entries = entries_of(expected)
         try:
             found = entries_of(data)
         except TileError as error:
-            self._find("bundle", f"{len(right)} entries", str(error), place, b"")
+            self._find("bundle", f"{len(entries)} entries", str(error), place, b"")
             return
-        for at, each in enumerate(right):
+        for at, each in enumerate(entries):
             if at >= len(found) or found[at] != each:
                 index = tile.number * WIDTH + at
                 what = "nothing" if at >= len(found) else found[at].hex()
                 self._find("bundle", f"entry {index} is {each.hex()}", what, place, each)
                 return
-        self._find("bundle", f"{len(right)} entries", f"{len(found)}", place, b"")
+        self._find("bundle", f"{len(entries)} entries", f"{len(found)}", place, b"")
 
     def _place(self, path: str) -> str:
         return f"{self._files.folder}/{path}"

@@ -1,4 +1,4 @@
-"""The batch path's compiled half: the same rules as `order` and `table`, over numpy rows.
+"""The batch path's compiled half: the rules of `core` and `engine.orders`, over numpy rows.
 
     rows       what an order is in a row, and the arithmetic of its pieces
     index      the hash table from an order number's bytes to its row

@@ -115,7 +115,8 @@ def refine_due_ms(arrays: Any, block: int, interim_after_ms: int) -> int:
 
 @compiled
 def next_due_ms(arrays: Any, now_ms: int, interim_after_ms: int) -> int:
-    """Return the earliest instant at which a row gives its next total, NEVER if there is none.
+    """Return the earliest instant at which a row gives its next total, NOT_DUE_MS if there is
+    none.
 
     Makes the bounds of blocks exact where they are at or before `now_ms`, and trusts the others. So
     a result after `now_ms` may be too early.
@@ -131,7 +132,8 @@ def next_due_ms(arrays: Any, now_ms: int, interim_after_ms: int) -> int:
 
 @compiled
 def oldest_deadline_ms(arrays: Any, interim_after_ms: int) -> int:
-    """Return the very earliest instant at which a row gives its next total, NEVER if there is none.
+    """Return the very earliest instant at which a row gives its next total, NOT_DUE_MS if there is
+    none.
 
     Begins with the block of the least bound; a second call in a row has nothing left to look at.
     """

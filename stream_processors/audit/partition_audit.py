@@ -1,0 +1,315 @@
+"""The audit of one partition: its log is replayed, its totals and its rows are compared.
+
+A job is all that the task needs to know, and an outcome all that it found, so that both can go from
+one process to another. The ends of the log and of the totals are in the job: they were taken before
+anything was read, the totals' first. So whatever is among those totals has its evidence in the log.
+"""
+
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from durabill.schemas import Reason
+from durabill.stream_processors.audit.findings import Finding, Kind, PartitionAccount
+from durabill.stream_processors.audit.ledger_rows import LedgerRows, LedgerView
+from durabill.stream_processors.audit.matching import Grounds, Judgement, Matcher, judge
+from durabill.stream_processors.audit.published import CheckpointView, read_checkpoint
+from durabill.stream_processors.audit.replay import (
+    Engine,
+    LogPart,
+    LogSource,
+    PartitionTerms,
+    Replay,
+)
+from durabill.stream_processors.audit.scope import EVERYTHING, TotalsScope
+from durabill.stream_processors.audit.sources import open_source
+from durabill.stream_processors.audit.totals_log import Published, TotalsLog
+from durabill.stream_processors.core.admission import Place
+from durabill.stream_processors.engine.batch import headers_in
+from durabill.stream_processors.engine.effects import Effects
+from durabill.stream_processors.engine.policies import describe_history
+from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
+from durabill.stream_processors.kafka.reading import read_bounds
+from durabill.stream_processors.settings import Settings
+
+REASONS = tuple(Reason)
+NOTHING_PROVABLE_MS = 2**62
+FUTURE_TOLERANCE_MS = 60_000
+_HOLES_TOLD_MAX = 100
+
+Tell = Callable[[int, int], None]
+"""Called as tell(partition, next offset) now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionJob:
+    """What is to be audited of one partition, and by what."""
+
+    settings: Settings
+    place: Place
+    terms: PartitionTerms
+    first_offset: int
+    """Where the log on Kafka begins."""
+    end_offset: int
+    """Where the replay ends: the end of the committed log as it was, or what was asked for."""
+    totals_first: int
+    totals_end: int
+    scope: TotalsScope = EVERYTHING
+    engine: Engine = Engine.COLUMNS
+    is_as_of: bool = False
+    """Whether the end is an earlier one than that of the log."""
+    has_checkpoint: bool = False
+    ledger: LedgerView | None = None
+    archive_dir: str = ""
+
+
+@dataclass(slots=True)
+class PartitionOutcome:
+    """What the audit of one partition has found; offsets are of the segments."""
+
+    account: PartitionAccount
+    findings: list[Finding]
+    rejected: "array[int]" = field(default_factory=lambda: array("q"))
+    reasons: "array[int]" = field(default_factory=lambda: array("b"))
+    """Of each of them, its place among `REASONS`."""
+    forwarded: "array[int]" = field(default_factory=lambda: array("q"))
+    forwarded_to: "array[int]" = field(default_factory=lambda: array("i"))
+    ledger: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Rows, those proven, totals that the ledger has yet to record, rows that were set aside."""
+    has_leftovers: bool = False
+    """Whether the two streams were not the same to the last."""
+    cpu_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class PartitionAudit:
+    """The work on one job."""
+
+    def __init__(self, job: PartitionJob, tell: Tell) -> None:
+        self._job = job
+        self._tell = tell
+        self._kafka = quiet(job.settings.librdkafka())
+        self._topic = job.settings.totals_topic
+        self._matcher = Matcher()
+        self._replay = Replay(job.place, job.terms, job.engine)
+        self._counts = {"data": 0, "control": 0, "aborted": 0, "unexplained": 0}
+        self._head_ms: int | None = None
+        self._totals = self._totals_from(job.totals_end)
+        self._rows: LedgerRows | None = None
+        if job.ledger is not None:
+            self._rows = LedgerRows(
+                job.ledger, self._topic, job.place.partition, job.scope.order or None
+            )
+        self._outcome = PartitionOutcome(PartitionAccount(job.place.partition), [])
+
+    def run(self) -> PartitionOutcome:
+        """Return what was found. Raises what Kafka and PostgreSQL bring up."""
+        began_s = time.process_time()
+        source = open_source(self._job.settings, self._job)
+        try:
+            if self._rows is not None:
+                self._rows.open()
+            self._replay_all(source)
+            judgement = self._judge(source)
+            if self._rows is not None:
+                self._rows.finish()
+        finally:
+            self._totals.close()
+            if self._rows is not None:
+                self._rows.close()
+        self._sum_up(source, judgement)
+        self._outcome.cpu_s = time.process_time() - began_s
+        return self._outcome
+
+    def _totals_from(self, end_offset: int) -> TotalsLog:
+        job = self._job
+        partition = job.place.partition
+        return TotalsLog(self._kafka, self._topic, partition, job.totals_first, end_offset)
+
+    # -- the two streams ----------------------------------------------------------------------
+
+    def _replay_all(self, source: LogSource) -> None:
+        matcher, totals = self._matcher, self._totals
+        for part in source.parts():
+            self._account(part)
+            for step in self._replay.fold(part.chunk):
+                self._take(step.effects)
+            while totals.has_more and matcher.published_count < matcher.computed_count:
+                self._read_totals(self._rows)
+            self._tell(self._job.place.partition, part.chunk.next_offset)
+        while totals.has_more:
+            self._read_totals(self._rows)
+
+    def _account(self, part: LogPart) -> None:
+        if self._head_ms is None and part.chunk.data:
+            self._head_ms = next(headers_in(part.chunk.data))[1].max_timestamp_ms
+        self._counts["data"] += part.data
+        self._counts["control"] += part.control
+        self._counts["aborted"] += part.aborted
+        topic, partition = self._job.settings.segments_topic, self._job.place.partition
+        for first, after in part.missing:
+            self._counts["unexplained"] += after - first
+            if len(self._outcome.findings) < _HOLES_TOLD_MAX:
+                self._outcome.findings.append(
+                    Finding(
+                        Kind.OFFSET_UNEXPLAINED,
+                        expected=f"{after - first} records, markers or aborted records",
+                        found="nothing",
+                        place=f"{topic}/{partition}/{first}-{after - 1}",
+                    )
+                )
+
+    def _take(self, effects: Effects) -> None:
+        scope, outcome = self._job.scope, self._outcome
+        for key, value in effects.totals:
+            if scope.has(key, value):
+                self._matcher.add_computed(key, value)
+        for letter in effects.dead_letters:
+            if scope.has_record(letter.record.key):
+                outcome.rejected.append(letter.record.offset)
+                outcome.reasons.append(REASONS.index(letter.reason))
+        for forward in effects.forwards:
+            if scope.has_record(forward.record.key):
+                outcome.forwarded.append(forward.record.offset)
+                outcome.forwarded_to.append(forward.partition)
+
+    def _read_totals(self, rows: LedgerRows | None) -> None:
+        scope, matcher = self._job.scope, self._matcher
+        for record in self._totals.read():
+            if not scope.has_record(record.key):
+                continue
+            if rows is not None:
+                rows.add_record(record)
+            if scope.has(record.key, record.value):
+                matcher.add_published(record)
+
+    # -- what is left over --------------------------------------------------------------------
+
+    def _judge(self, source: LogSource) -> Judgement:
+        """Judge what the streams don't share.
+
+        In this order: the checkpoint, the totals' end now, the totals up to it. So what the
+        checkpoint rests on is among them.
+        """
+        job, matcher = self._job, self._matcher
+        checkpoint = None
+        if matcher.computed and job.has_checkpoint:
+            checkpoint = read_checkpoint(job.settings, job.place)
+        partition = job.place.partition
+        bounds = read_bounds(self._kafka, LOOK_GROUP, self._topic, [partition])
+        self._totals.extend(bounds[partition][1])
+        while self._totals.has_more:
+            self._read_totals(None)
+        self._outcome.has_leftovers = bool(matcher.computed or matcher.published)
+        return judge(
+            matcher.computed, matcher.published, self._siblings(), self._grounds(source, checkpoint)
+        )
+
+    def _siblings(self) -> dict[bytes | None, list[Published]]:
+        """Return all that was published of the orders that have leftovers among the published."""
+        found: dict[bytes | None, list[Published]] = {key: [] for key in self._matcher.published}
+        if found:
+            again = self._totals_from(self._totals.position)
+            try:
+                while again.has_more:
+                    for record in again.read():
+                        if record.key in found:
+                            found[record.key].append(record)
+            finally:
+                again.close()
+        return found
+
+    def _grounds(self, source: LogSource, checkpoint: CheckpointView | None) -> Grounds:
+        job = self._job
+        provable_from_ms = 0
+        if source.first_offset > 0:
+            # A record arrives at most so much before its segment's end.
+            head_ms = self._head_ms
+            provable_from_ms = (
+                NOTHING_PROVABLE_MS if head_ms is None else head_ms + FUTURE_TOLERANCE_MS + 1
+            )
+        begins = job.terms.history[0].from_offset
+        is_late = not job.terms.assumed_because and begins > source.first_offset
+        return Grounds(
+            topic=self._topic,
+            partition=job.place.partition,
+            partitions=job.place.partitions,
+            end_offset=source.end_offset,
+            clock_ms=self._replay.table.clock_ms,
+            totals_end=job.totals_end,
+            may_all_be_newer=job.is_as_of,
+            was_given=checkpoint.was_given if checkpoint is not None else lambda total: True,
+            provable_from_ms=provable_from_ms,
+            provable_from_offset=begins if is_late else 0,
+        )
+
+    # -- the outcome --------------------------------------------------------------------------
+
+    def _sum_up(self, source: LogSource, judgement: Judgement) -> None:
+        job, outcome, matcher = self._job, self._outcome, self._matcher
+        partition, topic = job.place.partition, job.settings.segments_topic
+        outcome.findings += judgement.findings
+        if source.first_offset > 0:
+            outcome.findings.append(
+                Finding(
+                    Kind.LOG_HEAD_MISSING,
+                    expected="a log from offset 0 on, on Kafka or in the archive",
+                    found=f"offsets from {source.first_offset} on"
+                    f" ({judgement.unprovable} totals can't be proven)",
+                    place=f"{topic}/{partition}",
+                )
+            )
+        if self._rows is not None:
+            rows = self._rows
+            outcome.findings += rows.findings
+            outcome.ledger = (rows.rows, rows.proven, rows.not_yet_recorded, rows.set_aside)
+        outcome.notes += notes_of(job, source)
+        outcome.account = PartitionAccount(
+            partition,
+            first_offset=source.first_offset,
+            end_offset=source.end_offset,
+            **self._counts,
+            clock_marks=self._replay.table.clock_marks,
+            dead_letters=len(outcome.rejected),
+            forwarded=len(outcome.forwarded),
+            totals=matcher.published_count - judgement.newer,
+            proven=matcher.proven + judgement.proven,
+            newer_totals=judgement.newer,
+            not_yet_published=judgement.not_yet_published,
+            unprovable_totals=judgement.unprovable,
+            open_orders=self._replay.table.unsettled(),
+            archived_to=getattr(source, "archived_to", None),
+            policies=tuple(describe_history(job.terms.history)),
+            policy_assumed_because=job.terms.assumed_because,
+        )
+
+
+def audit_partition(job: PartitionJob, tell: Tell) -> PartitionOutcome:
+    """Do one job; see `pool.run_jobs`."""
+    return PartitionAudit(job, tell).run()
+
+
+def notes_of(job: PartitionJob, source: LogSource) -> list[str]:
+    """Return what could not be decided, or was assumed."""
+    where = f"{job.settings.segments_topic}/{job.place.partition}"
+    begins, assumed = job.terms.history[0].from_offset, job.terms.assumed_because
+    notes = []
+    if assumed:
+        notes.append(f"{where}: the policy of the settings is assumed: {assumed}")
+    elif begins > source.first_offset:
+        notes.append(
+            f"{where}: no policy is recorded for what comes before offset {begins}, which is older"
+            " than such records; totals that rest on it and differ are not called wrong"
+        )
+    if source.end_offset < job.end_offset:
+        notes.append(
+            f"{where}: offset {job.end_offset} is inside a record batch: it is replayed up to"
+            f" {source.end_offset}, where that begins"
+        )
+    if not job.has_checkpoint:
+        notes.append(
+            f"{where}: no checkpoint under the application id {job.settings.application_id}: a"
+            " total that workers have yet to publish can't be told from a missing one"
+        )
+    return notes

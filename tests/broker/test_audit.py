@@ -11,7 +11,6 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from durabill.schemas import OrderTotal, Status, decode_total, encode_total, partition_for
-from durabill.stream_processors.audit import pool
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.findings import Kind
 from durabill.stream_processors.audit.replay import Engine
@@ -115,10 +114,7 @@ def test_a_live_system_under_load_raises_no_false_alarm(
             sending.join()
 
 
-def test_several_processes_find_the_same(
-    deployed: Deployment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "SMALL_LOG", 0)
+def test_several_processes_find_the_same(deployed: Deployment) -> None:
     several = audited(settings_of(deployed), processes=2)
     assert (several.processes, told(several)) == (2, [])
     assert several.partitions == audited(settings_of(deployed)).partitions

@@ -51,6 +51,10 @@ def audit(
     csv: Annotated[
         Path | None, typer.Option(help="Write all findings to this file.", dir_okay=False)
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page that finance can read to this file."),
+    ] = None,
     as_json: AS_JSON = False,
 ) -> None:
     """Prove every total, or say exactly what differs and why.
@@ -66,7 +70,7 @@ def audit(
 
         durabill audit
         durabill audit --order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
-        durabill audit --from 2026-03-01 --to 2026-04-01 --csv march.csv
+        durabill audit --from 2026-03-01 --to 2026-04-01 --csv march.csv --html march.html
     """
     from durabill.stream_processors.audit.replay import Engine
     from durabill.stream_processors.audit.run import AuditOptions
@@ -93,6 +97,11 @@ def audit(
     if csv is not None:
         write_csv(result, csv)
         say(f"all findings are in {csv}")
+    if html is not None:
+        from durabill.stream_processors.audit.html_report import write_report
+
+        write_report(result, html)
+        say(f"the report is in {html}")
     _tell(result, as_json)
     if not result.is_proven:
         raise typer.Exit(1)

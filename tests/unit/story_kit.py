@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.audit.story import Basis, Story
-from durabill.stream_processors.core.admission import Headers, Place
+from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.explain import explain
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Record

@@ -27,6 +27,7 @@ ROLES = {
     "`durabill fleet`": "fleet",
     "`durabill order`": "order",
     "`durabill totals`": "totals",
+    "`durabill leakage`": "leakage",
     "`durabill dead-letters`": "letters",
     "`durabill dead-letters resend`": "resend",
     "archive": "archive",

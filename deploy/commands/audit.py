@@ -1,6 +1,5 @@
 """`durabill audit`: recompute every total from the log, and compare."""
 
-import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,10 +50,6 @@ def audit(
     csv: Annotated[
         Path | None, typer.Option(help="Write all findings to this file.", dir_okay=False)
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a page that finance can read to this file."),
-    ] = None,
     as_json: AS_JSON = False,
 ) -> None:
     """Prove every total, or say exactly what differs and why.
@@ -70,7 +65,7 @@ def audit(
 
         durabill audit
         durabill audit --order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
-        durabill audit --from 2026-03-01 --to 2026-04-01 --csv march.csv --html march.html
+        durabill audit --from 2026-03-01 --to 2026-04-01 --csv march.csv
     """
     from durabill.stream_processors.audit.replay import Engine
     from durabill.stream_processors.audit.run import AuditOptions
@@ -88,7 +83,7 @@ def audit(
         as_of_offsets=offsets,
         as_of=as_of,
         engine=Engine(engine),
-        processes=processes or _cores(),
+        processes=processes,
         with_ledger=not no_ledger,
     )
     settings = _entered(settings, with_ledger=not no_ledger)
@@ -97,11 +92,6 @@ def audit(
     if csv is not None:
         write_csv(result, csv)
         say(f"all findings are in {csv}")
-    if html is not None:
-        from durabill.stream_processors.audit.html_report import write_report
-
-        write_report(result, html)
-        say(f"the report is in {html}")
     _tell(result, as_json)
     if not result.is_proven:
         raise typer.Exit(1)
@@ -122,10 +112,6 @@ def _tell(result: "AuditResult", as_json: bool) -> None:
         from durabill.deploy.commands.audit_view import show_result
 
         show_result(result)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _offsets(text: str) -> dict[int, int]:

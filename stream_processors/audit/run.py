@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from msgspec.structs import replace as replace_settings
-
 from durabill.schemas import partition_for
 from durabill.stream_processors.audit.archive_check import (
     ArchiveCheck,
@@ -82,7 +80,7 @@ class Audit:
         opened = open_ledger(dsn, settings.totals_topic) if dsn else nullcontext()
         with opened as ledger:
             jobs = self._jobs(wanted, partitions, ledger)
-            side = SideAudit(settings, partitions, options.order, self._progress)
+            side = SideAudit(settings, self._archive, partitions, options.order, self._progress)
             processes, letters = self._run(jobs, side)
             own_s = time.process_time()
             findings = list(self._archive.findings)
@@ -151,10 +149,10 @@ class Audit:
         segments = read_bounds(self._kafka, LOOK_GROUP, settings.segments_topic, wanted)
         ends = self._ends(segments)
         recorded = RecordedTerms(settings, wanted, self._progress)
-        usable, without = self._archive.usable, replace_settings(settings, archive_dir="")
+        archive = self._archive
         return [
             PartitionJob(
-                settings if each in usable else without,
+                archive.settings_for(settings, each),
                 Place(each, partitions),
                 recorded.of(each),
                 segments[each][0],
@@ -165,8 +163,8 @@ class Audit:
                 is_as_of=ends[each] < segments[each][1],
                 has_checkpoint=recorded.has_checkpoint(each),
                 ledger=None if ledger is None else ledger.view,
-                begins=self._archive.begins(each, segments[each][0]),
-                from_archive=options.from_archive and each in usable,
+                begins=archive.begins(each, segments[each][0]),
+                from_archive=options.from_archive and each in archive.usable,
             )
             for each in wanted
         ]

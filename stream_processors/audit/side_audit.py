@@ -93,7 +93,7 @@ class SideAudit:
         self._progress("looking for records that were sent on", target, self._partitions)
         bounds = read_bounds(self._kafka, LOOK_GROUP, topic, [target])[target]
         part = _Part(Place(target, self._partitions), *bounds)
-        drop_arrived(open_source(self._settings, part), wanted)
+        drop_arrived(open_source(self._archive.settings_for(self._settings, target), part), wanted)
 
     def _recorded(self, partitions: Iterable[int]) -> RecordedTerms:
         return RecordedTerms(self._settings, partitions)

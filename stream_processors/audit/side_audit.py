@@ -39,9 +39,17 @@ class _Part:
 class SideAudit:
     """What records became besides totals, in one audit."""
 
-    def __init__(self, settings: Settings, partitions: int, order: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        archive: ArchiveCheck,
+        partitions: int,
+        order: str,
+        progress: Progress,
+    ) -> None:
         self.notes: list[str] = []
         self._settings = settings
+        self._archive = archive
         self._kafka = quiet(settings.librdkafka())
         self._partitions = partitions
         self._order = order

@@ -22,8 +22,8 @@ from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.dsn import error_text
 
 LOOK_S = 0.2
-SMALL_LOG = 200_000
-"""A log of fewer records is done before another process would have started."""
+SMALL_LOG = {Engine.COLUMNS: 4_000_000, Engine.REFERENCE: 100_000}
+"""A log of fewer records is done before other processes would have started."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -77,22 +77,26 @@ def audit_errors() -> Iterator[None]:
 def run_jobs(
     jobs: Sequence[J],
     work: Callable[[J, Tell], R],
-    processes: int,
+    processes: int | None,
     progress: Progress,
     phase: str = "auditing",
 ) -> tuple[list[R], int]:
     """Return what `work` gives for each job, and how many processes have worked.
 
-    `work` is a function of a module, so that it can go to another process. Raises AuditError.
+    `work` is a function of a module, so that it can go to another process. `processes` None: one a
+    core, where the log is long enough for that to be worth it. Raises AuditError.
     """
-    total = sum(job.end_offset - job.first_offset for job in jobs)
-    processes = min(processes, len(jobs)) if total > SMALL_LOG else 1
+    total = sum(job.end_offset - _first(job) for job in jobs)
+    if processes is None:
+        is_small = all(total < SMALL_LOG[job.engine] for job in jobs)
+        processes = 1 if is_small else _cores()
+    processes = min(processes, max(1, len(jobs)))
     for engine in {job.engine for job in jobs}:
         load(engine)
     if processes > 1:
         tell_all = partial(progress, phase)
         return _in_processes(jobs, work, processes, tell_all, total), processes
-    firsts = {job.place.partition: job.first_offset for job in jobs}
+    firsts = {job.place.partition: _first(job) for job in jobs}
     done = dict.fromkeys(firsts, 0)
 
     def tell(partition: int, next_offset: int) -> None:
@@ -100,6 +104,16 @@ def run_jobs(
         progress(phase, sum(done.values()), total)
 
     return [_outcome(job, work, tell) for job in jobs], 1
+
+
+def _first(job: Job) -> int:
+    """Return where a job's log begins, an archive's part included."""
+    begins = getattr(job, "begins", None)
+    return job.first_offset if begins is None else int(begins)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load(engine: Engine) -> None:
@@ -125,12 +139,12 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     positions = context.Array("q", max(job.place.partition for job in jobs) + 1, lock=False)
     for job in jobs:
-        positions[job.place.partition] = job.first_offset
+        positions[job.place.partition] = _first(job)
     engines = {job.engine for job in jobs}
     pool = ProcessPoolExecutor(processes, context, _begin, (positions, engines))
     try:
         # The longest first, so that no process is left with one of them at the end.
-        order = sorted(jobs, key=lambda job: job.first_offset - job.end_offset)
+        order = sorted(jobs, key=lambda job: _first(job) - job.end_offset)
         futures = {job.place.partition: pool.submit(_task, job, work) for job in order}
         _watch(futures.values(), jobs, positions, progress, total)
         outcomes = [futures[job.place.partition].result() for job in jobs]
@@ -161,7 +175,7 @@ def _watch(
         done, waiting = wait(waiting, LOOK_S, FIRST_COMPLETED)
         for each in done:
             each.result()
-        reached = sum(positions[job.place.partition] - job.first_offset for job in jobs)
+        reached = sum(positions[job.place.partition] - _first(job) for job in jobs)
         progress(reached, total)
 
 

@@ -30,6 +30,7 @@ ROLES = {
     "`durabill seal check`": "seal check",
     "`durabill order`": "order",
     "`durabill totals`": "totals",
+    "`durabill leakage`": "leakage",
     "`durabill dead-letters`": "letters",
     "`durabill dead-letters resend`": "resend",
     "archive": "archive",

@@ -1,0 +1,195 @@
+"""`durabill rebuild`: what workers have lost comes from the log, and is proven by the audit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import msgspec
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from durabill.deploy.topics import create_totals_topic
+from durabill.schemas import decode_total, encode_total
+from durabill.schemas.errors import StateError
+from durabill.stream_processors.audit import rebuild_checkpoint as checkpoint_module
+from durabill.stream_processors.audit.errors import AuditError
+from durabill.stream_processors.audit.rebuild_checkpoint import (
+    RebuiltCheckpoint,
+    rebuild_checkpoint,
+)
+from durabill.stream_processors.audit.replay import Engine
+from durabill.stream_processors.audit.run import AuditOptions, audit
+from durabill.stream_processors.audit.terms import read_entries
+from durabill.stream_processors.engine.checkpoint import (
+    META,
+    SegmentsTopic,
+    entry_key,
+    find_meta,
+    meta_in,
+)
+from durabill.stream_processors.engine.policies import POLICY
+from durabill.stream_processors.kafka.appending import Appender
+from durabill.stream_processors.settings import Settings, load_settings
+from tests.broker.traffic_kit import segment, traffic
+from tests.broker.worker_kit import Deployment, deployment, wait_until
+
+
+def no_progress(phase: str, done: int, total: int) -> None:
+    pass
+
+
+def settings_of(deployed: Deployment) -> Settings:
+    return load_settings(
+        {},
+        bootstrap_servers=deployed.bootstrap_servers,
+        application_id=deployed.name,
+        segments_topic=deployed.segments,
+        totals_topic=deployed.totals,
+        dead_letters_topic=deployed.dead_letters,
+        settle_grace_s=deployed.settle_grace_s,
+        idle_timeout_s=deployed.idle_timeout_s,
+    )
+
+
+def rebuilt(deployed: Deployment, **more: Any) -> RebuiltCheckpoint:
+    settings = settings_of(deployed)
+    return rebuild_checkpoint(settings, no_progress, engine=Engine.REFERENCE, **more)
+
+
+def entries_of(deployed: Deployment) -> dict[bytes, bytes]:
+    settings, partitions = settings_of(deployed), range(deployed.partitions)
+    return read_entries(settings, settings.checkpoint_topic, partitions)
+
+
+def lose_checkpoint(deployed: Deployment) -> None:
+    """Removes all blocks and metas; what was recorded of the policy stays."""
+    producer = Producer(deployed.kafka)
+    for key in entries_of(deployed):
+        if not key.endswith(POLICY.encode()):
+            producer.produce(deployed.checkpoint, None, key, int(key.partition(b"/")[0]))
+    assert producer.flush(20) == 0
+
+
+def is_proven(deployed: Deployment) -> bool:
+    options = AuditOptions(engine=Engine.REFERENCE, with_ledger=False)
+    return audit(settings_of(deployed), options, no_progress).is_proven
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """A deployment whose worker was killed at its work; what it can't know is in the log."""
+    folder = tmp_path_factory.mktemp("rebuild")
+    with deployment(bootstrap_servers, folder, partitions=2) as deployed:
+        worker = deployed.start_and_wait()
+        deployed.send(traffic(1, orders=12, segments=8))
+        wait_until(lambda: len(deployed.found_totals()) > 3, "totals")
+        with pytest.raises(AuditError, match="are running"):
+            rebuilt(deployed)
+        worker.kill()
+        wait_until(lambda: not _refused(deployed), "the group is empty")
+        deployed.send(traffic(2, orders=12, segments=8))
+        yield deployed
+
+
+def _refused(deployed: Deployment) -> bool:
+    """Tell whether a dry run still finds the killed worker in the group."""
+    try:
+        rebuilt(deployed, dry_run=True)
+    except AuditError as error:
+        assert "are running" in str(error)
+        return True
+    return False
+
+
+def test_a_dry_run_writes_nothing(stopped: Deployment) -> None:
+    before, offsets = entries_of(stopped), stopped.committed()
+    told = rebuilt(stopped, dry_run=True)
+    assert [each.partition for each in told.partitions] == [0, 1]
+    assert all(each.orders > 0 for each in told.partitions)
+    assert sum(each.unpublished for each in told.partitions) > 0
+    assert entries_of(stopped) == before
+    assert stopped.committed() == offsets
+
+
+def test_a_crash_in_between_leaves_no_checkpoint(stopped: Deployment) -> None:
+    real = Appender.append
+
+    def append_some(self: Appender, records: Any) -> None:
+        if any(each.key.endswith(META.encode()) and each.value for each in records):
+            raise KeyboardInterrupt
+        real(self, records)
+
+    with mock.patch.object(Appender, "append", append_some), pytest.raises(KeyboardInterrupt):
+        rebuilt(stopped)
+    entries, committed = entries_of(stopped), stopped.committed()
+    assert entry_key(0, META) not in entries
+    assert any(key not in (entry_key(0, POLICY), entry_key(1, POLICY)) for key in entries)
+    with pytest.raises(StateError, match="durabill rebuild checkpoint"):
+        find_meta(entries, 0, SegmentsTopic(stopped.segments, "", 2), committed[0])
+
+
+def test_what_the_log_does_not_give_is_refused(stopped: Deployment) -> None:
+    settings = settings_of(stopped)
+    foreign = msgspec.structs.replace(settings, totals_topic=f"{stopped.name}.invented")
+    create_totals_topic(stopped.kafka, foreign.totals_topic, partitions=2)
+    first = stopped.found_totals()[0]
+    total = replace(decode_total(first.value()), settled_at_ms=1)
+    partition = first.partition()
+    assert partition is not None
+    producer = Producer(stopped.kafka)
+    producer.produce(foreign.totals_topic, encode_total(total), first.key(), partition)
+    assert producer.flush(20) == 0
+    before = entries_of(stopped)
+    with pytest.raises(AuditError, match=f"invented/{partition}/0: .*the log doesn't give"):
+        rebuild_checkpoint(foreign, no_progress, engine=Engine.REFERENCE)
+    assert entries_of(stopped) == before
+    AdminClient(stopped.kafka).delete_topics([foreign.totals_topic])
+
+
+def test_a_policy_that_is_recorded_meanwhile_is_not_lost(stopped: Deployment) -> None:
+    real = checkpoint_module.read_entries
+
+    def with_another(*arguments: Any) -> dict[bytes, bytes]:
+        found = real(*arguments)
+        policies = {key: value for key, value in found.items() if key.endswith(POLICY.encode())}
+        return {**found, **{key: value.replace(b"30", b"31") for key, value in policies.items()}}
+
+    before = entries_of(stopped)
+    with (
+        mock.patch.object(checkpoint_module, "read_entries", with_another),
+        mock.patch.object(checkpoint_module, "decode_history", lambda _: ()),
+        pytest.raises(AuditError, match="a worker was started"),
+    ):
+        rebuilt(stopped)
+    assert entries_of(stopped) == before
+
+
+def test_a_worker_goes_on_from_a_rebuilt_checkpoint(stopped: Deployment) -> None:
+    lose_checkpoint(stopped)
+    told = rebuilt(stopped)
+    entries = entries_of(stopped)
+    for each in told.partitions:
+        meta = meta_in(entries, each.partition)
+        assert meta is not None
+        assert meta.next_offset == each.next_offset == stopped.committed()[each.partition]
+    stopped.start_and_wait()
+    stopped.send(traffic(3, orders=6, segments=6))
+    stopped.send([segment("SO-new", 1, 1, 2, end=True)])
+    stopped.wait_for_truth()
+    assert is_proven(stopped)
+    worker = stopped.workers[-1]
+    assert worker.stop() == 0
+    lose_checkpoint(stopped)
+    again = rebuilt(stopped)
+    assert [each.unpublished for each in again.partitions] == [0, 0]
+    assert {each.partition: each.next_offset for each in again.partitions} == stopped.ends()
+    totals = len(stopped.found_totals())
+    stopped.start_and_wait()
+    stopped.send(traffic(4, orders=6, segments=6))
+    stopped.wait_for_truth()
+    assert len(stopped.found_totals()) > totals
+    assert is_proven(stopped)

@@ -8,11 +8,13 @@ STAMP := $(VENV)/.installed
 
 # PostgreSQL's files may lie elsewhere than in .durabill, when root made them: remove() knows where.
 define STOP_STACK
+from pathlib import Path
 from durabill.deploy.local.kafka import LocalKafka
 from durabill.deploy.local.postgres import LocalPostgres
-from durabill.deploy.local.stack import DEFAULT_DATA_DIR
-LocalKafka(DEFAULT_DATA_DIR).stop()
-LocalPostgres(DEFAULT_DATA_DIR).remove()
+from durabill.stream_processors.settings import Settings
+data_dir = Path(Settings().data_dir)
+LocalKafka(data_dir).stop()
+LocalPostgres(data_dir).remove()
 endef
 export STOP_STACK
 

@@ -8,10 +8,17 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
-from durabill.schemas.text import counted, plain, shown
+from durabill.schemas.text import (
+    counted,
+    human_bound,
+    human_doubts,
+    human_ms,
+    human_time,
+    plain,
+    shown,
+)
 
 __all__ = [
     "Progress",
@@ -64,39 +71,6 @@ def answer(value: object, text: str, as_json: bool) -> None:
         emit(value)
     else:
         print(text, flush=True)
-
-
-def human_ms(duration_ms: int) -> str:
-    """Return a duration as people write it: `2 h 03 min 04.500 s`."""
-    seconds, ms = divmod(duration_ms, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes:02} min {seconds:02}.{ms:03} s"
-    return f"{minutes} min {seconds:02}.{ms:03} s" if minutes else f"{seconds}.{ms:03} s"
-
-
-def human_bound(upper_bound_ms: int | None) -> str:
-    """Return what a total says of the duration if all that is missing were found."""
-    if upper_bound_ms is None:
-        return "upper bound unknown"
-    return f"at most {human_ms(upper_bound_ms)}"
-
-
-def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
-    """Return what somebody should look at, each with a comma before it; or nothing."""
-    gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
-    late = counted(numbers_after_end, "number")
-    return gaps + (f", {late} after the end" if numbers_after_end else "")
-
-
-def human_time(epoch_ms: int) -> str:
-    """Return an instant in UTC, to the millisecond."""
-    try:
-        at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
-    except (OverflowError, ValueError, OSError):
-        return f"{epoch_ms} ms"  # beyond the year 9999
-    return f"{at:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Which settings matter, and why:
     max.message.bytes, everywhere: what a worker has to write must fit, or it could never go on.
     checkpoint    cleanup.policy=compact (only the last state of a block counts), blocks of up to
                   16 MiB. As many partitions as segments, as have the totals.
+    seal          cleanup.policy=compact: the last checkpoint of each sealed log. One partition.
 """
 
 import time
@@ -63,6 +64,7 @@ _MESSAGE_BYTES_MIN: Mapping[str, tuple[int, str]] = {
     # Enough for `limits.LETTER_BYTES_MAX`.
     "dead_letters": (2 * MIB, "a rejected record"),
     "checkpoint": (CHECKPOINT_ENTRY_BYTES_MAX, "a block of orders"),
+    "seal": (1_048_588, "a checkpoint of the sealed log"),
 }
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
     "segments": _KEPT,
@@ -73,6 +75,7 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
         "segment.bytes": str(64 * MIB),
         "min.cleanable.dirty.ratio": "0.2",
     },
+    "seal": {"cleanup.policy": "compact"},
 }
 _AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "checkpoint")
 
@@ -130,7 +133,9 @@ def create_topics(
             admin, kafka, {name: settings[role] for role, name in names.items() if name in existing}
         )
     made = [
-        NewTopic(name, partitions, replication_factor, config=settings[role])
+        NewTopic(
+            name, 1 if role == "seal" else partitions, replication_factor, config=settings[role]
+        )
         for role, name in missing.items()
     ]
     if made:
@@ -361,7 +366,7 @@ def _wrong_settings(found: list[_Found], servers: str) -> Iterator[str]:
         wanted = _SETTINGS[topic.role]["cleanup.policy"]
         if policy != wanted:
             fixes["cleanup.policy"] = wanted
-            why = "old blocks pile up" if wanted == "compact" else "records would be forgotten"
+            why = "old entries pile up" if wanted == "compact" else "records would be forgotten"
             yield f"- {topic.name} has cleanup.policy={policy}; it must be {wanted}, or {why}."
         size = int(topic.settings["max.message.bytes"])
         needed, what = _MESSAGE_BYTES_MIN[topic.role]
@@ -398,7 +403,7 @@ def _wrong_partitions(found: list[_Found], expected: int | None) -> Iterator[str
 
 def _warnings(found: list[_Found]) -> Iterator[str]:
     for topic in found:
-        if topic.role == "checkpoint":
+        if topic.role in ("checkpoint", "seal"):
             continue
         for key in ("retention.ms", "retention.bytes"):
             if topic.settings[key] != "-1":

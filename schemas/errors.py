@@ -21,6 +21,11 @@
     ├── LedgerError                  (ledger.records) the ledger can't go on
     │   ├── OffsetOutOfRange         records after the ledger's offset are gone
     │   └── TopicReplaced            the totals topic was deleted and recreated
+    ├── SealError                    (audit.seal.errors) the sealed log can't be kept, or read
+    │   ├── SealBusy                 another sealer works in the folder
+    │   ├── KeyFileError             a key file can't be used; exit code 2
+    │   ├── NotVerified              a receipt or a checkpoint doesn't prove what it says
+    │   └── Unreadable               a file is no receipt, or no checkpoint; exit code 2
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
     ├── StackError                   (local.stack) a local server is not as needed
     ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings

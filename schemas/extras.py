@@ -34,7 +34,13 @@ EXTRAS = {
 ALL = "all"
 """The extra that has all of them."""
 
-_EXTRA_OF_COMMAND = {"gateway": "gateway", "kafka": "local", "postgres": "local", "demo": ALL}
+_EXTRA_OF_COMMAND = {
+    "gateway": "gateway",
+    "archive": "audit",
+    "kafka": "local",
+    "postgres": "local",
+    "demo": ALL,
+}
 
 
 class ExtraMissing(DurabillError, ImportError):

@@ -1,4 +1,4 @@
-"""How a stranger's text, such as an order number, is put into a line that people read.
+"""How durations, times and a stranger's text are put into a line that people read.
 
 An order number may hold whatever isn't a control: blanks at its ends, marks that turn the writing
 direction, line separators, characters of no width. Where it is shown as it is, two numbers look
@@ -8,6 +8,7 @@ alike, or a line looks like another one.
 import json
 import unicodedata
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 
 def shown(text: str) -> str:
@@ -50,3 +51,36 @@ def ranges(numbers: Iterable[int]) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """Return a number with what it counts: `1 order`, `2,000 orders`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def human_ms(duration_ms: int) -> str:
+    """Return a duration as people write it: `2 h 03 min 04.500 s`."""
+    seconds, ms = divmod(duration_ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02} min {seconds:02}.{ms:03} s"
+    return f"{minutes} min {seconds:02}.{ms:03} s" if minutes else f"{seconds}.{ms:03} s"
+
+
+def human_bound(upper_bound_ms: int | None) -> str:
+    """Return what a total says of the duration if all that is missing were found."""
+    if upper_bound_ms is None:
+        return "upper bound unknown"
+    return f"at most {human_ms(upper_bound_ms)}"
+
+
+def human_doubts(gap_ms: int, numbers_after_end: int) -> str:
+    """Return what somebody should look at, each with a comma before it; or nothing."""
+    gaps = f", gaps of {human_ms(gap_ms)}" if gap_ms else ""
+    late = counted(numbers_after_end, "number")
+    return gaps + (f", {late} after the end" if numbers_after_end else "")
+
+
+def human_time(epoch_ms: int) -> str:
+    """Return an instant in UTC, to the millisecond."""
+    try:
+        at = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return f"{epoch_ms} ms"  # beyond the year 9999
+    return f"{at:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03}"

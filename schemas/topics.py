@@ -1,23 +1,28 @@
 """The topics that the contract speaks of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from durabill.schemas.errors import SettingsError
 
 SEGMENTS_TOPIC = "billing.segments"
 TOTALS_TOPIC = "billing.totals"
 DEAD_LETTERS_TOPIC = "billing.dead-letters"
+SEAL_TOPIC = "billing.seal-checkpoints"
 
 
 @dataclass(frozen=True)
 class Topics:
-    """The names of one deployment's topics; raises SettingsError unless they differ."""
+    """The names of one deployment's topics; raises SettingsError unless they differ.
+
+    `seal` is "" where nobody asks for the topic of the sealed log's checkpoints, as a worker.
+    """
 
     segments: str
     totals: str
     dead_letters: str
     checkpoint: str
+    seal: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         names = self.by_role.values()
@@ -26,10 +31,11 @@ class Topics:
 
     @property
     def by_role(self) -> Mapping[str, str]:
-        """Return role -> name: `segments`, `totals`, `dead_letters`, `checkpoint`."""
-        return {
+        """Return role -> name: `segments`, `totals`, `dead_letters`, `checkpoint`, maybe `seal`."""
+        names = {
             "segments": self.segments,
             "totals": self.totals,
             "dead_letters": self.dead_letters,
             "checkpoint": self.checkpoint,
         }
+        return {**names, "seal": self.seal} if self.seal else names

@@ -7,6 +7,7 @@ environment. The options of Kafka clients stand in `kafka.options`, each with it
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,7 @@ import msgspec
 from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX, POLICY_TIME_MAX_S
-from durabill.schemas.topics import Topics
+from durabill.schemas.topics import SEAL_TOPIC, Topics
 from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
@@ -56,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     segments_topic: str = SEGMENTS_TOPIC
     totals_topic: str = TOTALS_TOPIC
     dead_letters_topic: str = DEAD_LETTERS_TOPIC
+    seal_topic: str = SEAL_TOPIC
 
     settle_grace_s: Seconds = 30
     idle_timeout_s: Seconds = 300
@@ -79,6 +81,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     report_interval_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 10
 
     ledger_dsn: str = ""
+    seal_dir: str = ""
+    seal_key_file: str = ""
+    seal_interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
+    archive_dir: str = ""
     data_dir: str = ".durabill"
 
     def __repr__(self) -> str:
@@ -104,6 +110,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             dead_letters=self.dead_letters_topic,
             checkpoint=self.checkpoint_topic,
         )
+
+    @property
+    def all_topics(self) -> Topics:
+        """Return the same with that of the sealed log's checkpoints."""
+        return replace(self.topics, seal=self.seal_topic)
+
+    @property
+    def seal_folder(self) -> Path:
+        """Return the folder of the sealed log."""
+        return Path(self.seal_dir or Path(self.data_dir) / "seal")
 
     @property
     def policy(self) -> Policy:
@@ -181,6 +197,8 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:[0-9]{1,5})?")
 _DEFAULTS = msgspec.structs.asdict(Settings())
 _WHAT_FOR = {
     "bootstrap_servers": "where Kafka is, host:port[,host:port]; `durabill kafka start` runs one",
+    "seal_key_file": "the key that signs; `durabill keys make FILE` makes one",
+    "archive_dir": "the folder of the archive; --archive-dir names one too",
     "ledger_dsn": "where PostgreSQL is, as postgresql://user@host:port/database",
 }
 
@@ -246,7 +264,7 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
 def _topic_problems(settings: Settings) -> list[str]:
     """Return what is wrong with the topics' names together."""
     try:
-        _ = settings.topics  # checks them as it is made
+        _ = settings.all_topics  # checks them as they are made
     except SettingsError as error:
         return error.problems
     return []

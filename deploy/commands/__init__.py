@@ -1,4 +1,4 @@
-"""The `durabill` command: one file a command."""
+"""The `durabill` command: a file a command or a group; the longer ones have files of parts."""
 
 from durabill.schemas.extras import require
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -39,20 +40,32 @@ def known_workers(settings: "Settings") -> list[str]:
 
 
 def local_workers(settings: "Settings") -> list[str]:
-    """Return the web addresses of this deployment's workers that run from the data folder."""
+    """Return the web addresses of this deployment's workers that run from the data folder.
+
+    Another user's folder names none: whoever is asked is given the workers' token.
+    """
     from durabill.deploy.local.stack import birth_mark
 
+    folder = workers_dir(settings)
     urls = []
-    for path in sorted(workers_dir(settings).glob("*.json")):
+    for path in sorted(folder.glob("*.json")) if _is_ours(folder) else ():
         try:
             record = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # being written, or gone by now
-        if birth_mark(record["pid"]) == record["birth_mark"]:
-            urls.append(record["url"])
+            url, pid, mark = str(record["url"]), int(record["pid"]), record["birth_mark"]
+        except (OSError, ValueError, RecursionError, LookupError, TypeError):
+            continue  # being written, gone by now, or no worker's word
+        if birth_mark(pid) == mark:
+            urls.append(url)
         else:
             path.unlink(missing_ok=True)  # it was killed
     return urls
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return {each.stat().st_uid for each in (folder, folder.parent)} == {os.geteuid()}
+    except OSError:
+        return False
 
 
 def workers_dir(settings: "Settings") -> Path:
@@ -100,11 +113,12 @@ def ask_page(url: str, token: str, path: str, timeout_s: float = TIMEOUT_S) -> t
     until_s = time.monotonic() + timeout_s
     try:
         try:
-            return _get(url, token, path, until_s), ""
+            found = _get(url, token, path, until_s)
         except urllib.error.HTTPError as error:
             if error.code != 503:
                 return None, _refusal(url, error, until_s).removeprefix(f"{url}: ")
-            return _read_json(error, until_s), ""
+            found = _read_json(error, until_s)
+        return found, "" if found is not None else "it answers with nothing: it is no worker"
     except _FAULTS as error:
         reason = getattr(error, "reason", error)
         return None, str(reason) or type(error).__name__

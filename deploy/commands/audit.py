@@ -1,6 +1,5 @@
 """`durabill audit`: recompute every total from the log, and compare."""
 
-import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +83,7 @@ def audit(
         as_of_offsets=offsets,
         as_of=as_of,
         engine=Engine(engine),
-        processes=processes or _cores(),
+        processes=processes,
         with_ledger=not no_ledger,
     )
     settings = _entered(settings, with_ledger=not no_ledger)
@@ -113,10 +112,6 @@ def _tell(result: "AuditResult", as_json: bool) -> None:
         from durabill.deploy.commands.audit_view import show_result
 
         show_result(result)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _offsets(text: str) -> dict[int, int]:

@@ -9,18 +9,24 @@ from typing import Annotated
 
 import typer
 
+from durabill import __version__
+from durabill.deploy.commands.archive import archive
 from durabill.deploy.commands.audit import audit
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
-from durabill.deploy.commands.explain import check_arguments, explain
+from durabill.deploy.commands.error_lines import check_arguments, error_lines
+from durabill.deploy.commands.explain_order import explain
 from durabill.deploy.commands.fleet import fleet, totals
+from durabill.deploy.commands.keys import keys_app
+from durabill.deploy.commands.leakage import leakage
 from durabill.deploy.commands.order import order
+from durabill.deploy.commands.receipt import receipt, verify
 from durabill.deploy.commands.replay import replay
 from durabill.deploy.commands.run import gateway, ledger, worker
+from durabill.deploy.commands.seal import seal_app
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
 from durabill.deploy.streams import (
-    BROKEN_PIPE_EXIT_CODE,
     OutputError,
     finish_streams,
     give_up_output,
@@ -54,13 +60,19 @@ app = typer.Typer(
 )
 _RUN, _LOOK, _PROVE, _STACK = "Run", "Look", "Prove", "Local stack"
 app.command(rich_help_panel="Start here")(demo)
-for _command in (worker, ledger, gateway):
+for _command in (worker, ledger, gateway, archive):
     app.command(rich_help_panel=_RUN)(_command)
+app.add_typer(seal_app, name="seal", rich_help_panel=_RUN)
 app.command(rich_help_panel=_LOOK)(status)
 app.command(rich_help_panel=_LOOK)(order)
+app.command(rich_help_panel=_LOOK)(explain)
 app.command(rich_help_panel=_LOOK)(totals)
+app.command(rich_help_panel=_LOOK)(leakage)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(fleet)
+app.command(rich_help_panel=_PROVE)(receipt)
+app.command(rich_help_panel=_PROVE)(verify)
+app.add_typer(keys_app, name="keys", rich_help_panel=_PROVE)
 app.command(rich_help_panel=_PROVE)(audit)
 app.command(rich_help_panel=_PROVE)(replay)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
@@ -73,9 +85,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from durabill.deploy.commands.process_words import own_version
-
-        print(f"durabill {own_version()}")
+        print(f"durabill {__version__}")
         raise typer.Exit
 
 
@@ -99,15 +109,13 @@ def _run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="durabill", standalone_mode=False)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return BROKEN_PIPE_EXIT_CODE
     except Exception as error:
         return _tell(error, arguments)
     return code if isinstance(code, int) else 0
 
 
 def _tell(error: Exception, arguments: list[str]) -> int:
-    lines = explain(error, arguments)
+    lines = error_lines(error, arguments)
     if lines is None:
         raise error
     if isinstance(error, OutputError):

@@ -15,6 +15,7 @@ import typer
 from durabill.deploy.terminal import say
 
 if TYPE_CHECKING:
+    from durabill.schemas import WriterSchemas
     from durabill.stream_processors.settings import Settings
 
 Command = Callable[..., None]
@@ -49,6 +50,7 @@ SETTING_HELP = {
     "segments_topic": "Topic of the segments.",
     "totals_topic": "Topic of the totals.",
     "dead_letters_topic": "Topic of the dead letters.",
+    "seal_topic": "Topic of the sealed log's checkpoints.",
     "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
     "idle_timeout_s": "Wait for an order's next new segment, then ABANDONED.",
     "correction_window_s": "How long ago a segment may have ended and still count.",
@@ -69,6 +71,10 @@ SETTING_HELP = {
     "gateway_clock_offset_max_s": "Further off the broker's clock the gateway is not ready.",
     "report_interval_s": "How often clients are told to report.",
     "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",
+    "seal_dir": "Folder of the sealed log. Default: seal in the data folder.",
+    "seal_key_file": "File with the key that signs the sealed log; `durabill keys make` makes it.",
+    "seal_interval_s": "Time between two checkpoints of the sealed log.",
+    "archive_dir": "Folder of the archive that `durabill archive` keeps of the segments.",
     "data_dir": "Folder of the local stack and of what runs here.",
 }
 """One line for each setting; each is a flag."""
@@ -80,6 +86,7 @@ SETTING_DEFAULTS = {
     "segments_topic": "billing.segments",
     "totals_topic": "billing.totals",
     "dead_letters_topic": "billing.dead-letters",
+    "seal_topic": "billing.seal-checkpoints",
     "settle_grace_s": "30",
     "idle_timeout_s": "300",
     "correction_window_s": "86400",
@@ -96,6 +103,7 @@ SETTING_DEFAULTS = {
     "gateway_address_connections": "2000",
     "gateway_clock_offset_max_s": "30",
     "report_interval_s": "10",
+    "seal_interval_s": "10",
     "data_dir": ".durabill",
 }
 """What the help says of each setting that has a default; a test compares it with `Settings`."""
@@ -158,21 +166,18 @@ def located(
     With a `role`, returns once Kafka lets us in and grants what that needs (see `connect.enter`).
     """
     found = {}
-    data_dir = Path(settings.data_dir)
     if not settings.bootstrap_servers:
         from durabill.deploy.local.kafka import LocalKafka
 
-        kafka = LocalKafka(data_dir).status()
+        kafka = LocalKafka(Path(settings.data_dir)).status()
         if kafka.usable and kafka.bootstrap_servers:
             found["bootstrap_servers"] = kafka.bootstrap_servers
             say(f"using the local Kafka at {kafka.bootstrap_servers}")
     if not settings.ledger_dsn and (ledger or "ledger_dsn" in required):
-        from durabill.deploy.local.postgres import LocalPostgres
-
-        postgres = LocalPostgres(data_dir).status()
-        if postgres.running and postgres.dsn:
-            found["ledger_dsn"] = postgres.dsn
-            say(f"using the local PostgreSQL at {without_password(postgres.dsn)}")
+        dsn = local_ledger(settings)
+        if dsn:
+            found["ledger_dsn"] = dsn
+            say(f"using the local PostgreSQL at {without_password(dsn)}")
     import msgspec
 
     settings = msgspec.structs.replace(settings, **found)
@@ -182,6 +187,14 @@ def located(
 
         enter(settings, role)
     return settings
+
+
+def local_ledger(settings: "Settings") -> str | None:
+    """Return where the local stack's PostgreSQL is, if it runs by now."""
+    from durabill.deploy.local.postgres import LocalPostgres
+
+    postgres = LocalPostgres(Path(settings.data_dir)).status()
+    return postgres.dsn if postgres.running else None
 
 
 def quiet_kafka(settings: "Settings") -> dict[str, Any]:
@@ -196,3 +209,30 @@ def without_password(dsn: str) -> str:
     from durabill.stream_processors.dsn import shown_dsn
 
     return shown_dsn(dsn)
+
+
+def writer_schemas(settings: "Settings") -> "WriterSchemas":
+    """Return the schemas that segments may be written with: ours, and the registry's if any."""
+    from durabill.schemas import WriterSchemas
+
+    if not settings.schema_registry_url:
+        return WriterSchemas()
+    from durabill.schemas.errors import UnreachableError
+    from durabill.stream_processors.worker.registry import NoAnswer, Registry
+
+    registry = Registry(settings.schema_registry_url)
+
+    def look_up(schema_id: int) -> str:
+        try:
+            schema = registry.ask(schema_id)
+        except NoAnswer as error:
+            # Nothing is known of the record then: to call it bad would be a guess.
+            raise UnreachableError(
+                f"The schema registry at {registry.address} (DURABILL_SCHEMA_REGISTRY_URL) does not"
+                f" say what id {schema_id} is: {error}"
+            ) from error
+        if schema is None:
+            raise LookupError("the registry has no such schema")
+        return schema
+
+    return WriterSchemas(look_up)

@@ -14,6 +14,7 @@ from durabill.deploy.commands.common import (
     located,
     quiet_kafka,
     with_settings,
+    writer_schemas,
 )
 from durabill.deploy.terminal import (
     answer,
@@ -244,7 +245,6 @@ def _repaired(
     settings: "Settings", place: tuple[int, int], changes: dict[str, Any]
 ) -> "SegmentEvent":
     """Return the dead letter's segment with the changes; raise BadRecord if it is illegal still."""
-    from durabill.deploy.commands.run import writer_schemas
     from durabill.schemas import BadRecord, SegmentEvent
     from durabill.stream_processors.dead_letters.letters import find_dead_letter
 

@@ -11,9 +11,9 @@ from durabill.deploy.terminal import emit, progress_bars, say, shown
 
 if TYPE_CHECKING:
     from durabill.deploy.commands.order_log import Totals
-    from durabill.deploy.commands.order_story import Given, Story
     from durabill.schemas import OrderTotal
     from durabill.schemas.order_state import OrderState
+    from durabill.stream_processors.audit.story import Given, Story
     from durabill.stream_processors.settings import Settings
 
 
@@ -43,10 +43,6 @@ def order(
     """
     from durabill.deploy.commands.order_log import read_story, read_totals
 
-    try:
-        number.encode()
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter("an order number is text in UTF-8") from error
     settings = located(settings, "bootstrap_servers", ledger=True, role="order")
     with progress_bars(quiet=as_json) as progress:
         story = read_story(settings, number, everywhere, progress)
@@ -68,8 +64,9 @@ def order(
 def _as_json(story: "Story", live: "OrderState | None", totals: "Totals") -> dict[str, Any]:
     import msgspec
 
-    from durabill.deploy.commands.order_story import key_of
     from durabill.producers.fleet.truth_file import total_as_json
+    from durabill.stream_processors.audit import story_json
+    from durabill.stream_processors.audit.story import key_of
     from durabill.stream_processors.engine.policies import describe_history
 
     def told(total: "OrderTotal") -> dict[str, Any]:
@@ -89,29 +86,8 @@ def _as_json(story: "Story", live: "OrderState | None", totals: "Totals") -> dic
         "partition": story.partition,
         "policy": describe_history(story.basis.history),
         "policy_assumed_because": story.basis.assumed_because or None,
-        "lives": [
-            {
-                "life": each.life,
-                "first_offset": each.first_offset,
-                "last_offset": each.last_offset,
-                "accepted": each.accepted,
-                "intervals": [list(interval) for interval in each.union],
-                "duration_ms": each.union.measure,
-                "forgotten_at_ms": each.forgotten_at_ms,
-                "state": None if each.state is None else msgspec.to_builtins(each.state),
-            }
-            for each in story.lives
-        ],
-        "revisions": [
-            {
-                "revision": each.revision,
-                "status": each.status,
-                "duration_ms": each.duration_ms,
-                "settled_at_ms": each.settled_at_ms,
-                **_cause(each),
-            }
-            for each in story.given.values()
-        ],
+        "lives": [story_json.life(each) for each in story.lives],
+        "revisions": [story_json.revision(each) for each in story.given.values()],
         "notes": story.notes,
     }
 
@@ -121,10 +97,8 @@ def _cause(given: "Given | None") -> dict[str, Any]:
 
     All are None where the log doesn't give the total by the policy that is told.
     """
+    from durabill.stream_processors.audit import story_json
+
     if given is None:
         return {"life": None, "caused_by": None, "caused_by_offset": None}
-    return {
-        "life": given.life,
-        "caused_by": given.deadline or "record",
-        "caused_by_offset": given.offset,
-    }
+    return {"life": given.life, **story_json.cause(given)}

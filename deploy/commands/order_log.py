@@ -1,17 +1,23 @@
 """Reads what Kafka and the ledger hold of an order: its log, the policies, its totals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Message
 
-from durabill.deploy.commands.common import quiet_kafka, without_password
-from durabill.deploy.commands.order_story import Basis, Row, Story
-from durabill.deploy.commands.run import writer_schemas
+from durabill.deploy.commands.common import quiet_kafka, without_password, writer_schemas
 from durabill.deploy.terminal import Progress, say, shown
-from durabill.schemas import OrderTotal, Reason, WriterSchemas, partition_for
+from durabill.schemas import (
+    BadTotal,
+    OrderTotal,
+    Reason,
+    WriterSchemas,
+    decode_total,
+    partition_for,
+)
 from durabill.schemas.wire import Headers, RawSegment
+from durabill.stream_processors.audit.story import Basis, Row, Story
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.explain import PolicyAt, Read, explain
@@ -23,7 +29,8 @@ from durabill.stream_processors.dead_letters.letters import (
 from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.policies import History, in_force
 from durabill.stream_processors.engine.verdicts import RecordedSchemas
-from durabill.stream_processors.kafka.reading import read_topic, topic_ends
+from durabill.stream_processors.kafka.options import LOOK_GROUP
+from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
 from durabill.stream_processors.settings import Settings
 
 
@@ -61,13 +68,13 @@ class LogMessage:
 def read_story(settings: Settings, number: str, everywhere: bool, progress: Progress) -> Story:
     """Return what the log tells of an order; `everywhere`: in wrong partitions as well."""
     kafka, topic = quiet_kafka(settings), settings.segments_topic
-    partitions = len(topic_ends(kafka, topic))
+    partitions = partition_count(kafka, topic)
     own = partition_for(number.encode(), partitions)
     asked = sorted(range(partitions), key=lambda each: each != own) if everywhere else [own]
     recorded = _Recorded(settings, asked, progress)
-    story = Story(number, own, recorded.basis_of(own))
-    for partition in asked:
-        basis = recorded.basis_of(partition)
+    bases = {each: recorded.basis_of(each) for each in asked}
+    story = Story(number, own, bases[own])
+    for partition, basis in bases.items():
         log = (
             LogMessage(offset, message)
             for _, offset, message in read_topic(
@@ -75,11 +82,22 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
             )
         )
         place, policy_at = Place(partition, partitions), _policy_at(basis.history)
-        read = recorded.reader_of(partition)
+        read = recorded.reader_of(partition, basis)
         story.add(partition, explain(number, log, place, policy_at, read))
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
+    story.notes += head_notes(read_bounds(kafka, LOOK_GROUP, topic, asked))
     return story
+
+
+def head_notes(bounds: Mapping[int, tuple[int, int]]) -> list[str]:
+    """Return which partitions' logs don't begin at their beginning: [first, next offset) each."""
+    return [
+        f"the log of partition {partition} begins at offset {first}: what was before it is gone, so"
+        " records of the order may be missing here, and with them what they caused"
+        for partition, (first, _) in bounds.items()
+        if first
+    ]
 
 
 def _policy_at(history: History) -> PolicyAt:
@@ -98,13 +116,13 @@ class _Recorded:
         terms = self._recorded.of(partition)
         return Basis(terms.history, terms.assumed_because)
 
-    def reader_of(self, partition: int) -> Read:
+    def reader_of(self, partition: int, basis: Basis) -> Read:
         """Return how values of a partition are read: with the schemas that were recorded.
 
         Where the recorded ones can't be read, or have no word on an id yet, the registry is asked.
         """
         terms, asked = self._recorded.of(partition), writer_schemas(self._settings)
-        if terms.assumed_because:
+        if basis.assumed_because:
             return asked.read
         known = RecordedSchemas(WriterSchemas(), terms.schemas)
 
@@ -196,10 +214,8 @@ def read_totals(settings: Settings, number: str, limit: int | None, *, whole: bo
 
 def totals_in_topic(settings: Settings, number: str) -> list[OrderTotal]:
     """Return the order's totals in the totals topic, oldest first, each once."""
-    from durabill.schemas import BadTotal, decode_total
-
     kafka, key = quiet_kafka(settings), number.encode()
-    partition = partition_for(key, len(topic_ends(kafka, settings.totals_topic)))
+    partition = partition_for(key, partition_count(kafka, settings.totals_topic))
     found: dict[OrderTotal, None] = {}
     for _, _, message in read_topic(
         kafka, settings.totals_topic, partitions=frozenset({partition})

@@ -1,7 +1,6 @@
 """Shows an order to people: its records, its lives drawn over time, its state, its totals."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from durabill.deploy.commands.order_log import Totals
-from durabill.deploy.commands.order_story import Basis, Given, Life, Row, Story, key_of
 from durabill.deploy.terminal import (
     counted,
     human_bound,
@@ -19,12 +17,13 @@ from durabill.deploy.terminal import (
     shown,
 )
 from durabill.schemas.order_state import OrderState, Phase
+from durabill.stream_processors.audit.story import Given, Life, Row, Story, key_of
+from durabill.stream_processors.audit.words import cause_words, number_ranges, policy_lines
 from durabill.stream_processors.core.intervals import IntervalSet
-from durabill.stream_processors.core.order import DEADLINE_OF, Deadline
+from durabill.stream_processors.core.order import DEADLINE_OF
 
 BAR_WIDTH = 72
 GAPS_SHOWN = 10
-RANGES_SHOWN = 20
 
 
 def show_story(story: Story, rows: int) -> None:
@@ -43,26 +42,6 @@ def show_story(story: Story, rows: int) -> None:
         name = f"Life {life.life}" if len(story.lives) > 1 else "By the log"
         print(f"\n{name}: {_standing(life)}")
         _show_time(console, life.union)
-
-
-def policy_lines(basis: Basis) -> list[str]:
-    """Return by which policies the order is explained."""
-    lines = []
-    for at, record in enumerate(basis.history):
-        policy = record.terms.policy
-        interim_ms = policy.interim_interval_ms
-        waits = ", ".join(
-            (
-                f"settle_grace {human_ms(policy.settle_grace_ms)}",
-                f"idle_timeout {human_ms(policy.idle_timeout_ms)}",
-                f"correction_window {human_ms(policy.correction_window_ms)}",
-                f"interim_interval {human_ms(interim_ms) if interim_ms else 'never'}",
-            )
-        )
-        lines.append(f"From offset {record.from_offset} on: {waits}" if at else f"Policy: {waits}")
-    if basis.assumed_because:
-        lines.append(f"note: this policy is assumed from the settings: {basis.assumed_because}")
-    return lines
 
 
 # -- records ----------------------------------------------------------------------------------
@@ -192,7 +171,7 @@ def show_live(live: OrderState | None, why_not: str) -> None:
     if live.interim_deadline_ms is not None:
         print(f"  interim total at {human_time(live.interim_deadline_ms)}")
     if live.missing_numbers:
-        print(f"  missing: {_ranges(live.missing_numbers)}")
+        print(f"  missing: {number_ranges(live.missing_numbers)}")
 
 
 # -- totals -----------------------------------------------------------------------------------
@@ -229,7 +208,7 @@ def _show_total(story: Story, total: Any) -> None:
         f" {human_ms(total.overlap_ms)} counted twice removed"
         f"{human_doubts(total.gap_ms, total.numbers_after_end)}"
     )
-    missing = _ranges(total.missing_numbers)
+    missing = number_ranges(total.missing_numbers)
     when = "as of" if total.status == "RUNNING" else "settled"
     print(
         f"    {when} {human_time(total.settled_at_ms)} at record"
@@ -243,15 +222,4 @@ def _show_total(story: Story, total: Any) -> None:
 def _cause(story: Story, given: Given) -> str:
     """Return which life a revision is of, and what caused it: a record, or a deadline."""
     life = f"life {given.life}: " if len(story.lives) > 1 else ""
-    if given.deadline is None:
-        return f"{life}record {story.partition}/{given.offset} completed it"
-    if given.deadline is Deadline.INTERIM_INTERVAL:
-        return f"{life}interim_interval passed while it ran on"
-    return f"{life}{given.deadline} passed, counted from record {story.partition}/{given.offset}"
-
-
-def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
-    """Return number ranges as people write them: 3, 5-9."""
-    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
-    more = f" and {len(texts) - RANGES_SHOWN} more" if len(texts) > RANGES_SHOWN else ""
-    return ", ".join(texts[:RANGES_SHOWN]) + more
+    return life + cause_words(given, story)

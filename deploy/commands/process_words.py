@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from durabill import __version__
 from durabill.deploy.commands.ask_workers import workers_dir
 from durabill.deploy.terminal import say
 
@@ -27,17 +28,7 @@ def introduce(name: str, settings: "Settings", **what: str) -> None:
         "pid": str(os.getpid()),
     }
     text = ", ".join(f"{key} {value}" for key, value in told.items())
-    process_log.info("durabill %s %s: %s", own_version(), name, text)
-
-
-def own_version() -> str:
-    """Return the version of Durabill that is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("durabill")
-    except PackageNotFoundError:  # run from a copy of the source
-        return "(not installed)"
+    process_log.info("durabill %s %s: %s", __version__, name, text)
 
 
 @contextlib.contextmanager
@@ -71,24 +62,27 @@ def check_address(name: str, host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def registered(settings: "Settings", url: str) -> Iterator[None]:
-    """Leave word of this worker in the data folder, so that commands beside it find it."""
-    from durabill.deploy.files import open_private, private_folder
+    """Leave word of this worker in the data folder, so that commands beside it find it.
+
+    Without that the worker goes on, after a note. In a folder of another user root writes and
+    removes nothing.
+    """
+    from durabill.deploy.files import data_folder, open_private, private_folder
     from durabill.deploy.local.stack import birth_mark
 
     pid = os.getpid()
     path = workers_dir(settings) / f"{pid}.json"
-    try:
-        private_folder(path.parent)
-        path.unlink(missing_ok=True)
-        with open(path, "x", opener=open_private) as file:
-            json.dump({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}, file)
-    except OSError as error:
-        say(f"note: {path} can't be written ({error.strerror}); give DURABILL_WORKER_URLS instead")
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        path = Path(os.devnull)
-    try:
+    with contextlib.ExitStack() as leave:
+        try:
+            data_folder(Path(settings.data_dir))
+            for folder in (path.parent.parent, path.parent):  # made beside, a parent is passable
+                private_folder(folder)
+            path.unlink(missing_ok=True)  # of a process that had our number, and was killed
+            with open(path, "x", opener=open_private) as file:
+                leave.callback(path.unlink, missing_ok=True)
+                json.dump({"url": url, "pid": pid, "birth_mark": birth_mark(pid)}, file)
+        except OSError as error:
+            leave.close()
+            why = error.strerror or error
+            say(f"note: {path} can't be written ({why}); give DURABILL_WORKER_URLS instead")
         yield
-    finally:
-        if path != Path(os.devnull):
-            path.unlink(missing_ok=True)

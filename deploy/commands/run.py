@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from durabill.deploy.commands.ask_workers import known_workers
@@ -15,6 +14,7 @@ from durabill.deploy.commands.common import (
     CONNECTION,
     POLICY,
     TOPICS,
+    local_ledger,
     located,
     quiet_kafka,
     with_settings,
@@ -38,7 +38,6 @@ log = logging.getLogger("durabill.settings")
 
 if TYPE_CHECKING:
     from durabill.producers.gateway.server import GatewayConfig
-    from durabill.schemas import WriterSchemas
     from durabill.stream_processors.settings import Settings
 
 
@@ -73,8 +72,8 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     set_up_logging()
     check_access(settings)
-    port = settings.worker_port or find_free_ports(1)[0]
-    check_address("worker", settings.worker_host, port)
+    check_address("worker", settings.worker_host, settings.worker_port)
+    port = settings.worker_port or find_free_ports(1, settings.worker_host)[0]
     settings = located(settings, "bootstrap_servers")
     warn_of_policy(settings)
     enter(settings, "worker", patience_s=PROCESS_PATIENCE_S)
@@ -135,7 +134,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     warn_of_policy(settings)
     enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
     known = known_workers(settings)
-    ledger = settings.ledger_dsn or _local_ledger(settings)
+    ledger = settings.ledger_dsn or local_ledger(settings)
     introduce(
         "gateway",
         settings,
@@ -173,7 +172,7 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
         report_interval_ms=round(settings.report_interval_s * 1000),
         find_workers=lambda: tuple(known_workers(settings)),
         worker_token=settings.worker_token,
-        find_ledger=lambda: settings.ledger_dsn or _local_ledger(settings),
+        find_ledger=lambda: settings.ledger_dsn or local_ledger(settings),
         correction_window_ms=settings.policy.correction_window_ms,
         limits=Limits(
             connections_max=settings.gateway_connections,
@@ -182,14 +181,6 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
         client_segments_max=settings.gateway_client_segments,
         clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
     )
-
-
-def _local_ledger(settings: "Settings") -> str | None:
-    """Return where the local stack's PostgreSQL is, if it runs by now."""
-    from durabill.deploy.local.postgres import LocalPostgres
-
-    postgres = LocalPostgres(Path(settings.data_dir)).status()
-    return postgres.dsn if postgres.running else None
 
 
 @with_settings(*CONNECTION, "totals_topic", "application_id", "ledger_dsn")
@@ -250,30 +241,3 @@ def warn_of_policy(settings: "Settings") -> None:
             " worker and gateway the same settings, and an idle timeout of several reports",
             *(report_s, idle_s),
         )
-
-
-def writer_schemas(settings: "Settings") -> "WriterSchemas":
-    """Return the schemas that segments may be written with: ours, and the registry's if any."""
-    from durabill.schemas import WriterSchemas
-
-    if not settings.schema_registry_url:
-        return WriterSchemas()
-    from durabill.schemas.errors import UnreachableError
-    from durabill.stream_processors.worker.registry import NoAnswer, Registry
-
-    registry = Registry(settings.schema_registry_url)
-
-    def look_up(schema_id: int) -> str:
-        try:
-            schema = registry.ask(schema_id)
-        except NoAnswer as error:
-            # Nothing is known of the record then: to call it bad would be a guess.
-            raise UnreachableError(
-                f"The schema registry at {registry.address} (DURABILL_SCHEMA_REGISTRY_URL) does not"
-                f" say what id {schema_id} is: {error}"
-            ) from error
-        if schema is None:
-            raise LookupError("the registry has no such schema")
-        return schema
-
-    return WriterSchemas(look_up)

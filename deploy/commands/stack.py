@@ -170,7 +170,7 @@ def _show(name: str, status: Any, where: dict[str, str | None], as_json: bool) -
 
 
 @topics_app.command("create")
-@with_settings(*CONNECTION, *TOPICS)
+@with_settings(*CONNECTION, *TOPICS, "seal_topic")
 def create_topics_command(
     settings: "Settings",
     partitions: Annotated[
@@ -199,7 +199,7 @@ def create_topics_command(
     await_kafka(settings)
     check = create_topics(
         quiet_kafka(settings),
-        settings.topics,
+        settings.all_topics,
         partitions=partitions,
         replication_factor=replication_factor,
         alter=alter,
@@ -208,28 +208,31 @@ def create_topics_command(
 
 
 @topics_app.command("check")
-@with_settings(*CONNECTION, *TOPICS)
+@with_settings(*CONNECTION, *TOPICS, "seal_topic")
 def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Say whether a worker may start on the topics, and how to put right what is wrong."""
     settings = located(settings, "bootstrap_servers", role="check")
-    partitions, warnings = checked_topics(settings)
+    partitions, warnings = checked_topics(settings, seal=True)
     _show_topics(settings, partitions, warnings, as_json)
 
 
-def checked_topics(settings: "Settings") -> tuple[int, tuple[str, ...]]:
-    """Return the segments topic's partition count and remarks; raise ContractError if unusable."""
+def checked_topics(settings: "Settings", *, seal: bool = False) -> tuple[int, tuple[str, ...]]:
+    """Return the segments topic's partition count and remarks; raise ContractError if unusable.
+
+    `seal`: look at the topic of the sealed log's checkpoints too, which a worker doesn't need.
+    """
     from durabill.deploy.topics import check_group, check_topics
 
     kafka = quiet_kafka(settings)
     check_group(kafka, application_id=settings.application_id, segments=settings.segments_topic)
-    check = check_topics(kafka, settings.topics)
+    check = check_topics(kafka, settings.all_topics if seal else settings.topics)
     return check.partitions, check.warnings
 
 
 def _show_topics(
     settings: "Settings", partitions: int, warnings: tuple[str, ...], as_json: bool
 ) -> None:
-    names = settings.topics.by_role
+    names = settings.all_topics.by_role
     if as_json:
         emit({"topics": names, "partitions": partitions, "warnings": warnings})
         return

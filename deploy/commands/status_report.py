@@ -15,7 +15,7 @@ _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, 
 
 
 class TaskStatus(msgspec.Struct, frozen=True):
-    """What a worker says of one of its partitions; see `worker.Processor.status`."""
+    """What a worker says of one of its partitions; see `worker.processor.Processor.status`."""
 
     next_offset: int
     lag: int

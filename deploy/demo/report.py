@@ -16,7 +16,7 @@ from durabill.producers.fleet.truth import DeadLetter, LogRecord, read_log
 from durabill.schemas import OrderTotal, Reason, Status, decode_total
 from durabill.stream_processors.dead_letters.letters import list_dead_letters
 from durabill.stream_processors.kafka.options import quiet
-from durabill.stream_processors.kafka.reading import read_topic, topic_ends
+from durabill.stream_processors.kafka.reading import partition_count, read_topic
 from durabill.stream_processors.ledger.lookups import connected, read_totals
 from durabill.stream_processors.ledger.lookups import status as ledger_status
 from durabill.stream_processors.settings import Settings
@@ -170,7 +170,7 @@ def _check_services(
     truth = read_log(
         _log_of(settings, numbers),
         truth_policy(settings),
-        len(topic_ends(quiet(settings.librdkafka()), settings.segments_topic)),
+        partition_count(quiet(settings.librdkafka()), settings.segments_topic),
     )
     for service in services:
         number = service.service_order_number

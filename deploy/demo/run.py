@@ -2,7 +2,7 @@
 
 In steps: start everything (`processes`); run the fleet, part of it over HTTP, and beside it a few
 services metered by the real SDK; wait until every order has settled and the ledger has it; check
-(`demo_report`).
+(`report`).
 """
 
 import threading

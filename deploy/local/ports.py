@@ -7,12 +7,22 @@ PORT_MAX = 65_535
 
 
 def why_not_listen(host: str, port: int) -> str | None:
-    """Why no server could listen on host:port now, as "it ..."; None when one could."""
+    """Return why no server could listen on host:port now, without a full stop; None when one could.
+
+    Port 0 asks about the host alone. A family of addresses that the kernel doesn't have (IPv6 is
+    often off) is passed over, as servers do.
+    """
+    is_tried = False
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
-            with socket.socket(family, kind, protocol) as probe:
+            try:
+                probe = socket.socket(family, kind, protocol)
+            except OSError:
+                continue
+            is_tried = True
+            with probe:
                 # As servers do it: or a port is "in use" for a minute after its server stopped.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -27,4 +37,4 @@ def why_not_listen(host: str, port: int) -> str | None:
         if error.errno == errno.EADDRNOTAVAIL:
             return f"{host} is no address of this machine"
         return f"the system says: {error.strerror}"
-    return None
+    return None if is_tried else f"this machine has no addresses of the kind of {host}"

@@ -31,7 +31,6 @@ from durabill.deploy.local.ports import PORT_MAX, why_not_listen
 from durabill.schemas.errors import DurabillError
 
 HOST = "127.0.0.1"
-DEFAULT_DATA_DIR = Path(".durabill")
 NO_SYSTEM_TOOLS = "DURABILL_NO_SYSTEM_TOOLS"
 LOG_TAIL_LINES = 20
 
@@ -67,17 +66,17 @@ def port_is_free(port: int) -> bool:
     return why_not_listen(HOST, port) is None
 
 
-def find_free_ports(count: int) -> tuple[int, ...]:
-    """`count` different ports on which nothing listens now."""
+def find_free_ports(count: int, host: str = HOST) -> tuple[int, ...]:
+    """`count` different ports of `host` on which nothing listens now."""
     found: list[int] = []
     dice = random.SystemRandom()
     for _ in range(1_000):
         if len(found) == count:
             return tuple(found)
         port = dice.randrange(_PORT_MIN, _PORT_MAX)
-        if port not in found and port_is_free(port):
+        if port not in found and why_not_listen(host, port) is None:
             found.append(port)
-    raise StackError(f"No {count} free ports on {HOST} between {_PORT_MIN} and {_PORT_MAX}.")
+    raise StackError(f"No {count} free ports on {host} between {_PORT_MIN} and {_PORT_MAX}.")
 
 
 def choose_port(name: str, given: int | None, remembered: int | None) -> int:

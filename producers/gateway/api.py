@@ -193,6 +193,11 @@ def try_later(reason: str, detail: str) -> ApiError:
     return ApiError(503, reason, detail, retry_after_s=RETRY_AFTER_S)
 
 
+def refusal(error: BadRecord) -> ApiError:
+    """Return the answer for what breaks the contract."""
+    return ApiError(error.http_status, error.reason, error.detail)
+
+
 Segments = (
     SegmentRequest
     | Annotated[
@@ -242,7 +247,7 @@ def check_number(number: str) -> None:
     try:
         check_order_number(number)
     except BadRecord as error:
-        raise ApiError(422, error.reason, error.detail) from error
+        raise refusal(error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +340,9 @@ def check_segments(
             errors.append(ItemError(index, reported, bad.reason, detail))
     if errors:
         detail = f"{len(errors)} of {len(requests)} segments break the rules; nothing was stored"
-        raise ApiError(
-            422, "BAD_SEGMENTS", detail, errors=errors[:ERRORS_MAX], error_count=len(errors)
-        )
+        shown = errors[:ERRORS_MAX]
+        status = BadRecord.http_status
+        raise ApiError(status, "BAD_SEGMENTS", detail, errors=shown, error_count=len(errors))
     return segments
 
 

@@ -9,7 +9,7 @@ import time
 
 from aiohttp import web
 
-from durabill.producers.gateway.api import ApiError, OrderAnswer, try_later
+from durabill.producers.gateway.api import ApiError, OrderAnswer, refusal, try_later
 from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, WorkerPool
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.schemas import BadRecord
@@ -27,7 +27,7 @@ def number_of(request: web.Request) -> str:
     try:
         return number_in_path(request.rel_url.raw_path, _PREFIX)
     except BadRecord as error:
-        raise ApiError(422, error.reason, error.detail) from error
+        raise refusal(error) from error
 
 
 class Lookup:

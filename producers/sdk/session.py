@@ -26,7 +26,7 @@ GAP_MAX_MS = 366 * SEGMENT_LENGTH_MAX_MS
 
 
 class ProducerError(DurabillError):
-    """Root of this package's errors.
+    """Root of the errors of all that produces segments: SDK, gateway, fleet.
 
     ProducerError
     ├── ClockWentBackwards   a monotonic clock that isn't: ours, or the caller's clock argument
@@ -40,7 +40,8 @@ class ProducerError(DurabillError):
     │   │   └── OrderFailed      an answer that may be about one order alone
     │   └── UplinkRefused        the request is wrong: a retry would not help
     │       └── WillNotCount     stored, but it will be a dead letter
-    └── GatewayFailed        gateway.py: its Kafka client is beyond repair, restart the process
+    ├── GatewayFailed        gateway/server.py: its Kafka client is beyond repair; start it again
+    └── FleetError           fleet/publish.py: the simulated fleet's records did not all arrive
     """
 
 

@@ -70,11 +70,11 @@ class PartitionOutcome:
 
     account: PartitionAccount
     findings: list[Finding]
-    rejected: array[int] = field(default_factory=lambda: array("q"))
-    reasons: array[int] = field(default_factory=lambda: array("b"))
+    rejected: "array[int]" = field(default_factory=lambda: array("q"))
+    reasons: "array[int]" = field(default_factory=lambda: array("b"))
     """Of each of them, its place among `REASONS`."""
-    forwarded: array[int] = field(default_factory=lambda: array("q"))
-    forwarded_to: array[int] = field(default_factory=lambda: array("i"))
+    forwarded: "array[int]" = field(default_factory=lambda: array("q"))
+    forwarded_to: "array[int]" = field(default_factory=lambda: array("i"))
     ledger: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Rows, those proven, totals that the ledger has yet to record, rows that were set aside."""
     has_leftovers: bool = False
@@ -301,6 +301,11 @@ def notes_of(job: PartitionJob, source: LogSource) -> list[str]:
         notes.append(
             f"{where}: no policy is recorded for what comes before offset {begins}, which is older"
             " than such records; totals that rest on it and differ are not called wrong"
+        )
+    if source.end_offset < job.end_offset:
+        notes.append(
+            f"{where}: offset {job.end_offset} is inside a record batch: it is replayed up to"
+            f" {source.end_offset}, where that begins"
         )
     if not job.has_checkpoint:
         notes.append(

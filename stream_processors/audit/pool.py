@@ -22,8 +22,8 @@ from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.dsn import error_text
 
 LOOK_S = 0.2
-SMALL_LOG = 200_000
-"""A log of fewer records is done before another process would have started."""
+SMALL_LOG = {Engine.COLUMNS: 4_000_000, Engine.REFERENCE: 100_000}
+"""A log of fewer records is done before other processes would have started."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -77,16 +77,20 @@ def audit_errors() -> Iterator[None]:
 def run_jobs(
     jobs: Sequence[J],
     work: Callable[[J, Tell], R],
-    processes: int,
+    processes: int | None,
     progress: Progress,
     phase: str = "auditing",
 ) -> tuple[list[R], int]:
     """Return what `work` gives for each job, and how many processes have worked.
 
-    `work` is a function of a module, so that it can go to another process. Raises AuditError.
+    `work` is a function of a module, so that it can go to another process. `processes` None: one a
+    core, where the log is long enough for that to be worth it. Raises AuditError.
     """
     total = sum(job.end_offset - job.first_offset for job in jobs)
-    processes = min(processes, len(jobs)) if total > SMALL_LOG else 1
+    if processes is None:
+        is_small = all(total < SMALL_LOG[job.engine] for job in jobs)
+        processes = 1 if is_small else _cores()
+    processes = min(processes, max(1, len(jobs)))
     for engine in {job.engine for job in jobs}:
         load(engine)
     if processes > 1:
@@ -100,6 +104,10 @@ def run_jobs(
         progress(phase, sum(done.values()), total)
 
     return [_outcome(job, work, tell) for job in jobs], 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load(engine: Engine) -> None:

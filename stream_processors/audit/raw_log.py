@@ -56,6 +56,7 @@ def part_of(data: bytes, aborted: Aborted, first_offset: int, end_offset: int) -
     view = memoryview(data)
     next_offset, counts = first_offset, dict.fromkeys(Standing, 0)
     missing: list[tuple[int, int]] = []
+    skipped: list[tuple[int, int, Standing]] = []
     for at, header, standing in standings(data, aborted):
         if calc_crc32c(data[at + CRC_FROM : at + header.size]) != header.crc:
             raise CorruptBatch(f"the batch at offset {header.base_offset} has a wrong CRC")
@@ -72,6 +73,8 @@ def part_of(data: bytes, aborted: Aborted, first_offset: int, end_offset: int) -
             missing.append((next_offset - offsets + there, next_offset))
         if standing is Standing.DATA:
             kept.append(view[at : at + header.size])
+        else:
+            skipped.append((begins, next_offset, standing))
     batches = data if sum(map(len, kept)) == len(data) else b"".join(kept)
     return LogPart(
         Chunk(first_offset, next_offset, batches),
@@ -79,6 +82,7 @@ def part_of(data: bytes, aborted: Aborted, first_offset: int, end_offset: int) -
         counts[Standing.MARKER],
         counts[Standing.ABORTED],
         tuple(missing),
+        tuple(skipped),
     )
 
 

@@ -95,7 +95,7 @@ def rebuild_checkpoint(
     progress: Progress,
     *,
     engine: Engine = Engine.COLUMNS,
-    processes: int = 1,
+    processes: int | None = None,
     dry_run: bool = False,
 ) -> RebuiltCheckpoint:
     """Write the checkpoint of every partition anew; `dry_run`: only find out what it would be.

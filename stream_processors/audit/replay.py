@@ -30,6 +30,7 @@ from durabill.stream_processors.engine.policies import (
     in_force,
     split,
 )
+from durabill.stream_processors.engine.standing import Standing
 from durabill.stream_processors.engine.table import IntervalTable
 from durabill.stream_processors.engine.verdicts import RecordedSchemas
 
@@ -51,7 +52,8 @@ class LogPart(NamedTuple):
     """Some of a partition's log, and what each of its offsets is.
 
     `chunk` has the batches that count. data + control + aborted + the offsets of `missing` (ranges
-    [first, after)) are all offsets of the chunk.
+    [first, after)) are all offsets of the chunk. `skipped` tells which offsets are control and
+    aborted, as (first, after, what).
     """
 
     chunk: Chunk
@@ -59,6 +61,7 @@ class LogPart(NamedTuple):
     control: int = 0
     aborted: int = 0
     missing: tuple[tuple[int, int], ...] = ()
+    skipped: tuple[tuple[int, int, Standing], ...] = ()
 
 
 class LogSource(Protocol):

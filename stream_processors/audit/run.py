@@ -62,7 +62,8 @@ class AuditOptions:
     as_of: str = ""
     """The same as it was given."""
     engine: Engine = Engine.COLUMNS
-    processes: int = 1
+    processes: int | None = None
+    """None: one a core, where that is worth it."""
     with_ledger: bool = True
 
 

@@ -39,6 +39,8 @@ class TotalsLog:
         self._topic = topic
         self._partition = partition
         self._consumer: Consumer | None = None
+        self._ahead: list[Message] = []
+        """Read already, and beyond the end as it is now."""
 
     def close(self) -> None:
         """Close the consumer."""
@@ -61,13 +63,20 @@ class TotalsLog:
             return
         what = f"the records of {self._topic}/{self._partition}"
         rights = (Right("Read", "topic", self._topic), Right("Describe", "group", LOOK_GROUP))
-        messages = patiently(self._ask, what, self._kafka, *rights, patience_s=PATIENCE_S)
-        for message in messages:
+        messages, self._ahead = self._ahead, []
+        messages = messages or patiently(
+            self._ask, what, self._kafka, *rights, patience_s=PATIENCE_S
+        )
+        for at, message in enumerate(messages):
             offset = message.offset()
             assert offset is not None, "records and ends have a place"
-            if message.error() is not None or offset >= self._end_offset:
-                # The end: also where only markers lie before it.
-                self.position = max(self.position, min(offset, self._end_offset))
+            if offset >= self._end_offset:
+                self._ahead = messages[at:]
+                self.position = self._end_offset
+                return
+            if message.error() is not None:
+                # The end of the topic: only markers lie before it.
+                self.position = max(self.position, offset)
                 continue
             self.position = offset + 1
             key, value = _bytes(message.key()), _bytes(message.value())

@@ -43,7 +43,9 @@ class WhatIfOptions:
 
     top: int
     engine: Engine = Engine.COLUMNS
-    processes: int = 1
+    processes: int | None = None
+    """None: as many as are worth it."""
+
     publish_to: str = ""
 
 

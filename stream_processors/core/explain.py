@@ -14,6 +14,7 @@ from typing import Any
 
 from durabill.schemas import (
     BadRecord,
+    Interval,
     OrderTotal,
     Reason,
     SegmentEvent,
@@ -74,6 +75,9 @@ class Verdict:
     reason: Reason | None = None
     detail: str = ""
     gained_ms: int = 0
+    gained: tuple[Interval, ...] = ()
+    """What an accepted record added to the order's time; the rest of it was counted already."""
+
     is_new_number: bool = False
     reopens: bool = False
     phase: Phase | None = None
@@ -207,6 +211,7 @@ class _Replay:
             yield self._verdict(record, raw, fate=fate, source=source)
             return
         duration_ms, numbers = order.time.measure, order.numbers.measure
+        gained = order.time.missing(event.start_ms, event.end_ms)
         phase, deadline_ms = order.phase, order.deadline_ms
         total = order.apply(event, self._clock_ms, record.offset, self._policy, source)
         if order.deadline_ms != deadline_ms:
@@ -217,6 +222,7 @@ class _Replay:
             fate=fate,
             source=source,
             gained_ms=order.time.measure - duration_ms,
+            gained=tuple(Interval(*each) for each in gained),
             is_new_number=order.numbers.measure > numbers,
             reopens=(phase, order.phase) == (Phase.SETTLED, Phase.REOPENED),
         )

@@ -10,6 +10,7 @@ reads without a group and commits nothing.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, cast
 
 from confluent_kafka import Message
@@ -126,7 +127,7 @@ def find_dead_letter(
         kafka, topic, partition, offset, group=DEAD_LETTERS_GROUP, patience_s=answer_s
     )
     if message is not None:
-        return _letter(message)
+        return _letter(partition, offset, message)
     raise DeadLetterError(f"{topic}/{partition} has no record at offset {offset}")
 
 
@@ -134,23 +135,19 @@ def read_letters(
     kafka: Mapping[str, Any], topic: str, since_ms: int | None = None, answer_s: float = ANSWER_S
 ) -> Iterator[DeadLetter]:
     """Yield every dead letter, repeats too, up to the ends that the partitions have now."""
-    return map(_letter, read_messages(kafka, topic, since_ms, answer_s))
+    return starmap(_letter, read_records(kafka, topic, since_ms, answer_s))
 
 
-def read_messages(
+def read_records(
     kafka: Mapping[str, Any], topic: str, since_ms: int | None = None, answer_s: float = ANSWER_S
-) -> Iterator[Message]:
-    """Yield every record that a topic holds now, from an append time on (inclusive)."""
-    found = read_topic(
+) -> Iterator[tuple[int, int, Message]]:
+    """Yield (partition, offset, message) of what a topic holds now, from an append time on."""
+    return read_topic(
         kafka, topic, group=DEAD_LETTERS_GROUP, since_ms=since_ms, patience_s=answer_s
     )
-    return (message for _, _, message in found)
 
 
-def _letter(message: Message) -> DeadLetter:
-    partition, offset = message.partition(), message.offset()
-    assert partition is not None, "a record has a place"
-    assert offset is not None, "a record has a place"
+def _letter(partition: int, offset: int, message: Message) -> DeadLetter:
     ours, own = split_headers(headers_of(message))
     return DeadLetter(
         partition=partition,

@@ -23,7 +23,7 @@ from durabill.stream_processors.dead_letters.letters import (
     Origins,
     headers_of,
     read_letters,
-    read_messages,
+    read_records,
 )
 
 Place = tuple[int, int]
@@ -89,14 +89,12 @@ class _Trees:
     def _find_sent(self, since_ms: int) -> dict[Place, Place]:
         """Return the records of the segments topic that were sent back, and the letter each was."""
         sent: dict[Place, Place] = {}
-        for message in read_messages(self._kafka, self._segments_topic, since_ms):
+        records = read_records(self._kafka, self._segments_topic, since_ms)
+        for partition, offset, message in records:
             if message.headers() is None:
                 continue
             letter = _sent_from(headers_of(message), self._topic)
             if letter is not None:
-                partition, offset = message.partition(), message.offset()
-                assert partition is not None, "a record has a place"
-                assert offset is not None, "a record has a place"
                 sent[partition, offset] = letter
         return sent
 

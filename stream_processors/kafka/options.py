@@ -102,6 +102,25 @@ def ledger_consumer(kafka: Mapping[str, Any], group: str) -> dict[str, Any]:
     }
 
 
+def seal_consumer(kafka: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return the configuration of the sealer's consumer: assigned, and polled all the time."""
+    return {
+        **telling(assigned_consumer(kafka, group)),
+        "check.crcs": True,  # a flipped bit must not be signed
+        "fetch.wait.max.ms": 500,  # it waits for what comes, most of the time
+        "queued.max.messages.kbytes": 32_768,  # bounds what is fetched ahead
+    }
+
+
+def checkpoint_producer(kafka: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of what publishes the sealed log's checkpoints."""
+    return {
+        **_exact_producer(quiet(kafka)),
+        "delivery.timeout.ms": 10_000,  # a checkpoint that is owed is tried again
+        "allow.auto.create.topics": False,
+    }
+
+
 def transactional_producer(kafka: Mapping[str, Any], transactional_id: str) -> dict[str, Any]:
     """Return the configuration of what writes a partition's totals and checkpoint."""
     return {

@@ -50,7 +50,9 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
     }
     topics: dict[str, dict[str, tuple[str, ...]]] = {
         "worker": everything,
-        "check": dict.fromkeys(everything, ("DescribeConfigs",)),
+        "check": dict.fromkeys([*everything, settings.seal_topic], ("DescribeConfigs",)),
+        "seal": {names.totals: ("Read",), settings.seal_topic: ("Read", "Write")},
+        "seal check": {names.totals: ("Read",), settings.seal_topic: ("Read",)},
         "ledger": {names.totals: ("Read",)},
         "gateway": {names.segments: ("Write",)},
         "fleet": {names.segments: ("Read", "Write")},
@@ -58,12 +60,15 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "audit": dict.fromkeys(everything, ("Read",)),
         "totals": {names.totals: ("Read",)},
         "letters": {names.dead_letters: ("Read",)},
+        "archive": {names.segments: ("Read",)},
         "resend": {names.dead_letters: ("Read",), names.segments: ("Write",)},
         "replay": {names.segments: ("Read",)},
     }
     groups: dict[str, tuple[tuple[str, str], ...]] = {
         "worker": (("Read", group),),
         "check": (("Describe", group),),
+        "seal": (("Describe", LOOK_GROUP),),
+        "seal check": (("Describe", LOOK_GROUP),),
         "ledger": (("Read", ledger_group(group)),),
         "gateway": (),
         "fleet": (("Describe", "durabill-fleet"),),
@@ -71,6 +76,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "audit": (("Describe", LOOK_GROUP), ("Describe", DEAD_LETTERS_GROUP)),
         "totals": (("Describe", LOOK_GROUP),),
         "letters": (("Describe", DEAD_LETTERS_GROUP),),
+        "archive": (("Describe", LOOK_GROUP),),
         "resend": (("Describe", DEAD_LETTERS_GROUP),),
         "replay": (("Describe", LOOK_GROUP),),
     }

@@ -71,13 +71,13 @@ def gateway(config: GatewayConfig) -> Iterator[str]:
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         assert urls, "the gateway did not start"
         yield urls[0]
     finally:
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -90,7 +90,7 @@ def call(
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     """One request, the path sent as it is; bytes as a body go out untouched, the rest as JSON."""
     url = urlsplit(base_url)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     try:
         typed = {} if content is None else {"content-type": "application/json"}
@@ -122,12 +122,12 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
 
     records: list[Message] = []
     try:
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
         places = [TopicPartition(topic, partition, 0) for partition in partitions]
         ends = [end_of(place) for place in places]
         consumer.assign(places)
         while len(records) < sum(ends):
-            message = consumer.poll(10)
+            message = consumer.poll(30)
             assert message is not None
             assert message.error() is None
             records.append(message)
@@ -146,20 +146,26 @@ def segments_of(records: list[Message], number: str | None = None) -> list[Segme
 def exchange(
     base_url: str, sent: bytes, *, wait_for_end: bool = True, close_after: bool = False
 ) -> bytes:
-    """Send bytes as they are; gives the answer, to its end or as it is after half a second.
+    """Send bytes as they are; gives the answer, to its end or to that of its head.
 
     With `close_after` our side ends after what was sent, as a client's does that goes away.
     """
     url = urlsplit(base_url)
     answer = b""
-    with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
+    with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(sent)
             if close_after:
                 connection.shutdown(socket.SHUT_WR)
-        if not wait_for_end:
-            connection.settimeout(0.5)
         with contextlib.suppress(ConnectionError, TimeoutError):
             while chunk := connection.recv(65_536):
                 answer += chunk
+                if not wait_for_end and _has_head(answer):
+                    break
     return answer
+
+
+def _has_head(answer: bytes) -> bool:
+    """Whether a whole head is there that isn't one of the interim kind, such as 100."""
+    heads = answer.split(b"\r\n\r\n")[:-1]
+    return any(not each.startswith(b"HTTP/1.1 1") for each in heads)

@@ -78,7 +78,7 @@ def publish(
     assert producer.flush(20) == 0
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     """Returns as soon as the condition holds; fails after `timeout_s`."""
     until = time.monotonic() + timeout_s
     while not condition():

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def start(
 
     def stop() -> None:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0, log.read_text()
+        assert process.wait(timeout=60) == 0, log.read_text()
 
     stack.callback(stop)
 
@@ -242,11 +243,11 @@ def test_the_readmes_producer_is_billed_and_shown(deployment: Deployment) -> Non
         (each["status"], each["duration_ms"], each["segments"]) for each in totals
     }
     for number in orders:
-        (shown,) = deployment.json_of("order", number)
+        # Whichever worker is asked, the one that owns the order answers.
+        shown = eventually("its live state", partial(told_live, deployment, number))
         assert [each["number"] for each in shown["records"]] == [1, 2]
         assert [each["verdict"] for each in shown["records"]] == ["counted", "counted"]
         assert [[start_ms, start_ms + 14_200]] == shown["intervals"]
-        # Whichever worker is asked, the one that owns the order answers.
         assert shown["live"]["phase"] == "SETTLED"
         assert [total["revision"] for total in shown["totals"]] == [1]
     text = run("order", orders[0], **deployment.settings)
@@ -256,13 +257,25 @@ def test_the_readmes_producer_is_billed_and_shown(deployment: Deployment) -> Non
     with psycopg.connect(deployment.settings["ledger_dsn"]) as connection:
         rows = connection.execute("SELECT status, orders FROM ledger_status").fetchall()
     assert ("COMPLETE", 6) in rows
-    (told,) = deployment.json_of("status")
+    told = eventually("all is well", partial(told_well, deployment))
     assert (told["ok"], told["problems"], told["partition_count"]) == (True, [], 4)
     assert {each["url"] for each in deployment.workers} == {
         each["owner"] for each in told["partitions"]
     }
     assert tuple(told["ledger"][name] for name in ("totals", "disputed", "unreadable")) == (6, 0, 0)
     assert told["ledger"]["last_order_number"] in orders
+
+
+def told_live(deployment: Deployment, number: str) -> Any:
+    """What `order` tells, once the order's worker answers in time."""
+    (shown,) = deployment.json_of("order", number)
+    return shown if shown["live"] else None
+
+
+def told_well(deployment: Deployment) -> Any:
+    """What `status` tells, once it tells of no problem."""
+    told = json.loads(run("status", "--json", **deployment.settings).stdout)
+    return told if told["ok"] else None
 
 
 def test_status_goes_on_without_kafka_workers_and_ledger(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_services_arrive_whole(
             started_s = time.monotonic()
             services = [client.start(), client.start("my own/1")]
             time.sleep(0.4)
+            wait_until(lambda: all(each.state.next_number > 3 for each in services), "reported")
             receipts = [service.end() for service in services]
             elapsed_ms = (time.monotonic() - started_s) * 1000
             assert all(receipt.acknowledged for receipt in receipts)
@@ -168,7 +169,8 @@ def test_segments_wait_for_a_gateway_that_is_down(
         client = Client(HttpUplink(url), spool, backoff=QUICK, on_error=trouble.append)
         service = client.start()
     with client:
-        time.sleep(0.2)
+        wait_until(lambda: service.state.next_number > 3, "it reports")
+        wait_until(lambda: bool(trouble), "it is told")
         receipt = service.end(timeout_s=0.2)
         assert receipt.pending >= 3
         assert not receipt.acknowledged
@@ -293,7 +295,7 @@ def test_refusals_of_one_order_do_not_stop_the_others(tmp_path: Path) -> None:
     uplink.refuses = {"bad"}
     with Client(uplink, tmp_path / "spool", on_error=ignore) as client:
         bad, good = client.start("bad"), client.start("good")
-        time.sleep(0.1)
+        wait_until(lambda: bad.state.next_number > 2, "it reports")
         assert good.end().acknowledged
         assert len(bad.end().rejected) >= 2
     check_whole([each for each in uplink.got if each.service_order_number == "good"])

@@ -22,8 +22,12 @@ from durabill.producers.sdk.http_uplink import HttpUplink
 from durabill.producers.sdk.uplink import UplinkUnavailable
 from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
+from tests.broker.ledger_kit import wait_until
 
 TIMEOUT_S = 0.3
+LONG_S = 10.0
+"""What takes less took not for ever, however busy the machine; every server here takes longer."""
+
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 Script = Callable[[socket.socket], None]
 
@@ -33,7 +37,7 @@ class Served:
 
     def __init__(self) -> None:
         self.url = ""
-        self.connections = 0
+        self.connections = self.ended = 0
         self.bytes_sent = 0
 
 
@@ -47,6 +51,8 @@ def scripted(script: Script) -> Iterator[Served]:
             served.connections += 1
             with suppress(OSError):
                 script(Counting(self.connection, served))  # type: ignore[arg-type]
+                self.connection.shutdown(socket.SHUT_RDWR)
+            served.ended += 1
 
     with serving(Handler) as served.url:
         yield served
@@ -124,27 +130,27 @@ def test_slow_answer_takes_no_longer_than_the_call_may(script: Script) -> None:
         started_s = time.monotonic()
         with pytest.raises(UplinkUnavailable, match=r"no whole answer within 0\.3 s"):
             http_.call("GET", "/v1/time", None)
-        assert TIMEOUT_S <= time.monotonic() - started_s < TIMEOUT_S + 0.5
+        assert TIMEOUT_S <= time.monotonic() - started_s < LONG_S
 
 
 def test_given_time_shortens_a_call_and_never_prolongs_it() -> None:
     with scripted(silence) as served, caller(served.url) as http_:
-        for given_s, expected_s in [(0.1, "0.1"), (5.0, "0.3"), (0.0, "0"), (-1.0, "0")]:
+        for given_s, expected_s in [(0.1, "0.1"), (50.0, "0.3"), (0.0, "0"), (-1.0, "0")]:
             started_s = time.monotonic()
             with pytest.raises(UplinkUnavailable, match=f"within {expected_s} s"):
                 http_.call("GET", "/v1/time", None, timeout_s=given_s)
-            assert time.monotonic() - started_s < min(max(given_s, 0), TIMEOUT_S) + 0.5
+            assert time.monotonic() - started_s < LONG_S
 
 
 def test_server_that_takes_nothing_takes_no_time() -> None:
     def deaf(_: socket.socket) -> None:
-        time.sleep(2.0)
+        time.sleep(3 * LONG_S)
 
     with scripted(deaf) as served, caller(served.url) as http_:
         started_s = time.monotonic()
         with pytest.raises(UplinkUnavailable, match="no whole answer"):
             http_.call("POST", "/", bytes(50_000_000))
-        assert time.monotonic() - started_s < TIMEOUT_S + 0.5
+        assert time.monotonic() - started_s < LONG_S
 
 
 def test_slow_tls_handshake_takes_no_longer_than_the_call_may() -> None:
@@ -154,7 +160,7 @@ def test_slow_tls_handshake_takes_no_longer_than_the_call_may() -> None:
         started_s = time.monotonic()
         with pytest.raises(UplinkUnavailable, match="no whole answer"):
             http_.call("GET", "/", None)
-        assert time.monotonic() - started_s < TIMEOUT_S + 0.5
+        assert time.monotonic() - started_s < LONG_S
         http_.close()
 
 
@@ -166,7 +172,7 @@ def test_name_server_that_stalls_costs_one_thread(monkeypatch: pytest.MonkeyPatc
         if options.get("flags", 0) & socket.AI_NUMERICHOST:
             return real(host, port, **options)
         asked.append(host)
-        over.wait(20)
+        over.wait(6 * LONG_S)
         return real("127.0.0.1", port, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
@@ -175,10 +181,10 @@ def test_name_server_that_stalls_costs_one_thread(monkeypatch: pytest.MonkeyPatc
             started_s = time.monotonic()
             with pytest.raises(UplinkUnavailable, match="no whole answer"):
                 http_.call("GET", "/", None)
-            assert time.monotonic() - started_s < TIMEOUT_S + 0.5
+            assert time.monotonic() - started_s < LONG_S
         assert asked == ["meter.test"]
         over.set()
-        assert http_.call("GET", "/", None, timeout_s=5).status == 200
+        assert http_.call("GET", "/", None, timeout_s=30).status == 200
 
 
 def test_name_that_is_unknown_is_told() -> None:
@@ -200,11 +206,11 @@ def test_name_that_is_unknown_is_told() -> None:
     ],
 )
 def test_endless_answer_is_not_read_to_its_end(script: Script) -> None:
-    with scripted(script) as served, caller(served.url, timeout_s=20) as http_:
+    with scripted(script) as served, caller(served.url, timeout_s=60) as http_:
         started_s = time.monotonic()
         with pytest.raises(UplinkUnavailable):
             http_.call("GET", "/", None)
-        assert time.monotonic() - started_s < 5
+        assert time.monotonic() - started_s < 3 * LONG_S
         assert served.bytes_sent < 16 * ANSWER_BYTES_MAX  # the rest is in the system's buffers
 
 
@@ -215,7 +221,7 @@ def test_longest_answer(beyond: int, is_read: bool) -> None:
         head = OK + b"connection: close\r\n\r\n"
         sock.sendall(head + bytes(ANSWER_BYTES_MAX + beyond - len(head)))
 
-    with scripted(exact) as served, caller(served.url, timeout_s=20) as http_:
+    with scripted(exact) as served, caller(served.url, timeout_s=60) as http_:
         if is_read:
             assert len(http_.call("GET", "/", None).body) > ANSWER_BYTES_MAX - 200
         else:
@@ -227,7 +233,7 @@ def test_count_begins_anew_with_each_call() -> None:
     class Large(Whole):
         content = bytes(ANSWER_BYTES_MAX * 2 // 3)
 
-    with serving(Large) as url, caller(url, timeout_s=20) as http_:
+    with serving(Large) as url, caller(url, timeout_s=60) as http_:
         for _ in range(3):
             assert Large.content == http_.call("GET", "/", None).body
 
@@ -252,7 +258,7 @@ def test_answer_that_is_cut_off_or_no_http_is_none(said: bytes) -> None:
         sock.sendall(said)
 
     refused = pytest.raises(UplinkUnavailable, match=r"http://127\.0\.0\.1:\d+: \w+")
-    with scripted(run) as served, caller(served.url, timeout_s=5) as http_, refused:
+    with scripted(run) as served, caller(served.url, timeout_s=30) as http_, refused:
         http_.call("GET", "/", None)
 
 
@@ -278,11 +284,12 @@ def test_connections_are_kept_unless_something_is_wrong_with_them() -> None:
             sock.recv(65_536)
             sock.sendall(said)
 
-    with scripted(run) as served, caller(served.url, timeout_s=5) as http_:
+    with scripted(run) as served, caller(served.url, timeout_s=30) as http_:
         made = []
-        for _ in range(6):
+        for ended in (0, 1, 2, 3, 3, 4):
             assert http_.call("GET", "/", None).body == b"{}"
-            time.sleep(0.15)  # for the end, or what nobody asked for, to arrive
+            # For the end, or what nobody asked for, to arrive.
+            wait_until(lambda: served.ended == ended, "the server has ended it")  # noqa: B023
             made.append(served.connections)
     assert made == [1, 1, 2, 3, 4, 4]
 
@@ -293,7 +300,7 @@ def test_closing_ends_a_call_that_is_under_way() -> None:
         started_s = time.monotonic()
         with pytest.raises(UplinkUnavailable):
             http_.call("GET", "/", None)
-        assert time.monotonic() - started_s < 5
+        assert time.monotonic() - started_s < 3 * LONG_S
 
 
 def test_redirect_is_told_and_not_followed() -> None:
@@ -389,11 +396,11 @@ def test_tls_keeps_its_connections_and_trusts_no_stranger(
     with serving(Encrypted) as url:
         url = url.replace("http:", "https:")
         mistrust = pytest.raises(UplinkUnavailable, match="CERTIFICATE_VERIFY_FAILED")
-        with caller(url, timeout_s=5) as http_, mistrust:
+        with caller(url, timeout_s=30) as http_, mistrust:
             http_.call("GET", "/", None)
         connections.clear()
         monkeypatch.setenv("SSL_CERT_FILE", str(path))
-        with caller(url, timeout_s=5) as http_:
+        with caller(url, timeout_s=30) as http_:
             for _ in range(3):
                 assert http_.call("GET", "/", None).body == b"{}"
     assert len(connections) == 1

@@ -13,7 +13,7 @@ from durabill.schemas.clock_mark import is_clock_mark
 from tests.broker.traffic_kit import Pair, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
 
-TRIES = 3
+TRIES = 5
 """A machine that is busy with other things may be slow once; what is broken is so each time."""
 
 FLOW_S = 3.0
@@ -56,25 +56,33 @@ def nothing_while_records_flow(bootstrap_servers: str, folder: Path) -> None:
         bootstrap_servers, folder, partitions=2, settle_grace_s=0.3, idle_timeout_s=0.5
     ) as deployed:
         deployed.start_and_wait()
-        in_flow = []
+        wrong: list[str] = []
         for at in range(TRIES):
             began_ms = now_ms()
             deployed.send(flow(deployed, f"flow-{at}"), pause_s=PAUSE_S)
             ended_ms = now_ms()
             came_ms = [each.timestamp()[1] for each in deployed.found_totals()]
-            assert any(began_ms < each < ended_ms for each in came_ms), "orders settle meanwhile"
+            settled = sum(began_ms < each < ended_ms for each in came_ms)
             deployed.wait_for_truth()
             found = [each for each in marks(deployed) if each.timestamp()[1] > began_ms]
             after = [each.partition() for each in found if each.timestamp()[1] >= ended_ms]
-            in_flow.append(len(found) - len(after))
             assert {0, 1} == set(after), "what the flow has left open is settled by marks"
-            assert max(map(after.count, after)) <= MARKS_AFTER_MAX
-            if in_flow[-1] == 0:
+            most = max(map(after.count, after))
+            in_flow = len(found) - len(after)
+            wrong.append(f"{in_flow} in the flow, {settled} settled meanwhile, {most} after it")
+            if in_flow == 0 < settled and most <= MARKS_AFTER_MAX:
                 break
-        assert min(in_flow) == 0, in_flow
-        quiet = len(marks(deployed))
-        time.sleep(1.0)
-        assert quiet == len(marks(deployed)), "nothing is open, so no mark is needed"
+        else:
+            raise AssertionError(wrong)
+        # One may have been on its way yet; then nothing is open, so none is needed.
+        wait_until(lambda: stays_quiet(deployed), "no mark comes any more")
+
+
+def stays_quiet(deployed: Deployment) -> bool:
+    """Whether no mark comes for a while."""
+    before = len(marks(deployed))
+    time.sleep(1.0)
+    return len(marks(deployed)) == before
 
 
 def late_ms(deployed: Deployment, prefix: str) -> dict[Status, int]:

@@ -252,7 +252,7 @@ def corrupted(deployed: Deployment) -> int:
     broken = "import durabill.stream_processors.worker.driver as d; d.calc_crc32c = lambda _: 0"
     worker = deployed.start_and_wait(prelude=broken)
     deployed.send([segment("flipped", 1, now_ms() - 10, now_ms(), True)])
-    code = worker.wait(15)  # at once: a last checkpoint is not waited for
+    code = worker.wait(30)  # at once: a last checkpoint is not waited for
     assert "Invalid CRC" in worker.log()
     return code
 

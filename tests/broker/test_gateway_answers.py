@@ -15,6 +15,7 @@ from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import Limits
 from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
+from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
@@ -110,12 +111,13 @@ def test_accesses_are_logged_where_wanted(caplog: pytest.LogCaptureFixture) -> N
 
 def test_kafka_away_is_logged_once_and_not_per_request(caplog: pytest.LogCaptureFixture) -> None:
     config = GatewayConfig({"bootstrap.servers": NOTHING_HERE}, delivery_timeout_ms=100)
+    began_s = time.monotonic()
     with gateway(config) as url:
         for _ in range(3):
             assert call(url, "POST", SEGMENTS, BODY)[0] == 503
+        wait_until(lambda: any("Connection refused" in each for each in caplog.messages), "told")
     assert len([each for each in caplog.messages if "not acknowledged" in each]) == 1
-    assert any("Connection refused" in each for each in caplog.messages), "the cause"
-    assert len(caplog.messages) < 6
+    assert len(caplog.messages) < 6 + (time.monotonic() - began_s)
 
 
 def test_one_client_may_not_fill_the_way_to_kafka(topics: Topics) -> None:
@@ -124,16 +126,16 @@ def test_one_client_may_not_fill_the_way_to_kafka(topics: Topics) -> None:
         {"bootstrap.servers": NOTHING_HERE},
         topics.segments,
         client_segments_max=3,
-        delivery_timeout_ms=1_500,
+        delivery_timeout_ms=3_500,
         limits=Limits(),
     )
     with gateway(config) as url:
         head = f"POST {SEGMENTS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         many = b"[" + b",".join([BODY] * 2) + b"]"
         parts = urlsplit(url)
-        with socket.create_connection((parts.hostname, parts.port), timeout=10) as first:
+        with socket.create_connection((parts.hostname, parts.port), timeout=60) as first:
             first.sendall(f"{head}content-length: {len(many)}\r\n\r\n".encode() + many)
-            time.sleep(0.3)
+            time.sleep(0.5)
             status, answer, headers = call(url, "POST", SEGMENTS, many)
             assert (status, answer["error"]["reason"]) == (429, "TOO_MANY_IN_FLIGHT")
             assert int(headers["retry-after"]) > 0

@@ -12,6 +12,8 @@ from tests.broker.gateway_kit import call, gateway, read_topic
 from tests.conftest import Topics
 
 SEGMENTS = "/v1/orders/SO1/segments"
+NEAR_MS = 30_000
+"""Nearer than an offset of two minutes, and further than an answer takes on any machine."""
 
 
 def machine_ahead(config: dict[str, Any], ahead_ms: int) -> GatewayConfig:
@@ -63,9 +65,9 @@ def test_a_clock_that_is_two_minutes_ahead(
         assert good == expected
         # From now on its own clock doesn't matter.
         _, grant, _ = call(url, "POST", "/v1/orders")
-        assert abs(grant["server_timestamp_ms"] - now_ms()) < 1_000
+        assert abs(grant["server_timestamp_ms"] - now_ms()) < NEAR_MS
         _, told, _ = call(url, "GET", "/v1/time")
-        assert abs(told["server_timestamp_ms"] - now_ms()) < 1_000
+        assert abs(told["server_timestamp_ms"] - now_ms()) < NEAR_MS
         status, answer, _ = call(url, "POST", SEGMENTS, item(3, now_ms() + 120_000))
         assert status == 422
         assert answer["errors"][0]["reason"] == "IN_THE_FUTURE"
@@ -75,11 +77,11 @@ def test_a_clock_that_is_two_minutes_ahead(
     assert len(read_topic(bootstrap_servers, topics.segments)) == 2
     (line,) = [each for each in caplog.messages if "ahead of the broker's" in each]
     told_ms = int(line.partition("clock is ")[2].partition(" ms")[0])
-    assert abs(told_ms - 120_000) < 1_000
+    assert abs(told_ms - 120_000) < NEAR_MS
 
 
-@pytest.mark.parametrize("ahead_ms", [-3_000, 0, 1_000])
-def test_a_small_offset_is_told_from_two_seconds_on(
+@pytest.mark.parametrize("ahead_ms", [-20_000, 0])
+def test_an_offset_that_is_allowed_is_told_all_the_same(
     base: dict[str, Any], ahead_ms: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with gateway(machine_ahead(base, ahead_ms)) as url:
@@ -87,7 +89,7 @@ def test_a_small_offset_is_told_from_two_seconds_on(
             assert call(url, "POST", SEGMENTS, item(1, now_ms()))[0] == 200
         assert call(url, "GET", "/readyz")[0] == 200
     lines = [each for each in caplog.messages if "clock is" in each]
-    assert int(ahead_ms == -3_000) == len(lines)
+    assert int(ahead_ms < 0) == len(lines)
     assert all("behind the broker's" in each for each in lines)
 
 

@@ -24,9 +24,9 @@ SEGMENTS = "/v1/orders/SO1/segments"
 BODY_BYTES = 1_048_576
 FLOODERS = 60
 FLOOD_S = 4.0
-TRIES = 3
+TRIES = 5
 
-HONEST_S_MAX = 3.0
+HONEST_S_MAX = 6.0
 """How long one honest answer may take beside a flood on a busy machine; half of them take 70 ms."""
 
 HONEST_MEDIAN_S_MAX = 1.0
@@ -58,7 +58,7 @@ def process(bootstrap_servers: str, topics: Topics, folder: Path) -> Iterator[di
 
 def wait_until_taken(url: str) -> None:
     """The first segment finds the topic's leaders, which were chosen just now."""
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 60
     while call(url, "POST", SEGMENTS, batch(1))[0] != 200:
         assert time.monotonic() < until_s
         time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import io
 import json
 import socket
 import time
@@ -60,7 +61,13 @@ def test_a_bomb_is_never_unpacked(url: str) -> None:
     before_s = time.process_time()
     for _ in range(5):
         assert refusal(url, {"content-encoding": "gzip"}, bomb) == (415, "CONTENT_ENCODING")
-    assert time.process_time() - before_s < 0.5, "unpacking one takes 0.2 s and more"
+    refused_s = time.process_time() - before_s
+    for _ in range(5):
+        with gzip.open(io.BytesIO(bomb)) as unpacked:
+            while unpacked.read(1 << 20):
+                pass
+    unpacked_s = time.process_time() - before_s - refused_s
+    assert refused_s < unpacked_s / 2
 
 
 @pytest.mark.parametrize(
@@ -107,7 +114,7 @@ def test_after_a_refusal_little_is_still_read(url: str) -> None:
     )
     parts = urlsplit(url)
     sent = 0
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
         connection.sendall(head.encode())
         with contextlib.suppress(ConnectionError):
             while sent < 1_000_000_000:

@@ -16,10 +16,14 @@ import pytest
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import Limits, client_of
 from tests.broker.gateway_kit import call, gateway
+from tests.broker.ledger_kit import wait_until
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
 HEAD = b"POST /v1/orders HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 BODY_TO_COME = HEAD + b"content-length: 1000\r\n\r\n"
+NEVER_S = 40.0
+"""For so long a connection is watched that should have ended after one second or two."""
+
 LINE = b"GET /v1/time HTTP/1.1\r\n"
 TIME = b"GET /v1/time HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
@@ -40,7 +44,7 @@ def ended_after_s(connection: socket.socket, drip: bytes = b"") -> tuple[float, 
     """How long until the server ends a connection that drips; and what it sent."""
     started_s, answer = time.monotonic(), b""
     connection.settimeout(0.1)
-    while time.monotonic() - started_s < 10:
+    while time.monotonic() - started_s < NEVER_S:
         try:
             if drip:
                 connection.send(drip)
@@ -65,15 +69,21 @@ def is_open(connection: socket.socket) -> bool:
         return False
 
 
+def wait_until_open(connections: list[socket.socket], expected: list[bool]) -> None:
+    """Waits until these are open and the others ended; then it stays so."""
+    wait_until(lambda: list(map(is_open, connections)) == expected, "some are ended")
+    assert list(map(is_open, connections)) == expected
+
+
 @pytest.mark.parametrize(
     ("start", "drip"),
     [(b"", b""), (LINE, b""), (LINE, b"x: y\r\n"), (TIME, b""), (TIME + LINE, b"x: y\r\n")],
 )
 def test_a_head_has_to_end_in_time(start: bytes, drip: bytes) -> None:
-    with limited(head_timeout_s=0.5, keepalive_s=1.0) as url, connect(url) as connection:
+    with limited(head_timeout_s=1.0, keepalive_s=2.0) as url, connect(url) as connection:
         connection.sendall(start)
         ended_s, answer = ended_after_s(connection, drip)
-        assert 0.4 < ended_s < 4
+        assert 0.9 < ended_s < NEVER_S
         assert start.startswith(TIME) == answer.startswith(b"HTTP/1.1 200 ")
 
 
@@ -83,7 +93,7 @@ def test_a_body_has_to_end_in_time(drip: bytes) -> None:
         with connect(url) as connection:
             connection.sendall(BODY_TO_COME)
             ended_s, answer = ended_after_s(connection, drip)
-        assert 0.4 < ended_s < 6
+        assert 0.4 < ended_s < NEVER_S
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"BODY_TIMEOUT" in answer
 
@@ -91,21 +101,19 @@ def test_a_body_has_to_end_in_time(drip: bytes) -> None:
 def test_who_does_not_read_the_answers_is_cut_off() -> None:
     with limited(keepalive_s=1.0) as url, connect(url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        connection.settimeout(15)
-        started_s = time.monotonic()
+        connection.settimeout(NEVER_S)
         requests = TIME.replace(b"/v1/time", b"/docs") * 1_000_000
         with pytest.raises(ConnectionError):
-            connection.sendall(requests)
-        assert time.monotonic() - started_s < 10
+            connection.sendall(requests)  # a TimeoutError is none
 
 
 def test_idle_connections_are_kept_for_a_while() -> None:
-    with limited(head_timeout_s=0.5, keepalive_s=1.5) as url, connect(url) as connection:
+    with limited(head_timeout_s=0.5, keepalive_s=4.0) as url, connect(url) as connection:
         for _ in range(2):
             connection.sendall(TIME)
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
             time.sleep(1)
-        assert 0 < ended_after_s(connection)[0] < 3
+        assert 0 < ended_after_s(connection)[0] < NEVER_S
     assert Limits().keepalive_s == 75.0
 
 
@@ -116,18 +124,17 @@ def test_at_the_limit_of_an_address_its_longest_waiting_goes(
     with limited(connections_per_address_max=4) as url, ExitStack() as stack:
         other = stack.enter_context(connect(url, "127.0.0.2"))
         own = [stack.enter_context(connect(url)) for _ in range(4)]
-        time.sleep(0.2)
+        time.sleep(0.5)
         own[0].sendall(TIME)  # so it has waited for less than the others
         assert own[0].recv(65_536).startswith(b"HTTP/1.1 200 ")
         assert all(map(is_open, [other, *own]))
         for _ in range(2):
             assert call(url, "GET", "/healthz")[0] == 200
-            time.sleep(0.1)
-        assert [is_open(each) for each in own] == [True, False, True, True]
+            time.sleep(0.5)  # until the server has seen its end
+        wait_until_open(own, [True, False, True, True])
         own.append(stack.enter_context(connect(url)))
         own.append(stack.enter_context(connect(url)))
-        time.sleep(0.2)
-        assert [is_open(each) for each in own] == [True, False, False, True, True, True]
+        wait_until_open(own, [True, False, False, True, True, True])
         assert is_open(other)
     lines = [each for each in caplog.messages if "limit of 4 connections from 127.0.0.1" in each]
     assert len(lines) == 1, "damped"
@@ -140,7 +147,7 @@ def test_at_the_limit_of_all_the_longest_waiting_goes(caplog: pytest.LogCaptureF
         for source in sources:
             opened.append(stack.enter_context(connect(url, source)))
             time.sleep(0.1)
-        assert [is_open(each) for each in opened] == [False, True, True, True]
+        wait_until_open(opened, [False, True, True, True])
     assert len([each for each in caplog.messages if "limit of 3 connections in all" in each]) == 1
 
 
@@ -154,8 +161,7 @@ def test_bodies_that_wait_are_bounded_together() -> None:
             with contextlib.suppress(ConnectionError):
                 slow[-1].sendall(head + b" " * 40_000)
             time.sleep(0.05)
-        assert sum(map(is_open, slow)) == 6
-        assert all(map(is_open, slow[-6:])), "the first ones went"
+        wait_until_open(slow, [False] * 4 + [True] * 6)  # the first ones went
         body = b'{"service_order_number": "SO1"}' + b" " * 200_000
         assert call(url, "POST", "/v1/orders", body)[0] == 201
 

@@ -86,7 +86,7 @@ def test_every_revision_is_recorded_once_with_all_fields(
     totals = [first, second, first, *many(50), second, *many(50)]
     publish(kafka, topics.totals, totals)
     with running_ledger(kafka, topics.totals, dsn) as ledger:
-        assert ledger.ready.wait(20)
+        assert ledger.ready.wait(60)
         wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledger catches up")
     assert expected_rows(totals) == recorded(dsn)
     assert [first, second] == revisions(dsn, "SO-Ω 1")
@@ -185,7 +185,7 @@ def test_offset_before_the_log_stops_with_the_choices(
     kafka: dict[str, str], topics: Topics, dsn: str
 ) -> None:
     with running_ledger(kafka, topics.totals, dsn) as ledger:
-        assert ledger.ready.wait(20)
+        assert ledger.ready.wait(60)
     publish(kafka, topics.totals, [a_total()] * 3, partitions=1)
     admin = AdminClient({"bootstrap.servers": kafka["bootstrap.servers"]})
     gone = admin.delete_records([TopicPartition(topics.totals, 0, 2)])
@@ -195,7 +195,7 @@ def test_offset_before_the_log_stops_with_the_choices(
         pytest.raises(OffsetOutOfRange, match=r"at offset 0.*holds \[2, 3\).*DELETE FROM ledger"),
         running_ledger(kafka, topics.totals, dsn) as ledger,
     ):
-        ledger.thread.join(20)
+        ledger.thread.join(60)
     assert recorded(dsn) == []
     assert forget_offsets(dsn, topics.totals, 0) == 1
     with running_ledger(kafka, topics.totals, dsn):
@@ -212,7 +212,7 @@ def test_offset_after_the_log_stops(kafka: dict[str, str], topics: Topics, dsn: 
         pytest.raises(OffsetOutOfRange, match=r"at offset 5, the topic holds \[0, 0\)"),
         running_ledger(kafka, topics.totals, dsn) as ledger,
     ):
-        ledger.thread.join(20)
+        ledger.thread.join(60)
 
 
 def test_topic_made_anew_stops(kafka: dict[str, str], topics: Topics, dsn: str) -> None:
@@ -224,7 +224,7 @@ def test_topic_made_anew_stops(kafka: dict[str, str], topics: Topics, dsn: str) 
         pytest.raises(TopicReplaced, match="recreated"),
         running_ledger(kafka, topics.totals, dsn) as ledger,
     ):
-        ledger.thread.join(20)
+        ledger.thread.join(60)
 
 
 @pytest.mark.parametrize(
@@ -290,10 +290,10 @@ def test_two_ledgers_on_the_same_partitions_double_nothing(
         running_ledger(kafka, topics.totals, dsn, batch_records_max=50) as one,
         running_ledger(kafka, topics.totals, dsn, batch_records_max=50) as other,
     ):
-        assert one.ready.wait(20)
-        assert other.ready.wait(20)
+        assert one.ready.wait(60)
+        assert other.ready.wait(60)
         publish(kafka, topics.totals, totals)
-        wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledgers catch up", 60)
+        wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledgers catch up")
     assert expected_rows(totals) == recorded(dsn)
     assert len(totals) == one.stats.recorded + other.stats.recorded
     assert one.stats.fenced + other.stats.fenced > 0
@@ -305,16 +305,16 @@ def test_ledgers_of_one_group_come_and_go(kafka: dict[str, str], topics: Topics,
     chunks = [totals[at : at + 500] for at in range(0, len(totals), 500)]
     stats: list[LedgerStats] = []
     with running_ledger(kafka, topics.totals, dsn, group=group, batch_records_max=20) as stays:
-        assert stays.ready.wait(20)
+        assert stays.ready.wait(60)
         for chunk in chunks:
             publish(kafka, topics.totals, chunk)
             with running_ledger(
                 kafka, topics.totals, dsn, group=group, batch_records_max=20
             ) as goes:
-                assert goes.ready.wait(30)
+                assert goes.ready.wait(60)
                 publish(kafka, topics.totals, chunk)
             stats.append(goes.stats)
-        wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledgers catch up", 60)
+        wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledgers catch up")
     assert expected_rows(totals) == recorded(dsn)
     assert len(totals) == stays.stats.recorded + sum(each.recorded for each in stats)
 
@@ -366,14 +366,14 @@ def test_killed_between_any_two_steps_loses_and_doubles_nothing(
     publish(kafka, topics.totals, totals)
     for step in STEPS:
         process = ledger_process(kafka, topics.totals, dsn, uuid.uuid4().hex, step)
-        assert process.wait(30) == -9
+        assert process.wait(60) == -9
         stored = sum(status(dsn).next_offsets.values())
         counts = status(dsn)
         assert stored == counts.totals + counts.set_aside  # both, or neither
     process = ledger_process(kafka, topics.totals, dsn, uuid.uuid4().hex)
     wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledger catches up")
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert expected_rows(totals[:-1]) == recorded(dsn)
     assert status(dsn).set_aside == 1
 
@@ -387,7 +387,7 @@ def test_killed_at_any_moment_loses_and_doubles_nothing(
         process = ledger_process(kafka, topics.totals, dsn, group)
         wait_until(partial(has_rows, dsn, wanted), "the ledger is in mid-stream")
         process.kill()
-        process.wait(20)
+        process.wait(60)
     with running_ledger(kafka, topics.totals, dsn, group=group):
         wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the successor catches up")
     assert expected_rows(totals) == recorded(dsn)

@@ -69,13 +69,15 @@ def test_a_database_that_is_down_at_the_start_or_demoted_later_is_waited_for(
     publish(kafka, topics.totals, many(30))
     ledger = RunningLedger(kafka, topics.totals, both, "outage", 50, prepare=lambda: migrate(both))
     with running_ledger(kafka, topics.totals, both, ledger=ledger):
+        began_s = time.monotonic()
+        wait_until(lambda: bool(warnings_of(caplog)), "it is told")
         time.sleep(3)
         told = warnings_of(caplog)
         assert f"{HOST}:{dead},{HOST}:{port}/durabill (DURABILL_LEDGER_DSN)" in told[0]
         assert "trying again" in told[0]
-        assert len(told) <= 4  # one a second at most
+        assert len(told) <= 1 + (time.monotonic() - began_s)  # one a second at most
         postgres.start()
-        wait_until(lambda: ledger.ready.is_set() or not ledger.thread.is_alive(), "it reads", 30)
+        wait_until(lambda: ledger.ready.is_set() or not ledger.thread.is_alive(), "it reads")
         assert ledger.error is None
         wait_until(lambda: caught_up(dsn, kafka, topics.totals), "the ledger catches up")
         wait_until(lambda: "is back after" in warnings_of(caplog)[-1], "that is told")
@@ -111,12 +113,14 @@ def test_a_kafka_that_does_not_answer_is_told_and_waited_for(
             errors.append(error)
 
     thread = threading.Thread(target=work, name="ledger")
+    began_s = time.monotonic()
     thread.start()
     try:
         where = f"Kafka at {absent} (DURABILL_BOOTSTRAP_SERVERS)"
-        wait_until(lambda: where in caplog.text, "it is told", 3.5)
+        wait_until(lambda: where in caplog.text, "it is told")
         time.sleep(2)
-        assert len(warnings_of(caplog)) <= 6
+        # Some kinds of lines at first, and none of them more than once a second.
+        assert len(warnings_of(caplog)) <= 4 + (time.monotonic() - began_s)
     finally:
         stop.set()
         thread.join(20)

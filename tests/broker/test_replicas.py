@@ -22,6 +22,7 @@ from tests.conftest import make_data_dir, remove_data_dir
 TOTALS = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(16 << 20)}
 LETTERS = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(2 << 20)}
 KEPT = {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"}
+TRIES = 4
 BLOCKS = {"cleanup.policy": "compact", "max.message.bytes": str(16 << 20)}
 
 
@@ -65,10 +66,37 @@ def three(order: str) -> tuple[Pair, Pair, Pair]:
     return first, second, third
 
 
+def came_within_the_grace(
+    brokers: Replicated, deployed: Deployment, follower: int, names: list[str]
+) -> bool:
+    """Send orders but for their second segments, which come while a follower is frozen.
+
+    Tell whether they came within the grace, by the log's own times.
+    """
+    orders = [three(each) for each in names]
+    deployed.send([pair for first, _, last in orders for pair in (first, last)])
+    ended_s = time.monotonic()
+    time.sleep(0.6)
+    seen = brokers.visible_until(deployed.segments)
+    with brokers.frozen(follower) as frozen_s:
+        time.sleep(max(0.0, ended_s + 1.1 - time.monotonic()))
+        appended = brokers.append(deployed.segments, [second for _, second, _ in orders])
+        is_early = time.monotonic() < ended_s + 2.5
+        while is_early and frozen_s() < 6.0:
+            # The fault is the one that is meant: in the log, in sync by name, not to be seen.
+            assert min(appended) >= brokers.visible_until(deployed.segments) == seen
+            time.sleep(0.2)
+        assert not is_early or follower in brokers.partitions(deployed.segments)[0].in_sync
+    return is_early
+
+
 def test_what_a_stalled_follower_holds_back_came_when_it_was_appended(
     brokers: Replicated, tmp_path: Path
 ) -> None:
-    """The missing segment comes 1.1 s after the end, the grace is 3 s, the stall lasts 6 s."""
+    """The missing segment comes 1.1 s after the end, the grace is 3 s, the stall lasts 6 s.
+
+    Where the machine is so busy that it comes after the grace, it is tried again.
+    """
     coordinators = brokers.coordinators()
     leader = min(coordinators)
     follower = next(each for each in (1, 2, 3) if each not in coordinators)
@@ -82,22 +110,17 @@ def test_what_a_stalled_follower_holds_back_came_when_it_was_appended(
         idle_timeout_s=60.0,
     ) as deployed:
         worker = deployed.start_and_wait()
-        orders = [three(f"stalled-{each}") for each in range(12)]
-        deployed.send([pair for first, _, last in orders for pair in (first, last)])
-        ended_s = time.monotonic()
-        time.sleep(0.6)
-        seen = brokers.visible_until(deployed.segments)
-        with brokers.frozen(follower) as frozen_s:
-            time.sleep(max(0.0, ended_s + 1.1 - time.monotonic()))
-            appended = brokers.append(deployed.segments, [second for _, second, _ in orders])
-            assert time.monotonic() < ended_s + 2.5, "too slow a machine: it came after the grace"
-            while frozen_s() < 6.0:
-                # The fault is the one that is meant: in the log, in sync by name, not to be seen.
-                assert min(appended) >= brokers.visible_until(deployed.segments) == seen
-                time.sleep(0.2)
-            assert follower in brokers.partitions(deployed.segments)[0].in_sync
-        deployed.wait_for_truth(30)
-        found = [decode_total(each.value()) for each in deployed.found_totals()]
+        for turn in range(TRIES):
+            names = [f"stalled-{turn}-{each}" for each in range(12)]
+            if came_within_the_grace(brokers, deployed, follower, names):
+                break
+            brokers.wait_in_sync(deployed.segments)
+            deployed.wait_for_truth()
+        else:
+            raise AssertionError("too slow a machine: it came after the grace each time")
+        deployed.wait_for_truth()
+        all_found = [decode_total(each.value()) for each in deployed.found_totals()]
+        found = [each for each in all_found if each.service_order_number in names]
         assert [(each.revision, each.status) for each in found] == [(1, Status.COMPLETE)] * 12
         arrivals = {each.append_ms for each in deployed.log()}
         assert {each.settled_at_ms for each in found} <= arrivals
@@ -106,7 +129,7 @@ def test_what_a_stalled_follower_holds_back_came_when_it_was_appended(
         again = deployed.start_and_wait()
         time.sleep(2.0)
         assert again.process.poll() is None
-        assert len(deployed.found_totals()) == 12
+        assert len(deployed.found_totals()) == len(all_found)
         assert deployed.differences() == []
         assert again.stop() == 0
 
@@ -160,7 +183,7 @@ def test_an_open_transaction_holds_back_its_partition_alone(
             {
                 "bootstrap.servers": bootstrap_servers,
                 "transactional.id": f"{made.name}-client",
-                "transaction.timeout.ms": 60_000,
+                "transaction.timeout.ms": 300_000,
             }
         )
         client.init_transactions(30)
@@ -176,20 +199,22 @@ def test_an_open_transaction_holds_back_its_partition_alone(
         _go_on(made, worker, others)
         held_for_s = time.monotonic() - began_s
         assert held_for_s > 2.5 * STALL_TIMEOUT_S
-        partitions = worker.get("/status")[1]["partitions"]
-        waiting = {
-            each: status.get("waiting_for_transaction_s") for each, status in partitions.items()
-        }
-        since_s = waiting.pop("2")
-        assert since_s is not None
-        assert 2 * STALL_TIMEOUT_S < since_s <= held_for_s + 1
+        wait_until(lambda: waiting_s(worker)["2"] > 2 * STALL_TIMEOUT_S, "it says how long")
+        waiting = waiting_s(worker)
+        assert waiting.pop("2") <= time.monotonic() - began_s + 1
         assert not any(waiting.values())
         client.commit_transaction(30)
-        made.wait_for_truth(30)
+        made.wait_for_truth()
         (total,) = made.truth().totals[held]
         assert total.status == Status.COMPLETE
         assert pid == worker.process.pid
         assert worker.stop() == 0
+
+
+def waiting_s(worker: Worker) -> dict[str, float]:
+    """How long each partition has waited for a transaction; 0: it doesn't."""
+    partitions = worker.get("/status")[1]["partitions"]
+    return {each: task.get("waiting_for_transaction_s") or 0 for each, task in partitions.items()}
 
 
 def _go_on(made: Deployment, worker: Worker, others: list[str]) -> None:
@@ -197,10 +222,11 @@ def _go_on(made: Deployment, worker: Worker, others: list[str]) -> None:
 
     def settled() -> bool:
         assert worker.process.poll() is None, "the worker has ended"
-        assert worker.get("/health/live")[0] == 200
+        if worker.get("/health/live")[0] != 200:
+            return False  # busy for a moment; one that is stuck ends itself
         found = [decode_total(each.value()) for each in made.found_totals()]
         return {(each.service_order_number, each.status) for each in found} == {
             (number, Status.INCOMPLETE) for number in others
         }
 
-    wait_until(settled, "the other partitions' orders have settled", 20)
+    wait_until(settled, "the other partitions' orders have settled")

@@ -48,7 +48,9 @@ NEEDS = {
     "resend": [replace(READ, name=LETTERS), replace(READ, operation="Write")],
 }
 OTHERS = [(role, right) for role, rights in NEEDS.items() for right in rights]
-WITHIN_S = 10.0
+PATIENCE_S = 90.0
+WITHIN_S = 45.0
+"""What is certain is told without waiting; on a machine that is busy that takes a while too."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def settings_of(kafka: GuardedKafka, user: str) -> Settings:
 def test_a_worker_names_the_right_that_is_missing(kafka: GuardedKafka, at: int) -> None:
     began_s = time.monotonic()
     with pytest.raises(AccessError) as raised:
-        enter(settings_of(kafka, f"worker-{at}"), "worker")
+        enter(settings_of(kafka, f"worker-{at}"), "worker", patience_s=PATIENCE_S)
     assert time.monotonic() < began_s + WITHIN_S
     (needed,) = (each for each in str(raised.value).splitlines() if "needs the right" in each)
     # On a topic that it may not describe without this one, it can't know of the others.
@@ -206,12 +208,12 @@ def test_a_group_is_asked_without_what_crashes(kafka: GuardedKafka) -> None:
 # --- the way in --------------------------------------------------
 
 
-def refused(settings: Mapping[str, str], patience_s: float = 20.0) -> str:
+def refused(settings: Mapping[str, str], patience_s: float = PATIENCE_S) -> str:
     """Return what is said of a way in that doesn't lead in, within seconds."""
     began_s = time.monotonic()
     with pytest.raises(UnreachableError) as raised:
         await_kafka(Settings(**settings), patience_s=patience_s)  # type: ignore[arg-type]
-    assert time.monotonic() < began_s + 6.0
+    assert time.monotonic() < began_s + WITHIN_S
     return str(raised.value)
 
 

@@ -18,7 +18,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from durabill.deploy.commands.process_words import own_version
+from durabill import __version__
 from durabill.schemas import PARTITIONER, encode_total
 from tests.broker.test_cli import COMMAND, environment, eventually, run, start
 from tests.unit.test_schemas import TOTAL
@@ -260,8 +260,7 @@ def test_each_process_says_what_it_is_that_it_is_ready_and_that_it_stopped(
         lines = (tmp_path / f"{name}.log").read_text().splitlines()
         first, *_, last = lines = [each for each in lines if " applied " not in each]
         assert (
-            f"durabill.process durabill {own_version()} {name}: application id {mark}, topic"
-            in first
+            f"durabill.process durabill {__version__} {name}: application id {mark}, topic" in first
         )
         assert f"Kafka {bootstrap_servers}, pid {told[name]['pid']}" in first
         assert last.endswith(f"durabill.process {name} stopped")

@@ -5,7 +5,9 @@ and then in the largest batches that are taken, each of 1 MB. What must come of 
 enough to be said here: the oracle takes minutes for an order of so many pieces.
 """
 
+import itertools
 import json
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,8 +27,11 @@ BODY_BYTES = 1_048_576
 PER_REQUEST = 10_300
 PIECES_MAX = 10_000
 HOSTILE = ("rising", "falling")
-HONEST_LATE_MS_MAX = 5_000
-"""How late an honest order's total may come beside them on a machine that does other things too."""
+HONEST_LATE_MEDIAN_MS_MAX = 3_000
+HONEST_LATE_MS_MAX = 45_000
+"""How late an honest order's total may come beside them on a machine that does other things too:
+half of them, and any. Without bounds on an order there was none at all."""
+HONEST_MIN = 12
 
 REVISIONS_MAX = 8
 TOTALS_BYTES_MAX = 10_000_000
@@ -56,31 +61,31 @@ def islands(order: str, base_ms: int) -> list[dict[str, Any]]:
     return found if order == "rising" else found[::-1]
 
 
-def honest(url: str, stopped: Future[None]) -> int:
-    """Order after order of two segments, until told to stop; gives how many."""
-    count = 0
-    while not stopped.done():
-        count += 1
+def honest(url: str, stopped: Future[None], done: list[str]) -> None:
+    """Order after order of two segments, until told to stop; `done` gets each one's number."""
+    for count in itertools.count(1):
+        if stopped.done():
+            return
         at_ms = now_ms() - 1_000
         first, second = item(1, at_ms, at_ms + 500), item(2, at_ms + 500, at_ms + 900, True)
         assert post(url, f"honest-{count}", first) == 200
         assert post(url, f"honest-{count}", second) == 200
+        done.append(f"honest-{count}")
         time.sleep(PAUSE_S)
-    return count
 
 
 @contextmanager
-def honest_beside(url: str) -> Iterator[list[int]]:
-    """Honest orders as long as the block takes; the list gets how many there were."""
+def honest_beside(url: str) -> Iterator[list[str]]:
+    """Honest orders as long as the block takes; gives their numbers."""
     stopped: Future[None] = Future()
-    counts: list[int] = []
+    done: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(honest, url, stopped)
+        sent = pool.submit(honest, url, stopped, done)
         try:
-            yield counts
+            yield done
         finally:
             stopped.set_result(None)
-        counts.append(sent.result(60))
+        sent.result(60)
 
 
 def totals(deployed: Deployment) -> dict[str, list[tuple[OrderTotal, int, int]]]:
@@ -96,7 +101,7 @@ def test_two_requests_of_a_megabyte(bootstrap_servers: str, tmp_path: Path) -> N
     with (
         ExitStack() as stack,
         deployment(
-            bootstrap_servers, tmp_path, partitions=2, settle_grace_s=0.5, idle_timeout_s=2
+            bootstrap_servers, tmp_path, partitions=2, settle_grace_s=0.5, idle_timeout_s=60
         ) as deployed,
     ):
         worker = deployed.start_and_wait(stall_timeout_s=5)
@@ -113,7 +118,7 @@ def test_two_requests_of_a_megabyte(bootstrap_servers: str, tmp_path: Path) -> N
             assert post(url, order, item(1, base_ms, base_ms + 1, True)) == 200
         wait_until(lambda: totals(deployed).keys() == set(HOSTILE), "both have settled once")
 
-        with honest_beside(url) as counts:
+        with honest_beside(url) as numbers:
             for order in HOSTILE:
                 segments = islands(order, base_ms)
                 assert len(segments) == PER_REQUEST
@@ -123,20 +128,18 @@ def test_two_requests_of_a_megabyte(bootstrap_servers: str, tmp_path: Path) -> N
                 for first in range(0, PER_REQUEST, SEGMENTS_MAX):
                     body = json.dumps(segments[first : first + SEGMENTS_MAX]).encode()
                     assert post(url, order, body.ljust(BODY_BYTES)) == 200
-                assert worker.get("/health/live")[0] == 200
-            time.sleep(2.0)
+                wait_until(lambda: worker.get("/health/live")[0] == 200, "it is alive")
+            wait_until(lambda: len(numbers) >= HONEST_MIN, "there are enough honest ones")
         wait_until(lambda: is_settled(worker), "all of it has settled")
-        what_came_of_them(deployed, counts[0])
-        assert worker.get("/health/ready")[0] == 200
+        what_came_of_them(deployed, numbers)
+        wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is well")
         assert worker.process.poll() is None
 
         before = deployed.found_totals()
-        began_s = time.monotonic()
         assert worker.stop() == 0
         worker = deployed.start_and_wait()
         worker.kill()
         deployed.start_and_wait()
-        assert time.monotonic() - began_s < 60
         at_ms = now_ms() - 1_000
         assert post(url, "after", item(1, at_ms, at_ms + 500, True)) == 200
         wait_until(lambda: "after" in totals(deployed), "it works as before")
@@ -149,15 +152,15 @@ def is_settled(worker: Worker) -> bool:
     return not any(each["lag"] or each["oldest_deadline_ms"] for each in tasks)
 
 
-def what_came_of_them(deployed: Deployment, honest_count: int) -> None:
+def what_came_of_them(deployed: Deployment, honest_numbers: list[str]) -> None:
     """Few revisions of the two, none of them large, and every honest total in time."""
     found = totals(deployed)
     late_ms = []
-    for number in range(1, honest_count + 1):
-        ((total, came_ms, _),) = found[f"honest-{number}"]
+    for number in honest_numbers:
+        ((total, came_ms, _),) = found[number]
         assert total.status == Status.COMPLETE
         late_ms.append(came_ms - total.settled_at_ms)
-    assert len(late_ms) > 10
+    assert statistics.median(late_ms) < HONEST_LATE_MEDIAN_MS_MAX, sorted(late_ms)
     assert max(late_ms) < HONEST_LATE_MS_MAX, sorted(late_ms)[-5:]
     for order in HOSTILE:
         assert 2 <= len(found[order]) <= REVISIONS_MAX

@@ -46,7 +46,7 @@ from durabill.stream_processors.kafka.group_offsets import read_committed_offset
 from tests.broker.traffic_kit import Pair
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-STOP_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 90.0
 
 _ENTRY = """
@@ -77,7 +77,7 @@ def _compile_kernel() -> None:
         ColumnTable(Place(0, 1), order.Policy(), WriterSchemas()).warm_up()
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
     """Returns as soon as the condition holds; fails after `timeout_s`."""
     until_s = time.monotonic() + timeout_s
     while not condition():
@@ -199,7 +199,7 @@ class Worker:
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON of a page, the path sent as it is."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", path)
             response = connection.getresponse()

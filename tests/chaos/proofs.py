@@ -16,7 +16,7 @@ from tests.chaos.cluster import process_state
 from tests.chaos.schedule import Fault, Kind
 from tests.chaos.vitals import Vitals
 
-PROOF_S = 25.0
+PROOF_S = 60.0
 JOINS_S = 90.0
 """How long a worker may take to own partitions: the session of the one before, and its start."""
 

@@ -43,7 +43,7 @@ def proxy() -> Iterator[Proxy]:
 
 @contextmanager
 def connected(proxy: Proxy) -> Iterator[socket.socket]:
-    with socket.create_connection((HOST, proxy.listen_port), timeout=5) as made:
+    with socket.create_connection((HOST, proxy.listen_port), timeout=30) as made:
         yield made
 
 
@@ -72,11 +72,11 @@ def test_passes(proxy: Proxy) -> None:
 def test_slow_is_slow_both_ways_until_it_is_not(proxy: Proxy) -> None:
     with connected(proxy) as connection:
         round_trip_s(connection)
-        proxy.switch(Mode.SLOW, 0.1)
-        assert round_trip_s(connection) >= 0.2
+        proxy.switch(Mode.SLOW, 0.5)
+        assert round_trip_s(connection) >= 1.0
         proxy.switch(Mode.PASS)
-        assert round_trip_s(connection) < 0.2
-    assert proxy.counters.held() == 8
+        assert min(round_trip_s(connection) for _ in range(20)) < 1.0
+    assert proxy.counters.held() == 8  # as it was slow, and not since
 
 
 def test_silent_holds_everything_back_and_loses_nothing(proxy: Proxy) -> None:
@@ -88,7 +88,7 @@ def test_silent_holds_everything_back_and_loses_nothing(proxy: Proxy) -> None:
         with pytest.raises(TimeoutError):
             connection.recv(100)
         proxy.switch(Mode.PASS)
-        connection.settimeout(5)
+        connection.settimeout(30)
         assert connection.recv(100) == b"ping"
     assert proxy.counters.held() == 4
 

@@ -71,7 +71,7 @@ def replayed(place: Place, terms: PartitionTerms, log: list[Chunk], engine: Engi
 
 def merged(log: list[Chunk], sizes: list[int]) -> list[Chunk]:
     """Return the log with several batches in a chunk."""
-    left, out = iter(log), []
+    left, out = iter(log), list[Chunk]()
     for size in itertools.cycle(sizes):
         if not (some := list(itertools.islice(left, size))):
             return out

@@ -181,6 +181,33 @@ def test_settings_that_are_named_are_settings(name: str) -> None:
     assert set(re.findall(r"DURABILL_([A-Z][A-Z_]*[A-Z])", text_of(name))) <= known
 
 
+def test_the_first_release_has_only_added_things_in_whole_lists() -> None:
+    log = text_of("CHANGELOG.md")
+    assert re.findall(r"^### (.+)$", log, re.M) == ["Added"]
+    assert re.findall(r"\n\n- .*", log.replace("**\n\n- ", "** - ")) == []
+
+
+def test_as_many_broken_versions_as_the_simulation_has() -> None:
+    from tests.sim.mutations import MUTATIONS
+
+    (told,) = re.findall(r"(\d+) deliberately broken", text_of("docs/guarantees.md"))
+    assert int(told) == len(MUTATIONS)
+
+
+def test_every_command_with_something_to_tell_has_json() -> None:
+    """`kafka stop` and `postgres stop` say nothing but what goes wrong."""
+
+    def without_json(command: Any, path: str) -> Iterator[str]:
+        for name, each in getattr(command, "commands", {}).items():
+            yield from without_json(each, f"{path} {name}".strip())
+        is_group = hasattr(command, "commands")
+        if not is_group and not any("--json" in each.opts for each in command.params):
+            yield path
+
+    found = set(without_json(typer.main.get_command(app), ""))
+    assert found == {"kafka stop", "postgres stop"}
+
+
 def test_the_routes_of_the_gateway() -> None:
     lines = re.findall(r"^\|(.*?)\|", section("docs/http.md", "## The HTTP API"), re.M)
     told = set(re.findall(r"`([A-Z]+) (/[^`\s]*)`", " ".join(lines)))

@@ -115,7 +115,7 @@ def test_one_piece_more_than_the_limit_is_a_dead_letter(
     began_s = time.process_time()
     assert log.fold(events[: ORDER_PIECES_MAX - 1]).dead_letters == []
     # Nothing quadratic: that took half a minute where islands fall.
-    assert time.process_time() - began_s < 5
+    assert time.process_time() - began_s < 15
     assert log.pieces(counted) == ORDER_PIECES_MAX - 1
     assert log.fold([events[ORDER_PIECES_MAX - 1]]).dead_letters == []
     assert log.pieces(counted) == ORDER_PIECES_MAX

@@ -30,6 +30,7 @@ ROLES = {
     "`durabill dead-letters`": "letters",
     "`durabill dead-letters resend`": "resend",
     "`durabill replay`": "replay",
+    "archive": "archive",
 }
 """The table's names of what `rights_of` knows by another one."""
 
@@ -101,4 +102,9 @@ def test_pages_of_the_worker() -> None:
 
 def test_every_command_that_runs_is_in_the_table_of_processes() -> None:
     told = [row[1] for row in rows_of(section(PAGE, "## Processes"))]
-    assert told == ["`durabill worker`", "`durabill ledger`", "`durabill gateway`"]
+    assert told == [
+        "`durabill worker`",
+        "`durabill ledger`",
+        "`durabill gateway`",
+        "`durabill archive`",
+    ]

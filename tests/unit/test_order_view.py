@@ -3,10 +3,11 @@
 import pytest
 
 from durabill.deploy.commands.order_log import Totals, compare_letters
-from durabill.deploy.commands.order_story import Basis, Story
-from durabill.deploy.commands.order_view import draw, policy_lines, show_story, show_totals
+from durabill.deploy.commands.order_view import draw, show_story, show_totals
 from durabill.deploy.terminal import counted, human_doubts
 from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from durabill.stream_processors.audit.story import Basis, Story
+from durabill.stream_processors.audit.words import policy_lines
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.explain import explain
 from durabill.stream_processors.core.intervals import IntervalSet

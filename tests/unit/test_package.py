@@ -127,6 +127,14 @@ def test_a_wheel_holds_durabill_and_nothing_else(wheel: Path) -> None:
     assert f"{meta}/licenses/LICENSE" in names
 
 
+def test_whoever_finds_it_reads_what_it_is() -> None:
+    assert PROJECT["authors"]
+    assert PROJECT["license"] == "Apache-2.0"
+    kinds = {each.partition(" :: ")[0] for each in PROJECT["classifiers"]}
+    wanted = {"Development Status", "Intended Audience", "Operating System", "Topic", "Typing"}
+    assert wanted | {"Programming Language"} <= kinds
+
+
 def test_the_sdist_gives_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as file:

@@ -29,6 +29,7 @@ LONG_FILES = {
     "stream_processors/engine/kernel/rows.py": "what a row is, and its arithmetic",
     "stream_processors/ledger/consumer.py": "one loop with its order of effects",
     "stream_processors/ledger/store.py": "all SQL that the ledger writes with",
+    "stream_processors/settings.py": "all settings in one place, and what is wrong with them",
     "stream_processors/worker/driver.py": "all that reaches into Faust and aiokafka",
     "stream_processors/worker/partition_writer.py": "one order of effects, and its theory",
     "stream_processors/worker/processor.py": "the order of effects of a worker",

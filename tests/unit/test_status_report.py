@@ -257,7 +257,7 @@ def test_a_server_that_drips_is_left(
         found, why_not = ask_page(dripping, "", "/status", timeout_s=0.5)
     assert found is None
     assert "no end" in why_not
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 60  # the whole of it takes hours
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "http://[", "ftp://x/"])
@@ -273,6 +273,8 @@ def test_nobody_there(url: str) -> None:
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
         b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000,
+        b"HTTP/1.1 200 OK\r\n\r\nnull",
+        b"HTTP/1.1 503 Away\r\n\r\nnull",
         b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
         b"HTTP/1.1 503 Away\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
     ],

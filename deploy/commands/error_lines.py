@@ -47,7 +47,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise SettingsError(problems)
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> list[str] | None:
+def error_lines(error: Exception, arguments: Sequence[str]) -> list[str] | None:
     """Return what to tell the user, a line each; None if `error` is a bug of ours."""
     if isinstance(error, ImportError):
         missing = missing_for(arguments, error.name)
@@ -105,9 +105,9 @@ def _hint(error: Exception, path: str, arguments: Sequence[str]) -> str:
         text = next((each for each in arguments if each.startswith(option)), option)
         if command == "resend" and not text.startswith("--"):
             return "A place is PARTITION/OFFSET, such as 0/17. "
-        if command == "order" or (command == "totals" and not text.startswith("--")):
-            number = plain(shlex.quote(text))
-            return f"What begins with a dash goes after `--`: durabill order -- {number}. "
+        if command in ("order", "explain") or (command == "totals" and not text.startswith("--")):
+            number, look = plain(shlex.quote(text)), command.replace("totals", "order")
+            return f"What begins with a dash goes after `--`: durabill {look} -- {number}. "
     if command == "totals" and "unexpected extra argument" in str(error):
         return "For one order: durabill order NUMBER. "
     if command == "dead-letters" and "No such command" in str(error):

@@ -1,0 +1,144 @@
+"""`durabill leakage`: where time, and so money, may be lost."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from durabill.deploy.commands.common import (
+    AS_JSON,
+    CONNECTION,
+    TOPICS,
+    located,
+    quiet_kafka,
+    with_settings,
+    without_password,
+)
+from durabill.deploy.terminal import Progress, emit, progress_bars, say, shown
+
+if TYPE_CHECKING:
+    from durabill.stream_processors.audit.leakage import Leakage
+    from durabill.stream_processors.dead_letters.letters import DeadLetter
+    from durabill.stream_processors.settings import Settings
+
+
+class Source(StrEnum):
+    """Where the totals are read."""
+
+    TOPIC = "topic"
+    LEDGER = "ledger"
+
+
+@with_settings(*CONNECTION, *TOPICS, "ledger_dsn")
+def leakage(
+    settings: "Settings",
+    source: Annotated[Source, typer.Option(help="Where the totals are read.")] = Source.TOPIC,
+    top: Annotated[int, typer.Option(min=1, help="Tell so many orders to look at first.")] = 20,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write those orders to this file, as CSV.")
+    ] = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """Tell where time may be lost: from every order's latest total, and from the dead letters.
+
+    Told are: orders that never ended, by status; the proven time, and how much more it may be at
+    most; orders of which no such bound is known; numbers missing, by hour and by partition; orders
+    whose first number isn't 1; how much was reported more than once; dead letters by reason, with
+    the time that they report; orders of which there are dead letters alone. The orders to look at
+    first are those where the most time may be lost. Nothing here is an error: what is missing may
+    still come. Reads the totals topic, as committed, or the ledger, and the dead letters. Orders
+    that were opened, and of which no record ever came, are in none of these.
+
+        durabill leakage --top 50 --csv look-at.csv
+        durabill leakage --source ledger --json | jq '.all.may_be_missing_ms'
+    """
+    from durabill.deploy.connect import enter
+    from durabill.stream_processors.audit.leakage import Leakage
+    from durabill.stream_processors.audit.leakage_report import as_csv, lines_of
+    from durabill.stream_processors.audit.leakage_report import as_json as report_as_json
+    from durabill.stream_processors.audit.report_file import check_report_path, write_report_file
+
+    if csv is not None:
+        check_report_path(csv)
+    needed = ("ledger_dsn",) if source is Source.LEDGER else ()
+    settings = located(settings, "bootstrap_servers", *needed, role="letters")
+    if source is Source.TOPIC:
+        enter(settings, "totals")
+    found = Leakage(top)
+    with progress_bars(quiet=as_json) as progress:
+        _add_letters(settings, found)
+        if source is Source.TOPIC:
+            where, unreadable = (
+                f"topic {settings.totals_topic}",
+                _add_topic(settings, found, progress),
+            )
+        else:
+            where, unreadable = f"the ledger at {without_password(settings.ledger_dsn)}", 0
+            _add_ledger(settings, found)
+        found.finish()
+    if csv is not None:
+        write_report_file(csv, as_csv(found))
+        say(f"wrote the orders to look at first to {shown(str(csv))}")
+    if as_json:
+        emit({"source": where, "unreadable_totals": unreadable, **report_as_json(found)})
+        return
+    print(f"Every order's latest total in {where}")
+    print("\n".join(lines_of(found)))
+    if unreadable:
+        say(f"note: {unreadable:,} records of the topic are no totals, and were passed over")
+
+
+def _add_letters(settings: "Settings", found: "Leakage") -> None:
+    from durabill.stream_processors.dead_letters.letters import list_dead_letters
+
+    for letter in list_dead_letters(quiet_kafka(settings), settings.dead_letters_topic):
+        found.add_letter(letter.reason or "(no reason)", *_order_of(letter))
+
+
+def _order_of(letter: "DeadLetter") -> tuple[str | None, int]:
+    """Return which order a dead letter is of, None if that can't be told, and the time in it.
+
+    Key and value have to agree: otherwise anybody could make another's order look so.
+    """
+    from durabill.schemas import OWN_SCHEMA_ONLY, BadRecord
+    from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
+
+    time_ms, key = 0, letter.key
+    try:
+        raw = OWN_SCHEMA_ONLY.read(letter.value)
+        if raw[0] != key:
+            return None, 0
+        time_ms = min(max(raw[3] - raw[2], 0), SEGMENT_LENGTH_MAX_MS)
+    except BadRecord:
+        pass  # by its key alone
+    try:
+        return None if key is None else key.decode(), time_ms
+    except UnicodeDecodeError:
+        return None, time_ms
+
+
+def _add_topic(settings: "Settings", found: "Leakage", progress: Progress) -> int:
+    """Take in the totals of a topic, partition by partition; return how many can't be read."""
+    from durabill.schemas import BadTotal, decode_total
+    from durabill.stream_processors.kafka.reading import partition_count, read_topic
+
+    kafka, topic, unreadable = quiet_kafka(settings), settings.totals_topic, 0
+    for partition in range(partition_count(kafka, topic)):
+        mine = frozenset({partition})
+        for _, _, message in read_topic(kafka, topic, partitions=mine, progress=progress):
+            value: Any = message.value()
+            try:
+                found.add_total(decode_total(value if isinstance(value, bytes) else None))
+            except BadTotal:
+                unreadable += 1
+        found.settle()
+    return unreadable
+
+
+def _add_ledger(settings: "Settings", found: "Leakage") -> None:
+    from durabill.stream_processors.ledger.lookups import latest_summaries
+
+    for total in latest_summaries(settings.ledger_dsn):
+        found.add_total(total)
+        found.settle()

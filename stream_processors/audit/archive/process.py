@@ -1,0 +1,143 @@
+"""`durabill archive`: reads the segments topic and writes it into the archive, once or for good.
+
+A pass takes each partition from where the archive, or the file in the making, ends to the end that
+is committed now. A run with `once` makes one pass and ends each partition's file there. One that
+goes on makes a pass every few seconds, and ends a file before its time only where its first record
+has waited for long: else a partition that falls silent would wait for ever, and Kafka's retention
+wouldn't.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from confluent_kafka.admin import AdminClient
+
+from durabill.schemas.errors import ContractError
+from durabill.stream_processors.audit.archive.archiver import Archiver, check_log
+from durabill.stream_processors.audit.archive.live import Live
+from durabill.stream_processors.audit.archive.manifest import ArchiveOf
+from durabill.stream_processors.audit.archive.pieces import PieceReader
+from durabill.stream_processors.audit.raw_log import FetchedLog
+from durabill.stream_processors.kafka.errors import Right, patiently
+from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
+from durabill.stream_processors.kafka.reading import read_bounds
+from durabill.stream_processors.kafka.topic_ids import topic_ids
+from durabill.stream_processors.settings import Settings
+
+OFFSETS_PER_FILE = 1_000_000
+TAIL_MAX_S = 86_400.0
+PASS_INTERVAL_S = 5.0
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How a run that goes on ends: when `stop` is set. The clock is for tests."""
+
+    stop: threading.Event
+    tail_max_s: float = TAIL_MAX_S
+    interval_s: float = PASS_INTERVAL_S
+    clock_s: Callable[[], float] = time.time
+
+
+def live_log(settings: Settings, offsets_per_file: int = OFFSETS_PER_FILE) -> ArchiveOf:
+    """Return which log the segments topic is, as an archive's entry 0 says it."""
+    kafka: dict[str, Any] = quiet(settings.librdkafka())
+    topic = settings.segments_topic
+    admin = AdminClient(kafka)
+    right = Right("Describe", "topic", topic)
+    metadata = patiently(
+        lambda timeout_s: admin.list_topics(topic, timeout=timeout_s), "the cluster", kafka, right
+    )
+    ids = patiently(
+        lambda timeout_s: topic_ids(admin, [topic], timeout_s), f"the id of {topic}", kafka, right
+    )
+    if not metadata.cluster_id:
+        raise ContractError(
+            "this Kafka doesn't tell its cluster's id, by which logs are told apart"
+        )
+    return ArchiveOf(
+        cluster_id=metadata.cluster_id,
+        topic=topic,
+        topic_id=ids[topic],
+        partitions=len(metadata.topics[topic].partitions),
+        offsets_per_file=offsets_per_file,
+    )
+
+
+def live(settings: Settings) -> Live:
+    """Return the segments topic as what an archive can be compared with."""
+    of, kafka = live_log(settings), quiet(settings.librdkafka())
+    bounds = read_bounds(kafka, LOOK_GROUP, of.topic, range(of.partitions))
+    return Live(of, bounds, partial(FetchedLog, settings, of.topic))
+
+
+class ArchiveRun:
+    """One process that archives; `after_pass` is called when a pass has made files."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        archiver: Archiver,
+        *,
+        progress: Progress | None = None,
+        after_pass: Callable[[], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._archiver = archiver
+        self._progress = progress
+        self._after_pass = after_pass
+        self.reader = PieceReader()
+        self.rows = 0
+        """Records that were read."""
+
+    def once(self) -> None:
+        """Archive all that is committed now."""
+        self._pass(None)
+        for partition in self._archiver.partitions.values():
+            partition.close_tail()
+        self._passed()
+
+    def follow(self, follow: Follow) -> None:
+        """Archive until told to stop."""
+        while not follow.stop.is_set():
+            self._pass(follow.stop)
+            now_ms = follow.clock_s() * 1000
+            for partition in self._archiver.partitions.values():
+                since_ms = partition.waits_since_ms
+                if since_ms is not None and now_ms - since_ms > follow.tail_max_s * 1000:
+                    partition.close_tail()
+            self._passed()
+            follow.stop.wait(follow.interval_s)
+
+    def _pass(self, stop: threading.Event | None) -> None:
+        archiver, topic = self._archiver, self._archiver.of.topic
+        check_log(archiver.folder, archiver.of, live_log(self._settings))
+        kafka = quiet(self._settings.librdkafka())
+        bounds = read_bounds(kafka, LOOK_GROUP, topic, sorted(archiver.partitions))
+        for partition, (first, _) in bounds.items():
+            archiver.begin_at(partition, first)
+        starts = {each: archiver.partitions[each].next_offset for each in bounds}
+        total = sum(max(0, end - starts[each]) for each, (_, end) in bounds.items())
+        done = 0
+        for partition, (_, end) in bounds.items():
+            log = FetchedLog(self._settings, topic, partition, starts[partition], end)
+            for part in log.parts():
+                for piece in self.reader.pieces(part):
+                    archiver.partitions[partition].take(piece)
+                    self.rows += len(piece.records)
+                if self._progress is not None:
+                    read = part.chunk.next_offset - starts[partition]
+                    self._progress("archiving", done + read, total)
+                if stop is not None and stop.is_set():
+                    return
+            done += max(0, end - starts[partition])
+
+    def _passed(self) -> None:
+        if self._after_pass is not None:
+            self._after_pass()

@@ -5,7 +5,7 @@ never be published; and it must say from where on published totals are to be loo
 would be published twice. So first the log is replayed beside what was published: every published
 total must be one that the log gives. If nothing is missing, the table at the end is the checkpoint.
 If a total, a dead letter or a record sent on is missing (a worker was killed before it came to it),
-the checkpoint is of the last chunk before the first one that gives something missing. A worker that
+the checkpoint is of the last batch before the first one that gives something missing. A worker that
 starts then replays the rest, publishes what is missing, and suppresses what isn't.
 
 Written is in transactions, by the producer that a worker would open:
@@ -45,6 +45,7 @@ from durabill.stream_processors.audit.terms import read_entries
 from durabill.stream_processors.audit.totals_log import TotalsLog
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.dead_letters.letters import list_dead_letters
+from durabill.stream_processors.engine.batch import Chunk, headers_in
 from durabill.stream_processors.engine.checkpoint import (
     META,
     SegmentsTopic,
@@ -106,9 +107,7 @@ def rebuild_checkpoint(
     """
     with audit_errors():
         partitions = segments_partitions(settings)
-        offsets = stopped.stopped_at(settings, partitions)
-        if not dry_run:
-            stopped.fence(settings, partitions)
+        stopped.make_sure(settings, partitions, dry_run=dry_run)
         jobs = rebuild_jobs(settings, partitions, engine, progress)
         ids = _topic_ids(settings)
         letters = _letters(settings)
@@ -122,20 +121,11 @@ def rebuild_checkpoint(
             )
             for job in jobs
         ]
-        if not dry_run and not _hold(settings, jobs, offsets):
-            raise AuditError("a worker was started meanwhile. Stop it, and run this again")
         done, _ = run_jobs(jobs, rebuild_partition, processes, progress, _PHASE)
         if not dry_run:
             # It only follows the checkpoint, as it does where a worker writes one.
             stopped.commit(settings, {each.partition: each.next_offset for each in done})
         return RebuiltCheckpoint(tuple(done), tuple(notes_of(jobs)))
-
-
-def _hold(settings: Settings, jobs: list[RebuildJob], offsets: dict[int, int | None]) -> bool:
-    """Give the group an offset where it has none: without a meta no worker starts from then on."""
-    firsts = {job.place.partition: job.first_offset for job in jobs}
-    missing = {each: firsts[each] for each, offset in offsets.items() if offset is None}
-    return not missing or stopped.commit(settings, missing)
 
 
 def _topic_ids(settings: Settings) -> tuple[str, str]:
@@ -267,7 +257,7 @@ class _Pass:
         return totals + len(self._letters_due) + sum(map(len, self._forwards.values()))
 
     def barrier(self) -> int:
-        """Return where the first chunk begins that gives something that is missing."""
+        """Return where the first batch begins that gives something that is missing."""
         job = self._job
         missing = {
             (key, value) for key, all_of in self.matcher.computed.items() for value in all_of
@@ -275,18 +265,31 @@ class _Pass:
         offsets = {*self._letters_due, *(each for some in self._forwards.values() for each in some)}
         replay = Replay(job.place, job.terms, job.engine)
         for part in explained(whole_log(job), job):
-            chunk = part.chunk
-            given = {total for step in replay.fold(chunk) for total in step.effects.totals}
-            if given & missing or any(
-                chunk.first_offset <= each < chunk.next_offset for each in offsets
-            ):
-                return chunk.first_offset
+            for batch in batches_of(part.chunk):
+                given = {total for step in replay.fold(batch) for total in step.effects.totals}
+                if given & missing or any(
+                    batch.first_offset <= each < batch.next_offset for each in offsets
+                ):
+                    return batch.first_offset
         raise StateError("a second replay of the log gave other totals: report it as a bug")
 
     def totals_offset(self) -> int:
         """Return from where on the totals are that a replay from here gives once more."""
         offsets = (each.offset for some in self.matcher.published.values() for each in some)
         return min(offsets, default=self._job.totals_end)
+
+
+def batches_of(chunk: Chunk) -> Iterator[Chunk]:
+    """Yield a chunk's batches one by one, in chunks of their own that join without a hole."""
+    found = list(headers_in(chunk.data))
+    first = chunk.first_offset
+    for place, (at, header) in enumerate(found):
+        is_last = place + 1 == len(found)
+        after = chunk.next_offset if is_last else found[place + 1][1].base_offset
+        yield Chunk(first, after, chunk.data[at : at + header.size])
+        first = after
+    if not found:
+        yield chunk
 
 
 # -- what is written --------------------------------------------------------------------------

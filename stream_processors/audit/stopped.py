@@ -12,7 +12,8 @@ from confluent_kafka import TopicPartition
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.kafka.appending import Appender
 from durabill.stream_processors.kafka.group_offsets import commit_from_outside, read_group_offsets
-from durabill.stream_processors.kafka.options import quiet
+from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
+from durabill.stream_processors.kafka.reading import read_bounds
 from durabill.stream_processors.settings import Settings
 
 
@@ -21,21 +22,26 @@ def writer_id(settings: Settings, partition: int) -> str:
     return f"{settings.application_id}-{partition}"
 
 
-def stopped_at(settings: Settings, partitions: Sequence[int]) -> dict[int, int | None]:
-    """Return the group's offsets; raise AuditError if a worker is in the group.
+def make_sure(settings: Settings, partitions: Sequence[int], *, dry_run: bool) -> None:
+    """Raise AuditError if a worker is in the group; unless `dry_run`, no worker can write then.
 
-    Changes nothing. A group that has never committed can't be asked: nothing is known of it then.
+    A group that has never committed can't be asked. Unless `dry_run` it gets an offset, the log's
+    first, which is an answer too. From then on no worker starts without a checkpoint.
     """
     kafka, group = quiet(settings.librdkafka()), settings.application_id
     topic = settings.segments_topic
     offsets = read_group_offsets(kafka, group, topic, partitions)
     known = {each: offset for each, offset in offsets.items() if offset is not None}
+    if not dry_run:
+        bounds = read_bounds(kafka, LOOK_GROUP, topic, partitions)
+        known = {each: known.get(each, bounds[each][0]) for each in partitions}
     if known and not commit(settings, known):
         raise AuditError(
             f"workers of the application id {group} are running. Stop all of them, and run this"
-            " again; clients and gateways may go on"
+            " again; clients and gateways may go on. (One that was killed counts for some seconds.)"
         )
-    return offsets
+    if not dry_run:
+        fence(settings, partitions)
 
 
 def commit(settings: Settings, offsets: Mapping[int, int]) -> bool:

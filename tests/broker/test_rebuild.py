@@ -22,6 +22,7 @@ from durabill.stream_processors.audit.rebuild_checkpoint import (
 from durabill.stream_processors.audit.replay import Engine
 from durabill.stream_processors.audit.run import AuditOptions, audit
 from durabill.stream_processors.audit.terms import read_entries
+from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.checkpoint import (
     META,
     SegmentsTopic,
@@ -29,7 +30,12 @@ from durabill.stream_processors.engine.checkpoint import (
     find_meta,
     meta_in,
 )
-from durabill.stream_processors.engine.policies import POLICY
+from durabill.stream_processors.engine.policies import (
+    POLICY,
+    PolicyRecord,
+    Terms,
+    encode_history,
+)
 from durabill.stream_processors.kafka.appending import Appender
 from durabill.stream_processors.settings import Settings, load_settings
 from tests.broker.traffic_kit import segment, traffic
@@ -87,6 +93,7 @@ def stopped(
         worker = deployed.start_and_wait()
         deployed.send(traffic(1, orders=12, segments=8))
         wait_until(lambda: len(deployed.found_totals()) > 3, "totals")
+        wait_until(lambda: min(deployed.committed().values()) > 0, "a checkpoint of each")
         with pytest.raises(AuditError, match="are running"):
             rebuilt(deployed)
         worker.kill()
@@ -150,15 +157,14 @@ def test_what_the_log_does_not_give_is_refused(stopped: Deployment) -> None:
 
 
 def test_a_policy_that_is_recorded_meanwhile_is_not_lost(stopped: Deployment) -> None:
+    other = encode_history((PolicyRecord(0, Terms(Policy(1, 2, 3, 4))),))
+
     def with_another(*arguments: Any) -> dict[bytes, bytes]:
-        found = read_entries(*arguments)
-        policies = {key: value for key, value in found.items() if key.endswith(POLICY.encode())}
-        return {**found, **{key: value.replace(b"30", b"31") for key, value in policies.items()}}
+        return {**read_entries(*arguments), entry_key(0, POLICY): other}
 
     before = entries_of(stopped)
     with (
         mock.patch.object(checkpoint_module, "read_entries", with_another),
-        mock.patch.object(checkpoint_module, "decode_history", return_value=()),
         pytest.raises(AuditError, match="a worker was started"),
     ):
         rebuilt(stopped)

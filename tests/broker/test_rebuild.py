@@ -1,24 +1,29 @@
 """`durabill rebuild`: what workers have lost comes from the log, and is proven by the audit."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import msgspec
+import psycopg
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
 
 from durabill.deploy.topics import create_totals_topic
 from durabill.schemas import decode_total, encode_total
 from durabill.schemas.errors import StateError
+from durabill.stream_processors.audit import outcome as outcome_module
 from durabill.stream_processors.audit import rebuild_checkpoint as checkpoint_module
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.rebuild_checkpoint import (
     RebuiltCheckpoint,
     rebuild_checkpoint,
 )
+from durabill.stream_processors.audit.rebuild_ledger import rebuild_ledger
+from durabill.stream_processors.audit.rebuild_totals import rebuild_totals
 from durabill.stream_processors.audit.replay import Engine
 from durabill.stream_processors.audit.run import AuditOptions, audit
 from durabill.stream_processors.audit.terms import read_entries
@@ -38,8 +43,9 @@ from durabill.stream_processors.engine.policies import (
 )
 from durabill.stream_processors.kafka.appending import Appender
 from durabill.stream_processors.settings import Settings, load_settings
+from tests.broker.ledger_kit import new_ledger_dsn
 from tests.broker.traffic_kit import segment, traffic
-from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
 
 
 def no_progress(phase: str, done: int, total: int) -> None:
@@ -153,7 +159,8 @@ def test_what_the_log_does_not_give_is_refused(stopped: Deployment) -> None:
     with pytest.raises(AuditError, match=f"invented/{partition}/0: .*the log doesn't give"):
         rebuild_checkpoint(foreign, no_progress, engine=Engine.REFERENCE)
     assert entries_of(stopped) == before
-    AdminClient(stopped.kafka).delete_topics([foreign.totals_topic])
+    admin = AdminClient(stopped.kafka)
+    admin.delete_topics([foreign.totals_topic])[foreign.totals_topic].result(20)
 
 
 def test_a_policy_that_is_recorded_meanwhile_is_not_lost(stopped: Deployment) -> None:
@@ -184,15 +191,97 @@ def test_a_worker_goes_on_from_a_rebuilt_checkpoint(stopped: Deployment) -> None
     stopped.send([segment("SO-new", 1, 1, 2, end=True)])
     stopped.wait_for_truth()
     assert is_proven(stopped)
-    worker = stopped.workers[-1]
-    assert worker.stop() == 0
+    assert stopped.workers[-1].stop() == 0
+
+
+def content(messages: list[Message]) -> Counter[tuple[Any, Any, Any]]:
+    return Counter((each.partition(), each.key(), each.value()) for each in messages)
+
+
+def test_totals_are_rebuilt_into_a_new_topic(stopped: Deployment) -> None:
+    settings, into = settings_of(stopped), f"{stopped.name}.rebuilt"
+    there = msgspec.structs.replace(settings, totals_topic=into)
+    create_totals_topic(stopped.kafka, into, partitions=2)
+    told = rebuild_totals(settings, into, no_progress, engine=Engine.REFERENCE, dry_run=True)
+    assert sum(each.totals for each in told.partitions) == len(stopped.found_totals())
+    assert read_committed(stopped.bootstrap_servers, into) == []
+    # A run that was killed has left a part: it is gone on with.
+    real = Appender.append
+    with (
+        mock.patch.object(outcome_module, "TRANSACTION_RECORDS_MAX", 5),
+        mock.patch.object(Appender, "append", dies_after(2, real)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        rebuild_totals(settings, into, no_progress, engine=Engine.REFERENCE)
+    assert len(read_committed(stopped.bootstrap_servers, into)) == 10
+    done = rebuild_totals(settings, into, no_progress, engine=Engine.REFERENCE)
+    assert sum(each.appended for each in done.partitions) == len(stopped.found_totals()) - 10
+    found = read_committed(stopped.bootstrap_servers, into)
+    assert content(found) == content(stopped.found_totals())
+    again = rebuild_totals(settings, into, no_progress, engine=Engine.REFERENCE)
+    assert [each.appended for each in again.partitions] == [0, 0]
+    options = AuditOptions(engine=Engine.REFERENCE, with_ledger=False)
+    assert audit(there, options, no_progress).is_proven
+    # Workers go on on it, once their checkpoint knows it.
+    stopped.totals = into
     lose_checkpoint(stopped)
-    again = rebuilt(stopped)
-    assert [each.unpublished for each in again.partitions] == [0, 0]
-    assert {each.partition: each.next_offset for each in again.partitions} == stopped.ends()
-    totals = len(stopped.found_totals())
+    whole = rebuilt(stopped).partitions
+    assert [each.unpublished for each in whole] == [0, 0]
+    assert {each.partition: each.next_offset for each in whole} == stopped.ends()
     stopped.start_and_wait()
-    stopped.send(traffic(4, orders=6, segments=6))
+    stopped.send(traffic(5, orders=6, segments=6))
     stopped.wait_for_truth()
-    assert len(stopped.found_totals()) > totals
-    assert is_proven(stopped)
+    assert stopped.workers[-1].stop() == 0
+    assert audit(there, options, no_progress).is_proven
+
+
+def dies_after(times: int, real: Any) -> Any:
+    left = [times]
+
+    def append(self: Appender, records: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(self, records)
+
+    return append
+
+
+def test_a_rebuilt_ledger_is_proven_and_falsifications_of_it_are_found(
+    stopped: Deployment, postgres_dsn: str
+) -> None:
+    dsn = new_ledger_dsn(postgres_dsn)
+    settings = msgspec.structs.replace(settings_of(stopped), ledger_dsn=dsn)
+    done = rebuild_ledger(settings, dsn, no_progress)
+    assert done.recorded == len(stopped.found_totals())
+    assert rebuild_ledger(settings, dsn, no_progress).recorded == 0
+    options = AuditOptions(engine=Engine.REFERENCE)
+    result = audit(settings, options, no_progress)
+    assert result.is_proven
+    assert result.ledger is not None
+    assert result.ledger.proven == done.recorded
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("ALTER TABLE order_totals DISABLE TRIGGER ALL")
+        conn.execute(
+            "DELETE FROM order_totals WHERE service_order_number ="
+            " (SELECT min(service_order_number) FROM order_totals)"
+        )
+    assert set(audit(settings, options, no_progress).findings_by_kind) == {"missing_row"}
+    other = msgspec.structs.replace(settings, totals_topic=f"{stopped.name}.totals")
+    with pytest.raises(AuditError, match="name an empty one"):
+        rebuild_ledger(other, dsn, no_progress)
+
+
+def test_a_topic_with_anything_else_is_refused(stopped: Deployment) -> None:
+    into = f"{stopped.name}.foreign"
+    create_totals_topic(stopped.kafka, into, partitions=2)
+    producer = Producer(stopped.kafka)
+    producer.produce(into, b"anything", b"SO1", 1)
+    assert producer.flush(20) == 0
+    with pytest.raises(AuditError, match="this replay doesn't give"):
+        rebuild_totals(settings_of(stopped), into, no_progress, engine=Engine.REFERENCE)
+    found = read_committed(stopped.bootstrap_servers, into)
+    assert [each.value() for each in found if each.partition() == 1] == [b"anything"]
+    admin = AdminClient(stopped.kafka)
+    for future in admin.delete_topics([into, f"{stopped.name}.totals"]).values():
+        future.result(20)

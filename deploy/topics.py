@@ -175,13 +175,18 @@ def create_totals_topic(
 
 
 def check_topics(
-    kafka: Mapping[str, Any], topics: Topics, *, partitions: int | None = None
+    kafka: Mapping[str, Any],
+    topics: Topics,
+    *,
+    partitions: int | None = None,
+    is_archived: bool = False,
 ) -> TopicsCheck:
     """Return what a worker that starts on these topics must know.
 
     Raises ContractError with everything that is wrong at once, and the commands that put it right;
     AccessError where a topic is missing or hidden, UnreachableError where Kafka doesn't answer.
     `partitions`, where given, is the count that is expected of segments, totals and checkpoint.
+    Where `is_archived`, an archive has whatever the segments' retention takes.
     """
     admin = _admin(kafka)
     names = topics.by_role
@@ -202,7 +207,7 @@ def check_topics(
     wrong = [*_wrong_settings(found, _servers(kafka)), *_wrong_partitions(found, partitions)]
     if wrong:
         raise ContractError("\n".join(["These topics can't be used:", *wrong]))
-    return TopicsCheck(counts[topics.segments], tuple(_warnings(found)))
+    return TopicsCheck(counts[topics.segments], tuple(_warnings(found, is_archived)))
 
 
 def check_group(kafka: Mapping[str, Any], *, application_id: str, segments: str) -> None:
@@ -401,9 +406,9 @@ def _wrong_partitions(found: list[_Found], expected: int | None) -> Iterator[str
             )
 
 
-def _warnings(found: list[_Found]) -> Iterator[str]:
+def _warnings(found: list[_Found], is_archived: bool) -> Iterator[str]:
     for topic in found:
-        if topic.role in ("checkpoint", "seal"):
+        if topic.role in ("checkpoint", "seal") or (topic.role == "segments" and is_archived):
             continue
         for key in ("retention.ms", "retention.bytes"):
             if topic.settings[key] != "-1":

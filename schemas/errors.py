@@ -9,7 +9,8 @@
     ├── BadDsn                       (stream_processors.dsn) the same of a DSN
     ├── ContractError                the topics or the log are not as the contract says, or an
     │   │                            application id is in use for others
-    │   └── CorruptBatch             bytes that the broker served are no record batch
+    │   ├── CorruptBatch             bytes that the broker served are no record batch
+    │   └── SegmentsLost             the log no longer holds the next segments to read
     ├── StateError                   a checkpoint can't be read, or doesn't fit the topics
     ├── AccessError                  a right on Kafka is missing, or a topic is
     ├── UnreachableError             Kafka or the schema registry can't be reached, falls silent, or
@@ -26,6 +27,13 @@
     │   ├── KeyFileError             a key file can't be used; exit code 2
     │   ├── NotVerified              a receipt or a checkpoint doesn't prove what it says
     │   └── Unreadable               a file is no receipt, or no checkpoint; exit code 2
+    ├── AuditError                   (audit) an audit can't be carried out; exit code 2
+    ├── ArchiveError                 (audit.archive.manifest) the archive can't be written or read
+    │   ├── BadManifest              an entry of its manifest is damaged
+    │   ├── BadFile                  (audit.archive.files) a file of it is damaged
+    │   ├── OtherLog                 (audit.archive.archiver) it is of another log
+    │   ├── ArchiveBusy              (audit.archive.folder) another process archives there
+    │   └── ArchiveUnreadable        (audit.archive.folder) there is none to look at; exit code 2
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
     ├── StackError                   (local.stack) a local server is not as needed
     ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings
@@ -139,6 +147,14 @@ class ContractError(DurabillError):
 
 class CorruptBatch(ContractError):
     """Bytes that the broker served are no record batch."""
+
+
+class SegmentsLost(ContractError):
+    """The log no longer holds the next segments of a partition; an archive may have them."""
+
+    def __init__(self, topic: str, partition: int, next_offset: int, message: str) -> None:
+        super().__init__(message)
+        self.topic, self.partition, self.next_offset = topic, partition, next_offset
 
 
 class StateError(DurabillError):

@@ -23,6 +23,7 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
+import tests.hypothesis_profiles  # noqa: F401 (for whoever draws examples, in any folder)
 from durabill.deploy.local.kafka import LocalKafka
 from durabill.deploy.local.postgres import LocalPostgres
 from durabill.deploy.local.stack import StackError

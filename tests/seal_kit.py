@@ -72,13 +72,20 @@ def files_of(folder: Path, origin: Origin = ORIGIN) -> dict[str, bytes]:
     }
 
 
-def topic_of(values: Sequence[bytes | None], first: int = 0) -> SealedTopic:
-    """Return the topic that `grow` gives the records of, from the offset `first` on."""
+def topic_of(
+    values: Sequence[bytes | None], first: int = 0, end_now: int | None = None
+) -> SealedTopic:
+    """Return the topic that `grow` gives the records of, from the offset `first` on.
+
+    By now it ends at `end_now`; None: with these values.
+    """
     records = [(2 * at + 1, value) for at, value in enumerate(values)]
 
     def read(partition: int, offset: int) -> Iterable[tuple[int, bytes | None]]:
         assert partition == ORIGIN.partition
         return (each for each in records if each[0] >= max(offset, first))
 
-    ends = {0: 2 * len(values)}
-    return SealedTopic(ORIGIN.cluster, ORIGIN.topic, ORIGIN.topic_id, read, {0: first}, ends)
+    end = 2 * len(values)
+    now = end if end_now is None else end_now
+    names = ORIGIN.cluster, ORIGIN.topic, ORIGIN.topic_id
+    return SealedTopic(*names, read, {0: first}, {0: end}, lambda partition: now)

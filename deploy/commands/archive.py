@@ -118,7 +118,8 @@ def _archive(
     from durabill.deploy.files import private_folder
     from durabill.deploy.logs import set_up_logging
     from durabill.stream_processors.audit.archive.archiver import opened
-    from durabill.stream_processors.audit.archive.process import ArchiveRun, Follow, live_log
+    from durabill.stream_processors.audit.archive.process import ArchiveRun, Follow
+    from durabill.stream_processors.audit.archive.reach import live_log
 
     sign = _signer(folder, key)
     live = live_log(settings, offsets_per_file)

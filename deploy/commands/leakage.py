@@ -15,7 +15,7 @@ from durabill.deploy.commands.common import (
     with_settings,
     without_password,
 )
-from durabill.deploy.terminal import Progress, emit, progress_bars, say, shown
+from durabill.deploy.terminal import Progress, counted, emit, progress_bars, say, shown
 
 if TYPE_CHECKING:
     from durabill.stream_processors.audit.leakage import Leakage
@@ -86,7 +86,8 @@ def leakage(
     print(f"Every order's latest total in {where}")
     print("\n".join(lines_of(found)))
     if unreadable:
-        say(f"note: {unreadable:,} records of the topic are no totals, and were passed over")
+        words = counted(unreadable, "record")
+        say(f"note: {words} of the topic can't be read as totals, and count as none")
 
 
 def _add_letters(settings: "Settings", found: "Leakage") -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from durabill.deploy.commands.ask_workers import known_workers
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     "worker_port",
     "schema_registry_url",
     "report_interval_s",
+    "archive_dir",
 )
 def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Run a worker: keep the interval tables, settle orders, publish totals.
@@ -68,6 +70,7 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     from durabill.deploy.local.stack import find_free_ports
     from durabill.deploy.logs import set_up_logging
     from durabill.schemas import WriterSchemas
+    from durabill.stream_processors.audit.archive.reach import word_of_lost
     from durabill.stream_processors.worker.pages import check_access
 
     set_up_logging()
@@ -91,7 +94,8 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     if as_json:
         emit({"started": "worker", "url": url, "pid": os.getpid(), "partitions": partitions})
     with registered(settings, url), stopping("worker"):
-        run_worker(settings, partitions, port, WriterSchemas())
+        find_lost = partial(word_of_lost, settings)
+        run_worker(settings, partitions, port, WriterSchemas(), find_lost=find_lost)
 
 
 @with_settings(

@@ -208,7 +208,7 @@ def create_topics_command(
 
 
 @topics_app.command("check")
-@with_settings(*CONNECTION, *TOPICS, "seal_topic")
+@with_settings(*CONNECTION, *TOPICS, "seal_topic", "archive_dir")
 def check_topics_command(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Say whether a worker may start on the topics, and how to put right what is wrong."""
     settings = located(settings, "bootstrap_servers", role="check")
@@ -222,11 +222,14 @@ def checked_topics(settings: "Settings", *, seal: bool = False) -> tuple[int, tu
     `seal`: look at the topic of the sealed log's checkpoints too, which a worker doesn't need.
     """
     from durabill.deploy.topics import check_group, check_topics
+    from durabill.stream_processors.audit.archive.reach import coverage
 
     kafka = quiet_kafka(settings)
     check_group(kafka, application_id=settings.application_id, segments=settings.segments_topic)
-    check = check_topics(kafka, settings.all_topics if seal else settings.topics)
-    return check.partitions, check.warnings
+    archived = coverage(settings)
+    topics = settings.all_topics if seal else settings.topics
+    check = check_topics(kafka, topics, is_archived=archived.is_whole)
+    return check.partitions, (*check.warnings, *archived.words)
 
 
 def _show_topics(

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -32,14 +33,16 @@ from durabill.deploy.local.postgres import LocalPostgres
 from durabill.deploy.local.stack import Daemon, StackError, find_free_ports
 from durabill.deploy.migrate import migrate
 from durabill.deploy.topics import create_topics
+from durabill.stream_processors.audit.seal.keys import make_key_file
 from durabill.stream_processors.dsn import connect
 from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.settings import PREFIX, Settings
 
 READY_TIMEOUT_S = 240.0  # the very first start of a worker compiles for up to a minute or two
 _STOP_STEPS = ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0))
-_NAMES = ("gateway", "worker", "ledger")  # in the order in which they are stopped
+_NAMES = ("gateway", "worker", "seal", "ledger")  # in the order in which they are stopped
 _HTTP_TIMEOUT_S = 3.0
+SEAL_INTERVAL_S = 1.0
 
 
 class Stage:
@@ -72,6 +75,8 @@ class Stage:
             stop_demo(self.folder)
             LocalKafka(self.folder).remove()
             LocalPostgres(self.folder).remove()
+            for name in ("seal", "archive"):  # of the servers that are gone
+                shutil.rmtree(self.folder / f"{name}.d", ignore_errors=True)
             self._share_jars()
             self._start()
         except BaseException:
@@ -112,6 +117,7 @@ class Stage:
             changes["application_id"] = run
             for role in ("segments", "totals", "dead_letters"):
                 changes[f"{role}_topic"] = f"{run}.{role.replace('_', '-')}"
+            changes["seal_topic"] = f"{run}.seal-checkpoints"
         if self.is_own_postgres:
             self._say("starting PostgreSQL")
             changes["ledger_dsn"] = LocalPostgres(self.folder, say=self._say).start()
@@ -127,9 +133,12 @@ class Stage:
         ports = {"worker_port": worker_port, "gateway_port": gateway_port}
         changes |= {**ours, **ports, "worker_urls": self.urls["worker"]}
         self.settings = msgspec.structs.replace(self.settings, **changes)
+        self._make_key()
         self._create_topics()
         migrate(self.settings.ledger_dsn)
-        self._say("starting worker, ledger, gateway (the very first start compiles for a minute)")
+        self._say(
+            "starting worker, ledger, sealer, gateway (the very first start compiles for a minute)"
+        )
         for name in _NAMES:
             self._spawn(name)
         self._await("worker", f"{self.urls['worker']}/status", self._has_all_partitions)
@@ -139,8 +148,30 @@ class Stage:
         self._topics_made = True
         create_topics(
             quiet(self.settings.librdkafka()),
-            self.settings.topics,
+            self.settings.all_topics,
             partitions=self._partitions,
+        )
+
+    @contextlib.contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Stop one of the processes, and start it again afterwards."""
+        Daemon(name, self.folder / name).stop(_STOP_STEPS)
+        yield
+        self._spawn(name)
+
+    def _make_key(self) -> None:
+        """Make the key that signs this run's checkpoints, and the places of seal and archive."""
+        key = self.folder / "seal.key"
+        key.unlink(missing_ok=True)
+        public = make_key_file(key)
+        with open(self.folder / "seal.pub", "w", opener=open_private) as file:
+            print(public, file=file)
+        self.settings = msgspec.structs.replace(
+            self.settings,
+            seal_key_file=str(key),
+            seal_dir=str(self.folder / "seal.d"),
+            seal_interval_s=SEAL_INTERVAL_S,
+            archive_dir=str(self.folder / "archive.d"),
         )
 
     def _spawn(self, name: str) -> None:
@@ -173,7 +204,7 @@ class Stage:
         """Remove what the run made in servers that aren't its own; kept for a look if it failed."""
         if not self.is_own_kafka and self._topics_made:
             admin = AdminClient(quiet(self.settings.librdkafka()))  # held until it has answered
-            futures = admin.delete_topics(list(self.settings.topics.by_role.values()))
+            futures = admin.delete_topics(list(self.settings.all_topics.by_role.values()))
             for future in futures.values():
                 future.result(timeout=30)
         if self._schema is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from durabill.deploy.demo.processes import Stage
+from durabill.deploy.demo.proof import Proof
 from durabill.deploy.oracle import truth_policy
 from durabill.deploy.terminal import human_ms, plain, shown
 from durabill.producers.fleet.run import FleetReport, compare, compare_dead_letters
@@ -22,6 +23,10 @@ from durabill.stream_processors.ledger.lookups import status as ledger_status
 from durabill.stream_processors.settings import Settings
 
 PROBLEMS_MAX = 20
+_OF_THE_PROOF = (
+    "audited", "proven", "sealed", "archived", "archive_bytes",
+    "report_path", "picture_path", "receipt_path",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,32 @@ class DemoReport:
     p99_latency_ms: int = 0
     wall_s: float = 0.0
     truth_path: str = ""
+    audited: int = 0
+    proven: int = 0
+    sealed: int = 0
+    archived: int = 0
+    archive_bytes: int = 0
+    report_path: str = ""
+    picture_path: str = ""
+    receipt_path: str = ""
     look_at: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields by name."""
         return asdict(self)
+
+    def note_proof(self, proof: Proof) -> None:
+        """Take in what the audit found; whatever it didn't prove is a problem."""
+        for name in _OF_THE_PROOF:
+            setattr(self, name, getattr(proof, name))
+        problems = list(proof.findings)
+        if not proof.proven == proof.audited == proof.sealed == self.totals:
+            problems.append(
+                f"{self.totals} totals in the ledger: {proof.audited} audited, {proof.proven}"
+                f" proven, {proof.sealed} sealed"
+            )
+        self.problems = [*self.problems, *problems][:PROBLEMS_MAX]
 
 
 def make_report(
@@ -294,6 +319,10 @@ def _rows(report: DemoReport) -> list[tuple[str, str]]:
         ("  by reason", letters.replace(", ", "\n")),
         ("wrong dead letters", f"{report.wrong_dead_letters}"),
         ("wrong totals, topic and ledger, any field", wrong),
+        ("proven by the audit", f"{report.proven:,} of {report.audited:,}"),
+        ("  sealed in a Merkle log, and signed", f"{report.sealed:,}"),
+        ("records in the archive", f"{report.archived:,}"),
+        ("  bytes each", f"{report.archive_bytes / max(report.archived, 1):.1f}"),
         ("segments a second (see --rate)", f"{report.segments_per_s:,.0f}"),
         ("latency to a COMPLETE total", f"p50 {report.p50_latency_ms} ms"),
         ("", f"p99 {report.p99_latency_ms} ms"),
@@ -307,13 +336,25 @@ def _next(report: DemoReport, keep: bool, data_dir: str) -> list[str]:
         lines.append("  durabill kafka start && durabill postgres start   # with the demo's data")
     lines += [f"  durabill order {_as_argument(number)}" for number in report.look_at]
     lines += [
+        "  durabill audit && durabill leakage",
         "  durabill dead-letters --limit 10",
         "  durabill totals --status INCOMPLETE --limit 10",
         '  psql "$(durabill postgres start)" -c "SELECT * FROM ledger_status"',
-        f"  less {shlex.quote(os.path.relpath(report.truth_path))}",
+        f"  less {_path(report.truth_path)}",
+        "Open in a browser:",
+        f"  {_path(report.report_path)}   # the audit, for finance",
+        *([f"  {_path(report.picture_path)}   # an order"] if report.picture_path else []),
     ]
+    if report.receipt_path:
+        key = _path(str(Path(report.receipt_path).with_name("seal.pub")))
+        lines += ["Check a receipt, without any server:"]
+        lines += [f"  durabill verify {_path(report.receipt_path)} --key {key}"]
     stop = "durabill demo --stop" if keep else "durabill kafka stop; durabill postgres stop"
     return [*lines, f"  unset DURABILL_DATA_DIR; {stop}" if keep else f"  {stop}"]
+
+
+def _path(path: str) -> str:
+    return shlex.quote(os.path.relpath(path))
 
 
 def _can_be_typed(number: str) -> bool:

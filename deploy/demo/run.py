@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from durabill.deploy.demo.processes import Stage, get_json
+from durabill.deploy.demo.proof import prove
 from durabill.deploy.demo.report import DemoReport, Metered, make_report
 from durabill.deploy.local.stack import StackError
 from durabill.deploy.oracle import truth_policy
@@ -83,6 +84,7 @@ def run_demo(
         progress("checking every total", 0, 1)
         report = make_report(stage, plan.seed, fleet, truth_path, services)
         progress("checking every total", 1, 1)
+        report.note_proof(prove(stage, report.look_at, progress))
         report.wall_s = round(time.monotonic() - began_s, 1)
         if report.problems:
             stage.keep = False

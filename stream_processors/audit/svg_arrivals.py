@@ -166,13 +166,16 @@ def flag_rows(flags: Sequence[tuple[float, float]], right: float, rows: int) -> 
     last_begin, last_after = _span(*last, right)
     for x, width in others:
         begin, after = _span(x, width, right)
-        row = next((at for at in range(rows) if free_from[at] > begin), rows) - 1
-        is_free = row > 0 or (row == 0 and after <= last_begin)
-        if is_free and not last_begin - 2 <= x <= last_after + 2:
+        passable = next((at for at in range(rows) if free_from[at] > x), rows)
+        fitting = (at for at in range(min(passable, rows - 1), -1, -1) if free_from[at] <= begin)
+        row = next(fitting, None)
+        if (row == 0 and after > last_begin) or last_begin - 2 <= x <= last_after + 2:
+            row = None
+        if row is not None:
+            for above in range(row):
+                free_from[above] = x + 2
             free_from[row] = after
-            found.append(row)
-        else:
-            found.append(None)
+        found.append(row)
     return [*found, 0]
 
 

@@ -23,7 +23,7 @@ from durabill.stream_processors.kafka.rights import rights_of
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.driver import Recovered
 from durabill.stream_processors.worker.effect_order import OnStep, ignore_step
-from durabill.stream_processors.worker.ending import die
+from durabill.stream_processors.worker.ending import FindLost, die, know_nothing
 from durabill.stream_processors.worker.faust_runtime import FaustRuntime, find_segments_topic
 from durabill.stream_processors.worker.health import Health, Watchdog
 from durabill.stream_processors.worker.membership import Assignor
@@ -117,13 +117,14 @@ def create_app(
     port: int,
     writer_schemas: WriterSchemas,
     on_step: OnStep = ignore_step,
+    find_lost: FindLost = know_nothing,
 ) -> App:
     """Return the worker's app for a segments topic of `partitions` partitions.
 
     `port` is the web server's. The topics have been checked; nothing is connected yet.
     """
     app = _faust_app(settings, port)
-    app.die = die_of(settings)
+    app.die = die_of(settings, find_lost)
     app.segments_topic_name = settings.segments_topic
     app.segments_partitions = partitions
     side_output = KafkaSideOutput(
@@ -185,10 +186,10 @@ def _faust_app(settings: Settings, port: int) -> App:
     )
 
 
-def die_of(settings: Settings) -> Callable[[BaseException], NoReturn]:
+def die_of(settings: Settings, find_lost: FindLost) -> Callable[[BaseException], NoReturn]:
     """Return a function that ends a worker with these settings."""
     kafka, rights = settings.librdkafka(), rights_of(settings, "worker")
-    return lambda error: die(explained(error, kafka, *rights))
+    return lambda error: die(explained(error, kafka, *rights), find_lost)
 
 
 def _credentials(settings: Settings) -> Any:
@@ -268,13 +269,14 @@ def run_worker(
     port: int,
     writer_schemas: WriterSchemas,
     on_step: OnStep = ignore_step,
+    find_lost: FindLost = know_nothing,
 ) -> None:
     """Run a worker until it is told to stop; ends the process.
 
-    `on_step` is told of each step of the effect order.
+    `on_step` is told of each step of the effect order. `find_lost` says where lost segments may be.
     """
     IdScanner().warm_up()
-    app = create_app(settings, partitions, port, writer_schemas, on_step)
+    app = create_app(settings, partitions, port, writer_schemas, on_step, find_lost)
     threading.excepthook = _die_of
     # The objects of now stay, and later ones (chunks, totals) form no cycles: counting frees them.
     gc.freeze()

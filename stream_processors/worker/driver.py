@@ -48,7 +48,13 @@ from faust.transport.drivers import aiokafka as base
 from faust.types import TP
 
 from durabill.schemas import partition_for
-from durabill.schemas.errors import BEGIN_ANEW, NEW_TOPICS, RESTORE_OR_START_ANEW, ContractError
+from durabill.schemas.errors import (
+    BEGIN_ANEW,
+    NEW_TOPICS,
+    RESTORE_OR_START_ANEW,
+    ContractError,
+    SegmentsLost,
+)
 from durabill.stream_processors.engine.batch import CRC_FROM, Chunk
 from durabill.stream_processors.engine.standing import Standing, standings, whole_batches
 from durabill.stream_processors.worker.connecting import (
@@ -169,11 +175,12 @@ class ActivePartitions:
 
 def lost_place(topic: str, partition: int, offset: int) -> ContractError:
     """Return the error for a log that no longer holds the next offset to read."""
-    return ContractError(
+    return SegmentsLost(
+        *(topic, partition, offset),
         f"{topic}/{partition}: the next offset to read is {offset}, which Kafka no longer holds:"
         " segments are lost (retention, kafka-delete-records.sh, a recreated topic, a broker's log"
         " that was cut off). Nothing was skipped."
-        f" {RESTORE_OR_START_ANEW}"
+        f" {RESTORE_OR_START_ANEW}",
     )
 
 

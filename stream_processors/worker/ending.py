@@ -3,14 +3,24 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
-from durabill.schemas.errors import is_told
+from durabill.schemas.errors import SegmentsLost, is_told
 
 log = logging.getLogger("durabill.worker")
 
 
-def die(error: BaseException) -> NoReturn:
+FindLost = Callable[[SegmentsLost], str]
+"""Given what is lost, returns a sentence that says where it may be; "" for nothing to say."""
+
+
+def know_nothing(lost: SegmentsLost) -> str:
+    """Say nothing of lost segments."""
+    return ""
+
+
+def die(error: BaseException, find_lost: FindLost = know_nothing) -> NoReturn:
     """End the process: whoever restarts it finds a consistent checkpoint and replays the rest.
 
     Nothing is unwound: Faust would restart the agent and leave a hole in the log.
@@ -18,6 +28,8 @@ def die(error: BaseException) -> NoReturn:
     told = is_told(error)
     if told:
         log.critical("%s", error)
+        if isinstance(error, SegmentsLost) and (word := find_lost(error)):
+            log.critical("%s", word)
     else:
         log.critical("the worker stops on an error of its own", exc_info=error)
     logging.shutdown()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from durabill.schemas import BadTotal, WriterSchemas, decode_total, partition_for
-from durabill.schemas.errors import RESTORE_OR_START_ANEW, ContractError, StateError
+from durabill.schemas.errors import RESTORE_OR_START_ANEW, SegmentsLost, StateError
 from durabill.schemas.text import shown
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.checkpoint import (
@@ -223,7 +223,10 @@ def _check_offset(
     """Refuse to go on where the log, [first, after), no longer holds the next offset to read."""
     first, after = bounds
     if meta is not None and not first <= meta.next_offset <= after:
-        raise ContractError(
+        raise SegmentsLost(
+            topic,
+            partition,
+            meta.next_offset,
             f"{topic}/{partition}: the next offset to read is {meta.next_offset}, but the log"
-            f" holds {first} to {after}: segments are lost. {RESTORE_OR_START_ANEW}"
+            f" holds {first} to {after}: segments are lost. {RESTORE_OR_START_ANEW}",
         )

@@ -9,11 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from durabill.schemas import PARTITIONER, partition_for
+from durabill.schemas.errors import SegmentsLost
 from durabill.stream_processors.audit.archive.archiver import OtherLog, opened
 from durabill.stream_processors.audit.archive.folder import ArchiveFolder
 from durabill.stream_processors.audit.archive.live import compare
@@ -22,8 +24,8 @@ from durabill.stream_processors.audit.archive.process import (
     ArchiveRun,
     Follow,
     live,
-    live_log,
 )
+from durabill.stream_processors.audit.archive.reach import coverage, live_log, word_of_lost
 from durabill.stream_processors.audit.archive.source import ArchivedLog, JoinedLog
 from durabill.stream_processors.audit.archive.verify import verify
 from durabill.stream_processors.audit.raw_log import FetchedLog
@@ -142,6 +144,13 @@ def test_an_archive_goes_on_and_joins_kafka_where_that_begins(
         assert source.archived_to == kafka.bounds[partition][0] == reach[partition].next_offset // 2
         joined += replayed(source, partition)
     assert joined == everything
+    asked = msgspec.structs.replace(settings, archive_dir=str(tmp_path))
+    covered = coverage(asked)
+    assert covered.is_whole
+    assert "has all that Kafka has deleted" in covered.words[0]
+    assert "offsets behind its end" in covered.words[0]
+    lost = SegmentsLost(topic, 0, gone[0].offset - 1, "")
+    assert "durabill rebuild checkpoint" in word_of_lost(asked, lost)
     once(settings, folder)
     assert verify(folder).findings == []
     assert list(compare(folder, folder.manifest(), kafka)) == []
@@ -162,6 +171,14 @@ def test_records_that_were_deleted_before_they_were_archived(
     with pytest.raises(ArchiveError, match="deleted before they were archived"):
         once(settings, folder)
     assert contents(tmp_path) == before
+    asked = msgspec.structs.replace(settings, archive_dir=str(tmp_path))
+    covered = coverage(asked)
+    assert not covered.is_whole
+    assert "neither Kafka nor the archive" in covered.words[0]
+    lost = SegmentsLost(settings.segments_topic, 0, end, "")
+    assert "doesn't have them" in word_of_lost(asked, lost)
+    assert not coverage(msgspec.structs.replace(asked, archive_dir="nowhere")).is_whole
+    assert (word_of_lost(settings, lost), coverage(settings).words) == ("", ())
 
 
 def test_a_recreated_topic_and_a_made_up_archive(
@@ -189,7 +206,7 @@ def test_a_recreated_topic_and_a_made_up_archive(
         archiver.partitions[0].close_tail()
     assert verify(invented).findings == []
     fields = {each.field for each in compare(invented, invented.manifest(), live(settings))}
-    assert fields >= {"value", "key"}
+    assert fields >= {"value", "append_ms"}
 
 
 def test_a_tail_that_has_waited_for_long_is_archived(settings: Settings, tmp_path: Path) -> None:

@@ -359,16 +359,15 @@ def test_a_worker_and_the_command_agree(bootstrap_servers: str, tmp_path: Path) 
         worker = deployed.start_and_wait()
         now_ms = int(time.time() * 1000)
 
-        def send(number: int, *, end: bool = False, ahead_ms: int = 0) -> None:
+        def record(number: int, *, end: bool = False, ahead_ms: int = 0) -> tuple[bytes, bytes]:
             start_ms = now_ms - 10_000 + 100 * number
             event = SegmentEvent("SO1", number, start_ms, start_ms + 100 + ahead_ms, end)
-            deployed.send([(b"SO1", encode_segment(event))])
+            return b"SO1", encode_segment(event)
 
-        send(3, end=True)
-        send(1)
-        send(5, ahead_ms=3_600_000)
+        # At once, for the grace is short.
+        deployed.send([record(3, end=True), record(1), record(5, ahead_ms=3_600_000)])
         wait_until(lambda: len(deployed.found_totals()) == 1, "INCOMPLETE")
-        send(2)
+        deployed.send([record(2)])
         wait_until(lambda: len(deployed.found_totals()) == 2, "its correction")
         settings = {
             "bootstrap_servers": bootstrap_servers,

@@ -228,7 +228,9 @@ def _codecs_for_kafka_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_codecs_for_kafka_python")
 def test_every_client_with_every_codec(bootstrap_servers: str, tmp_path: Path) -> None:
-    with deployment(bootstrap_servers, tmp_path) as deployed:
+    # Longer than any of the libraries takes between two records of an order.
+    slowly = deployment(bootstrap_servers, tmp_path, settle_grace_s=4, idle_timeout_s=6)
+    with slowly as deployed:
         worker = deployed.start_and_wait()
         base_ms = now_ms() - 60_000
         cases = [(client, codec) for client in CLIENTS for codec in CODECS]

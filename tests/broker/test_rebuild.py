@@ -1,5 +1,7 @@
 """`durabill rebuild`: what workers have lost comes from the log, and is proven by the audit."""
 
+import json
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +13,7 @@ import psycopg
 import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
+from psycopg.conninfo import make_conninfo
 
 from durabill.deploy.topics import create_totals_topic
 from durabill.schemas import decode_total, encode_total
@@ -44,6 +47,7 @@ from durabill.stream_processors.engine.policies import (
 from durabill.stream_processors.kafka.appending import Appender
 from durabill.stream_processors.settings import Settings, load_settings
 from tests.broker.ledger_kit import new_ledger_dsn
+from tests.broker.test_cli import run
 from tests.broker.traffic_kit import segment, traffic
 from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
 
@@ -285,3 +289,36 @@ def test_a_topic_with_anything_else_is_refused(stopped: Deployment) -> None:
     admin = AdminClient(stopped.kafka)
     for future in admin.delete_topics([into, f"{stopped.name}.totals"]).values():
         future.result(20)
+
+
+def test_the_commands_ask_first_and_tell_what_they_did(
+    stopped: Deployment, postgres_dsn: str
+) -> None:
+    given = msgspec.structs.asdict(settings_of(stopped))
+    names = ("bootstrap_servers", "application_id", *(each for each in given if "_topic" in each))
+    settings = {name: str(given[name]) for name in names if given[name]}
+    refused = run("rebuild", "checkpoint", **settings)
+    assert refused.returncode == 2
+    assert "give --yes" in refused.stderr
+    flags = ("--engine", "reference", "--processes", "2")
+    written = run("rebuild", "checkpoint", "--yes", *flags, **settings)
+    assert written.returncode == 0, written.stderr
+    assert f"goes on at offset {stopped.ends()[0]} of {stopped.ends()[0]}" in written.stdout
+    assert "start the workers" in written.stderr
+    own = run("rebuild", "totals", "--into", stopped.totals, "--yes", **settings)
+    assert own.returncode == 2
+    assert "the deployment's own topic of totals" in own.stderr
+    filled = run("rebuild", "ledger", "--yes", "--json", ledger_dsn=fresh(postgres_dsn), **settings)
+    assert filled.returncode == 0, filled.stderr
+    told = json.loads(filled.stdout)
+    assert told["recorded"] == len(stopped.found_totals())
+    assert told["audit"]["result"] == "proven"
+    assert told["audit"]["ledger"]["proven"] == told["recorded"]
+
+
+def fresh(postgres_dsn: str) -> str:
+    """Return the DSN of an empty schema, without the ledger's tables."""
+    schema = f"empty_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA {schema}")
+    return make_conninfo(postgres_dsn, options=f"-csearch_path={schema}")

@@ -41,6 +41,7 @@ NEEDS = {
     "fleet": [READ, replace(READ, operation="Write"), Right("Describe", "group", "durabill-fleet")],
     "order": [READ, replace(READ, name=LETTERS), Right("Describe", "group", "durabill-look")],
     "totals": [replace(READ, name=TOPICS["totals"]), Right("Describe", "group", "durabill-look")],
+    "archive": [READ, Right("Describe", "group", "durabill-look")],
     "letters": [
         replace(READ, name=LETTERS),
         Right("Describe", "group", "durabill-dead-letters"),
@@ -295,6 +296,7 @@ COMMANDS = (
     ("dead-letters",),
     ("dead-letters", "resend", "0/0"),
     ("fleet", "--orders", "1"),
+    ("archive", "--once", "--archive-dir", "never-made"),
 )
 
 

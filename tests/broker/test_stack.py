@@ -348,6 +348,8 @@ def test_finite_retention_is_a_warning(bootstrap_servers: str, topics: Topics) -
     checked = check_topics({"bootstrap.servers": bootstrap_servers}, names)
     (warning,) = checked.warnings
     assert warning.startswith(f"{name} has retention.ms=1000")
+    kafka = {"bootstrap.servers": bootstrap_servers}
+    assert check_topics(kafka, names, is_archived=True).warnings == ()
 
 
 def test_missing_topics_and_absent_kafka_are_told(

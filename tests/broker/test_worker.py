@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -18,7 +19,9 @@ from durabill.schemas import OrderTotal, Status, decode_total, partition_for
 from tests.broker.traffic_kit import move_group, now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 
-PAUSES = 4
+TRIES = 5
+"""A machine that is busy with other things may be too slow once, and not each time."""
+
 REFUSED = 1
 """Exit code of a worker that finds a state or log that it can't go on from."""
 
@@ -43,9 +46,9 @@ def totals_of(deployed: Deployment, order: str) -> list[OrderTotal]:
 def test_silent_orders_settle_and_late_data_is_a_revision(running: Deployment) -> None:
     start_ms = now_ms() - 100_000
     pieces = [(start_ms + 1_000 * each, start_ms + 1_000 * (each + 1)) for each in range(4)]
-    for name in ("holey", "endless"):
-        running.send(segment(name, each + 1, *pieces[each]) for each in (0, 2))
-    running.send([segment("holey", 4, *pieces[3], True)])
+    names = ("holey", "endless")
+    sent = [segment(name, each + 1, *pieces[each]) for name in names for each in (0, 2)]
+    running.send([*sent, segment("holey", 4, *pieces[3], True)])  # at once: times are short
     (first,) = totals_of(running, "holey")
     assert (first.status, first.duration_ms, first.upper_bound_ms) == (
         Status.INCOMPLETE,
@@ -126,12 +129,22 @@ def test_poison_goes_to_the_dead_letters(running: Deployment) -> None:
     assert size + 2 in sizes
 
 
+def is_shown(worker: Worker, number: str, found: list[tuple[int, Any]]) -> bool:
+    """Whether the worker shows an order; `found` has all answers."""
+    found.append(worker.order(number))
+    return found[-1][0] == 200
+
+
 def test_pages(running: Deployment) -> None:
     (worker,) = running.workers
     start_ms = now_ms() - 5_000
-    running.send([segment("page", 2, start_ms, start_ms + 7)])
-    wait_until(lambda: worker.order("page")[0] == 200, "the order is there")
-    _, order = worker.order("page")
+    for name in (f"page-{each}" for each in range(TRIES)):
+        running.send([segment(name, 2, start_ms, start_ms + 7)])
+        found: list[tuple[int, Any]] = []
+        wait_until(partial(is_shown, worker, name, found), "the order is there")
+        order = found[-1][1]
+        if order["phase"] == "OPEN":
+            break  # it stays so for two seconds
     assert (order["phase"], order["duration_ms"], order["missing_numbers"]) == ("OPEN", 7, [[1, 1]])
     assert (order["missing_range_count"], order["next"]) == (1, None)
     # Between the broker's last answer and ours it may not know whether it has read all.
@@ -221,7 +234,7 @@ def paused_worker_settles_nothing_too_early(bootstrap_servers: str, folder: Path
     """An answer that was read late must not be taken for silence until then."""
     with deployment(bootstrap_servers, folder, idle_timeout_s=3, partitions=1) as deployed:
         worker = deployed.start_and_wait()
-        for name in (f"paused-{at}" for at in range(PAUSES)):
+        for name in (f"paused-{at}" for at in range(TRIES)):
             deployed.send([segment(name, 1, now_ms() - 10, now_ms())])
             wait_until(lambda: worker.order(name)[0] == 200, "the order is there")  # noqa: B023
             worker.signal(signal.SIGSTOP)

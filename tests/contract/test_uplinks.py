@@ -37,14 +37,14 @@ def make_uplink(
         url = stack.enter_context(gateway(config))
 
         def make(*, up: bool = True) -> Uplink:
-            http = HttpUplink(url if up else f"http://{NOTHING_HERE}", timeout_s=10)
+            http = HttpUplink(url if up else f"http://{NOTHING_HERE}", timeout_s=30)
             uplink: Uplink = http
             if request.param == "kafka":
                 uplink = KafkaUplink(
                     {"bootstrap.servers": bootstrap_servers if up else NOTHING_HERE},
                     topics.segments,
                     orders=http,
-                    delivery_timeout_s=10 if up else 1,
+                    delivery_timeout_s=30 if up else 1,
                     correction_window_ms=WINDOW_MS,
                 )
             stack.callback(uplink.close)
@@ -165,17 +165,17 @@ def test_a_server_that_is_away_is_told_and_decides_nothing(make_uplink: MakeUpli
 
 def test_an_order_is_granted(uplink: Uplink) -> None:
     before_ms = time.time_ns() // 1_000_000
-    grant = uplink.start("SO 1/ü", timeout_s=10)
+    grant = uplink.start("SO 1/ü", timeout_s=30)
     assert (grant.service_order_number, grant.report_interval_ms) == ("SO 1/ü", REPORT_INTERVAL_MS)
     assert before_ms - 60_000 <= grant.server_timestamp_ms <= before_ms + 60_000
-    chosen = {uplink.start(timeout_s=10).service_order_number for _ in range(3)}
+    chosen = {uplink.start(timeout_s=30).service_order_number for _ in range(3)}
     assert len(chosen) == 3
-    assert before_ms - 60_000 <= uplink.server_time_ms(timeout_s=10) <= before_ms + 60_000
+    assert before_ms - 60_000 <= uplink.server_time_ms(timeout_s=30) <= before_ms + 60_000
 
 
 def test_an_illegal_number_is_refused(uplink: Uplink) -> None:
     with pytest.raises(UplinkRefused) as raised:
-        uplink.start("x" * 65, timeout_s=10)
+        uplink.start("x" * 65, timeout_s=30)
     assert raised.value.reason == Reason.BAD_ORDER_NUMBER
 
 

@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from durabill.schemas import OrderTotal, Reason
+from durabill.stream_processors.audit.story import Basis, Story
 from durabill.stream_processors.core.admission import Fate, Place
 from durabill.stream_processors.core.explain import (
     Forgotten,
@@ -109,6 +111,47 @@ def assert_told(number: str, log: Sequence[Record], folded: Folded, found: list[
         known = None  # forgotten, though its slot has not been given back
     assert known == standing.state
     assert_lives_are_apart(found)
+    assert_milliseconds(number, found, standing)
+
+
+def assert_milliseconds(number: str, found: list[Happening], standing: Standing) -> None:
+    """Assert which milliseconds each record is said to add: those that no record before it has.
+
+    What is gathered in a story is what the order's state is at the end.
+    """
+    known: dict[int, list[tuple[int, int]]] = {}
+    for each in found:
+        if isinstance(each, Verdict) and each.fate in (Fate.BEGINS, Fate.COUNTS):
+            assert each.raw is not None
+            before = known.setdefault(each.life, [])
+            # Between any two edges all milliseconds are alike: one stands for them.
+            pieces = [each.raw[2:4], *each.gained, *before]
+            for at in {edge for piece in pieces for edge in piece}:
+                if not each.raw[2] <= at < each.raw[3]:
+                    continue
+                is_new = not any(start <= at < end for start, end in before)
+                assert any(start <= at < end for start, end in each.gained) == is_new
+            assert all(each.raw[2] <= start < end <= each.raw[3] for start, end in each.gained)
+            assert each.gained_ms == sum(end - start for start, end in each.gained)
+            before.append((each.raw[2], each.raw[3]))
+        elif isinstance(each, Verdict):
+            assert not each.gained
+    story = Story(number, 0, Basis(()))
+    story.add(0, found)
+    for life in story.lives:
+        states = [each for each in story.states if each.life == life.life]
+        assert all(a.phase != b.phase for a, b in pairwise(states))
+        assert [each.at_ms for each in states] == sorted(each.at_ms for each in states)
+    if standing.state is not None:
+        last = story.lives[-1]
+        assert standing.state.phase == story.states[-1].phase
+        assert standing.state.missing_numbers == last.missing_numbers
+        assert standing.state.end_number == last.end_number
+        assert standing.state.intervals == list(last.union)
+        assert (last.started_ms, last.ended_ms) == (
+            standing.state.started_ms,
+            standing.state.ended_ms,
+        )
 
 
 def assert_lives_are_apart(found: list[Happening]) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from durabill.schemas import SegmentEvent, encode_segment
 from durabill.schemas.clock_mark import ClockMark, encode_clock_mark
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.audit.archive.archiver import Archiver, opened
 from durabill.stream_processors.audit.archive.folder import ArchiveFolder
 from durabill.stream_processors.audit.archive.gaps import Gap, Why, between
 from durabill.stream_processors.audit.archive.manifest import ArchiveOf
 from durabill.stream_processors.audit.archive.pieces import Piece
-from durabill.stream_processors.engine.batch import Headers, Record
+from durabill.stream_processors.engine.batch import Record
 
 DAY_MS = 86_400_000
 NOON_MS = 1_735_732_800_000

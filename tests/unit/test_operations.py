@@ -29,8 +29,8 @@ ROLES = {
     "`durabill totals`": "totals",
     "`durabill dead-letters`": "letters",
     "`durabill dead-letters resend`": "resend",
-    "`durabill replay`": "replay",
     "archive": "archive",
+    "`durabill replay`": "replay",
 }
 """The table's names of what `rights_of` knows by another one."""
 

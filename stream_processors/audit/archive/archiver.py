@@ -18,6 +18,7 @@ from durabill.stream_processors.audit.archive.files import (
 from durabill.stream_processors.audit.archive.folder import READ, ArchiveBusy, ArchiveFolder, told
 from durabill.stream_processors.audit.archive.gaps import Gap, Why, join, size, split
 from durabill.stream_processors.audit.archive.manifest import (
+    LOG_FIELDS,
     ArchiveError,
     ArchiveOf,
     Entry,
@@ -30,13 +31,6 @@ from durabill.stream_processors.audit.archive.manifest import (
 from durabill.stream_processors.audit.archive.pieces import Piece
 
 OnCommit = Callable[[Entry], None]
-LOG_FIELDS = {
-    "cluster_id": "cluster",
-    "topic": "topic",
-    "topic_id": "id of the topic",
-    "partitions": "number of partitions",
-}
-"""By what one log is told from another, and how that is called."""
 
 
 class OtherLog(ArchiveError):

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from durabill.schemas.extras import ExtraMissing
 from durabill.stream_processors.audit.archive.folder import WRITTEN, told
 from durabill.stream_processors.audit.archive.gaps import Gap
 from durabill.stream_processors.audit.archive.manifest import ArchiveError, ArchiveOf
 from durabill.stream_processors.audit.archive.rows import SCHEMA, to_table
 from durabill.stream_processors.engine.batch import Record
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ModuleNotFoundError as error:
+    raise ExtraMissing(__name__, "pyarrow", "audit") from error
 
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 64 * 1024 * 1024

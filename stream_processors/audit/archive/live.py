@@ -7,10 +7,9 @@ nothing of what Kafka has deleted.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from durabill.stream_processors.audit.archive.archiver import LOG_FIELDS
 from durabill.stream_processors.audit.archive.files import ArchiveFile, BadFile
 from durabill.stream_processors.audit.archive.folder import ArchiveFolder
-from durabill.stream_processors.audit.archive.manifest import ArchiveOf, Manifest
+from durabill.stream_processors.audit.archive.manifest import LOG_FIELDS, ArchiveOf, Manifest
 from durabill.stream_processors.audit.archive.pieces import PieceReader
 from durabill.stream_processors.audit.archive.rows import to_records
 from durabill.stream_processors.audit.archive.verify import Progress, finding
@@ -47,7 +46,9 @@ def compare(
             yield finding("end", live.bounds[partition][1], reach.next_offset, place)
         if first < end:
             ours = _archived(folder, manifest, partition, first, end)
-            theirs = _logged(live.open_log(partition, first, end))
+            # To its own end: a batch that reaches beyond an end isn't read.
+            log = live.open_log(partition, first, live.bounds[partition][1])
+            theirs = _logged(log, end)
             place = f"{live.of.topic}/{partition} offset"
             yield from differences(ours, theirs, place)
         if progress is not None:
@@ -97,11 +98,13 @@ def _archived(
             file.close()
 
 
-def _logged(log: LogSource) -> Iterator[Record]:
+def _logged(log: LogSource, end: int) -> Iterator[Record]:
     reader = PieceReader()
     for part in log.parts():
         for piece in reader.pieces(part):
-            yield from piece.records
+            yield from (each for each in piece.records if each.offset < end)
+            if piece.next_offset >= end:
+                return
 
 
 def _shown(record: Record) -> str:

@@ -26,6 +26,15 @@ class ArchiveError(DurabillError):
     """The archive can't be written or read; what is in it stays as it is."""
 
 
+LOG_FIELDS = {
+    "cluster_id": "cluster",
+    "topic": "topic",
+    "topic_id": "id of the topic",
+    "partitions": "number of partitions",
+}
+"""By what one log is told from another, and how that is called."""
+
+
 class BadManifest(ArchiveError):
     """An entry of the manifest is damaged; the message says which, and how."""
 

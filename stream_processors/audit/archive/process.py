@@ -12,23 +12,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from confluent_kafka.admin import AdminClient
-
-from durabill.schemas.errors import ContractError
 from durabill.stream_processors.audit.archive.archiver import Archiver, check_log
 from durabill.stream_processors.audit.archive.live import Live
-from durabill.stream_processors.audit.archive.manifest import ArchiveOf
 from durabill.stream_processors.audit.archive.pieces import PieceReader
+from durabill.stream_processors.audit.archive.reach import live_log
 from durabill.stream_processors.audit.raw_log import FetchedLog
-from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
-from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.settings import Settings
 
-OFFSETS_PER_FILE = 1_000_000
 TAIL_MAX_S = 86_400.0
 PASS_INTERVAL_S = 5.0
 
@@ -43,31 +36,6 @@ class Follow:
     tail_max_s: float = TAIL_MAX_S
     interval_s: float = PASS_INTERVAL_S
     clock_s: Callable[[], float] = time.time
-
-
-def live_log(settings: Settings, offsets_per_file: int = OFFSETS_PER_FILE) -> ArchiveOf:
-    """Return which log the segments topic is, as an archive's entry 0 says it."""
-    kafka: dict[str, Any] = quiet(settings.librdkafka())
-    topic = settings.segments_topic
-    admin = AdminClient(kafka)
-    right = Right("Describe", "topic", topic)
-    metadata = patiently(
-        lambda timeout_s: admin.list_topics(topic, timeout=timeout_s), "the cluster", kafka, right
-    )
-    ids = patiently(
-        lambda timeout_s: topic_ids(admin, [topic], timeout_s), f"the id of {topic}", kafka, right
-    )
-    if not metadata.cluster_id:
-        raise ContractError(
-            "this Kafka doesn't tell its cluster's id, by which logs are told apart"
-        )
-    return ArchiveOf(
-        cluster_id=metadata.cluster_id,
-        topic=topic,
-        topic_id=ids[topic],
-        partitions=len(metadata.topics[topic].partitions),
-        offsets_per_file=offsets_per_file,
-    )
 
 
 def live(settings: Settings) -> Live:

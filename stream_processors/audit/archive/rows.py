@@ -12,14 +12,18 @@ this offset on. Its value is the whole batch as it lies in the log, for a replay
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from durabill.schemas.clock_mark import is_clock_mark, read_clock_mark
 from durabill.schemas.codec import HEADER_SIZE, SEGMENT_HEADER
 from durabill.schemas.errors import BadRecord
+from durabill.schemas.extras import ExtraMissing
 from durabill.schemas.wire import read_segment_body
 from durabill.stream_processors.engine.batch import HEADER, BatchHeader, Record
 from durabill.stream_processors.engine.batch import HEADER_SIZE as HEADER_BYTES
+
+try:
+    import pyarrow as pa
+except ModuleNotFoundError as error:
+    raise ExtraMissing(__name__, "pyarrow", "audit") from error
 
 SEGMENT, CLOCK_MARK, UNDECODABLE = "segment", "clock_mark", "undecodable"
 BAD_BATCH = "bad_batch"

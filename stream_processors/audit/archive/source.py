@@ -8,8 +8,7 @@ out otherwise than they went in, with the same records and append times; a repla
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
+from durabill.schemas.extras import ExtraMissing
 from durabill.stream_processors.audit.archive import gaps
 from durabill.stream_processors.audit.archive.files import ArchiveFile, BadFile, file_digest
 from durabill.stream_processors.audit.archive.folder import READ, ArchiveFolder, told
@@ -20,6 +19,11 @@ from durabill.stream_processors.audit.replay import LogPart, LogSource
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.kernel import pack
 from durabill.stream_processors.engine.standing import Standing
+
+try:
+    import numpy as np
+except ModuleNotFoundError as error:
+    raise ExtraMissing(__name__, "numpy", "audit") from error
 
 _STANDING = {Why.CONTROL: Standing.MARKER, Why.ABORTED: Standing.ABORTED}
 

@@ -6,7 +6,7 @@ is compared with what it must be. Then every checkpoint that anybody has must be
 the folder's, those that were published, those that somebody kept.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from durabill.schemas import BadTotal, decode_total
@@ -88,15 +88,18 @@ def check_log(
     *,
     head: int = 0,
     end_offset: int | None = None,
+    end_now: Callable[[], int] | None = None,
     witnessed: Sequence[Witnessed] = (),
 ) -> LogCheck:
     """Check one log; `values` are its records' in their order, None takes the log's own bundles.
 
     `values` begin at the record of index `head`; those before are taken from the bundles. They end
-    at `end_offset`: what a checkpoint has beyond is newer, and is checked by the log's own bundles;
-    None: all that there is. `files` None: there is no folder, and the checkpoints
-    alone are checked. A sealer may be at work: what it is writing is explained by its signed
-    `pending`. For this `witnessed` must have been read before.
+    at `end_offset`: what a checkpoint has beyond is newer, and is checked by the log's own bundles,
+    provided that the partition goes on so far by now, by `end_now`. `files` None: there is no
+    folder, and the checkpoints alone are checked.
+
+    A sealer may be at work: what it is writing is explained by its signed `pending`. For this
+    `witnessed` must have been read before.
     """
     check = LogCheck(origin, head=head)
     listed = [] if files is None else sorted(files.tiles())  # before the checkpoint, which is wider
@@ -105,6 +108,8 @@ def check_log(
     if check.checkpoint is None:
         return check
     last = max(known.by_size)
+    if end_now is not None and known.reaches_beyond(end_offset) and known.reaches_beyond(end_now()):
+        end_offset = None  # it isn't newer: it was removed
     pairs = _pairs(check, files, values, end_offset, last, known)
     tiles = None if files is None else TileCheck(check.find, files, listed, check.checkpoint.size)
     _compare(check, known, pairs, last, tiles)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from durabill.stream_processors.audit.seal.check import (
@@ -27,14 +27,17 @@ class SealedTopic:
 
     `values(partition, offset)` yields (offset, value) of the partition's committed records from the
     offset on, in their order, up to that in `ends`; `firsts` are the first offsets that there are.
+    `end_now(partition)` asks where the partition ends by now: a checkpoint that is newer than
+    `ends` has to be of records that are there.
     """
 
     cluster: str
     name: str
     topic_id: str
     values: Callable[[int, int], Iterable[tuple[int, bytes | None]]]
-    firsts: Mapping[int, int] = field(default_factory=dict)
-    ends: Mapping[int, int] = field(default_factory=dict)
+    firsts: Mapping[int, int]
+    ends: Mapping[int, int]
+    end_now: Callable[[int], int]
 
     def has(self, origin: Origin) -> bool:
         """Tell whether a log is one of this topic as it is now."""
@@ -115,8 +118,16 @@ def _check(
         left = sum(1 for at, _ in topic.values(partition, first) if at < own.next_offset)
         head = max(0, own.size - left)
     values = (value for _, value in topic.values(partition, max(first, origin.first_offset)))
-    end = topic.ends.get(partition)
-    return check_log(files, origin, keys, values, head=head, end_offset=end, witnessed=witnessed)
+    return check_log(
+        files,
+        origin,
+        keys,
+        values,
+        head=head,
+        end_offset=topic.ends.get(partition, 0),
+        end_now=lambda: topic.end_now(partition),
+        witnessed=witnessed,
+    )
 
 
 def _readable(files: LogFolder) -> Checkpoint | None:

@@ -66,5 +66,10 @@ def sealed_topic(
             if offset <= at < ends[partition]:
                 yield at, value
 
+    def end_now(partition: int) -> int:
+        if partition not in ends:
+            return 0
+        return read_bounds(kafka, LOOK_GROUP, topic, [partition])[partition][1]
+
     firsts = {each: first for each, (first, _) in bounds.items()}
-    return SealedTopic(state.cluster, topic, state.topic_id, values, firsts, ends)
+    return SealedTopic(state.cluster, topic, state.topic_id, values, firsts, ends, end_now)

@@ -104,8 +104,7 @@ def pack_batches(
 ) -> int:
     """Write all rows as batches into `out`, and return how many bytes that took.
 
-    A batch has one append time. `out` must have room for HEADER_BYTES, RECORD_FRAME_BYTES and
-    HEADER_FRAME_BYTES of every row and header beside their bytes.
+    A batch has one append time. `out` has room for the three FRAME and HEADER bytes of each.
     """
     rows = offsets.shape[0]
     at = row = 0
@@ -135,14 +134,8 @@ def pack_batches(
             at = put_varint(out, at, header_at[row + 1] - header_at[row])
             for header in range(header_at[row], header_at[row + 1]):
                 at = put_bytes(out, at, names, name_at[header], name_at[header + 1], 0)
-                at = put_bytes(
-                    out,
-                    at,
-                    contents,
-                    content_at[header],
-                    content_at[header + 1],
-                    content_null[header],
-                )
+                first_byte, after = content_at[header], content_at[header + 1]
+                at = put_bytes(out, at, contents, first_byte, after, content_null[header])
             row += 1
         last_delta = offsets[row - 1] - base
         put_batch_header(out, start, at, base, last_delta, time_ms, row - first)

@@ -76,7 +76,7 @@ def checkpoint(
 
 
 @rebuild_app.command()
-@with_settings(*_WORKERS)
+@with_settings(*_WORKERS, "seal_topic", "seal_dir", "seal_key_file", "ledger_dsn")
 def totals(
     settings: "Settings",
     into: Annotated[
@@ -94,6 +94,7 @@ def totals(
     For a totals topic that was lost, or that an audit has found to be altered; the old one stays as
     it is. All workers must be stopped; that is made sure. A run that was killed is gone on with by
     running it again. The new topic is proven by an audit at the end: exit code 1 if it differs.
+    Where the old topic is sealed, its logs are handed over to the new one's by signed lines.
 
         durabill rebuild totals --into billing.totals-2 --dry-run
         durabill rebuild totals --into billing.totals-2 --yes
@@ -118,8 +119,11 @@ def totals(
         )
     there = msgspec.structs.replace(settings, totals_topic=into)
     proof = None if dry_run or no_audit else _proven(there, as_json, with_ledger=False)
+    is_good = not dry_run and (proof is None or proof.is_proven)
+    logs = _hand_over(settings, into) if is_good else 0
     if as_json:
-        emit({"dry_run": dry_run, **asdict(done), "audit": proof and proof.as_json()})
+        told = {"handed_over_logs": logs, "audit": proof and proof.as_json()}
+        emit({"dry_run": dry_run, **asdict(done), **told})
     else:
         for each in done.partitions:
             print(
@@ -206,6 +210,42 @@ def _proven(settings: "Settings", as_json: bool, *, with_ledger: bool) -> "Audit
     if not as_json:
         show_result(result)
     return result
+
+
+def _hand_over(settings: "Settings", into: str) -> int:
+    """Have the sealed logs of the rebuilt topic follow the old one's; return how many do now."""
+    from pathlib import Path
+
+    from durabill.schemas.extras import require
+
+    require("durabill rebuild totals", "audit", "cryptography")
+    from durabill.stream_processors.audit.seal.folder import logs_in
+
+    old = [each for each in logs_in(settings.seal_folder) if each.topic == settings.totals_topic]
+    if not old:
+        return 0
+    if not settings.seal_key_file:
+        say(
+            f"note: {settings.totals_topic} is sealed in {settings.seal_folder}, and is not handed"
+            " over: run this again with --seal-key-file, before a sealer begins with the new topic"
+        )
+        return 0
+    from durabill.stream_processors.audit.seal.keys import read_key_file
+    from durabill.stream_processors.audit.seal.opening import SealPlan
+    from durabill.stream_processors.audit.seal.rebuilt import hand_over_topic
+    from durabill.stream_processors.kafka.options import quiet
+
+    plan = SealPlan(
+        kafka=quiet(settings.librdkafka()),
+        totals_topic=settings.totals_topic,
+        folder=settings.seal_folder,
+        keys=read_key_file(Path(settings.seal_key_file)),
+        checkpoints_topic=settings.seal_topic,
+        dsn=settings.ledger_dsn,
+    )
+    count = hand_over_topic(plan, into)
+    say(f"{counted(count, 'sealed log')} handed over to {shown(into)}")
+    return count
 
 
 def _tell(notes: tuple[str, ...], next_step: str, dry_run: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from durabill.schemas.text import counted
+from durabill.stream_processors.audit.archive_check import ArchiveCheck
 from durabill.stream_processors.audit.findings import Finding
 from durabill.stream_processors.audit.pool import Progress
 from durabill.stream_processors.audit.side_checks import (

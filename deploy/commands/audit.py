@@ -12,6 +12,7 @@ from durabill.deploy.terminal import emit, progress_bars, say
 
 if TYPE_CHECKING:
     from durabill.stream_processors.audit.findings import AuditResult
+    from durabill.stream_processors.audit.options import AuditOptions
     from durabill.stream_processors.settings import Settings
 
 _OFFSETS = re.compile(r"[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*")
@@ -21,7 +22,11 @@ _TIME = "a time such as 2026-03-01 or 2026-03-01T12:30:00+01:00 (UTC where no zo
 
 
 @with_settings(
-    *CONNECTION, *TOPICS, "previous_application_id", "ledger_dsn", "schema_registry_url", *_POLICY
+    *CONNECTION,
+    *TOPICS,
+    *("previous_application_id", "ledger_dsn", "schema_registry_url"),
+    *("archive_dir", "seal_topic", "seal_dir", "seal_key_file"),
+    *_POLICY,
 )
 def audit(
     settings: "Settings",
@@ -47,8 +52,32 @@ def audit(
         typer.Option(min=1, help="How many processes share the partitions. Default: one a core."),
     ] = None,
     no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Leave the ledger out.")] = False,
+    no_archive: Annotated[
+        bool, typer.Option("--no-archive", help="Leave the archive out.")
+    ] = False,
+    from_archive: Annotated[
+        bool,
+        typer.Option("--from-archive", help="Read from the archive also what Kafka still has."),
+    ] = False,
+    archive_key: Annotated[
+        str, typer.Option(help="The archive's public key, or a file with it: checks its head.")
+    ] = "",
+    archive_trusted: Annotated[
+        Path | None, typer.Option(help="A head of the archive that somebody kept.")
+    ] = None,
+    seal_key: Annotated[
+        str,
+        typer.Option(help="The sealer's public key, or a file with it. Default: the key file's."),
+    ] = "",
+    trusted: Annotated[
+        list[Path] | None,
+        typer.Option(help="A checkpoint of the sealed log, or a receipt, that somebody kept."),
+    ] = None,
     csv: Annotated[
         Path | None, typer.Option(help="Write all findings to this file.", dir_okay=False)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report as a page for finance.", dir_okay=False)
     ] = None,
     as_json: AS_JSON = False,
 ) -> None:
@@ -67,8 +96,10 @@ def audit(
         durabill audit --order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
         durabill audit --from 2026-03-01 --to 2026-04-01 --csv march.csv
     """
+    from durabill.stream_processors.audit.html_report import write_report
+    from durabill.stream_processors.audit.options import AuditOptions
     from durabill.stream_processors.audit.replay import Engine
-    from durabill.stream_processors.audit.run import AuditOptions
+    from durabill.stream_processors.audit.report_file import check_report_path, write_report_file
     from durabill.stream_processors.audit.run import audit as carry_out
 
     if engine not in list(Engine):
@@ -85,16 +116,44 @@ def audit(
         engine=Engine(engine),
         processes=processes,
         with_ledger=not no_ledger,
+        with_archive=not no_archive,
+        from_archive=from_archive,
+        archive_key=archive_key,
+        archive_trusted=archive_trusted,
+        seal_key=seal_key,
+        trusted=tuple(trusted or ()),
     )
+    _check(settings, options)
+    for path in (csv, html):
+        if path is not None:
+            check_report_path(path)
     settings = _entered(settings, with_ledger=not no_ledger)
     with progress_bars(quiet=as_json, paced=True) as progress:
         result = carry_out(settings, options, progress)
     if csv is not None:
-        write_csv(result, csv)
+        write_report_file(csv, csv_of(result))
         say(f"all findings are in {csv}")
+    if html is not None:
+        write_report(result, html)
+        say(f"the report is in {html}")
     _tell(result, as_json)
     if not result.is_proven:
         raise typer.Exit(1)
+
+
+def _check(settings: "Settings", options: "AuditOptions") -> None:
+    """Refuse flags that need others, and packages that are missing, before anything is read."""
+    from durabill.schemas.extras import require
+
+    archive = bool(settings.archive_dir) and options.with_archive
+    if (options.from_archive or options.archive_key or options.archive_trusted) and not archive:
+        raise typer.BadParameter("--from-archive and the archive's keys need --archive-dir")
+    if options.archive_trusted is not None and not options.archive_key:
+        raise typer.BadParameter("--archive-trusted needs --archive-key")
+    if archive:
+        require("durabill audit with an archive", "audit", "pyarrow")
+    if options.seal_key or settings.seal_key_file or options.trusted or options.archive_key:
+        require("durabill audit of signatures", "audit", "cryptography")
 
 
 def _entered(settings: "Settings", *, with_ledger: bool) -> "Settings":
@@ -140,27 +199,24 @@ def _instant(flag: str, text: str) -> int | None:
 _FORMULA = re.compile(r"[=+@\t\r]|-(?![0-9.]*$)")
 
 
-def write_csv(result: "AuditResult", path: Path) -> None:
-    """Write all findings to a file, whole or not at all.
+def csv_of(result: "AuditResult") -> str:
+    """Return all findings as CSV.
 
     A text that a spreadsheet would take for a formula has a quote before it: order numbers are
     strangers' text.
     """
     import csv
     from dataclasses import asdict
+    from io import StringIO
 
     from durabill.stream_processors.audit.findings import FINDING_COLUMNS
 
     def cell(value: Any) -> Any:
         return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
-    partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, FINDING_COLUMNS)
-            writer.writeheader()
-            for each in result.findings:
-                writer.writerow({name: cell(value) for name, value in asdict(each).items()})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    out = StringIO(newline="")
+    writer = csv.DictWriter(out, FINDING_COLUMNS)
+    writer.writeheader()
+    for each in result.findings:
+        writer.writerow({name: cell(value) for name, value in asdict(each).items()})
+    return out.getvalue()

@@ -15,25 +15,29 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from durabill.schemas import partition_for
+from durabill.stream_processors.audit.archive_check import (
+    ArchiveCheck,
+    archived_since,
+    check_archive,
+)
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.findings import (
     AuditResult,
+    Finding,
     LedgerAccount,
     Scope,
     in_order,
 )
 from durabill.stream_processors.audit.ledger_view import OpenLedger, open_ledger
-from durabill.stream_processors.audit.partition_audit import (
-    PartitionJob,
-    PartitionOutcome,
-    audit_partition,
-)
+from durabill.stream_processors.audit.options import AuditOptions as AuditOptions
+from durabill.stream_processors.audit.partition_audit import audit_partition
+from durabill.stream_processors.audit.partition_job import PartitionJob, PartitionOutcome
 from durabill.stream_processors.audit.pool import Progress, audit_errors, run_jobs
-from durabill.stream_processors.audit.replay import Engine
 from durabill.stream_processors.audit.scope import TotalsScope
+from durabill.stream_processors.audit.seal_check import check_sealed
 from durabill.stream_processors.audit.side_audit import SideAudit
 from durabill.stream_processors.audit.side_checks import LetterCheck
 from durabill.stream_processors.audit.terms import RecordedTerms, are_other
@@ -45,26 +49,6 @@ from durabill.stream_processors.settings import Settings
 RERUNS_MAX = 3
 
 Bounds = dict[int, tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class AuditOptions:
-    """What is asked for; nothing given: everything there is."""
-
-    order: str = ""
-    partitions: tuple[int, ...] = ()
-    from_ms: int | None = None
-    to_ms: int | None = None
-    as_of_ms: int | None = None
-    """Replay no further than to what was appended before."""
-    as_of_offsets: Mapping[int, int] = field(default_factory=dict)
-    """Partition -> the offset to replay no further than to."""
-    as_of: str = ""
-    """The same as it was given."""
-    engine: Engine = Engine.COLUMNS
-    processes: int | None = None
-    """None: one a core, where that is worth it."""
-    with_ledger: bool = True
 
 
 def audit(settings: Settings, options: AuditOptions, progress: Progress) -> AuditResult:
@@ -83,6 +67,7 @@ class Audit:
         self._kafka = quiet(settings.librdkafka())
         self._notes: list[str] = []
         self._outcomes: dict[int, PartitionOutcome] = {}
+        self._archive = ArchiveCheck()
 
     def run(self) -> AuditResult:
         """Carry it out."""
@@ -90,14 +75,16 @@ class Audit:
         settings, options = self._settings, self._options
         partitions = self._partition_count()
         wanted = self._wanted(partitions)
+        self._check_archive()
         dsn = settings.ledger_dsn if options.with_ledger else ""
         opened = open_ledger(dsn, settings.totals_topic) if dsn else nullcontext()
         with opened as ledger:
             jobs = self._jobs(wanted, partitions, ledger)
-            side = SideAudit(settings, partitions, options.order, self._progress)
+            side = SideAudit(settings, self._archive, partitions, options.order, self._progress)
             processes, letters = self._run(jobs, side)
             own_s = time.process_time()
-            findings = [each for one in self._outcomes.values() for each in one.findings]
+            findings = list(self._archive.findings)
+            findings += [each for one in self._outcomes.values() for each in one.findings]
             findings += side.letters(self._outcomes, letters)
             findings += side.copies(self._outcomes)
             account = None
@@ -105,6 +92,7 @@ class Audit:
                 order = options.order or None
                 findings += ledger.strangers(settings.totals_topic, partitions, order)
                 account = self._ledger_account(ledger)
+            findings += self._sealed()
         own_s = time.process_time() - own_s
         return AuditResult(
             segments_topic=settings.segments_topic,
@@ -161,9 +149,10 @@ class Audit:
         segments = read_bounds(self._kafka, LOOK_GROUP, settings.segments_topic, wanted)
         ends = self._ends(segments)
         recorded = RecordedTerms(settings, wanted, self._progress)
+        archive = self._archive
         return [
             PartitionJob(
-                settings,
+                archive.settings_for(settings, each),
                 Place(each, partitions),
                 recorded.of(each),
                 segments[each][0],
@@ -174,6 +163,8 @@ class Audit:
                 is_as_of=ends[each] < segments[each][1],
                 has_checkpoint=recorded.has_checkpoint(each),
                 ledger=None if ledger is None else ledger.view,
+                begins=archive.begins(each, segments[each][0]),
+                from_archive=options.from_archive and each in archive.usable,
             )
             for each in wanted
         ]
@@ -185,12 +176,33 @@ class Audit:
         if options.as_of_ms is not None:
             since = offsets_since(self._kafka, topic, options.as_of_ms, list(ends))
             ends = {each: min(end, since.get(each, end)) for each, end in ends.items()}
+            ends.update(self._archived_ends(segments, ends, options.as_of_ms))
         for each, offset in options.as_of_offsets.items():
             if each in ends and offset > ends[each]:
                 raise AuditError(f"{topic}/{each} ends at offset {ends[each]}, before {offset}")
             if each in ends:
                 ends[each] = offset
-        return {each: max(segments[each][0], end) for each, end in ends.items()}
+        begins = {each: self._archive.begins(each, first) for each, (first, _) in segments.items()}
+        return {each: max(begins[each], end) for each, end in ends.items()}
+
+    def _archived_ends(
+        self, segments: Bounds, ends: Mapping[int, int], as_of_ms: int
+    ) -> dict[int, int]:
+        """Return where the replay ends of partitions whose end is in the archive's part."""
+        manifest, found = self._archive.manifest, {}
+        for each in self._archive.usable & set(ends):
+            if manifest is not None and ends[each] == segments[each][0]:
+                offset = archived_since(self._settings, manifest, each, as_of_ms)
+                found[each] = ends[each] if offset is None else min(offset, ends[each])
+        return found
+
+    def _check_archive(self) -> None:
+        settings, options = self._settings, self._options
+        if settings.archive_dir and options.with_archive:
+            self._archive = check_archive(
+                settings, options.archive_key, options.archive_trusted, self._progress
+            )
+            self._notes += self._archive.notes
 
     # -- the partitions -----------------------------------------------------------------------
 
@@ -228,6 +240,15 @@ class Audit:
             for job, now in zip(doubted, again, strict=True)
             if are_other(job.terms, now.terms, job.end_offset)
         ]
+
+    def _sealed(self) -> list[Finding]:
+        """Return what is wrong with the sealed log, where there is one to check."""
+        options = self._options
+        found, notes = check_sealed(
+            self._settings, options.seal_key, options.trusted, self._progress
+        )
+        self._notes += notes
+        return found
 
     def _ledger_account(self, ledger: OpenLedger) -> LedgerAccount:
         counts = (each.ledger for each in self._outcomes.values())

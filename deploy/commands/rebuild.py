@@ -31,7 +31,14 @@ Processes = Annotated[
     int | None, typer.Option(min=1, help="Partitions at once. Default: as many as are worth it.")
 ]
 NoAudit = Annotated[bool, typer.Option("--no-audit", help="Don't prove the result at the end.")]
-_WORKERS = (*CONNECTION, *TOPICS, "previous_application_id", *POLICY, "schema_registry_url")
+_WORKERS = (
+    *CONNECTION,
+    *TOPICS,
+    "previous_application_id",
+    *POLICY,
+    "schema_registry_url",
+    "archive_dir",
+)
 
 
 @rebuild_app.command()

@@ -58,7 +58,9 @@ Processes = Annotated[
 ]
 
 
-@with_settings(*CONNECTION, *TOPICS, "previous_application_id", *POLICY, "schema_registry_url")
+@with_settings(
+    *CONNECTION, *TOPICS, "previous_application_id", *POLICY, "schema_registry_url", "archive_dir"
+)
 def replay(
     settings: "Settings",
     policy: PolicyFile,

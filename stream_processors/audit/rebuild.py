@@ -7,9 +7,16 @@ explanation, nothing is rebuilt: what came out could look whole, and be wrong.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from durabill.stream_processors.audit.archived import check_archive_of
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.pool import Progress
-from durabill.stream_processors.audit.replay import Engine, LogPart, LogSource, PartitionTerms
+from durabill.stream_processors.audit.replay import (
+    Engine,
+    LogPart,
+    LogSource,
+    PartitionTerms,
+    cuts_of,
+)
 from durabill.stream_processors.audit.sources import open_source
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import Place
@@ -20,7 +27,7 @@ from durabill.stream_processors.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class RebuildJob:
-    """One partition, [first_offset, end_offset) of its segments and of its totals."""
+    """One partition; Kafka has [first_offset, end_offset) of its segments."""
 
     settings: Settings
     place: Place
@@ -37,6 +44,8 @@ class RebuildJob:
     dry_run: bool = False
     into: str = ""
     """The topic that rebuilt totals go to."""
+    begins: int = 0
+    """Where the log begins with the archive's part before Kafka's."""
 
 
 def segments_partitions(settings: Settings) -> range:
@@ -53,12 +62,20 @@ def rebuild_jobs(
     then.
     """
     kafka = quiet(settings.librdkafka())
+    archive = check_archive_of(settings, progress)
+    if archive.findings:
+        found = archive.findings[0]
+        raise AuditError(
+            f"the archive can't be relied on ({len(archive.findings):,} findings, the first:"
+            f" {found.place}: {found.expected}, found {found.found}). `durabill archive --verify`"
+            " tells more"
+        )
     totals = read_bounds(kafka, LOOK_GROUP, settings.totals_topic, partitions)
     segments = read_bounds(kafka, LOOK_GROUP, settings.segments_topic, partitions)
     recorded = RecordedTerms(settings, partitions, progress)
     if recorded.why:
         # A look may go by the settings then. Whoever writes has the right to read what is recorded.
-        raise AuditError(recorded.why)
+        raise AuditError(f"{recorded.why}. If the topic is gone: durabill topics create")
     return [
         RebuildJob(
             settings,
@@ -67,6 +84,7 @@ def rebuild_jobs(
             *totals[each],
             recorded.of(each),
             engine,
+            begins=archive.begins(each, segments[each][0]),
         )
         for each in partitions
     ]
@@ -74,12 +92,12 @@ def rebuild_jobs(
 
 def whole_log(job: RebuildJob) -> LogSource:
     """Return a partition's log from its very first record on; raise AuditError where it is cut."""
-    source = open_source(job.settings, job)
+    source = open_source(job.settings, job, cuts=cuts_of(job.terms))
     if source.first_offset > 0:
         raise AuditError(
             f"{job.settings.segments_topic}/{job.place.partition}: the log before offset"
             f" {source.first_offset} is gone, so orders that began there can't be rebuilt. Restore"
-            " it from the archive"
+            " it, or name its archive in DURABILL_ARCHIVE_DIR"
         )
     return source
 

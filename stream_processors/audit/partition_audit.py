@@ -148,11 +148,10 @@ class PartitionAudit:
         checkpoint rests on is among them.
         """
         job, matcher = self._job, self._matcher
-        checkpoint = None
-        if matcher.computed and job.has_checkpoint:
-            checkpoint = read_checkpoint(job.settings, job.place)
+        checkpoint = read_checkpoint(job.settings, job.place) if matcher.computed else None
         partition = job.place.partition
         bounds = read_bounds(self._kafka, LOOK_GROUP, self._topic, [partition])
+        self._outcome.has_worked = job.has_checkpoint or bounds[partition][1] > 0
         self._totals.extend(bounds[partition][1])
         while self._totals.has_more:
             self._read_totals(None)
@@ -165,9 +164,16 @@ class PartitionAudit:
             head_ms=self._head_ms,
             has_holes=self._counts["unexplained"] > 0,
             clock_ms=self._replay.table.clock_ms,
-            was_given=_was_given if checkpoint is None else checkpoint.was_given,
+            was_given=self._was_given if checkpoint is None else checkpoint.was_given,
         )
         return judge(matcher.computed, matcher.published, siblings, grounds)
+
+    def _was_given(self, total: OrderTotal) -> bool:
+        """Tell whether a total must be there although no checkpoint says so.
+
+        Where nothing was ever published no worker has begun yet.
+        """
+        return self._outcome.has_worked
 
     # -- the outcome --------------------------------------------------------------------------
 
@@ -189,7 +195,7 @@ class PartitionAudit:
             rows = self._rows
             outcome.findings += rows.findings
             outcome.ledger = (rows.rows, rows.proven, rows.not_yet_recorded, rows.set_aside)
-        outcome.notes += notes_of(job, source)
+        outcome.notes += notes_of(job, source, has_worked=outcome.has_worked)
         outcome.account = PartitionAccount(
             partition,
             first_offset=source.first_offset,
@@ -261,8 +267,3 @@ def grounds_of(
         provable_from_ms=provable_from_ms,
         provable_from_offset=begins if is_late else 0,
     )
-
-
-def _was_given(total: OrderTotal) -> bool:
-    """Take a total for published: where there is no checkpoint, nothing tells otherwise."""
-    return True

@@ -121,6 +121,19 @@ def test_a_live_system_under_load_raises_no_false_alarm(
             sending.join()
 
 
+def test_a_system_whose_workers_have_not_begun_yet_lacks_nothing(
+    bootstrap_servers: str, tmp_path: Path
+) -> None:
+    with deployment(bootstrap_servers, tmp_path, partitions=1) as idle:
+        assert told(audited(settings_of(idle))) == []
+        start_ms = now_ms() - 60_000
+        idle.send([segment("SO1", 1, start_ms, start_ms + 1_000, True), (b"SO2", b"junk")])
+        result = audited(settings_of(idle))
+        assert told(result) == []
+        (part,) = result.partitions
+        assert (part.not_yet_published, part.dead_letters, result.totals) == (1, 1, 0)
+
+
 def test_several_processes_find_the_same(deployed: Deployment) -> None:
     several = audited(settings_of(deployed), processes=2)
     assert (several.processes, told(several)) == (2, [])

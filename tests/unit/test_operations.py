@@ -31,6 +31,7 @@ ROLES = {
     "`durabill order`": "order",
     "`durabill audit`": "audit",
     "`durabill totals`": "totals",
+    "`durabill leakage`": "leakage",
     "`durabill dead-letters`": "letters",
     "`durabill dead-letters resend`": "resend",
     "archive": "archive",

@@ -88,11 +88,11 @@ class Log:
 
 
 def test_a_copy_is_known_by_where_it_came_from() -> None:
-    wanted = forwards_of({1: outcome()})
-    assert wanted == {0: {(1, 8)}}
-    drop_arrived(Log(b"1/9", b"x/8"), wanted[0])
-    assert missing_copies("segments", 0, wanted[0], lambda _: 8) == []
-    (found,) = missing_copies("segments", 0, wanted[0], lambda _: 9)
+    lost = forwards_of({1: outcome()})
+    assert lost == {0: {(1, 8)}}
+    drop_arrived(Log(b"1/9", b"x/8"), lost[0])
+    assert missing_copies("segments", 0, lost[0], lambda _: 8) == []
+    (found,) = missing_copies("segments", 0, lost[0], lambda _: 9)
     assert (found.kind, found.place) == (Kind.COPY_MISSING, "segments/1/8")
-    drop_arrived(Log(b"1/9", b"1/8"), wanted[0])
-    assert wanted[0] == set()
+    drop_arrived(Log(b"1/9", b"1/8"), lost[0])
+    assert lost[0] == set()

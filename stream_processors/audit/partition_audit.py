@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import closing
 
-from durabill.schemas import OrderTotal
+from durabill.schemas import BadTotal, OrderTotal, total_record
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 from durabill.stream_processors.audit.findings import Finding, Kind, PartitionAccount
 from durabill.stream_processors.audit.ledger_rows import LedgerRows
@@ -45,6 +45,7 @@ class PartitionAudit:
         self._counts = {"data": 0, "control": 0, "aborted": 0, "unexplained": 0}
         self._head_ms: int | None = None
         """When the first record was appended that is there without a hole after it."""
+        self._newer = 0
         self._totals = self._totals_from(job.totals_end)
         self._rows: LedgerRows | None = None
         if job.ledger is not None:
@@ -136,7 +137,11 @@ class PartitionAudit:
                 continue
             if rows is not None:
                 rows.add_record(record)
-            if scope.has(record.key, record.value):
+            if not scope.has(record.key, record.value):
+                continue
+            if self._job.is_as_of and rests_on(record, self._job.end_offset):
+                self._newer += 1  # not kept: after an early end these are most of all totals
+            else:
                 matcher.add_published(record)
 
     # -- what is left over --------------------------------------------------------------------
@@ -206,7 +211,7 @@ class PartitionAudit:
             forwarded=len(outcome.forwarded),
             totals=matcher.published_count - judgement.newer,
             proven=matcher.proven + judgement.proven,
-            newer_totals=judgement.newer,
+            newer_totals=judgement.newer + self._newer,
             not_yet_published=judgement.not_yet_published,
             unprovable_totals=judgement.unprovable,
             open_orders=self._replay.table.unsettled(),
@@ -232,6 +237,14 @@ def records_of(
                 if record.key in found:
                     found[record.key].append(record)
     return found
+
+
+def rests_on(record: Published, offset: int) -> bool:
+    """Tell whether a total rests, by its own word, on a record at an offset or after it."""
+    try:
+        return int(total_record(record.value)["source_offset"]) >= offset
+    except BadTotal:
+        return False
 
 
 def grounds_of(

@@ -1,12 +1,15 @@
 """Fetched bytes of a log: which batches count, and what each offset is."""
 
 import struct
+import threading
 
 import pytest
 from aiokafka.record.util import calc_crc32c
 
 from durabill.schemas.errors import CorruptBatch
-from durabill.stream_processors.audit.raw_log import part_of
+from durabill.stream_processors.audit import raw_log
+from durabill.stream_processors.audit.errors import AuditError
+from durabill.stream_processors.audit.raw_log import FetchedLog, part_of
 from durabill.stream_processors.engine.batch import (
     CONTROL,
     CRC_FROM,
@@ -16,6 +19,7 @@ from durabill.stream_processors.engine.batch import (
     records,
 )
 from durabill.stream_processors.engine.standing import whole_batches
+from durabill.stream_processors.settings import Settings
 from tests.property.batches import encode_record
 
 ABORT, COMMIT = 0, 1
@@ -82,3 +86,17 @@ def test_a_batch_that_was_cut_through_is_fetched_again_and_a_flipped_bit_is_refu
     flipped[-3] ^= 1
     with pytest.raises(CorruptBatch, match="CRC"):
         part_of(bytes(flipped), [], 0, 6)
+
+
+def test_a_kafka_that_is_not_there_ends_the_reading_and_its_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(raw_log, "PATIENCE_S", 0.3)
+    log = FetchedLog(Settings(bootstrap_servers="127.0.0.1:1"), "segments", 0, 0, 10)
+    with pytest.raises(AuditError, match="hasn't answered"):
+        list(log.parts())
+    assert not [each for each in threading.enumerate() if each.name == "raw-log"]
+
+
+def test_an_empty_log_asks_nobody() -> None:
+    assert list(FetchedLog(Settings(), "segments", 0, 7, 7).parts()) == []

@@ -106,6 +106,12 @@ def test_no_part_can_be_missing(folder: Path, keys: KeyFile) -> None:
             verify(read_receipt(junk), keys.trusted)
 
 
+def test_a_receipt_survives_the_line_ends_of_mail(folder: Path, keys: KeyFile) -> None:
+    receipt = receipt_of(folder, "SO-7")
+    by_mail = receipt.text().replace("\n", "\r\n").encode()
+    assert verify(read_receipt(by_mail), keys.trusted).index == receipt.index
+
+
 def test_parts_of_two_receipts_dont_make_one(folder: Path, keys: KeyFile) -> None:
     one, two = (receipt_of(folder, order) for order in ("SO-7", "SO-8"))
     mixed = Receipt(two.value, one.index, one.proof, one.note, two.for_people)

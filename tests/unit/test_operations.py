@@ -29,6 +29,7 @@ ROLES = {
     "`durabill seal`": "seal",
     "`durabill seal check`": "seal check",
     "`durabill order`": "order",
+    "`durabill audit`": "audit",
     "`durabill totals`": "totals",
     "`durabill leakage`": "leakage",
     "`durabill dead-letters`": "letters",

@@ -168,7 +168,7 @@ def lose_later(kafka: GuardedKafka, folder: Path, user: str) -> str:
     """Run a worker without one right; return its log once it has ended by itself."""
     operation, resource = LATER[user]
     with deployment(kafka.plain, folder, partitions=1) as deployed:
-        names = {each: getattr(deployed, each) for each in TOPICS}
+        names = dict(deployed.topics.by_role)
         rights = role_rights("worker", deployed.name, names)
         without = Right(operation, "topic", names["segments"]) if resource == "segments" else None
         kafka.grant(

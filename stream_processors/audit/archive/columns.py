@@ -7,6 +7,7 @@ from durabill.schemas.codec import SEGMENT_HEADER
 from durabill.schemas.extras import ExtraMissing
 from durabill.stream_processors.audit.archive.pieces import Whole
 from durabill.stream_processors.audit.archive.rows import HEADER_TYPE, SCHEMA, SEGMENT, UNDECODABLE
+from durabill.stream_processors.engine.batch import BatchHeader
 from durabill.stream_processors.engine.kernel import columnize
 from durabill.stream_processors.engine.kernel.parse import FIELDS
 
@@ -63,7 +64,11 @@ class Columns:
 
     def add(self, batch: Whole) -> int | None:
         """Add a batch's records; return their bytes. None: it isn't ordinary, nothing is added."""
-        row, count, size = self.rows, batch.header.record_count, len(batch.body)
+        return self.add_records(batch.body, batch.header, batch.append_ms)
+
+    def add_records(self, body: Any, header: BatchHeader, append_ms: int) -> int | None:
+        """Do the same for an unpacked batch."""
+        row, count, size = self.rows, header.record_count, len(body)
         if row + count > self.capacity:
             return None
         headers = int(self._header_at[row])
@@ -73,7 +78,7 @@ class Columns:
             column.make_room(headers, size)
         before = self._bytes(row)
         added = columnize.add_batch(
-            *(batch.body, count, batch.header.base_offset, batch.append_ms),
+            *(body, count, header.base_offset, append_ms),
             *(_SEGMENT_HEADER, _MARK_HEADER, self._record, row, self._offsets, self._times_ms),
             *(self._keys.at, self._keys.data, self._key_null),
             *(self._values.at, self._values.data, self._value_null, self._header_at),

@@ -1,86 +1,35 @@
-"""The audit of one partition: its log is replayed, its totals and its rows are compared.
-
-A job is all that the task needs to know, and an outcome all that it found, so that both can go from
-one process to another. The ends of the log and of the totals are in the job: they were taken before
-anything was read, the totals' first. So whatever is among those totals has its evidence in the log.
-"""
+"""The audit of one partition: its log is replayed, its totals and its rows are compared."""
 
 import time
-from array import array
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from contextlib import closing
 
-from durabill.schemas import Reason
+from durabill.schemas import OrderTotal
+from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 from durabill.stream_processors.audit.findings import Finding, Kind, PartitionAccount
-from durabill.stream_processors.audit.ledger_rows import LedgerRows, LedgerView
+from durabill.stream_processors.audit.ledger_rows import LedgerRows
 from durabill.stream_processors.audit.matching import Grounds, Judgement, Matcher, judge
-from durabill.stream_processors.audit.published import CheckpointView, read_checkpoint
-from durabill.stream_processors.audit.replay import (
-    Engine,
-    LogPart,
-    LogSource,
-    PartitionTerms,
-    Replay,
+from durabill.stream_processors.audit.partition_job import (
+    REASONS,
+    PartitionJob,
+    PartitionOutcome,
+    notes_of,
 )
-from durabill.stream_processors.audit.scope import EVERYTHING, TotalsScope
+from durabill.stream_processors.audit.published import read_checkpoint
+from durabill.stream_processors.audit.replay import LogPart, LogSource, Replay, cuts_of
 from durabill.stream_processors.audit.sources import open_source
 from durabill.stream_processors.audit.totals_log import Published, TotalsLog
-from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.engine.batch import headers_in
 from durabill.stream_processors.engine.effects import Effects
 from durabill.stream_processors.engine.policies import describe_history
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
-from durabill.stream_processors.settings import Settings
 
-REASONS = tuple(Reason)
 NOTHING_PROVABLE_MS = 2**62
-FUTURE_TOLERANCE_MS = 60_000
 _HOLES_TOLD_MAX = 100
 
 Tell = Callable[[int, int], None]
 """Called as tell(partition, next offset) now and then."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionJob:
-    """What is to be audited of one partition, and by what."""
-
-    settings: Settings
-    place: Place
-    terms: PartitionTerms
-    first_offset: int
-    """Where the log on Kafka begins."""
-    end_offset: int
-    """Where the replay ends: the end of the committed log as it was, or what was asked for."""
-    totals_first: int
-    totals_end: int
-    scope: TotalsScope = EVERYTHING
-    engine: Engine = Engine.COLUMNS
-    is_as_of: bool = False
-    """Whether the end is an earlier one than that of the log."""
-    has_checkpoint: bool = False
-    ledger: LedgerView | None = None
-    archive_dir: str = ""
-
-
-@dataclass(slots=True)
-class PartitionOutcome:
-    """What the audit of one partition has found; offsets are of the segments."""
-
-    account: PartitionAccount
-    findings: list[Finding]
-    rejected: "array[int]" = field(default_factory=lambda: array("q"))
-    reasons: "array[int]" = field(default_factory=lambda: array("b"))
-    """Of each of them, its place among `REASONS`."""
-    forwarded: "array[int]" = field(default_factory=lambda: array("q"))
-    forwarded_to: "array[int]" = field(default_factory=lambda: array("i"))
-    ledger: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Rows, those proven, totals that the ledger has yet to record, rows that were set aside."""
-    has_leftovers: bool = False
-    """Whether the two streams were not the same to the last."""
-    cpu_s: float = 0.0
-    notes: list[str] = field(default_factory=list)
 
 
 class PartitionAudit:
@@ -95,6 +44,7 @@ class PartitionAudit:
         self._replay = Replay(job.place, job.terms, job.engine)
         self._counts = {"data": 0, "control": 0, "aborted": 0, "unexplained": 0}
         self._head_ms: int | None = None
+        """When the first record was appended that is there without a hole after it."""
         self._totals = self._totals_from(job.totals_end)
         self._rows: LedgerRows | None = None
         if job.ledger is not None:
@@ -106,7 +56,10 @@ class PartitionAudit:
     def run(self) -> PartitionOutcome:
         """Return what was found. Raises what Kafka and PostgreSQL bring up."""
         began_s = time.process_time()
-        source = open_source(self._job.settings, self._job)
+        job = self._job
+        source = open_source(
+            job.settings, job, from_archive=job.from_archive, cuts=cuts_of(job.terms)
+        )
         try:
             if self._rows is not None:
                 self._rows.open()
@@ -142,6 +95,8 @@ class PartitionAudit:
             self._read_totals(self._rows)
 
     def _account(self, part: LogPart) -> None:
+        if part.missing:
+            self._head_ms = None
         if self._head_ms is None and part.chunk.data:
             self._head_ms = next(headers_in(part.chunk.data))[1].max_timestamp_ms
         self._counts["data"] += part.data
@@ -202,47 +157,17 @@ class PartitionAudit:
         while self._totals.has_more:
             self._read_totals(None)
         self._outcome.has_leftovers = bool(matcher.computed or matcher.published)
-        return judge(
-            matcher.computed, matcher.published, self._siblings(), self._grounds(source, checkpoint)
-        )
-
-    def _siblings(self) -> dict[bytes | None, list[Published]]:
-        """Return all that was published of the orders that have leftovers among the published."""
-        found: dict[bytes | None, list[Published]] = {key: [] for key in self._matcher.published}
-        if found:
-            again = self._totals_from(self._totals.position)
-            try:
-                while again.has_more:
-                    for record in again.read():
-                        if record.key in found:
-                            found[record.key].append(record)
-            finally:
-                again.close()
-        return found
-
-    def _grounds(self, source: LogSource, checkpoint: CheckpointView | None) -> Grounds:
-        job = self._job
-        provable_from_ms = 0
-        if source.first_offset > 0:
-            # A record arrives at most so much before its segment's end.
-            head_ms = self._head_ms
-            provable_from_ms = (
-                NOTHING_PROVABLE_MS if head_ms is None else head_ms + FUTURE_TOLERANCE_MS + 1
-            )
-        begins = job.terms.history[0].from_offset
-        is_late = not job.terms.assumed_because and begins > source.first_offset
-        return Grounds(
-            topic=self._topic,
-            partition=job.place.partition,
-            partitions=job.place.partitions,
-            end_offset=source.end_offset,
+        again = self._totals_from(self._totals.position)
+        siblings = records_of(again, matcher.published)
+        grounds = grounds_of(
+            job,
+            source,
+            head_ms=self._head_ms,
+            has_holes=self._counts["unexplained"] > 0,
             clock_ms=self._replay.table.clock_ms,
-            totals_end=job.totals_end,
-            may_all_be_newer=job.is_as_of,
-            was_given=checkpoint.was_given if checkpoint is not None else lambda total: True,
-            provable_from_ms=provable_from_ms,
-            provable_from_offset=begins if is_late else 0,
+            was_given=_was_given if checkpoint is None else checkpoint.was_given,
         )
+        return judge(matcher.computed, matcher.published, siblings, grounds)
 
     # -- the outcome --------------------------------------------------------------------------
 
@@ -290,26 +215,54 @@ def audit_partition(job: PartitionJob, tell: Tell) -> PartitionOutcome:
     return PartitionAudit(job, tell).run()
 
 
-def notes_of(job: PartitionJob, source: LogSource) -> list[str]:
-    """Return what could not be decided, or was assumed."""
-    where = f"{job.settings.segments_topic}/{job.place.partition}"
-    begins, assumed = job.terms.history[0].from_offset, job.terms.assumed_because
-    notes = []
-    if assumed:
-        notes.append(f"{where}: the policy of the settings is assumed: {assumed}")
-    elif begins > source.first_offset:
-        notes.append(
-            f"{where}: no policy is recorded for what comes before offset {begins}, which is older"
-            " than such records; totals that rest on it and differ are not called wrong"
-        )
-    if source.end_offset < job.end_offset:
-        notes.append(
-            f"{where}: offset {job.end_offset} is inside a record batch: it is replayed up to"
-            f" {source.end_offset}, where that begins"
-        )
-    if not job.has_checkpoint:
-        notes.append(
-            f"{where}: no checkpoint under the application id {job.settings.application_id}: a"
-            " total that workers have yet to publish can't be told from a missing one"
-        )
-    return notes
+def records_of(
+    totals: TotalsLog, keys: Collection[bytes | None]
+) -> dict[bytes | None, list[Published]]:
+    """Return all that was published of some orders; the log is closed in the end."""
+    found: dict[bytes | None, list[Published]] = {key: [] for key in keys}
+    with closing(totals):
+        while found and totals.has_more:
+            for record in totals.read():
+                if record.key in found:
+                    found[record.key].append(record)
+    return found
+
+
+def grounds_of(
+    job: PartitionJob,
+    source: LogSource,
+    *,
+    head_ms: int | None,
+    has_holes: bool,
+    clock_ms: int,
+    was_given: Callable[[OrderTotal], bool],
+) -> Grounds:
+    """Return by what leftovers are judged.
+
+    `head_ms` is when the first record was appended that is there without a hole after it.
+    """
+    provable_from_ms = 0
+    if source.first_offset > 0 or has_holes:
+        # A record arrives at most so much before its segment's end.
+        provable_from_ms = NOTHING_PROVABLE_MS
+        if head_ms is not None:
+            provable_from_ms = head_ms + FUTURE_TOLERANCE_MS + 1
+    begins = job.terms.history[0].from_offset
+    is_late = not job.terms.assumed_because and begins > source.first_offset
+    return Grounds(
+        topic=job.settings.totals_topic,
+        partition=job.place.partition,
+        partitions=job.place.partitions,
+        end_offset=source.end_offset,
+        clock_ms=clock_ms,
+        totals_end=job.totals_end,
+        may_all_be_newer=job.is_as_of,
+        was_given=was_given,
+        provable_from_ms=provable_from_ms,
+        provable_from_offset=begins if is_late else 0,
+    )
+
+
+def _was_given(total: OrderTotal) -> bool:
+    """Take a total for published: where there is no checkpoint, nothing tells otherwise."""
+    return True

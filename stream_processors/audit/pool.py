@@ -86,7 +86,7 @@ def run_jobs(
     `work` is a function of a module, so that it can go to another process. `processes` None: one a
     core, where the log is long enough for that to be worth it. Raises AuditError.
     """
-    total = sum(job.end_offset - job.first_offset for job in jobs)
+    total = sum(job.end_offset - _first(job) for job in jobs)
     if processes is None:
         is_small = all(total < SMALL_LOG[job.engine] for job in jobs)
         processes = 1 if is_small else _cores()
@@ -96,7 +96,7 @@ def run_jobs(
     if processes > 1:
         tell_all = partial(progress, phase)
         return _in_processes(jobs, work, processes, tell_all, total), processes
-    firsts = {job.place.partition: job.first_offset for job in jobs}
+    firsts = {job.place.partition: _first(job) for job in jobs}
     done = dict.fromkeys(firsts, 0)
 
     def tell(partition: int, next_offset: int) -> None:
@@ -104,6 +104,12 @@ def run_jobs(
         progress(phase, sum(done.values()), total)
 
     return [_outcome(job, work, tell) for job in jobs], 1
+
+
+def _first(job: Job) -> int:
+    """Return where a job's log begins, an archive's part included."""
+    begins = getattr(job, "begins", None)
+    return job.first_offset if begins is None else int(begins)
 
 
 def _cores() -> int:
@@ -133,12 +139,12 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     positions = context.Array("q", max(job.place.partition for job in jobs) + 1, lock=False)
     for job in jobs:
-        positions[job.place.partition] = job.first_offset
+        positions[job.place.partition] = _first(job)
     engines = {job.engine for job in jobs}
     pool = ProcessPoolExecutor(processes, context, _begin, (positions, engines))
     try:
         # The longest first, so that no process is left with one of them at the end.
-        order = sorted(jobs, key=lambda job: job.first_offset - job.end_offset)
+        order = sorted(jobs, key=lambda job: _first(job) - job.end_offset)
         futures = {job.place.partition: pool.submit(_task, job, work) for job in order}
         _watch(futures.values(), jobs, positions, progress, total)
         outcomes = [futures[job.place.partition].result() for job in jobs]
@@ -169,7 +175,7 @@ def _watch(
         done, waiting = wait(waiting, LOOK_S, FIRST_COMPLETED)
         for each in done:
             each.result()
-        reached = sum(positions[job.place.partition] - job.first_offset for job in jobs)
+        reached = sum(positions[job.place.partition] - _first(job) for job in jobs)
         progress(reached, total)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from durabill.schemas import headers
 from durabill.stream_processors.audit.findings import Finding, Kind
-from durabill.stream_processors.audit.partition_audit import REASONS, PartitionOutcome
+from durabill.stream_processors.audit.partition_job import REASONS, PartitionOutcome
 from durabill.stream_processors.audit.replay import LogSource
 from durabill.stream_processors.dead_letters.letters import DeadLetter
 from durabill.stream_processors.engine.batch import (

@@ -66,14 +66,16 @@ def verify_signed(
     key: str,
     trusted: Path | None = None,
     progress: Progress | None = None,
+    *,
+    deep: bool = True,
 ) -> Verified:
-    """Return all that is wrong with an archive, its signed head included.
+    """Return all that is wrong with an archive, its signed head included; `deep` as for `verify`.
 
     `key` is the public key, or the file that has it; `trusted` a file with a head that was kept.
     Raises ArchiveError, and KeyFileError for a key that is none.
     """
     public = read_public(key)
-    verified = verify(folder, progress)
+    verified = verify(folder, progress, deep=deep)
     if verified.manifest is None:
         return verified
     try:

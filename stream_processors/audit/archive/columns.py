@@ -77,14 +77,15 @@ class Columns:
         for column in (self._names, self._contents):
             column.make_room(headers, size)
         before = self._bytes(row)
+        keys, values, names, contents = self._keys, self._values, self._names, self._contents
         added = columnize.add_batch(
             *(body, count, header.base_offset, append_ms),
-            *(_SEGMENT_HEADER, _MARK_HEADER, self._record, row, self._offsets, self._times_ms),
-            *(self._keys.at, self._keys.data, self._key_null),
-            *(self._values.at, self._values.data, self._value_null, self._header_at),
-            *(self._names.at, self._names.data),
-            *(self._contents.at, self._contents.data, self._content_null),
-            *(self._kinds, self._orders.at, self._orders.data, self._fields),
+            *((_SEGMENT_HEADER, _MARK_HEADER), self._record, row),
+            (self._offsets, self._times_ms),
+            (keys.at, keys.data, self._key_null, values.at, values.data, self._value_null),
+            self._header_at,
+            (names.at, names.data, contents.at, contents.data, self._content_null),
+            (self._kinds, self._orders.at, self._orders.data, self._fields),
         )
         if not added:
             return None

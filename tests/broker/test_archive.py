@@ -302,5 +302,3 @@ def test_kill_9_leaves_an_archive_that_goes_on(settings: Settings, tmp_path: Pat
     assert (code, verified["result"]) == (1, "differs")
     assert verified["findings_by_kind"] == {"archive_inconsistent": len(verified["findings"])}
     assert told(settings, tmp_path / "nothing", "--verify")[0] == 2
-    absent = msgspec.structs.replace(settings, bootstrap_servers="127.0.0.1:1")
-    assert told(absent, root, "--verify", "--live")[0] == 2

@@ -1,4 +1,4 @@
-"""One replay of a partition beside all that was published of it, for the rebuilding of a checkpoint."""
+"""One replay of a partition beside all that was published of it: what a checkpoint may know."""
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -37,7 +37,7 @@ from durabill.stream_processors.audit.timeline import (
 
 LANES_MAX = 16
 SINGLE_MAX = 400
-"""So many records, or pieces of a union, are drawn one by one."""
+"""So many records (each with one piece that it adds), or pieces of a union, are drawn singly."""
 
 GATHERED_FINE_MAX = 4
 """With more lanes than that, many records are gathered by two pixels."""
@@ -59,7 +59,7 @@ def draw_records(life: Life, rows: Sequence[Row], top: float) -> tuple[list[Mark
     body: list[Markup] = []
     if lanes is None:
         y = _depths(body, scale, pieces, life, top + 8)
-    elif len(counting) <= SINGLE_MAX:
+    elif sum(1 + len(each.gained) for each in counting) <= 2 * SINGLE_MAX:
         y = _single(body, scale, counting, lanes, top + 8)
     else:
         y = _gathered(body, scale, counting, lanes, top + 8)

@@ -28,12 +28,14 @@ except ModuleNotFoundError as error:
 SEGMENT, CLOCK_MARK, UNDECODABLE = "segment", "clock_mark", "undecodable"
 BAD_BATCH = "bad_batch"
 
-_HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), ("value", pa.binary())])
+HEADER_TYPE = pa.struct([pa.field("name", pa.string(), nullable=False), ("value", pa.binary())])
 SCHEMA: Any = pa.schema(
     [
         pa.field("key", pa.binary()),
         pa.field("value", pa.binary()),
-        pa.field("headers", pa.list_(pa.field("element", _HEADER, nullable=False)), nullable=False),
+        pa.field(
+            "headers", pa.list_(pa.field("element", HEADER_TYPE, nullable=False)), nullable=False
+        ),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("append_ms", pa.int64(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),

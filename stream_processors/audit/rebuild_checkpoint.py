@@ -99,7 +99,7 @@ def rebuild_checkpoint(
     with audit_errors():
         partitions = segments_partitions(settings)
         stopped.make_sure(settings, partitions, dry_run=dry_run)
-        jobs = rebuild_jobs(settings, partitions, engine, progress)
+        jobs = rebuild_jobs(settings, partitions, engine, progress, with_totals=True)
         ids = _topic_ids(settings)
         letters = _letters(settings)
         jobs = [

@@ -145,7 +145,11 @@ def totals(
 @rebuild_app.command()
 @with_settings(*CONNECTION, *TOPICS, "previous_application_id", *POLICY, "ledger_dsn")
 def ledger(
-    settings: "Settings", yes: Yes = False, no_audit: NoAudit = False, as_json: AS_JSON = False
+    settings: "Settings",
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    no_audit: NoAudit = False,
+    as_json: AS_JSON = False,
 ) -> None:
     """Fill a new ledger, the database of DURABILL_LEDGER_DSN, with all that the totals topic holds.
 
@@ -154,24 +158,28 @@ def ledger(
     it again, or by `durabill ledger`. The new ledger is proven by an audit at the end, row by row
     against the log: exit code 1 if it differs.
 
+        durabill rebuild ledger --dry-run
         durabill rebuild ledger --yes
     """
     from durabill.deploy.migrate import migrate
-    from durabill.stream_processors.audit.rebuild_ledger import rebuild_ledger
+    from durabill.stream_processors.audit.rebuild_ledger import dry_run_ledger, rebuild_ledger
 
     settings.require("ledger_dsn")  # a local ledger that happens to run is not meant
     settings = _entered(settings, "totals")
     where = without_password(settings.ledger_dsn)
-    _ask(f"fill the ledger at {where} from {settings.totals_topic}", yes)
-    migrate(settings.ledger_dsn)
+    if not dry_run:
+        _ask(f"fill the ledger at {where} from {settings.totals_topic}", yes)
+        migrate(settings.ledger_dsn)
     with progress_bars(quiet=as_json, paced=True) as progress:
-        done = rebuild_ledger(settings, settings.ledger_dsn, progress)
-    proof = None if no_audit else _proven(settings, as_json, with_ledger=True)
+        fill = dry_run_ledger if dry_run else rebuild_ledger
+        done = fill(settings, settings.ledger_dsn, progress)
+    proof = None if dry_run or no_audit else _proven(settings, as_json, with_ledger=True)
     if as_json:
-        emit({**asdict(done), "audit": proof and proof.as_json()})
+        emit({"dry_run": dry_run, **asdict(done), "audit": proof and proof.as_json()})
     else:
-        print(f"{where}: {counted(done.recorded, 'total')} recorded")
-        _tell((), "start the ledger on it", dry_run=False)
+        verb = "to record" if dry_run else "recorded"
+        print(f"{where}: {counted(done.recorded, 'total')} {verb}")
+        _tell((), "start the ledger on it", dry_run)
     _end(proof)
 
 

@@ -54,12 +54,17 @@ def segments_partitions(settings: Settings) -> range:
 
 
 def rebuild_jobs(
-    settings: Settings, partitions: Sequence[int], engine: Engine, progress: Progress
+    settings: Settings,
+    partitions: Sequence[int],
+    engine: Engine,
+    progress: Progress,
+    *,
+    with_totals: bool,
 ) -> list[RebuildJob]:
     """Return a job for each partition, up to the ends as they are now.
 
     The ends of the totals are taken first: every total before them rests on records in the log by
-    then.
+    then. Without `with_totals` nobody asks for the totals topic, which may be lost.
     """
     kafka = quiet(settings.librdkafka())
     archive = check_archive_of(settings, progress)
@@ -70,7 +75,9 @@ def rebuild_jobs(
             f" {found.place}: {found.expected}, found {found.found}). `durabill archive --verify`"
             " tells more"
         )
-    totals = read_bounds(kafka, LOOK_GROUP, settings.totals_topic, partitions)
+    totals = dict.fromkeys(partitions, (0, 0))
+    if with_totals:
+        totals = read_bounds(kafka, LOOK_GROUP, settings.totals_topic, partitions)
     segments = read_bounds(kafka, LOOK_GROUP, settings.segments_topic, partitions)
     recorded = RecordedTerms(settings, partitions, progress)
     if recorded.why:

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.pool import Progress, audit_errors
-from durabill.stream_processors.dsn import connect_to_write, shown_dsn
+from durabill.stream_processors.dsn import connect, connect_to_write, shown_dsn
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
@@ -56,6 +56,25 @@ def check_target(settings: Settings, conn: Connection) -> None:
             f"the database holds totals of the topic {row[0]}: name an empty one, and nothing of"
             " it will be mixed up"
         )
+
+
+def dry_run_ledger(settings: Settings, dsn: str, progress: Progress) -> RebuiltLedger:
+    """Return what a rebuild would write to a new database; write nothing. Raises as a rebuild."""
+    with audit_errors():
+        kafka, topic = quiet(settings.librdkafka()), settings.totals_topic
+        with connect(dsn) as conn:
+            if conn.execute("SELECT to_regclass('order_totals')").fetchone() != (None,):
+                check_target(settings, conn)
+        bounds = read_bounds(kafka, LOOK_GROUP, topic, range(partition_count(kafka, topic)))
+        totals = unreadable = done = 0
+        for partition, (first, end) in sorted(bounds.items()):
+            for batch in _batches(kafka, topic, partition, first, end):
+                totals += len(batch.totals)
+                unreadable += len(batch.unreadable)
+                start, following = batch.moves[partition]
+                done += following - start
+                progress("reading totals", done, sum(b - a for a, b in bounds.values()))
+        return RebuiltLedger(shown_dsn(dsn), totals, unreadable)
 
 
 def rebuild_ledger(settings: Settings, dsn: str, progress: Progress) -> RebuiltLedger:

@@ -60,10 +60,8 @@ def rebuild_totals(
     with audit_errors():
         partitions = segments_partitions(settings)
         stopped.make_sure(settings, partitions, dry_run=dry_run)
-        jobs = [
-            replace(job, into=into, dry_run=dry_run)
-            for job in rebuild_jobs(settings, partitions, engine, progress)
-        ]
+        jobs = rebuild_jobs(settings, partitions, engine, progress, with_totals=False)
+        jobs = [replace(job, into=into, dry_run=dry_run) for job in jobs]
         done, _ = run_jobs(jobs, rebuild_partition, processes, progress, "replaying")
         return RebuiltTopic(tuple(done), tuple(notes_of(jobs)))
 

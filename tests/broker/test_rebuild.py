@@ -5,13 +5,14 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import msgspec
 import psycopg
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import make_conninfo
 
@@ -20,17 +21,23 @@ from durabill.schemas import decode_total, encode_total
 from durabill.schemas.errors import StateError
 from durabill.stream_processors.audit import outcome as outcome_module
 from durabill.stream_processors.audit import rebuild_checkpoint as checkpoint_module
+from durabill.stream_processors.audit.archive.archiver import opened
+from durabill.stream_processors.audit.archive.folder import ArchiveFolder
+from durabill.stream_processors.audit.archive.process import ArchiveRun
+from durabill.stream_processors.audit.archive.reach import live_log
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.rebuild_checkpoint import (
     RebuiltCheckpoint,
     rebuild_checkpoint,
 )
-from durabill.stream_processors.audit.rebuild_ledger import rebuild_ledger
+from durabill.stream_processors.audit.rebuild_ledger import dry_run_ledger, rebuild_ledger
 from durabill.stream_processors.audit.rebuild_totals import rebuild_totals
 from durabill.stream_processors.audit.replay import Engine
 from durabill.stream_processors.audit.run import AuditOptions, audit
 from durabill.stream_processors.audit.terms import read_entries
+from durabill.stream_processors.audit.what_if_run import WhatIfOptions, run_what_if
 from durabill.stream_processors.core.order import Policy
+from durabill.stream_processors.core.what_if import read_policy_file
 from durabill.stream_processors.engine.checkpoint import (
     META,
     SegmentsTopic,
@@ -184,8 +191,16 @@ def test_a_policy_that_is_recorded_meanwhile_is_not_lost(stopped: Deployment) ->
 
 def test_a_worker_goes_on_from_a_rebuilt_checkpoint(stopped: Deployment) -> None:
     lose_checkpoint(stopped)
-    told = rebuilt(stopped)
+    # As if the first dead letter had not been published: all after it is before a worker again.
+    letters = f"{stopped.name}.no-letters"
+    create_totals_topic(stopped.kafka, letters, partitions=1)
+    without = msgspec.structs.replace(settings_of(stopped), dead_letters_topic=letters)
+    told = rebuild_checkpoint(without, no_progress, engine=Engine.REFERENCE)
+    admin = AdminClient(stopped.kafka)
+    admin.delete_topics([letters])[letters].result(20)
     entries = entries_of(stopped)
+    published = Counter(each.partition() for each in stopped.found_totals())
+    assert any(each.totals_offset < published[each.partition] for each in told.partitions)
     for each in told.partitions:
         meta = meta_in(entries, each.partition)
         assert meta is not None
@@ -206,7 +221,8 @@ def test_totals_are_rebuilt_into_a_new_topic(stopped: Deployment) -> None:
     settings, into = settings_of(stopped), f"{stopped.name}.rebuilt"
     there = msgspec.structs.replace(settings, totals_topic=into)
     create_totals_topic(stopped.kafka, into, partitions=2)
-    told = rebuild_totals(settings, into, no_progress, engine=Engine.REFERENCE, dry_run=True)
+    lost = msgspec.structs.replace(settings, totals_topic=f"{stopped.name}.gone")
+    told = rebuild_totals(lost, into, no_progress, engine=Engine.REFERENCE, dry_run=True)
     assert sum(each.totals for each in told.partitions) == len(stopped.found_totals())
     assert read_committed(stopped.bootstrap_servers, into) == []
     # A run that was killed has left a part: it is gone on with.
@@ -256,7 +272,9 @@ def test_a_rebuilt_ledger_is_proven_and_falsifications_of_it_are_found(
 ) -> None:
     dsn = new_ledger_dsn(postgres_dsn)
     settings = msgspec.structs.replace(settings_of(stopped), ledger_dsn=dsn)
+    plan = dry_run_ledger(settings, dsn, no_progress)
     done = rebuild_ledger(settings, dsn, no_progress)
+    assert plan == done
     assert done.recorded == len(stopped.found_totals())
     assert rebuild_ledger(settings, dsn, no_progress).recorded == 0
     options = AuditOptions(engine=Engine.REFERENCE)
@@ -305,9 +323,6 @@ def test_the_commands_ask_first_and_tell_what_they_did(
     assert written.returncode == 0, written.stderr
     assert f"goes on at offset {stopped.ends()[0]} of {stopped.ends()[0]}" in written.stdout
     assert "start the workers" in written.stderr
-    own = run("rebuild", "totals", "--into", stopped.totals, "--yes", **settings)
-    assert own.returncode == 2
-    assert "the deployment's own topic of totals" in own.stderr
     filled = run("rebuild", "ledger", "--yes", "--json", ledger_dsn=fresh(postgres_dsn), **settings)
     assert filled.returncode == 0, filled.stderr
     told = json.loads(filled.stdout)
@@ -322,3 +337,30 @@ def fresh(postgres_dsn: str) -> str:
     with psycopg.connect(postgres_dsn, autocommit=True) as conn:
         conn.execute(f"CREATE SCHEMA {schema}")
     return make_conninfo(postgres_dsn, options=f"-csearch_path={schema}")
+
+
+def test_what_kafka_has_deleted_comes_from_the_archive(stopped: Deployment, tmp_path: Path) -> None:
+    # The last of these tests: it cuts the log that they share.
+    settings, folder = settings_of(stopped), ArchiveFolder(tmp_path / "archive")
+    with opened(folder, live_log(settings, 50)) as archiver:
+        ArchiveRun(settings, archiver).once()
+    archived = msgspec.structs.replace(settings, archive_dir=str(folder.root))
+    what_if = read_policy_file("idle_timeout_s = 1\n[duration]\nminimum_duration_ms = 10000000")
+    options = WhatIfOptions(top=1_000, engine=Engine.REFERENCE)
+    before = run_what_if(settings, what_if, options, no_progress)
+    ends = stopped.ends()
+    cut = TopicPartition(stopped.segments, 0, ends[0] // 2)
+    admin = AdminClient(stopped.kafka)
+    admin.delete_records([cut])[cut].result(20)
+    with pytest.raises(AuditError, match="is gone, so orders that began there"):
+        rebuilt(stopped, dry_run=True)
+    assert "is gone" in run_what_if(settings, what_if, options, no_progress).notes[0]
+    again = run_what_if(archived, what_if, options, no_progress)
+    assert (again.summary, again.biggest) == (before.summary, before.biggest)
+    assert before.summary.changed_orders > 0
+    whole = rebuild_checkpoint(archived, no_progress, engine=Engine.REFERENCE).partitions
+    assert sum(each.totals for each in whole) == len(stopped.found_totals())
+    assert {each.partition: each.next_offset for each in whole} == ends
+    next(folder.root.rglob("*.parquet")).unlink()
+    with pytest.raises(AuditError, match="the archive can't be relied on"):
+        rebuild_checkpoint(archived, no_progress, engine=Engine.REFERENCE)

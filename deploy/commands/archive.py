@@ -106,9 +106,12 @@ def archive(
         return
     require("durabill archive", "audit", "pyarrow")
     if verify:
-        if live:
-            settings = located(settings, "bootstrap_servers", role="archive")
-        _verify(folder, key, trusted, settings if live else None, as_json)
+        from durabill.stream_processors.audit.pool import audit_errors
+
+        with audit_errors():
+            if live:
+                settings = located(settings, "bootstrap_servers", role="archive")
+            _verify(folder, key, trusted, settings if live else None, as_json)
         return
     settings = located(settings, "bootstrap_servers", role="archive")
     _archive(settings, folder, once, key, offsets_per_file, tail_hours, as_json)

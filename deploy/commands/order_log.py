@@ -19,7 +19,8 @@ from durabill.schemas import (
     partition_for,
 )
 from durabill.schemas.wire import Headers, RawSegment
-from durabill.stream_processors.audit.story import Basis, Row, Story
+from durabill.stream_processors.audit.story import Basis, Story
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import LogRecord, Place
 from durabill.stream_processors.core.explain import PolicyAt, Read, explain

@@ -17,7 +17,8 @@ from durabill.stream_processors.audit.markup import (
     page,
     table,
 )
-from durabill.stream_processors.audit.story import Given, Life, Row, Story
+from durabill.stream_processors.audit.story import Given, Life, Story
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.words import (
     Published,
     bound_words,

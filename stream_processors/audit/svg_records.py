@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from durabill.schemas.text import counted, human_ms, human_time
 from durabill.stream_processors.audit.markup import Markup
-from durabill.stream_processors.audit.story import Life, Row
+from durabill.stream_processors.audit.story import Life
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.svg_kit import (
     COLUMNS,
     LEFT,

@@ -275,10 +275,14 @@ def test_kill_9_leaves_an_archive_that_goes_on(settings: Settings, tmp_path: Pat
     findings = verify(folder).findings  # it may have been killed between a name and its entry
     assert len(findings) <= 1
     assert all(each.field == "file" for each in findings)
-    with process(settings, root):
+    with process(settings, root) as running:
         wait_until(folder.is_locked, "an archiver at work", 60)
         code, answer = told(settings, root, "--once")
         assert (code, "another process archives" in answer["error"]) == (1, True)
+        assert running.stdout is not None
+        assert json.loads(running.stdout.readline())["started"] == "archive"
+        running.terminate()
+        assert running.wait(60) == 0
     code, answer = told(settings, root, "--once")
     assert code == 0
     assert answer["rows"] == len(committed(settings))

@@ -119,6 +119,12 @@ def test_all_that_is_committed_is_sealed_and_published(plan: SealPlan, postgres_
         assert dict(rows) == {str(origin): size for origin, size in sizes(plan).items()}
         with pytest.raises(psycopg.errors.RestrictViolation):
             conn.execute("UPDATE sealed_checkpoints SET size = 0")
+        conn.rollback()
+        # As somebody would who may do everything there.
+        conn.execute("ALTER TABLE sealed_checkpoints DISABLE TRIGGER append_only")
+        conn.execute("UPDATE sealed_checkpoints SET size = size + 1 WHERE size > 0")
+    (altered, *_) = check(plan).findings
+    assert (altered.field, altered.place) == ("row", "ledger, table sealed_checkpoints")
     receipt = find_receipt(plan.folder, plan.totals_topic, "SO-305")
     assert receipt is not None
     assert verify(receipt, plan.keys.trusted, "SO-305").total == a_total("SO-305", 1, 1_305)

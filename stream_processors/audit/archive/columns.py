@@ -1,4 +1,4 @@
-"""Rows of the archive gathered in columns: whole ordinary batches by the kernel, at full speed."""
+"""Rows of the archive in columns: ordinary batches by the kernel, all else record by record."""
 
 from typing import Any
 
@@ -6,7 +6,15 @@ from durabill.schemas.clock_mark import CLOCK_MARK_HEADER
 from durabill.schemas.codec import SEGMENT_HEADER
 from durabill.schemas.extras import ExtraMissing
 from durabill.stream_processors.audit.archive.pieces import Whole
-from durabill.stream_processors.audit.archive.rows import HEADER_TYPE, SCHEMA, SEGMENT, UNDECODABLE
+from durabill.stream_processors.audit.archive.rows import (
+    BAD_BATCH,
+    HEADER_TYPE,
+    KINDS,
+    NOTHING,
+    SCHEMA,
+    decoded,
+)
+from durabill.stream_processors.engine.batch import BatchHeader, Record
 from durabill.stream_processors.engine.kernel import columnize
 from durabill.stream_processors.engine.kernel.parse import FIELDS
 
@@ -18,7 +26,8 @@ except ModuleNotFoundError as error:
 
 _SEGMENT_HEADER = np.frombuffer(SEGMENT_HEADER, np.uint8)
 _MARK_HEADER = np.frombuffer(CLOCK_MARK_HEADER, np.uint8)
-_KINDS = pa.array([SEGMENT, UNDECODABLE])
+_KINDS = pa.array(KINDS)
+_CODE_OF = {kind: code for code, kind in enumerate(KINDS)}
 _BYTES_AT_FIRST = 1 << 20
 
 
@@ -36,6 +45,20 @@ class _Bytes:
             grown = np.empty(max(needed, 2 * len(self.data)), np.uint8)
             grown[: self.at[row]] = self.data[: self.at[row]]
             self.data = grown
+
+    def put(self, row: int, content: bytes) -> None:
+        """Set a row, those before it being set."""
+        self.make_room(row, len(content))
+        start = int(self.at[row])
+        end = self.at[row + 1] = start + len(content)
+        self.data[start:end] = np.frombuffer(content, np.uint8)
+
+    def grow(self, rows: int) -> None:
+        """Make room for so many rows."""
+        if rows >= len(self.at):
+            at = np.zeros(max(rows + 1, 2 * len(self.at)), np.int32)
+            at[: len(self.at)] = self.at
+            self.at = at
 
     def array(self, kind: Any, rows: int, null: Any = None) -> Any:
         """Return the first rows as an Arrow array of their own."""
@@ -63,7 +86,11 @@ class Columns:
 
     def add(self, batch: Whole) -> int | None:
         """Add a batch's records; return their bytes. None: it isn't ordinary, nothing is added."""
-        row, count, size = self.rows, batch.header.record_count, len(batch.body)
+        return self.add_records(batch.body, batch.header, batch.append_ms)
+
+    def add_records(self, body: Any, header: BatchHeader, append_ms: int) -> int | None:
+        """Do the same for an unpacked batch."""
+        row, count, size = self.rows, header.record_count, len(body)
         if row + count > self.capacity:
             return None
         headers = int(self._header_at[row])
@@ -72,19 +99,51 @@ class Columns:
         for column in (self._names, self._contents):
             column.make_room(headers, size)
         before = self._bytes(row)
+        keys, values, names, contents = self._keys, self._values, self._names, self._contents
         added = columnize.add_batch(
-            *(batch.body, count, batch.header.base_offset, batch.append_ms),
-            *(_SEGMENT_HEADER, _MARK_HEADER, self._record, row, self._offsets, self._times_ms),
-            *(self._keys.at, self._keys.data, self._key_null),
-            *(self._values.at, self._values.data, self._value_null, self._header_at),
-            *(self._names.at, self._names.data),
-            *(self._contents.at, self._contents.data, self._content_null),
-            *(self._kinds, self._orders.at, self._orders.data, self._fields),
+            *(body, count, header.base_offset, append_ms),
+            *((_SEGMENT_HEADER, _MARK_HEADER), self._record, row),
+            (self._offsets, self._times_ms),
+            (keys.at, keys.data, self._key_null, values.at, values.data, self._value_null),
+            self._header_at,
+            (names.at, names.data, contents.at, contents.data, self._content_null),
+            (self._kinds, self._orders.at, self._orders.data, self._fields),
         )
         if not added:
             return None
         self.rows += count
         return self._bytes(self.rows) - before
+
+    def add_record(self, record: Record, *, is_bad: bool) -> int:
+        """Add one record, or what stands for a bad batch; return its bytes."""
+        row = self.rows
+        kind, order, *numbers = (BAD_BATCH, *NOTHING) if is_bad else decoded(*record[2:4])
+        self._offsets[row], self._times_ms[row] = record.offset, record.append_ms
+        self._key_null[row], self._value_null[row] = record.key is None, record.value is None
+        self._keys.put(row, record.key or b"")
+        self._values.put(row, record.value or b"")
+        self._kinds[row] = _CODE_OF[kind]
+        self._orders.put(row, (order or "").encode())
+        if order is not None:
+            self._fields[:, row] = [int(each or 0) for each in numbers]
+        header = int(self._header_at[row])
+        self._grow_headers(header + len(record.headers))
+        for name, content in record.headers:
+            self._names.put(header, name.encode())
+            self._contents.put(header, content or b"")
+            self._content_null[header] = content is None
+            header += 1
+        self._header_at[row + 1] = header
+        self.rows += 1
+        return self._bytes(row + 1) - self._bytes(row)
+
+    def _grow_headers(self, headers: int) -> None:
+        if headers >= len(self._content_null):
+            self._names.grow(headers)
+            self._contents.grow(headers)
+            null = np.empty(len(self._names.at) - 1, np.uint8)
+            null[: len(self._content_null)] = self._content_null
+            self._content_null = null
 
     def _bytes(self, row: int) -> int:
         """Return the bytes of keys, values and headers before a row."""

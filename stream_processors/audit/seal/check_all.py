@@ -74,6 +74,10 @@ def check_seal(
     result = SealCheck([], [])
     by_origin: defaultdict[Origin, list[Witnessed]] = defaultdict(list)
     for each in witnessed:
+        if each.trouble:
+            result.others.append(
+                SealFinding("row", "what its signed note says", each.trouble, each.place)
+            )
         try:
             by_origin[read_checkpoint(each.note).origin].append(each)
         except Unreadable as error:

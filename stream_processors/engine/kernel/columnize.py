@@ -81,18 +81,9 @@ def add_segment(
 
 
 @compiled
-def add_headers(
-    data: Any,
-    at: int,
-    end: int,
-    header: int,
-    name_at: Any,
-    names: Any,
-    content_at: Any,
-    contents: Any,
-    content_null: Any,
-) -> int:
+def add_headers(data: Any, at: int, end: int, header: int, columns: Any) -> int:
     """Read a record's headers into their columns from `header` on; return how many, or -1."""
+    name_at, names, content_at, contents, content_null = columns
     count, at = read_varint(data, at, end)
     if header + count >= name_at.shape[0]:
         return NOT_ORDINARY
@@ -115,63 +106,49 @@ def add_batch(
     count: int,
     base_offset: int,
     append_ms: int,
-    segment_header: Any,
-    mark_header: Any,
+    schema_headers: Any,
     record: Any,
     row: int,
-    offsets: Any,
-    times_ms: Any,
-    key_at: Any,
-    keys: Any,
-    key_null: Any,
-    value_at: Any,
-    values: Any,
-    value_null: Any,
+    places: Any,
+    keys_and_values: Any,
     header_at: Any,
-    name_at: Any,
-    names: Any,
-    content_at: Any,
-    contents: Any,
-    content_null: Any,
-    kinds: Any,
-    order_at: Any,
-    orders: Any,
-    fields: Any,
+    headers: Any,
+    segments: Any,
 ) -> bool:
     """Add all records of a batch as rows from `row` on; False: it isn't ordinary.
 
     Then what stands in the rows from `row` on means nothing. There must be room for `count` rows,
-    and in each column of bytes for the batch. `record` is scratch.
+    and in each column of bytes for the batch. `record` is scratch. Columns come in tuples:
+    `places` (offsets, append times), `keys_and_values` (positions, data and nulls of both),
+    `headers` (positions and data of names and contents, nulls of contents), `segments` (kinds,
+    positions and data of order numbers, the numbers).
     """
+    segment_header, mark_header = schema_headers
+    offsets, times_ms = places
+    key_at, keys, key_null, value_at, values, value_null = keys_and_values
+    kinds, order_at, orders, fields = segments
     at = 0
     for number in range(count):
         if at >= data.shape[0] or not read_frame(data, at, record) or record[DELTA] != number:
             return False
-        at, key_size, start, end = (
-            record[AFTER],
-            record[KEY_SIZE],
-            record[VALUE_AT],
-            record[VALUE_END],
-        )
-        key_end = record[KEY_AT] + max(key_size, 0)
+        at, start, end = record[AFTER], record[VALUE_AT], record[VALUE_END]
+        key_end = record[KEY_AT] + max(record[KEY_SIZE], 0)
         value_size, _ = read_varint(data, key_end, end)
         offsets[row], times_ms[row] = base_offset + number, append_ms
-        key_null[row], value_null[row] = key_size < 0, value_size < 0
+        key_null[row], value_null[row] = record[KEY_SIZE] < 0, value_size < 0
         key_at[row + 1] = copy_bytes(data, record[KEY_AT], key_end, keys, key_at[row])
         value_at[row + 1] = copy_bytes(data, start, end, values, value_at[row])
         header_at[row + 1] = header_at[row]
         if data[end] != 0:
-            header, columns = header_at[row], (name_at, names, content_at, contents, content_null)
-            found = add_headers(data, end, at, header, *columns)
+            found = add_headers(data, end, at, header_at[row], headers)
             if found < 0:
                 return False
             header_at[row + 1] += found
         kinds[row], order_at[row + 1] = UNDECODABLE, order_at[row]
         if starts_with(data, start, end, segment_header):
-            kinds[row] = add_segment(data, start + HEADER_BYTES, end, row, order_at, orders, fields)
-            if kinds[row] == NOT_ORDINARY:
-                return False
-        elif starts_with(data, start, end, mark_header):
+            body_at = start + HEADER_BYTES
+            kinds[row] = add_segment(data, body_at, end, row, order_at, orders, fields)
+        if kinds[row] == NOT_ORDINARY or starts_with(data, start, end, mark_header):
             return False
         row += 1
     return at == data.shape[0]

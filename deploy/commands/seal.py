@@ -24,6 +24,7 @@ from durabill.deploy.terminal import answer, counted, emit, plain, progress_bars
 if TYPE_CHECKING:
     from durabill.stream_processors.audit.seal.check import Witnessed
     from durabill.stream_processors.audit.seal.check_all import SealCheck
+    from durabill.stream_processors.audit.seal.opening import SealPlan
     from durabill.stream_processors.settings import Settings
 
 seal_app = typer.Typer(invoke_without_command=True)
@@ -77,8 +78,7 @@ def seal(
     )
     if not settings.seal_dir:
         data_folder(Path(settings.data_dir))  # others' servers may live in it: made as they need it
-    ledger = without_password(plan.dsn) if plan.dsn else "none (DURABILL_LEDGER_DSN)"
-    what = {"topic": plan.totals_topic, "folder": str(plan.folder), "ledger": ledger}
+    what = _described(plan)
     introduce("sealer", settings, **what, key=str(keys.key.public))
     _prepare_ledger(plan.dsn)
     stop = threading.Event()
@@ -95,6 +95,12 @@ def seal(
     if once:
         text = f"{counted(stats.sealed, 'total')} sealed, {counted(stats.logs, 'log')}"
         answer(asdict(stats), f"{text} in {plan.folder}", as_json)
+
+
+def _described(plan: "SealPlan") -> dict[str, str]:
+    """Return what is sealed, and where to."""
+    ledger = without_password(plan.dsn) if plan.dsn else "none (DURABILL_LEDGER_DSN)"
+    return {"topic": plan.totals_topic, "folder": str(plan.folder), "ledger": ledger}
 
 
 def _check_flags(context: typer.Context) -> None:

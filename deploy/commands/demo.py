@@ -53,9 +53,8 @@ def demo(
     Exit code 1 if anything is wrong. Stops all that it started.
 
     Uses existing servers where DURABILL_BOOTSTRAP_SERVERS or DURABILL_LEDGER_DSN are set, with
-    topics and a database schema of its own, which it removes afterwards.
+    topics and a schema of its own, which it removes afterwards.
 
-        durabill demo
         durabill demo --orders 200 --segments 20000 --seed 7
         durabill demo --keep
     """

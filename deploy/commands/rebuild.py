@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from durabill.stream_processors.audit.replay import Engine
     from durabill.stream_processors.settings import Settings
 
-rebuild_app = typer.Typer(no_args_is_help=True, help="Make again from the log what was lost.")
+rebuild_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make again from the log what was lost; `durabill audit` proves it at the end.",
+)
 
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask before writing.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only find out; write nothing.")]

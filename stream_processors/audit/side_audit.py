@@ -15,6 +15,7 @@ from durabill.stream_processors.audit.side_checks import (
     Outcomes,
     drop_arrived,
     forwards_of,
+    letters_are_gone,
     missing_copies,
     missing_letters,
 )
@@ -54,6 +55,10 @@ class SideAudit:
         key = self._order.encode()
         letters = list_dead_letters(self._kafka, topic, repeats=True)
         check.read(each for each in letters if not key or each.key == key)
+        if check.newer:
+            segments = self._settings.segments_topic
+            bounds = read_bounds(self._kafka, LOOK_GROUP, segments, list(outcomes))
+            check.check_newer({each: end for each, (_, end) in bounds.items()})
         return check
 
     def letters(self, outcomes: Outcomes, check: LetterCheck) -> list[Finding]:
@@ -62,10 +67,7 @@ class SideAudit:
         missing: list[Finding] = []
         if lost := check.missing():
             if self._is_cut(topic):
-                self.notes.append(
-                    f"{topic} no longer begins at its first offset: whether"
-                    f" {counted(len(lost), 'rejected record')} had a dead letter can't be told"
-                )
+                missing = [letters_are_gone(topic, len(lost))]
             else:
                 published_to = self._recorded({each[0] for each in lost}).published_to
                 check = self.check_letters(outcomes)

@@ -13,12 +13,56 @@ from durabill.deploy.terminal import emit, progress_bars, say
 if TYPE_CHECKING:
     from durabill.stream_processors.audit.findings import AuditResult
     from durabill.stream_processors.audit.options import AuditOptions
+    from durabill.stream_processors.audit.replay import Engine
     from durabill.stream_processors.settings import Settings
 
 _OFFSETS = re.compile(r"[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*")
 _EPOCH_MS = re.compile(r"[0-9]{11,15}")
 _POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
 _TIME = "a time such as 2026-03-01 or 2026-03-01T12:30:00+01:00 (UTC where no zone is given)"
+
+
+Order = Annotated[str, typer.Option(help="Only this order's totals.")]
+Partition = Annotated[
+    list[int] | None, typer.Option(help="Only this partition; may be given several times.")
+]
+Since = Annotated[str, typer.Option("--from", help="Only totals settled at this time or later.")]
+Until = Annotated[str, typer.Option("--to", help="Only totals settled before.")]
+AsOf = Annotated[
+    str,
+    typer.Option(
+        help="Replay no further than this: a time, or PARTITION:OFFSET[,PARTITION:OFFSET]."
+    ),
+]
+EngineName = Annotated[
+    str, typer.Option(help="columns (fast), or reference (record by record, the plain rules).")
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many processes share the partitions. Default: one a core."),
+]
+NoLedger = Annotated[bool, typer.Option("--no-ledger", help="Leave the ledger out.")]
+NoArchive = Annotated[bool, typer.Option("--no-archive", help="Leave the archive out.")]
+FromArchive = Annotated[
+    bool, typer.Option("--from-archive", help="Read from the archive also what Kafka still has.")
+]
+ArchiveKey = Annotated[
+    str, typer.Option(help="The archive's public key, or a file with it: checks its signed head.")
+]
+ArchiveTrusted = Annotated[
+    Path | None, typer.Option(help="A head of the archive that somebody kept.")
+]
+SealKey = Annotated[
+    str, typer.Option(help="The sealer's public key, or a file with it. Default: the key file's.")
+]
+Trusted = Annotated[
+    list[Path] | None,
+    typer.Option(help="A checkpoint of the sealed log, or a receipt, that somebody kept."),
+]
+Csv = Annotated[Path | None, typer.Option(help="Write all findings to this file.", dir_okay=False)]
+Html = Annotated[
+    Path | None, typer.Option(help="Write the report as a page for finance.", dir_okay=False)
+]
 
 
 @with_settings(
@@ -30,90 +74,46 @@ _TIME = "a time such as 2026-03-01 or 2026-03-01T12:30:00+01:00 (UTC where no zo
 )
 def audit(
     settings: "Settings",
-    order: Annotated[str, typer.Option(help="Only this order's totals.")] = "",
-    partition: Annotated[
-        list[int] | None, typer.Option(help="Only this partition; may be given several times.")
-    ] = None,
-    since: Annotated[
-        str, typer.Option("--from", help="Only totals settled at this time or later.")
-    ] = "",
-    until: Annotated[str, typer.Option("--to", help="Only totals settled before.")] = "",
-    as_of: Annotated[
-        str,
-        typer.Option(
-            help="Replay no further than this: a time, or PARTITION:OFFSET[,PARTITION:OFFSET]."
-        ),
-    ] = "",
-    engine: Annotated[
-        str, typer.Option(help="columns (fast), or reference (record by record, the plain rules).")
-    ] = "columns",
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many processes share the partitions. Default: one a core."),
-    ] = None,
-    no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Leave the ledger out.")] = False,
-    no_archive: Annotated[
-        bool, typer.Option("--no-archive", help="Leave the archive out.")
-    ] = False,
-    from_archive: Annotated[
-        bool,
-        typer.Option("--from-archive", help="Read from the archive also what Kafka still has."),
-    ] = False,
-    archive_key: Annotated[
-        str, typer.Option(help="The archive's public key, or a file with it: checks its head.")
-    ] = "",
-    archive_trusted: Annotated[
-        Path | None, typer.Option(help="A head of the archive that somebody kept.")
-    ] = None,
-    seal_key: Annotated[
-        str,
-        typer.Option(help="The sealer's public key, or a file with it. Default: the key file's."),
-    ] = "",
-    trusted: Annotated[
-        list[Path] | None,
-        typer.Option(help="A checkpoint of the sealed log, or a receipt, that somebody kept."),
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(help="Write all findings to this file.", dir_okay=False)
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the report as a page for finance.", dir_okay=False)
-    ] = None,
+    order: Order = "",
+    partition: Partition = None,
+    since: Since = "",
+    until: Until = "",
+    as_of: AsOf = "",
+    engine: EngineName = "columns",
+    processes: Processes = None,
+    no_ledger: NoLedger = False,
+    no_archive: NoArchive = False,
+    from_archive: FromArchive = False,
+    archive_key: ArchiveKey = "",
+    archive_trusted: ArchiveTrusted = None,
+    seal_key: SealKey = "",
+    trusted: Trusted = None,
+    csv: Csv = None,
+    html: Html = None,
     as_json: AS_JSON = False,
 ) -> None:
     """Prove every total, or say exactly what differs and why.
 
-    Reads the whole log with consumers of its own, recomputes every revision by the recorded
-    policies, and compares it with the totals topic, byte for byte and field by field, with every
-    row of the ledger, and with the dead letters. Accounts for every offset. Disturbs nothing: it
-    joins no group and commits nothing. A live system can be audited while it works: orders that are
-    still open, and totals that are newer than the end that was taken at the start, are no findings.
-
-    Exit code 0 only if all is proven, 1 if something differs, 2 if the audit could not be carried
-    out. With --json, one object on the last line.
+    Reads the whole log (and the archive, where Kafka has deleted it), recomputes every revision by
+    the recorded policies, and compares it with the totals, the ledger's rows, the dead letters and
+    the sealed log. Disturbs nothing, also while workers are at work: orders that are still open and
+    totals that are newer than the start are no findings. Exit code 0 only if all is proven, 1 if
+    something differs, 2 if the audit could not be carried out.
 
         durabill audit
-        durabill audit --order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
-        durabill audit --from 2026-03-01 --to 2026-04-01 --csv march.csv
+        durabill audit --from 2026-03-01 --to 2026-04-01 --csv march.csv --html march.html
     """
-    from durabill.stream_processors.audit.html_report import write_report
     from durabill.stream_processors.audit.options import AuditOptions
-    from durabill.stream_processors.audit.replay import Engine
-    from durabill.stream_processors.audit.report_file import check_report_path, write_report_file
-    from durabill.stream_processors.audit.run import audit as carry_out
 
-    if engine not in list(Engine):
-        raise typer.BadParameter(f"--engine is one of {', '.join(Engine)}")
-    offsets = _offsets(as_of)
     options = AuditOptions(
         order=order,
         partitions=tuple(sorted(set(partition or ()))),
         from_ms=_instant("--from", since),
         to_ms=_instant("--to", until),
-        as_of_ms=None if offsets else _instant("--as-of", as_of),
-        as_of_offsets=offsets,
+        as_of_ms=None if _offsets(as_of) else _instant("--as-of", as_of),
+        as_of_offsets=_offsets(as_of),
         as_of=as_of,
-        engine=Engine(engine),
+        engine=_engine(engine),
         processes=processes,
         with_ledger=not no_ledger,
         with_archive=not no_archive,
@@ -123,22 +123,49 @@ def audit(
         seal_key=seal_key,
         trusted=tuple(trusted or ()),
     )
+    _carry_out(settings, options, csv, html, as_json)
+
+
+def _carry_out(
+    settings: "Settings",
+    options: "AuditOptions",
+    csv: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    from durabill.stream_processors.audit.html_report import write_report
+    from durabill.stream_processors.audit.report_file import check_report_path, write_report_file
+    from durabill.stream_processors.audit.run import audit as run_audit
+
     _check(settings, options)
     for path in (csv, html):
         if path is not None:
             check_report_path(path)
-    settings = _entered(settings, with_ledger=not no_ledger)
+    settings = _entered(settings, with_ledger=options.with_ledger)
     with progress_bars(quiet=as_json, paced=True) as progress:
-        result = carry_out(settings, options, progress)
+        result = run_audit(settings, options, progress)
     if csv is not None:
         write_report_file(csv, csv_of(result))
         say(f"all findings are in {csv}")
     if html is not None:
         write_report(result, html)
         say(f"the report is in {html}")
-    _tell(result, as_json)
+    if as_json:
+        emit(result.as_json())
+    else:
+        from durabill.deploy.commands.audit_view import show_result
+
+        show_result(result)
     if not result.is_proven:
         raise typer.Exit(1)
+
+
+def _engine(name: str) -> "Engine":
+    from durabill.stream_processors.audit.replay import Engine
+
+    if name not in list(Engine):
+        raise typer.BadParameter(f"--engine is one of {', '.join(Engine)}")
+    return Engine(name)
 
 
 def _check(settings: "Settings", options: "AuditOptions") -> None:
@@ -162,15 +189,6 @@ def _entered(settings: "Settings", *, with_ledger: bool) -> "Settings":
 
     with audit_errors():
         return located(settings, "bootstrap_servers", ledger=with_ledger, role="audit")
-
-
-def _tell(result: "AuditResult", as_json: bool) -> None:
-    if as_json:
-        emit(result.as_json())
-    else:
-        from durabill.deploy.commands.audit_view import show_result
-
-        show_result(result)
 
 
 def _offsets(text: str) -> dict[int, int]:

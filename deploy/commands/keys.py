@@ -8,7 +8,9 @@ import typer
 from durabill.deploy.commands.common import AS_JSON
 from durabill.deploy.terminal import answer, say
 
-keys_app = typer.Typer(no_args_is_help=True, help="Make and change the key of the sealed log.")
+keys_app = typer.Typer(
+    no_args_is_help=True, help="Make and change the key that `durabill seal` signs with."
+)
 
 Made = Annotated[Path, typer.Argument(metavar="FILE", help="File that is made, with mode 600.")]
 KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A key file.")]

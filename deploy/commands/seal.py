@@ -54,14 +54,12 @@ def seal(
         return
     from durabill.deploy.connect import COMMAND_PATIENCE_S, PROCESS_PATIENCE_S, enter
     from durabill.deploy.logs import set_up_logging
-    from durabill.schemas.extras import require
     from durabill.stream_processors.audit.seal.keys import read_key_file
     from durabill.stream_processors.audit.seal.opening import SealPlan
     from durabill.stream_processors.audit.seal.sealer import run_sealer
 
     set_up_logging()
     began_s = time.monotonic()
-    require("durabill seal", "audit", "cryptography")
     settings.require("seal_key_file")
     keys = read_key_file(Path(settings.seal_key_file))
     settings = located(settings, "bootstrap_servers", ledger=True)

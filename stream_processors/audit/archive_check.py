@@ -8,8 +8,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from durabill.stream_processors.audit.archive.folder import ArchiveFolder
-from durabill.stream_processors.audit.archive.manifest import Manifest
+from durabill.stream_processors.audit.archive.manifest import LOG_FIELDS, Manifest
 from durabill.stream_processors.audit.findings import Finding
 from durabill.stream_processors.kafka.reading import Progress
 from durabill.stream_processors.settings import Settings
@@ -26,6 +28,10 @@ class ArchiveCheck:
     manifest: Manifest | None = None
     usable: set[int] = field(default_factory=set)
 
+    def settings_for(self, settings: Settings, partition: int) -> Settings:
+        """Return the settings by which a partition is read: with the archive, or without it."""
+        return settings if partition in self.usable else replace(settings, archive_dir="")
+
     def begins(self, partition: int, kafka_first: int) -> int:
         """Return where a partition's log begins, the archive's part included."""
         if self.manifest is None or partition not in self.usable:
@@ -39,8 +45,7 @@ def check_archive(
 ) -> ArchiveCheck:
     """Check the archive of the settings. Raises ArchiveError where there is none."""
     # Parquet and signatures are an extra's, for those who have an archive.
-    from durabill.stream_processors.audit.archive.archiver import LOG_FIELDS
-    from durabill.stream_processors.audit.archive.process import live_log
+    from durabill.stream_processors.audit.archive.reach import live_log
     from durabill.stream_processors.audit.archive.signing import verify_signed
     from durabill.stream_processors.audit.archive.verify import finding, verify
 

@@ -1,8 +1,10 @@
 """The audit of one partition: its log is replayed, its totals and its rows are compared."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import closing
 
+from durabill.schemas import OrderTotal
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 from durabill.stream_processors.audit.findings import Finding, Kind, PartitionAccount
 from durabill.stream_processors.audit.ledger_rows import LedgerRows
@@ -14,7 +16,7 @@ from durabill.stream_processors.audit.partition_job import (
     notes_of,
     print_of,
 )
-from durabill.stream_processors.audit.published import CheckpointView, read_checkpoint
+from durabill.stream_processors.audit.published import read_checkpoint
 from durabill.stream_processors.audit.replay import LogPart, LogSource, Replay, cuts_of
 from durabill.stream_processors.audit.sources import open_source
 from durabill.stream_processors.audit.totals_log import Published, TotalsLog
@@ -158,47 +160,17 @@ class PartitionAudit:
         while self._totals.has_more:
             self._read_totals(None)
         self._outcome.has_leftovers = bool(matcher.computed or matcher.published)
-        return judge(
-            matcher.computed, matcher.published, self._siblings(), self._grounds(source, checkpoint)
-        )
-
-    def _siblings(self) -> dict[bytes | None, list[Published]]:
-        """Return all that was published of the orders that have leftovers among the published."""
-        found: dict[bytes | None, list[Published]] = {key: [] for key in self._matcher.published}
-        if found:
-            again = self._totals_from(self._totals.position)
-            try:
-                while again.has_more:
-                    for record in again.read():
-                        if record.key in found:
-                            found[record.key].append(record)
-            finally:
-                again.close()
-        return found
-
-    def _grounds(self, source: LogSource, checkpoint: CheckpointView | None) -> Grounds:
-        job = self._job
-        provable_from_ms = 0
-        if source.first_offset > 0 or self._counts["unexplained"]:
-            # A record arrives at most so much before its segment's end.
-            head_ms = self._head_ms
-            provable_from_ms = (
-                NOTHING_PROVABLE_MS if head_ms is None else head_ms + FUTURE_TOLERANCE_MS + 1
-            )
-        begins = job.terms.history[0].from_offset
-        is_late = not job.terms.assumed_because and begins > source.first_offset
-        return Grounds(
-            topic=self._topic,
-            partition=job.place.partition,
-            partitions=job.place.partitions,
-            end_offset=source.end_offset,
+        again = self._totals_from(self._totals.position)
+        siblings = records_of(again, matcher.published)
+        grounds = grounds_of(
+            job,
+            source,
+            head_ms=self._head_ms,
+            has_holes=self._counts["unexplained"] > 0,
             clock_ms=self._replay.table.clock_ms,
-            totals_end=job.totals_end,
-            may_all_be_newer=job.is_as_of,
-            was_given=checkpoint.was_given if checkpoint is not None else lambda total: True,
-            provable_from_ms=provable_from_ms,
-            provable_from_offset=begins if is_late else 0,
+            was_given=_was_given if checkpoint is None else checkpoint.was_given,
         )
+        return judge(matcher.computed, matcher.published, siblings, grounds)
 
     # -- the outcome --------------------------------------------------------------------------
 
@@ -245,3 +217,56 @@ class PartitionAudit:
 def audit_partition(job: PartitionJob, tell: Tell) -> PartitionOutcome:
     """Do one job; see `pool.run_jobs`."""
     return PartitionAudit(job, tell).run()
+
+
+def records_of(
+    totals: TotalsLog, keys: Collection[bytes | None]
+) -> dict[bytes | None, list[Published]]:
+    """Return all that was published of some orders; the log is closed in the end."""
+    found: dict[bytes | None, list[Published]] = {key: [] for key in keys}
+    with closing(totals):
+        while found and totals.has_more:
+            for record in totals.read():
+                if record.key in found:
+                    found[record.key].append(record)
+    return found
+
+
+def grounds_of(
+    job: PartitionJob,
+    source: LogSource,
+    *,
+    head_ms: int | None,
+    has_holes: bool,
+    clock_ms: int,
+    was_given: Callable[[OrderTotal], bool],
+) -> Grounds:
+    """Return by what leftovers are judged.
+
+    `head_ms` is when the first record was appended that is there without a hole after it.
+    """
+    provable_from_ms = 0
+    if source.first_offset > 0 or has_holes:
+        # A record arrives at most so much before its segment's end.
+        provable_from_ms = NOTHING_PROVABLE_MS
+        if head_ms is not None:
+            provable_from_ms = head_ms + FUTURE_TOLERANCE_MS + 1
+    begins = job.terms.history[0].from_offset
+    is_late = not job.terms.assumed_because and begins > source.first_offset
+    return Grounds(
+        topic=job.settings.totals_topic,
+        partition=job.place.partition,
+        partitions=job.place.partitions,
+        end_offset=source.end_offset,
+        clock_ms=clock_ms,
+        totals_end=job.totals_end,
+        may_all_be_newer=job.is_as_of,
+        was_given=was_given,
+        provable_from_ms=provable_from_ms,
+        provable_from_offset=begins if is_late else 0,
+    )
+
+
+def _was_given(total: OrderTotal) -> bool:
+    """Take a total for published: where there is no checkpoint, nothing tells otherwise."""
+    return True

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from durabill.schemas.text import counted
+from durabill.stream_processors.audit.archive_check import ArchiveCheck
 from durabill.stream_processors.audit.findings import Finding
 from durabill.stream_processors.audit.pool import Progress
 from durabill.stream_processors.audit.side_checks import (
@@ -40,9 +41,17 @@ class _Part:
 class SideAudit:
     """What records became besides totals, in one audit."""
 
-    def __init__(self, settings: Settings, partitions: int, order: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        archive: ArchiveCheck,
+        partitions: int,
+        order: str,
+        progress: Progress,
+    ) -> None:
         self.notes: list[str] = []
         self._settings = settings
+        self._archive = archive
         self._kafka = quiet(settings.librdkafka())
         self._partitions = partitions
         self._order = order
@@ -95,7 +104,7 @@ class SideAudit:
         self._progress("looking for records that were sent on", target, self._partitions)
         bounds = read_bounds(self._kafka, LOOK_GROUP, topic, [target])[target]
         part = _Part(Place(target, self._partitions), *bounds)
-        drop_arrived(open_source(self._settings, part), wanted)
+        drop_arrived(open_source(self._archive.settings_for(self._settings, target), part), wanted)
 
     def _recorded(self, partitions: Iterable[int]) -> RecordedTerms:
         return RecordedTerms(self._settings, partitions)

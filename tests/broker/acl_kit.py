@@ -78,6 +78,12 @@ def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> li
         ]
     if role == "ledger":
         return [Right("Read", "topic", totals), Right("Read", "group", f"{application_id}-ledger")]
+    if role == "seal":
+        return [
+            Right("Read", "topic", totals),
+            *(Right(each, "topic", topics["seal"]) for each in ("Read", "Write")),
+            Right("Describe", "group", "durabill-look"),
+        ]
     if role == "gateway":
         return [Right("Write", "topic", segments)]
     assert role == "look"

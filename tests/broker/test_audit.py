@@ -1,5 +1,7 @@
 """`durabill audit` on a real Kafka and PostgreSQL: it proves what is right, finds what is not."""
 
+import csv
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +13,10 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from durabill.schemas import OrderTotal, Status, decode_total, encode_total, partition_for
+from durabill.stream_processors.audit.archive.archiver import opened
+from durabill.stream_processors.audit.archive.folder import ArchiveFolder
+from durabill.stream_processors.audit.archive.process import ArchiveRun
+from durabill.stream_processors.audit.archive.reach import live_log
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.findings import Kind
 from durabill.stream_processors.audit.replay import Engine
@@ -25,6 +31,7 @@ from tests.broker.audit_kit import (
     write,
 )
 from tests.broker.ledger_kit import new_ledger_dsn, recorded, running_ledger
+from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, deployment, wait_until
 
@@ -208,6 +215,28 @@ def test_an_aborted_total_counts_as_not_published(deployed: Deployment, copier: 
     assert told(committed) == []
 
 
+def test_the_command_ends_with_one_object_and_a_page_for_finance(
+    deployed: Deployment, copier: Copier, tmp_path: Path
+) -> None:
+    with copier.copy(deployed.totals, lambda records: falsified("removed", records)[0]) as totals:
+        ended = run(
+            *("audit", "--json", "--no-ledger"),
+            *(f"--csv={tmp_path / 'all.csv'}", f"--html={tmp_path / 'report.html'}"),
+            bootstrap_servers=deployed.bootstrap_servers,
+            application_id=deployed.name,
+            segments_topic=deployed.segments,
+            totals_topic=totals,
+            dead_letters_topic=deployed.dead_letters,
+        )
+    assert ended.returncode == 1, ended.stderr
+    answer = json.loads(ended.stdout.splitlines()[-1])
+    assert (answer["result"], answer["findings_by_kind"]) == ("differs", {"missing_total": 1})
+    assert answer["totals"] == answer["proven"] == len(deployed.found_totals()) - 1
+    (row,) = csv.DictReader((tmp_path / "all.csv").read_text().splitlines())
+    assert row["kind"] == "missing_total"
+    assert row["service_order_number"] in (tmp_path / "report.html").read_text()
+
+
 # -- dead letters -----------------------------------------------------------------------------
 
 
@@ -347,16 +376,39 @@ def test_what_cannot_be_audited_is_an_error(deployed: Deployment) -> None:
         audited(settings_of(deployed, ledger_dsn="postgresql://nobody@127.0.0.1:1/none"))
 
 
-def test_a_log_without_its_head_is_told_with_what_can_be_proven(deployed: Deployment) -> None:
+def test_a_log_without_its_head_is_told_and_the_archive_has_it(
+    deployed: Deployment, tmp_path: Path
+) -> None:
     # The last of these tests: the log that they share is cut.
-    settings = settings_of(deployed)
-    place = max(audited(settings).partitions, key=lambda part: part.data).partition
+    settings, folder = settings_of(deployed), ArchiveFolder(tmp_path / "archive")
+    with opened(folder, live_log(settings, 1_000)) as archiver:
+        ArchiveRun(settings, archiver).once()
+    archived = settings_of(deployed, archive_dir=str(folder.root))
+    whole = audited(settings)
+    twice = audited(archived, from_archive=True)
+    assert told(twice) == []
+    assert [each.proven for each in twice.partitions] == [each.proven for each in whole.partitions]
+    place = max(whole.partitions, key=lambda part: part.data).partition
     cut = TopicPartition(deployed.segments, place, deployed.ends()[place] // 2)
     admin = AdminClient(deployed.kafka)
     admin.delete_records([cut])[cut].result(20)
-    result = audited(settings)
-    assert [each.kind for each in result.findings] == [Kind.LOG_HEAD_MISSING]
-    lost = next(part for part in result.partitions if part.partition == place)
-    assert lost.first_offset == cut.offset
-    assert lost.unprovable_totals > 0
-    assert result.totals == result.proven + lost.unprovable_totals
+
+    lost = audited(settings)
+    assert [each.kind for each in lost.findings] == [Kind.LOG_HEAD_MISSING]
+    part = lost.partitions[place]
+    assert part.first_offset == cut.offset
+    assert part.unprovable_totals > 0
+    assert lost.totals == lost.proven + part.unprovable_totals
+
+    found_again = audited(archived)
+    assert told(found_again) == []
+    assert found_again.proven == whole.proven
+    assert found_again.partitions[place].archived_to == cut.offset
+
+    entry = next(each for each in folder.manifest().entries if each.partition == place)
+    file = folder.root / entry.path
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    altered = {each.kind for each in audited(archived).findings}
+    assert altered == {Kind.ARCHIVE_INCONSISTENT, Kind.LOG_HEAD_MISSING}

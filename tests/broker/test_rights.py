@@ -17,6 +17,7 @@ from durabill.deploy.local.stack import HOST, find_free_ports
 from durabill.deploy.topics import check_group, create_topics
 from durabill.schemas.errors import AccessError, UnreachableError
 from durabill.schemas.topics import Topics
+from durabill.stream_processors.audit.seal.keys import make_key_file
 from durabill.stream_processors.settings import Settings
 from tests.broker.acl_kit import GuardedKafka, Right, guarded_kafka, role_rights
 from tests.broker.test_cli import COMMAND, environment, eventually, start
@@ -29,8 +30,9 @@ TOPICS = {
     "totals": "billing.totals",
     "dead_letters": "billing.dead-letters",
     "checkpoint": f"{APPLICATION}-checkpoint-changelog",
+    "seal": "billing.seal-checkpoints",
 }
-ROLES = ("worker", "ledger", "gateway", "look")
+ROLES = ("worker", "ledger", "gateway", "look", "seal")
 WORKER_RIGHTS = role_rights("worker", APPLICATION, TOPICS)
 # A transactional id shows what is missing when it is opened, so by a whole worker, below.
 CHECKED = [each for each in WORKER_RIGHTS if each.kind != "transactional id"]
@@ -38,6 +40,7 @@ READ, LETTERS = Right("Read", "topic", "billing.segments"), TOPICS["dead_letters
 NEEDS = {
     "ledger": role_rights("ledger", APPLICATION, TOPICS),
     "gateway": role_rights("gateway", APPLICATION, TOPICS),
+    "seal": role_rights("seal", APPLICATION, TOPICS),
     "fleet": [READ, replace(READ, operation="Write"), Right("Describe", "group", "durabill-fleet")],
     "order": [READ, replace(READ, name=LETTERS), Right("Describe", "group", "durabill-look")],
     "totals": [replace(READ, name=TOPICS["totals"]), Right("Describe", "group", "durabill-look")],
@@ -118,10 +121,10 @@ def test_every_role_works_with_its_rights_and_no_others(
     common |= {"data_dir": str(tmp_path), "gateway_port": "0", "worker_urls": "http://127.0.0.1:1"}
     look = {**common, **kafka.login("look")}
 
-    def ran(*arguments: str) -> list[Any]:
+    def ran(*arguments: str, settings: Mapping[str, str] = look) -> list[Any]:
         done = subprocess.run(
             [*COMMAND, *arguments, "--json"],
-            env=environment(**look),
+            env=environment(**settings),
             capture_output=True,
             text=True,
             timeout=60,
@@ -144,6 +147,10 @@ def test_every_role_works_with_its_rights_and_no_others(
             place = f"{letters[0]['partition']}/{letters[0]['offset']}"
             assert "to" in ran("dead-letters", "resend", place)[0]
         assert ran("order", in_ledger[0]["service_order_number"])[0]["records"]
+        make_key_file(tmp_path / "seal.key")
+        sealer = {**common, **kafka.login("seal"), "seal_key_file": str(tmp_path / "seal.key")}
+        assert ran("seal", "--once", settings=sealer)[0]["sealed"] >= len(in_ledger)
+        assert ran("seal", "check", settings=sealer)[0]["result"] == "consistent"
 
 
 # A worker that is started as a process is past the look ahead: this is what happens when a right is
@@ -289,6 +296,8 @@ COMMANDS = (
     ("worker",),
     ("ledger",),
     ("gateway",),
+    ("seal",),
+    ("seal", "check"),
     ("topics", "check"),
     ("topics", "create"),
     ("order", "SO-1"),
@@ -301,7 +310,9 @@ COMMANDS = (
 
 
 def test_every_command_says_it_alike(kafka: GuardedKafka, tmp_path: Path) -> None:
+    make_key_file(tmp_path / "seal.key")
     login = {**kafka.login("worker", "guess"), "data_dir": str(tmp_path)}
+    login["seal_key_file"] = str(tmp_path / "seal.key")
 
     def ran(command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         # No ledger answers there: where one is needed, Kafka is asked first.

@@ -28,6 +28,7 @@ CARELESS = {
         options.side_producer(CARELESS),
         options.resending_producer(CARELESS, delivery_timeout_s=30),
         options.transactional_producer(CARELESS, "durabill-0"),
+        options.checkpoint_producer(CARELESS),
     ],
 )
 def test_no_producer_loses_or_repeats(config: dict[str, Any]) -> None:
@@ -39,7 +40,9 @@ def test_no_producer_loses_or_repeats(config: dict[str, Any]) -> None:
 CONSUMERS_ONLY = ("enable.auto.commit", "isolation.level", "auto.offset.reset")
 
 
-@pytest.mark.parametrize("make", [options.assigned_consumer, options.ledger_consumer])
+@pytest.mark.parametrize(
+    "make", [options.assigned_consumer, options.ledger_consumer, options.seal_consumer]
+)
 def test_no_consumer_skips_or_sees_what_was_aborted(make: Any) -> None:
     config = make({"bootstrap.servers": "127.0.0.1:1", **CARELESS}, "group")
     found = [config[key] for key in CONSUMERS_ONLY]

@@ -18,6 +18,7 @@ TOPICS = {
     "totals": SETTINGS.totals_topic,
     "dead letters": SETTINGS.dead_letters_topic,
     "checkpoint": checkpoint_topic("APP"),
+    "seal": SETTINGS.seal_topic,
 }
 ROLES = {
     "worker": "worker",
@@ -25,6 +26,8 @@ ROLES = {
     "gateway": "gateway",
     "`durabill topics check`": "check",
     "`durabill fleet`": "fleet",
+    "`durabill seal`": "seal",
+    "`durabill seal check`": "seal check",
     "`durabill order`": "order",
     "`durabill totals`": "totals",
     "`durabill dead-letters`": "letters",
@@ -77,7 +80,9 @@ def test_settings_of_the_topics() -> None:
             key, _, value = setting.partition("=")
             assert topics._SETTINGS[name][key] == value
     assert topics._SETTINGS["dead_letters"] == topics._SETTINGS["totals"]
-    assert topics._SETTINGS["checkpoint"]["cleanup.policy"] == "compact"
+    for name in ("checkpoint", "seal"):
+        assert topics._SETTINGS[name]["cleanup.policy"] == "compact"
+        assert "`cleanup.policy=compact`" in told[name]
     bytes_max, _ = topics._MESSAGE_BYTES_MIN["checkpoint"]
     assert f"messages of up to {bytes_max // 2**20} MiB" in told["checkpoint"]
     assert set(topics._AS_MANY_PARTITIONS_AS_SEGMENTS) == {
@@ -102,9 +107,5 @@ def test_pages_of_the_worker() -> None:
 
 def test_every_command_that_runs_is_in_the_table_of_processes() -> None:
     told = [row[1] for row in rows_of(section(PAGE, "## Processes"))]
-    assert told == [
-        "`durabill worker`",
-        "`durabill ledger`",
-        "`durabill gateway`",
-        "`durabill archive`",
-    ]
+    names = ("worker", "ledger", "gateway", "archive", "seal")
+    assert told == [f"`durabill {each}`" for each in names]

@@ -140,7 +140,7 @@ def test_a_hand_over_needs_both_signatures(tmp_path: Path) -> None:
     first = make_key_file(tmp_path / "1", "billing.example")
     rotate_key_file(tmp_path / "1", tmp_path / "2")
     mine = PrivateKey("billing.example", b"\x05" * 32)
-    text = f"durabill key hand-over\nfrom {first}\nto {mine.public}\n"
+    text = f"durabill-key-hand-over@v1\nfrom {first}\nto {mine.public}\n"
     with pytest.raises(NotVerified):
         chain(first, sign(text, mine) + "\n")
     good = read_key_file(tmp_path / "2").hand_overs

@@ -3,3 +3,7 @@
 Whoever verifies needs none of Kafka, PostgreSQL or the engine: `receipt` and what it imports stand
 on the standard library, `cryptography` and the codec of totals alone.
 """
+
+from durabill.schemas.extras import require
+
+require(__name__, "audit", "cryptography")

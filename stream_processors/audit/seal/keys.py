@@ -3,7 +3,7 @@
 A key file has mode 600. Its first line is the private key; below stand the hand-overs, oldest
 first, each a note that the key before and the key after have both signed:
 
-    durabill key hand-over
+    durabill-key-hand-over@v1
     from NAME+HASH+BASE64
     to NAME+HASH+BASE64
 
@@ -29,7 +29,7 @@ from durabill.stream_processors.audit.seal.notes import (
     sign,
 )
 
-_HEAD = "durabill key hand-over"
+_HEAD = "durabill-key-hand-over@v1"
 _END = "\n\n"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _SEED_BYTES = 32

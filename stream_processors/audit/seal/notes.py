@@ -13,17 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from durabill.schemas.extras import ExtraMissing
-from durabill.stream_processors.audit.seal.errors import KeyFileError, NotVerified, Unreadable
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-try:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
-except ModuleNotFoundError as error:
-    raise ExtraMissing(__name__, "cryptography", "audit") from error
+from durabill.stream_processors.audit.seal.errors import KeyFileError, NotVerified, Unreadable
 
 PRIVATE = "PRIVATE+KEY+"
 _ED25519 = b"\x01"

@@ -82,8 +82,7 @@ class Matcher:
     def out_of_order(self, place: str) -> Iterator[Finding]:
         """Yield a finding for each right total that was published before or after another wrongly.
 
-        Whoever keeps the last total of each order would bill an earlier revision. To be called in
-        the end: what was passed over may turn out to be wrong, and is a finding then.
+        Whoever keeps an order's last total would bill another. To be called in the end.
         """
         for record, value, passed_over in self._overtakings:
             key = record.key or b""

@@ -67,7 +67,7 @@ class PartitionAudit:
             self._replay_all(source)
             judgement = self._judge(source)
             if self._rows is not None:
-                self._rows.finish()
+                self._rows.finish(self._job.totals_end)
         finally:
             self._totals.close()
             if self._rows is not None:

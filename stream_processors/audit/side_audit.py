@@ -12,6 +12,7 @@ from durabill.stream_processors.audit.archive_check import ArchiveCheck
 from durabill.stream_processors.audit.findings import Finding
 from durabill.stream_processors.audit.pool import Progress
 from durabill.stream_processors.audit.side_checks import (
+    Copies,
     LetterCheck,
     Outcomes,
     drop_arrived,
@@ -99,7 +100,7 @@ class SideAudit:
                 findings += missing_copies(segments, target, wanted, published_to)
         return findings
 
-    def _drop_arrived(self, target: int, wanted: set[tuple[int, int]]) -> None:
+    def _drop_arrived(self, target: int, wanted: Copies) -> None:
         topic = self._settings.segments_topic
         self._progress("looking for records that were sent on", target, self._partitions)
         bounds = read_bounds(self._kafka, LOOK_GROUP, topic, [target])[target]

@@ -1,5 +1,6 @@
 """`durabill archive`: the segments topic as Parquet files, and reading them back."""
 
+import logging
 import os
 import signal
 import threading
@@ -17,10 +18,11 @@ from durabill.deploy.terminal import answer, counted, emit, progress_bars, say, 
 if TYPE_CHECKING:
     from durabill.stream_processors.audit.archive.archiver import Archiver
     from durabill.stream_processors.audit.archive.folder import ArchiveFolder
-    from durabill.stream_processors.audit.archive.manifest import Manifest
+    from durabill.stream_processors.audit.archive.manifest import Entry, Manifest
     from durabill.stream_processors.audit.archive.verify import Verified
     from durabill.stream_processors.settings import Settings
 
+log = logging.getLogger("durabill.archive")
 FINDINGS_TOLD_MAX = 50
 LIVE_FINDINGS_MAX = 10_000
 
@@ -59,7 +61,7 @@ TailHours = Annotated[
 ]
 
 
-@with_settings(*CONNECTION, "segments_topic", "archive_dir")
+@with_settings(*CONNECTION, "segments_topic", "archive_dir", "seal_key_file")
 def archive(
     settings: "Settings",
     once: Once = False,
@@ -75,8 +77,9 @@ def archive(
     """Archive the segments topic as Parquet files, by day and partition; go on until stopped.
 
     The files are named by their first and last offset and read as they are by DuckDB, pandas and
-    Spark. After a crash start it again: it goes on where it was. One process is enough. With --key
-    each change of the manifest is signed. --verify exits with 1 where anything is wrong.
+    Spark. After a crash start it again: it goes on where it was. One process is enough. With --key,
+    or DURABILL_SEAL_KEY_FILE, each change of the manifest is signed. --verify exits with 1 where
+    anything is wrong, and with 2 where it could not be carried out.
 
         durabill archive --archive-dir /srv/archive
         durabill archive --archive-dir /srv/archive --once --json
@@ -87,6 +90,11 @@ def archive(
 
     if sum((once, verify, status)) > 1:
         raise typer.BadParameter("give one of --once, --verify and --status")
+    if verify and key is None and settings.seal_key_file:
+        from durabill.stream_processors.audit.seal.keys import read_key_file
+
+        key = str(read_key_file(Path(settings.seal_key_file)).key.public)
+    key = key or settings.seal_key_file or None
     if trusted is not None and (not verify or key is None):
         raise typer.BadParameter("--trusted is for --verify, and needs the public --key")
     if live and not verify:
@@ -98,9 +106,12 @@ def archive(
         return
     require("durabill archive", "audit", "pyarrow")
     if verify:
-        if live:
-            settings = located(settings, "bootstrap_servers", role="archive")
-        _verify(folder, key, trusted, settings if live else None, as_json)
+        from durabill.stream_processors.audit.pool import audit_errors
+
+        with audit_errors():
+            if live:
+                settings = located(settings, "bootstrap_servers", role="archive")
+            _verify(folder, key, trusted, settings if live else None, as_json)
         return
     settings = located(settings, "bootstrap_servers", role="archive")
     _archive(settings, folder, once, key, offsets_per_file, tail_hours, as_json)
@@ -121,11 +132,13 @@ def _archive(
     from durabill.stream_processors.audit.archive.process import ArchiveRun, Follow
     from durabill.stream_processors.audit.archive.reach import live_log
 
+    if not once:
+        set_up_logging()
     sign = _signer(folder, key)
     live = live_log(settings, offsets_per_file)
     if not folder.root.exists():
         private_folder(folder.root)
-    with opened(folder, live) as archiver, progress_bars(quiet=as_json) as progress:
+    with opened(folder, live, _log_entry) as archiver, progress_bars(quiet=as_json) as progress:
         run = ArchiveRun(
             settings,
             archiver,
@@ -137,7 +150,6 @@ def _archive(
             run.once()
             _tell(folder.root, archiver.manifest, as_json, len(archiver.entries) - before)
             return
-        set_up_logging()
         introduce("archive", settings, topic=live.topic, archive=str(folder.root))
         if as_json:
             emit({"started": "archive", "archive": str(folder.root), "pid": os.getpid()})
@@ -146,6 +158,10 @@ def _archive(
             signal.signal(number, lambda *_: stop.set())
         with stopping("archive"):
             run.follow(Follow(stop, tail_max_s=tail_hours * 3600))
+
+
+def _log_entry(entry: "Entry") -> None:
+    log.info("archived %s: %d rows, %d bytes", entry.path, entry.rows, entry.bytes)
 
 
 def _signer(folder: "ArchiveFolder", key: str | None) -> "Callable[[Archiver], None]":

@@ -20,6 +20,7 @@ from durabill.deploy.commands.fleet import fleet, totals
 from durabill.deploy.commands.keys import keys_app
 from durabill.deploy.commands.leakage import leakage
 from durabill.deploy.commands.order import order
+from durabill.deploy.commands.rebuild import rebuild_app
 from durabill.deploy.commands.receipt import receipt, verify
 from durabill.deploy.commands.replay import replay
 from durabill.deploy.commands.run import gateway, ledger, worker
@@ -75,6 +76,7 @@ app.command(rich_help_panel=_PROVE)(verify)
 app.add_typer(keys_app, name="keys", rich_help_panel=_PROVE)
 app.command(rich_help_panel=_PROVE)(audit)
 app.command(rich_help_panel=_PROVE)(replay)
+app.add_typer(rebuild_app, name="rebuild", rich_help_panel=_PROVE)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
 app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)

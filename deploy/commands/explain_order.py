@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
 
 
-@with_settings(*CONNECTION, *TOPICS, "ledger_dsn", "schema_registry_url")
+@with_settings(*CONNECTION, *TOPICS, "ledger_dsn", "schema_registry_url", "archive_dir")
 def explain(
     settings: "Settings",
     number: Annotated[str, typer.Argument(help="The service order number.")],

@@ -53,7 +53,6 @@ def leakage(
         durabill leakage --top 50 --csv look-at.csv
         durabill leakage --source ledger --json | jq '.all.may_be_missing_ms'
     """
-    from durabill.deploy.connect import enter
     from durabill.stream_processors.audit.leakage import Leakage
     from durabill.stream_processors.audit.leakage_report import as_csv, lines_of
     from durabill.stream_processors.audit.leakage_report import as_json as report_as_json
@@ -61,10 +60,10 @@ def leakage(
 
     if csv is not None:
         check_report_path(csv)
-    needed = ("ledger_dsn",) if source is Source.LEDGER else ()
-    settings = located(settings, "bootstrap_servers", *needed, role="letters")
     if source is Source.TOPIC:
-        enter(settings, "totals")
+        settings = located(settings, "bootstrap_servers", role="leakage")
+    else:
+        settings = located(settings, "bootstrap_servers", "ledger_dsn", role="letters")
     found = Leakage(top)
     with progress_bars(quiet=as_json) as progress:
         _add_letters(settings, found)

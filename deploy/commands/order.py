@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
 
 
-@with_settings(*CONNECTION, *TOPICS, "ledger_dsn", "worker_urls", "schema_registry_url")
+@with_settings(
+    *CONNECTION, *TOPICS, "ledger_dsn", "worker_urls", "schema_registry_url", "archive_dir"
+)
 def order(
     settings: "Settings",
     number: Annotated[str, typer.Argument(help="The service order number.")],

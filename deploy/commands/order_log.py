@@ -1,7 +1,9 @@
 """Reads what Kafka and the ledger hold of an order: its log, the policies, its totals."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Message
@@ -17,9 +19,10 @@ from durabill.schemas import (
     partition_for,
 )
 from durabill.schemas.wire import Headers, RawSegment
-from durabill.stream_processors.audit.story import Basis, Row, Story
+from durabill.stream_processors.audit.story import Basis, Story
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.terms import RecordedTerms
-from durabill.stream_processors.core.admission import Place
+from durabill.stream_processors.core.admission import LogRecord, Place
 from durabill.stream_processors.core.explain import PolicyAt, Read, explain
 from durabill.stream_processors.dead_letters.letters import (
     DeadLetter,
@@ -74,30 +77,43 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
     recorded = _Recorded(settings, asked, progress)
     bases = {each: recorded.basis_of(each) for each in asked}
     story = Story(number, own, bases[own])
+    bounds = read_bounds(kafka, LOOK_GROUP, topic, asked)
     for partition, basis in bases.items():
-        log = (
+        live: Iterable[LogRecord] = (
             LogMessage(offset, message)
             for _, offset, message in read_topic(
                 kafka, topic, partitions=frozenset({partition}), progress=progress
             )
         )
+        archived, notes = _before(settings, partition, bounds[partition][0])
+        log = chain(archived, live)
+        story.notes += notes
         place, policy_at = Place(partition, partitions), _policy_at(basis.history)
         read = recorded.reader_of(partition, basis)
         story.add(partition, explain(number, log, place, policy_at, read))
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
-    story.notes += head_notes(read_bounds(kafka, LOOK_GROUP, topic, asked))
     return story
 
 
-def head_notes(bounds: Mapping[int, tuple[int, int]]) -> list[str]:
-    """Return which partitions' logs don't begin at their beginning: [first, next offset) each."""
-    return [
-        f"the log of partition {partition} begins at offset {first}: what was before it is gone, so"
-        " records of the order may be missing here, and with them what they caused"
-        for partition, (first, _) in bounds.items()
-        if first
-    ]
+def _before(
+    settings: Settings, partition: int, log_begins: int
+) -> tuple[Iterable[LogRecord], list[str]]:
+    """Return the records before Kafka's log of a partition, if it lacks some, and what to note."""
+    if not log_begins:
+        return (), []
+    if not settings.archive_dir:
+        return (), [
+            f"the log of partition {partition} begins at offset {log_begins}: what was before it is"
+            " gone from Kafka, so records of the order may be missing here, and with them what they"
+            " caused. --archive-dir reads them from an archive"
+        ]
+    # Parquet is an extra's, for those who have an archive.
+    from durabill.stream_processors.audit.archive.head_records import ArchivedHead
+    from durabill.stream_processors.audit.archive.reach import live_log
+
+    head = ArchivedHead(Path(settings.archive_dir), live_log(settings), partition, log_begins)
+    return head.records(), head.notes()
 
 
 def _policy_at(history: History) -> PolicyAt:

@@ -17,7 +17,8 @@ from durabill.deploy.terminal import (
     shown,
 )
 from durabill.schemas.order_state import OrderState, Phase
-from durabill.stream_processors.audit.story import Given, Life, Row, Story, key_of
+from durabill.stream_processors.audit.story import Given, Life, Story, key_of
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.words import cause_words, number_ranges, policy_lines
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import DEADLINE_OF

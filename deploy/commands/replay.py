@@ -1,6 +1,5 @@
 """`durabill replay`: the same history under another policy, order by order."""
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,11 +54,13 @@ PublishTo = Annotated[
 ]
 EngineName = Annotated[str, typer.Option(help="columns, or reference: the plain core, slowly.")]
 Processes = Annotated[
-    int | None, typer.Option(min=1, help="Partitions at once. Default: one a CPU.")
+    int | None, typer.Option(min=1, help="Partitions at once. Default: one a core.")
 ]
 
 
-@with_settings(*CONNECTION, *TOPICS, "previous_application_id", *POLICY, "schema_registry_url")
+@with_settings(
+    *CONNECTION, *TOPICS, "previous_application_id", *POLICY, "schema_registry_url", "archive_dir"
+)
 def replay(
     settings: "Settings",
     policy: PolicyFile,
@@ -99,7 +100,7 @@ def replay(
     options = WhatIfOptions(
         top=(TOP_AS_JSON if as_json else TOP) if top is None else top,
         engine=Engine(engine),
-        processes=processes or len(os.sched_getaffinity(0)),
+        processes=processes,
         publish_to=publish_to or "",
     )
     with ExitStack() as stack:

@@ -17,7 +17,8 @@ from durabill.stream_processors.audit.markup import (
     page,
     table,
 )
-from durabill.stream_processors.audit.story import Given, Life, Row, Story
+from durabill.stream_processors.audit.story import Given, Life, Story
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.words import (
     Published,
     bound_words,
@@ -223,7 +224,7 @@ def _revisions(
 def _records(story: Story, rows_max: int) -> list[Markup]:
     has_lives = len(story.lives) > 1
     rows = [_record(row, has_lives) for row in _chosen(story.rows, rows_max)]
-    found = [table(_RECORD_NAMES, rows, right=(2, 4))]
+    found = [table(_RECORD_NAMES, rows, right=(2, 4), wrap=(5, 8))]
     if hidden := len(story.rows) - len(rows):
         words = f"{hidden:,} records in between are left out here (--rows)."
         found.append(element("p", words, class_="muted"))

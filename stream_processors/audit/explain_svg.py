@@ -7,7 +7,8 @@ size has a bound, however many records, pieces, states and revisions there are.
 from durabill.schemas.order_state import Phase
 from durabill.schemas.text import counted, human_ms, shown
 from durabill.stream_processors.audit.markup import Markup, element, joined
-from durabill.stream_processors.audit.story import Given, Life, Row, Story
+from durabill.stream_processors.audit.story import Given, Life, Story
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.svg_arrivals import draw_arrivals
 from durabill.stream_processors.audit.svg_kit import (
     DEFINITIONS,

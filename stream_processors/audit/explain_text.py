@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from durabill.schemas.text import counted, human_ms, human_time, plain, shown
-from durabill.stream_processors.audit.story import Life, Row, Story
+from durabill.stream_processors.audit.story import Life, Story
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.words import (
     Published,
     bound_words,

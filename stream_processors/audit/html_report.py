@@ -201,7 +201,8 @@ def _findings(result: AuditResult, findings_max: int) -> list[Markup]:
         )
         found.append(element("p", words, class_="bad-text"))
     names = ("kind", "order", "revision", "field", "by the log", "as published", "where")
-    found.append(table(names, [_finding(each) for each in shown_ones], right=(2,)))
+    rows = [_finding(each) for each in shown_ones]
+    found.append(table(names, rows, right=(2,), wrap=(1, 4, 5, 6)))
     return found
 
 
@@ -260,6 +261,7 @@ def _policy_lines(account: PartitionAccount) -> tuple[str, ...]:
             if name.endswith("_ms") and isinstance(value, int)
             else f"{name} {value}"
             for name, value in leaves.items()
+            if value is not False
         )
         lines.append(f"From offset {from_offset} on: {terms}")
     return tuple(lines)

@@ -71,6 +71,8 @@ def case_of(total: Total) -> Case:
     ranges = total.missing_numbers
     missing = sum(last - first + 1 for first, last in ranges)
     is_made_up = missing > MISSING_NUMBERS_MAX
+    # All numbers up to the greatest are seen or missing; a total that was forged may say otherwise.
+    greatest = max((last for _, last in ranges), default=0)
     return Case(
         total.service_order_number,
         total.source_partition,
@@ -81,7 +83,9 @@ def case_of(total: Total) -> Case:
         total.gap_ms,
         missing,
         ranges[0].last if ranges and ranges[0].first == 1 else 0,
-        () if is_made_up else tuple(missing_by_hour(total, total.segments + missing)),
+        ()
+        if is_made_up
+        else tuple(missing_by_hour(total, max(total.segments + missing, greatest))),
         total.segments,
         total.duplicates,
         total.overlap_ms,
@@ -107,14 +111,12 @@ def missing_by_hour(total: Total, greatest: int) -> Iterable[tuple[int, int]]:
         return -(-2 * greatest * (at_ms - total.started_ms) // span_ms) // 2
 
     for first, last in total.missing_numbers:
-        at_ms = total.started_ms + span_ms * (2 * first - 1) // (2 * greatest)
-        hour_ms = at_ms - at_ms % HOUR_MS
         while first <= last:
-            after = min(until(hour_ms + HOUR_MS), last)
-            if after >= first:
-                found[hour_ms] = found.get(hour_ms, 0) + after - first + 1
-                first = after + 1
-            hour_ms += HOUR_MS
+            at_ms = total.started_ms + span_ms * (2 * first - 1) // (2 * greatest)
+            hour_ms = at_ms - at_ms % HOUR_MS
+            after = min(max(until(hour_ms + HOUR_MS), first), last)
+            found[hour_ms] = found.get(hour_ms, 0) + after - first + 1
+            first = after + 1
     return sorted(found.items())
 
 

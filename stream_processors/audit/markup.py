@@ -78,14 +78,17 @@ def table(
     rows: list[tuple[Content, ...]],
     *,
     right: tuple[int, ...] = (),
+    wrap: tuple[int, ...] = (),
     class_: str | None = None,
 ) -> Markup:
-    """Return a table whose columns `right` are numbers; its head is repeated on every page."""
+    """Return a table; its head is repeated on every printed page.
+
+    Columns `right` are numbers. Columns `wrap` may have long texts of strangers without a blank.
+    """
+    looks = {**dict.fromkeys(right, "r"), **dict.fromkeys(wrap, "w")}
 
     def cells(tag: str, row: tuple[Content, ...]) -> Markup:
-        found = (
-            element(tag, each, class_="r" if at in right else None) for at, each in enumerate(row)
-        )
+        found = (element(tag, each, class_=looks.get(at)) for at, each in enumerate(row))
         return element("tr", *found)
 
     head = element("thead", cells("th", names))
@@ -113,8 +116,8 @@ p { margin: 6px 0 10px; max-width: 76ch; }
 table { border-collapse: collapse; width: 100%; margin: 8px 0 14px; font-size: 13px;
   font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 2px solid #9aa7b4; padding: 4px 8px; vertical-align: bottom; }
-td { border-bottom: 1px solid #e3e8ee; padding: 4px 8px; vertical-align: top;
-  overflow-wrap: anywhere; }
+td { border-bottom: 1px solid #e3e8ee; padding: 4px 8px; vertical-align: top; }
+.w { overflow-wrap: anywhere; min-width: 9em; }
 .r { text-align: right; white-space: nowrap; } .n { white-space: nowrap; }
 th.r { white-space: normal; }
 table.facts { width: auto; min-width: 50%; }
@@ -122,7 +125,7 @@ table.facts td:first-child { color: #5b6875; padding-right: 24px; white-space: n
 code, .mono { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 12px;
   overflow-wrap: anywhere; }
 .bad-text { color: #b3261e; } .good-text { color: #2e7d4f; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 6px 20px; margin: 8px 0; }
+dl { display: grid; grid-template-columns: 14em 1fr; gap: 6px 20px; margin: 8px 0; }
 dt { font-weight: 650; } dd { margin: 0; max-width: 80ch; }
 figure { margin: 12px 0; } figure svg { width: 100%; height: auto; display: block; }
 footer { margin-top: 40px; font-size: 12px; color: #5b6875; border-top: 1px solid #dde3ea;
@@ -130,7 +133,7 @@ footer { margin-top: 40px; font-size: 12px; color: #5b6875; border-top: 1px soli
 @page { margin: 14mm; }
 @media print {
   body { font-size: 11px; } main { max-width: none; padding: 0; }
-  h1 { font-size: 20px; } h2 { font-size: 15px; } .box { font-size: 13px; }
+  h1 { font-size: 20px; } h2 { font-size: 15px; } h3 { font-size: 12px; } .box { font-size: 13px; }
   .big { font-size: 18px; } table { font-size: 9.5px; }
   h2, h3, thead { break-after: avoid; } tr, figure, .box, dd { break-inside: avoid; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }

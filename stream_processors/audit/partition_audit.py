@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import closing
 
-from durabill.schemas import OrderTotal
+from durabill.schemas import BadTotal, OrderTotal, total_record
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 from durabill.stream_processors.audit.findings import Finding, Kind, PartitionAccount
 from durabill.stream_processors.audit.ledger_rows import LedgerRows
@@ -46,6 +46,7 @@ class PartitionAudit:
         self._counts = {"data": 0, "control": 0, "aborted": 0, "unexplained": 0}
         self._head_ms: int | None = None
         """When the first record was appended that is there without a hole after it."""
+        self._newer = 0
         self._totals = self._totals_from(job.totals_end)
         self._rows: LedgerRows | None = None
         if job.ledger is not None:
@@ -139,7 +140,11 @@ class PartitionAudit:
                 continue
             if rows is not None:
                 rows.add_record(record)
-            if scope.has(record.key, record.value):
+            if not scope.has(record.key, record.value):
+                continue
+            if self._job.is_as_of and rests_on(record, self._job.end_offset):
+                self._newer += 1  # not kept: after an early end these are most of all totals
+            else:
                 matcher.add_published(record)
 
     # -- what is left over --------------------------------------------------------------------
@@ -151,11 +156,10 @@ class PartitionAudit:
         checkpoint rests on is among them.
         """
         job, matcher = self._job, self._matcher
-        checkpoint = None
-        if matcher.computed and job.has_checkpoint:
-            checkpoint = read_checkpoint(job.settings, job.place)
+        checkpoint = read_checkpoint(job.settings, job.place) if matcher.computed else None
         partition = job.place.partition
         bounds = read_bounds(self._kafka, LOOK_GROUP, self._topic, [partition])
+        self._outcome.has_worked = job.has_checkpoint or bounds[partition][1] > 0
         self._totals.extend(bounds[partition][1])
         while self._totals.has_more:
             self._read_totals(None)
@@ -168,9 +172,16 @@ class PartitionAudit:
             head_ms=self._head_ms,
             has_holes=self._counts["unexplained"] > 0,
             clock_ms=self._replay.table.clock_ms,
-            was_given=_was_given if checkpoint is None else checkpoint.was_given,
+            was_given=self._was_given if checkpoint is None else checkpoint.was_given,
         )
         return judge(matcher.computed, matcher.published, siblings, grounds)
+
+    def _was_given(self, total: OrderTotal) -> bool:
+        """Tell whether a total must be there although no checkpoint says so.
+
+        Where nothing was ever published no worker has begun yet.
+        """
+        return self._outcome.has_worked
 
     # -- the outcome --------------------------------------------------------------------------
 
@@ -193,7 +204,7 @@ class PartitionAudit:
             rows = self._rows
             outcome.findings += rows.findings
             outcome.ledger = (rows.rows, rows.proven, rows.not_yet_recorded, rows.set_aside)
-        outcome.notes += notes_of(job, source)
+        outcome.notes += notes_of(job, source, has_worked=outcome.has_worked)
         outcome.account = PartitionAccount(
             partition,
             first_offset=source.first_offset,
@@ -204,7 +215,7 @@ class PartitionAudit:
             forwarded=len(outcome.forwarded),
             totals=matcher.published_count - judgement.newer,
             proven=matcher.proven + judgement.proven,
-            newer_totals=judgement.newer,
+            newer_totals=judgement.newer + self._newer,
             not_yet_published=judgement.not_yet_published,
             unprovable_totals=judgement.unprovable,
             open_orders=self._replay.table.unsettled(),
@@ -230,6 +241,14 @@ def records_of(
                 if record.key in found:
                     found[record.key].append(record)
     return found
+
+
+def rests_on(record: Published, offset: int) -> bool:
+    """Tell whether a total rests, by its own word, on a record at an offset or after it."""
+    try:
+        return int(total_record(record.value)["source_offset"]) >= offset
+    except BadTotal:
+        return False
 
 
 def grounds_of(
@@ -265,8 +284,3 @@ def grounds_of(
         provable_from_ms=provable_from_ms,
         provable_from_offset=begins if is_late else 0,
     )
-
-
-def _was_given(total: OrderTotal) -> bool:
-    """Take a total for published: where there is no checkpoint, nothing tells otherwise."""
-    return True

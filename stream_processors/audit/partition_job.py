@@ -62,13 +62,15 @@ class PartitionOutcome:
     """Of each of them, `print_of` its key and value."""
     ledger: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Rows, those proven, totals that the ledger has yet to record, rows that were set aside."""
+    has_worked: bool = True
+    """Whether any worker has ever had the partition, by its checkpoint or its totals."""
     has_leftovers: bool = False
     """Whether the two streams were not the same to the last."""
     cpu_s: float = 0.0
     notes: list[str] = field(default_factory=list)
 
 
-def notes_of(job: PartitionJob, source: LogSource) -> list[str]:
+def notes_of(job: PartitionJob, source: LogSource, *, has_worked: bool) -> list[str]:
     """Return what could not be decided, or was assumed."""
     where = f"{job.settings.segments_topic}/{job.place.partition}"
     begins, assumed = job.terms.history[0].from_offset, job.terms.assumed_because
@@ -85,7 +87,7 @@ def notes_of(job: PartitionJob, source: LogSource) -> list[str]:
             f"{where}: offset {job.end_offset} is inside a record batch: it is replayed up to"
             f" {source.end_offset}, where that begins"
         )
-    if not job.has_checkpoint:
+    if not job.has_checkpoint and has_worked:
         notes.append(
             f"{where}: no checkpoint under the application id {job.settings.application_id}: a"
             " total that workers have yet to publish can't be told from a missing one"

@@ -7,6 +7,7 @@ know of is in the topic, or was removed from it; one that they don't know of may
 from dataclasses import dataclass
 
 from durabill.schemas import OWN_SCHEMA_ONLY, OrderTotal
+from durabill.schemas.errors import AccessError
 from durabill.stream_processors.audit.terms import read_entries
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.order import Policy
@@ -34,7 +35,10 @@ class CheckpointView:
 
 def read_checkpoint(settings: Settings, place: Place) -> CheckpointView | None:
     """Return the partition's checkpoint as it is now, None where there is none to go by."""
-    entries = read_entries(settings, settings.checkpoint_topic, {place.partition})
+    try:
+        entries = read_entries(settings, settings.checkpoint_topic, {place.partition})
+    except AccessError:
+        return None  # no such topic: no worker of this application id has ever run
     meta = meta_in(entries, place.partition)
     if meta is None:
         return None

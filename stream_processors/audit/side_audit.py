@@ -15,6 +15,7 @@ from durabill.stream_processors.audit.side_checks import (
     Copies,
     LetterCheck,
     Outcomes,
+    PublishedTo,
     drop_arrived,
     forwards_of,
     letters_are_gone,
@@ -79,7 +80,7 @@ class SideAudit:
             if self._is_cut(topic):
                 missing = [letters_are_gone(topic, len(lost))]
             else:
-                published_to = self._recorded({each[0] for each in lost}).published_to
+                published_to = self._published_to(outcomes, {each[0] for each in lost})
                 check = self.check_letters(outcomes)
                 segments = self._settings.segments_topic
                 missing = missing_letters(segments, check.missing(), published_to)
@@ -91,24 +92,39 @@ class SideAudit:
     def copies(self, outcomes: Outcomes) -> list[Finding]:
         """Return the findings about records that were sent on."""
         findings = []
+        segments = self._settings.segments_topic
         for target, wanted in sorted(forwards_of(outcomes).items()):
-            self._drop_arrived(target, wanted)
-            if wanted:
-                published_to = self._recorded({each[0] for each in wanted}).published_to
+            first_offset = self._drop_arrived(target, wanted)
+            if wanted and first_offset > 0:
+                self.notes.append(
+                    f"{segments}/{target} no longer begins at its first offset: whether"
+                    f" {counted(len(wanted), 'record')} sent on arrived there can't be told"
+                )
+            elif wanted:
+                published_to = self._published_to(outcomes, {each[0] for each in wanted})
                 self._drop_arrived(target, wanted)
-                segments = self._settings.segments_topic
                 findings += missing_copies(segments, target, wanted, published_to)
         return findings
 
-    def _drop_arrived(self, target: int, wanted: Copies) -> None:
+    def _drop_arrived(self, target: int, wanted: Copies) -> int:
+        """Remove from `wanted` what has arrived; return where the log of the target begins."""
         topic = self._settings.segments_topic
         self._progress("looking for records that were sent on", target, self._partitions)
         bounds = read_bounds(self._kafka, LOOK_GROUP, topic, [target])[target]
         part = _Part(Place(target, self._partitions), *bounds)
-        drop_arrived(open_source(self._archive.settings_for(self._settings, target), part), wanted)
+        source = open_source(self._archive.settings_for(self._settings, target), part)
+        drop_arrived(source, wanted)
+        return source.first_offset
 
-    def _recorded(self, partitions: Iterable[int]) -> RecordedTerms:
-        return RecordedTerms(self._settings, partitions)
+    def _published_to(self, outcomes: Outcomes, partitions: Iterable[int]) -> PublishedTo:
+        """Return up to where workers have published by now: nothing where none has begun."""
+        recorded = RecordedTerms(self._settings, partitions)
+
+        def published_to(partition: int) -> int | None:
+            known = recorded.published_to(partition)
+            return known if known is not None or outcomes[partition].has_worked else 0
+
+        return published_to
 
     def _is_cut(self, topic: str) -> bool:
         count = partition_count(self._kafka, topic)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from durabill.schemas.text import counted, human_ms, human_time
 from durabill.stream_processors.audit.markup import Markup, element
-from durabill.stream_processors.audit.story import FORGOTTEN, Given, Row, StateChange, Story
+from durabill.stream_processors.audit.story import FORGOTTEN, Given, StateChange, Story
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.svg_kit import (
     CHARACTER_WIDTH,
     COLUMNS,

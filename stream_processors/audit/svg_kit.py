@@ -91,5 +91,5 @@ def axis(scale: Scale, top: float, bottom: float) -> list[Markup]:
         if tick.date and x >= free_from:
             found.append(label(x, top - 19, tick.date, "s-s s-b", "middle"))
             free_from = x + len(tick.date) * CHARACTER_WIDTH + 10
-    found.append(label(LEFT - 10, top - 5, "UTC", "s-s s-m", "end"))
+    found.append(label(LEFT - 36, top - 5, "UTC", "s-s s-m", "end"))
     return found

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from durabill.schemas.text import counted, human_ms, human_time
 from durabill.stream_processors.audit.markup import Markup
-from durabill.stream_processors.audit.story import Life, Row
+from durabill.stream_processors.audit.story import Life
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.svg_kit import (
     COLUMNS,
     LEFT,
@@ -37,7 +38,7 @@ from durabill.stream_processors.audit.timeline import (
 
 LANES_MAX = 16
 SINGLE_MAX = 400
-"""So many records, or pieces of a union, are drawn one by one."""
+"""So many records (each with one piece that it adds), or pieces of a union, are drawn singly."""
 
 GATHERED_FINE_MAX = 4
 """With more lanes than that, many records are gathered by two pixels."""
@@ -59,7 +60,7 @@ def draw_records(life: Life, rows: Sequence[Row], top: float) -> tuple[list[Mark
     body: list[Markup] = []
     if lanes is None:
         y = _depths(body, scale, pieces, life, top + 8)
-    elif len(counting) <= SINGLE_MAX:
+    elif sum(1 + len(each.gained) for each in counting) <= 2 * SINGLE_MAX:
         y = _single(body, scale, counting, lanes, top + 8)
     else:
         y = _gathered(body, scale, counting, lanes, top + 8)

@@ -18,11 +18,13 @@ from confluent_kafka.admin import AdminClient
 
 from durabill.schemas import decode_total
 from durabill.schemas.headers import WHAT_IF_DURATION, WHAT_IF_RUN
+from durabill.stream_processors.audit.archive_check import ArchiveCheck
+from durabill.stream_processors.audit.archived import check_archive_of, notes_of
 from durabill.stream_processors.audit.bill_rows import write_csv, write_rows
 from durabill.stream_processors.audit.bills import Difference, Summary
 from durabill.stream_processors.audit.outcome import Outcome, RecordHeaders
 from durabill.stream_processors.audit.pool import Progress, Tell, audit_errors, run_jobs
-from durabill.stream_processors.audit.replay import Engine, PartitionTerms
+from durabill.stream_processors.audit.replay import Engine, PartitionTerms, cuts_of
 from durabill.stream_processors.audit.sources import open_source
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.audit.what_if import Compared, changed_terms, compare_partition
@@ -43,13 +45,15 @@ class WhatIfOptions:
 
     top: int
     engine: Engine = Engine.COLUMNS
-    processes: int = 1
+    processes: int | None = None
+    """None: as many as are worth it."""
+
     publish_to: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WhatIfJob:
-    """One partition, [first_offset, end_offset), and how it is replayed."""
+    """One partition and how it is replayed; Kafka has [first_offset, end_offset) of it."""
 
     settings: Settings
     place: Place
@@ -61,6 +65,8 @@ class WhatIfJob:
     run_id: str
     rows_path: Path | None
     """Where the differences of all its orders go, for the CSV file."""
+    begins: int
+    """Where the log begins with the archive's part before Kafka's."""
 
     @property
     def engine(self) -> Engine:
@@ -76,9 +82,9 @@ class WhatIfJob:
                 f"{where}: the policy of the settings is taken for the recorded one:"
                 f" {self.terms.assumed_because}"
             )
-        if self.first_offset:
+        if self.begins:
             notes.append(
-                f"{where}: the log before offset {self.first_offset} is gone; orders that began"
+                f"{where}: the log before offset {self.begins} is gone; orders that began"
                 " there are not whole, under either policy"
             )
         return notes
@@ -92,13 +98,14 @@ class WhatIfResult:
     summary: Summary
     biggest: tuple[Difference, ...]
     jobs: tuple[WhatIfJob, ...]
+    archive_notes: tuple[str, ...]
     published: int
     """How many totals this run has appended to `publish_to`; those there before don't count."""
 
     @property
     def notes(self) -> list[str]:
         """Return what was assumed, or could not be known."""
-        return [note for job in self.jobs for note in job.notes]
+        return [*self.archive_notes, *(note for job in self.jobs for note in job.notes)]
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -110,7 +117,7 @@ class WhatIfResult:
             "partitions": [
                 {
                     "partition": job.place.partition,
-                    "first_offset": job.first_offset,
+                    "first_offset": job.begins,
                     "end_offset": job.end_offset,
                     "recorded_policies": describe_history(job.terms.history),
                 }
@@ -135,7 +142,8 @@ def run_what_if(
     """
     with audit_errors(), TemporaryDirectory(prefix="durabill-what-if-") as folder:
         rows = None if csv_file is None else Path(folder)
-        jobs = _jobs(settings, what_if, options, rows, progress)
+        archive = check_archive_of(settings, progress)
+        jobs = _jobs(settings, what_if, options, rows, archive, progress)
         phase = f"replaying {settings.segments_topic}"
         found, _ = run_jobs(jobs, replay_partition, options.processes, progress, phase)
         summary = Summary()
@@ -146,7 +154,8 @@ def run_what_if(
         if csv_file is not None:
             write_csv(csv_file, [job.rows_path for job in jobs if job.rows_path])
         published = sum(appended for _, appended in found)
-        return WhatIfResult(what_if, summary, tuple(biggest), tuple(jobs), published)
+        notes = tuple(notes_of(archive))
+        return WhatIfResult(what_if, summary, tuple(biggest), tuple(jobs), notes, published)
 
 
 def _jobs(
@@ -154,6 +163,7 @@ def _jobs(
     what_if: WhatIf,
     options: WhatIfOptions,
     rows: Path | None,
+    archive: ArchiveCheck,
     progress: Progress,
 ) -> list[WhatIfJob]:
     kafka = quiet(settings.librdkafka())
@@ -166,7 +176,7 @@ def _jobs(
     run_id = _run_id(settings, what_if, terms) if options.publish_to else ""
     return [
         WhatIfJob(
-            settings,
+            archive.settings_for(settings, each),
             Place(each, len(partitions)),
             *bounds[each],
             terms[each],
@@ -174,6 +184,7 @@ def _jobs(
             options,
             run_id,
             rows / f"{each}.rows" if rows else None,
+            archive.begins(each, bounds[each][0]),
         )
         for each in partitions
     ]
@@ -203,7 +214,7 @@ def replay_partition(job: WhatIfJob, tell: Tell) -> tuple[Compared, int]:
         is_published = bool(job.options.publish_to)
         outcome = stack.enter_context(closing(_outcome(job))) if is_published else None
         compared = compare_partition(
-            open_source(job.settings, job),
+            open_source(job.settings, job, cuts=cuts_of(job.terms)),
             job.terms,
             job.place.partitions,
             job.what_if,

@@ -10,12 +10,12 @@ from durabill.stream_processors.audit.story import (
     Basis,
     Given,
     Life,
-    Row,
     StateChange,
     Story,
     TotalKey,
     key_of,
 )
+from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.core.order import DEADLINE_OF, Deadline
 
 RANGES_SHOWN = 20

@@ -122,7 +122,8 @@ def find_meta(
             raise StateError(
                 f"partition {partition} is committed up to offset {committed_offset},"
                 " but its checkpoint is empty: the changelog topic was deleted, or another program"
-                f" uses this application id. Restore the topic, or {START_ANEW}"
+                " uses this application id. Restore the topic, or rebuild the checkpoint from the"
+                f" log with `durabill rebuild checkpoint`, or {START_ANEW}"
             )
         return None
     meta = _decode_meta(raw, partition, committed_offset)

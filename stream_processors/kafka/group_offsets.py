@@ -75,3 +75,39 @@ def _ask_committed(
         if message is not None and (error := message.error()) is not None:
             raise KafkaException(error) from None
         raise
+
+
+def commit_from_outside(
+    kafka: Mapping[str, Any], group: str, places: Sequence[TopicPartition]
+) -> bool:
+    """Commit a group's offsets without being a member; False: it has members, and nothing moved.
+
+    A coordinator takes this for a group that is empty alone. So committing what is committed
+    already is a way to ask whether anybody is in the group, without joining it.
+    """
+    right = Right("Read", "group", group)
+    with closing(Consumer(assigned_consumer(kafka, group))) as consumer:
+
+        def ask(_: float) -> bool:
+            try:
+                done = consumer.commit(offsets=list(places), asynchronous=False) or []
+            except KafkaException as error:
+                if error.args[0].code() in _HAS_MEMBERS:
+                    return False
+                raise
+            for each in done:
+                if each.error is not None and each.error.code() in _HAS_MEMBERS:
+                    return False
+                if each.error is not None:
+                    raise KafkaException(each.error)
+            return True
+
+        return patiently(ask, f"the coordinator of the group {group}", kafka, right)
+
+
+_HAS_MEMBERS = {
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.REBALANCE_IN_PROGRESS,
+}
+"""What a coordinator answers to a stranger's commit where the group has members."""

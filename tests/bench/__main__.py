@@ -10,6 +10,7 @@ quiet. Parts, for --only:
     recovery     restarts after `kill -9` with the greatest of these
     table        the interval table alone: memory an order, checkpoints, pauses while it grows
     turns        the longest turns of the event loop, and a segment's cost in the largest orders
+    audit        proving it all: audit, archive, sealed log, beside a plain script
     latency      from the last segment's acknowledgement to the readable total
 
 A whole run takes some 12 minutes and writes results.json, results.md and results.svg beside this
@@ -26,13 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench import latency, plot, report, scaling, throughput, traffic, turns
+from tests.bench import audit, latency, plot, report, scaling, throughput, traffic, turns
 from tests.bench.lab import STATE_DIR, Lab, Stream
 from tests.bench.peers import missing_parts, peers
 from tests.bench.processes import BenchError
 from tests.bench.report import Results
 
-BUDGET_S = 22 * 60
+BUDGET_S = 26 * 60
 """When it is over, no further part or round is begun; the longest one takes under three minutes."""
 
 
@@ -49,6 +50,7 @@ class Sizes:
     open_records: int
     tail: int
     table_orders: int
+    audit: tuple[int, ...]
     low_s: float
     half_s: float
 
@@ -63,6 +65,7 @@ FULL = Sizes(
     3_000_000,
     200_000,
     10_000_000,
+    (2_000_000, 10_000_000),
     20.0,
     10.0,
 )
@@ -76,6 +79,7 @@ QUICK = Sizes(
     400_000,
     20_000,
     1_000_000,
+    (200_000, 1_000_000),
     6.0,
     4.0,
 )
@@ -102,6 +106,7 @@ class Bench:
             "recovery": self.recovery,
             "table": self.table,
             "turns": self.turns,
+            "audit": self.audit,
             "latency": self.latency,
         }
 
@@ -167,6 +172,10 @@ class Bench:
         """See the module's docstring."""
         self.results.turns = turns.measure()
 
+    def audit(self) -> None:
+        """See the module's docstring."""
+        self.results.proofs = audit.measure(self.lab, self.sizes.audit)
+
     def latency(self) -> None:
         """See the module's docstring."""
         self.results.latencies.append(latency.at_low_load(self.lab, self.sizes.low_s))
@@ -196,6 +205,8 @@ def main() -> int:
         return 69
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the broker is stopped
     sizes = QUICK if arguments.quick else FULL
+    if arguments.hundred_million:
+        sizes = Sizes(**{**vars(sizes), "audit": (*sizes.audit, 100_000_000)})
     if arguments.ten_million:
         sizes = Sizes(**{**vars(sizes), "open_orders": (*sizes.open_orders, 10_000_000)})
     begun_s = time.monotonic()
@@ -204,7 +215,8 @@ def main() -> int:
         print(f"[{time.monotonic() - begun_s:5.0f} s] {text}", flush=True)
 
     failed = False
-    with Lab(say, BUDGET_S * (2 if arguments.ten_million else 1)) as lab:
+    is_long = arguments.ten_million or arguments.hundred_million
+    with Lab(say, BUDGET_S * (2 if is_long else 1)) as lab:
         bench = Bench(lab, sizes, arguments.rounds or sizes.rounds, arguments.quick)
         bench.warm_up()
         for name, part in bench.parts().items():
@@ -250,6 +262,7 @@ def _arguments() -> argparse.Namespace:
         "recovery",
         "table",
         "turns",
+        "audit",
         "latency",
     )
     parser.add_argument("--quick", action="store_true", help="small and rough, under 4 minutes")
@@ -257,6 +270,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each throughput is measured")
     parser.add_argument(
         "--ten-million", action="store_true", help="also a worker with 10 million open orders"
+    )
+    parser.add_argument(
+        "--hundred-million", action="store_true", help="also an audit of 100 million segments"
     )
     parser.add_argument("--out", type=Path, help="folder for the results")
     return parser.parse_args()

@@ -84,6 +84,12 @@ def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> li
             *(Right(each, "topic", topics["seal"]) for each in ("Read", "Write")),
             Right("Describe", "group", "durabill-look"),
         ]
+    if role == "audit":
+        return [
+            *(Right("Read", "topic", topics[each]) for each in ("segments", "totals")),
+            *(Right("Read", "topic", topics[each]) for each in ("dead_letters", "checkpoint")),
+            *(Right("Describe", "group", f"durabill-{each}") for each in ("look", "dead-letters")),
+        ]
     if role == "gateway":
         return [Right("Write", "topic", segments)]
     assert role == "look"

@@ -30,6 +30,7 @@ from durabill.stream_processors.audit.archive.source import ArchivedLog, JoinedL
 from durabill.stream_processors.audit.archive.verify import verify
 from durabill.stream_processors.audit.raw_log import FetchedLog
 from durabill.stream_processors.audit.replay import LogSource
+from durabill.stream_processors.audit.seal.keys import make_key_file
 from durabill.stream_processors.engine.batch import Record, records
 from durabill.stream_processors.settings import Settings
 from tests.broker.test_cli import COMMAND, environment
@@ -274,14 +275,21 @@ def test_kill_9_leaves_an_archive_that_goes_on(settings: Settings, tmp_path: Pat
     findings = verify(folder).findings  # it may have been killed between a name and its entry
     assert len(findings) <= 1
     assert all(each.field == "file" for each in findings)
-    with process(settings, root):
+    with process(settings, root) as running:
         wait_until(folder.is_locked, "an archiver at work", 60)
         code, answer = told(settings, root, "--once")
         assert (code, "another process archives" in answer["error"]) == (1, True)
+        assert running.stdout is not None
+        assert json.loads(running.stdout.readline())["started"] == "archive"
+        running.terminate()
+        assert running.wait(60) == 0
     code, answer = told(settings, root, "--once")
     assert code == 0
     assert answer["rows"] == len(committed(settings))
-    code, verified = told(settings, root, "--verify", "--live")
+    key = tmp_path / "archive.key"
+    public = str(make_key_file(key, "archive"))
+    assert told(settings, root, "--once", "--key", str(key))[0] == 0
+    code, verified = told(settings, root, "--verify", "--live", "--key", public)
     assert (code, verified["result"], verified["rows"]) == (0, "proven", answer["rows"])
     once(settings, ArchiveFolder(tmp_path / "whole"))
     whole, killed = contents(tmp_path / "whole"), contents(root)

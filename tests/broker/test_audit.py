@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from durabill.schemas import OrderTotal, Status, decode_total, encode_total, partition_for
 from durabill.stream_processors.audit.archive.archiver import opened
@@ -20,6 +20,8 @@ from durabill.stream_processors.audit.archive.reach import live_log
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.findings import Kind
 from durabill.stream_processors.audit.replay import Engine
+from durabill.stream_processors.audit.seal.opening import SealPlan
+from durabill.stream_processors.audit.seal.sealer import run_sealer
 from tests.broker.audit_kit import (
     Copier,
     Record,
@@ -34,6 +36,7 @@ from tests.broker.ledger_kit import new_ledger_dsn, recorded, running_ledger
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.seal_kit import new_keys
 
 PARTITIONS = 3
 
@@ -119,6 +122,19 @@ def test_a_live_system_under_load_raises_no_false_alarm(
         finally:
             stopped.set()
             sending.join()
+
+
+def test_a_system_whose_workers_have_not_begun_yet_lacks_nothing(
+    bootstrap_servers: str, tmp_path: Path
+) -> None:
+    with deployment(bootstrap_servers, tmp_path, partitions=1) as idle:
+        assert told(audited(settings_of(idle))) == []
+        start_ms = now_ms() - 60_000
+        idle.send([segment("SO1", 1, start_ms, start_ms + 1_000, True), (b"SO2", b"junk")])
+        result = audited(settings_of(idle))
+        assert told(result) == []
+        (part,) = result.partitions
+        assert (part.not_yet_published, part.dead_letters, result.totals) == (1, 1, 0)
 
 
 def test_several_processes_find_the_same(deployed: Deployment) -> None:
@@ -361,6 +377,30 @@ def test_one_order_one_partition_and_an_earlier_end(deployed: Deployment, copier
     soon = audited(settings, from_ms=total.settled_at_ms, to_ms=total.settled_at_ms + 1)
     assert told(soon) == []
     assert 1 <= soon.proven < len(copier.records(deployed.totals))
+
+
+def test_the_sealed_log_is_checked_where_there_is_a_key(
+    deployed: Deployment, tmp_path: Path
+) -> None:
+    topic, keys = f"{deployed.name}.seal", new_keys(tmp_path)
+    admin = AdminClient(deployed.kafka)
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
+    try:
+        settings = settings_of(deployed, seal_dir=str(tmp_path / "seal"), seal_topic=topic)
+        plan = SealPlan(deployed.kafka, deployed.totals, settings.seal_folder, keys, topic)
+        assert run_sealer(plan, stop=threading.Event(), once=True).sealed > 0
+        (unchecked,) = audited(settings).notes
+        assert "--seal-key" in unchecked
+        sealed = audited(settings, seal_key=str(keys.key.public))
+        assert (told(sealed), sealed.notes) == ([], ())
+        bundle = next(each for each in settings.seal_folder.rglob("entries/**/*") if each.is_file())
+        bundle.write_bytes(bundle.read_bytes().replace(b"SO-", b"so-", 1))
+        altered = audited(settings, seal_key=str(keys.key.public))
+        assert {each.kind for each in altered.findings} == {Kind.SEAL_INCONSISTENT}
+        with pytest.raises(AuditError, match="--seal-key"):
+            audited(settings, trusted=(tmp_path / "checkpoint",))
+    finally:
+        admin.delete_topics([topic])[topic].result(20)
 
 
 def test_what_cannot_be_audited_is_an_error(deployed: Deployment) -> None:

@@ -115,6 +115,7 @@ def names(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         "segments_topic": f"{mark}.segments",
         "totals_topic": f"{mark}.totals",
         "dead_letters_topic": f"{mark}.dead-letters",
+        "seal_topic": f"{mark}.seal-checkpoints",
         "settle_grace_s": "1",
         "idle_timeout_s": "4",
         "data_dir": str(tmp_path),

@@ -32,7 +32,7 @@ TOPICS = {
     "checkpoint": f"{APPLICATION}-checkpoint-changelog",
     "seal": "billing.seal-checkpoints",
 }
-ROLES = ("worker", "ledger", "gateway", "look", "seal")
+ROLES = ("worker", "ledger", "gateway", "look", "seal", "audit")
 WORKER_RIGHTS = role_rights("worker", APPLICATION, TOPICS)
 # A transactional id shows what is missing when it is opened, so by a whole worker, below.
 CHECKED = [each for each in WORKER_RIGHTS if each.kind != "transactional id"]
@@ -147,6 +147,8 @@ def test_every_role_works_with_its_rights_and_no_others(
             place = f"{letters[0]['partition']}/{letters[0]['offset']}"
             assert "to" in ran("dead-letters", "resend", place)[0]
         assert ran("order", in_ledger[0]["service_order_number"])[0]["records"]
+        (audited,) = ran("audit", settings={**common, **kafka.login("audit")})
+        assert (audited["result"], audited["findings"]) == ("proven", [])
         make_key_file(tmp_path / "seal.key")
         sealer = {**common, **kafka.login("seal"), "seal_key_file": str(tmp_path / "seal.key")}
         assert ran("seal", "--once", settings=sealer)[0]["sealed"] >= len(in_ledger)
@@ -166,7 +168,7 @@ def lose_later(kafka: GuardedKafka, folder: Path, user: str) -> str:
     """Run a worker without one right; return its log once it has ended by itself."""
     operation, resource = LATER[user]
     with deployment(kafka.plain, folder, partitions=1) as deployed:
-        names = {each: getattr(deployed, each) for each in TOPICS}
+        names = dict(deployed.topics.by_role)
         rights = role_rights("worker", deployed.name, names)
         without = Right(operation, "topic", names["segments"]) if resource == "segments" else None
         kafka.grant(

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
-from durabill.deploy.topics import create_topics
+from durabill.deploy.topics import create_topics, create_totals_topic
 from durabill.schemas import encode_total
 from durabill.schemas.errors import AccessError, UnreachableError
 from durabill.schemas.topics import Topics
@@ -27,6 +27,7 @@ from durabill.stream_processors.audit.seal.keys import read_key_file, rotate_key
 from durabill.stream_processors.audit.seal.lookup import find_receipt
 from durabill.stream_processors.audit.seal.opening import SealPlan
 from durabill.stream_processors.audit.seal.publish import HAND_OVERS_KEY, published_checkpoints
+from durabill.stream_processors.audit.seal.rebuilt import hand_over_topic
 from durabill.stream_processors.audit.seal.receipt import verify
 from durabill.stream_processors.audit.seal.sealer import SealStats, run_sealer
 from durabill.stream_processors.audit.seal.source import sealed_topic
@@ -118,6 +119,12 @@ def test_all_that_is_committed_is_sealed_and_published(plan: SealPlan, postgres_
         assert dict(rows) == {str(origin): size for origin, size in sizes(plan).items()}
         with pytest.raises(psycopg.errors.RestrictViolation):
             conn.execute("UPDATE sealed_checkpoints SET size = 0")
+        conn.rollback()
+        # As somebody would who may do everything there.
+        conn.execute("ALTER TABLE sealed_checkpoints DISABLE TRIGGER append_only")
+        conn.execute("UPDATE sealed_checkpoints SET size = size + 1 WHERE size > 0")
+    (altered, *_) = check(plan).findings
+    assert (altered.field, altered.place) == ("row", "ledger, table sealed_checkpoints")
     receipt = find_receipt(plan.folder, plan.totals_topic, "SO-305")
     assert receipt is not None
     assert verify(receipt, plan.keys.trusted, "SO-305").total == a_total("SO-305", 1, 1_305)
@@ -294,3 +301,25 @@ def test_what_cant_be_published_is_told_and_the_folder_has_it(plan: SealPlan) ->
     assert sum(sizes(plan).values()) == 10
     with pytest.raises(AccessError, match="durabill topics create"):
         seal_once(replace(plan, checkpoints_topic=f"{plan.totals_topic}.none"))
+
+
+def test_a_rebuilt_topic_takes_the_place_of_the_old_one_by_signed_lines(plan: SealPlan) -> None:
+    put(plan, range(20))
+    seal_once(plan)
+    rebuilt = replace(plan, totals_topic=f"{plan.totals_topic}-2")
+    create_totals_topic(plan.kafka, rebuilt.totals_topic, partitions=PARTITIONS)
+    put(rebuilt, range(21))
+    assert hand_over_topic(plan, rebuilt.totals_topic) == PARTITIONS
+    assert hand_over_topic(plan, rebuilt.totals_topic) == 0
+    assert seal_once(rebuilt).sealed == 21
+    for each in (plan, rebuilt):
+        found = check(each)
+        assert found.findings == []
+    notes = published_checkpoints(plan.kafka, plan.checkpoints_topic)
+    logs = {origin: read_checkpoint(notes[str(origin)]) for origin in logs_in(plan.folder)}
+    ended = {origin: each.closed.by for origin, each in logs.items() if each.closed is not None}
+    follow = {each.follows.origin: at for at, each in logs.items() if each.follows is not None}
+    assert len(ended) == PARTITIONS
+    assert ended == follow
+    admin = AdminClient(dict(plan.kafka))
+    admin.delete_topics([rebuilt.totals_topic])[rebuilt.totals_topic].result(20)

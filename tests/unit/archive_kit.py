@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from durabill.schemas import SegmentEvent, encode_segment
 from durabill.schemas.clock_mark import ClockMark, encode_clock_mark
@@ -11,6 +14,7 @@ from durabill.stream_processors.audit.archive.folder import ArchiveFolder
 from durabill.stream_processors.audit.archive.gaps import Gap, Why, between
 from durabill.stream_processors.audit.archive.manifest import ArchiveOf
 from durabill.stream_processors.audit.archive.pieces import Piece
+from durabill.stream_processors.audit.archive.rows import SCHEMA, decoded
 from durabill.stream_processors.engine.batch import Record
 
 DAY_MS = 86_400_000
@@ -111,6 +115,17 @@ def feed(
     rest = [each for each in records if each.offset >= first]
     for each in pieces(rest, first, end, cuts):
         archiver.partitions[partition].take(each)
+
+
+def to_table(records: Iterable[Record]) -> Any:
+    """Records as an Arrow table with all columns of the archive, made without its writer."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for each in records:
+        row = (each.key, each.value, [{"name": n, "value": v} for n, v in each.headers])
+        found = (*row, each.offset, each.append_ms, *decoded(each.key, each.value))
+        for name, cell in zip(SCHEMA.names, found, strict=True):
+            columns[name].append(cell)
+    return pa.table(columns, schema=SCHEMA)
 
 
 def contents(root: Path) -> dict[str, bytes]:

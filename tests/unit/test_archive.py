@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from durabill.schemas.errors import UnreachableError
 from durabill.stream_processors.audit.archive import files
 from durabill.stream_processors.audit.archive.archiver import OtherLog, opened
 from durabill.stream_processors.audit.archive.folder import ArchiveBusy, ArchiveFolder
@@ -275,6 +276,22 @@ def test_the_system_s_errors_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").touch()
     with pytest.raises(ArchiveError, match="can't be written"):
         archive(tmp_path / "file", {0: log(30)})
+
+
+def test_a_log_that_breaks_off_leaves_nothing_half_written(tmp_path: Path) -> None:
+    folder = ArchiveFolder(tmp_path)
+
+    def break_off() -> None:
+        with opened(folder, OF) as archiver:
+            feed(archiver, 0, log(150))
+            feed(archiver, 1, log(50))
+            raise UnreachableError("Kafka has gone")
+
+    with pytest.raises(UnreachableError):
+        break_off()
+    assert names(folder) == [name("2025-01-01", 0, 0, 99)]
+    assert verify(folder).findings == []
+    assert list((folder.root / "_tmp").glob("*.part")) == []
 
 
 def test_what_is_no_archive_is_told(tmp_path: Path) -> None:

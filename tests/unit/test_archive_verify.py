@@ -14,11 +14,11 @@ import pytest
 from durabill.stream_processors.audit.archive.files import DESCRIPTION, file_digest
 from durabill.stream_processors.audit.archive.folder import ArchiveFolder
 from durabill.stream_processors.audit.archive.manifest import Entry, digest, encode
-from durabill.stream_processors.audit.archive.rows import SCHEMA, to_records, to_table
+from durabill.stream_processors.audit.archive.rows import SCHEMA, to_records
 from durabill.stream_processors.audit.archive.verify import verify
 from durabill.stream_processors.audit.findings import Finding, Kind
 from durabill.stream_processors.engine.batch import Record
-from tests.unit.archive_kit import NOON_MS, OF, archive, log, segment
+from tests.unit.archive_kit import NOON_MS, OF, archive, log, segment, to_table
 
 
 @pytest.fixture

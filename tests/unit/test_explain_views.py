@@ -93,6 +93,13 @@ def test_headers_tell_where_a_record_came_from() -> None:
     assert 'sent back from dead letter "\ufffd\\u001b"' in text
 
 
+def test_of_a_strangers_header_no_more_is_kept_than_a_place_has() -> None:
+    longest = "t" * 249 + "/123456789/123456789012345678"
+    assert five(headers=((RESENT_FROM, longest.encode()),)).rows[0].resent_from == longest
+    huge = five(headers=((RESENT_FROM, b"x" * 1_000_000),)).rows[0].resent_from
+    assert huge == "x" * 300 + "…"
+
+
 # -- text -------------------------------------------------------------------------------------
 
 

@@ -132,3 +132,11 @@ def test_nothing_at_all() -> None:
     found.finish()
     assert "Dead letters: none" in "\n".join(lines_of(found))
     assert as_json(found)["look_at_first"] == []
+
+
+def test_a_forged_total_that_contradicts_itself_is_counted_too() -> None:
+    found = Leakage(5)
+    ages = [(0, 1), (2**52, 2**52 + 1)]
+    found.add_total(total_of("a", Status.ABANDONED, ages, [(2, 3), (9, 9)], segments=1))
+    found.finish()
+    assert sum(found.missing_by_hour.values()) == 3

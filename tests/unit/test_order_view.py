@@ -2,7 +2,7 @@
 
 import pytest
 
-from durabill.deploy.commands.order_log import Totals, compare_letters, head_notes
+from durabill.deploy.commands.order_log import Totals, compare_letters
 from durabill.deploy.commands.order_view import draw, show_story, show_totals
 from durabill.deploy.terminal import counted, human_doubts
 from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
@@ -110,9 +110,3 @@ def test_policies() -> None:
 
 def test_no_letters_no_notes() -> None:
     assert compare_letters(story_of((10, 1, 0, 5)).rows, [], "segments", 0) == []
-
-
-def test_a_log_whose_beginning_is_gone_is_told() -> None:
-    assert head_notes({0: (0, 9), 1: (0, 0)}) == []
-    (note,) = head_notes({0: (0, 9), 3: (7, 9)})
-    assert note.startswith("the log of partition 3 begins at offset 7: what was before it is gone")

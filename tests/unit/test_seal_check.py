@@ -240,6 +240,25 @@ def test_a_sealer_at_work_or_killed_gives_no_alarm(folder: Path, keys: KeyFile, 
     with pytest.raises(Killed):
         grow(log, more[len(VALUES) :])
     assert checked(folder, keys, more).findings == []
+    # And where the records had been read before.
+    assert checked_until(folder, keys, more, len(VALUES)).findings == []
+    assert checked_until(folder, keys, more, 550).findings == []
+
+
+def test_an_old_checkpoint_that_is_served_is_found(tmp_path: Path, keys: KeyFile) -> None:
+    """The topic of checkpoints has an old one again; the ledger, or a customer, has a newer one."""
+    old = note_of_log(tmp_path / "old", keys, VALUES[:300])
+    new = note_of_log(tmp_path / "new", keys, VALUES)
+    served = Witnessed("topic", old, is_current=True)
+    for folder in (None, tmp_path / "new"):
+        for kept in (Witnessed("ledger", new), Witnessed("topic, an earlier record", new)):
+            result = check_seal(folder, topic_of(VALUES), keys.trusted, [kept, served])
+            finding = only(result)
+            assert (finding.field, finding.place) == ("size", "topic")
+            assert "603 or more" in finding.expected
+        again = Witnessed("topic", new, is_current=True)
+        kept = Witnessed("ledger", old)
+        assert check_seal(folder, topic_of(VALUES), keys.trusted, [kept, again]).findings == []
 
 
 def test_what_was_sealed_after_the_records_were_read_gives_no_alarm(

@@ -1,15 +1,20 @@
 """Logs in folders: they go on exactly where they were, whatever step a kill came after."""
 
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from durabill.stream_processors.audit.seal.checkpoints import (
+    REBUILT,
     RECORDS_LOST,
     RECREATED,
+    Closed,
+    Follows,
     Origin,
     read_checkpoint,
 )
@@ -25,6 +30,7 @@ from durabill.stream_processors.audit.seal.folder import (
 )
 from durabill.stream_processors.audit.seal.growing import GrowingLog, newest_origin, open_log
 from durabill.stream_processors.audit.seal.keys import read_key_file, rotate_key_file
+from durabill.stream_processors.audit.seal.rebuilt import hand_over_logs
 from tests.conftest import fill_up
 from tests.seal_kit import (
     ORIGIN,
@@ -196,6 +202,27 @@ def test_a_recreated_topic_is_another_log_and_closes_the_one_before(tmp_path: Pa
     again, closed = open_log(tmp_path, new_origin, keys)
     assert (again.checkpoint, closed) == (new.checkpoint, [])
     assert set(logs_in(tmp_path)) == {ORIGIN, new_origin}
+
+
+def test_a_rebuilt_topic_is_another_log_and_closes_the_one_before(tmp_path: Path) -> None:
+    keys = new_keys(tmp_path)
+    old = sealed(tmp_path, keys, VALUES[:10])
+    by = Origin(ORIGIN.cluster, "billing.totals-2", "another-id", 0)
+    first_of_its_partition = replace(by, partition=1)
+    # A kill after the new log was begun: the next run closes the old one.
+    new, _ = open_log(tmp_path / "killed", by, keys)
+    new.begin(Follows(ORIGIN, 10, old.checkpoint.root))
+    shutil.copytree(tmp_path / "killed", tmp_path, dirs_exist_ok=True)
+    signed = hand_over_logs(tmp_path, keys, ORIGIN.topic, [by, first_of_its_partition])
+    assert [each.origin for each in signed] == [by, ORIGIN]
+    end, follows = signed[1].checkpoint.closed, signed[0].checkpoint.follows
+    assert end == Closed(REBUILT, by)
+    assert follows == Follows(ORIGIN, 10, old.checkpoint.root)
+    assert hand_over_logs(tmp_path, keys, ORIGIN.topic, [by]) == []
+    log, closed = open_log(tmp_path, by, keys)
+    grow(log, VALUES[:12])
+    assert closed == []
+    assert (log.checkpoint.size, log.checkpoint.follows) == (12, follows)
 
 
 def test_records_that_are_gone_end_a_log_too(tmp_path: Path) -> None:

@@ -106,6 +106,20 @@ def test_no_part_can_be_missing(folder: Path, keys: KeyFile) -> None:
             verify(read_receipt(junk), keys.trusted)
 
 
+def test_a_receipt_survives_the_line_ends_of_mail(folder: Path, keys: KeyFile) -> None:
+    receipt = receipt_of(folder, "SO-7")
+    by_mail = receipt.text().replace("\n", "\r\n").encode()
+    assert verify(read_receipt(by_mail), keys.trusted).index == receipt.index
+
+
+def test_no_receipt_is_made_of_an_altered_log(tmp_path: Path) -> None:
+    sealed(tmp_path, new_keys(tmp_path), values_of(300))
+    (tile,) = tmp_path.rglob("tile/0/000")
+    tile.write_bytes(tile.read_bytes()[:-1] + b"x")
+    with pytest.raises(SealError, match=r"was altered: .*seal check"):
+        find_receipt(tmp_path, ORIGIN.topic, "SO-7")
+
+
 def test_parts_of_two_receipts_dont_make_one(folder: Path, keys: KeyFile) -> None:
     one, two = (receipt_of(folder, order) for order in ("SO-7", "SO-8"))
     mixed = Receipt(two.value, one.index, one.proof, one.note, two.for_people)

@@ -28,7 +28,7 @@ from durabill.stream_processors.audit.archive.manifest import (
     path_of,
     read_manifest,
 )
-from durabill.stream_processors.audit.archive.pieces import Piece
+from durabill.stream_processors.audit.archive.pieces import Piece, Whole
 
 OnCommit = Callable[[Entry], None]
 
@@ -63,6 +63,10 @@ class PartitionArchiver:
     def take(self, piece: Piece) -> None:
         """Take the next piece of the log; finish the files that end in it."""
         assert piece.next_offset >= self.next_offset, "pieces come in order"
+        if piece.whole is not None:
+            if self._take_whole(piece, piece.whole):
+                return
+            piece = piece.whole.plain()
         records = piece.records
         self._gaps += piece.gaps
         offsets = [each.offset for each in records]
@@ -75,6 +79,19 @@ class PartitionArchiver:
             if part.closes is not None:
                 self._finish(part.closes)
         self.next_offset = piece.next_offset
+
+    def _take_whole(self, piece: Piece, whole: Whole) -> bool:
+        """Take a batch at once; False where that can't be, and then nothing is taken."""
+        if not self._cutter.passes(piece.next_offset, whole.append_ms):
+            return False
+        if not self._file().add_whole(whole):
+            return False
+        self._cutter.pass_over(whole.append_ms)
+        self._gaps += piece.gaps
+        self.next_offset = piece.next_offset
+        if self.waits_since_ms is None:
+            self.waits_since_ms = whole.append_ms
+        return True
 
     def close_tail(self) -> None:
         """Finish the file in the making where the log ends now."""

@@ -75,6 +75,16 @@ class Cutter:
         if start < len(offsets):
             yield Part(start, len(offsets), None)
 
+    def passes(self, next_offset: int, append_ms: int) -> bool:
+        """Tell whether no file ends before a batch of this append time, in it, or with it."""
+        day = max(self.clock_ms, append_ms) // DAY_MS
+        return next_offset < self._limit() and self._day in (None, day)
+
+    def pass_over(self, append_ms: int) -> None:
+        """Take note of a batch with records, for which `passes` holds."""
+        self.clock_ms = max(self.clock_ms, append_ms)
+        self._day = self.clock_ms // DAY_MS
+
     def close(self, next_offset: int) -> FileRange | None:
         """Return the file that ends before `next_offset`, up to which all has been seen, if any.
 

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from durabill.schemas.extras import ExtraMissing
+from durabill.stream_processors.audit.archive.columns import Columns
 from durabill.stream_processors.audit.archive.folder import WRITTEN, told
 from durabill.stream_processors.audit.archive.gaps import Gap
 from durabill.stream_processors.audit.archive.manifest import ArchiveError, ArchiveOf
-from durabill.stream_processors.audit.archive.rows import SCHEMA, to_table
+from durabill.stream_processors.audit.archive.pieces import Whole
+from durabill.stream_processors.audit.archive.rows import SCHEMA
 from durabill.stream_processors.engine.batch import Record
 
 try:
@@ -70,27 +72,45 @@ class FileMaker:
     def __init__(self, part: Path, root: Path) -> None:
         self.rows = 0
         self._part, self._root = part, root
-        self._group: list[Any] = []
-        self._group_rows = self._group_bytes = 0
+        self._columns: Columns | None = None
+        self._group_bytes = 0
         self._writer: Any = None
 
     def add(self, records: Sequence[Record], bad: Collection[int] = ()) -> None:
         """Take rows, in order; those at the offsets `bad` are bad batches."""
-        start = 0
-        for at, each in enumerate(records, 1):
-            self._group_rows += 1
-            self._group_bytes += each.size
-            if self._group_rows >= ROW_GROUP_ROWS or self._group_bytes >= ROW_GROUP_BYTES:
-                self._group.append(to_table(records[start:at], bad))
+        for each in records:
+            columns = self._row_group()
+            self._group_bytes += columns.add_record(each, is_bad=each.offset in bad)
+            self.rows += 1
+            if columns.rows >= ROW_GROUP_ROWS or self._group_bytes >= ROW_GROUP_BYTES:
                 self._write()
-                start = at
-        if start < len(records):
-            self._group.append(to_table(records[start:], bad))
-        self.rows += len(records)
+
+    def add_whole(self, whole: Whole) -> bool:
+        """Take all records of a batch; False where that can't be, and then none is taken.
+
+        It isn't ordinary then (see `columnize`), or a row group may end in it.
+        """
+        count, columns = whole.header.record_count, self._row_group()
+        if (
+            columns.rows + count >= ROW_GROUP_ROWS
+            or self._group_bytes + len(whole.body) >= ROW_GROUP_BYTES
+        ):
+            return False
+        size = columns.add(whole)
+        if size is None:
+            return False
+        self._group_bytes += size
+        self.rows += count
+        return True
+
+    def _row_group(self) -> Columns:
+        if self._columns is None:
+            self._columns = Columns(ROW_GROUP_ROWS)
+        return self._columns
 
     def finish(self, description: Description) -> Made:
         """Write what is left; the file is as it will be, but for its name."""
-        if self._group:
+        if self._columns is not None and self._columns.rows:
             self._write()
         with told(self._root, WRITTEN):
             writer = self._open()
@@ -106,12 +126,10 @@ class FileMaker:
         self._part.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        # In one piece: how the rows came must not show in where pages end.
-        table = pa.concat_tables(self._group).combine_chunks()
+        table = self._row_group().take()
+        self._group_bytes = 0
         with told(self._root, WRITTEN):
             self._open().write_table(table, row_group_size=ROW_GROUP_ROWS)
-        self._group = []
-        self._group_rows = self._group_bytes = 0
 
     def _open(self) -> Any:
         if self._writer is None:

@@ -101,7 +101,7 @@ def _archived(
 def _logged(log: LogSource, end: int) -> Iterator[Record]:
     reader = PieceReader()
     for part in log.parts():
-        for piece in reader.pieces(part):
+        for piece in reader.pieces(part, is_plain=True):
             yield from (each for each in piece.records if each.offset < end)
             if piece.next_offset >= end:
                 return

@@ -1,36 +1,50 @@
-"""What was read of a log, as records and gaps: every offset is one or the other. Pure."""
+"""What was read of a log, as records and gaps: every offset is one or the other."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from durabill.stream_processors.audit.archive.gaps import Gap, Why, between, join
 from durabill.stream_processors.audit.replay import LogPart
 from durabill.stream_processors.engine.batch import (
     BATCH_UNPACKED_BYTES_MAX,
+    CODEC_MASK,
     HEADER_SIZE,
+    BatchHeader,
     Record,
     append_time_ms,
     headers_in,
     read_batch,
 )
 from durabill.stream_processors.engine.standing import Standing
-from durabill.stream_processors.engine.unpack import Room
+from durabill.stream_processors.engine.unpack import BadBatch, Room
 
-PIECE_RECORDS = 10_000
-PIECE_BYTES = 16 * 1024 * 1024
 _WHY = {Standing.MARKER: Why.CONTROL, Standing.ABORTED: Why.ABORTED}
+
+
+class Whole(NamedTuple):
+    """A batch with a record for each of its offsets, unpacked; `body` is valid until the next one.
+
+    Nothing is known yet of its records. `plain` reads them one by one.
+    """
+
+    header: BatchHeader
+    append_ms: int
+    body: Any
+    plain: "Callable[[], Piece]"
 
 
 class Piece(NamedTuple):
     """Part of a partition's log: its records and gaps, in order, all before `next_offset`.
 
-    Records at the offsets `bad` stand for batches of which nothing counts from there on.
+    Records at the offsets `bad` stand for batches of which nothing counts from there on. Where
+    there is a `whole` batch, it comes after the gaps, and there are no records.
     """
 
     records: list[Record]
     gaps: list[Gap]
     next_offset: int
     bad: frozenset[int] = frozenset()
+    whole: Whole | None = None
 
 
 class PieceReader:
@@ -39,43 +53,69 @@ class PieceReader:
     def __init__(self) -> None:
         self._room = Room(BATCH_UNPACKED_BYTES_MAX)
 
-    def pieces(self, part: LogPart) -> Iterator[Piece]:
-        """Yield all of a part, whole batches at a time: some PIECE_RECORDS or PIECE_BYTES each.
+    def pieces(self, part: LogPart, *, is_plain: bool = False) -> Iterator[Piece]:
+        """Yield all of a part, a batch at a time; with `is_plain` no batch is left `whole`.
 
         Raises CorruptBatch, and ContractError where the log has the clients' time.
         """
         known = [Gap(first, after - 1, _WHY[what]) for first, after, what in part.skipped]
-        records: list[Record] = []
-        bad: set[int] = set()
-        size = 0
         start = part.chunk.first_offset
         view = memoryview(part.chunk.data)
         for at, header in headers_in(part.chunk.data):
             append_ms = append_time_ms(header)
             batch = view[at : at + header.size]
-            for each in read_batch(header, batch[HEADER_SIZE:], self._room):
-                if not isinstance(each, Record):
-                    known.append(Gap(each.offset + 1, header.next_offset - 1, Why.UNREADABLE))
-                    if records and records[-1].offset == each.offset:
-                        records.pop()  # the batch has it too
-                    each = Record(each.offset, append_ms, None, batch.tobytes(), ())
-                    bad.add(each.offset)
-                if each.offset < start:
-                    continue
+            piece = None
+            if not is_plain and header.base_offset >= start:
+                piece = self._whole(header, append_ms, batch, start, known)
+            yield piece or self._plain(header, append_ms, batch, start, known)
+            start = header.next_offset
+        yield Piece([], _gaps((), start, part.chunk.next_offset, known), part.chunk.next_offset)
+
+    def _whole(
+        self, header: BatchHeader, append_ms: int, batch: memoryview, start: int, known: list[Gap]
+    ) -> Piece | None:
+        """Return an unpacked batch; None where it has holes, or can't be unpacked."""
+        if header.record_count != header.last_offset_delta + 1:
+            return None
+        try:
+            body = self._room.unpack(header.attributes & CODEC_MASK, batch[HEADER_SIZE:])
+        except BadBatch:
+            return None
+        gaps = _gaps((), start, header.base_offset, known)
+
+        def plain() -> Piece:
+            piece = self._plain(header, append_ms, batch, header.base_offset, known)
+            return piece._replace(gaps=join([*gaps, *piece.gaps]))
+
+        return Piece([], gaps, header.next_offset, whole=Whole(header, append_ms, body, plain))
+
+    def _plain(
+        self, header: BatchHeader, append_ms: int, batch: memoryview, start: int, known: list[Gap]
+    ) -> Piece:
+        """Read a batch record by record."""
+        records: list[Record] = []
+        bad: set[int] = set()
+        for each in read_batch(header, batch[HEADER_SIZE:], self._room):
+            if not isinstance(each, Record):
+                known.append(Gap(each.offset + 1, header.next_offset - 1, Why.UNREADABLE))
+                if records and records[-1].offset == each.offset:
+                    records.pop()  # the batch has it too
+                each = Record(each.offset, append_ms, None, batch.tobytes(), ())
+                bad.add(each.offset)
+            if each.offset >= start:
                 records.append(each)
-                size += len(each.key or b"") + len(each.value or b"")
-            if len(records) >= PIECE_RECORDS or size >= PIECE_BYTES:
-                yield _piece(records, known, start, header.next_offset, bad)
-                records, bad, size, start = [], set(), 0, header.next_offset
-        yield _piece(records, known, start, part.chunk.next_offset, bad)
+        offsets = (each.offset for each in records)
+        gaps = _gaps(offsets, start, header.next_offset, known)
+        return Piece(records, gaps, header.next_offset, frozenset(bad))
 
 
-def _piece(
-    records: list[Record], known: list[Gap], start: int, next_offset: int, bad: set[int]
-) -> Piece:
-    empty = between((each.offset for each in records), start, next_offset)
+def _gaps(offsets: Iterable[int], start: int, after: int, known: list[Gap]) -> list[Gap]:
+    """Return what [start, after) has besides these offsets; takes out of `known` what is past."""
+    empty = between(offsets, start, after)
+    if not empty:
+        return []
     known[:] = sorted(each for each in known if each.first <= each.last)
-    return Piece(records, join(explained(empty, known)), next_offset, frozenset(bad))
+    return join(explained(empty, known))
 
 
 def explained(ranges: Iterable[tuple[int, int]], known: list[Gap]) -> Iterator[Gap]:

@@ -61,14 +61,10 @@ class ArchiveRun:
         self._progress = progress
         self._after_pass = after_pass
         self.reader = PieceReader()
-        self.rows = 0
-        """Records that were read."""
 
     def once(self) -> None:
         """Archive all that is committed now."""
         self._pass(None)
-        for partition in self._archiver.partitions.values():
-            partition.close_tail()
         self._passed()
 
     def follow(self, follow: Follow) -> None:
@@ -84,6 +80,7 @@ class ArchiveRun:
             follow.stop.wait(follow.interval_s)
 
     def _pass(self, stop: threading.Event | None) -> None:
+        """Read each partition to its end; without a `stop` its file ends there."""
         archiver, topic = self._archiver, self._archiver.of.topic
         check_log(archiver.folder, archiver.of, live_log(self._settings))
         kafka = quiet(self._settings.librdkafka())
@@ -98,12 +95,13 @@ class ArchiveRun:
             for part in log.parts():
                 for piece in self.reader.pieces(part):
                     archiver.partitions[partition].take(piece)
-                    self.rows += len(piece.records)
                 if self._progress is not None:
                     read = part.chunk.next_offset - starts[partition]
                     self._progress("archiving", done + read, total)
                 if stop is not None and stop.is_set():
                     return
+            if stop is None:
+                archiver.partitions[partition].close_tail()
             done += max(0, end - starts[partition])
 
     def _passed(self) -> None:

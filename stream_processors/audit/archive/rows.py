@@ -9,7 +9,7 @@ One kind is no record: a `bad_batch` stands for the rest of a batch of which not
 this offset on. Its value is the whole batch as it lies in the log, for a replay has to see it too.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from durabill.schemas.clock_mark import is_clock_mark, read_clock_mark
@@ -27,13 +27,17 @@ except ModuleNotFoundError as error:
 
 SEGMENT, CLOCK_MARK, UNDECODABLE = "segment", "clock_mark", "undecodable"
 BAD_BATCH = "bad_batch"
+KINDS = (SEGMENT, UNDECODABLE, CLOCK_MARK, BAD_BATCH)
+"""The first two as the kernel numbers them, see `columnize`."""
 
-_HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), ("value", pa.binary())])
+HEADER_TYPE = pa.struct([pa.field("name", pa.string(), nullable=False), ("value", pa.binary())])
 SCHEMA: Any = pa.schema(
     [
         pa.field("key", pa.binary()),
         pa.field("value", pa.binary()),
-        pa.field("headers", pa.list_(pa.field("element", _HEADER, nullable=False)), nullable=False),
+        pa.field(
+            "headers", pa.list_(pa.field("element", HEADER_TYPE, nullable=False)), nullable=False
+        ),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("append_ms", pa.int64(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
@@ -48,7 +52,7 @@ RECORD_COLUMNS = ("key", "value", "headers", "offset", "append_ms")
 DECODED_COLUMNS = tuple(name for name in SCHEMA.names if name not in RECORD_COLUMNS)
 
 Decoded = tuple[str, str | None, int | None, int | None, int | None, bool | None]
-_NOTHING = (None, None, None, None, None)
+NOTHING = (None, None, None, None, None)
 
 
 def decoded(key: bytes | None, value: bytes | None) -> Decoded:
@@ -58,14 +62,14 @@ def decoded(key: bytes | None, value: bytes | None) -> Decoded:
             order, number, start_ms, end_ms, is_end = read_segment_body(value, HEADER_SIZE)
             return SEGMENT, order.decode(), number, start_ms, end_ms, is_end
         except (BadRecord, UnicodeDecodeError):
-            return UNDECODABLE, *_NOTHING
+            return UNDECODABLE, *NOTHING
     if value is not None and is_clock_mark(value):
         try:
             read_clock_mark(key, value)
         except BadRecord:
-            return UNDECODABLE, *_NOTHING
-        return CLOCK_MARK, *_NOTHING
-    return UNDECODABLE, *_NOTHING
+            return UNDECODABLE, *NOTHING
+        return CLOCK_MARK, *NOTHING
+    return UNDECODABLE, *NOTHING
 
 
 def bad_batch(value: bytes | None, offset: int) -> Decoded:
@@ -73,32 +77,8 @@ def bad_batch(value: bytes | None, offset: int) -> Decoded:
     if value is not None and len(value) >= HEADER_BYTES:
         header = BatchHeader._make(HEADER.unpack_from(value))
         if header.size == len(value) and header.base_offset <= offset < header.next_offset:
-            return BAD_BATCH, *_NOTHING
+            return BAD_BATCH, *NOTHING
     return decoded(None, value)
-
-
-def to_table(records: Sequence[Record], bad: Collection[int] = ()) -> Any:
-    """Return records as an Arrow table with all columns.
-
-    Those at the offsets `bad` are bad batches: their values are the batches.
-    """
-    columns: dict[str, Any] = {
-        "key": [each.key for each in records],
-        "value": [each.value for each in records],
-        "headers": [
-            [{"name": name, "value": content} for name, content in each.headers] for each in records
-        ],
-        "offset": [each.offset for each in records],
-        "append_ms": [each.append_ms for each in records],
-    }
-    found = [
-        (BAD_BATCH, *_NOTHING) if each.offset in bad else decoded(each.key, each.value)
-        for each in records
-    ]
-    named = zip(DECODED_COLUMNS, zip(*found, strict=True), strict=True) if found else ()
-    columns.update(named)
-    arrays = [pa.array(columns.get(each.name, []), type=each.type) for each in SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def to_records(table: Any) -> Iterator[Record]:

@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from durabill.stream_processors.audit.archive import gaps
+from durabill.stream_processors.audit.archive.checks import (
+    arrivals_ms,
+    day_changes,
+    decodes_as_told,
+    joined,
+    out_of_place,
+    ranges_without,
+)
 from durabill.stream_processors.audit.archive.cuts import DAY_MS
 from durabill.stream_processors.audit.archive.files import ArchiveFile, BadFile, file_digest
 from durabill.stream_processors.audit.archive.folder import READ, ArchiveFolder, told
@@ -162,18 +170,23 @@ class _FileCheck:
 
     def _content(self, file: ArchiveFile) -> Iterator[Finding]:
         entry, told_of = self.entry, file.description
-        offsets: list[int] = []
+        parts: list[Any] = []
         clock_ms, day = self.clock_ms, None
         for table in file.tables():
-            found = table.column("offset").to_pylist()
-            for offset, append_ms in zip(found, table.column("append_ms").to_pylist(), strict=True):
-                clock_ms = max(clock_ms, append_ms)
-                day = clock_ms // DAY_MS if day is None else day
-                if clock_ms // DAY_MS != day:
-                    yield self._finding("day", day_text(day), day_text(clock_ms // DAY_MS), offset)
-                    day = clock_ms // DAY_MS
-            offsets += found
-            yield from self._decoded(table)
+            if not table.num_rows:
+                continue
+            found = table.column("offset").to_numpy()
+            clocks_ms = arrivals_ms(table.column("append_ms").to_numpy(), clock_ms)
+            day = int(clocks_ms[0]) // DAY_MS if day is None else day
+            for at in day_changes(clocks_ms, day):
+                now = int(clocks_ms[at]) // DAY_MS
+                yield self._finding("day", day_text(day), day_text(now), int(found[at]))
+                day = now
+            clock_ms = int(clocks_ms[-1])
+            parts.append(found)
+            if not decodes_as_told(table):
+                yield from self._decoded(table)
+        offsets = joined(parts)
         self.rows = len(offsets)
         day = clock_ms // DAY_MS if day is None else day
         yield from self._account(offsets, told_of.gaps)
@@ -181,20 +194,16 @@ class _FileCheck:
             if computed != getattr(entry, name):
                 yield self._finding(name, getattr(entry, name), computed)
 
-    def _account(self, offsets: list[int], told_gaps: Iterable[gaps.Gap]) -> Iterator[Finding]:
+    def _account(self, offsets: Any, told_gaps: Iterable[gaps.Gap]) -> Iterator[Finding]:
         """Yield what is wrong with which offsets are rows and which are gaps."""
         entry = self.entry
-        wrong = [
-            offset
-            for before, offset in zip([entry.first_offset - 1, *offsets], offsets, strict=False)
-            if not before < offset <= entry.last_offset
-        ]
+        wrong = out_of_place(offsets, entry.first_offset, entry.last_offset)
         for offset in wrong:
             yield self._finding("offset", "offsets that rise, inside the file's", offset, offset)
         if wrong:
             return
         told_ranges = _united((each.first, each.last) for each in told_gaps)
-        missing = gaps.between(offsets, entry.first_offset, entry.next_offset)
+        missing = ranges_without(offsets, entry.first_offset, entry.next_offset)
         if missing != told_ranges:
             for first, last in sorted(set(missing) ^ set(told_ranges)):
                 is_told = (first, last) in told_ranges

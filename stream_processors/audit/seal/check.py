@@ -44,10 +44,16 @@ class SealFinding:
 
 @dataclass(frozen=True, slots=True)
 class Witnessed:
-    """A checkpoint that somebody has: the signed note, and where it is from, in words."""
+    """A checkpoint that somebody has: the signed note, and where it is from, in words.
+
+    `is_current`: it is what this place serves as the log's newest, and was read after all others.
+    `trouble` is what is wrong with it before its note is looked at.
+    """
 
     place: str
     note: str
+    is_current: bool = False
+    trouble: str = ""
 
 
 @dataclass(slots=True)
@@ -161,8 +167,9 @@ def _pairs(
     if values is not None and count < last and not known.reaches_beyond(end_offset):
         found = f"{count} records are there: the rest was removed from the topic"
         check.find("size", f"{last} sealed records", found, str(check.origin))
-    elif count < last and files is not None:
-        yield from _own_pairs(check, files, count, known.width, known.width)
+    elif files is not None and count < (size := check.checkpoint.size if check.checkpoint else 0):
+        # Not up to `pending`, whose bundles may be about to be written.
+        yield from _own_pairs(check, files, count, size, size)
 
 
 def _own_pairs(
@@ -202,6 +209,7 @@ class _Checkpoints:
             check.checkpoint = self._of(files, CHECKPOINT)
             self.width = max((each.size for each in (check.checkpoint, pending) if each), default=0)
         others = [(each.place, self._parsed(each.place, each.note)) for each in witnessed]
+        self._compare_current(witnessed)
         if files is None:
             seen = (found for _, found in others if found is not None)
             check.checkpoint = max(seen, key=lambda each: each.size, default=None)
@@ -216,6 +224,18 @@ class _Checkpoints:
                 what = f"{found.size} or more, as {place} has it"
                 was = f"{max(size, 0)}: the log was cut back, or an old checkpoint was put there"
                 check.find("size", what, was, f"{files.folder}/{CHECKPOINT}")
+
+    def _compare_current(self, witnessed: Sequence[Witnessed]) -> None:
+        """Tell of a place that serves an older checkpoint than somebody had before."""
+        sizes: dict[str, int] = {}
+        for size, pairs in self.by_size.items():
+            for place, _ in pairs:
+                sizes[place] = max(size, sizes.get(place, 0))
+        for current in {each.place for each in witnessed if each.is_current} & set(sizes):
+            for place, size in sorted(sizes.items()):
+                if size > sizes[current] and any(place == each.place for each in witnessed):
+                    what = f"{size} or more, as {place} has it"
+                    self._check.find("size", what, f"{sizes[current]}: an old one", current)
 
     def compare(self, size: int, root: bytes) -> None:
         """Compare the root that the records give with the checkpoints of this size."""

@@ -74,6 +74,10 @@ def check_seal(
     result = SealCheck([], [])
     by_origin: defaultdict[Origin, list[Witnessed]] = defaultdict(list)
     for each in witnessed:
+        if each.trouble:
+            result.others.append(
+                SealFinding("row", "what its signed note says", each.trouble, each.place)
+            )
         try:
             by_origin[read_checkpoint(each.note).origin].append(each)
         except Unreadable as error:
@@ -143,14 +147,18 @@ def _unprovable(origin: Origin, notes: Sequence[Witnessed]) -> SealFinding:
 
 
 def _links(folder: Path, origins: Sequence[Origin]) -> list[SealFinding]:
-    """Return what is wrong with how logs follow one another."""
+    """Return what is wrong with how logs follow one another.
+
+    A rebuilt topic's logs follow those of a topic of another name.
+    """
     found = []
     known: dict[Origin, Checkpoint] = {}
-    for origin in origins:
+    for origin in logs_in(folder):
         checkpoint = _readable(log_folder(folder, origin))
         if checkpoint is not None:
             known[origin] = checkpoint
-    for origin, checkpoint in known.items():
+    for origin in (each for each in origins if each in known):
+        checkpoint = known[origin]
         before, place = checkpoint.follows, f"{log_folder(folder, origin).folder}/{CHECKPOINT}"
         if before is not None:
             last = known.get(before.origin)

@@ -20,7 +20,8 @@ from durabill.stream_processors.audit.seal.notes import PrivateKey, parse_note, 
 
 RECREATED = "topic-recreated"
 RECORDS_LOST = "records-lost"
-REASONS = (RECREATED, RECORDS_LOST)
+REBUILT = "totals-rebuilt"
+REASONS = (RECREATED, RECORDS_LOST, REBUILT)
 
 _PREFIX = "durabill-seal"
 _PART = r"[A-Za-z0-9._-]+"

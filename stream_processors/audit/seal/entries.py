@@ -19,8 +19,8 @@ from hashlib import sha256
 from durabill.stream_processors.audit.seal.tiles import ENTRY_BYTES_MAX
 
 _OURS = b"durabill-"
-_LARGE = b"durabill-large-value@v1"
-_STAND_IN = re.compile(_LARGE + rb" \d+ ([0-9a-f]{64})\n")
+LARGE = b"durabill-large-value@v1"
+_STAND_IN = re.compile(LARGE + rb" \d+ ([0-9a-f]{64})\n")
 NO_VALUE = b"durabill-no-value@v1\n"
 
 
@@ -30,7 +30,7 @@ def entry_of(value: bytes | None) -> bytes:
         return NO_VALUE
     if len(value) <= ENTRY_BYTES_MAX and not value.startswith(_OURS):
         return value
-    return b"%s %d %s\n" % (_LARGE, len(value), sha256(value).hexdigest().encode())
+    return b"%s %d %s\n" % (LARGE, len(value), sha256(value).hexdigest().encode())
 
 
 def large_path(entry: bytes) -> str | None:

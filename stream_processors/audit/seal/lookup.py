@@ -5,10 +5,15 @@ from pathlib import Path
 
 from durabill.schemas import BadTotal, OrderTotal, decode_total, partition_for
 from durabill.stream_processors.audit.seal.checkpoints import Origin, read_checkpoint
-from durabill.stream_processors.audit.seal.entries import entry_of, large_path
+from durabill.stream_processors.audit.seal.entries import LARGE, entry_of, large_path
 from durabill.stream_processors.audit.seal.errors import SealError, Unreadable
 from durabill.stream_processors.audit.seal.folder import CHECKPOINT, LogFolder, log_folder, logs_in
-from durabill.stream_processors.audit.seal.merkle import inclusion_proof
+from durabill.stream_processors.audit.seal.merkle import (
+    ProofError,
+    inclusion_proof,
+    leaf_hash,
+    verify_inclusion,
+)
 from durabill.stream_processors.audit.seal.receipt import Receipt, make_receipt
 from durabill.stream_processors.audit.seal.tiles import WIDTH, TileError, TileReader
 
@@ -32,10 +37,8 @@ def find_receipt(
         raise SealError(
             f"{folder} (DURABILL_SEAL_DIR) has no sealed log of {topic}: run durabill seal"
         )
-    for at, origin in enumerate(_likely_first(folder, origins, order)):
-        if progress is not None:
-            progress(f"looking for {order}", at, len(origins))
-        found = _find(log_folder(folder, origin), order.encode(), revision)
+    for origin in _likely_first(folder, origins, order):
+        found = _find(log_folder(folder, origin), order.encode(), revision, progress)
         if found is not None:
             return found
     return None
@@ -58,13 +61,21 @@ def _likely_first(folder: Path, origins: list[Origin], order: str) -> Iterator[O
     yield from sorted(origins, key=rank)
 
 
-def _find(files: LogFolder, order: bytes, revision: int | None) -> Receipt | None:
+def _find(
+    files: LogFolder, order: bytes, revision: int | None, progress: Progress | None
+) -> Receipt | None:
     note = files.text(CHECKPOINT)
     assert note is not None, "logs are found by their checkpoints"
     checkpoint = read_checkpoint(note)
     reader = TileReader(files.read, checkpoint.size)
+    bundles = -(-checkpoint.size // WIDTH)
     try:
-        for number in range((checkpoint.size - 1) // WIDTH, -1, -1):
+        for number in range(bundles - 1, -1, -1):
+            if progress is not None:
+                progress(f"reading {checkpoint.origin}", bundles - number, bundles)
+            bundle = reader.bundle(number)
+            if order not in bundle and LARGE not in bundle:
+                continue
             entries = reader.entries(number)
             for at in range(len(entries) - 1, -1, -1):
                 value = _value(files, entries[at])
@@ -72,10 +83,12 @@ def _find(files: LogFolder, order: bytes, revision: int | None) -> Receipt | Non
                 if total is not None and revision in (None, total.revision):
                     index = number * WIDTH + at
                     proof = inclusion_proof(reader, index, checkpoint.size)
+                    leaf = leaf_hash(entries[at])
+                    verify_inclusion(leaf, index, checkpoint.size, proof, checkpoint.root)
                     return make_receipt(value, index, proof, note)
-    except (TileError, Unreadable) as error:
+    except (TileError, Unreadable, ProofError) as error:
         raise SealError(
-            f"{files.folder} can't be read: {error}. `durabill seal check` says what is wrong"
+            f"{files.folder} was altered: {error}. `durabill seal check` says where it is wrong"
         ) from error
     return None
 

@@ -6,7 +6,7 @@ tried again.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -56,8 +56,13 @@ class Publisher:
             self._to_topic[HAND_OVERS_KEY] = text.encode()
 
     def deliver(self) -> list[str]:
-        """Deliver what is owed; return why something still is, in words."""
-        troubles = [each for each in (self._deliver_topic(), self._deliver_ledger()) if each]
+        """Deliver what is owed; return why something still is, in words.
+
+        The ledger gets only what the topic has: so a topic that is behind the ledger was altered.
+        """
+        troubles = [trouble] if (trouble := self._deliver_topic()) else []
+        if not troubles and (trouble := self._deliver_ledger()):
+            troubles.append(trouble)
         for each in troubles:
             if each not in self._told:
                 _log.warning("%s; it is tried again", each)
@@ -109,47 +114,52 @@ def published_checkpoints(kafka: Mapping[str, Any], topic: str) -> dict[str, str
 
     The key is the log's origin, or that of the hand-overs. Raises what `read_topic` raises.
     """
-    notes = {}
+    return {key: notes[-1] for key, notes in all_published(kafka, topic).items()}
+
+
+def all_published(kafka: Mapping[str, Any], topic: str) -> dict[str, list[str]]:
+    """Return key -> all notes that the topic still holds, the oldest first."""
+    notes: dict[str, list[str]] = {}
     for _, _, message in read_topic(kafka, topic):
         key, value = message.key(), message.value()
         if isinstance(key, bytes) and isinstance(value, bytes):
-            notes[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+            text = value.decode("utf-8", "replace")
+            notes.setdefault(key.decode("utf-8", "replace"), []).append(text)
     return notes
 
 
-def recorded_checkpoints(dsn: str, totals_topic: str) -> Iterator[str]:
-    """Yield the notes that the ledger holds of a topic's logs, oldest first.
+def recorded_checkpoints(dsn: str, totals_topic: str) -> Iterator[tuple[str, str]]:
+    """Yield (note, trouble) of what the ledger holds of a topic's logs, the oldest first.
 
-    Raises UnreachableError where PostgreSQL is away.
+    `trouble` says where a row's columns are not what its note says, and is empty else. Raises
+    UnreachableError where PostgreSQL is away.
     """
+    columns = "origin, size, root, totals_topic, totals_partition, first_offset, next_offset"
     try:
         with connect(dsn) as conn:
             if conn.execute("SELECT to_regclass('sealed_checkpoints')").fetchone() == (None,):
                 return
             rows = conn.execute(
-                "SELECT note FROM sealed_checkpoints WHERE totals_topic = %s"
-                " ORDER BY origin, size, recorded_at",
+                f"SELECT {columns}, note, note_sha256 FROM sealed_checkpoints"
+                " WHERE totals_topic = %s ORDER BY origin, size, recorded_at",
                 (totals_topic,),
             )
-            for (note,) in rows:
-                yield str(note)
+            for row in rows:
+                yield str(row[7]), _row_trouble(row)
     except psycopg.OperationalError as error:
         raise UnreachableError(
             f"PostgreSQL at {shown_dsn(dsn)} (DURABILL_LEDGER_DSN): {error_text(error)}"
         ) from error
 
 
-def by_origin(notes: Mapping[str, str]) -> dict[str, Checkpoint]:
-    """Return the checkpoints among published notes that can be read, by origin."""
-    found = {}
-    for key, note in notes.items():
-        try:
-            checkpoint = read_checkpoint(note)
-        except Unreadable:
-            continue  # the hand-overs, or somebody else's record: an audit tells of it
-        if str(checkpoint.origin) == key:
-            found[key] = checkpoint
-    return found
+def _row_trouble(row: Sequence[Any]) -> str:
+    try:
+        expected = _row(row[7], read_checkpoint(row[7]))
+    except Unreadable:
+        return ""  # the note itself is told of
+    if tuple(row) == expected:
+        return ""
+    return ", ".join(str(each) for each in row[:7])
 
 
 def _row(note: str, checkpoint: Checkpoint) -> tuple[object, ...]:

@@ -81,7 +81,7 @@ def make_receipt(value: bytes, index: int, proof: Sequence[bytes], note: str) ->
 def read_receipt(data: bytes) -> Receipt:
     """Return what a file holds. Raises Unreadable where it is no receipt, or is cut off."""
     try:
-        text = data.decode()
+        text = data.replace(b"\r\n", b"\n").decode()  # as mail may have it
     except UnicodeDecodeError as error:
         raise Unreadable("it is no receipt: it is no text") from error
     start = 0 if text.startswith(PROOF_HEAD + "\n") else text.find(f"\n{PROOF_HEAD}\n") + 1

@@ -204,7 +204,9 @@ class Sealer:
             return
         assert partition is not None, "records and ends have a place"
         assert offset is not None, "records and ends have a place"
-        log = self._logs[partition]
+        log = self._logs.get(partition)
+        if log is None:
+            return  # of a partition that a smaller topic of this name hasn't
         if error is not None:
             self._ended.add(partition)
             return

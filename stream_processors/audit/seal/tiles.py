@@ -186,11 +186,15 @@ class TileReader:
             self._tiles[level, number] = known
         return known
 
+    def bundle(self, number: int) -> bytes:
+        """Return a bundle as it is."""
+        return self._bytes(Tile(-1, number, min(WIDTH, self.size - number * WIDTH)))
+
     def entries(self, number: int) -> list[bytes]:
         """Return the entries of a bundle, as many as the tree of this size has of it."""
         width = min(WIDTH, self.size - number * WIDTH)
         tile = Tile(-1, number, width)
-        entries = entries_of(self._bytes(tile))
+        entries = entries_of(self.bundle(number))
         if len(entries) < width:
             raise TileError(f"{tile.path} has {len(entries)} entries")
         return entries[:width]

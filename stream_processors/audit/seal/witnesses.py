@@ -15,7 +15,7 @@ from durabill.stream_processors.audit.seal.keys import chain, read_key_file, rea
 from durabill.stream_processors.audit.seal.notes import PublicKey
 from durabill.stream_processors.audit.seal.publish import (
     HAND_OVERS_KEY,
-    published_checkpoints,
+    all_published,
     recorded_checkpoints,
 )
 from durabill.stream_processors.audit.seal.receipt import PROOF_HEAD, read_receipt
@@ -27,17 +27,23 @@ def keys_of(folder: Path, public: str | None, key_file: str) -> tuple[PublicKey,
     Raises KeyFileError where there is neither a public key nor a key file; NotVerified, Unreadable
     for hand-overs that aren't what they say.
     """
+    handed: list[str] = []
+    if key_file:
+        own = read_key_file(Path(key_file))
+        handed.append(own.hand_overs)
     if public:
         key = read_public(public)
     elif key_file:
-        key = read_key_file(Path(key_file)).key.public
+        key = own.key.public
     else:
         raise KeyFileError(
             "say whose signatures count: --key PUBLIC-KEY, or DURABILL_SEAL_KEY_FILE"
         )
     path = folder / HAND_OVERS
     try:
-        return chain(key, path.read_text(encoding="utf-8") if path.exists() else "")
+        if path.exists():
+            handed.append(path.read_text(encoding="utf-8"))
+        return chain(key, "".join(handed))
     except (NotVerified, Unreadable) as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -51,12 +57,16 @@ def all_witnesses(
 ) -> list[Witnessed]:
     """Return the checkpoints of the topic, of the ledger and of the files."""
     found = [trusted_checkpoint(each) for each in trusted]
-    for key, note in published_checkpoints(kafka, seal_topic).items():
-        if key != HAND_OVERS_KEY.decode() and f"/{totals_topic}/" in key:
-            found.append(Witnessed(f"topic {seal_topic}", note))
     if dsn:
         place = "ledger, table sealed_checkpoints"
-        found += [Witnessed(place, note) for note in recorded_checkpoints(dsn, totals_topic)]
+        for note, trouble in recorded_checkpoints(dsn, totals_topic):
+            found.append(Witnessed(place, note, trouble=trouble))
+    # After the ledger, which gets a checkpoint only once the topic has it.
+    for key, notes in all_published(kafka, seal_topic).items():
+        if key != HAND_OVERS_KEY.decode() and f"/{totals_topic}/" in key:
+            place = f"topic {seal_topic}"
+            found += [Witnessed(f"{place}, an earlier record", note) for note in notes[:-1]]
+            found.append(Witnessed(place, notes[-1], is_current=True))
     return found
 
 

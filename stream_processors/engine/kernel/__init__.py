@@ -11,6 +11,8 @@
     totals     settled rows as evidence texts and as Avro bytes
     scan       the registry ids in a batch
     upgrade    rows of an older checkpoint
+    columnize  a batch taken apart into columns, for the archive
+    pack       columns of the archive put together as batches
     unaligned  eight bytes at once from anywhere, trailing zeros, prefetches
 
 The functions are compiled by numba at their first use, and cached. numba notices a change of the

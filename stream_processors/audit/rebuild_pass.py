@@ -1,0 +1,135 @@
+"""One replay of a partition beside all that was published of it: what a checkpoint may know."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+from durabill.schemas.errors import StateError
+from durabill.stream_processors.audit.errors import AuditError
+from durabill.stream_processors.audit.matching import Grounds, Matcher, judge
+from durabill.stream_processors.audit.pool import Tell
+from durabill.stream_processors.audit.rebuild import RebuildJob, explained, whole_log
+from durabill.stream_processors.audit.replay import Replay
+from durabill.stream_processors.audit.side_checks import drop_arrived
+from durabill.stream_processors.audit.sources import open_source
+from durabill.stream_processors.audit.totals_log import TotalsLog
+from durabill.stream_processors.core.admission import Place
+from durabill.stream_processors.engine.batch import Chunk, headers_in
+from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
+from durabill.stream_processors.kafka.reading import read_bounds
+
+
+class Pass:
+    """One replay of a partition up to some offset, beside all that was published."""
+
+    def __init__(self, job: RebuildJob, tell: Tell) -> None:
+        self.replay = Replay(job.place, job.terms, job.engine)
+        self.matcher = Matcher()
+        self.next_offset = job.first_offset
+        self._job = job
+        self._tell = tell
+        self._letters_due: list[int] = []
+        self._forwards: dict[int, set[int]] = {}
+        """Partition -> offsets of the records that were sent on to it."""
+
+    def run(self, end_offset: int) -> "Pass":
+        """Fold the log, chunk by chunk, as long as a chunk ends at or before an offset."""
+        job, matcher = self._job, self.matcher
+        partition = job.place.partition
+        kafka, topic = quiet(job.settings.librdkafka()), job.settings.totals_topic
+        totals = TotalsLog(kafka, topic, partition, job.totals_first, job.totals_end)
+        with closing(totals):
+            for part in explained(whole_log(replace(job, end_offset=end_offset)), job):
+                for step in self.replay.fold(part.chunk):
+                    for total in step.effects.totals:
+                        matcher.add_computed(total.key, total.value)
+                    self._letters_due += (
+                        each.record.offset
+                        for each in step.effects.dead_letters
+                        if each.record.offset not in job.letters
+                    )
+                    for each in step.effects.forwards:
+                        self._forwards.setdefault(each.partition, set()).add(each.record.offset)
+                self.next_offset = part.chunk.next_offset
+                while totals.has_more and matcher.published_count < matcher.computed_count:
+                    self._read(totals)
+                self._tell(partition, self.next_offset)
+            while totals.has_more:
+                self._read(totals)
+        return self
+
+    def _read(self, totals: TotalsLog) -> None:
+        for record in totals.read():
+            self.matcher.add_published(record)
+
+    def check(self) -> None:
+        """Raise AuditError if something was published that the log doesn't give."""
+        job = self._job
+        grounds = Grounds(
+            topic=job.settings.totals_topic,
+            partition=job.place.partition,
+            partitions=job.place.partitions,
+            end_offset=self.next_offset,
+            clock_ms=self.replay.table.clock_ms,
+            totals_end=job.totals_end,
+            may_all_be_newer=False,
+            was_given=lambda _: False,  # what is missing is for a worker to publish
+        )
+        found = judge(self.matcher.computed, self.matcher.published, {}, grounds).findings
+        if found:
+            first = found[0]
+            raise AuditError(
+                f"{first.place}: the totals topic holds what the log doesn't give"
+                f" ({len(found):,} differences, the first: {first.kind.value}"
+                f" {first.field}). A checkpoint on top of it would hide that. `durabill audit` says"
+                " what differs. Nothing was written"
+            )
+
+    def unpublished(self) -> int:
+        """Return how many totals, dead letters and copies are missing; drop those that arrived."""
+        job = self._job
+        kafka, topic = quiet(job.settings.librdkafka()), job.settings.segments_topic
+        for target, offsets in self._forwards.items():
+            wanted = {(job.place.partition, each) for each in offsets}
+            bounds = read_bounds(kafka, LOOK_GROUP, topic, [target])[target]
+            place = Place(target, job.place.partitions)
+            log = replace(job, place=place, first_offset=bounds[0], end_offset=bounds[1])
+            drop_arrived(open_source(job.settings, log), wanted)
+            self._forwards[target] = {offset for _, offset in wanted}
+        totals = sum(map(len, self.matcher.computed.values()))
+        return totals + len(self._letters_due) + sum(map(len, self._forwards.values()))
+
+    def barrier(self) -> int:
+        """Return where the first batch begins that gives something that is missing."""
+        job = self._job
+        missing = {
+            (key, value) for key, all_of in self.matcher.computed.items() for value in all_of
+        }
+        offsets = {*self._letters_due, *(each for some in self._forwards.values() for each in some)}
+        replay = Replay(job.place, job.terms, job.engine)
+        for part in explained(whole_log(job), job):
+            for batch in batches_of(part.chunk):
+                given = {total for step in replay.fold(batch) for total in step.effects.totals}
+                if given & missing or any(
+                    batch.first_offset <= each < batch.next_offset for each in offsets
+                ):
+                    return batch.first_offset
+        raise StateError("a second replay of the log gave other totals: report it as a bug")
+
+    def totals_offset(self) -> int:
+        """Return from where on the totals are that a replay from here gives once more."""
+        offsets = (each.offset for some in self.matcher.published.values() for each in some)
+        return min(offsets, default=self._job.totals_end)
+
+
+def batches_of(chunk: Chunk) -> Iterator[Chunk]:
+    """Yield a chunk's batches one by one, in chunks of their own that join without a hole."""
+    found = list(headers_in(chunk.data))
+    first = chunk.first_offset
+    for place, (at, header) in enumerate(found):
+        is_last = place + 1 == len(found)
+        after = chunk.next_offset if is_last else found[place + 1][1].base_offset
+        yield Chunk(first, after, chunk.data[at : at + header.size])
+        first = after
+    if not found:
+        yield chunk

@@ -49,7 +49,9 @@ def demo(
     Starts Kafka, PostgreSQL, gateway, worker and ledger of its own (in .durabill/demo, on free
     ports), publishes segments with every kind of fault, waits until all orders have settled, and
     compares every field of every total, in the topic and in the ledger, with what the fleet knows
-    they must be. Exit code 1 if anything is wrong. Stops all that it started.
+    they must be. Then it seals and archives the log, has `durabill audit` prove every total, and
+    writes a report, an order's picture and a receipt. Exit code 1 if anything is wrong. Stops all
+    that it started.
 
     Uses existing servers where DURABILL_BOOTSTRAP_SERVERS or DURABILL_LEDGER_DSN are set, with
     topics and a database schema of its own, which it removes afterwards.

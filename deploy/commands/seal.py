@@ -50,9 +50,15 @@ def seal(
         durabill seal --seal-key-file seal.key
         durabill seal --seal-key-file seal.key --once
     """
-    if context.invoked_subcommand is not None:
+    command = context.invoked_subcommand
+    if command is not None:
+        given = [name for name, value in context.params.items() if value not in (None, False)]
+        if given:
+            flag = "json" if given[0] == "as_json" else given[0].replace("_", "-")
+            raise typer.BadParameter(f"--{flag} goes after `{command}`")
         return
     from durabill.deploy.connect import COMMAND_PATIENCE_S, PROCESS_PATIENCE_S, enter
+    from durabill.deploy.files import data_folder
     from durabill.deploy.logs import set_up_logging
     from durabill.stream_processors.audit.seal.keys import read_key_file
     from durabill.stream_processors.audit.seal.opening import SealPlan
@@ -73,6 +79,8 @@ def seal(
         dsn=settings.ledger_dsn,
         interval_s=settings.seal_interval_s,
     )
+    if not settings.seal_dir:
+        data_folder(Path(settings.data_dir))  # others' servers may live in it: made as they need it
     ledger = without_password(plan.dsn) if plan.dsn else "none (DURABILL_LEDGER_DSN)"
     what = {"topic": plan.totals_topic, "folder": str(plan.folder), "ledger": ledger}
     introduce("sealer", settings, **what, key=str(keys.key.public))

@@ -54,9 +54,10 @@ def prove(stage: Stage, orders: list[str], progress: Progress) -> Proof:
     progress("sealing, archiving, auditing", 1, steps)
     archive = _run(stage, "archive", "--once")
     progress("sealing, archiving, auditing", 2, steps)
-    audit = _run(stage, "audit", "--html", str(report))
+    key = str(stage.folder / "seal.pub")
+    audit = _run(stage, "audit", "--html", str(report), "--seal-key", key, "--archive-key", key)
     progress("sealing, archiving, auditing", 3, steps)
-    seal = _run(stage, "seal", "check")
+    seal = _run(stage, "seal", "check", "--key", key)
     if order is not None:
         _run(stage, "explain", "--svg", str(picture), "--", order)
         progress("sealing, archiving, auditing", 4, steps)

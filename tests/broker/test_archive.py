@@ -267,6 +267,8 @@ def told(settings: Settings, root: Path, *more: str) -> tuple[int, dict[str, Any
 
 def test_kill_9_leaves_an_archive_that_goes_on(settings: Settings, tmp_path: Path) -> None:
     send(settings.bootstrap_servers, settings.segments_topic, traffic(10, 60, 80))
+    # First, as this compiles the kernel where that has not been done; the log stays as it is.
+    once(settings, ArchiveFolder(tmp_path / "whole"))
     root = tmp_path / "killed"
     folder = ArchiveFolder(root)
     with process(settings, root) as running:
@@ -283,15 +285,13 @@ def test_kill_9_leaves_an_archive_that_goes_on(settings: Settings, tmp_path: Pat
         assert json.loads(running.stdout.readline())["started"] == "archive"
         running.terminate()
         assert running.wait(60) == 0
-    code, answer = told(settings, root, "--once")
-    assert code == 0
-    assert answer["rows"] == len(committed(settings))
     key = tmp_path / "archive.key"
     public = str(make_key_file(key, "archive"))
-    assert told(settings, root, "--once", "--key", str(key))[0] == 0
+    code, answer = told(settings, root, "--once", "--key", str(key))
+    assert code == 0
+    assert answer["rows"] == len(committed(settings))
     code, verified = told(settings, root, "--verify", "--live", "--key", public)
     assert (code, verified["result"], verified["rows"]) == (0, "proven", answer["rows"])
-    once(settings, ArchiveFolder(tmp_path / "whole"))
     whole, killed = contents(tmp_path / "whole"), contents(root)
     assert {path for path in whole if "day=" in path} == {path for path in killed if "day=" in path}
     assert all(whole[path] == killed[path] for path in whole if "day=" in path)
@@ -301,4 +301,3 @@ def test_kill_9_leaves_an_archive_that_goes_on(settings: Settings, tmp_path: Pat
     code, verified = told(settings, root, "--verify")
     assert (code, verified["result"]) == (1, "differs")
     assert verified["findings_by_kind"] == {"archive_inconsistent": len(verified["findings"])}
-    assert told(settings, tmp_path / "nothing", "--verify")[0] == 2

@@ -68,6 +68,15 @@ def test_a_small_demo_is_right_and_leaves_nothing(with_jars: Path) -> None:
     assert report["dead_letters"] == sum(report["dead_letters_by_reason"].values()) > 0
     assert 0 <= report["p50_latency_ms"] <= report["p99_latency_ms"]
     assert report["problems"] == []
+    # Whether the audit finds what is wrong is for its own tests; here: it ran, over all of it.
+    assert report["proven"] == report["audited"] == report["sealed"] == report["totals"]
+    assert report["archived"] >= report["records"]
+    page, picture, receipt = (
+        Path(report[name]).read_text() for name in ("report_path", "picture_path", "receipt_path")
+    )
+    assert f"all {report['totals']} totals are proven" in page
+    assert report["look_at"][0] in picture
+    assert f"Service order number: {report['look_at'][0]}" in receipt
     assert left_over(with_jars) == []
 
 

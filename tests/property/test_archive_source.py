@@ -25,14 +25,21 @@ from durabill.stream_processors.audit.replay import (
     replay_partition,
 )
 from durabill.stream_processors.core.order import Policy
-from durabill.stream_processors.engine.batch import BatchHeader, Chunk, Record, headers_in, records
+from durabill.stream_processors.engine.batch import (
+    HEADER_SIZE,
+    BatchHeader,
+    Chunk,
+    Record,
+    headers_in,
+    records,
+)
 from durabill.stream_processors.engine.kernel import pack
 from durabill.stream_processors.engine.standing import Standing
 from durabill.stream_processors.engine.table import Effects
 from tests.property.batches import encode_batch
 from tests.property.column_histories import BASE_MS, BATCHES, BatchSpec, by_key, letters
 from tests.property.test_replay import log_of
-from tests.unit.archive_kit import OF, contents
+from tests.unit.archive_kit import NOON_MS, OF, contents, mark, segment
 
 KINDS = st.sampled_from([Standing.DATA, Standing.DATA, Standing.MARKER, Standing.ABORTED])
 
@@ -168,6 +175,30 @@ def test_every_byte_of_a_record_comes_back(rows: list) -> None:  # type: ignore[
     back, findings, _ = archived(joined, 1000)
     assert findings == []
     assert [each for part in back for each in records(part.chunk)] == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(BYTES, BYTES, HEADERS), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+    st.integers(0, 3),
+)
+def test_a_forged_batch_is_kept_as_it_is(rows: list, forged: list, cut: int) -> None:  # type: ignore[type-arg]
+    segments = [segment(0, number=7), mark(1), segment(2, order="日本", headers=(("ü", b""),))]
+    there = [*segments, *(Record(at, NOON_MS, *row) for at, row in enumerate(rows, 3))]
+    chunk = chunk_of_rows(there, 0, len(there))
+    data = bytearray(chunk.data)
+    for at, byte in forged:
+        data[HEADER_SIZE + at % (len(data) - HEADER_SIZE)] = byte
+    batch = bytes(data[: len(data) - cut])
+    length = (len(batch) - 12).to_bytes(4, "big")
+    forgery = Chunk(0, len(there), batch[:8] + length + batch[12:])
+    back, findings, _ = archived([LogPart(forgery, len(there))], 1000)
+    assert findings == []
+    assert account(back)[0] == len(there)
+    terms = PartitionTerms.of_policy(Policy())
+    wanted, found = effects_of([LogPart(forgery, len(there))], terms), effects_of(back, terms)
+    assert letters(found) == letters(wanted)
 
 
 def test_constants_of_the_kernel() -> None:

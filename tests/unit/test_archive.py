@@ -251,6 +251,15 @@ def test_records_that_were_deleted_before_they_were_archived_are_told(tmp_path: 
         archiver.begin_at(0, 40)
 
 
+def test_a_log_that_has_lost_what_is_archived_is_told(tmp_path: Path) -> None:
+    archive(tmp_path, {0: log(30)})
+    with (
+        pytest.raises(ArchiveError, match="up to offset 30, but Kafka's log ends at 20"),
+        opened(ArchiveFolder(tmp_path), OF) as archiver,
+    ):
+        archiver.begin_at(0, 0, 20)
+
+
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -> None:
     big = [segment(at, headers=(("x", hashlib.sha512(bytes([at])).digest() * 1500),))
            for at in range(250)]  # fmt: skip

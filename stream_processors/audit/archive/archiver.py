@@ -158,8 +158,8 @@ class Archiver:
         """Return the manifest as it is by now."""
         return Manifest(self.of, tuple(self.entries), tuple(self.lines))
 
-    def begin_at(self, partition: int, first_offset: int) -> None:
-        """Say where the log of a partition begins; raise ArchiveError where that is a hole.
+    def begin_at(self, partition: int, first_offset: int, end_offset: int | None = None) -> None:
+        """Say where the log of a partition begins, and ends; raise ArchiveError if that can't be.
 
         A partition without a file begins there.
         """
@@ -178,6 +178,13 @@ class Archiver:
                 f" begins at {first_offset}: the records between were deleted before they were"
                 " archived. Begin another archive in another folder (--archive-dir), and let"
                 " Kafka keep records for longer (retention.ms) than an archiver may be away"
+            )
+        if end_offset is not None and end_offset < self.partitions[partition].next_offset:
+            raise ArchiveError(
+                f"{place}: the archive goes up to offset {archiver.next_offset}, but Kafka's log"
+                f" ends at {end_offset}: it has lost records that are in the archive (a broker's"
+                " log that was cut off). New records would get their offsets. Begin another archive"
+                " in another folder (--archive-dir), and keep this one"
             )
 
     def _commit(self, partition: int, closed: FileRange, made: Made, gaps: list[Gap]) -> None:

@@ -4,6 +4,7 @@ The bytes depend on the rows, the file's description and pyarrow's version, and 
 a row group ends with its 65,536th row, or the one that makes it 64 MiB, however the rows came.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -122,7 +123,8 @@ class FileMaker:
     def give_up(self) -> None:
         """Remove what has been written so far."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError, pa.ArrowException):  # the disk may be full
+                self._writer.close()
         self._part.unlink(missing_ok=True)
 
     def _write(self) -> None:

@@ -85,8 +85,8 @@ class ArchiveRun:
         check_log(archiver.folder, archiver.of, live_log(self._settings))
         kafka = quiet(self._settings.librdkafka())
         bounds = read_bounds(kafka, LOOK_GROUP, topic, sorted(archiver.partitions))
-        for partition, (first, _) in bounds.items():
-            archiver.begin_at(partition, first)
+        for partition, (first, end) in bounds.items():
+            archiver.begin_at(partition, first, end)
         starts = {each: archiver.partitions[each].next_offset for each in bounds}
         total = sum(max(0, end - starts[each]) for each, (_, end) in bounds.items())
         done = 0

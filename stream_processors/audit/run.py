@@ -13,10 +13,12 @@ What is read when decides whether a live system can raise a false alarm. In this
 
 import itertools
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
 from durabill.schemas.errors import AccessError
+from durabill.schemas.text import shown
 from durabill.stream_processors.audit.archive_check import ArchiveCheck, check_archive
 from durabill.stream_processors.audit.findings import (
     AuditResult,
@@ -186,4 +188,15 @@ class Audit:
             *self._notes,
             *side.notes,
             *(note for each in self._outcomes.values() for note in each.notes),
+            *self._without_totals(),
         ]
+
+    def _without_totals(self) -> Iterator[str]:
+        """Yield a note where nothing was proven of an order, because there is nothing of it."""
+        accounts = [each.account for each in self._outcomes.values()]
+        counts = ((e.totals, e.newer_totals, e.not_yet_published) for e in accounts)
+        if self._options.order and not any(map(any, counts)):
+            yield (
+                f"order {shown(self._options.order)} has no total: the log gives none, and none was"
+                " published. durabill explain tells whether it has any record"
+            )

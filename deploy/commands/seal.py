@@ -50,12 +50,8 @@ def seal(
         durabill seal --seal-key-file seal.key
         durabill seal --seal-key-file seal.key --once
     """
-    command = context.invoked_subcommand
-    if command is not None:
-        given = [name for name, value in context.params.items() if value not in (None, False)]
-        if given:
-            flag = "json" if given[0] == "as_json" else given[0].replace("_", "-")
-            raise typer.BadParameter(f"--{flag} goes after `{command}`")
+    if context.invoked_subcommand is not None:
+        _check_flags(context)
         return
     from durabill.deploy.connect import COMMAND_PATIENCE_S, PROCESS_PATIENCE_S, enter
     from durabill.deploy.files import data_folder
@@ -99,6 +95,14 @@ def seal(
     if once:
         text = f"{counted(stats.sealed, 'total')} sealed, {counted(stats.logs, 'log')}"
         answer(asdict(stats), f"{text} in {plan.folder}", as_json)
+
+
+def _check_flags(context: typer.Context) -> None:
+    """Raise BadParameter for a flag that stands before the subcommand."""
+    given = [name for name, value in context.params.items() if value not in (None, False)]
+    if given:
+        flag = "json" if given[0] == "as_json" else given[0].replace("_", "-")
+        raise typer.BadParameter(f"--{flag} goes after `{context.invoked_subcommand}`")
 
 
 def _prepare_ledger(dsn: str) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from durabill.schemas.errors import SegmentsLost
+from durabill.schemas.errors import AccessError, SegmentsLost, UnreachableError
+from durabill.stream_processors.audit.archive import process
+from durabill.stream_processors.audit.archive.archiver import opened
 from durabill.stream_processors.audit.archive.folder import ArchiveFolder
 from durabill.stream_processors.audit.archive.live import Live, compare
 from durabill.stream_processors.audit.archive.manifest import Reach
+from durabill.stream_processors.audit.archive.process import Follow
 from durabill.stream_processors.audit.archive.reach import compared, word_of_lost
 from durabill.stream_processors.audit.archive.verify import verify
+from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.replay import LogPart, LogSource, chunk_of_rows
 from durabill.stream_processors.engine.batch import Chunk, Record
 from durabill.stream_processors.engine.standing import Standing
@@ -94,6 +98,65 @@ def test_an_archive_of_another_cluster(tmp_path: Path) -> None:
     of = msgspec.structs.replace(OF, cluster_id="mine")
     folder = archive(tmp_path, {0: records()}, of=of)
     assert differences(folder) == [("cluster_id", "billing.segments")]
+
+
+class Stop:
+    """Ends a run after some passes."""
+
+    def __init__(self, passes: int) -> None:
+        self.left = passes
+
+    def is_set(self) -> bool:
+        return self.left == 0
+
+    def wait(self, _: float) -> None:
+        self.left -= 1
+
+
+@pytest.fixture
+def errors(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
+    """What the passes of a run meet, one after the other; then all is well."""
+    coming: list[Exception | None] = []
+
+    def bounds(*_: object) -> dict[int, tuple[int, int]]:
+        if coming and (error := coming.pop(0)):
+            raise error
+        return {0: (0, 250), 1: (0, 0)}
+
+    monkeypatch.setattr(process, "live_log", lambda _: OF)
+    monkeypatch.setattr(process, "read_bounds", bounds)
+
+    def open_log(_: Settings, __: str, partition: int, first: int, end: int) -> Kafka:
+        return Kafka(250 if partition else first)
+
+    monkeypatch.setattr(process, "FetchedLog", open_log)
+    return coming
+
+
+def run(folder: ArchiveFolder, passes: int) -> None:
+    with opened(folder, OF) as archiver:
+        follow = Follow(Stop(passes), tail_max_s=1.0)  # type: ignore[arg-type]
+        process.ArchiveRun(Settings(), archiver).follow(follow)
+
+
+def test_a_kafka_that_is_away_is_waited_for(tmp_path: Path, errors: list[Exception | None]) -> None:
+    errors += [UnreachableError("away"), UnreachableError("away"), AuditError("it broke off"), None]
+    folder = ArchiveFolder(tmp_path)
+    run(folder, 3)
+    assert len(folder.manifest().entries) == 0
+    run(folder, 1)
+    assert differences(folder) == []
+    assert folder.manifest().reach()[0].next_offset == 250
+
+
+def test_what_doesnt_pass_ends_the_run(tmp_path: Path, errors: list[Exception | None]) -> None:
+    errors += [AuditError("wrong CRC"), AuditError("wrong CRC")]
+    folder = ArchiveFolder(tmp_path)
+    with pytest.raises(AuditError, match="wrong CRC"):
+        run(folder, 9)
+    errors += [AccessError("no right")]
+    with pytest.raises(AccessError):
+        run(folder, 9)
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,25 @@ has waited for long: else a partition that falls silent would wait for ever, and
 wouldn't.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from durabill.schemas.errors import UnreachableError
 from durabill.stream_processors.audit.archive.archiver import Archiver, check_log
 from durabill.stream_processors.audit.archive.live import Live
 from durabill.stream_processors.audit.archive.pieces import PieceReader
 from durabill.stream_processors.audit.archive.reach import live_log
+from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.raw_log import FetchedLog
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
 from durabill.stream_processors.settings import Settings
+
+log = logging.getLogger("durabill.archive")
 
 TAIL_MAX_S = 86_400.0
 PASS_INTERVAL_S = 5.0
@@ -68,9 +73,22 @@ class ArchiveRun:
         self._passed()
 
     def follow(self, follow: Follow) -> None:
-        """Archive until told to stop."""
+        """Archive until told to stop. A Kafka that is away is waited for.
+
+        What else ends a pass ends the run where the next pass ends so as well.
+        """
+        failures = 0
         while not follow.stop.is_set():
-            self._pass(follow.stop)
+            try:
+                self._pass(follow.stop)
+                failures = 0
+            except UnreachableError as error:
+                log.warning("archiving goes on when Kafka is back: %s", error)
+            except AuditError as error:
+                failures += 1
+                if failures > 1:
+                    raise
+                log.warning("a log could not be read to its end; once more: %s", error)
             now_ms = follow.clock_s() * 1000
             for partition in self._archiver.partitions.values():
                 since_ms = partition.waits_since_ms
@@ -91,8 +109,8 @@ class ArchiveRun:
         total = sum(max(0, end - starts[each]) for each, (_, end) in bounds.items())
         done = 0
         for partition, (_, end) in bounds.items():
-            log = FetchedLog(self._settings, topic, partition, starts[partition], end)
-            for part in log.parts():
+            source = FetchedLog(self._settings, topic, partition, starts[partition], end)
+            for part in source.parts():
                 for piece in self.reader.pieces(part):
                     archiver.partitions[partition].take(piece)
                 if self._progress is not None:

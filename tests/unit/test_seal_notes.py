@@ -98,9 +98,10 @@ def test_a_key_file_on_a_full_disk_is_none(tmp_path: Path, monkeypatch: pytest.M
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(KeyFileError, match="No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        make_key_file(tmp_path / "seal.key")
+        with pytest.raises(KeyFileError, match="No space left"):
+            make_key_file(tmp_path / "seal.key")
     assert list(tmp_path.iterdir()) == []
     make_key_file(tmp_path / "seal.key")
 

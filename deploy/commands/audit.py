@@ -1,6 +1,8 @@
 """`durabill audit`: recompute every total from the log, and compare."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,31 +135,51 @@ def _carry_out(
     html: Path | None,
     as_json: bool,
 ) -> None:
+    from durabill.stream_processors.audit.errors import AuditError
     from durabill.stream_processors.audit.html_report import write_report
     from durabill.stream_processors.audit.report_file import check_report_path, write_report_file
     from durabill.stream_processors.audit.run import audit as run_audit
 
     _check(settings, options)
-    for path in (csv, html):
-        if path is not None:
-            check_report_path(path)
+    with _writing():
+        for path in (csv, html):
+            if path is not None:
+                check_report_path(path)
     settings = _entered(settings, with_ledger=options.with_ledger)
     with progress_bars(quiet=as_json, paced=True) as progress:
         result = run_audit(settings, options, progress)
-    if csv is not None:
-        write_report_file(csv, csv_of(result))
-        say(f"all findings are in {csv}")
-    if html is not None:
-        write_report(result, html)
-        say(f"the report is in {html}")
+    unwritten: AuditError | None = None
+    try:
+        with _writing():
+            if csv is not None:
+                write_report_file(csv, csv_of(result))
+                say(f"all findings are in {csv}")
+            if html is not None:
+                write_report(result, html)
+                say(f"the report is in {html}")
+    except AuditError as error:
+        unwritten = error  # what was found is told all the same
     if as_json:
         emit(result.as_json())
     else:
         from durabill.deploy.commands.audit_view import show_result
 
         show_result(result)
+    if unwritten is not None:
+        raise unwritten
     if not result.is_proven:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Raise AuditError where a report can't be written: exit code 1 says that something differs."""
+    from durabill.stream_processors.audit.errors import AuditError
+
+    try:
+        yield
+    except OSError as error:
+        raise AuditError(f"{error.filename}: {error.strerror}: no report was written") from error
 
 
 def _engine(name: str) -> "Engine":

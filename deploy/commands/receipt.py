@@ -38,6 +38,7 @@ def receipt(
 
         durabill receipt 01J9ZK3V5Q8W7N2M4R6T8Y0ABC --out receipt.txt
     """
+    from durabill.stream_processors.audit.report_file import write_report_file
     from durabill.stream_processors.audit.seal.lookup import find_receipt
 
     with progress_bars(quiet=as_json) as progress:
@@ -53,7 +54,7 @@ def receipt(
         return
     if out is not None:
         text = found.proof_text() if out.suffix == PROOF_SUFFIX else found.text()
-        out.write_text(text, encoding="utf-8", newline="\n")
+        write_report_file(out, text)
     if as_json:
         emit(_as_json(found, out))
     else:

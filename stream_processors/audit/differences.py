@@ -32,11 +32,13 @@ def differences(
     """Yield a finding for each field that differs; `kind` None: as the field says.
 
     A total that was written by the schema before had to have an upper bound, also where by now it
-    would be unknown.
+    would be unknown: from its start to its end.
     """
     for name in FIELDS:
         right, there = getattr(expected, name), getattr(found, name)
-        if right == there or (name == "upper_bound_ms" and is_older_schema and right is None):
+        if name == "upper_bound_ms" and is_older_schema and right is None:
+            right = expected.ended_ms - expected.started_ms
+        if right == there:
             continue
         yield Finding(
             kind or _KIND_OF.get(name, Kind.FIELD_DIFFERS),

@@ -55,7 +55,13 @@ class LedgerView:
     dsn: str
     snapshot: str
     next_offsets: dict[int, int]
-    """Partition of the totals topic -> the offset up to which the ledger had recorded it."""
+    """Partition of the totals topic -> the offset up to which the ledger says it has read."""
+    rows_to: dict[int, int]
+    """Partition -> the offset up to which there are rows: so far the ledger must have read."""
+
+    def read_to(self, partition: int) -> int:
+        """Return the offset up to which the ledger has read."""
+        return max(self.next_offsets.get(partition, 0), self.rows_to.get(partition, 0))
 
 
 class _Absent(NamedTuple):
@@ -114,19 +120,21 @@ class LedgerRows:
 
     def add_record(self, record: Published) -> None:
         """Compare the next record of the topic with the rows up to its offset."""
-        if self._aside and (aside := self._aside.pop(record.offset, None)):
-            for line in aside:
-                if line != line_of(record):
-                    self._compare(line_of(record), line, _ASIDE)
+        aside = self._aside.pop(record.offset, ()) if self._aside else ()
+        for line in aside:
+            if line != line_of(record):
+                self._compare(line_of(record), line, _ASIDE)
         while self._row is not None and self._row[0] < record.offset:
             self._stranger(self._row[1], "no record at this offset")
             self._step()
         if self._row is None or self._row[0] != record.offset:
-            if record.offset < self.view.next_offsets.get(self.partition, 0):
+            if record.offset < self.view.read_to(self.partition):
                 self._note_absent(record)
             else:
                 self.not_yet_recorded += 1
             return
+        for line in aside:
+            self._stranger(line, "its record has a row that stands", _ASIDE)
         expected, line = line_of(record), self._row[1]
         if line == expected:
             self.proven += 1
@@ -177,8 +185,18 @@ class LedgerRows:
         if record.key == number.encode():
             self._absent.append(_Absent(record, number, revision))
 
-    def finish(self) -> None:
-        """Judge what is left, once all records have passed by."""
+    def finish(self, totals_end: int) -> None:
+        """Judge what is left, once all records have passed by; `totals_end`: of the topic."""
+        if (read_to := self.view.next_offsets.get(self.partition, 0)) > totals_end:
+            self.findings.append(
+                Finding(
+                    Kind.LEDGER_DIFFERS,
+                    field="next_offset",
+                    expected=f"at most {totals_end}, the end of the topic",
+                    found=f"{read_to}: what comes before would never be recorded",
+                    place=f"ledger_offsets, of {self.topic}/{self.partition}",
+                )
+            )
         while self._row is not None:
             self._stranger(self._row[1], "no record at this offset")
             self._step()
@@ -189,12 +207,9 @@ class LedgerRows:
         for record, number, revision in self._absent:
             expected = line_of(record)
             assert expected is not None, "it could be read before"
-            content = _content(expected)
-            if not any(
-                _content(each) == content
-                for table in (_TABLE, _ASIDE)
-                for each in self._same_key(table, number, revision)
-            ):
+            standing = self._same_key(_TABLE, number, revision)
+            others = [*standing, *self._same_key(_ASIDE, number, revision)]
+            if not standing or not any(_content(each) == _content(expected) for each in others):
                 self.findings.append(
                     Finding(
                         Kind.MISSING_ROW,

@@ -22,6 +22,17 @@ from durabill.stream_processors.audit.findings import Finding, Kind
 from durabill.stream_processors.audit.totals_log import Published
 
 
+class _Overtaking(NamedTuple):
+    """A right total that stands on the wrong side of others of its order, if these are right too.
+
+    `passed_over` are their values.
+    """
+
+    record: Published
+    value: bytes
+    passed_over: tuple[bytes | None, ...]
+
+
 class Matcher:
     """The two streams of one partition, each in its own order."""
 
@@ -32,6 +43,7 @@ class Matcher:
         self.computed_count = 0
         self.published_count = 0
         self.proven = 0
+        self._overtakings: list[_Overtaking] = []
 
     def add_computed(self, key: bytes, value: bytes) -> None:
         """Take in a total that the log gives."""
@@ -41,6 +53,8 @@ class Matcher:
             for at, each in enumerate(waiting):
                 if each.value == value:
                     self.proven += 1
+                    if at:
+                        self._overtake(each, value, [other.value for other in waiting[:at]])
                     del waiting[at]
                     if not waiting:
                         del self.published[key]
@@ -54,11 +68,37 @@ class Matcher:
         waiting = None if key is None else self.computed.get(key)
         if waiting and key is not None and value in waiting:
             self.proven += 1
+            if value != waiting[0]:
+                self._overtake(record, value, waiting[: waiting.index(value)])
             waiting.remove(value)
             if not waiting:
                 del self.computed[key]
             return
         self.published[key].append(record)
+
+    def _overtake(self, record: Published, value: bytes, others: Sequence[bytes | None]) -> None:
+        self._overtakings.append(_Overtaking(record, value, tuple(map(normal_form, others))))
+
+    def out_of_order(self, place: str) -> Iterator[Finding]:
+        """Yield a finding for each right total that was published before or after another wrongly.
+
+        Whoever keeps an order's last total would bill another. To be called in the end.
+        """
+        for record, value, passed_over in self._overtakings:
+            key = record.key or b""
+            wrong: set[bytes | None] = set(self.computed.get(key, ()))
+            wrong |= {normal_form(each.value) for each in self.published.get(key, ())}
+            if wrong.issuperset(passed_over):
+                continue
+            total = decode_total(value)
+            yield Finding(
+                Kind.BROKEN_REVISION_CHAIN,
+                total.service_order_number,
+                total.revision,
+                expected="an order's revisions one after the other",
+                found="published in another sequence",
+                place=f"{place}/{record.offset}",
+            )
 
 
 class Given(NamedTuple):

@@ -14,6 +14,7 @@ from durabill.stream_processors.audit.partition_job import (
     PartitionJob,
     PartitionOutcome,
     notes_of,
+    print_of,
 )
 from durabill.stream_processors.audit.published import read_checkpoint
 from durabill.stream_processors.audit.replay import LogPart, LogSource, Replay, cuts_of
@@ -67,7 +68,7 @@ class PartitionAudit:
             self._replay_all(source)
             judgement = self._judge(source)
             if self._rows is not None:
-                self._rows.finish()
+                self._rows.finish(self._job.totals_end)
         finally:
             self._totals.close()
             if self._rows is not None:
@@ -125,10 +126,12 @@ class PartitionAudit:
             if scope.has_record(letter.record.key):
                 outcome.rejected.append(letter.record.offset)
                 outcome.reasons.append(REASONS.index(letter.reason))
+                outcome.rejected_prints += print_of(letter.record.key, letter.record.value)
         for forward in effects.forwards:
             if scope.has_record(forward.record.key):
                 outcome.forwarded.append(forward.record.offset)
                 outcome.forwarded_to.append(forward.partition)
+                outcome.forwarded_prints += print_of(forward.record.key, forward.record.value)
 
     def _read_totals(self, rows: LedgerRows | None) -> None:
         scope, matcher = self._job.scope, self._matcher
@@ -186,6 +189,7 @@ class PartitionAudit:
         job, outcome, matcher = self._job, self._outcome, self._matcher
         partition, topic = job.place.partition, job.settings.segments_topic
         outcome.findings += judgement.findings
+        outcome.findings += matcher.out_of_order(f"{self._topic}/{partition}")
         if source.first_offset > 0:
             outcome.findings.append(
                 Finding(

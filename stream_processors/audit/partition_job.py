@@ -7,6 +7,7 @@ anything was read, the totals' first. So whatever is among those totals has its 
 
 from array import array
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from durabill.schemas import Reason
 from durabill.stream_processors.audit.findings import Finding, PartitionAccount
@@ -17,6 +18,7 @@ from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.settings import Settings
 
 REASONS = tuple(Reason)
+PRINT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ class PartitionOutcome:
     """Of each of them, its place among `REASONS`."""
     forwarded: "array[int]" = field(default_factory=lambda: array("q"))
     forwarded_to: "array[int]" = field(default_factory=lambda: array("i"))
+    rejected_prints: bytearray = field(default_factory=bytearray)
+    forwarded_prints: bytearray = field(default_factory=bytearray)
+    """Of each of them, `print_of` its key and value."""
     ledger: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Rows, those proven, totals that the ledger has yet to record, rows that were set aside."""
     has_worked: bool = True
@@ -88,3 +93,12 @@ def notes_of(job: PartitionJob, source: LogSource, *, has_worked: bool) -> list[
             " total that workers have yet to publish can't be told from a missing one"
         )
     return notes
+
+
+def print_of(key: bytes | None, value: bytes | None) -> bytes:
+    """Return a hash of a record's key and value, by which a copy of it is known."""
+    found = blake2b(digest_size=PRINT_BYTES)
+    for each in (key, value):
+        found.update(b"-" if each is None else b"%d:" % len(each))
+        found.update(each or b"")
+    return found.digest()

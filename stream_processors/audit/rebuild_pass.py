@@ -7,6 +7,7 @@ from dataclasses import replace
 from durabill.schemas.errors import StateError
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.matching import Grounds, Matcher, judge
+from durabill.stream_processors.audit.partition_job import print_of
 from durabill.stream_processors.audit.pool import Tell
 from durabill.stream_processors.audit.rebuild import RebuildJob, explained, whole_log
 from durabill.stream_processors.audit.replay import Replay
@@ -29,8 +30,8 @@ class Pass:
         self._job = job
         self._tell = tell
         self._letters_due: list[int] = []
-        self._forwards: dict[int, set[int]] = {}
-        """Partition -> offsets of the records that were sent on to it."""
+        self._forwards: dict[int, dict[int, bytes]] = {}
+        """Partition -> offset and print of each record that was sent on to it."""
 
     def run(self, end_offset: int) -> "Pass":
         """Fold the log, chunk by chunk, as long as a chunk ends at or before an offset."""
@@ -49,7 +50,8 @@ class Pass:
                         if each.record.offset not in job.letters
                     )
                     for each in step.effects.forwards:
-                        self._forwards.setdefault(each.partition, set()).add(each.record.offset)
+                        sent = self._forwards.setdefault(each.partition, {})
+                        sent[each.record.offset] = print_of(each.record.key, each.record.value)
                 self.next_offset = part.chunk.next_offset
                 while totals.has_more and matcher.published_count < matcher.computed_count:
                     self._read(totals)
@@ -90,12 +92,12 @@ class Pass:
         job = self._job
         kafka, topic = quiet(job.settings.librdkafka()), job.settings.segments_topic
         for target, offsets in self._forwards.items():
-            wanted = {(job.place.partition, each) for each in offsets}
+            wanted = {(job.place.partition, each): known for each, known in offsets.items()}
             bounds = read_bounds(kafka, LOOK_GROUP, topic, [target])[target]
             place = Place(target, job.place.partitions)
             log = replace(job, place=place, first_offset=bounds[0], end_offset=bounds[1])
             drop_arrived(open_source(job.settings, log), wanted)
-            self._forwards[target] = {offset for _, offset in wanted}
+            self._forwards[target] = {offset: known for (_, offset), known in wanted.items()}
         totals = sum(map(len, self.matcher.computed.values()))
         return totals + len(self._letters_due) + sum(map(len, self._forwards.values()))
 

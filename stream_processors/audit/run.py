@@ -13,9 +13,12 @@ What is read when decides whether a live system can raise a false alarm. In this
 
 import itertools
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
+from durabill.schemas.errors import AccessError
+from durabill.schemas.text import shown
 from durabill.stream_processors.audit.archive_check import ArchiveCheck, check_archive
 from durabill.stream_processors.audit.findings import (
     AuditResult,
@@ -34,6 +37,8 @@ from durabill.stream_processors.audit.seal_check import check_sealed
 from durabill.stream_processors.audit.side_audit import SideAudit
 from durabill.stream_processors.audit.side_checks import LetterCheck
 from durabill.stream_processors.audit.terms import RecordedTerms, are_other
+from durabill.stream_processors.kafka.options import quiet
+from durabill.stream_processors.kafka.reading import partition_count
 from durabill.stream_processors.settings import Settings
 
 RERUNS_MAX = 3
@@ -77,7 +82,14 @@ class Audit:
             account = None
             if ledger is not None:
                 order = options.order or None
-                findings += ledger.strangers(settings.totals_topic, partitions, order)
+                others = [
+                    each
+                    for each in ledger.other_topics(settings.totals_topic)
+                    if self._is_there(each)
+                ]
+                findings += ledger.strangers(settings.totals_topic, partitions, order, others)
+                findings += ledger.as_a_whole(order)
+                self._notes += ledger.notes(settings.totals_topic, others)
                 account = self._ledger_account(ledger)
             findings += self._sealed()
         own_s = time.process_time() - own_s
@@ -152,12 +164,16 @@ class Audit:
         self._notes += notes
         return found
 
+    def _is_there(self, topic: str) -> bool:
+        try:
+            return partition_count(quiet(self._settings.librdkafka()), topic) > 0
+        except AccessError:
+            return False
+
     def _ledger_account(self, ledger: OpenLedger) -> LedgerAccount:
         counts = (each.ledger for each in self._outcomes.values())
         rows, proven, not_yet_recorded, set_aside = map(sum, zip(*counts, strict=True))
         topic = self._settings.totals_topic
-        if not ledger.view.next_offsets:
-            self._notes.append(f"the ledger {ledger.source} has never read {topic}")
         return LedgerAccount(
             ledger.source,
             rows=rows,
@@ -172,4 +188,15 @@ class Audit:
             *self._notes,
             *side.notes,
             *(note for each in self._outcomes.values() for note in each.notes),
+            *self._without_totals(),
         ]
+
+    def _without_totals(self) -> Iterator[str]:
+        """Yield a note where nothing was proven of an order, because there is nothing of it."""
+        accounts = [each.account for each in self._outcomes.values()]
+        counts = ((e.totals, e.newer_totals, e.not_yet_published) for e in accounts)
+        if self._options.order and not any(map(any, counts)):
+            yield (
+                f"order {shown(self._options.order)} has no total: the log gives none, and none was"
+                " published. durabill explain tells whether it has any record"
+            )

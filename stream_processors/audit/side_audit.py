@@ -12,11 +12,13 @@ from durabill.stream_processors.audit.archive_check import ArchiveCheck
 from durabill.stream_processors.audit.findings import Finding
 from durabill.stream_processors.audit.pool import Progress
 from durabill.stream_processors.audit.side_checks import (
+    Copies,
     LetterCheck,
     Outcomes,
     PublishedTo,
     drop_arrived,
     forwards_of,
+    letters_are_gone,
     missing_copies,
     missing_letters,
 )
@@ -64,6 +66,10 @@ class SideAudit:
         key = self._order.encode()
         letters = list_dead_letters(self._kafka, topic, repeats=True)
         check.read(each for each in letters if not key or each.key == key)
+        if check.newer:
+            segments = self._settings.segments_topic
+            bounds = read_bounds(self._kafka, LOOK_GROUP, segments, list(outcomes))
+            check.check_newer({each: end for each, (_, end) in bounds.items()})
         return check
 
     def letters(self, outcomes: Outcomes, check: LetterCheck) -> list[Finding]:
@@ -72,10 +78,7 @@ class SideAudit:
         missing: list[Finding] = []
         if lost := check.missing():
             if self._is_cut(topic):
-                self.notes.append(
-                    f"{topic} no longer begins at its first offset: whether"
-                    f" {counted(len(lost), 'rejected record')} had a dead letter can't be told"
-                )
+                missing = [letters_are_gone(topic, len(lost))]
             else:
                 published_to = self._published_to(outcomes, {each[0] for each in lost})
                 check = self.check_letters(outcomes)
@@ -103,7 +106,7 @@ class SideAudit:
                 findings += missing_copies(segments, target, wanted, published_to)
         return findings
 
-    def _drop_arrived(self, target: int, wanted: set[tuple[int, int]]) -> int:
+    def _drop_arrived(self, target: int, wanted: Copies) -> int:
         """Remove from `wanted` what has arrived; return where the log of the target begins."""
         topic = self._settings.segments_topic
         self._progress("looking for records that were sent on", target, self._partitions)

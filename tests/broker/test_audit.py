@@ -377,6 +377,9 @@ def test_one_order_one_partition_and_an_earlier_end(deployed: Deployment, copier
     soon = audited(settings, from_ms=total.settled_at_ms, to_ms=total.settled_at_ms + 1)
     assert told(soon) == []
     assert 1 <= soon.proven < len(copier.records(deployed.totals))
+    unknown = audited(settings, order="unknown")
+    assert (told(unknown), unknown.totals) == ([], 0)
+    assert any("order unknown has no total" in note for note in unknown.notes)
 
 
 def test_the_sealed_log_is_checked_where_there_is_a_key(

@@ -74,7 +74,7 @@ def compared(view: LedgerView, published: list[Published]) -> LedgerRows:
     try:
         for each in published:
             rows.add_record(each)
-        rows.finish()
+        rows.finish(2 * len(published))
     finally:
         rows.close()
     return rows

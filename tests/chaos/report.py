@@ -9,6 +9,8 @@ from tests.chaos.audit import SHOWN_MAX, Audit
 from tests.chaos.cluster import Exit
 from tests.chaos.ends import unexplained
 from tests.chaos.latency import Latency, Published, measure, windows
+from tests.chaos.live_audit import LiveAudit
+from tests.chaos.live_audit import violations as audit_violations
 from tests.chaos.proofs import Injected
 from tests.chaos.schedule import Kind
 from tests.chaos.traffic import Sent
@@ -31,6 +33,7 @@ class RunReport:
     injected: list[Injected] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     audit: Audit = field(default_factory=Audit)
+    live_audits: list[LiveAudit] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -41,6 +44,11 @@ class RunReport:
     def note_exits(self) -> None:
         """Take it for a violation if a process ended by itself and no fault explains it."""
         self.problems += unexplained(self.exits, self.injected)
+
+    def note_live_audits(self, audits: Iterable[LiveAudit]) -> None:
+        """Take it for a violation if `durabill audit` raised an alarm, or ended in no way meant."""
+        self.live_audits = list(audits)
+        self.problems += audit_violations(self.live_audits)
 
     def note_latency(self, published: Iterable[Published], calm_ms: Sequence[int]) -> None:
         """Measure how late the fleet's totals came, and take it for a violation if grossly."""
@@ -72,6 +80,7 @@ class RunReport:
                 for e in self.exits
             ],
             "found": self.audit.as_json(),
+            "live_audits": [each.as_json() for each in self.live_audits],
             "problems": self.problems,
             "violations": len(self.violations),
         }
@@ -132,6 +141,11 @@ def _found(report: RunReport) -> Iterator[str]:
     yield (
         f"  lag {report.lag_records} in the end, {report.lag_records_max:,} at most;"
         f" at rest {report.rest_s:g} s after the last segment"
+    )
+    ends = Counter(str(each.code) for each in report.live_audits)
+    yield (
+        f"  {len(report.live_audits)} runs of durabill audit meanwhile: {ends['0']} proved all,"
+        f" {ends['2']} couldn't be carried out"
     )
     late = report.latency
     yield (

@@ -13,6 +13,7 @@ from tests.chaos.audit import Auditor
 from tests.chaos.cluster import PARTITIONS, Cluster
 from tests.chaos.faults import Injector
 from tests.chaos.hostile import Hostile, Malice
+from tests.chaos.live_audit import LiveAudits, not_proven
 from tests.chaos.report import RunReport
 from tests.chaos.schedule import (
     LONG,
@@ -139,7 +140,9 @@ def run(chaos: Chaos, *, keep: bool, say: Callable[[str], None]) -> RunReport:
         exits.callback(vitals.close)
         hostile = Hostile(chaos.malice(), cluster.kafka, topic)
         exits.callback(hostile.close)
-        for thread in (pump, vitals, hostile):
+        live = LiveAudits(cluster.settings, cluster.began_s)
+        exits.callback(live.close)
+        for thread in (pump, vitals, hostile, live):
             thread.start()
         injector = Injector(cluster, vitals, say)
         try:
@@ -148,11 +151,15 @@ def run(chaos: Chaos, *, keep: bool, say: Callable[[str], None]) -> RunReport:
             if hostile.error:
                 raise StackError(f"the hostile clients failed: {hostile.error}")
             _rest(cluster, pump, vitals, report, say)
+            live.close()
             auditor = _audit(cluster, pump, vitals, report, say)
+            _prove(live, auditor, report)
             report.injected = injector.injected
             report.note_latency(auditor.published, injector.calm_ms)
         except DurabillError as error:
             report.problems.append(str(error))
+        live.close()
+        report.note_live_audits(live.done)
         report.hostile_records = hostile.records
         report.took_s = round(time.monotonic() - cluster.began_s, 1)
         report.injected = injector.injected
@@ -250,6 +257,18 @@ def _audit(
     auditor.check_ledger()
     tell(f"{len(report.audit.violations)} violations")
     return auditor
+
+
+def _prove(live: LiveAudits, auditor: Auditor, report: RunReport) -> None:
+    """Have the command prove all of it once more, now that nothing moves."""
+    last = live.audit()
+    if wrong := not_proven(last):
+        report.problems.append(wrong)
+    elif last.result["totals"] != auditor.audit.totals:
+        report.problems.append(
+            f"durabill audit has {last.result['totals']} totals, the oracle {auditor.audit.totals}"
+        )
+    live.done.append(last)
 
 
 def _stop(names: Iterable[str], cluster: Cluster, report: RunReport) -> None:

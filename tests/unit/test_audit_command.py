@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from durabill.deploy.commands.audit import _instant, _offsets, csv_of
+from durabill.deploy.commands.audit import _instant, _offsets, _writing, csv_of
 from durabill.deploy.commands.audit_view import account_lines, verdict_line
 from durabill.schemas import encode_total
+from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.findings import (
     AuditResult,
     Finding,
@@ -16,6 +17,7 @@ from durabill.stream_processors.audit.findings import (
     PartitionAccount,
     Scope,
 )
+from durabill.stream_processors.audit.report_file import write_report_file
 from durabill.stream_processors.audit.scope import TotalsScope
 from tests.broker.ledger_kit import a_total
 
@@ -84,3 +86,10 @@ def test_no_order_number_becomes_a_formula_of_a_spreadsheet(tmp_path: Path) -> N
     ).splitlines()
     assert [line.split(",")[1] for line in lines[1:]] == ["'=1+1", "'+49", "'-SO", "'@x", "SO"]
     assert all(line.split(",")[4] == "-5" for line in lines[1:])
+
+
+def test_a_report_that_cant_be_written_is_no_difference(tmp_path: Path) -> None:
+    with pytest.raises(AuditError) as error, _writing():
+        write_report_file(tmp_path / "nowhere" / "all.csv", "")
+    assert error.value.exit_code == 2
+    assert "there is no such folder" in str(error.value)

@@ -1,5 +1,7 @@
 """Signed notes, keys and their hand-overs; Go has made some of the notes."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,18 @@ def test_a_key_file_is_for_its_owner_alone_and_is_never_overwritten(tmp_path: Pa
     with pytest.raises(KeyFileError, match="never overwritten"):
         make_key_file(path)
     assert "PRIVATE" not in repr(read_key_file(path).key)
+
+
+def test_a_key_file_on_a_full_disk_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(KeyFileError, match="No space left"):
+            make_key_file(tmp_path / "seal.key")
+    assert list(tmp_path.iterdir()) == []
+    make_key_file(tmp_path / "seal.key")
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o610, 0o660])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from durabill.schemas import Reason
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.stream_processors.audit.findings import Kind, PartitionAccount
-from durabill.stream_processors.audit.partition_job import REASONS, PartitionOutcome
+from durabill.stream_processors.audit.partition_job import REASONS, PartitionOutcome, print_of
 from durabill.stream_processors.audit.replay import LogPart, chunk_of_rows
 from durabill.stream_processors.audit.side_checks import (
     LetterCheck,
@@ -25,6 +25,8 @@ def outcome() -> PartitionOutcome:
     found = PartitionOutcome(PartitionAccount(1, first_offset=5, end_offset=20), [])
     found.rejected = array("q", [7, 9])
     found.reasons = array("b", [REASONS.index(Reason.TOO_LATE), REASONS.index(Reason.NOT_AVRO)])
+    found.rejected_prints = bytearray(2 * print_of(LETTER.key, LETTER.value))
+    found.forwarded_prints = bytearray(print_of(b"k", b"v"))
     found.forwarded, found.forwarded_to = array("q", [8]), array("i", [0])
     return found
 
@@ -89,10 +91,10 @@ class Log:
 
 def test_a_copy_is_known_by_where_it_came_from() -> None:
     lost = forwards_of({1: outcome()})
-    assert lost == {0: {(1, 8)}}
+    assert lost == {0: {(1, 8): print_of(b"k", b"v")}}
     drop_arrived(Log(b"1/9", b"x/8"), lost[0])
     assert missing_copies("segments", 0, lost[0], lambda _: 8) == []
     (found,) = missing_copies("segments", 0, lost[0], lambda _: 9)
     assert (found.kind, found.place) == (Kind.COPY_MISSING, "segments/1/8")
     drop_arrived(Log(b"1/9", b"1/8"), lost[0])
-    assert lost[0] == set()
+    assert lost[0] == {}

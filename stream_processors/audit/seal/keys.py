@@ -168,8 +168,12 @@ def _write(path: Path, content: str) -> None:
         ) from error
     except OSError as error:
         raise KeyFileError(f"the key file {path} can't be made: {error.strerror}") from error
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        os.fchmod(handle, 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(handle, 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+    except OSError as error:
+        path.unlink()  # a part of a key is none, and would be in the way of the next try
+        raise KeyFileError(f"the key file {path} can't be made: {error.strerror}") from error

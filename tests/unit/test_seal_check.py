@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from durabill.schemas import encode_total
 from durabill.stream_processors.audit.seal.check import SealFinding, Witnessed
 from durabill.stream_processors.audit.seal.check_all import SealCheck, check_seal
-from durabill.stream_processors.audit.seal.checkpoints import Origin
+from durabill.stream_processors.audit.seal.checkpoints import Origin, parse_checkpoint
 from durabill.stream_processors.audit.seal.folder import CHECKPOINT, Step, log_folder
 from durabill.stream_processors.audit.seal.growing import open_log
 from durabill.stream_processors.audit.seal.keys import KeyFile
+from durabill.stream_processors.audit.seal.notes import parse_note
 from tests.broker.ledger_kit import a_total
 from tests.seal_kit import (
     ORIGIN,
@@ -215,6 +217,16 @@ def test_checkpoints_of_others_are_found(folder: Path, keys: KeyFile, tmp_path: 
     in_log(folder, CHECKPOINT).write_text("nothing")
     assert only(checked(folder, keys)).field == "checkpoint"
     assert "signed note" in only(checked(None, keys, VALUES, "nothing")).found
+
+
+@pytest.mark.parametrize("off_by", [-1, 5])
+def test_a_checkpoint_that_lies_about_offsets_is_found(
+    folder: Path, keys: KeyFile, off_by: int
+) -> None:
+    """Else its signer could deny a total that was there by then."""
+    own = parse_checkpoint(parse_note(note_of(folder)).text)
+    note = replace(own, next_offset=own.next_offset + off_by).signed(keys.key)
+    assert only(checked(folder, keys, [*VALUES, *values_of(4)], note)).field == "offsets"
 
 
 def test_a_log_that_is_gone_is_found_by_what_somebody_kept(folder: Path, keys: KeyFile) -> None:

@@ -96,6 +96,7 @@ def check_log(
     end_offset: int | None = None,
     end_now: Callable[[], int] | None = None,
     witnessed: Sequence[Witnessed] = (),
+    offset: Callable[[], int | None] = lambda: None,
 ) -> LogCheck:
     """Check one log; `values` are its records' in their order, None takes the log's own bundles.
 
@@ -103,6 +104,9 @@ def check_log(
     at `end_offset`: what a checkpoint has beyond is newer, and is checked by the log's own bundles,
     provided that the partition goes on so far by now, by `end_now`. `files` None: there is no
     folder, and the checkpoints alone are checked.
+
+    `offset` tells the offset of the record that `values` gave last, None where it isn't known: what
+    a checkpoint says of offsets has to be true as well.
 
     A sealer may be at work: what it is writing is explained by its signed `pending`. For this
     `witnessed` must have been read before.
@@ -118,7 +122,7 @@ def check_log(
         end_offset = None  # it isn't newer: it was removed
     pairs = _pairs(check, files, values, end_offset, last, known)
     tiles = None if files is None else TileCheck(check.find, files, listed, check.checkpoint.size)
-    _compare(check, known, pairs, last, tiles)
+    _compare(check, known, pairs, last, tiles, offset)
     if tiles is not None:
         tiles.strangers(known.width)
     return check
@@ -130,12 +134,14 @@ def _compare(
     pairs: Iterator[Pair],
     last: int,
     tiles: TileCheck | None,
+    offset: Callable[[], int | None],
 ) -> None:
     """Compare everything up to the widest checkpoint; count what comes after."""
     frontier = tiles.frontier if tiles is not None else Frontier()
     known.compare(0, frontier.root())
     for entry, value in pairs:
         check.records += 1
+        known.compare_offsets(check.records, offset())
         if check.records > last:
             continue
         frontier.append(entry)
@@ -243,6 +249,19 @@ class _Checkpoints:
             if each.root != root:
                 what = f"{root.hex()}, the root of the first {size} records"
                 self._check.find("root", what, each.root.hex(), place)
+
+    def compare_offsets(self, size: int, offset: int | None) -> None:
+        """Compare the offset of the record that makes the log this wide with the checkpoints.
+
+        Those of this size must end after it, and those of one less before it.
+        """
+        if offset is None:
+            return
+        for wide, is_right in ((size, offset.__lt__), (size - 1, offset.__ge__)):
+            for place, each in self.by_size.get(wide, ()):
+                if not is_right(each.next_offset):
+                    what = f"an end that fits record {size - 1} at offset {offset}"
+                    self._check.find("offsets", what, str(each.next_offset), place)
 
     def reaches_beyond(self, offset: int | None) -> bool:
         """Tell whether a checkpoint was signed of records after the offset."""

@@ -1,7 +1,7 @@
 """Checks all sealed logs of a topic, and how they follow one another; for `audit` too."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,16 +121,23 @@ def _check(
             return None
         left = sum(1 for at, _ in topic.values(partition, first) if at < own.next_offset)
         head = max(0, own.size - left)
-    values = (value for _, value in topic.values(partition, max(first, origin.first_offset)))
+    at: list[int | None] = [None]
+
+    def values() -> Iterator[bytes | None]:
+        for at[0], value in topic.values(partition, max(first, origin.first_offset)):
+            yield value
+        at[0] = None  # what comes then is the log's own
+
     return check_log(
         files,
         origin,
         keys,
-        values,
+        values(),
         head=head,
         end_offset=topic.ends.get(partition, 0),
         end_now=lambda: topic.end_now(partition),
         witnessed=witnessed,
+        offset=lambda: at[0],
     )
 
 

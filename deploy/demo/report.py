@@ -332,6 +332,10 @@ def _rows(report: DemoReport) -> list[tuple[str, str]]:
 
 def _next(report: DemoReport, keep: bool, data_dir: str) -> list[str]:
     lines = ["Where to look next:", f"  export DURABILL_DATA_DIR={shlex.quote(data_dir)}"]
+    lines += [
+        f"  export DURABILL_{name.upper()}_DIR={shlex.quote(f'{data_dir}/{name}.d')}"
+        for name in ("seal", "archive")
+    ]
     if not keep:
         lines.append("  durabill kafka start && durabill postgres start   # with the demo's data")
     lines += [f"  durabill order {_as_argument(number)}" for number in report.look_at]
@@ -350,7 +354,8 @@ def _next(report: DemoReport, keep: bool, data_dir: str) -> list[str]:
         lines += ["Check a receipt, without any server:"]
         lines += [f"  durabill verify {_path(report.receipt_path)} --key {key}"]
     stop = "durabill demo --stop" if keep else "durabill kafka stop; durabill postgres stop"
-    return [*lines, f"  unset DURABILL_DATA_DIR; {stop}" if keep else f"  {stop}"]
+    unset = "unset DURABILL_DATA_DIR DURABILL_SEAL_DIR DURABILL_ARCHIVE_DIR"
+    return [*lines, f"  {unset}; {stop}" if keep else f"  {stop}"]
 
 
 def _path(path: str) -> str:

@@ -56,17 +56,18 @@ def segments_deleted_while_it_lags(servers: str, folder: Path) -> None:
     """A silent reset to what is left would lose money; and a restart must say the same."""
     with deployment(servers, folder) as deployed:
         worker = at_work(deployed)
-        committed = deployed.committed()
         worker.signal(signal.SIGSTOP)
         time.sleep(1.5)  # until Kafka has answered what it had asked: that there is nothing
+        committed = deployed.committed()
         deployed.send(traffic(2, orders=10, segments=10))
         delete_records(deployed, 0, committed[0] + 5)
         worker.signal(signal.SIGCONT)
-        place = f"{deployed.segments}/0: the next offset to read is {committed[0]}"
+        # It may have read a clock mark of its own since its last checkpoint.
+        place = f"{deployed.segments}/0: the next offset to read is "
         assert_stopped(worker, place, "Nothing was skipped", "another DURABILL_APPL")
         assert deployed.committed()[0] == committed[0]
         again = deployed.start()
-        assert_stopped(again, place, "under another DURABILL_APPLICATION_ID")
+        assert_stopped(again, f"{place}{committed[0]}", "under another DURABILL_APPLICATION_ID")
 
 
 def segments_topic_made_anew(servers: str, folder: Path) -> None:

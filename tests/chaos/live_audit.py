@@ -18,7 +18,8 @@ from durabill.deploy.demo.processes import environment
 from durabill.stream_processors.settings import Settings
 
 PROVEN, DIFFERS, NOT_CARRIED_OUT = 0, 1, 2
-PAUSE_S = 1.0
+PAUSE_S = 10.0
+"""Two cores also run brokers, workers and clients."""
 AUDIT_S = 300.0
 """An audit that takes longer hangs: it is patient with a server for half a minute."""
 

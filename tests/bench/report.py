@@ -281,9 +281,9 @@ def _proofs(proofs: Proofs) -> list[str]:
     return [
         *_table(("", "a CPU-second", "CPU-s", "s", "peak MiB"), rows),
         "",
-        "Whole commands, their start and the loading of the kernel included; memory is the largest"
-        f" process's. The archive takes {proofs.archive_bytes_a_record:.1f} bytes a record; sealing"
-        f" a total takes {_us_a_total(proofs):.1f} µs of CPU.",
+        "Whole commands, their start and the loading of the kernel included; memory is that of"
+        f" the first process. The archive takes {proofs.archive_bytes_a_record:.1f} bytes a record;"
+        f" sealing a total takes {_us_a_total(proofs):.1f} µs of CPU.",
     ]
 
 

@@ -23,6 +23,11 @@ def shown(text: str) -> str:
     return '"' + "".join(f"\\{each}" if each in '"\\' else _shown(each) for each in text) + '"'
 
 
+def harmless(text: str) -> str:
+    """Return a stranger's text so that no spreadsheet takes it for a formula: `'=1+1`."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def plain(text: str) -> str:
     """Return a sentence that may hold a stranger's text, with what can't be seen escaped."""
     return text if text.isprintable() else "".join(map(_shown, text))

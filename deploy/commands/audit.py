@@ -236,7 +236,7 @@ def _instant(flag: str, text: str) -> int | None:
     return round(at.timestamp() * 1000)
 
 
-_FORMULA = re.compile(r"[=+@\t\r]|-(?![0-9.]*$)")
+_NEGATIVE = re.compile(r"-[0-9.]*$")
 
 
 def csv_of(result: "AuditResult") -> str:
@@ -249,10 +249,11 @@ def csv_of(result: "AuditResult") -> str:
     from dataclasses import asdict
     from io import StringIO
 
+    from durabill.schemas.text import harmless
     from durabill.stream_processors.audit.findings import FINDING_COLUMNS
 
     def cell(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+        return harmless(value) if isinstance(value, str) and not _NEGATIVE.match(value) else value
 
     out = StringIO(newline="")
     writer = csv.DictWriter(out, FINDING_COLUMNS)

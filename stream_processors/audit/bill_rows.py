@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
+from durabill.schemas.text import harmless
 from durabill.stream_processors.audit.bills import COLUMNS, Difference
 
 _RANKS = len(Difference("", None, None).rank)
@@ -38,8 +39,3 @@ def write_csv(file: TextIO, paths: Sequence[Path]) -> None:
 
 def _rows_in(file: TextIO) -> Iterator[list[Any]]:
     return (json.loads(line) for line in file)
-
-
-def harmless(text: str) -> str:
-    """Return a stranger's text so that no spreadsheet takes it for a formula: `'=1+1`."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from durabill.schemas import Status
-from durabill.schemas.text import counted, human_ms, human_time, shown
+from durabill.schemas.text import counted, harmless, human_ms, human_time, shown
 from durabill.stream_processors.audit.leakage import Group, Leakage, Suspect
 
 HOURS_SHOWN = 24
@@ -79,8 +79,7 @@ def as_csv(found: Leakage) -> str:
     writer.writerow(CSV_COLUMNS)
     for each in found.suspects:
         values = suspect_as_json(each)
-        number = shown(each.number)
-        values["service_order_number"] = f"'{number}" if number[:1] in "=+-@" else number
+        values["service_order_number"] = harmless(shown(each.number))
         values["reasons"] = "; ".join(each.reasons)
         writer.writerow("" if values[name] is None else values[name] for name in CSV_COLUMNS)
     return text.getvalue()

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException
 from durabill.schemas.errors import DurabillError, SettingsError
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.replay import Engine
-from durabill.stream_processors.core.admission import Place
+from durabill.stream_processors.audit.sources import Wanted
 from durabill.stream_processors.dsn import error_text
 
 LOOK_S = 0.2
@@ -31,20 +31,8 @@ Tell = Callable[[int, int], None]
 """Called as tell(partition, next offset) now and then."""
 
 
-class Job(Protocol):
+class Job(Wanted, Protocol):
     """Work on one partition, [first_offset, end_offset); it must be possible to pickle it."""
-
-    @property
-    def place(self) -> Place:
-        """Return the partition."""
-
-    @property
-    def first_offset(self) -> int:
-        """Return where the log begins."""
-
-    @property
-    def end_offset(self) -> int:
-        """Return where the log ends."""
 
     @property
     def engine(self) -> Engine:

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from durabill.schemas.errors import FencedError, UnreachableError
 from durabill.stream_processors.kafka.errors import Right, judged
-from durabill.stream_processors.kafka.fencing import open_producer
+from durabill.stream_processors.kafka.fencing import close_producer, open_producer
 
 GIVE_UP_S = 120.0
 """For how long brokers may be gone before a command gives up; what it has committed stays."""
@@ -118,5 +118,9 @@ class Appender:
             )
 
     def close(self) -> None:
-        """Give the producer back; an open transaction is aborted by the broker."""
-        self._producer.close()
+        """Give the producer back; an open transaction is aborted.
+
+        A producer that has been fenced says so here once more. It hides no error: what `append`
+        returned from is committed.
+        """
+        close_producer(self._producer)

@@ -1,9 +1,10 @@
 """Opens the transactional producer of a partition: who had it before can write no more."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import transactional_producer
@@ -22,3 +23,23 @@ def open_producer(kafka: Mapping[str, Any], transactional_id: str) -> Producer:
         Right("Write", "transactional id", transactional_id),
     )
     return producer
+
+
+def close_producer(producer: Producer) -> KafkaException | None:
+    """Close a transactional producer; its open transaction is aborted.
+
+    Returns what the producer has to say to that. One that another has fenced says so once more:
+    as KafkaException, or as the cause of a SystemError where a callback raised it.
+    """
+    with warnings.catch_warnings():
+        # It can't abort what another owner's coming has ended; the broker has aborted it.
+        warnings.filterwarnings("ignore", "Producer abort_transaction failed", RuntimeWarning)
+        try:
+            producer.close()
+        except KafkaException as error:
+            return error
+        except SystemError as error:
+            if isinstance(error.__cause__, KafkaException):
+                return error.__cause__
+            raise
+    return None

@@ -17,6 +17,7 @@ can publish a total, and the next to start reads what the other has published.
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -27,8 +28,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from durabill.schemas.errors import OWN_APPLICATION_ID, FencedError, ForeignTotals, StallError
 from durabill.stream_processors.engine.table import Total
+from durabill.stream_processors.kafka.fencing import close_producer
 from durabill.stream_processors.kafka.reading import read_bounds, read_tails
 from durabill.stream_processors.worker.ports import Entry, WriterClosed
+
+log = logging.getLogger("durabill.worker")
 
 SPACING_S = 0.05
 """Between the starts of two transactions: each costs the broker five small writes."""
@@ -175,7 +179,17 @@ class KafkaPartitionWriter:
             if not self._closing:
                 self._loop.call_soon_threadsafe(self._on_fatal, self._explain(error))
         else:
-            self._producer.close()
+            self._close_producer()
+
+    def _close_producer(self) -> None:
+        """Give the producer back; its open transaction is aborted.
+
+        Whoever took the partition over meanwhile has fenced it, and that is no fault: we were told
+        to close, and the broker has aborted the transaction.
+        """
+        objection = close_producer(self._producer)
+        if objection is not None:
+            log.info("partition %d: its producer ended with: %s", self.partition, objection)
 
     def _next(self) -> list[Run]:
         """Return the runs of the next transaction, as soon as it is due; [] at the end."""

@@ -22,6 +22,9 @@ from durabill.schemas.wire import RawSegment, read_long, read_segment_body
 
 MARKER = b"\xc3\x01"
 HEADER_SIZE = 10
+FRAMING_SIZE = 5
+"""Of the Confluent framing: 00, and the schema's id."""
+
 _UNREADABLE = (EOFError, ValueError, LookupError, OverflowError, TypeError, RecursionError)
 RegistryLookup = Callable[[int], str]
 """Given a schema id, returns the writer's schema as JSON; raises LookupError if unknown."""
@@ -149,7 +152,7 @@ class WriterSchemas:
     @staticmethod
     def _read_with(writer: Any, value: bytes) -> RawSegment:
         """Read a value in the Confluent framing by its writer's schema (see `resolvable`)."""
-        return _read_evolved(writer, value, 5)
+        return _read_evolved(writer, value, FRAMING_SIZE)
 
 
 def resolvable(schema: Mapping[str, Any]) -> Any:
@@ -211,6 +214,11 @@ def to_segment(raw: RawSegment) -> SegmentEvent:
     return SegmentEvent(number, business_data_number, start_ms, end_ms, end_identifier)
 
 
+def registry_framing(schema_id: int) -> bytes:
+    """Return the Confluent framing of values whose schema has this id in a registry."""
+    return b"\0" + schema_id.to_bytes(4, "big")
+
+
 def encode_segment(event: SegmentEvent, framing: bytes = SEGMENT_HEADER) -> bytes:
     """Return the record value of a segment; `framing` is 00 + id (4 bytes) where a registry is."""
     out = BytesIO()
@@ -237,12 +245,26 @@ def encode_total(total: OrderTotal) -> bytes:
     return out.getvalue()
 
 
+def framed_total(value: bytes, framing: bytes) -> bytes:
+    """Return an encoded total in another framing: TOTAL_HEADER, or 00 and its schema's id."""
+    assert value.startswith(TOTAL_HEADER)
+    return value if framing == TOTAL_HEADER else framing + value[HEADER_SIZE:]
+
+
+def plain_total(value: bytes) -> bytes:
+    """Return a total's value in the single-object encoding, whichever framing it has.
+
+    Two totals are the same bytes but for their framing where this gives the same.
+    """
+    is_framed = value[:1] == b"\0" and len(value) >= FRAMING_SIZE
+    return TOTAL_HEADER + value[FRAMING_SIZE:] if is_framed else value
+
+
 def total_revision(value: bytes) -> int:
     """Return the revision of an encoded total, read alone; raise BadTotal if it has none."""
-    if not value.startswith((TOTAL_HEADER, _TOTAL_HEADER_V1)):
-        return decode_total(value).revision
+    _, begins = _total_body(value)
     try:
-        size, at = read_long(value, HEADER_SIZE)
+        size, at = read_long(value, begins)
         return read_long(value, at + size)[0]
     except BadRecord as error:
         raise BadTotal(error.detail) from error
@@ -253,11 +275,10 @@ def total_record(value: bytes | None) -> dict[str, Any]:
 
     Whether they fit together is not looked at; see `decode_total`.
     """
-    if value is None or not value.startswith((TOTAL_HEADER, _TOTAL_HEADER_V1)):
-        raise BadTotal("the value does not start with the fingerprint of billing.OrderTotal")
-    writer = _TOTAL if value.startswith(TOTAL_HEADER) else _TOTAL_V1
+    writer, begins = _total_body(value)
+    assert value is not None
     body = BytesIO(value)
-    body.seek(HEADER_SIZE)
+    body.seek(begins)
     try:
         record: Any = fastavro.schemaless_reader(body, writer, None)
     except _UNREADABLE as error:
@@ -266,6 +287,22 @@ def total_record(value: bytes | None) -> dict[str, Any]:
         raise BadTotal("bytes follow the record")
     record.setdefault("gap_ms", record["ended_ms"] - record["started_ms"] - record["duration_ms"])
     return record  # type: ignore[no-any-return]
+
+
+def _total_body(value: bytes | None) -> tuple[Any, int]:
+    """Return (schema of the writer, position of the body); raise BadTotal for another framing.
+
+    Workers alone write totals, and only with the schema of now in a registry's framing. So the id
+    isn't looked up.
+    """
+    if value is not None:
+        if value.startswith(TOTAL_HEADER):
+            return _TOTAL, HEADER_SIZE
+        if value.startswith(_TOTAL_HEADER_V1):
+            return _TOTAL_V1, HEADER_SIZE
+        if value[:1] == b"\0" and len(value) > FRAMING_SIZE:
+            return _TOTAL, FRAMING_SIZE
+    raise BadTotal("the value does not start with the fingerprint of billing.OrderTotal")
 
 
 def decode_total(value: bytes | None) -> OrderTotal:

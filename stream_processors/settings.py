@@ -23,10 +23,14 @@ PREFIX = "DURABILL_"
 INTERIM_INTERVAL_MIN_S = 1
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=POLICY_TIME_MAX_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-SECRETS = ("sasl_password", "ssl_key_password", "ledger_dsn", "worker_token")
+SECRETS = (
+    *("sasl_password", "ssl_key_password", "schema_registry_password"),
+    *("ledger_dsn", "worker_token"),
+)
 """Settings that are, or may hold, a password: never shown; each may come from a file as well."""
 
 _FILE = "_FILE"
+Framing = Literal["single-object", "confluent"]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 
@@ -51,6 +55,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ssl_key_location: str = ""
     ssl_key_password: str = ""
     schema_registry_url: str = ""
+    schema_registry_username: str = ""
+    schema_registry_password: str = ""
+    schema_registry_ca_location: str = ""
+    schema_registry_certificate_location: str = ""
+    schema_registry_key_location: str = ""
+    segments_framing: Framing = "single-object"
+    totals_framing: Framing = "single-object"
 
     application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "durabill"
     previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
@@ -197,6 +208,7 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:[0-9]{1,5})?")
 _DEFAULTS = msgspec.structs.asdict(Settings())
 _WHAT_FOR = {
     "bootstrap_servers": "where Kafka is, host:port[,host:port]; `durabill kafka start` runs one",
+    "schema_registry_url": "where the registry is, http://… or https://…",
     "seal_key_file": "the key that signs; `durabill keys make FILE` makes one",
     "archive_dir": "the folder of the archive; --archive-dir names one too",
     "ledger_dsn": "where PostgreSQL is, as postgresql://user@host:port/database",
@@ -295,15 +307,42 @@ def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
     if protocol.startswith("SASL") and not values["sasl_username"]:
         yield f"{PREFIX}SASL_USERNAME is not set, and {PREFIX}SECURITY_PROTOCOL={protocol} needs it"
     for name in _FILES:
-        if not (is_tls and (path := values[name])):
-            continue
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            yield f"{PREFIX}{name.upper()}={path!r} can't be read: {error.strerror}"
+        path = values[name]
+        if is_tls and path and (why := _unreadable(path)):
+            yield f"{PREFIX}{name.upper()}={path!r} can't be read: {why}"
+    yield from _registry_problems(values)
     if is_tls and values["ssl_key_location"] and not values["ssl_certificate_location"]:
         yield f"{PREFIX}SSL_KEY_LOCATION is set without {PREFIX}SSL_CERTIFICATE_LOCATION"
+
+
+def _registry_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the settings of a schema registry."""
+    url, prefix = values["schema_registry_url"], f"{PREFIX}SCHEMA_REGISTRY"
+    if url and not url.startswith(("http://", "https://")):
+        yield f"{prefix}_URL: it begins with http:// or https://"
+    for name in ("segments_framing", "totals_framing"):
+        if values[name] == "confluent" and not url:
+            yield f"{PREFIX}{name.upper()}=confluent needs {prefix}_URL: ids come from a registry"
+    if values["schema_registry_password"] and not values["schema_registry_username"]:
+        yield f"{prefix}_PASSWORD is set without {prefix}_USERNAME"
+    for name in ("ca", "certificate", "key"):
+        path = values[f"schema_registry_{name}_location"]
+        if path and (why := _unreadable(path)):
+            yield f"{prefix}_{name.upper()}_LOCATION={path!r} can't be read: {why}"
+    if (
+        values["schema_registry_key_location"]
+        and not values["schema_registry_certificate_location"]
+    ):
+        yield f"{prefix}_KEY_LOCATION is set without {prefix}_CERTIFICATE_LOCATION"
+
+
+def _unreadable(path: str) -> str | None:
+    """Return why a file can't be read, None if it can."""
+    try:
+        with open(path, "rb"):
+            return None
+    except OSError as error:
+        return error.strerror
 
 
 def _content(variable: str, path: str, problems: list[str]) -> str:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from durabill.deploy.commands.common import AS_JSON, CONNECTION, TOPICS, located, with_settings
+from durabill.deploy.commands.common import (
+    AS_JSON,
+    CONNECTION,
+    REGISTRY,
+    TOPICS,
+    located,
+    with_settings,
+)
 from durabill.deploy.terminal import emit, progress_bars, say
 
 if TYPE_CHECKING:
@@ -70,7 +77,8 @@ Html = Annotated[
 @with_settings(
     *CONNECTION,
     *TOPICS,
-    *("previous_application_id", "ledger_dsn", "schema_registry_url"),
+    *REGISTRY,
+    *("previous_application_id", "ledger_dsn"),
     *("archive_dir", "seal_topic", "seal_dir", "seal_key_file"),
     *_POLICY,
 )

@@ -17,6 +17,7 @@ from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines
 from durabill.deploy.commands.explain_order import explain
 from durabill.deploy.commands.fleet import fleet, totals
+from durabill.deploy.commands.framing import schemas_app
 from durabill.deploy.commands.keys import keys_app
 from durabill.deploy.commands.leakage import leakage
 from durabill.deploy.commands.order import order
@@ -80,6 +81,7 @@ app.add_typer(rebuild_app, name="rebuild", rich_help_panel=_PROVE)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
 app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)
+app.add_typer(schemas_app, name="schemas", rich_help_panel=_RUN)
 
 
 @app.callback(invoke_without_command=True)

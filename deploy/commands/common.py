@@ -32,6 +32,14 @@ CONNECTION = (
     "data_dir",
 )
 TOPICS = ("segments_topic", "totals_topic", "dead_letters_topic", "application_id")
+REGISTRY = (
+    "schema_registry_url",
+    "schema_registry_username",
+    "schema_registry_password",
+    "schema_registry_ca_location",
+    "schema_registry_certificate_location",
+    "schema_registry_key_location",
+)
 POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
 
 SETTING_HELP = {
@@ -45,6 +53,13 @@ SETTING_HELP = {
     "ssl_key_location": "File with that certificate's key (PEM).",
     "ssl_key_password": "Password of that key; by the environment only, or by `…_FILE`.",
     "schema_registry_url": "Confluent-compatible registry; segments framed for it are read too.",
+    "schema_registry_username": "User name for it (basic authentication).",
+    "schema_registry_password": "Its password; by the environment only, or by `…_FILE`.",
+    "schema_registry_ca_location": "File with the CA certificates to trust for it (PEM).",
+    "schema_registry_certificate_location": "File with our certificate, where it asks for one.",
+    "schema_registry_key_location": "File with that certificate's key, without a password.",
+    "segments_framing": "What the gateway writes: single-object, or confluent (needs a registry).",
+    "totals_framing": "What workers write: single-object, or confluent (needs a registry).",
     "application_id": "Name of this deployment: the worker's group, its checkpoint topic.",
     "previous_application_id": "Id whose recorded policies hold for what it has billed.",
     "segments_topic": "Topic of the segments.",
@@ -82,6 +97,8 @@ SETTING_HELP = {
 SETTING_DEFAULTS = {
     "security_protocol": "PLAINTEXT",
     "sasl_mechanism": "PLAIN",
+    "segments_framing": "single-object",
+    "totals_framing": "single-object",
     "application_id": "durabill",
     "segments_topic": "billing.segments",
     "totals_topic": "billing.totals",
@@ -218,9 +235,9 @@ def writer_schemas(settings: "Settings") -> "WriterSchemas":
     if not settings.schema_registry_url:
         return WriterSchemas()
     from durabill.schemas.errors import UnreachableError
-    from durabill.stream_processors.worker.registry import NoAnswer, Registry
+    from durabill.stream_processors.worker.registry import NoAnswer, registry_of
 
-    registry = Registry(settings.schema_registry_url)
+    registry = registry_of(settings)
 
     def look_up(schema_id: int) -> str:
         try:

@@ -11,6 +11,7 @@ import typer
 from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
+    REGISTRY,
     located,
     quiet_kafka,
     with_settings,
@@ -121,7 +122,7 @@ def _list(
 
 
 @letters_app.command()
-@with_settings(*CONNECTION, "dead_letters_topic", "segments_topic", "schema_registry_url")
+@with_settings(*CONNECTION, "dead_letters_topic", "segments_topic", *REGISTRY)
 def resend(
     settings: "Settings",
     places: Annotated[

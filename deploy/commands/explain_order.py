@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from durabill.deploy.commands.common import AS_JSON, CONNECTION, TOPICS, located, with_settings
+from durabill.deploy.commands.common import (
+    AS_JSON,
+    CONNECTION,
+    REGISTRY,
+    TOPICS,
+    located,
+    with_settings,
+)
 from durabill.deploy.terminal import emit, progress_bars, say, shown
 
 if TYPE_CHECKING:
@@ -14,7 +21,7 @@ if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
 
 
-@with_settings(*CONNECTION, *TOPICS, "ledger_dsn", "schema_registry_url", "archive_dir")
+@with_settings(*CONNECTION, *TOPICS, *REGISTRY, "ledger_dsn", "archive_dir")
 def explain(
     settings: "Settings",
     number: Annotated[str, typer.Argument(help="The service order number.")],

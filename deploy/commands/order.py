@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from durabill.deploy.commands.ask_workers import ask_workers, known_workers
-from durabill.deploy.commands.common import AS_JSON, CONNECTION, TOPICS, located, with_settings
+from durabill.deploy.commands.common import (
+    AS_JSON,
+    CONNECTION,
+    REGISTRY,
+    TOPICS,
+    located,
+    with_settings,
+)
 from durabill.deploy.terminal import emit, progress_bars, say, shown
 
 if TYPE_CHECKING:
@@ -17,9 +24,7 @@ if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
 
 
-@with_settings(
-    *CONNECTION, *TOPICS, "ledger_dsn", "worker_urls", "schema_registry_url", "archive_dir"
-)
+@with_settings(*CONNECTION, *TOPICS, *REGISTRY, "ledger_dsn", "worker_urls", "archive_dir")
 def order(
     settings: "Settings",
     number: Annotated[str, typer.Argument(help="The service order number.")],

@@ -10,6 +10,7 @@ from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
     POLICY,
+    REGISTRY,
     TOPICS,
     located,
     with_settings,
@@ -39,7 +40,7 @@ _WORKERS = (
     *TOPICS,
     "previous_application_id",
     *POLICY,
-    "schema_registry_url",
+    *REGISTRY,
     "archive_dir",
 )
 
@@ -86,7 +87,7 @@ def checkpoint(
 
 
 @rebuild_app.command()
-@with_settings(*_WORKERS, "seal_topic", "seal_dir", "seal_key_file", "ledger_dsn")
+@with_settings(*_WORKERS, "totals_framing", "seal_topic", "seal_dir", "seal_key_file", "ledger_dsn")
 def totals(
     settings: "Settings",
     into: Annotated[
@@ -111,8 +112,10 @@ def totals(
     """
     import msgspec
 
+    from durabill.deploy.commands.framing import totals_framing
     from durabill.deploy.commands.replay import check_outcome
     from durabill.deploy.topics import create_totals_topic
+    from durabill.schemas import TOTAL_HEADER
     from durabill.stream_processors.audit.rebuild import segments_partitions
     from durabill.stream_processors.audit.rebuild_totals import rebuild_totals
     from durabill.stream_processors.kafka.options import quiet
@@ -125,7 +128,11 @@ def totals(
         create_totals_topic(quiet(settings.librdkafka()), into, partitions=count)
     with progress_bars(quiet=as_json, paced=True) as progress:
         done = rebuild_totals(
-            settings, into, progress, engine=_engine(engine), processes=processes, dry_run=dry_run
+            *(settings, into, progress),
+            engine=_engine(engine),
+            processes=processes,
+            dry_run=dry_run,
+            framing=TOTAL_HEADER if dry_run else totals_framing(settings),
         )
     there = msgspec.structs.replace(settings, totals_topic=into)
     proof = None if dry_run or no_audit else _proven(there, as_json, with_ledger=False)

@@ -10,6 +10,7 @@ from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
     POLICY,
+    REGISTRY,
     TOPICS,
     located,
     with_settings,
@@ -58,9 +59,7 @@ Processes = Annotated[
 ]
 
 
-@with_settings(
-    *CONNECTION, *TOPICS, "previous_application_id", *POLICY, "schema_registry_url", "archive_dir"
-)
+@with_settings(*CONNECTION, *TOPICS, "previous_application_id", *POLICY, *REGISTRY, "archive_dir")
 def replay(
     settings: "Settings",
     policy: PolicyFile,

@@ -14,6 +14,7 @@ from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
     POLICY,
+    REGISTRY,
     TOPICS,
     local_ledger,
     located,
@@ -21,6 +22,7 @@ from durabill.deploy.commands.common import (
     with_settings,
     without_password,
 )
+from durabill.deploy.commands.framing import segments_framing, totals_framing
 from durabill.deploy.commands.process_words import (
     check_address,
     introduce,
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
     "stall_timeout_s",
     "worker_host",
     "worker_port",
-    "schema_registry_url",
+    *REGISTRY,
+    "totals_framing",
     "report_interval_s",
     "archive_dir",
 )
@@ -85,6 +88,7 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     )
 
     partitions, warnings = checked_topics(settings)
+    framing = totals_framing(settings)
     for warning in warnings:
         say(f"note: {warning}")
     host = settings.worker_host
@@ -95,12 +99,18 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
         emit({"started": "worker", "url": url, "pid": os.getpid(), "partitions": partitions})
     with registered(settings, url), stopping("worker"):
         find_lost = partial(word_of_lost, settings)
-        run_worker(settings, partitions, port, WriterSchemas(), find_lost=find_lost)
+        run_worker(
+            *(settings, partitions, port, WriterSchemas()),
+            find_lost=find_lost,
+            totals_framing=framing,
+        )
 
 
 @with_settings(
     *CONNECTION,
+    *REGISTRY,
     "segments_topic",
+    "segments_framing",
     "application_id",
     "correction_window_s",
     "idle_timeout_s",
@@ -184,6 +194,7 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
         ),
         client_segments_max=settings.gateway_client_segments,
         clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
+        segments_framing=segments_framing(settings),
     )
 
 

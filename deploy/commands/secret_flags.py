@@ -8,7 +8,7 @@ from durabill.deploy.terminal import say
 from durabill.schemas.errors import SettingsError
 from durabill.stream_processors.settings import PREFIX, SECRETS
 
-PASSWORDS = ("sasl_password", "ssl_key_password")
+PASSWORDS = ("sasl_password", "ssl_key_password", "schema_registry_password")
 """Settings that are passwords: their flags are refused."""
 
 assert set(PASSWORDS) < set(SECRETS)

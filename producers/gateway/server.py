@@ -52,7 +52,7 @@ from durabill.producers.gateway.openapi import docs_page, openapi
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
 from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError
-from durabill.schemas import SEGMENTS_TOPIC, encode_segment
+from durabill.schemas import SEGMENT_HEADER, SEGMENTS_TOPIC, encode_segment
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.web import AllowedHosts
 
@@ -74,6 +74,7 @@ class GatewayFailed(ProducerError):
 class GatewayConfig:
     """All that a gateway needs to know. Port 0 takes a free one.
 
+    `segments_framing` is what values begin with: the contract's header, or 00 and a schema's id.
     `allowed_hosts` are names that it has besides the address it listens on. Workers and ledger
     may come and go: `find_workers` returns the addresses of the first, `find_ledger` the DSN of the
     second, as of now; both are called in threads, again and again, and default to what
@@ -86,6 +87,7 @@ class GatewayConfig:
 
     kafka: KafkaConfig = field(repr=False)  # it may hold a password
     topic: str = SEGMENTS_TOPIC
+    segments_framing: bytes = SEGMENT_HEADER
     host: str = "127.0.0.1"
     port: int = 0
     report_interval_ms: int = 10_000
@@ -178,7 +180,8 @@ class Gateway:
         requests = read_segments(await read_body(request))
         rules = self._rules()
         segments = check_segments(number, requests, rules)
-        values = [encode_segment(segment) for segment in segments]
+        framing = self._config.segments_framing
+        values = [encode_segment(segment, framing) for segment in segments]
         before = self._in_flight[client]
         if before and before + len(values) > quota:  # a request by itself is always taken
             raise _over_quota(quota)

@@ -22,7 +22,14 @@ from durabill.producers.sdk.uplink import (
     UplinkUnavailable,
     WillNotCount,
 )
-from durabill.schemas import PARTITIONER, SEGMENTS_TOPIC, Reason, SegmentEvent, encode_segment
+from durabill.schemas import (
+    PARTITIONER,
+    SEGMENT_HEADER,
+    SEGMENTS_TOPIC,
+    Reason,
+    SegmentEvent,
+    encode_segment,
+)
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 
 KafkaConfig = Mapping[str, str]
@@ -67,8 +74,10 @@ class KafkaUplink:
     Kafka can't say go: `orders` is the uplink (an HttpUplink, usually) that is asked for
     orders and for the time. Without one, `Client.start` and `resume` need explicit
     values. The broker's append times tell which segments will not count: IN_THE_FUTURE, and
-    TOO_LATE where the stream processor's correction window is given. Raises KafkaException for
-    a wrong configuration.
+    TOO_LATE where the stream processor's correction window is given. `framing` is what values
+    begin with: by default the contract's header; where the deployment reads a registry's framing,
+    `schemas.registry_framing` of the id that `billing.SegmentEvent` has there. Raises
+    KafkaException for a wrong configuration.
     """
 
     def __init__(
@@ -79,8 +88,10 @@ class KafkaUplink:
         orders: Uplink | None = None,
         delivery_timeout_s: float = 30.0,
         correction_window_ms: int | None = None,
+        framing: bytes = SEGMENT_HEADER,
     ) -> None:
         self._topic = topic
+        self._framing = framing
         self._correction_window_ms = correction_window_ms
         self._orders = orders
         self._delivery_timeout_s = delivery_timeout_s
@@ -125,7 +136,7 @@ class KafkaUplink:
             try:
                 self._producer.produce(
                     self._topic,
-                    encode_segment(segment),
+                    encode_segment(segment, self._framing),
                     key=segment.service_order_number.encode(),
                     on_delivery=reported(index),
                 )

@@ -11,6 +11,7 @@ from durabill.schemas import (
     decode_total,
     encode_total,
     partition_for,
+    plain_total,
 )
 from durabill.stream_processors.audit.findings import Finding, Kind
 
@@ -66,9 +67,15 @@ def summary(total: OrderTotal) -> str:
 
 
 def normal_form(value: bytes | None) -> bytes | None:
-    """Return a total's bytes as this version writes them; other bytes come back as they are."""
+    """Return a total's bytes as this version writes them; other bytes come back as they are.
+
+    The framing of a registry is put off: the id in it depends on the registry, not on the log.
+    """
     if value is None or value.startswith(TOTAL_HEADER):
         return value
+    plain = plain_total(value)
+    if plain is not value:
+        return plain
     try:
         return encode_total(decode_total(value))
     except BadTotal:
@@ -77,7 +84,7 @@ def normal_form(value: bytes | None) -> bytes | None:
 
 def is_older(value: bytes | None) -> bool:
     """Tell whether a readable total was written by the schema before."""
-    return value is not None and not value.startswith(TOTAL_HEADER)
+    return value is not None and not plain_total(value).startswith(TOTAL_HEADER)
 
 
 def why_unreadable(

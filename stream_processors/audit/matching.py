@@ -51,7 +51,7 @@ class Matcher:
         waiting = self.published.get(key)
         if waiting:
             for at, each in enumerate(waiting):
-                if each.value == value:
+                if normal_form(each.value) == value:
                     self.proven += 1
                     if at:
                         self._overtake(each, value, [other.value for other in waiting[:at]])

@@ -7,6 +7,7 @@ explanation, nothing is rebuilt: what came out could look whole, and be wrong.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from durabill.schemas import TOTAL_HEADER
 from durabill.stream_processors.audit.archived import check_archive_of
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.pool import Progress
@@ -44,6 +45,8 @@ class RebuildJob:
     dry_run: bool = False
     into: str = ""
     """The topic that rebuilt totals go to."""
+    framing: bytes = TOTAL_HEADER
+    """What rebuilt totals begin with: the contract's header, or 00 and a schema's id."""
     begins: int = 0
     """Where the log begins with the archive's part before Kafka's."""
 

@@ -9,6 +9,7 @@ already is compared, and not written twice. A topic that holds anything else is 
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from durabill.schemas import TOTAL_HEADER, framed_total
 from durabill.stream_processors.audit import stopped
 from durabill.stream_processors.audit.outcome import Outcome
 from durabill.stream_processors.audit.pool import Progress, Tell, audit_errors, run_jobs
@@ -21,6 +22,7 @@ from durabill.stream_processors.audit.rebuild import (
     whole_log,
 )
 from durabill.stream_processors.audit.replay import Engine, Replay
+from durabill.stream_processors.engine.table import Total
 from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.settings import Settings
 
@@ -51,17 +53,19 @@ def rebuild_totals(
     engine: Engine = Engine.COLUMNS,
     processes: int | None = None,
     dry_run: bool = False,
+    framing: bytes = TOTAL_HEADER,
 ) -> RebuiltTopic:
     """Append every total that the log gives to the topic `into`, which must be there.
 
-    `dry_run`: only find out how many there are. Raises AuditError where workers run, the log isn't
-    whole, or `into` holds anything that the log doesn't give.
+    `dry_run`: only find out how many there are. `framing` is what their values begin with. Raises
+    AuditError where workers run, the log isn't whole, or `into` holds anything that the log
+    doesn't give.
     """
     with audit_errors():
         partitions = segments_partitions(settings)
         stopped.make_sure(settings, partitions, dry_run=dry_run)
         jobs = rebuild_jobs(settings, partitions, engine, progress, with_totals=False)
-        jobs = [replace(job, into=into, dry_run=dry_run) for job in jobs]
+        jobs = [replace(job, into=into, dry_run=dry_run, framing=framing) for job in jobs]
         done, _ = run_jobs(jobs, rebuild_partition, processes, progress, "replaying")
         return RebuiltTopic(tuple(done), tuple(notes_of(jobs)))
 
@@ -78,6 +82,10 @@ def rebuild_partition(job: RebuildJob, tell: Tell) -> RebuiltTotals:
         return replace(rebuilt, appended=outcome.appended)
 
 
+def _framed(total: Total, framing: bytes) -> Total:
+    return Total(total.key, framed_total(total.value, framing))
+
+
 def _replayed(job: RebuildJob, tell: Tell, outcome: Outcome | None) -> RebuiltTotals:
     replay, totals = Replay(job.place, job.terms, job.engine), 0
     end_offset = job.first_offset
@@ -85,7 +93,7 @@ def _replayed(job: RebuildJob, tell: Tell, outcome: Outcome | None) -> RebuiltTo
         for step in replay.fold(part.chunk):
             totals += len(step.effects.totals)
             if outcome is not None:
-                outcome.put(step.effects.totals)
+                outcome.put([_framed(each, job.framing) for each in step.effects.totals])
         end_offset = part.chunk.next_offset
         tell(job.place.partition, end_offset)
     return RebuiltTotals(job.place.partition, end_offset, totals, 0)

@@ -12,7 +12,7 @@ import faust
 from faust.types import TP
 from faust.types.auth import SASLMechanism
 
-from durabill.schemas import WriterSchemas
+from durabill.schemas import TOTAL_HEADER, WriterSchemas
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.limits import CHECKPOINT_ENTRY_BYTES_MAX
 from durabill.stream_processors.engine.columns import compile_kernel
@@ -29,7 +29,7 @@ from durabill.stream_processors.worker.health import Health, Watchdog
 from durabill.stream_processors.worker.membership import Assignor
 from durabill.stream_processors.worker.pages import Pages
 from durabill.stream_processors.worker.processor import TICK_S, Processor
-from durabill.stream_processors.worker.registry import Registry
+from durabill.stream_processors.worker.registry import registry_of
 from durabill.stream_processors.worker.schema_lookups import ask_beside, no_registry
 from durabill.stream_processors.worker.side_output import KafkaSideOutput
 
@@ -118,6 +118,8 @@ def create_app(
     writer_schemas: WriterSchemas,
     on_step: OnStep = ignore_step,
     find_lost: FindLost = know_nothing,
+    *,
+    totals_framing: bytes = TOTAL_HEADER,
 ) -> App:
     """Return the worker's app for a segments topic of `partitions` partitions.
 
@@ -134,16 +136,17 @@ def create_app(
         on_fatal=app.die,
     )
     compile_kernel()
-    runtime = FaustRuntime(settings, find_segments_topic(settings, partitions), app.die)
+    segments_topic = find_segments_topic(settings, partitions)
+    runtime = FaustRuntime(settings, segments_topic, app.die, totals_framing)
     runtime.app = app
-    url = settings.schema_registry_url
+    has_registry = bool(settings.schema_registry_url)
     processor = Processor(
         settings,
         runtime,
         writer_schemas,
         side_output,
         lambda: time.time_ns() // 10**6,
-        ask_registry=ask_beside(Registry(url)) if url else no_registry,
+        ask_registry=ask_beside(registry_of(settings)) if has_registry else no_registry,
         on_fatal=app.die,
         on_step=on_step,
     )
@@ -270,13 +273,19 @@ def run_worker(
     writer_schemas: WriterSchemas,
     on_step: OnStep = ignore_step,
     find_lost: FindLost = know_nothing,
+    *,
+    totals_framing: bytes = TOTAL_HEADER,
 ) -> None:
     """Run a worker until it is told to stop; ends the process.
 
     `on_step` is told of each step of the effect order. `find_lost` says where lost segments may be.
+    `totals_framing` is what totals begin with: the contract's header, or 00 and a schema's id.
     """
     IdScanner().warm_up()
-    app = create_app(settings, partitions, port, writer_schemas, on_step, find_lost)
+    app = create_app(
+        *(settings, partitions, port, writer_schemas, on_step, find_lost),
+        totals_framing=totals_framing,
+    )
     threading.excepthook = _die_of
     # The objects of now stay, and later ones (chunks, totals) form no cycles: counting frees them.
     gc.freeze()

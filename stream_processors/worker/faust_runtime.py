@@ -8,6 +8,7 @@ import faust
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
+from durabill.schemas import TOTAL_HEADER
 from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.fencing import open_producer
@@ -35,11 +36,13 @@ class FaustRuntime:
         settings: Settings,
         segments_topic: SegmentsTopic,
         on_fatal: Callable[[BaseException], None],
+        totals_framing: bytes = TOTAL_HEADER,
     ) -> None:
         self.segments_topic = segments_topic
         self.app: faust.App
         self._settings = settings
         self._on_fatal = on_fatal
+        self._totals_framing = totals_framing
 
     @property
     def consumer(self) -> Consumer:
@@ -142,6 +145,7 @@ class FaustRuntime:
                 self._settings.totals_topic,
                 partition,
             ),
+            totals_framing=self._totals_framing,
         )
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:

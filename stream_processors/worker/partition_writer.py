@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from durabill.schemas import TOTAL_HEADER, framed_total
 from durabill.schemas.errors import OWN_APPLICATION_ID, FencedError, ForeignTotals, StallError
 from durabill.stream_processors.engine.table import Total
 from durabill.stream_processors.kafka.fencing import close_producer
@@ -78,6 +79,7 @@ class KafkaPartitionWriter:
         checkpoint_topic: str,
         on_fatal: Callable[[BaseException], None],
         find_foreign: Callable[[int, int], bool],
+        totals_framing: bytes = TOTAL_HEADER,
     ) -> None:
         self.partition = partition
         self.position = 0
@@ -86,6 +88,7 @@ class KafkaPartitionWriter:
         self._first: int | None = None
         self._producer = producer
         self._totals_topic = totals_topic
+        self._totals_framing = totals_framing
         self._checkpoint_topic = checkpoint_topic
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
@@ -103,7 +106,10 @@ class KafkaPartitionWriter:
     def put_totals(self, totals: Sequence[Total]) -> None:
         """Queue totals, in their order."""
         if totals:
-            messages: list[dict[str, Any]] = [{"key": key, "value": total} for key, total in totals]
+            framing = self._totals_framing
+            messages: list[dict[str, Any]] = [
+                {"key": key, "value": framed_total(total, framing)} for key, total in totals
+            ]
             messages[-1]["callback"] = self._note_position
             messages[0]["callback"] = self._note_first if len(messages) > 1 else self._note_only
             self._append(self._totals_topic, messages)

@@ -51,6 +51,7 @@ SETTLE_TIMEOUT_S = 90.0
 
 _ENTRY = """
 import os, sys
+from durabill.deploy.commands.framing import totals_framing
 from durabill.deploy.logs import set_up_logging
 from durabill.schemas import WriterSchemas
 from durabill.stream_processors.worker.app import run_worker
@@ -61,7 +62,9 @@ set_up_logging()
 crash_at = os.environ.get("DURABILL_TEST_CRASH_AT", "")
 on_step = kill_at(crash_at) if crash_at else ignore_step
 settings, schemas = load_settings(os.environ), WriterSchemas()
-run_worker(settings, int(sys.argv[1]), int(sys.argv[2]), schemas, on_step)
+partitions, port = int(sys.argv[1]), int(sys.argv[2])
+framing = totals_framing(settings)
+run_worker(settings, partitions, port, schemas, on_step, totals_framing=framing)
 """
 
 Verdict = tuple[str, int, int]

@@ -2,15 +2,22 @@
 
 import json
 import socket
+import ssl
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from durabill.stream_processors.worker.registry import NoAnswer, Registry
+from durabill.schemas.errors import SettingsError, UnreachableError
+from durabill.stream_processors.settings import Settings, load_settings
+from durabill.stream_processors.worker.registry import NoAnswer, Registry, registry_of
+from durabill.stream_processors.worker.subjects import look_up, registered
+from tests.broker.test_client_http import certificate
 
 SCHEMA = json.dumps({"type": "string"})
 
@@ -27,9 +34,9 @@ def as_json(status: str, content: object) -> bytes:
 class Server:
     """Says the same to everybody; keeps what it was asked."""
 
-    def __init__(self, said: bytes, pause_s: float) -> None:
+    def __init__(self, said: bytes, pause_s: float, tls: ssl.SSLContext | None) -> None:
         self.asked: list[bytes] = []
-        self._said, self._pause_s = said, pause_s
+        self._said, self._pause_s, self._tls = said, pause_s, tls
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self._over = threading.Event()
@@ -44,7 +51,12 @@ class Server:
             except TimeoutError:
                 continue
             with connection:
-                self._answer(connection)
+                if self._tls is None:
+                    self._answer(connection)
+                    continue
+                # Who does not trust us, or shows no certificate, ends the handshake.
+                with suppress(OSError), self._tls.wrap_socket(connection, True) as encrypted:
+                    self._answer(encrypted)
 
     def _answer(self, connection: socket.socket) -> None:
         self.asked.append(connection.recv(65536))
@@ -64,8 +76,10 @@ class Server:
 
 
 @contextmanager
-def server(said: bytes, pause_s: float = 0.0) -> Iterator[Server]:
-    made = Server(said, pause_s)
+def server(
+    said: bytes, pause_s: float = 0.0, tls: ssl.SSLContext | None = None
+) -> Iterator[Server]:
+    made = Server(said, pause_s, tls)
     try:
         yield made
     finally:
@@ -131,3 +145,91 @@ def test_one_byte_at_a_time() -> None:
         with pytest.raises(NoAnswer):
             Registry(f"http://127.0.0.1:{there.port}", patience_s=1.0).ask(42)
         assert time.monotonic() - began_s < 120  # the whole of it takes 500 s
+
+
+def test_user_and_password_of_the_settings_win_over_those_in_the_url() -> None:
+    with server(as_json("200 OK", {"schema": SCHEMA})) as there:
+        url = f"http://old:old@127.0.0.1:{there.port}"
+        settings = Settings(
+            schema_registry_url=url,
+            schema_registry_username="who",
+            schema_registry_password="s3:cret",
+        )
+        assert registry_of(settings).ask(42) == SCHEMA
+        assert b"uthorization: Basic " + b64encode(b"who:s3:cret") in there.asked[0]
+
+
+def test_a_registry_that_lets_nobody_in_is_told_without_the_password() -> None:
+    with server(as_json("401 Unauthorized", {"error_code": 401})) as there:
+        registry = Registry(f"http://127.0.0.1:{there.port}", username="who", password="s3cret")
+        with pytest.raises(NoAnswer, match="the user that it was given") as raised:
+            registry.ask(42)
+        with pytest.raises(UnreachableError) as told:
+            look_up(registry, "t-value", {})
+    assert "s3cret" not in str(raised.value) + str(told.value)
+
+
+def test_tls_trusts_whom_it_is_told_to_and_shows_a_certificate(tmp_path: Path) -> None:
+    path = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=path)
+    context.load_cert_chain(path)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with server(as_json("200 OK", {"schema": SCHEMA}), tls=context) as there:
+        url = f"https://127.0.0.1:{there.port}"
+        ours = Settings(
+            schema_registry_url=url,
+            schema_registry_ca_location=str(path),
+            schema_registry_certificate_location=str(path),
+        )
+        assert registry_of(ours).ask(42) == SCHEMA
+        with pytest.raises(NoAnswer, match="CERTIFICATE_VERIFY_FAILED"):
+            Registry(url).ask(42)
+        nobody = replace(ours, schema_registry_certificate_location="")
+        with pytest.raises(NoAnswer):
+            registry_of(nobody).ask(42)
+        assert len(there.asked) == 1
+
+
+REFUSALS = {
+    "an id that is none": as_json("200 OK", {"id": "7"}),
+    "an id out of range": as_json("200 OK", {"id": 2**31}),
+    "a list": as_json("200 OK", [7]),
+    "another 404": as_json("404 Not Found", {"error_code": 404}),
+    "a failure": as_json("500 Internal Server Error", {"error_code": 50001}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_subject_without_an_answer_of_sense_is_no_new_one(name: str) -> None:
+    """Nothing is registered where it isn't certain what is there."""
+    with server(REFUSALS[name]) as there, pytest.raises(UnreachableError):
+        registered(Registry(f"http://127.0.0.1:{there.port}"), "t-value", {"type": "string"})
+    assert len(there.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"TOTALS_FRAMING": "confluent"}, "needs DURABILL_SCHEMA_REGISTRY_URL"),
+        ({"SEGMENTS_FRAMING": "confluent"}, "needs DURABILL_SCHEMA_REGISTRY_URL"),
+        ({"SCHEMA_REGISTRY_URL": "registry:8081"}, "begins with http"),
+        ({"SCHEMA_REGISTRY_PASSWORD": "s3cret"}, "without DURABILL_SCHEMA_REGISTRY_USERNAME"),
+        ({"SCHEMA_REGISTRY_CA_LOCATION": "/no/such"}, "can't be read"),
+        ({"SCHEMA_REGISTRY_KEY_LOCATION": "/dev/null"}, "without DURABILL_SCHEMA_REGISTRY_CERT"),
+    ],
+)
+def test_settings_of_a_registry_that_cannot_be_meant(environ: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings({f"DURABILL_{name}": value for name, value in environ.items()})
+    assert [told in each for each in raised.value.problems] == [True]
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    settings = Settings(
+        schema_registry_url="https://registry",
+        schema_registry_ca_location=str(tmp_path / "ca.pem"),
+    )
+    with pytest.raises(SettingsError, match="certificates"):
+        registry_of(settings)

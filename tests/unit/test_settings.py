@@ -147,6 +147,7 @@ def test_no_text_of_the_settings_shows_a_secret() -> None:
         ssl_key_password="s3cret",
         ledger_dsn="host=db password=s3cret",
         schema_registry_url="http://me:s3cret@registry",
+        schema_registry_password="s3cret",
         worker_urls="http://me:s3cret@worker",
     )
     for text in (repr(settings), str(settings), f"{settings}", repr([settings])):

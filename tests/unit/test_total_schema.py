@@ -19,6 +19,10 @@ from durabill.schemas import (
     OrderTotal,
     Status,
     decode_total,
+    encode_total,
+    framed_total,
+    plain_total,
+    registry_framing,
     total_revision,
 )
 from tests.unit.test_schemas import TOTAL, body_by_apache, fields_of
@@ -76,3 +80,17 @@ def test_status_of_a_later_version_is_not_taken_for_a_settlement() -> None:
     # By fastavro, as by Java's library; Apache's for Python has no defaults of enums yet.
     found: Any = fastavro.schemaless_reader(io.BytesIO(body), later, TOTAL_SCHEMA)
     assert found["status"] == "RUNNING"
+
+
+def test_a_total_in_a_registrys_framing_is_the_same_total() -> None:
+    plain = encode_total(TOTAL)
+    framed = framed_total(plain, registry_framing(0x01020304))
+    assert framed == bytes.fromhex("0001020304") + plain[10:]
+    assert (decode_total(framed), total_revision(framed)) == (TOTAL, TOTAL.revision)
+    assert plain_total(framed) == plain
+    assert plain_total(plain) is plain
+    for cut in range(len(framed)):
+        with pytest.raises(BadTotal):
+            decode_total(framed[:cut])
+    with pytest.raises(BadTotal):
+        decode_total(framed + b"\x00")

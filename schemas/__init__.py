@@ -20,21 +20,12 @@ if TYPE_CHECKING:
         OWN_SCHEMA_ONLY,
         SEGMENT_HEADER,
         SEGMENT_SCHEMA,
-        TOTAL_HEADER,
-        TOTAL_SCHEMA,
-        TOTAL_SCHEMA_V1,
         WriterSchemas,
         decode_segment,
-        decode_total,
         encode_segment,
-        encode_total,
-        framed_total,
-        plain_total,
         registry_framing,
         schema_fingerprint,
         to_segment,
-        total_record,
-        total_revision,
     )
     from durabill.schemas.errors import BadRecord, BadTotal, Reason
     from durabill.schemas.partitioner import PARTITIONER, partition_for
@@ -47,6 +38,17 @@ if TYPE_CHECKING:
         check_order_number,
     )
     from durabill.schemas.topics import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
+    from durabill.schemas.total_codec import (
+        TOTAL_HEADER,
+        TOTAL_SCHEMA,
+        TOTAL_SCHEMA_V1,
+        decode_total,
+        encode_total,
+        framed_total,
+        plain_total,
+        total_record,
+        total_revision,
+    )
 
 __all__ = [
     "CLOCK_MARK_HEADER",
@@ -102,21 +104,12 @@ _MODULES = {
         "OWN_SCHEMA_ONLY",
         "SEGMENT_HEADER",
         "SEGMENT_SCHEMA",
-        "TOTAL_HEADER",
-        "TOTAL_SCHEMA",
-        "TOTAL_SCHEMA_V1",
         "WriterSchemas",
         "decode_segment",
-        "decode_total",
         "encode_segment",
-        "encode_total",
-        "framed_total",
-        "plain_total",
         "registry_framing",
         "schema_fingerprint",
         "to_segment",
-        "total_record",
-        "total_revision",
     ),
     "errors": ("BadRecord", "BadTotal", "Reason"),
     "partitioner": ("PARTITIONER", "partition_for"),
@@ -129,6 +122,17 @@ _MODULES = {
         "check_order_number",
     ),
     "topics": ("DEAD_LETTERS_TOPIC", "SEGMENTS_TOPIC", "TOTALS_TOPIC"),
+    "total_codec": (
+        "TOTAL_HEADER",
+        "TOTAL_SCHEMA",
+        "TOTAL_SCHEMA_V1",
+        "decode_total",
+        "encode_total",
+        "framed_total",
+        "plain_total",
+        "total_record",
+        "total_revision",
+    ),
 }
 
 if not TYPE_CHECKING:

@@ -16,16 +16,16 @@ from typing import Any
 import fastavro
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
-from durabill.schemas.errors import BadRecord, BadTotal, Reason
-from durabill.schemas.records import Interval, NumberRange, OrderTotal, SegmentEvent, Status
-from durabill.schemas.wire import RawSegment, read_long, read_segment_body
+from durabill.schemas.errors import BadRecord, Reason
+from durabill.schemas.records import SegmentEvent
+from durabill.schemas.wire import RawSegment, read_segment_body
 
 MARKER = b"\xc3\x01"
 HEADER_SIZE = 10
 FRAMING_SIZE = 5
 """Of the Confluent framing: 00, and the schema's id."""
 
-_UNREADABLE = (EOFError, ValueError, LookupError, OverflowError, TypeError, RecursionError)
+UNREADABLE = (EOFError, ValueError, LookupError, OverflowError, TypeError, RecursionError)
 RegistryLookup = Callable[[int], str]
 """Given a schema id, returns the writer's schema as JSON; raises LookupError if unknown."""
 
@@ -38,9 +38,6 @@ def load_schema(name: str) -> dict[str, Any]:
 
 
 SEGMENT_SCHEMA = load_schema("segment_event.avsc")
-TOTAL_SCHEMA = load_schema("order_total.avsc")
-TOTAL_SCHEMA_V1 = load_schema("order_total_v1.avsc")
-"""What totals were written with before there were interim totals and unknown bounds."""
 
 
 def schema_fingerprint(schema: Mapping[str, Any]) -> bytes:
@@ -49,11 +46,7 @@ def schema_fingerprint(schema: Mapping[str, Any]) -> bytes:
 
 
 SEGMENT_HEADER = MARKER + schema_fingerprint(SEGMENT_SCHEMA)
-TOTAL_HEADER = MARKER + schema_fingerprint(TOTAL_SCHEMA)
 _SEGMENT = parse_schema(SEGMENT_SCHEMA)
-_TOTAL_HEADER_V1 = MARKER + schema_fingerprint(TOTAL_SCHEMA_V1)
-_TOTAL = parse_schema(TOTAL_SCHEMA)
-_TOTAL_V1 = parse_schema(TOTAL_SCHEMA_V1)
 
 
 def _canonical(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +179,7 @@ def _read_evolved(writer: Any, value: bytes, at: int) -> RawSegment:
     body.seek(at)
     try:
         record: Any = fastavro.schemaless_reader(body, writer, _SEGMENT_READER)
-    except (*_UNREADABLE, fastavro.read.SchemaResolutionError) as error:
+    except (*UNREADABLE, fastavro.read.SchemaResolutionError) as error:
         raise BadRecord(
             Reason.NOT_AVRO, f"the body can't be read: {type(error).__name__}"
         ) from error
@@ -231,88 +224,3 @@ def encode_segment(event: SegmentEvent, framing: bytes = SEGMENT_HEADER) -> byte
 def decode_segment(value: bytes | None, writers: WriterSchemas = OWN_SCHEMA_ONLY) -> SegmentEvent:
     """Return the segment in a record value; raise BadRecord with the first reason that holds."""
     return to_segment(writers.read(value))
-
-
-def encode_total(total: OrderTotal) -> bytes:
-    """Return the record value of a total: the same total always gives the same bytes."""
-    record: dict[str, Any] = {name: getattr(total, name) for name in OrderTotal.__slots__}
-    record["status"] = total.status.value
-    record["intervals"] = [interval._asdict() for interval in total.intervals]
-    record["missing_numbers"] = [numbers._asdict() for numbers in total.missing_numbers]
-    out = BytesIO()
-    out.write(TOTAL_HEADER)
-    fastavro.schemaless_writer(out, _TOTAL, record)
-    return out.getvalue()
-
-
-def framed_total(value: bytes, framing: bytes) -> bytes:
-    """Return an encoded total in another framing: TOTAL_HEADER, or 00 and its schema's id."""
-    assert value.startswith(TOTAL_HEADER)
-    return value if framing == TOTAL_HEADER else framing + value[HEADER_SIZE:]
-
-
-def plain_total(value: bytes) -> bytes:
-    """Return a total's value in the single-object encoding, whichever framing it has.
-
-    Two totals are the same bytes but for their framing where this gives the same.
-    """
-    is_framed = value[:1] == b"\0" and len(value) >= FRAMING_SIZE
-    return TOTAL_HEADER + value[FRAMING_SIZE:] if is_framed else value
-
-
-def total_revision(value: bytes) -> int:
-    """Return the revision of an encoded total, read alone; raise BadTotal if it has none."""
-    _, begins = _total_body(value)
-    try:
-        size, at = read_long(value, begins)
-        return read_long(value, at + size)[0]
-    except BadRecord as error:
-        raise BadTotal(error.detail) from error
-
-
-def total_record(value: bytes | None) -> dict[str, Any]:
-    """Return the fields of an encoded total as Avro gives them; raise BadTotal if it is none.
-
-    Whether they fit together is not looked at; see `decode_total`.
-    """
-    writer, begins = _total_body(value)
-    assert value is not None
-    body = BytesIO(value)
-    body.seek(begins)
-    try:
-        record: Any = fastavro.schemaless_reader(body, writer, None)
-    except _UNREADABLE as error:
-        raise BadTotal(f"the body can't be read: {type(error).__name__}") from error
-    if body.tell() != len(value):
-        raise BadTotal("bytes follow the record")
-    record.setdefault("gap_ms", record["ended_ms"] - record["started_ms"] - record["duration_ms"])
-    return record  # type: ignore[no-any-return]
-
-
-def _total_body(value: bytes | None) -> tuple[Any, int]:
-    """Return (schema of the writer, position of the body); raise BadTotal for another framing.
-
-    Workers alone write totals, and only with the schema of now in a registry's framing. So the id
-    isn't looked up.
-    """
-    if value is not None:
-        if value.startswith(TOTAL_HEADER):
-            return _TOTAL, HEADER_SIZE
-        if value.startswith(_TOTAL_HEADER_V1):
-            return _TOTAL_V1, HEADER_SIZE
-        if value[:1] == b"\0" and len(value) > FRAMING_SIZE:
-            return _TOTAL, FRAMING_SIZE
-    raise BadTotal("the value does not start with the fingerprint of billing.OrderTotal")
-
-
-def decode_total(value: bytes | None) -> OrderTotal:
-    """Return the total in a record value; raise BadTotal if it is none.
-
-    A total of the schema before keeps its `upper_bound_ms` as it was written, also where by now it
-    would be unknown, so that it equals what consumers have of it; its `gap_ms` is worked out.
-    """
-    record = total_record(value)
-    record["status"] = Status(record["status"])
-    record["intervals"] = tuple(Interval(**interval) for interval in record["intervals"])
-    record["missing_numbers"] = tuple(NumberRange(**each) for each in record["missing_numbers"])
-    return OrderTotal(**record)

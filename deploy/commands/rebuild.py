@@ -112,15 +112,14 @@ def totals(
     """
     import msgspec
 
-    from durabill.deploy.commands.framing import totals_framing
     from durabill.deploy.commands.replay import check_outcome
     from durabill.deploy.topics import create_totals_topic
-    from durabill.schemas import TOTAL_HEADER
     from durabill.stream_processors.audit.rebuild import segments_partitions
     from durabill.stream_processors.audit.rebuild_totals import rebuild_totals
     from durabill.stream_processors.kafka.options import quiet
 
     settings = _entered(settings, "worker")
+    there = msgspec.structs.replace(settings, totals_topic=into)
     check_outcome(settings, into)
     if not dry_run:
         _ask(f"publish all totals that the log gives to {into}", yes)
@@ -132,9 +131,8 @@ def totals(
             engine=_engine(engine),
             processes=processes,
             dry_run=dry_run,
-            framing=TOTAL_HEADER if dry_run else totals_framing(settings),
+            framing=_framing(there, dry_run),
         )
-    there = msgspec.structs.replace(settings, totals_topic=into)
     proof = None if dry_run or no_audit else _proven(there, as_json, with_ledger=False)
     is_good = not dry_run and (proof is None or proof.is_proven)
     logs = _hand_over(settings, into) if is_good else 0
@@ -150,6 +148,14 @@ def totals(
         next_step = f"set DURABILL_TOTALS_TOPIC={shown(into)}, then: durabill rebuild checkpoint"
         _tell(done.notes, next_step, dry_run)
     _end(proof)
+
+
+def _framing(settings: "Settings", dry_run: bool) -> bytes:
+    """Return what totals begin with; a dry run registers no schema."""
+    from durabill.deploy.commands.framing import totals_framing
+    from durabill.schemas import TOTAL_HEADER
+
+    return TOTAL_HEADER if dry_run else totals_framing(settings)
 
 
 @rebuild_app.command()

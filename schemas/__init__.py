@@ -28,6 +28,15 @@ if TYPE_CHECKING:
         to_segment,
     )
     from durabill.schemas.errors import BadRecord, BadTotal, Reason
+    from durabill.schemas.order_opened import (
+        DEFAULT_TENANT,
+        OPENING_HEADER,
+        OPENING_SCHEMA,
+        OrderOpened,
+        encode_opening,
+        is_opening,
+        read_opening,
+    )
     from durabill.schemas.partitioner import PARTITIONER, partition_for
     from durabill.schemas.records import (
         Interval,
@@ -54,6 +63,9 @@ __all__ = [
     "CLOCK_MARK_HEADER",
     "CLOCK_MARK_SCHEMA",
     "DEAD_LETTERS_TOPIC",
+    "DEFAULT_TENANT",
+    "OPENING_HEADER",
+    "OPENING_SCHEMA",
     "OWN_SCHEMA_ONLY",
     "PARTITIONER",
     "SEGMENTS_TOPIC",
@@ -68,6 +80,7 @@ __all__ = [
     "ClockMark",
     "Interval",
     "NumberRange",
+    "OrderOpened",
     "OrderTotal",
     "Reason",
     "SegmentEvent",
@@ -77,13 +90,16 @@ __all__ = [
     "decode_segment",
     "decode_total",
     "encode_clock_mark",
+    "encode_opening",
     "encode_segment",
     "encode_total",
     "framed_total",
     "is_clock_mark",
+    "is_opening",
     "partition_for",
     "plain_total",
     "read_clock_mark",
+    "read_opening",
     "registry_framing",
     "schema_fingerprint",
     "to_segment",
@@ -112,6 +128,15 @@ _MODULES = {
         "to_segment",
     ),
     "errors": ("BadRecord", "BadTotal", "Reason"),
+    "order_opened": (
+        "DEFAULT_TENANT",
+        "OPENING_HEADER",
+        "OPENING_SCHEMA",
+        "OrderOpened",
+        "encode_opening",
+        "is_opening",
+        "read_opening",
+    ),
     "partitioner": ("PARTITIONER", "partition_for"),
     "records": (
         "Interval",

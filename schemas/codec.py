@@ -112,6 +112,14 @@ class WriterSchemas:
         """Tell whether values in the Confluent framing can be read."""
         return self._registry is not None
 
+    def own_framing(self, offset: int) -> bytes | None:
+        """Return a framing in which, from `offset` on, values are read by our own schema.
+
+        There may be others, whose values are read as well; None: no such framing is known.
+        """
+        own = (each for each, writer in self._by_id.items() if writer is None)
+        return next(map(registry_framing, own), None)
+
     def read(self, value: bytes | None, offset: int = -1) -> RawSegment:
         """Return the raw fields of a segment's record value.
 

@@ -22,6 +22,7 @@ from durabill.schemas import (
     WriterSchemas,
     encode_segment,
 )
+from durabill.schemas.codec import FRAMING_SIZE
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.admission import Place
@@ -48,7 +49,7 @@ from durabill.stream_processors.engine.effects import (
     Effects,
     plain_cost,
 )
-from durabill.stream_processors.engine.kernel import fold, rows, tasks
+from durabill.stream_processors.engine.kernel import fold, parse, rows, tasks
 from durabill.stream_processors.engine.row_blocks import RowBlocks
 from durabill.stream_processors.engine.row_timers import RowTimers
 from durabill.stream_processors.engine.settlements import SettlementWriter
@@ -60,8 +61,10 @@ from durabill.stream_processors.engine.unpack import BadBatch
 
 UNSPILLED_AT_ONCE = 256
 
-_HEADERS = np.frombuffer(SEGMENT_HEADER + OPENING_HEADER, np.uint8)
+_NO_FRAMING = b"\xff" * FRAMING_SIZE
+_HEADERS = SEGMENT_HEADER + OPENING_HEADER + _NO_FRAMING
 
+assert len(_HEADERS) == parse.FRAMING_AT + parse.FRAMING_BYTES
 assert BLOCK_SLOTS == rows.BLOCK_ROWS
 assert SETTLEMENTS_MAX - 1 == rows.TIMES_SETTLED >> rows.TIMES_SETTLED_SHIFT
 
@@ -88,6 +91,8 @@ class ColumnTable(IntervalTable):
         self._spills = Spills(
             place.partition, self._store, self._blocks, self._plain, self._at_hand
         )
+        self._headers = np.frombuffer(bytearray(_HEADERS), np.uint8)
+        self._framing = self._headers.data[parse.FRAMING_AT :]
         self._task = np.zeros(tasks.TASK, np.int64)
         self._task_view = self._task.data
         """The same memory; one number at a time goes faster this way."""
@@ -129,7 +134,7 @@ class ColumnTable(IntervalTable):
         raw, done = b"", 0
         while True:
             task[tasks.RECORDS] = min(record_count, done + STEP_COST)
-            outcome = fold.fold(arrays, body, self._task, _HEADERS)
+            outcome = fold.fold(arrays, body, self._task, self._headers)
             if outcome >= 0:
                 self._store.index.grow(outcome)
                 continue
@@ -162,6 +167,7 @@ class ColumnTable(IntervalTable):
         task[tasks.NOW_MS] = self.clock_ms
         task[tasks.OTHERS] = self.writers.has_others
         task[tasks.REGISTRY] = self.writers.has_registry
+        self._framing[:] = self.writers.own_framing(header.base_offset) or _NO_FRAMING
 
     def _take_settlements(self, effects: Effects) -> None:
         """Make totals of what the kernel has settled."""

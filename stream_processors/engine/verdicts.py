@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from durabill.schemas import BadRecord, Reason, WriterSchemas
-from durabill.schemas.codec import resolvable
+from durabill.schemas.codec import registry_framing, resolvable
 from durabill.schemas.errors import StateError
 from durabill.schemas.limits import SCHEMA_ID_MAX
 from durabill.schemas.wire import RawSegment
@@ -55,6 +55,8 @@ class RecordedSchemas(WriterSchemas):
         """Whether a registry's framing is read at all; this is a part of the terms in force."""
         self._verdicts = _decode(recorded)
         self._known: dict[int, list[tuple[int, Any]]] = {}
+        self._own: list[tuple[int, int]] = []
+        """The ids that stand for our own schema alone, each with its offset, the last first."""
         for each in self._verdicts.schemas:
             self._learn(each)
 
@@ -62,6 +64,12 @@ class RecordedSchemas(WriterSchemas):
     def has_registry(self) -> bool:
         """Tell whether values in the Confluent framing are read."""
         return self.reads_ids
+
+    def own_framing(self, offset: int) -> bytes | None:
+        """Return the framing of the id of our own schema that was recorded last; see the base."""
+        if not self.reads_ids:
+            return None
+        return next((registry_framing(each) for each, known in self._own if known <= offset), None)
 
     def undecided(self, ids: Mapping[int, int]) -> list[int]:
         """Return the ids (id -> its last offset in a chunk) that a registry must be asked for."""
@@ -94,7 +102,11 @@ class RecordedSchemas(WriterSchemas):
             writer = str(error)
         if isinstance(writer, str):
             writer = BadRecord(Reason.UNKNOWN_SCHEMA, f"schema id {known.id}: {writer}")
-        self._known.setdefault(known.id, []).append((known.from_offset, writer))
+        known_before = self._known.setdefault(known.id, [])
+        known_before.append((known.from_offset, writer))
+        self._own = [each for each in self._own if each[0] != known.id]
+        if all(writer is None for _, writer in known_before):
+            self._own.insert(0, (known.id, min(offset for offset, _ in known_before)))
 
     def _read_confluent(self, value: bytes, offset: int) -> RawSegment:
         schema_id = int.from_bytes(value[1:5], "big")

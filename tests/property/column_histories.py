@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from durabill.schemas import (
     OrderOpened,
     WriterSchemas,
     encode_opening,
+    registry_framing,
     schema_fingerprint,
 )
 from durabill.schemas.headers import FORWARDED_FROM
@@ -65,7 +67,11 @@ AGES_MS = st.sampled_from(
 )
 LENGTHS_MS = st.sampled_from([0] + [1, 2, 3, 5] * 4 + [8, 13, 25, 86_400_000, 86_400_001])
 KINDS = st.sampled_from(
-    ["next"] * 5 + ["segment"] * 8 + ["repeat"] * 4 + ["opening"] * 2 + ["evolved", "padded"]
+    ["next"] * 5
+    + ["segment"] * 8
+    + ["repeat"] * 4
+    + ["opening"] * 2
+    + ["evolved", "padded", "framed", "framed"]
 )
 UNTIL_MS = (0, 3, 3, 20, 90, 200, 70_000, 150_000, -1)
 """How long after its arrival an opening accepts segments."""
@@ -140,10 +146,26 @@ def newer_schema() -> dict[str, Any]:
 NEWER_HEADER = b"\xc3\x01" + schema_fingerprint(newer_schema())
 
 
+NEWER_ID = 7
+
+
+def registry(schema_id: int) -> str:
+    """Return the schema with this id: a newer one under NEWER_ID, our own under all others."""
+    return json.dumps(newer_schema() if schema_id == NEWER_ID else SEGMENT_SCHEMA)
+
+
 @functools.cache
 def writers() -> WriterSchemas:
     """Return the schemas that both tables know: ours and a newer one."""
     known = WriterSchemas()
+    known.add(newer_schema())
+    return known
+
+
+@functools.cache
+def asking_writers() -> WriterSchemas:
+    """Return the same, with a registry of both."""
+    known = WriterSchemas(registry)
     known.add(newer_schema())
     return known
 
@@ -213,6 +235,10 @@ class Writer:
             return (*break_record(spec.breakage, key, fields, append_ms), spec.headers)
         if spec.kind == "evolved":
             return key, NEWER_HEADER + body_of(key, *fields) + zigzag(2) + b"v1", spec.headers
+        if spec.kind == "framed":
+            framing = registry_framing(5 + spec.again % 3)
+            more = zigzag(0) if framing == registry_framing(NEWER_ID) else b""
+            return key, framing + body_of(key, *fields) + more, spec.headers
         if spec.kind == "padded":
             numbers = b"".join(padded(each) for each in fields[:3])
             body = padded(len(key)) + key + numbers + bytes([fields[3]])
@@ -286,12 +312,14 @@ SHAPES = st.sampled_from(
 )
 
 
-def new_columns(shape: Shape, place: Place, policy: Policy) -> ColumnTable:
+def new_columns(
+    shape: Shape, place: Place, policy: Policy, known: WriterSchemas | None = None
+) -> ColumnTable:
     """Return an empty column table of this shape (`filled` is up to the caller)."""
     table = ColumnTable(
         place,
         policy,
-        writers(),
+        known or writers(),
         seed=shape.seed,
         rows_max=shape.rows_max,
         pieces_max=PIECES_MAX,

@@ -41,11 +41,11 @@ from tests.property.column_histories import (
     BatchSpec,
     Shape,
     Writer,
+    asking_writers,
     assert_same_effects,
     assert_sound,
     filler_blocks,
     new_columns,
-    writers,
 )
 
 WRITTEN = st.integers(0, 8)
@@ -135,8 +135,8 @@ class Histories(RuleBasedStateMachine):
         ):
             self.patched.enter_context(mock.patch.object(module, name, value))
         self.policy, self.place, self.shape = policy, place, shape
-        self.plain = PlainTable(place, policy, writers(), pieces_max=PIECES_MAX)
-        self.columns = new_columns(shape, place, policy)
+        self.plain = PlainTable(place, policy, asking_writers(), pieces_max=PIECES_MAX)
+        self.columns = new_columns(shape, place, policy, asking_writers())
         self.writer = Writer()
         self.log: list[Chunk] = []
         self.position = 0  # the next chunk for the columns
@@ -292,7 +292,7 @@ class Histories(RuleBasedStateMachine):
         self._recover(torn)
 
     def _recover(self, store: Store) -> None:
-        self.columns = new_columns(self.shape, self.place, self.policy)
+        self.columns = new_columns(self.shape, self.place, self.policy, asking_writers())
         self.columns.restore(store.blocks.values(), store.clock_ms)
         self.columns.confirm(store.clock_ms)
         self.store, self.position, self.cut = store, store.position, None

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from durabill.schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, SEGMENT_SCHEMA, Reason, WriterSchemas
+from durabill.schemas import OWN_SCHEMA_ONLY, SEGMENT_HEADER, Reason, WriterSchemas
 from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
@@ -35,7 +35,7 @@ from tests.property.column_histories import (
     NEWER_HEADER,
     by_key,
     letters,
-    newer_schema,
+    registry,
     value_of,
     writers,
 )
@@ -184,11 +184,6 @@ def state(table: IntervalTable) -> Any:
     """Return what a table knows."""
     known = [table.describe(name.decode()) for name in NAMES]
     return known, len(table), table.oldest_deadline_ms()
-
-
-def registry(schema_id: int) -> str:
-    """Return the schema with this id: our own, and a newer one under 7."""
-    return json.dumps(newer_schema() if schema_id == 7 else SEGMENT_SCHEMA)
 
 
 def fuzz(seed: int, batches: int) -> tuple[int, int]:

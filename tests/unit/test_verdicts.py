@@ -14,6 +14,7 @@ from durabill.schemas import (
     Reason,
     SegmentEvent,
     encode_segment,
+    registry_framing,
 )
 from durabill.schemas.errors import StateError
 from durabill.schemas.limits import SCHEMA_ID_MAX
@@ -108,6 +109,23 @@ def test_what_the_version_before_has_recorded() -> None:
     ).encode()
     assert reason(schemas(recorded), 7, 3) is Reason.UNKNOWN_SCHEMA
     assert reason(schemas(recorded), 8, 3) is None
+
+
+def test_framings_of_our_own_schema_are_told_where_they_hold() -> None:
+    """The kernel reads what has this framing without a look at the id: it must be sure."""
+    writers = schemas()
+    assert writers.own_framing(100) is None
+    newer = json.dumps({**SEGMENT_SCHEMA, "fields": [*SEGMENT_SCHEMA["fields"], MORE]})
+    entry = writers.decide({7: OURS, 9: newer}, 10, 20)
+    entry = writers.decide({8: OURS}, 30, 40)
+    for each in (writers, schemas(entry)):
+        found = [each.own_framing(at) for at in (0, 9, 10, 29, 30)]
+        assert found == [None, None, *[registry_framing(7)] * 2, registry_framing(8)]
+        each.reads_ids = False
+        assert each.own_framing(30) is None
+
+
+MORE = {"name": "vehicle", "type": "string", "default": ""}
 
 
 def test_without_a_registry_in_force_it_is_no_avro() -> None:

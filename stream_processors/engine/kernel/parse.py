@@ -13,6 +13,11 @@ from durabill.stream_processors.engine.kernel.rows import KEY_BYTES_MAX
 from durabill.stream_processors.engine.kernel.unaligned import load_u64, trailing_zeros
 
 HEADER_BYTES = 10
+FRAMING_AT = 2 * HEADER_BYTES
+FRAMING_BYTES = 5
+"""In the headers that a call of `fold` gets, after the segment's and the opening's: the framing of
+our own schema in a registry, which begins with 0. Anything else there is no framing."""
+
 HEADERS_MAX = 1000  # as in `batch`, which a test holds it against
 FORWARDED_FROM = np.frombuffer(b"forwarded_from", np.uint8)  # as in `schemas.headers`
 _NAME_BYTES = len(FORWARDED_FROM)
@@ -217,6 +222,24 @@ def read_frame(data: Any, at: int, record: Any) -> bool:
 
 
 @hot
+def body_at(data: Any, at: int, header: Any) -> int:
+    """Return where the body of a value of our own schema begins; the value's end or beyond: none.
+
+    HEADER_BYTES follow `at`.
+    """
+    if data[at] == 0:
+        for i in range(FRAMING_BYTES):
+            if data[at + i] != header[FRAMING_AT + i]:
+                return data.shape[0]
+        return at + FRAMING_BYTES
+    if load_u64(data, at) != load_u64(header, 0):
+        return data.shape[0]
+    if data[at + 8] != header[8] or data[at + 9] != header[9]:
+        return data.shape[0]
+    return at + HEADER_BYTES
+
+
+@hot
 def parse_segment(data: Any, header: Any, record: Any) -> bool:
     """Parse a value of our own schema, strictly; False: the plain core has to look at it."""
     if record[IS_READ]:
@@ -225,11 +248,7 @@ def parse_segment(data: Any, header: Any, record: Any) -> bool:
     at, end = record[VALUE_AT], record[VALUE_END]
     if end - at < HEADER_BYTES or not 1 <= key_size <= KEY_BYTES_MAX:
         return False
-    if load_u64(data, at) != load_u64(header, 0):
-        return False
-    if data[at + 8] != header[8] or data[at + 9] != header[9]:
-        return False
-    size, at = read_varint(data, at + HEADER_BYTES, end)
+    size, at = read_varint(data, body_at(data, at, header), end)
     if at < 0 or size != key_size or size > end - at:
         return False
     for i in range(key_size):

@@ -13,7 +13,7 @@ from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
 from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.ports import Tail
+from durabill.stream_processors.worker.ports import Ends, Tail
 from durabill.stream_processors.worker.recovery import restore_task
 from tests.property.batches import encode_batch
 
@@ -44,7 +44,7 @@ def write(
     task: PartitionTask, totals_end: int, entries: dict[bytes, bytes], *, meta: bool = True
 ) -> None:
     """Write a checkpoint, or only its blocks, as a crash may leave it."""
-    barrier = task.begin_checkpoint(totals_end)
+    barrier = task.begin_checkpoint(Ends(totals_end, 0))
     assert barrier is not None
     for batch in barrier.snapshots(32, 1_000):
         entries.update({key: each.pack() for key, each in batch if each is not None})

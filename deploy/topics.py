@@ -87,8 +87,8 @@ _AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "orders", "checkpoint")
 class TopicsCheck:
     """What `check_topics` found in topics that can be used.
 
-    `partitions` is the count of segments, totals, orders and checkpoint. `warnings` are for the operator,
-    each a whole sentence.
+    `partitions` is the count of segments, totals, orders and checkpoint. `warnings` are for the
+    operator, each a whole sentence.
     """
 
     partitions: int

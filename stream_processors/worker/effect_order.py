@@ -1,8 +1,9 @@
 """The effect order: the steps by which a worker makes its results durable.
 
 Openings and totals are queued in one queue, the opening of an order ahead of its totals, and
-committed in the order of the queue. Each step rests on those before it, so a crash between any two loses nothing and publishes nothing
-twice. A test walks the order: it kills a worker after each step and expects the same totals.
+committed in the order of the queue. Each step rests on those before it, so a crash between any two
+loses nothing and publishes nothing twice. A test walks the order: it kills a worker after each step
+and expects the same openings and totals.
 
 A checkpoint takes these steps:
 

@@ -4,10 +4,12 @@ Each partition has one transactional producer (KIP-98), named after the applicat
 partition. Opening it fences the previous owner: the broker refuses everything more from a worker
 that was frozen and has lost the partition meanwhile, and aborts what it had not committed. Records
 are written in the order in which they were put, cut into transactions: no block of a checkpoint can
-be seen before the totals that it rests on, and no total before the opening of its order. A transaction that the broker aborted is written again
-from its start. Every other failure is fatal, and a recovery finds out from the topic what has been
-published (`reading.read_tails`). Of another application id, which is not fenced, `output_topic`
-tells: then the transaction is aborted and the worker ends.
+be seen before the totals that it rests on, and no total before the opening of its order. A
+transaction that the broker aborted is written again from its start. Every other failure is fatal,
+and a recovery finds out from the topics what has been published (`reading.read_tails`).
+
+Another application id has other transactional ids, so it is not fenced. `output_topic` tells of it:
+then the transaction is aborted and the worker ends.
 """
 
 import asyncio

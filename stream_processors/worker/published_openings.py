@@ -24,8 +24,8 @@ class PublishedOpenings:
             if partition_for(each.key, place.partitions) != place.partition:
                 raise StateError(
                     f"the orders topic has order {shown(each.key.decode('utf-8', 'replace'))} in"
-                    f" partition {place.partition}, where it doesn't belong: it was filled while the"
-                    " segments had another number of partitions. Use new topics for both"
+                    f" partition {place.partition}, where it doesn't belong: it was filled while"
+                    " the segments had another number of partitions. Use new topics for both"
                 )
             if each.source_offset >= next_offset:
                 self._waiting.setdefault(each.source_offset, each)

@@ -155,6 +155,7 @@ class PartitionTask:
             self._terms = terms
             self.table.set_policy(terms.policy)
             self.schemas.reads_ids = terms.registry
+            self.schemas.reads_openings = terms.reads_openings
 
     def undecided_ids(self, chunk: Chunk) -> list[int]:
         """Return the registry ids in a chunk that nobody has decided on yet.

@@ -5,6 +5,7 @@ can tell by the orders topic alone what the replay will give once more, and supp
 """
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 from durabill.schemas import partition_for
 from durabill.schemas.errors import StateError
@@ -46,8 +47,8 @@ class PublishedOpenings:
 
         A block of the checkpoint may be ahead of it: the replay doesn't give its openings again.
         """
-        while self._waiting and (first := next(iter(self._waiting))) < next_offset:
-            del self._waiting[first]
+        for each in list(takewhile(lambda offset: offset < next_offset, self._waiting)):
+            del self._waiting[each]
 
     def not_among(self, openings: list[Opening]) -> list[Opening]:
         """Return the openings without those that are published already.

@@ -121,9 +121,9 @@ def test_the_meta_names_the_oldest_total_that_is_yet_to_be_repeated() -> None:
     again = recover(make, {}, tail[::-1])  # in whichever order they are read
     starts = []
     for each in log:
-        starts.append(msgspec.msgpack.decode(again.first_meta(9)[1])[4])
+        starts.append(msgspec.msgpack.decode(again.first_meta(Ends(9, 0))[1])[4])
         assert take(again, each) == []
-    starts.append(msgspec.msgpack.decode(again.first_meta(9)[1])[4])
+    starts.append(msgspec.msgpack.decode(again.first_meta(Ends(9, 0))[1])[4])
     assert starts == [0, 1, 2, 3, 9]
 
 
@@ -133,4 +133,4 @@ def test_a_checkpoint_holds_up_nobody_where_many_totals_are_yet_to_be_repeated()
         PlainTable(PLACE, POLICY, OWN_SCHEMA_ONLY), SEGMENTS, 0, published=published
     )
     # The fastest of many, for a busy machine takes its time now and then.
-    assert min(timeit.repeat(lambda: task.first_meta(300_000), number=1, repeat=30)) < 0.01
+    assert min(timeit.repeat(lambda: task.first_meta(Ends(300_000, 0)), number=1, repeat=30)) < 0.01

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from psycopg import ServerCursor
+
 from durabill.stream_processors.audit.findings import Finding, Kind
 from durabill.stream_processors.audit.ledger_rows import Connection, LedgerView, look_at
 from durabill.stream_processors.audit.totals_log import Published
@@ -51,21 +53,24 @@ class OrderRows:
     not_yet_recorded: int = 0
     _absent: list[Row] = field(default_factory=list)
     _connection: Connection | None = None
+    _cursor: ServerCursor[Row] | None = None
     _lines: Iterator[Row] = field(default_factory=lambda: iter(()))
     _row: Row | None = None
 
     def open(self) -> None:
         """Begin to read. Raises psycopg.Error."""
         self._connection = look_at(self.view)
-        cursor = self._connection.cursor("durabill_orders")
-        cursor.itersize = _AT_ONCE
+        self._cursor = self._connection.cursor("durabill_orders")
+        self._cursor.itersize = _AT_ONCE
         which = (self.topic, self.partition, self.only_order, self.only_order)
-        cursor.execute(_ROWS, which)
-        self._lines = iter(cursor)
+        self._cursor.execute(_ROWS, which)
+        self._lines = iter(self._cursor)
         self._step()
 
     def close(self) -> None:
         """Close the connection."""
+        if self._cursor is not None:
+            self._cursor.close()
         if self._connection is not None:
             self._connection.close()
 

@@ -22,6 +22,15 @@ class Phase(StrEnum):
     REOPENED = "REOPENED"
 
 
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What a table keeps of an order's opening; see `order_opened.OrderOpened`."""
+
+    tenant: str
+    client: str
+    server_timestamp_ms: int
+    accept_until_ms: int
+
+
 class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an order now. The fields stand in the sequence that JSON has.
 
@@ -29,7 +38,8 @@ class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     by itself: a settlement, or the order is forgotten where it is SETTLED. `interim_deadline_ms`
     is when the next interim total is due, None where none comes before the order settles.
     `intervals` and `missing_numbers` may be cut short; `intervals_count` and
-    `missing_numbers_count` are of all.
+    `missing_numbers_count` are of all. An order that was opened and has no segment yet has a length
+    of 0 at its server timestamp.
     """
 
     service_order_number: str
@@ -52,6 +62,8 @@ class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     source_offset: int
     intervals_count: int
     missing_numbers_count: int
+    opened: Opened | None = None
+    """None where nobody opened the order: it began with a segment, or was opened and forgotten."""
 
     interval_count: int | UnsetType = UNSET
     missing_range_count: int | UnsetType = UNSET

@@ -12,6 +12,7 @@ import typer
 from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
+    POLICY,
     REGISTRY,
     TOPICS,
     located,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _OFFSETS = re.compile(r"[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*")
 _EPOCH_MS = re.compile(r"[0-9]{11,15}")
-_POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
 _TIME = "a time such as 2026-03-01 or 2026-03-01T12:30:00+01:00 (UTC where no zone is given)"
 
 
@@ -80,7 +80,7 @@ Html = Annotated[
     *REGISTRY,
     *("previous_application_id", "ledger_dsn"),
     *("archive_dir", "seal_topic", "seal_dir", "seal_key_file"),
-    *_POLICY,
+    *POLICY,
 )
 def audit(
     settings: "Settings",

@@ -41,6 +41,7 @@ from itertools import islice
 
 from durabill.schemas import Interval, NumberRange, OrderTotal, SegmentEvent, Status
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, GRACE_FACTOR_MAX, ORDER_PIECES_MAX
+from durabill.schemas.order_state import Opened as OpenedState
 from durabill.schemas.order_state import OrderState
 from durabill.schemas.order_state import Phase as Phase
 from durabill.stream_processors.core.intervals import IntervalSet
@@ -389,4 +390,41 @@ def describe_order(order: Order, policy: Policy, limit: int | None = None) -> Or
         source_offset=order.source_offset,
         intervals_count=len(order.time),
         missing_numbers_count=len(missing),
+        opened=None if order.opening is None else _state_of(order.opening),
+    )
+
+
+def describe_opening(service_order_number: str, opening: Opened, partition: int) -> OrderState:
+    """Return the state of an order that was opened and has no segment yet."""
+    return OrderState(
+        service_order_number=service_order_number,
+        phase=Phase.OPEN,
+        duration_ms=0,
+        intervals=[],
+        started_ms=opening.begin_ms,
+        ended_ms=opening.begin_ms,
+        end_number=None,
+        missing_numbers=[],
+        segments=0,
+        duplicates=0,
+        overlap_ms=0,
+        gap_ms=0,
+        numbers_after_end=0,
+        revision=0,
+        deadline_ms=opening.known_until_ms,
+        interim_deadline_ms=None,
+        source_partition=partition,
+        source_offset=opening.offset,
+        intervals_count=0,
+        missing_numbers_count=0,
+        opened=_state_of(opening),
+    )
+
+
+def _state_of(opening: Opened) -> OpenedState:
+    return OpenedState(
+        tenant=opening.tenant,
+        client=opening.client,
+        server_timestamp_ms=opening.begin_ms,
+        accept_until_ms=opening.accept_until_ms,
     )

@@ -16,10 +16,15 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 from durabill.schemas import WriterSchemas
-from durabill.schemas.limits import ORDER_PIECES_MAX
+from durabill.schemas.limits import LONG_MAX, ORDER_PIECES_MAX
 from durabill.schemas.order_state import OrderState
 from durabill.stream_processors.core.admission import Place
-from durabill.stream_processors.core.order import Order, Policy, describe_order
+from durabill.stream_processors.core.order import (
+    Order,
+    Policy,
+    describe_opening,
+    describe_order,
+)
 from durabill.stream_processors.engine.blocks import Snapshot
 from durabill.stream_processors.engine.effects import DeadLetter, Effects, Forward, Opening, Total
 from durabill.stream_processors.engine.openings import ENTRY_PREFIX
@@ -186,6 +191,9 @@ class IntervalTable(ChunkFolder):
         At most `limit` intervals and ranges of missing numbers are listed, the first ones.
         """
         order = self._known(number)
+        opening = self._plain.waiting.at(number, LONG_MAX, self.clock_ms)
+        if opening is not None and (order is None or order.is_forgotten(self.clock_ms)):
+            return describe_opening(number, opening, self.place.partition)
         return None if order is None else describe_order(order, self.policy, limit)
 
     @abstractmethod

@@ -136,7 +136,7 @@ def test_an_orders_page_byte_for_byte(stand: Stand, port: int) -> None:
         ' "missing_numbers": [[2, 2]], "segments": 2, "duplicates": 0, "overlap_ms": 0,'
         ' "gap_ms": 1, "numbers_after_end": 0, "revision": 0, "deadline_ms": 300000,'
         ' "interim_deadline_ms": null, "source_partition": 0, "source_offset": 4,'
-        ' "intervals_count": 2, "missing_numbers_count": 1, "interval_count": 2,'
+        ' "intervals_count": 2, "missing_numbers_count": 1, "opened": null, "interval_count": 2,'
         ' "missing_range_count": 1, "next": "0.2", "lag": 3}'
     )
 

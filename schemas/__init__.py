@@ -34,6 +34,15 @@ if TYPE_CHECKING:
         total_revision,
     )
     from durabill.schemas.errors import BadRecord, BadTotal, Reason
+    from durabill.schemas.order_opened import (
+        DEFAULT_TENANT,
+        OPENING_HEADER,
+        OPENING_SCHEMA,
+        OrderOpened,
+        encode_opening,
+        is_opening,
+        read_opening,
+    )
     from durabill.schemas.partitioner import PARTITIONER, partition_for
     from durabill.schemas.records import (
         Interval,
@@ -49,6 +58,9 @@ __all__ = [
     "CLOCK_MARK_HEADER",
     "CLOCK_MARK_SCHEMA",
     "DEAD_LETTERS_TOPIC",
+    "DEFAULT_TENANT",
+    "OPENING_HEADER",
+    "OPENING_SCHEMA",
     "OWN_SCHEMA_ONLY",
     "PARTITIONER",
     "SEGMENTS_TOPIC",
@@ -63,6 +75,7 @@ __all__ = [
     "ClockMark",
     "Interval",
     "NumberRange",
+    "OrderOpened",
     "OrderTotal",
     "Reason",
     "SegmentEvent",
@@ -72,11 +85,14 @@ __all__ = [
     "decode_segment",
     "decode_total",
     "encode_clock_mark",
+    "encode_opening",
     "encode_segment",
     "encode_total",
     "is_clock_mark",
+    "is_opening",
     "partition_for",
     "read_clock_mark",
+    "read_opening",
     "schema_fingerprint",
     "to_segment",
     "total_record",
@@ -110,6 +126,15 @@ _MODULES = {
         "total_revision",
     ),
     "errors": ("BadRecord", "BadTotal", "Reason"),
+    "order_opened": (
+        "DEFAULT_TENANT",
+        "OPENING_HEADER",
+        "OPENING_SCHEMA",
+        "OrderOpened",
+        "encode_opening",
+        "is_opening",
+        "read_opening",
+    ),
     "partitioner": ("PARTITIONER", "partition_for"),
     "records": (
         "Interval",

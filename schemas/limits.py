@@ -31,6 +31,27 @@ POLICY_TIME_MAX_S = 315_360_000
 INTERIM_TOTALS_MAX = 10_000
 """So many interim totals of one order, at most, can be due at once; the settings see to it."""
 
+TENANT_BYTES_MAX = 64
+"""Of an opening's tenant; it has one byte at least."""
+
+CLIENT_BYTES_MAX = 64
+"""Of an opening's client in UTF-8; it may be empty."""
+
+SERVICE_BYTES_MAX = 64
+"""Of an opening's service in UTF-8; it may be empty."""
+
+ATTRIBUTES_MAX = 16
+"""Of an opening."""
+
+ATTRIBUTE_KEY_BYTES_MAX = 64
+"""Of an attribute's key in UTF-8; it has one byte at least."""
+
+ATTRIBUTE_VALUE_BYTES_MAX = 256
+"""Of an attribute's value in UTF-8; it may be empty."""
+
+OPENING_SPAN_MAX_MS = POLICY_TIME_MAX_S * 1000
+"""From an opening's server timestamp to its latest acceptable arrival."""
+
 CHECKPOINT_ENTRY_BYTES_MAX = 16 * 1024 * 1024
 """Of what a worker writes to its checkpoint at once: a block of orders."""
 

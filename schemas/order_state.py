@@ -22,6 +22,15 @@ class Phase(StrEnum):
     REOPENED = "REOPENED"
 
 
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of how an order was opened; see `order_opened.OrderOpened`."""
+
+    tenant: str
+    service: str
+    server_timestamp_ms: int
+    accept_until_ms: int
+
+
 class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an order now. The fields stand in the sequence that JSON has.
 
@@ -52,6 +61,8 @@ class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     source_offset: int
     intervals_count: int
     missing_numbers_count: int
+    opened: Opened | None = None
+    """None where nobody opened the order: it began with a segment, or was opened and forgotten."""
 
     interval_count: int | UnsetType = UNSET
     missing_range_count: int | UnsetType = UNSET

@@ -6,12 +6,10 @@ from typing import Any
 
 import msgspec
 
-from durabill.producers.gateway.api import NO_CONTROLS, ErrorAnswer
+from durabill.producers.gateway.api import NO_CONTROLS
+from durabill.producers.gateway.problems import Problem
 from durabill.producers.gateway.routes import ROUTES, Route
-from durabill.schemas.web import PAGE_DEFAULT, PAGE_MAX
-
-ERROR_TYPE = "application/json"
-"""The content type of every answer from 400 on."""
+from durabill.schemas.web import PAGE_DEFAULT, PAGE_MAX, PROBLEM
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "number": {
@@ -56,7 +54,7 @@ _STATUS_TEXTS = {
 def openapi() -> dict[str, Any]:
     """Return the OpenAPI 3.1 description of the gateway, made from the table of routes."""
     named = [shape for route in ROUTES for shape in _shapes_of(route)]
-    shapes = list(dict.fromkeys([*named, ErrorAnswer]))
+    shapes = list(dict.fromkeys([*named, Problem]))
     schemas, components = msgspec.json.schema_components(
         shapes, ref_template="#/components/schemas/{name}"
     )
@@ -85,7 +83,8 @@ def openapi() -> dict[str, Any]:
 
 
 def _shapes_of(route: Route) -> list[Any]:
-    answers = [shape for shape in route.answers.values() if not isinstance(shape, str)]
+    told = (*route.answers.values(), *route.errors.values())
+    answers = [shape for shape in told if not isinstance(shape, str)]
     return answers if route.body is None else [route.body, *answers]
 
 
@@ -96,7 +95,8 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         content = {"application/json": {"schema": schema_of[shape]}} if is_ours else {shape: {}}
         responses[str(status)] = {"description": _STATUS_TEXTS[status], "content": content}
     for status in sorted({*route.common_errors, *route.errors}):
-        content = {ERROR_TYPE: {"schema": schema_of[ErrorAnswer]}}
+        shape = route.errors.get(status, Problem)
+        content = {PROBLEM: {"schema": schema_of[shape]}}
         responses[str(status)] = {"description": _STATUS_TEXTS[status], "content": content}
     operation: dict[str, Any] = {
         "operationId": route.operation,

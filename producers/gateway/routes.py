@@ -5,7 +5,7 @@ says, by the row's `operation`, what is called; `bind` refuses to serve where th
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from durabill.producers.gateway.api import (
     SegmentsAnswer,
     ServerTime,
 )
+from durabill.producers.gateway.problems import Problem, SegmentsProblem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Scope = Literal["report", "read", "admin"]
@@ -30,7 +31,7 @@ class Route:
 
     `path` has its parameters in braces, as OpenAPI has. `scope` is what a caller must have, None
     where everybody may ask. `answers` has the shape of the body by status, or its content type
-    where it has no shape of ours; `errors` are the statuses that come besides `common_errors`.
+    where it has no shape of ours; `errors` the same of what comes besides `common_errors`.
     `body` is the shape of the request's body. `parameters` are names of `openapi.PARAMETERS`,
     besides those in the path.
     """
@@ -41,7 +42,7 @@ class Route:
     summary: str
     answers: Mapping[int, Any]
     scope: Scope | None = None
-    errors: tuple[int, ...] = ()
+    errors: Mapping[int, Any] = field(default_factory=dict)
     body: Any = None
     is_body_required: bool = True
     parameters: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ ROUTES: tuple[Route, ...] = (
         "Start a service: order number, server timestamp, report interval",
         {201: OrderGrant},
         scope="report",
-        errors=(422,),
+        errors={422: Problem},
         body=OrderRequest,
         is_body_required=False,
     ),
@@ -72,7 +73,7 @@ ROUTES: tuple[Route, ...] = (
         "The order's live interval table, or its total, in pages",
         {200: OrderAnswer},
         scope="read",
-        errors=(404, 422, 503),
+        errors=dict.fromkeys((404, 422, 503), Problem),
         parameters=("limit", "after"),
     ),
     Route(
@@ -82,12 +83,16 @@ ROUTES: tuple[Route, ...] = (
         "Upload one or many segments: all or nothing, answered when Kafka has acknowledged",
         {200: SegmentsAnswer},
         scope="report",
-        errors=(422, 429, 503),
+        errors={422: SegmentsProblem, 429: Problem, 503: Problem},
         body=Segments,
     ),
     Route("GET", "/v1/time", "getTime", "The server's time", {200: ServerTime}),
-    Route("GET", "/healthz", "getHealth", "Is the process well?", {200: Health}, errors=(503,)),
-    Route("GET", "/readyz", "getReadiness", "Is Kafka there?", {200: Health}, errors=(503,)),
+    Route(
+        "GET", "/healthz", "getHealth", "Is the process well?", {200: Health}, errors={503: Problem}
+    ),
+    Route(
+        "GET", "/readyz", "getReadiness", "Is Kafka there?", {200: Health}, errors={503: Problem}
+    ),
     Route("GET", "/openapi.json", "getOpenapi", "This description", {200: "application/json"}),
     Route("GET", "/docs", "getDocs", "This description, for people", {200: "text/html"}),
 )

@@ -67,6 +67,14 @@ class Total(NamedTuple):
     value: bytes
 
 
+class Opening(NamedTuple):
+    """An accepted opening as it came, and its offset: what is passed on of it."""
+
+    key: bytes
+    value: bytes
+    offset: int
+
+
 @dataclass(slots=True)
 class Effects:
     """What has to be published, in the order in which it came about."""
@@ -74,13 +82,15 @@ class Effects:
     totals: list[Total] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     forwards: list[Forward] = field(default_factory=list)
+    openings: list[Opening] = field(default_factory=list)
     cost: int = field(default=0, compare=False)
     """What the work behind them took; see STEP_COST."""
 
     def take(self) -> "Effects":
         """Return what there is so far, and begin anew."""
-        taken = Effects(self.totals, self.dead_letters, self.forwards, self.cost)
+        taken = Effects(self.totals, self.dead_letters, self.forwards, self.openings, self.cost)
         self.totals, self.dead_letters, self.forwards, self.cost = [], [], [], 0
+        self.openings = []
         return taken
 
     def extend(self, others: "Effects") -> None:
@@ -88,6 +98,7 @@ class Effects:
         self.totals += others.totals
         self.dead_letters += others.dead_letters
         self.forwards += others.forwards
+        self.openings += others.openings
         self.cost += others.cost
 
 

@@ -5,7 +5,7 @@ first thing that was wrong, for people.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from durabill.producers.conformance.exchange import Exchange, Kind, Log, Sent, Told
 
@@ -273,11 +273,7 @@ def refused_by_itself(log: Log) -> Finding:
     refused = log.with_fault("refused")
     known = log.settled()
     for each in refused:
-        bad = {
-            segment.key
-            for segment, told in zip(each.segments, each.told, strict=True)
-            if told is Told.REFUSED
-        }
+        bad = {segment.key for segment, told in _fates(each) if told is Told.REFUSED}
         if any(other.keys & bad for other in log.later(each)):
             return "the refused segment came again"
         if each.keys - known.keys():
@@ -299,8 +295,9 @@ def lease_renewed(log: Log) -> Finding:
     for each in over:
         if not any(later.kind is Kind.LEASE for later in log.later(each)):
             return "no new lease was asked for"
-        if wrong := _not_again(log, each):
-            return wrong
+        came = {key for later in log.later(each) for key in later.keys}
+        if any(told is Told.LATER and segment.key not in came for segment, told in _fates(each)):
+            return "what was sent with the lease that is over never came again"
     return "" if over else None
 
 
@@ -317,6 +314,10 @@ def many_orders(log: Log) -> Finding:
 def report(log: Log) -> Finding:
     """Some upload says how the client stands."""
     return "" if any(each.report for each in log.uploads) else None
+
+
+def _fates(exchange: Exchange) -> Iterator[tuple[Sent, Told]]:
+    return zip(exchange.segments, exchange.told, strict=True)
 
 
 def _by_order(log: Log) -> dict[str, list[Sent]]:

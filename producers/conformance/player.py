@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from durabill.producers.conformance.answers import ELSEWHERE, Answer, Cut, of_json, page, problem
@@ -64,6 +64,7 @@ class Player:
         self._clock_id = 1
         self._limit: int | None = None  # segments of a request, since the 413
         self._stored: set[tuple[str, int]] = set()
+        self._refused_keys: set[tuple[str, int]] = set()
         self._next_token()
 
     def answer(
@@ -208,12 +209,11 @@ class Player:
             case "cut":
                 return Answer(503, cut=Cut.BEFORE)
             case "lost" | "truncated":
-                answer = self._stored_all(exchange, request, Told.NOTHING)
-                cut = Cut.BEFORE if fault == "lost" else Cut.WITHIN
-                return Answer(answer.status, answer.body, cut=cut)
+                answer = self._paced(exchange, request)
+                exchange.tell(Told.NOTHING)
+                return replace(answer, cut=Cut.BEFORE if fault == "lost" else Cut.WITHIN)
             case "slow":
-                answer = self._stored_all(exchange, request, Told.STORED)
-                return Answer(answer.status, answer.body, delay_s=SLOW_S)
+                return replace(self._paced(exchange, request), delay_s=SLOW_S)
             case "unauthorized":
                 self._next_token()
                 return self._unauthorized()
@@ -278,6 +278,8 @@ class Player:
             upload = next(each for each in request.uploads if each.order == segment.order)
             if self._rules.has_leases and self._lease_problem(upload.order, upload.lease):
                 exchange.told[at] = Told.LATER
+            elif segment.key in self._refused_keys:
+                exchange.told[at] = Told.REFUSED
             elif segment.key in self._stored or left > 0:
                 left -= segment.key not in self._stored
                 self._stored.add(segment.key)
@@ -294,15 +296,9 @@ class Player:
             return problem(401, "LEASE_EXPIRED", "POST /v1/orders/NUMBER/lease renews it")
         return None
 
-    def _stored_all(self, exchange: Exchange, request: Request, told: Told) -> Answer:
-        self._stored |= exchange.keys
-        exchange.tell(told)
-        return self._told(exchange, request, [Told.STORED] * len(exchange.segments))
-
     def _refused(self, exchange: Exchange, request: Request) -> Answer:
         """Refuse the first segment that isn't stored; the route for one order stores none then."""
-        fresh = [at for at, each in enumerate(exchange.segments) if each.key not in self._stored]
-        bad = fresh[0]
+        bad = next(at for at, each in enumerate(exchange.segments) if each.key not in self._stored)
         if request.is_single:
             exchange.told[bad] = Told.REFUSED
             error = self._item(exchange, bad, bad)
@@ -312,11 +308,8 @@ class Player:
                 json.dumps({**body, "errors": [error], "error_count": 1}).encode(),
                 "application/problem+json",
             )
-        for at, segment in enumerate(exchange.segments):
-            exchange.told[at] = Told.REFUSED if at == bad else Told.STORED
-            if at != bad:
-                self._stored.add(segment.key)
-        return self._told(exchange, request, exchange.told)
+        self._refused_keys.add(exchange.segments[bad].key)
+        return self._paced(exchange, request)
 
     @staticmethod
     def _item(exchange: Exchange, at: int, index: int) -> dict[str, object]:

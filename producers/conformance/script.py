@@ -34,6 +34,8 @@ UPLOAD_FAULTS = {
 """What may become of an upload."""
 
 _NEED_SEVERAL = ("too_large", "short")
+_FIRST = "step"
+"""Comes while clients still measure: what they make of it shows in the segments after it."""
 _NEEDS_FRESH = "refused"
 
 
@@ -45,6 +47,7 @@ class Script:
         self._uploads = [each for each in UPLOAD_FAULTS if each in faults]
         dice.shuffle(self._starts)
         dice.shuffle(self._uploads)
+        self._uploads.sort(key=lambda each: each != _FIRST)
         self._is_quiet = True  # the next upload goes well
 
     @property

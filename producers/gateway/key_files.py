@@ -173,7 +173,7 @@ def rotated(
 
 
 def read_keys(path: Path, kind: Kind) -> KeySet:
-    """Return what a file holds. Raises SigningKeyError unless it is the owner's alone, and right."""
+    """Return what a file holds. Raises SigningKeyError unless it is right and private."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())

@@ -15,14 +15,14 @@ expired, and whose it is, is looked at each time, so a step of the clock needs n
 """
 
 import hmac
-from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 
-from durabill.producers.gateway.api import ApiError, TimeRules
+from durabill.producers.gateway.api import TimeRules
 from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.key_files import Jwk, WatchedKeys, decode64, encode64
+from durabill.producers.gateway.problems import ApiError
 
 LEASE_CHARS_MAX = 1_024
 """Of a token. The longest that we make has fewer: number, tenant and client are bounded."""
@@ -105,7 +105,9 @@ class LeaseBook:
         lease = Lease(number, tenant, client, now_ms, now_ms, interval_ms, until_ms, until_ms)
         return self._sign(lease, now_ms), lease
 
-    def renew(self, token: str | None, number: str, caller: Caller, now_ms: int) -> tuple[str, Lease]:
+    def renew(
+        self, token: str | None, number: str, caller: Caller, now_ms: int
+    ) -> tuple[str, Lease]:
         """Return a lease that holds anew, for one that may have expired. Raises as `check`.
 
         When the order was opened, and until when its segments may be late, stays as it is in the
@@ -119,9 +121,7 @@ class LeaseBook:
         )
         return self._sign(lease, now_ms), lease
 
-    def check(
-        self, token: str | None, number: str, caller: Caller, now_ms: int
-    ) -> Lease | None:
+    def check(self, token: str | None, number: str, caller: Caller, now_ms: int) -> Lease | None:
         """Return what the lease of an upload for order `number` says; None where none is needed.
 
         Raises ApiError: 401 LEASE_MISSING, LEASE_INVALID, LEASE_EXPIRED, 403 LEASE_OF_ANOTHER. A
@@ -192,8 +192,8 @@ def _head(key: Jwk) -> str:
     return encode64(b'{"alg":"HS256","kid":"%b","typ":"lease+jwt"}' % key.kid.encode())
 
 
-def _refused(reason: str, detail: str, status: int = 401) -> ApiError:
-    return ApiError(status, reason, detail)
+def _refused(reason: str, detail: str) -> ApiError:
+    return ApiError(401, reason, detail, headers={"www-authenticate": "Lease"})
 
 
 def _invalid() -> ApiError:
@@ -202,7 +202,4 @@ def _invalid() -> ApiError:
 
 
 def _of_another(detail: str) -> ApiError:
-    return _refused("LEASE_OF_ANOTHER", detail, 403)
-
-
-Sign = Callable[[bytes], bytes]
+    return ApiError(403, "LEASE_OF_ANOTHER", detail)

@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from aiohttp import web
 
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.caller import caller_of
+from durabill.producers.gateway.checks import json_answer
 from durabill.producers.gateway.client_reports import ClientReports, ClientsAnswer, worst_first
 from durabill.producers.gateway.key_files import Kind, WatchedKeys, decode64
 from durabill.producers.gateway.leases import LeaseBook
@@ -88,16 +88,13 @@ class Authority:
 
     async def get_receipt_keys(self, _: web.Request) -> web.Response:
         """GET /v1/receipt-keys"""
-        # No content type of its own: what reads JSON reads this.
-        return web.Response(
-            body=self.receipts.public_keys(),
-            content_type="application/json",
-            headers={"cache-control": "public, max-age=30"},
-        )
+        response = json_answer(self.receipts.public_keys())
+        response.headers["cache-control"] = "public, max-age=30"  # less than a hand-over takes
+        return response
 
     async def get_clients(self, _: web.Request) -> web.Response:
         """GET /v1/clients"""
         now_ms = self.clock.now_ms()
         clients = worst_first(self.client_reports.clients(now_ms))
-        answer = ClientsAnswer(now_ms, self._since_ms, clients[:CLIENTS_TOLD_MAX], len(clients))
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+        shown = clients[:CLIENTS_TOLD_MAX]
+        return json_answer(ClientsAnswer(now_ms, self._since_ms, shown, len(clients)))

@@ -1,19 +1,14 @@
 """The gateway: HTTP in, Kafka out. It keeps no state of its own, so run as many as you like.
 
-    POST /v1/orders                     go: order number, server timestamp, report interval, lease
-    POST /v1/orders/{number}/lease      the lease anew
-    POST /v1/orders/{number}/segments   one or many; 200 means that Kafka has them all
-    GET  /v1/orders/{number}            the live interval table, or the total
-    GET  /v1/clients                    who is about to lose data
-    GET  /v1/time /v1/receipt-keys /healthz /readyz /openapi.json /docs
+`routes.ROUTES` is the table of what it answers; here is what each route does.
 
 Of a start see `orders`. The effects of a POST of segments, in this order:
   1. read and check everything, the lease too; any fault refuses the whole request, nothing is
      stored
   2. refuse if too many segments wait for Kafka, of this client or its tenant (429) or in all (503)
   3. produce all of them, and wait for every acknowledgement
-  4. answer 200 with the receipts, one of them signed, or 503 if one is missing: the sender repeats all of it. By the
-     broker's time in the acknowledgement the answer says which of them count
+  4. answer 200 with the receipts, one of them signed, or 503 if one is missing: the sender repeats
+     all of it. By the broker's time in the acknowledgement the answer says which of them count
 Between 3 and 4 a crash leaves segments that their sender doesn't know of. It repeats them, and
 the stream processor removes repeats.
 """
@@ -23,7 +18,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -53,12 +48,14 @@ from durabill.producers.gateway.openapi import docs_page, openapi
 from durabill.producers.gateway.orders import LEASE_HEADER, OrderDesk
 from durabill.producers.gateway.problems import try_later
 from durabill.producers.gateway.quotas import QuotaLimits
+from durabill.producers.gateway.routes import Handler, bind
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
 from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError
-from durabill.schemas import SEGMENTS_TOPIC, encode_segment
+from durabill.producers.sdk.stored import Stored
+from durabill.schemas import SEGMENTS_TOPIC, SegmentEvent, encode_segment
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
-from durabill.schemas.upload_receipt import upload_of
+from durabill.schemas.upload_receipt import ReceiptUpload, upload_of
 from durabill.schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
@@ -81,10 +78,11 @@ class GatewayConfig:
     may come and go: `find_workers` returns the addresses of the first, `find_ledger` the DSN of the
     second, as of now; both are called in threads, again and again, and default to what
     `worker_urls` and `ledger_dsn` say. `correction_window_ms` is the stream processor's, if it is
-    known here: without it nothing is told to be TOO_LATE. `quotas` say what a client and a tenant
-    may have under way, `authority` what leases and receipts are signed with. The gateway isn't ready while its clock is further
-    than `clock_offset_max_ms` off the broker's. `clock` gives ns since the epoch, `monotonic` ns
-    without steps, `entropy` so many unguessable bytes. Raises ValueError for values without sense.
+    known here: without it nothing is told to be TOO_LATE. The numbers of segments, requests and
+    orders are quotas, see there; `authority` says what leases and receipts are signed with. The
+    gateway isn't ready while its clock is further than `clock_offset_max_ms` off the broker's.
+    `clock` gives ns since the epoch, `monotonic` ns without steps, `entropy` so many unguessable
+    bytes. Raises ValueError for values without sense.
     """
 
     kafka: KafkaConfig = field(repr=False)  # it may hold a password
@@ -101,7 +99,11 @@ class GatewayConfig:
     find_ledger: Callable[[], str | None] | None = None
     correction_window_ms: int | None = None
     limits: Limits = field(default_factory=Limits)
-    quotas: QuotaLimits = field(default_factory=QuotaLimits)
+    client_segments_max: int = 2_000
+    tenant_segments_max: int = 20_000
+    tenant_requests_max: int = 1_000
+    tenant_orders_max: int = 100_000
+    in_flight_segments_max: int = 50_000
     authority: AuthorityConfig = field(default_factory=AuthorityConfig)
     clock_offset_max_ms: int = 30_000
     delivery_timeout_ms: int = 10_000
@@ -116,6 +118,18 @@ class GatewayConfig:
             raise ValueError(f"report_interval_ms is {self.report_interval_ms}, 1 to 24 h allowed")
         if min(self.delivery_timeout_ms, self.clock_offset_max_ms) < 1:
             raise ValueError("delivery_timeout_ms, clock_offset_max_ms: 1 or more")
+        _ = self.quotas  # checks the others
+
+    @property
+    def quotas(self) -> QuotaLimits:
+        """Return what clients and tenants may have under way."""
+        return QuotaLimits(
+            client_segments_max=self.client_segments_max,
+            tenant_segments_max=self.tenant_segments_max,
+            tenant_requests_max=self.tenant_requests_max,
+            tenant_orders_max=self.tenant_orders_max,
+            in_flight_segments_max=self.in_flight_segments_max,
+        )
 
 
 class Gateway:
@@ -142,6 +156,26 @@ class Gateway:
             correction_window_ms=config.correction_window_ms,
         )
 
+    def handlers(self) -> dict[str, Handler]:
+        """Return what is called, by the `operation` of its row in `routes.ROUTES`.
+
+        What costs more than an answer that lies ready is within its tenant's quota of requests.
+        """
+        limited = self.authority.limited
+        return {
+            "startOrder": limited(self.start_order),
+            "renewLease": limited(self.renew_lease),
+            "getOrder": limited(self.get_order),
+            "addSegments": limited(self.add_segments),
+            "getClients": limited(self.authority.get_clients),
+            "getReceiptKeys": self.authority.get_receipt_keys,
+            "getTime": self.get_time,
+            "getHealth": self.get_health,
+            "getReadiness": self.get_readiness,
+            "getOpenapi": self.get_openapi,
+            "getDocs": self.get_docs,
+        }
+
     async def backends(self, _: web.Application) -> AsyncIterator[None]:
         """Open the backends, and close them after the last request (aiohttp's cleanup_ctx)."""
         config = self._config
@@ -149,7 +183,7 @@ class Gateway:
             config.kafka,
             config.topic,
             delivery_timeout_ms=config.delivery_timeout_ms,
-            in_flight_max=config.quotas.in_flight_segments_max,
+            in_flight_max=config.in_flight_segments_max,
             clock=self._clock,
         )
         find_workers = config.find_workers or (lambda: config.worker_urls)
@@ -206,9 +240,7 @@ class Gateway:
         results = rules.judge_all(segments, [at.append_ms for at in stored])
         accepted = len(results) - [each.counts for each in results].count(False)
         answer = SegmentsAnswer(accepted, receipts, results)
-        answer.receipt = authority.receipts.sign(
-            caller, [upload_of(number, stored, [each.business_data_number for each in segments], values)]
-        )
+        answer.receipt = authority.receipts.sign(caller, [_receipt_of(segments, values, stored)])
         answer.received_ms, answer.clock_id = received_ms, authority.clock.clock_id
         answer.sent_ms = authority.clock.stamp_ms()
         return json_answer(answer)
@@ -287,23 +319,7 @@ def make_app(config: GatewayConfig) -> web.Application:
     app = web.Application(middlewares=[gate.middleware])
     app[GATEWAY] = gateway
     app.cleanup_ctx.append(gateway.backends)
-    # Without a pattern of its own aiohttp's `{number}` takes no braces.
-    one = "/v1/orders/{number:[^/]+}"
-    limited = gateway.authority.limited
-    for method, path, handler in (
-        ("POST", "/v1/orders", gateway.start_order),
-        ("POST", f"{one}/lease", gateway.renew_lease),
-        ("POST", f"{one}/segments", gateway.add_segments),
-        ("GET", one, gateway.get_order),
-        ("GET", "/v1/clients", gateway.authority.get_clients),
-    ):
-        app.router.add_route(method, path, limited(handler), expect_handler=gate.expects)
-    app.router.add_get("/v1/time", gateway.get_time)
-    app.router.add_get("/v1/receipt-keys", gateway.authority.get_receipt_keys)
-    app.router.add_get("/healthz", gateway.get_health)
-    app.router.add_get("/readyz", gateway.get_readiness)
-    app.router.add_get("/openapi.json", gateway.get_openapi)
-    app.router.add_get("/docs", gateway.get_docs)
+    bind(app.router, gateway.handlers(), gate.expects)
     return app
 
 
@@ -352,3 +368,17 @@ def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
 
+
+def _receipt_of(
+    segments: Sequence[SegmentEvent], values: Sequence[bytes], stored: Sequence[Stored]
+) -> ReceiptUpload:
+    """Return what a receipt says of the segments of one order, all of them stored."""
+    by_offset = sorted(range(len(stored)), key=lambda index: stored[index].offset)
+    first, last = stored[by_offset[0]], stored[by_offset[-1]]
+    return upload_of(
+        segments[0].service_order_number,
+        first.partition,
+        (first.offset, last.offset),
+        [each.business_data_number for each in segments],
+        [values[index] for index in by_offset],
+    )

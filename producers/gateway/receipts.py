@@ -10,7 +10,14 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from durabill.producers.gateway.caller import Caller
-from durabill.producers.gateway.key_files import Jwk, WatchedKeys, decode64, encode64
+from durabill.producers.gateway.key_files import (
+    Jwk,
+    ReceiptKeys,
+    WatchedKeys,
+    decode64,
+    encode64,
+    public_keys_of,
+)
 from durabill.schemas.upload_receipt import (
     ReceiptUpload,
     UploadReceipt,
@@ -43,11 +50,7 @@ class ReceiptSigner:
         signed = f"{head}.{encode64(msgspec.json.encode(receipt))}"
         return f"{signed}.{encode64(private.sign(signed.encode()))}"
 
-    def public_keys(self) -> bytes:
-        """Return the public keys of all that has been signed, and will be, as a JWK set."""
+    def public_keys(self) -> ReceiptKeys:
+        """Return the public keys of all that has been signed, and will be, the newest first."""
         self._watched.look()
-        keys = [
-            Jwk(each.kid, each.kty, each.alg, use=each.use, crv=each.crv, x=each.x)
-            for each in self._watched.keys.keys
-        ]
-        return msgspec.json.encode({"keys": keys})
+        return public_keys_of(self._watched.keys)

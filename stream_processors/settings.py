@@ -16,7 +16,7 @@ import msgspec
 from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX, POLICY_TIME_MAX_S
-from durabill.schemas.topics import SEAL_TOPIC, Topics
+from durabill.schemas.topics import ORDERS_TOPIC, SEAL_TOPIC, Topics
 from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
@@ -56,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
     segments_topic: str = SEGMENTS_TOPIC
     totals_topic: str = TOTALS_TOPIC
+    orders_topic: str = ORDERS_TOPIC
     dead_letters_topic: str = DEAD_LETTERS_TOPIC
     seal_topic: str = SEAL_TOPIC
 
@@ -116,6 +117,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             totals=self.totals_topic,
             dead_letters=self.dead_letters_topic,
             checkpoint=self.checkpoint_topic,
+            orders=self.orders_topic,
         )
 
     @property

@@ -31,7 +31,7 @@ CONNECTION = (
     "ssl_key_password",
     "data_dir",
 )
-TOPICS = ("segments_topic", "totals_topic", "dead_letters_topic", "application_id")
+TOPICS = ("segments_topic", "totals_topic", "orders_topic", "dead_letters_topic", "application_id")
 POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
 
 SETTING_HELP = {
@@ -49,6 +49,7 @@ SETTING_HELP = {
     "previous_application_id": "Id whose recorded policies hold for what it has billed.",
     "segments_topic": "Topic of the segments.",
     "totals_topic": "Topic of the totals.",
+    "orders_topic": "Topic of the orders that were opened.",
     "dead_letters_topic": "Topic of the dead letters.",
     "seal_topic": "Topic of the sealed log's checkpoints.",
     "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
@@ -92,6 +93,7 @@ SETTING_DEFAULTS = {
     "application_id": "durabill",
     "segments_topic": "billing.segments",
     "totals_topic": "billing.totals",
+    "orders_topic": "billing.orders",
     "dead_letters_topic": "billing.dead-letters",
     "seal_topic": "billing.seal-checkpoints",
     "settle_grace_s": "30",

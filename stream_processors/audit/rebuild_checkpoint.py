@@ -181,6 +181,7 @@ def _write(job: RebuildJob, last: Pass, totals_offset: int, names: list[str]) ->
         next_offset=last.next_offset,
         clock_ms=last.replay.table.clock_ms,
         totals_offset=totals_offset,
+        orders_offset=0,
     )
     appender = Appender(quiet(settings.librdkafka()), stopped.writer_id(settings, partition))
     with closing(appender):

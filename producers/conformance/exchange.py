@@ -72,6 +72,11 @@ class Exchange:
         """Which segments it had."""
         return frozenset(each.key for each in self.segments)
 
+    @property
+    def has_settled(self) -> bool:
+        """Whether the answer told for good of any segment."""
+        return Told.STORED in self.told or Told.REFUSED in self.told
+
     def tell(self, told: Told) -> None:
         """Note that the answer says the same of every segment."""
         self.told = [told] * len(self.segments)

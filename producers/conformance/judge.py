@@ -5,7 +5,7 @@ first thing that was wrong, for people.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from durabill.producers.conformance.exchange import Exchange, Kind, Log, Sent, Told
 
@@ -169,14 +169,16 @@ def sent_again(*faults: str) -> Judge:
     """Return the judge of this: after each of these faults all segments come again."""
 
     def judge(log: Log) -> Finding:
-        if {each.fault for each in log.with_fault(*faults)} < set(faults):
-            return None
         for each in log.with_fault(*faults):
             if wrong := _not_again(log, each):
                 return f"after `{each.fault}`: {wrong}"
-        return ""
+        return _if_all_seen(log, faults)
 
     return judge
+
+
+def _if_all_seen(log: Log, faults: Collection[str]) -> Finding:
+    return "" if {each.fault for each in log.with_fault(*faults)} == set(faults) else None
 
 
 def _not_again(log: Log, exchange: Exchange) -> str:
@@ -208,8 +210,6 @@ def waits(*faults: str) -> Judge:
     """Return the judge of this: after each of these faults the client comes no sooner than told."""
 
     def judge(log: Log) -> Finding:
-        if {each.fault for each in log.with_fault(*faults)} < set(faults):
-            return None
         for each in log.with_fault(*faults):
             again = _again(log, each)
             if again is None:
@@ -218,7 +218,7 @@ def waits(*faults: str) -> Judge:
             early_s = each.not_before_s - again.came_s
             if early_s > EARLY_S:
                 return f"after `{each.fault}` it came {early_s * 1000:.0f} ms too soon"
-        return ""
+        return _if_all_seen(log, faults)
 
     return judge
 

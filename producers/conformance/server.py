@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from durabill.producers.conformance.script import Script
 
 GRACE_S = 0.5
 """After all is settled: whether the client knows it shows by what it sends then."""
+_END_S = 5.0
+"""After that the client has that long to end."""
 _BODY_BYTES_MAX = 1 << 20
 
 
@@ -56,6 +60,69 @@ class Scenario:
             "INTERVAL_MS": str(self.interval_ms),
         }
         return {**told, "TOKEN_FILE": str(self.token_file)} if self.has_tokens else told
+
+
+async def play(
+    scenario: Scenario,
+    on_ready: Callable[[dict[str, str]], None],
+    *,
+    command: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 0,
+    timeout_s: float = 120.0,
+) -> Matrix:
+    """Play to a client until it is done, SIGTERM or SIGINT comes, or the time is over; judge it.
+
+    `command` is the client, started here with its variables, which `on_ready` is told as well.
+    When it ends, the play ends; when the play ends, it is ended. Raises OSError for a port that is
+    taken, or a command that can't be started.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+    ready = loop.create_future()
+    stage = Stage(scenario)
+    serving = asyncio.create_task(stage.run(stop, ready.set_result, host=host, port=port))
+    await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        serving.result()
+    variables = scenario.environment(ready.result())
+    on_ready(variables)
+    try:
+        async with asyncio.timeout(timeout_s):
+            if command:
+                await _with_client(command, variables, serving, stop)
+            await serving
+    except TimeoutError:
+        stop.set()
+        await serving
+    return stage.matrix()
+
+
+async def _with_client(
+    command: Sequence[str],
+    variables: dict[str, str],
+    serving: asyncio.Task[None],
+    stop: asyncio.Event,
+) -> None:
+    try:
+        client = await asyncio.create_subprocess_exec(*command, env={**os.environ, **variables})
+    except OSError:
+        stop.set()
+        await serving
+        raise
+    ended = asyncio.create_task(client.wait())
+    try:
+        await asyncio.wait([serving, ended], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([ended], timeout=_END_S)
+    finally:
+        stop.set()
+        if client.returncode is None:
+            client.kill()
+            await client.wait()
+        await ended
 
 
 class Stage:
@@ -125,7 +192,7 @@ class Stage:
 
     def _written(self, exchange: Exchange) -> None:
         exchange.answered_s = time.monotonic()
-        if exchange.segments and self.log.is_done():
+        if exchange.has_settled and self.log.is_done():
             self._done.set()
 
     async def _respond(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:

@@ -130,6 +130,11 @@ def orders_file() -> dict[str, Any]:
 
 
 def _histories() -> Iterator[History]:
+    yield from _of_segments()
+    yield from _of_openings()
+
+
+def _of_segments() -> Iterator[History]:
     log = History("complete", "Out of order and repeated: COMPLETE when the last number is there")
     log.segment(21, 2, 10, 20)
     log.segment(22, 1, 0, 10)
@@ -181,6 +186,8 @@ def _histories() -> Iterator[History]:
     log.segment(4_001, 1, 3_990, 4_000, end=True)
     yield log
 
+
+def _of_openings() -> Iterator[History]:
     log = History("opened", "An opening: nothing begins before it, and lateness is by its promise")
     log.opening(0, 10_000)
     log.opening(1, 10_000)

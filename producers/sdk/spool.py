@@ -67,6 +67,7 @@ __all__ = [
 T = TypeVar("T")
 
 LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
+_WORDS_MAX = 100  # of a refusal that has room where a longer one hasn't
 _AT_ONCE_MAX = 500  # values in one query; old versions of SQLite take 999
 
 
@@ -117,7 +118,7 @@ class _Ticket:
 class Spool:
     """A queue in the file `path`, which is made if it is missing (its folder is not).
 
-    `limit_bytes` bounds the file for new segments: an eighth more is for setting refused ones
+    `limit_bytes` bounds the file for new segments: a quarter more is for setting refused ones
     aside, 2 MB or so for the log and the reserve beside it. With `fsync=False` what was appended
     survives a kill of the process, but the last moments before a power cut may be gone. Raises
     SpoolBusy, SpoolBroken, SpoolFull for a new file on a full disk, and ValueError for a limit
@@ -558,6 +559,8 @@ class Spool:
         entry_ids: Sequence[int],
         besides: Callable[[], object] = lambda: None,
         keep: Set[str] = frozenset(),
+        *,
+        is_small: bool = True,
     ) -> None:
         numbers: list[str] = []
         for at in range(0, len(entry_ids), _AT_ONCE_MAX):
@@ -576,7 +579,7 @@ class Spool:
             self._forget_rows(drained)
             besides()
 
-        self._file.removing(change, durable=False)
+        self._file.removing(change, durable=False, is_small=is_small)
         self._pending -= len(numbers)
         for number, count in left.items():
             self._orders[number].pending = count
@@ -606,7 +609,10 @@ class Spool:
         )
         numbers = {each.segment.service_order_number for each in rejected}
         ids = [each.entry_id for each in rejected]  # removing them makes room
-        self._remove(ids, lambda: self._file.db.executemany(query, rows), numbers)
+        is_small = all(len(each.detail) <= _WORDS_MAX for each in rejected)
+        self._remove(
+            ids, lambda: self._file.db.executemany(query, rows), numbers, is_small=is_small
+        )
         self._with_rejected |= numbers
 
     def _run(self, query: str, values: Sequence[object] = ()) -> None:

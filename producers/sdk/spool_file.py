@@ -7,7 +7,8 @@ when the file is opened again.
 
 A full disk: to remove something, SQLite has to write. So that a disk that the spool itself has
 filled doesn't stay full, a file beside it (`-reserve`) keeps room for that, and is given up for
-it. A full spool: what the server refused is set aside within the limit and an eighth of it more.
+it. A full spool: what the server refused is set aside within the limit and a quarter of it more,
+of which long words may have half.
 
 One process at a time: the file stays locked (`locking_mode=EXCLUSIVE`) until `close`, or until
 the operating system ends the process. A fork of the process has nothing to do with the file any
@@ -43,6 +44,7 @@ SUFFIXES = ("-wal", "-shm", "-journal")
 _LOCK_WAIT_S = 0.2
 _LOG_BYTES = 512 * 1024  # the write-ahead log is worked into the file when it is as long
 _OPENING = threading.Lock()  # see create_private: no other spool may lock the file meanwhile
+_PART_BYTES_MIN = 32 * 1024
 _LOST = ("no such", "already exists", "has no column")  # the schema isn't what the header says
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -192,23 +194,29 @@ class SpoolFile:
                     self._reserve.take()
                 self._bound_log()
 
-    def removing(self, change: Callable[[], None], *, durable: bool = True) -> None:
-        """Commit a change that must be possible on a full disk and in a full spool, too."""
+    def removing(
+        self, change: Callable[[], None], *, durable: bool = True, is_small: bool = True
+    ) -> None:
+        """Commit a change that must be possible on a full disk and in a full spool, too.
+
+        One that isn't small must leave some of that room.
+        """
         try:
             self.commit(change, durable=durable)
         except SpoolFull:
             self._reserve.give_up()
             self._empty_log()
-            with self._wider_limit():
+            with self._wider_limit(2 if is_small else 1):
                 self.commit(change, durable=durable)
         finally:
             self._reserve.take()
             self._bound_log()
 
     @contextmanager
-    def _wider_limit(self) -> Iterator[None]:
-        """Let the file grow by an eighth over its limit: never for new segments."""
-        wider_pages = self._limit_pages + max(self._limit_pages // 8, 4)
+    def _wider_limit(self, parts: int) -> Iterator[None]:
+        """Let the file grow by so many eighths over its limit: never for new segments."""
+        part_pages = max(self._limit_pages // 8, _PART_BYTES_MIN // self._page_bytes)
+        wider_pages = self._limit_pages + parts * part_pages
         self.db.execute(f"PRAGMA max_page_count={wider_pages}")
         try:
             yield

@@ -50,7 +50,9 @@ class Salvaged:
 
     def write(self, db: sqlite3.Connection) -> None:
         """Write segments and receipts into a new file's tables, under the ids that they had."""
-        db.executemany(f"INSERT INTO pending (id, {NAMES}, sum) VALUES (?,?,?,?,?,?,?)", self.pending)
+        db.executemany(
+            f"INSERT INTO pending (id, {NAMES}, sum) VALUES (?,?,?,?,?,?,?)", self.pending
+        )
         names = f"id, {NAMES}, sum, reason, detail"
         db.executemany(f"INSERT INTO rejected ({names}) VALUES (?,?,?,?,?,?,?,?,?)", self.rejected)
         db.executemany("INSERT INTO receipts VALUES (?, ?, ?)", self.receipts)

@@ -7,8 +7,8 @@ removes repeats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from durabill.producers.sdk.session import ProducerError
 from durabill.schemas import SegmentEvent, check_order_number
@@ -114,6 +114,16 @@ class OrderTerms:
         return max(given, default=None)
 
 
+def with_renewal(terms: OrderTerms, now_ms: int) -> OrderTerms:
+    """Return the terms with the instant from which their lease is to be renewed.
+
+    That is the last third of its life. `now_ms` is the server's time when it gave the lease.
+    """
+    if terms.lease_expires_ms is None:
+        return terms
+    return replace(terms, renew_from_ms=now_ms + (terms.lease_expires_ms - now_ms) * 2 // 3)
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The server's go for a service: its order number, the server's time, how often to report.
@@ -144,26 +154,20 @@ def check_timestamp(server_timestamp_ms: int) -> None:
 class ClientReport:
     """How a client stands, in the words of the contract: it travels along with uploads.
 
-    `oldest_ms` is when the segment that has waited longest began, in server time.
+    `oldest_ms` is for how long the oldest of the `pending` segments has waited.
     """
 
     name: str
     pending: int
-    oldest_ms: int | None = None
+    oldest_ms: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     clock_bound_ms: int | None = None
     suspends: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """The server's clock as an upload shows it: `received_ms` and `sent_ms` of one `clock_id`.
+class Stamps(NamedTuple):
+    """The server's clock `clock_id` as an upload shows it: when it took it in, and answered."""
 
-    `asked_s` and `answered_s` are of `time.monotonic`: before the request, after its answer.
-    """
-
-    asked_s: float
-    answered_s: float
     received_ms: float
     sent_ms: float
     clock_id: str
@@ -187,7 +191,7 @@ class SendResult:
     receipt: str | None = None
     accept_until_ms: dict[str, int] = field(default_factory=dict)
     stale_leases: set[str] = field(default_factory=set)
-    exchange: Exchange | None = None
+    stamps: Stamps | None = None
 
     def add(self, part: "SendResult") -> None:
         """Take what became of a part of the segments into this; receipts are of parts alone."""
@@ -197,7 +201,7 @@ class SendResult:
         self.problem = part.problem or self.problem
         self.accept_until_ms |= part.accept_until_ms
         self.stale_leases |= part.stale_leases
-        self.exchange = part.exchange or self.exchange
+        self.stamps = part.stamps or self.stamps
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +229,16 @@ class Renewing(Protocol):
         """Ask for an order's lease anew; raises as `Uplink.start` does."""
 
 
+@runtime_checkable
+class StartingOnce(Protocol):
+    """An uplink that can ask for one and the same order again."""
+
+    def start_once(
+        self, key: str, service_order_number: str | None, *, timeout_s: float | None = None
+    ) -> Grant:
+        """Ask as `Uplink.start` does; with the same `key` it is the same order."""
+
+
 class Uplink(Protocol):
     """A way to the server. `send` is called by one thread, `start` and the time by any."""
 
@@ -236,9 +250,7 @@ class Uplink(Protocol):
     def server_time_ms(self, *, timeout_s: float | None = None) -> int:
         """Ask for the server's time, ms since the epoch; raises as `start` does."""
 
-    def send(
-        self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES
-    ) -> SendResult:
+    def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         """Send segments, of one or many orders, once; never raises for the server's doings."""
 
     def close(self) -> None:

@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from durabill.producers.sdk.client import Client, ClientStopped
     from durabill.producers.sdk.http_uplink import HttpUplink
     from durabill.producers.sdk.kafka_uplink import KafkaUplink
-    from durabill.producers.sdk.sender import ClientStats
     from durabill.producers.sdk.service import EndReceipt, Service
     from durabill.producers.sdk.session import ClockWentBackwards, ProducerError, SessionState
     from durabill.producers.sdk.spool import (
         RejectedSegment,
         SpoolBroken,
         SpoolBusy,
+        SpoolDamaged,
         SpoolError,
         SpoolFull,
     )
+    from durabill.producers.sdk.standing import ClientStats
     from durabill.producers.sdk.uplink import (
+        AtRisk,
         Backoff,
         Grant,
         OrderFailed,
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 """The one place where the version stands; a build reads it here."""
 
 __all__ = [
+    "AtRisk",
     "Backoff",
     "BadRecord",
     "Client",
@@ -64,6 +67,7 @@ __all__ = [
     "SessionState",
     "SpoolBroken",
     "SpoolBusy",
+    "SpoolDamaged",
     "SpoolError",
     "SpoolFull",
     "UplinkError",
@@ -77,17 +81,19 @@ _MODULES = {
     "producers.sdk.client": ("Client", "ClientStopped"),
     "producers.sdk.http_uplink": ("HttpUplink",),
     "producers.sdk.kafka_uplink": ("KafkaUplink",),
-    "producers.sdk.sender": ("ClientStats",),
     "producers.sdk.service": ("EndReceipt", "Service"),
     "producers.sdk.session": ("ClockWentBackwards", "ProducerError", "SessionState"),
     "producers.sdk.spool": (
         "RejectedSegment",
         "SpoolBroken",
         "SpoolBusy",
+        "SpoolDamaged",
         "SpoolError",
         "SpoolFull",
     ),
+    "producers.sdk.standing": ("ClientStats",),
     "producers.sdk.uplink": (
+        "AtRisk",
         "Backoff",
         "Grant",
         "OrderFailed",

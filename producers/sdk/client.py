@@ -22,7 +22,8 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -242,6 +243,26 @@ class Client:
         self._check_running()
         return self._wait_sent(None, timeout_s)
 
+    @contextmanager
+    def watched(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Have `listener` called, by any thread, when segments were sent, or a thread has died."""
+        with self._changed:
+            self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners.discard(listener)
+
+    def hurried(self) -> AbstractContextManager[None]:
+        """Have the sender hurry while somebody waits."""
+        return self._sender.waited_for()
+
+    def pending_of(self, numbers: Sequence[str | None]) -> dict[str | None, int]:
+        """Return how many segments of these orders wait (None: of all). Raises ClientStopped."""
+        self._check_running()
+        return {number: self._spool.pending(number) for number in numbers}
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Store what is due, give the sender `timeout_s`, stop. Unsent segments stay on disk.
 
@@ -337,9 +358,10 @@ class Client:
         number = service.service_order_number
         self._reporter.remove(number)
         pending = self._wait_sent(number, timeout_s)
-        return self._end_receipt(number, pending)
+        return self.end_receipt(number, pending)
 
-    def _end_receipt(self, number: str, pending: int) -> EndReceipt:
+    def end_receipt(self, number: str, pending: int) -> EndReceipt:
+        """Return how an order that has ended stands."""
         return EndReceipt(number, pending, tuple(self._spool.rejected(number)))
 
     def _wait_sent(self, number: str | None, timeout_s: float) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from durabill.schemas.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from durabill.producers.sdk.async_client import AsyncClient, AsyncService
     from durabill.producers.sdk.client import Client, ClientStopped
     from durabill.producers.sdk.http_uplink import HttpUplink
     from durabill.producers.sdk.kafka_uplink import KafkaUplink
@@ -47,6 +48,8 @@ __version__ = "0.1.0"
 """The one place where the version stands; a build reads it here."""
 
 __all__ = [
+    "AsyncClient",
+    "AsyncService",
     "AtRisk",
     "Backoff",
     "BadRecord",
@@ -78,6 +81,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "producers.sdk.async_client": ("AsyncClient", "AsyncService"),
     "producers.sdk.client": ("Client", "ClientStopped"),
     "producers.sdk.http_uplink": ("HttpUplink",),
     "producers.sdk.kafka_uplink": ("KafkaUplink",),

@@ -36,6 +36,9 @@
     │   └── ArchiveUnreadable        (audit.archive.folder) there is none to look at; exit code 2
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
     ├── StackError                   (local.stack) a local server is not as needed
+    ├── SigningKeyError              (gateway.key_files) a file of keys can't be used; exit code 2
+    ├── NoReceipt                    (schemas.upload_receipt) it is no receipt; exit code 2
+    ├── NotSigned                    (schemas.upload_receipt) none of the keys has signed it
     ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings
     ├── MigrationError               (deploy.migrate) files and database don't fit together
     ├── ForeignFolder                (deploy.files) root would work in another user's folder

@@ -36,6 +36,7 @@ ALL = "all"
 
 _EXTRA_OF_COMMAND = {
     "gateway": "gateway",
+    "conformance": "gateway",
     "archive": "audit",
     "kafka": "local",
     "postgres": "local",

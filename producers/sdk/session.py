@@ -34,6 +34,8 @@ class ProducerError(DurabillError):
     │   ├── SpoolFull        the limit or the disk; nothing was stored, nothing was lost
     │   ├── SpoolBusy        another process holds the file
     │   └── SpoolBroken      the file is no spool, or its disk fails
+    │       └── SpoolDamaged     it was one: put aside, and metering goes on in a new one
+    ├── AtRisk               uplink.py: segments that wait will be too late soon
     ├── ClientStopped        client.py: closed, or a thread of it has died; make a new one
     ├── UplinkError          uplink.py
     │   ├── UplinkUnavailable    no answer, or "later": worth a retry

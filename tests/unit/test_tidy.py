@@ -23,6 +23,7 @@ FLOORS: dict[str, set[str]] = {
     "producers.sdk": {"schemas"},
     "producers.gateway": {"schemas", "producers.sdk"},
     "producers.fleet": {"schemas", "producers.sdk"},
+    "producers.conformance": {"schemas"},
     "stream_processors": set(),
     "stream_processors.core": {"schemas"},
     "stream_processors.engine": {"schemas", "stream_processors.core"},

@@ -52,6 +52,11 @@ def set_caller(request: web.BaseRequest, caller: Caller) -> None:
     request[_CALLER] = caller
 
 
+def has_caller(request: web.BaseRequest) -> bool:
+    """Tell whether it is known by now who asks."""
+    return _CALLER in request
+
+
 def caller_of(request: web.BaseRequest) -> Caller:
     """Return who asks. For handlers, which run after the middleware alone."""
     return request[_CALLER]

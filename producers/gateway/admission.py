@@ -4,14 +4,10 @@ from aiohttp import hdrs, web
 
 from durabill.producers.gateway.auth.access import Access, Refused
 from durabill.producers.gateway.auth.gcra import NS_PER_S, Policy, Taken
-from durabill.producers.gateway.caller import (
-    DEFAULT_TENANT,
-    Caller,
-    has_caller,
-    set_caller,
-)
+from durabill.producers.gateway.caller import Caller, has_caller, set_caller
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.routes import route_of
+from durabill.schemas.order_opened import DEFAULT_TENANT
 
 _LIMIT_NAME = '"caller"'
 _TAKEN = web.RequestKey("durabill.taken", Taken)

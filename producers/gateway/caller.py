@@ -16,9 +16,6 @@ ALL_SCOPES = frozenset({REPORT, READ, ADMIN})
 """What a caller may be allowed: to start orders and report segments, to read what its own orders
 come to, and to read those of every tenant."""
 
-DEFAULT_TENANT = "default"
-"""The tenant of all orders where there is no authentication."""
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -34,9 +31,9 @@ class Caller:
     key_id: str = ""
 
     @property
-    def is_admin(self) -> bool:
-        """Whether it may see the orders of every tenant."""
-        return ADMIN in self.scopes
+    def sees_only(self) -> str | None:
+        """The tenant whose orders it sees alone, None if it sees everybody's."""
+        return None if ADMIN in self.scopes else self.tenant
 
     @property
     def is_known(self) -> bool:

@@ -173,7 +173,7 @@ def rotated(
 
 
 def read_keys(path: Path, kind: Kind) -> KeySet:
-    """Return what a file holds. Raises SigningKeyError unless it is the owner's alone, and right."""
+    """Return what a file holds. Raises SigningKeyError unless it is right and private."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
@@ -267,18 +267,19 @@ def _draft(path: Path, keys: KeySet) -> str:
 
 
 class WatchedKeys:
-    """The keys of a file, as of now: it is looked at again and again. Raises SigningKeyError."""
+    """The keys of a file, as of now: it is looked at again and again. Raises SigningKeyError.
+
+    Without a file they are made up, and known to this process alone.
+    """
 
     def __init__(
-        self, path: Path, kind: Kind, monotonic_s: Callable[[], float] = time.monotonic
+        self, path: Path | None, kind: Kind, monotonic_s: Callable[[], float] = time.monotonic
     ) -> None:
         self._path, self._kind, self._monotonic_s = path, kind, monotonic_s
         self._damper = Damper(log)
         self._looked_s = monotonic_s()
         self._seen = self._sign()
-        self.keys = read_keys(path, kind)
-        self.version = 0
-        """Counts the changes."""
+        self.keys = new_keys(kind) if path is None else read_keys(path, kind)
 
     def look(self, *, meets_unknown: bool = False) -> bool:
         """Read the file again where it has changed; tell whether there are other keys now.
@@ -292,7 +293,7 @@ class WatchedKeys:
             return False
         self._looked_s = now_s
         sign = self._sign()
-        if sign == self._seen:
+        if sign == self._seen or self._path is None:
             return False
         try:
             keys = read_keys(self._path, self._kind)
@@ -304,12 +305,13 @@ class WatchedKeys:
         if keys == self.keys:
             return False
         self.keys = keys
-        self.version += 1
         log.info("%s keys have changed: %s", self._kind, _kids(keys.keys))
         return True
 
     def _sign(self) -> tuple[int, int, int] | None:
         """Return what is another after each change of the file."""
+        if self._path is None:
+            return None
         try:
             found = self._path.stat()
         except OSError:
@@ -321,10 +323,7 @@ def _kids(keys: Sequence[Jwk]) -> str:
     return ", ".join(each.kid for each in keys)
 
 
-def keys_at(path: Path, kind: Kind) -> WatchedKeys:
-    """Return the keys of a file, which is made where it isn't there. Raises SigningKeyError."""
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if make_keys(path, new_keys(kind)):
-            log.info("made %s, with a new key that signs %ss", path, kind)
-    return WatchedKeys(path, kind)
+def ensure_keys(path: Path, kind: Kind) -> None:
+    """Make a file with a new key where there is none. Raises SigningKeyError."""
+    if not path.exists() and make_keys(path, new_keys(kind)):
+        log.info("made %s, with a new key that signs %ss", path, kind)

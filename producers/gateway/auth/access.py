@@ -29,7 +29,8 @@ from durabill.producers.gateway.auth.tokens import (
     read_head,
     read_token,
 )
-from durabill.producers.gateway.caller import ALL_SCOPES, DEFAULT_TENANT, Caller
+from durabill.producers.gateway.caller import ALL_SCOPES, Caller
+from durabill.schemas.order_opened import DEFAULT_TENANT
 
 SLOW_LANE_PER_S = 50
 _SLOW_LANE = "all"

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from durabill.producers.gateway.auth.tenants import TENANT_PATTERN
 from durabill.schemas.errors import DurabillError
+from durabill.schemas.tenants import TENANT_PATTERN
 
 PREFIX = "dbk_"
 ID_CHARS = 12

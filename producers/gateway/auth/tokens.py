@@ -23,8 +23,8 @@ from joserfc.jws import JWSRegistry
 from msgspec import Meta
 
 from durabill.producers.gateway.auth.issuer_keys import ALGORITHMS, IssuerKey
-from durabill.producers.gateway.auth.tenants import is_tenant
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
+from durabill.schemas.tenants import is_tenant
 
 TOKEN_CHARS_MAX = 7_000
 LEEWAY_S = 30.0

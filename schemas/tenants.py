@@ -1,15 +1,16 @@
-"""Whose an order is, and who may see it. Pure.
+"""Whose an order is. Pure.
 
 An order that was opened is its opener's. One that nobody opened is the tenant's that its number
-begins with, as in `acme:meter-7`, and else the default tenant's. What a caller may not see is to it
-as if it were not there.
+begins with, as in `acme:meter-7`, and else the default tenant's. Gateway and worker both go by
+this: what is another tenant's is to a caller as if it were not there.
 """
 
 import re
 
-from durabill.producers.gateway.caller import ADMIN, DEFAULT_TENANT, Caller
+from durabill.schemas.limits import TENANT_BYTES_MAX
+from durabill.schemas.order_opened import DEFAULT_TENANT
 
-TENANT_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+TENANT_PATTERN = rf"[A-Za-z0-9._-]{{1,{TENANT_BYTES_MAX}}}"
 _TENANT = re.compile(TENANT_PATTERN, re.ASCII)
 _SEPARATOR = ":"
 
@@ -25,8 +26,3 @@ def tenant_of(number: str, opened_by: str | None) -> str:
         return opened_by
     prefix, separator, _ = number.partition(_SEPARATOR)
     return prefix if separator and is_tenant(prefix) else DEFAULT_TENANT
-
-
-def may_see(caller: Caller, number: str, opened_by: str | None) -> bool:
-    """Tell whether an order is the caller's own, or the caller may see everybody's."""
-    return ADMIN in caller.scopes or caller.tenant == tenant_of(number, opened_by)

@@ -1,0 +1,57 @@
+"""The time that clients are told: it goes evenly, and says when it doesn't.
+
+Theory: a client keeps the server's time as an interval, which it narrows with each answer. That is
+sound only while the server's time is one even scale. What is known of the broker's time moves by
+some ms with every acknowledgement, so this clock follows it slowly: it runs on the monotonic clock,
+and is moved towards the broker's time by 100 ms in 1,000 s (100 ppm) at most, which a client allows
+for like the drift of its own crystal. Where the two are further apart than half a second, the
+broker's clock was set, or this machine slept: then it steps, and has another `clock_id`, by which
+a client knows that nothing it has learned before holds any more. So it is after a restart.
+"""
+
+from collections.abc import Callable
+
+from durabill.producers.gateway.broker_clock import BrokerClock
+
+SLEW_PPM = 100
+STEP_MS = 500.0
+_ID_BYTES = 6
+
+
+class ServedClock:
+    """The server's time for clients, in ms since the epoch. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        broker: BrokerClock,
+        monotonic_ns: Callable[[], int],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self._broker = broker
+        self._monotonic_ns = monotonic_ns
+        self._process = entropy(_ID_BYTES).hex()
+        self._steps = 0
+        self._moved_ms = self._tick_ms()
+        self._ahead_ms = broker.now_ms() - self._moved_ms
+        self.clock_id = f"{self._process}.0"
+
+    def now_ms(self) -> int:
+        """Return the time in whole ms."""
+        return int(self.stamp_ms())
+
+    def stamp_ms(self) -> float:
+        """Return the time, exact to a microsecond."""
+        tick_ms = self._tick_ms()
+        wrong_ms = self._broker.now_ms() - tick_ms - self._ahead_ms
+        if abs(wrong_ms) > STEP_MS:
+            self._ahead_ms += wrong_ms
+            self._steps += 1
+            self.clock_id = f"{self._process}.{self._steps}"
+        else:
+            most_ms = (tick_ms - self._moved_ms) * SLEW_PPM / 1_000_000
+            self._ahead_ms += max(-most_ms, min(wrong_ms, most_ms))
+        self._moved_ms = tick_ms
+        return round(tick_ms + self._ahead_ms, 3)
+
+    def _tick_ms(self) -> float:
+        return self._monotonic_ns() / 1_000_000

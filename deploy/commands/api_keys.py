@@ -8,7 +8,7 @@ import typer
 
 from durabill.deploy.commands.api_key_file import change_key_file, read_key_file
 from durabill.deploy.commands.common import AS_JSON, with_settings
-from durabill.deploy.terminal import answer, emit, say, show_table
+from durabill.deploy.terminal import answer, emit, say
 from durabill.schemas.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MS_PER_DAY = 86_400_000
 _DAYS_MAX = 36_500.0
+_LINE_CHARS = 160
 GRACE_DAYS = 7.0
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id: what follows dbk_.")]
 GraceDays = Annotated[
@@ -111,9 +112,7 @@ def revoke(settings: "Settings", key_id: KeyId, as_json: AS_JSON = False) -> Non
     from durabill.producers.gateway.auth.key_changes import revoke as revoked
 
     key_id, now_ms = _id(key_id), _now_ms()
-    kept = change_key_file(
-        settings.api_keys_path, lambda file: revoked(file, key_id, now_ms)
-    )
+    kept = change_key_file(settings.api_keys_path, lambda file: revoked(file, key_id, now_ms))
     told = f"key {key_id} of {kept.client} ({kept.tenant}) opens nothing any more"
     answer(_told(kept, now_ms), told, as_json)
 
@@ -132,23 +131,18 @@ def list_keys(settings: "Settings", as_json: AS_JSON = False) -> None:
     if not keys:
         say(f"there is no key in {settings.api_keys_path}; `durabill keys create` makes one")
         return
-    columns = ("id", "tenant", "client", "scopes", "state", "made", "ends")
-    show_table(
-        "API keys",
-        columns,
-        [
-            (
-                each["id"],
-                each["tenant"],
-                each["client"],
-                ", ".join(each["scopes"]),
-                each["state"],
-                _day(each["created_ms"]),
-                _day(each["revoked_ms"] or each["expires_ms"]),
-            )
-            for each in keys
-        ],
-    )
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="API keys", title_justify="left", box=None)
+    for name in ("id", "tenant", "client", "scopes", "state", "made", "ends"):
+        table.add_column(name, no_wrap=True)
+    for each in keys:
+        ends_ms = each["revoked_ms"] or each["expires_ms"]
+        scopes, times = ", ".join(each["scopes"]), (each["created_ms"], ends_ms)
+        names = (each["id"], each["tenant"], each["client"])
+        table.add_row(*names, scopes, each["state"], *map(_day, times))
+    Console(width=max(Console().width, _LINE_CHARS)).print(table)
 
 
 def _told(key: "ApiKey", now_ms: int) -> dict[str, Any]:

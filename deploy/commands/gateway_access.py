@@ -54,6 +54,13 @@ def access_of(settings: "Settings") -> "AccessConfig":
     )
 
 
+def are_leases_required(settings: "Settings") -> bool:
+    """Tell whether every upload has to show a lease: with authentication, where nobody says."""
+    if settings.leases == "auto":
+        return access_of(settings).knows_callers
+    return settings.leases == "required"
+
+
 def tls_of(settings: "Settings") -> "TlsFiles | None":
     """Return the gateway's TLS files, None without TLS; raise SettingsError for half of them."""
     certificate, key = settings.gateway_tls_certificate, settings.gateway_tls_key

@@ -20,8 +20,8 @@ from durabill.producers.gateway.api import (
     ServerTime,
 )
 from durabill.producers.gateway.client_reports import ClientsAnswer
+from durabill.producers.gateway.key_files import ReceiptKeys
 from durabill.producers.gateway.problems import Problem, SegmentsProblem
-from durabill.producers.gateway.receipts import ReceiptKeys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Scope = Literal["report", "read", "admin"]

@@ -32,6 +32,7 @@ ScopeName = Literal["report", "read", "admin"]
 SCOPE_NAMES: tuple[ScopeName, ...] = ("report", "read", "admin")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # no letters that look like others
 _ID = rf"[{_ALPHABET}]{{{ID_CHARS}}}"
+_CLIENT = re.compile(CLIENT_PATTERN, re.ASCII)
 _IS_ID = re.compile(_ID, re.ASCII)
 _KEY = re.compile(rf"{PREFIX}({_ID})_([0-9a-f]{{{2 * SECRET_BYTES}}})", re.ASCII)
 
@@ -66,6 +67,11 @@ class ApiKeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: Literal[1] = 1
     keys: tuple[ApiKey, ...] = ()
+
+
+def is_client(text: str) -> bool:
+    """Tell whether a text can be a client's name."""
+    return _CLIENT.fullmatch(text) is not None
 
 
 def is_key_id(text: str) -> bool:

@@ -57,9 +57,9 @@ def rotate(
     old = find(file, key_id)
     if not old.is_live(now_ms):
         raise ApiKeyError(f"key {key_id} is not live any more; `durabill keys create` makes one")
-    if old.replaced_by is not None:
-        raise ApiKeyError(f"key {key_id} was replaced by {old.replaced_by}: rotate that one")
     for each in file.keys:
+        if each.id == old.replaced_by and each.is_live(now_ms):
+            raise ApiKeyError(f"key {key_id} was replaced by {each.id}: rotate that one")
         if each.replaced_by == key_id and each.is_live(now_ms):
             raise ApiKeyError(
                 f"key {each.id}, which {key_id} replaced, is still live: `durabill keys revoke"

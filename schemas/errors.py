@@ -27,6 +27,10 @@
     │   ├── KeyFileError             a key file can't be used; exit code 2
     │   ├── NotVerified              a receipt or a checkpoint doesn't prove what it says
     │   └── Unreadable               a file is no receipt, or no checkpoint; exit code 2
+    ├── ApiKeyError                  (gateway.auth.api_keys) the file of API keys can't be used, or
+    │                                doesn't allow a change; exit code 2
+    ├── BadKeySet                    (gateway.auth.issuer_keys) no JWK set of an issuer; exit code 2
+    ├── UnsafeFile                   (gateway.auth.watched_file) others could write it; exit code 2
     ├── AuditError                   (audit) an audit can't be carried out; exit code 2
     ├── ArchiveError                 (audit.archive.manifest) the archive can't be written or read
     │   ├── BadManifest              an entry of its manifest is damaged

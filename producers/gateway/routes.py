@@ -52,7 +52,7 @@ class Route:
     @property
     def common_errors(self) -> tuple[int, ...]:
         """The statuses that checks before the handler may give, and our own faults."""
-        head = (400, 403, 500)
+        head = (400, 403, 500) if self.scope is None else (400, 401, 403, 429, 500, 503)
         return (*head, 408, 413, 415) if self.method in ("POST", "PUT") else head
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from durabill.producers.gateway.auth.api_keys import ApiKeyFile, encode_file
+from durabill.producers.gateway.auth.api_keys import ApiKeyFile, ScopeName, encode_file
 from durabill.producers.gateway.auth.config import AccessConfig
 from durabill.producers.gateway.auth.key_changes import create
 from durabill.producers.sdk.http_uplink import quote_order_number
@@ -32,7 +32,9 @@ def make_api_keys(path: Path, *whose: str) -> Keys:
     file, shown = ApiKeyFile(), {}
     for who in whose:
         tenant, _, client = who.partition("/")
-        scopes = ("report", "read", "admin") if client == "admin" else ("report", "read")
+        scopes: list[ScopeName] = ["report", "read"]
+        if client == "admin":
+            scopes.append("admin")
         file, shown[who], _ = create(
             file, tenant, client, scopes, now_ms=0, expires_ms=None, entropy=os.urandom
         )

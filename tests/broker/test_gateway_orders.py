@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from durabill.producers.gateway.authority import AuthorityConfig
-from durabill.producers.gateway.key_files import Kind, make_keys, new_keys
+from durabill.producers.gateway.key_files import make_keys
+from durabill.producers.gateway.key_sets import Kind, new_keys
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas import partition_for
 from durabill.schemas.order_opened import OrderOpened
@@ -171,7 +172,7 @@ def test_a_lease_that_ends_is_renewed_by_another_gateway(closed: GatewayConfig, 
     number, shown = grant["service_order_number"], {"lease": grant["lease"], **headers}
 
     def later() -> int:
-        return (grant["lease_expires_ms"] + 1_000) * 1_000_000
+        return int(grant["lease_expires_ms"] + 1_000) * 1_000_000
 
     with gateway(replace(closed, clock=later)) as url:
         item = segment(1, grant["server_timestamp_ms"])

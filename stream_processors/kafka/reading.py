@@ -183,16 +183,39 @@ def read_one(
 
     Raises what `read_topic` raises.
     """
+    place = offset, offset
+    found = read_range(kafka, topic, partition, place, group=group, patience_s=patience_s)
+    return next((message for _, message in found), None)
+
+
+def read_range(
+    kafka: Mapping[str, Any],
+    topic: str,
+    partition: int,
+    offsets: tuple[int, int],
+    *,
+    group: str = LOOK_GROUP,
+    patience_s: float = LOOK_PATIENCE_S,
+) -> Iterator[tuple[int, Message]]:
+    """Yield (offset, message) of what is committed from one offset to another, both included.
+
+    What the log doesn't have of them, `read_bounds` says. Raises what `read_topic` raises.
+    """
     with _reader(kafka, group) as consumer:
         if partition not in _partitions(consumer, kafka, topic, patience_s):
-            return None
+            return
         first, end = _bounds(consumer, kafka, topic, partition, patience_s)
-        if not first <= offset < end:
-            return None
-        consumer.assign([TopicPartition(topic, partition, offset)])
-        rights = _look_rights(topic, group)
-        _, found, message = next(_batches(consumer, kafka, topic, rights, patience_s))[0]
-        return message if found == offset else None
+        start, end = max(first, offsets[0]), min(end, offsets[1] + 1)
+        if start >= end:
+            return
+        consumer.assign([TopicPartition(topic, partition, start)])
+        for batch in _batches(consumer, kafka, topic, _look_rights(topic, group), patience_s):
+            for _, offset, message in batch:
+                if message is None or offset >= end:
+                    return
+                yield offset, message
+            if offset + 1 >= end:
+                return
 
 
 def read_bounds(

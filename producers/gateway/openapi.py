@@ -1,107 +1,75 @@
 """The gateway's description for machines, OpenAPI 3.1, and its page for people."""
 
+import re
 from html import escape
 from typing import Any
 
 import msgspec
 
-from durabill.producers.gateway.api import (
-    NO_CONTROLS,
-    Health,
-    OrderAnswer,
-    OrderGrant,
-    OrderRequest,
-    SegmentRequest,
-    Segments,
-    SegmentsAnswer,
-    ServerTime,
-)
-from durabill.producers.gateway.problems import Problem, SegmentsProblem
+from durabill.producers.gateway.api import NO_CONTROLS
+from durabill.producers.gateway.problems import Problem
+from durabill.producers.gateway.routes import ROUTES, Route
 from durabill.schemas.web import PAGE_DEFAULT, PAGE_MAX, PROBLEM
 
-_SHAPES = (
-    OrderRequest,
-    OrderGrant,
-    SegmentRequest,
-    SegmentsAnswer,
-    ServerTime,
-    OrderAnswer,
-    Health,
-    Problem,
-    SegmentsProblem,
-    Segments,
-)
-_NUMBER = {
-    "name": "number",
-    "in": "path",
-    "required": True,
-    "description": "the service order number, percent-encoded; in UTF-8 at most 64 bytes",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": NO_CONTROLS},
-}
-_PAGE = [
-    {
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "number": {
+        "name": "number",
+        "in": "path",
+        "required": True,
+        "description": "the service order number, percent-encoded; in UTF-8 at most 64 bytes",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": NO_CONTROLS},
+    },
+    "limit": {
         "name": "limit",
         "in": "query",
         "description": "at most so many intervals, and so many ranges of missing numbers",
-        "schema": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": PAGE_MAX,
-            "default": PAGE_DEFAULT,
-        },
+        "schema": {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
     },
-    {
+    "after": {
         "name": "after",
         "in": "query",
         "description": "the page after this one: what `next` of the page before says",
         "schema": {"type": "string", "pattern": r"^(-1|\d{1,19})\.\d{1,19}$"},
     },
-]
+}
+_STATUS_TEXTS = {
+    200: "done",
+    201: "made",
+    400: "the request can't be read",
+    401: "who are you? See WWW-Authenticate",
+    403: "asked by a web page of somebody else, or under a name that isn't this server's",
+    404: "no such order",
+    408: "the body did not come in time",
+    409: "this order number is in use",
+    413: "the body is too large, or has too many segments: send them in parts",
+    415: "the body is no plain application/json",
+    422: "the rules are broken, nothing was stored. Some of them no schema can tell: a segment may "
+    "not end before it starts, nor be empty unless it has the end identifier",
+    429: "too many segments of this client wait for Kafka, see Retry-After",
+    500: "our fault",
+    503: "not now, see Retry-After",
+}
 
 
 def openapi() -> dict[str, Any]:
-    """Return the OpenAPI 3.1 description of the gateway."""
+    """Return the OpenAPI 3.1 description of the gateway, made from the table of routes."""
+    named = [shape for route in ROUTES for shape in _shapes_of(route)]
+    shapes = list(dict.fromkeys([*named, Problem]))
     schemas, components = msgspec.json.schema_components(
-        _SHAPES, ref_template="#/components/schemas/{name}"
+        shapes, ref_template="#/components/schemas/{name}"
     )
     # Whole numbers are taken as 2 and as 2.0, which JSON Schema calls an integer.
     for name in ("business_data_number", "start_ms", "end_ms"):
         shape = components["SegmentRequest"]["properties"][name]
         del shape["anyOf"]
         shape["type"] = "integer"
-    one_or_many = schemas[-1]
-    order = {
-        "post": _operation(
-            "startOrder",
-            "Start a service: order number, server timestamp, report interval",
-            {201: "OrderGrant"} | dict.fromkeys((*_BODY_STATUSES, 422), "Problem"),
-            body={"$ref": "#/components/schemas/OrderRequest"},
-            body_required=False,
-        )
-    }
-    one = {
-        "parameters": [_NUMBER],
-        "get": _operation(
-            "getOrder",
-            "The order's live interval table, or its total, in pages",
-            {200: "OrderAnswer"} | dict.fromkeys((403, 404, 422, 503), "Problem"),
-            parameters=_PAGE,
-        ),
-    }
-    errors = dict.fromkeys((*_BODY_STATUSES, 429, 503), "Problem")
-    answers = {200: "SegmentsAnswer", 422: "SegmentsProblem"} | errors
-    segments = {
-        "parameters": [_NUMBER],
-        "post": _operation(
-            "addSegments",
-            "Upload one or many segments: all or nothing, answered when Kafka has acknowledged",
-            answers,
-            body=one_or_many,
-        ),
-    }
-    time = _operation("getTime", "The server's time", {200: "ServerTime"})
-    live = _operation("getHealth", "Is the process well?", {200: "Health", 503: "Problem"})
-    ready = _operation("getReadiness", "Is Kafka there?", {200: "Health", 503: "Problem"})
+    schema_of = dict(zip(shapes, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        item = paths.setdefault(route.path, {})
+        if in_path := re.findall(r"\{(\w+)\}", route.path):
+            item["parameters"] = [PARAMETERS[name] for name in in_path]
+        item[route.method.lower()] = _operation(route, schema_of)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -109,62 +77,37 @@ def openapi() -> dict[str, Any]:
             "version": "1",
             "description": "Takes the segments of metered services and gives their totals.",
         },
-        "paths": {
-            "/v1/orders": order,
-            "/v1/orders/{number}": one,
-            "/v1/orders/{number}/segments": segments,
-            "/v1/time": {"get": time},
-            "/healthz": {"get": live},
-            "/readyz": {"get": ready},
-        },
+        "paths": paths,
         "components": {"schemas": components},
     }
 
 
-_BODY_STATUSES = (400, 403, 408, 413, 415)
-_STATUS_TEXTS = {
-    200: "done",
-    201: "made",
-    400: "the body can't be read",
-    403: "asked by a web page of somebody else, or under a name that isn't this server's",
-    404: "no such order",
-    408: "the body did not come in time",
-    413: "the body is too large, or has too many segments: send them in parts",
-    415: "the body is no plain application/json",
-    422: "the rules are broken, nothing was stored. Some of them no schema can tell: a segment may "
-    "not end before it starts, nor be empty unless it has the end identifier",
-    429: "too many segments of this client wait for Kafka, see Retry-After",
-    503: "not now, see Retry-After",
-}
+def _shapes_of(route: Route) -> list[Any]:
+    told = (*route.answers.values(), *route.errors.values())
+    answers = [shape for shape in told if not isinstance(shape, str)]
+    return answers if route.body is None else [route.body, *answers]
 
 
-def _operation(
-    name: str,
-    summary: str,
-    answers: dict[int, str],
-    *,
-    body: dict[str, Any] | None = None,
-    body_required: bool = True,
-    parameters: list[dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    def content(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
-        return {kind: {"schema": schema}}
-
-    responses = {
-        str(status): {
-            "description": _STATUS_TEXTS[status],
-            "content": content(
-                {"$ref": f"#/components/schemas/{shape}"},
-                PROBLEM if status >= 400 else "application/json",
-            ),
-        }
-        for status, shape in answers.items()
+def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    for status, shape in route.answers.items():
+        is_ours = not isinstance(shape, str)
+        content = {"application/json": {"schema": schema_of[shape]}} if is_ours else {shape: {}}
+        responses[str(status)] = {"description": _STATUS_TEXTS[status], "content": content}
+    for status in sorted({*route.common_errors, *route.errors}):
+        shape = route.errors.get(status, Problem)
+        content = {PROBLEM: {"schema": schema_of[shape]}}
+        responses[str(status)] = {"description": _STATUS_TEXTS[status], "content": content}
+    operation: dict[str, Any] = {
+        "operationId": route.operation,
+        "summary": route.summary,
+        "responses": responses,
     }
-    operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
-    if parameters is not None:
-        operation["parameters"] = parameters
-    if body is not None:
-        operation["requestBody"] = {"required": body_required, "content": content(body)}
+    if route.parameters:
+        operation["parameters"] = [PARAMETERS[name] for name in route.parameters]
+    if route.body is not None:
+        content = {"application/json": {"schema": schema_of[route.body]}}
+        operation["requestBody"] = {"required": route.is_body_required, "content": content}
     return operation
 
 
@@ -207,9 +150,10 @@ def _listed(operation: dict[str, Any]) -> str:
     asked = f"<p>Body:</p><pre>{_pretty(body['content'])}</pre>" if body else ""
     items = []
     for status, response in operation["responses"].items():
-        (content,) = response["content"].values()
-        name = content["schema"]["$ref"].rpartition("/")[2]
-        items.append(f'<li>{status}: {response["description"]}, <a href="#{name}">{name}</a></li>')
+        ((content_type, content),) = response["content"].items()
+        name = content.get("schema", {}).get("$ref", content_type).rpartition("/schemas/")[2]
+        shape = f'<a href="#{name}">{name}</a>' if "schema" in content else escape(name)
+        items.append(f"<li>{status}: {response['description']}, {shape}</li>")
     return f"{asked}<ul>{''.join(items)}</ul>"
 
 

@@ -1,9 +1,6 @@
 """The gateway: HTTP in, Kafka out. It keeps no state of its own, so run as many as you like.
 
-    POST /v1/orders                     go: order number, server timestamp, report interval
-    POST /v1/orders/{number}/segments   one or many; 200 means that Kafka has them all
-    GET  /v1/orders/{number}            the live interval table, or the total
-    GET  /v1/time /healthz /readyz /openapi.json /docs
+`routes.ROUTES` is the table of what it answers; here is what each route does.
 
 The effects of a POST of segments, in this order:
   1. read and check everything; any fault refuses the whole request, nothing is stored
@@ -48,6 +45,7 @@ from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, Seg
 from durabill.producers.gateway.lookup import Lookup, number_of
 from durabill.producers.gateway.openapi import docs_page, openapi
 from durabill.producers.gateway.problems import ApiError, try_later
+from durabill.producers.gateway.routes import Handler, bind
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
 from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError
@@ -140,6 +138,19 @@ class Gateway:
         self._clock = BrokerClock(config.clock, config.monotonic)
         self._damper = Damper(log)
         self._in_flight: Counter[str] = Counter()  # segments by client
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what is called, by the `operation` of its row in `routes.ROUTES`."""
+        return {
+            "startOrder": self.start_order,
+            "getOrder": self.get_order,
+            "addSegments": self.add_segments,
+            "getTime": self.get_time,
+            "getHealth": self.get_health,
+            "getReadiness": self.get_readiness,
+            "getOpenapi": self.get_openapi,
+            "getDocs": self.get_docs,
+        }
 
     async def backends(self, _: web.Application) -> AsyncIterator[None]:
         """Open the backends, and close them after the last request (aiohttp's cleanup_ctx)."""
@@ -273,16 +284,7 @@ def make_app(config: GatewayConfig) -> web.Application:
     app = web.Application(middlewares=[gate.middleware])
     app[GATEWAY] = gateway
     app.cleanup_ctx.append(gateway.backends)
-    # Without a pattern of its own aiohttp's `{number}` takes no braces.
-    one = "/v1/orders/{number:[^/]+}"
-    app.router.add_post("/v1/orders", gateway.start_order, expect_handler=gate.expects)
-    app.router.add_post(f"{one}/segments", gateway.add_segments, expect_handler=gate.expects)
-    app.router.add_get(one, gateway.get_order, expect_handler=gate.expects)
-    app.router.add_get("/v1/time", gateway.get_time)
-    app.router.add_get("/healthz", gateway.get_health)
-    app.router.add_get("/readyz", gateway.get_readiness)
-    app.router.add_get("/openapi.json", gateway.get_openapi)
-    app.router.add_get("/docs", gateway.get_docs)
+    bind(app.router, gateway.handlers(), gate.expects)
     return app
 
 

@@ -156,8 +156,8 @@ def read_order(body: bytes | bytearray) -> OrderRequest:
     """Return the request for an order (an empty body will do); raise ApiError(400 or 422)."""
     try:
         request = _ORDER.decode(body) if body.strip() else OrderRequest()
-    except ValueError as error:
-        raise _unreadable(error) from error
+    except (ValueError, RecursionError) as error:
+        raise unreadable(error) from error
     if request.service_order_number is not None:
         check_number(request.service_order_number)
     return request
@@ -167,8 +167,8 @@ def read_segments(body: bytes | bytearray) -> list[SegmentRequest]:
     """Return the one or many segments of a request; raise ApiError(400 or 413)."""
     try:
         segments = _SEGMENTS.decode(body)
-    except ValueError as error:
-        raise _unreadable(error) from error
+    except (ValueError, RecursionError) as error:
+        raise unreadable(error) from error
     if not isinstance(segments, list):
         return [segments]
     if len(segments) > SEGMENTS_MAX:
@@ -177,10 +177,15 @@ def read_segments(body: bytes | bytearray) -> list[SegmentRequest]:
     return segments
 
 
-def _unreadable(error: ValueError) -> ApiError:
+def unreadable(error: ValueError | RecursionError) -> ApiError:
+    """Return the answer for a body that is no JSON, or not of the contract's shape."""
     reason = "BAD_SHAPE" if isinstance(error, msgspec.ValidationError) else "BAD_JSON"
-    detail = str(error)  # it may repeat what was sent, a name of a field that isn't ours
-    return ApiError(400, reason, detail[-DETAIL_CHARS_MAX:])
+    return ApiError(400, reason, shape_error(error))
+
+
+def shape_error(error: ValueError | RecursionError) -> str:
+    """Return what is wrong, cut to a size: it may repeat a name of a field that isn't ours."""
+    return str(error)[-DETAIL_CHARS_MAX:]
 
 
 def check_number(number: str) -> None:

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 
 from durabill.producers.gateway.problems import ApiError, ItemError, refusal
 from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
-from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.limits import (
+    ATTRIBUTES_MAX,
+    FUTURE_TOLERANCE_MS,
+    LONG_MAX,
+    SEGMENT_LENGTH_MAX_MS,
+)
 from durabill.schemas.order_state import OrderState
 from durabill.schemas.text import plain
 from durabill.schemas.units import refused_time, unit_hint
@@ -33,8 +38,16 @@ def _told(description: str, **bounds: Any) -> Meta:
     return Meta(description=description, extra_json_schema=bounds)
 
 
+_RECEIVED = "the server's time when the request had come, ms since the epoch"
+_SENT = "the server's time when the answer went, ms since the epoch"
+_CLOCK_ID = "of the scale of these times: where it is another, the server's clock has stepped"
+
+
 class OrderRequest(Struct, forbid_unknown_fields=True):
-    """Ask for a new order. Without a number the gateway makes one up."""
+    """Ask for a new order. Without a number the gateway makes one up.
+
+    Where clients say who they are, a number of their own gets their tenant and a colon in front.
+    """
 
     service_order_number: (
         Annotated[
@@ -48,14 +61,35 @@ class OrderRequest(Struct, forbid_unknown_fields=True):
         ]
         | None
     ) = None
+    service: (
+        Annotated[str, _told("what is billed; in UTF-8 at most 64 bytes", pattern=NO_CONTROLS)]
+        | None
+    ) = None
+    attributes: (
+        Annotated[
+            dict[str, str],
+            _told("whatever else is to be known of it; of names 64 bytes, of values 256"),
+            Meta(extra_json_schema={"maxProperties": ATTRIBUTES_MAX}),
+        ]
+        | None
+    ) = None
 
 
 class OrderGrant(Struct):
-    """The server's go: the service begins at this server timestamp."""
+    """The server's go: the service begins at this server timestamp. Kafka has the opening."""
 
     service_order_number: str
     server_timestamp_ms: Annotated[int, Meta(description="ms since the epoch")]
     report_interval_ms: Annotated[int, Meta(description="upload one segment this often")]
+    accept_until_ms: Annotated[
+        int, Meta(description="until then no segment of it is too late, however old it is")
+    ]
+    correction_window_ms: Annotated[
+        int | None,
+        Meta(description="so old a segment may be afterwards; null where nobody knows"),
+    ]
+    lease: Annotated[str, Meta(description="show it with each upload, as the header Lease")]
+    lease_expires_ms: Annotated[int, Meta(description="renew it before")]
 
 
 class SegmentRequest(Struct, forbid_unknown_fields=True):
@@ -105,12 +139,21 @@ class SegmentsAnswer(Struct):
     accepted: Annotated[int, Meta(description="how many of them count")]
     receipts: list[Receipt]
     segments: list[SegmentResult]
+    receipt: Annotated[
+        str | None, Meta(description="signed, for third parties; see GET /v1/receipt-keys")
+    ] = None
+    received_ms: Annotated[float, _told(_RECEIVED)] = 0.0
+    sent_ms: Annotated[float, _told(_SENT)] = 0.0
+    clock_id: Annotated[str, _told(_CLOCK_ID)] = ""
 
 
 class ServerTime(Struct):
-    """The server's time, ms since the epoch."""
+    """The server's time, ms since the epoch, as the request came and as the answer went."""
 
     server_timestamp_ms: int
+    received_ms: Annotated[float, _told(_RECEIVED)]
+    sent_ms: Annotated[float, _told(_SENT)]
+    clock_id: Annotated[str, _told(_CLOCK_ID)]
 
 
 class OrderAnswer(Struct):
@@ -196,28 +239,45 @@ def check_number(number: str) -> None:
         raise refusal(error) from error
 
 
+class Bounds(NamedTuple):
+    """What a segment's times must be within: start_ms >= the first, end_ms between the others.
+
+    All are included. A segment within may still not count, by its arrival; one outside never does.
+    """
+
+    earliest_start_ms: int
+    earliest_end_ms: int
+    latest_end_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class TimeRules:
     """The rules that speak of a record's arrival, before and after it is known.
 
     Beforehand it is some time from `now_ms` - `late_margin_ms` to `now_ms` + `early_margin_ms`.
-    Without a `correction_window_ms` nothing is TOO_LATE as far as we know.
+    Without a `correction_window_ms` nothing is TOO_LATE as far as we know. Of an order that is
+    known to be opened, nothing begins before `opened_ms`, nor is TOO_LATE that arrives until
+    `accept_until_ms`.
     """
 
     correction_window_ms: int | None
     now_ms: int
     early_margin_ms: int = CLOCK_MARGIN_MS
     late_margin_ms: int = CLOCK_MARGIN_MS
+    opened_ms: int = 0
+    accept_until_ms: int = -1
 
-    def bounds_ms(self) -> tuple[int, int]:
-        """Return the least and the greatest end that may count, whenever the segment arrives."""
-        window_ms = self.correction_window_ms
-        earliest_ms = 0 if window_ms is None else self.now_ms - window_ms - self.late_margin_ms
-        return earliest_ms, self.now_ms + FUTURE_TOLERANCE_MS + self.early_margin_ms
+    def bounds_ms(self) -> Bounds:
+        """Return what may count, whenever the segment arrives."""
+        window_ms, arrives_ms = self.correction_window_ms, self.now_ms - self.late_margin_ms
+        is_late = window_ms is not None and arrives_ms > self.accept_until_ms
+        earliest_ms = arrives_ms - window_ms if is_late and window_ms is not None else 0
+        latest_ms = self.now_ms + FUTURE_TOLERANCE_MS + self.early_margin_ms
+        return Bounds(self.opened_ms, earliest_ms, latest_ms)
 
     def check(self, segment: SegmentEvent) -> None:
         """Raise BadRecord for a segment that is certain not to count, whenever it arrives."""
-        earliest_ms, latest_ms = self.bounds_ms()
+        opened_ms, earliest_ms, latest_ms = self.bounds_ms()
         ahead_ms = segment.end_ms - self.now_ms
         times_ms = segment.start_ms, segment.end_ms
         if segment.end_ms > latest_ms:
@@ -230,6 +290,9 @@ class TimeRules:
         if segment.end_ms < earliest_ms:
             detail = f"ended {-ahead_ms} ms before the server's time"
             raise refused_time(Reason.TOO_LATE, detail, *times_ms)
+        if segment.start_ms < opened_ms:
+            detail = f"starts {opened_ms - segment.start_ms} ms before its order was opened"
+            raise refused_time(Reason.BEFORE_OPENING, detail, *times_ms)
 
     def judge_all(
         self, segments: Sequence[SegmentEvent], appends_ms: Sequence[int | None]
@@ -255,11 +318,15 @@ class TimeRules:
             result.counts, result.reason = False, Reason.IN_THE_FUTURE
             allowed = f"{FUTURE_TOLERANCE_MS} are allowed"
             result.detail = f"ends {ahead_ms} ms after it arrived, {allowed}"
-        elif self.correction_window_ms is not None and -ahead_ms > self.correction_window_ms:
+        elif self._is_late(-ahead_ms, append_ms):
             result.counts, result.reason = False, Reason.TOO_LATE
             allowed_ms = self.correction_window_ms
             result.detail = f"ended {-ahead_ms} ms before it arrived, {allowed_ms} are allowed"
         return result
+
+    def _is_late(self, age_ms: int, append_ms: int) -> bool:
+        window_ms = self.correction_window_ms
+        return window_ms is not None and age_ms > window_ms and append_ms > self.accept_until_ms
 
 
 def check_segments(
@@ -271,13 +338,17 @@ def check_segments(
     """
     segments: list[SegmentEvent] = []
     errors: list[ItemError] = []
-    earliest_ms, latest_ms = rules.bounds_ms()
+    opened_ms, earliest_ms, latest_ms = rules.bounds_ms()
     longest_ms = SEGMENT_LENGTH_MAX_MS
     for index, request in enumerate(requests):
         try:
             segment = _segment(number, index, request)
-            end_ms = segment.end_ms
-            if not earliest_ms <= end_ms <= latest_ms or end_ms - segment.start_ms > longest_ms:
+            start_ms, end_ms = segment.start_ms, segment.end_ms
+            if (
+                not earliest_ms <= end_ms <= latest_ms
+                or end_ms - start_ms > longest_ms
+                or start_ms < opened_ms
+            ):
                 rules.check(segment)
             segments.append(segment)
         except BadRecord as bad:

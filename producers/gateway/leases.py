@@ -15,11 +15,12 @@ expired, and whose it is, is looked at each time, so a step of the clock needs n
 """
 
 import hmac
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
 
-from durabill.producers.gateway.api import TimeRules
+from durabill.producers.gateway.api import Bounds, TimeRules
 from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.key_files import Jwk, WatchedKeys, decode64, encode64
 from durabill.producers.gateway.problems import ApiError
@@ -57,29 +58,20 @@ class _Payload(msgspec.Struct, frozen=True):
 _PAYLOAD = msgspec.json.Decoder(_Payload)
 
 
-class Bounds(NamedTuple):
-    """What a segment's times must be within: start_ms >= the first, and end_ms between the others.
-
-    All are included. A segment within may still not count, by its arrival; one outside never does.
-    """
-
-    earliest_start_ms: int
-    earliest_end_ms: int
-    latest_end_ms: int
-
-
-def bounds_for(lease: Lease | None, rules: TimeRules) -> Bounds:
-    """Return the bounds of the segments of an upload that shows `lease`, as of `rules`.
+def rules_under(lease: Lease | None, rules: TimeRules) -> TimeRules:
+    """Return the rules about times for the segments of an upload that shows `lease`.
 
     While the order's lateness is by its lease, nothing is too late; from then on the correction
     window decides. Nothing begins before the order was opened.
     """
-    earliest_end_ms, latest_end_ms = rules.bounds_ms()
     if lease is None:
-        return Bounds(0, earliest_end_ms, latest_end_ms)
-    if rules.now_ms - rules.late_margin_ms <= lease.accept_until_ms:
-        earliest_end_ms = 0
-    return Bounds(lease.opened_ms, earliest_end_ms, latest_end_ms)
+        return rules
+    return replace(rules, opened_ms=lease.opened_ms, accept_until_ms=lease.accept_until_ms)
+
+
+def bounds_for(lease: Lease | None, rules: TimeRules) -> Bounds:
+    """Return what the times of such segments must be within, as of `rules`."""
+    return rules_under(lease, rules).bounds_ms()
 
 
 class LeaseBook:
@@ -98,11 +90,25 @@ class LeaseBook:
         self._take_keys()
 
     def mint(
-        self, number: str, tenant: str, client: str, *, now_ms: int, interval_ms: int
+        self,
+        number: str,
+        tenant: str,
+        client: str,
+        *,
+        now_ms: int,
+        interval_ms: int,
+        opened_ms: int | None = None,
+        accept_until_ms: int | None = None,
     ) -> tuple[str, Lease]:
-        """Return the lease of an order that is opened now, as a token and as what it says."""
+        """Return the lease of an order, as a token and as what it says.
+
+        The order is opened now, unless it is said when it was and until when it may be late.
+        """
         until_ms = now_ms + self._lease_ms
-        lease = Lease(number, tenant, client, now_ms, now_ms, interval_ms, until_ms, until_ms)
+        opened_ms = now_ms if opened_ms is None else opened_ms
+        accept_until_ms = until_ms if accept_until_ms is None else accept_until_ms
+        times_ms = opened_ms, interval_ms, until_ms, accept_until_ms
+        lease = Lease(number, tenant, client, now_ms, *times_ms)
         return self._sign(lease, now_ms), lease
 
     def renew(

@@ -6,6 +6,7 @@ of the order could not be asked, the answer says so (`live_unknown`), and withou
 """
 
 import time
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -14,7 +15,7 @@ from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, 
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
 from durabill.schemas import BadRecord
-from durabill.schemas.order_state import Phase
+from durabill.schemas.order_state import Opened, Phase
 from durabill.schemas.web import Page, cut_page, number_in_path, read_page
 
 _STORED_KEPT_S = 2.0
@@ -29,6 +30,12 @@ def number_of(request: web.Request) -> str:
         return number_in_path(request.rel_url.raw_path, _PREFIX)
     except BadRecord as error:
         raise refusal(error) from error
+
+
+class InUse(NamedTuple):
+    """A number that somebody uses; how its order was opened, where that is known."""
+
+    opened: Opened | None = None
 
 
 class Lookup:
@@ -62,17 +69,39 @@ class Lookup:
             raise _unknown(live, answer.total_unavailable, ledger_is_known)
         return answer
 
+    async def in_use(self, number: str) -> InUse | None:
+        """Return whose a number is, None for a free one.
+
+        Its worker is asked; where no worker can say, the ledger. Where nobody can, nobody is kept
+        from starting: the log decides who was first.
+        """
+        live = await self._workers.live(number, Page(limit=1))
+        if live.state is not None:
+            return InUse(live.state.opened)
+        if self._was_stored_just_now(number):
+            return InUse()
+        if live.unknown is None or not await self._ledger.is_known():
+            return None
+        try:
+            return None if await self._ledger.total(number) is None else InUse()
+        except BackendUnavailable:
+            return None
+
     def _doubted(self, number: str, live: Live) -> Live:
         """Say so where the worker's word may be older than what this gateway has stored."""
         if live.unknown is not None:
             return live
         if live.state is None:
-            if time.monotonic() - self._stored_s.get(number, -_STORED_KEPT_S) < _STORED_KEPT_S:
+            if self._was_stored_just_now(number):
                 return Live(unknown="the worker has not read yet what was stored a moment ago")
         elif live.state.phase is Phase.SETTLED and live.state.lag:
             behind = f"{live.state.lag} records of the order's partition have not been read yet"
             return Live(live.state, f"{behind}: it may be open again")
         return live
+
+    def _was_stored_just_now(self, number: str) -> bool:
+        stored_s = self._stored_s.get(number)
+        return stored_s is not None and time.monotonic() - stored_s < _STORED_KEPT_S
 
     async def _add_total(self, answer: OrderAnswer, page: Page) -> None:
         try:

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from durabill.producers.gateway.api import NO_CONTROLS
+from durabill.producers.gateway.leases import LEASE_CHARS_MAX
+from durabill.producers.gateway.orders import KEY_CHARS_MAX
 from durabill.producers.gateway.problems import Problem
 from durabill.producers.gateway.routes import ROUTES, Route
 from durabill.schemas.web import PAGE_DEFAULT, PAGE_MAX, PROBLEM
@@ -31,13 +33,26 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "the page after this one: what `next` of the page before says",
         "schema": {"type": "string", "pattern": r"^(-1|\d{1,19})\.\d{1,19}$"},
     },
+    "lease": {
+        "name": "Lease",
+        "in": "header",
+        "description": "the order's lease; needed where the gateway says so (LEASE_MISSING)",
+        "schema": {"type": "string", "maxLength": LEASE_CHARS_MAX},
+    },
+    "idempotency-key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "the same key gives the same order again; a new one for each start",
+        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+    },
 }
 _STATUS_TEXTS = {
     200: "done",
     201: "made",
     400: "the request can't be read",
-    401: "who are you? See WWW-Authenticate",
-    403: "asked by a web page of somebody else, or under a name that isn't this server's",
+    401: "who are you? See WWW-Authenticate: the lease, or its bearer, isn't one that is taken",
+    403: "asked by a web page of somebody else, under a name that isn't this server's, or for what "
+    "isn't yours",
     404: "no such order",
     408: "the body did not come in time",
     409: "this order number is in use",
@@ -45,7 +60,7 @@ _STATUS_TEXTS = {
     415: "the body is no plain application/json",
     422: "the rules are broken, nothing was stored. Some of them no schema can tell: a segment may "
     "not end before it starts, nor be empty unless it has the end identifier",
-    429: "too many segments of this client wait for Kafka, see Retry-After",
+    429: "too much of this client or its tenant is under way, see Retry-After",
     500: "our fault",
     503: "not now, see Retry-After",
 }

@@ -18,6 +18,23 @@ from durabill.schemas.upload_receipt import (
 )
 
 
+class ReceiptKey(msgspec.Struct):
+    """The public half of a key that receipts are signed with (RFC 8037)."""
+
+    kid: str
+    kty: str
+    crv: str
+    alg: str
+    use: str
+    x: str
+
+
+class ReceiptKeys(msgspec.Struct):
+    """All such keys, those that have signed and those that will: a JWK set (RFC 7517)."""
+
+    keys: list[ReceiptKey]
+
+
 class ReceiptSigner:
     """Signs receipts of uploads to one topic. Belongs to one event loop.
 
@@ -43,11 +60,11 @@ class ReceiptSigner:
         signed = f"{head}.{encode64(msgspec.json.encode(receipt))}"
         return f"{signed}.{encode64(private.sign(signed.encode()))}"
 
-    def public_keys(self) -> bytes:
-        """Return the public keys of all that has been signed, and will be, as a JWK set."""
+    def public_keys(self) -> ReceiptKeys:
+        """Return the public keys of all that has been signed, and will be, the newest first."""
         self._watched.look()
         keys = [
-            Jwk(each.kid, each.kty, each.alg, use=each.use, crv=each.crv, x=each.x)
+            ReceiptKey(each.kid, each.kty, each.crv, each.alg, each.use, each.x)
             for each in self._watched.keys.keys
         ]
-        return msgspec.json.encode({"keys": keys})
+        return ReceiptKeys(keys)

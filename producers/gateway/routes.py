@@ -19,7 +19,9 @@ from durabill.producers.gateway.api import (
     SegmentsAnswer,
     ServerTime,
 )
+from durabill.producers.gateway.client_reports import ClientsAnswer
 from durabill.producers.gateway.problems import Problem, SegmentsProblem
+from durabill.producers.gateway.receipts import ReceiptKeys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Scope = Literal["report", "read", "admin"]
@@ -59,12 +61,23 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/orders",
         "startOrder",
-        "Start a service: order number, server timestamp, report interval",
+        "Start a service: order number, server timestamp, report interval, lease",
         {201: OrderGrant},
         scope="report",
-        errors={422: Problem},
+        errors=dict.fromkeys((409, 422, 429, 503), Problem),
         body=OrderRequest,
         is_body_required=False,
+        parameters=("idempotency-key",),
+    ),
+    Route(
+        "POST",
+        "/v1/orders/{number}/lease",
+        "renewLease",
+        "Renew an order's lease, also one that has expired",
+        {200: OrderGrant},
+        scope="report",
+        errors=dict.fromkeys((401, 422, 429), Problem),
+        parameters=("lease",),
     ),
     Route(
         "GET",
@@ -73,7 +86,7 @@ ROUTES: tuple[Route, ...] = (
         "The order's live interval table, or its total, in pages",
         {200: OrderAnswer},
         scope="read",
-        errors=dict.fromkeys((404, 422, 503), Problem),
+        errors=dict.fromkeys((404, 422, 429, 503), Problem),
         parameters=("limit", "after"),
     ),
     Route(
@@ -83,8 +96,25 @@ ROUTES: tuple[Route, ...] = (
         "Upload one or many segments: all or nothing, answered when Kafka has acknowledged",
         {200: SegmentsAnswer},
         scope="report",
-        errors={422: SegmentsProblem, 429: Problem, 503: Problem},
+        errors={401: Problem, 422: SegmentsProblem, 429: Problem, 503: Problem},
         body=Segments,
+        parameters=("lease",),
+    ),
+    Route(
+        "GET",
+        "/v1/clients",
+        "getClients",
+        "What the clients of this gateway say of themselves, the one that is worst off first",
+        {200: ClientsAnswer},
+        scope="admin",
+        errors={429: Problem},
+    ),
+    Route(
+        "GET",
+        "/v1/receipt-keys",
+        "getReceiptKeys",
+        "The public keys that receipts are signed with, a JWK set",
+        {200: ReceiptKeys},
     ),
     Route("GET", "/v1/time", "getTime", "The server's time", {200: ServerTime}),
     Route(

@@ -2,12 +2,13 @@
 
 `routes.ROUTES` is the table of what it answers; here is what each route does.
 
-The effects of a POST of segments, in this order:
-  1. read and check everything; any fault refuses the whole request, nothing is stored
-  2. refuse if too many segments wait for Kafka, of this client (429) or in all (503)
+Of a start see `orders`. The effects of a POST of segments, in this order:
+  1. read and check everything, the lease too; any fault refuses the whole request, nothing is
+     stored
+  2. refuse if too many segments wait for Kafka, of this client or its tenant (429) or in all (503)
   3. produce all of them, and wait for every acknowledgement
-  4. answer 200 with the receipts, or 503 if one is missing: the sender repeats all of it. By the
-     broker's time in the acknowledgement the answer says which of them count
+  4. answer 200 with the receipts, one of them signed, or 503 if one is missing: the sender repeats
+     all of it. By the broker's time in the acknowledgement the answer says which of them count
 Between 3 and 4 a crash leaves segments that their sender doesn't know of. It repeats them, and
 the stream processor removes repeats.
 """
@@ -17,8 +18,7 @@ import logging
 import os
 import signal
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -28,36 +28,39 @@ from yarl import URL
 
 from durabill.producers.gateway.api import (
     Health,
-    OrderGrant,
     Receipt,
     SegmentsAnswer,
     ServerTime,
     TimeRules,
     check_segments,
-    read_order,
     read_segments,
 )
+from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock
-from durabill.producers.gateway.checks import Gate, connection_of, json_answer, read_body
+from durabill.producers.gateway.caller import caller_of
+from durabill.producers.gateway.checks import Gate, json_answer, read_body
 from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
+from durabill.producers.gateway.leases import rules_under
 from durabill.producers.gateway.lookup import Lookup, number_of
 from durabill.producers.gateway.openapi import docs_page, openapi
-from durabill.producers.gateway.problems import ApiError, try_later
+from durabill.producers.gateway.orders import LEASE_HEADER, OrderDesk
+from durabill.producers.gateway.problems import try_later
+from durabill.producers.gateway.quotas import QuotaLimits
 from durabill.producers.gateway.routes import Handler, bind
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
 from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError
-from durabill.schemas import SEGMENTS_TOPIC, encode_segment
+from durabill.producers.sdk.stored import Stored
+from durabill.schemas import SEGMENTS_TOPIC, SegmentEvent, encode_segment
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.upload_receipt import ReceiptUpload, upload_of
 from durabill.schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("durabill.access")  # by this name it is not damped
 
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_QUOTA_RETRY_AFTER_S = 1
 _CLOCK_WANDER_MS = 1_000
 """How far broker's clocks may differ among each other, or wander until the next acknowledgement."""
 CLOCK_OFFSET_TOLD_MS = 2_000
@@ -75,10 +78,11 @@ class GatewayConfig:
     may come and go: `find_workers` returns the addresses of the first, `find_ledger` the DSN of the
     second, as of now; both are called in threads, again and again, and default to what
     `worker_urls` and `ledger_dsn` say. `correction_window_ms` is the stream processor's, if it is
-    known here: without it nothing is told to be TOO_LATE. `client_segments_max` of one client
-    (by address) may wait for Kafka at once. The gateway isn't ready while its clock is further
-    than `clock_offset_max_ms` off the broker's. `clock` gives ns since the epoch, `monotonic` ns
-    without steps, `entropy` so many unguessable bytes. Raises ValueError for values without sense.
+    known here: without it nothing is told to be TOO_LATE. The numbers of segments, requests and
+    orders are quotas, see there; `authority` says what leases and receipts are signed with. The
+    gateway isn't ready while its clock is further than `clock_offset_max_ms` off the broker's.
+    `clock` gives ns since the epoch, `monotonic` ns without steps, `entropy` so many unguessable
+    bytes. Raises ValueError for values without sense.
     """
 
     kafka: KafkaConfig = field(repr=False)  # it may hold a password
@@ -96,7 +100,11 @@ class GatewayConfig:
     correction_window_ms: int | None = None
     limits: Limits = field(default_factory=Limits)
     client_segments_max: int = 2_000
+    tenant_segments_max: int = 20_000
+    tenant_requests_max: int = 1_000
+    tenant_orders_max: int = 100_000
     in_flight_segments_max: int = 50_000
+    authority: AuthorityConfig = field(default_factory=AuthorityConfig)
     clock_offset_max_ms: int = 30_000
     delivery_timeout_ms: int = 10_000
     lookup_timeout_s: float = 2.0
@@ -108,21 +116,20 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.report_interval_ms <= SEGMENT_LENGTH_MAX_MS:
             raise ValueError(f"report_interval_ms is {self.report_interval_ms}, 1 to 24 h allowed")
-        counts = self.client_segments_max, self.in_flight_segments_max, self.delivery_timeout_ms
-        if min(*counts, self.clock_offset_max_ms) < 1:
-            raise ValueError(
-                "client_segments_max, in_flight_segments_max, delivery_timeout_ms, "
-                "clock_offset_max_ms: 1 or more"
-            )
+        if min(self.delivery_timeout_ms, self.clock_offset_max_ms) < 1:
+            raise ValueError("delivery_timeout_ms, clock_offset_max_ms: 1 or more")
+        _ = self.quotas  # checks the others
 
-
-def new_order_number(now_ms: int, entropy: Callable[[int], bytes]) -> str:
-    """Return 26 characters that sort by time (ms) and hold 80 bits that nobody can guess.
-
-    48 bits of time, then the entropy, in Crockford's base 32: the layout of a ULID.
-    """
-    value = (now_ms << 80 | int.from_bytes(entropy(10), "big")) & (1 << 130) - 1
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+    @property
+    def quotas(self) -> QuotaLimits:
+        """Return what clients and tenants may have under way."""
+        return QuotaLimits(
+            client_segments_max=self.client_segments_max,
+            tenant_segments_max=self.tenant_segments_max,
+            tenant_requests_max=self.tenant_requests_max,
+            tenant_orders_max=self.tenant_orders_max,
+            in_flight_segments_max=self.in_flight_segments_max,
+        )
 
 
 class Gateway:
@@ -130,6 +137,7 @@ class Gateway:
 
     publisher: SegmentProducer
     lookup: Lookup
+    orders: OrderDesk
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
@@ -137,14 +145,30 @@ class Gateway:
         self._docs = docs_page().encode()
         self._clock = BrokerClock(config.clock, config.monotonic)
         self._damper = Damper(log)
-        self._in_flight: Counter[str] = Counter()  # segments by client
+        self.authority = Authority(
+            config.authority,
+            config.quotas,
+            topic=config.topic,
+            broker_clock=self._clock,
+            monotonic_ns=config.monotonic,
+            entropy=config.entropy,
+            report_interval_ms=config.report_interval_ms,
+            correction_window_ms=config.correction_window_ms,
+        )
 
     def handlers(self) -> dict[str, Handler]:
-        """Return what is called, by the `operation` of its row in `routes.ROUTES`."""
+        """Return what is called, by the `operation` of its row in `routes.ROUTES`.
+
+        What costs more than an answer that lies ready is within its tenant's quota of requests.
+        """
+        limited = self.authority.limited
         return {
-            "startOrder": self.start_order,
-            "getOrder": self.get_order,
-            "addSegments": self.add_segments,
+            "startOrder": limited(self.start_order),
+            "renewLease": limited(self.renew_lease),
+            "getOrder": limited(self.get_order),
+            "addSegments": limited(self.add_segments),
+            "getClients": limited(self.authority.get_clients),
+            "getReceiptKeys": self.authority.get_receipt_keys,
             "getTime": self.get_time,
             "getHealth": self.get_health,
             "getReadiness": self.get_readiness,
@@ -167,6 +191,14 @@ class Gateway:
         workers = WorkerPool(find_workers, config.worker_token, config.lookup_timeout_s)
         ledger = TotalsReader(find_ledger, config.lookup_timeout_s)
         self.lookup = Lookup(workers, ledger)
+        self.orders = OrderDesk(
+            self.authority,
+            self.publisher,
+            self.lookup,
+            report_interval_ms=config.report_interval_ms,
+            correction_window_ms=config.correction_window_ms,
+            entropy=config.entropy,
+        )
         yield
         await self.publisher.close(config.shutdown_timeout_s)
         await workers.close()
@@ -174,44 +206,44 @@ class Gateway:
 
     async def start_order(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
-        wanted = read_order(await read_body(request)).service_order_number
-        now_ms = self._clock.now_ms()
-        number = new_order_number(now_ms, self._config.entropy) if wanted is None else wanted
-        return json_answer(OrderGrant(number, now_ms, self._config.report_interval_ms), status=201)
+        return await self.orders.start(request)
+
+    async def renew_lease(self, request: web.Request) -> web.Response:
+        """POST /v1/orders/{number}/lease"""
+        return await self.orders.renew(request)
 
     async def add_segments(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/segments"""
-        client, quota = connection_of(request).client, self._config.client_segments_max
-        if self._in_flight[client] >= quota:  # before anything is read
-            raise _over_quota(quota)
+        authority, caller = self.authority, caller_of(request)
+        received_ms = authority.clock.stamp_ms()
+        authority.quotas.check_segments(caller)  # before anything is read
         number = number_of(request)
-        requests = read_segments(await read_body(request))
-        rules = self._rules()
-        segments = check_segments(number, requests, rules)
+        token, now_ms = request.headers.get(LEASE_HEADER), authority.clock.now_ms()
+        rules = rules_under(authority.leases.check(token, number, caller, now_ms), self._rules())
+        segments = check_segments(number, read_segments(await read_body(request)), rules)
         values = [encode_segment(segment) for segment in segments]
-        before = self._in_flight[client]
-        if before and before + len(values) > quota:  # a request by itself is always taken
-            raise _over_quota(quota)
-        self._in_flight[client] += len(values)
         try:
-            stored = await self.publisher.publish(number.encode(), values)
+            with authority.quotas.segments(caller, len(values)):
+                stored = await self.publisher.publish(number.encode(), values)
         except Overloaded as error:
             raise try_later("OVERLOADED", str(error)) from error
         except BackendUnavailable as error:
             raise try_later("KAFKA_UNAVAILABLE", str(error)) from error
-        finally:
-            self._in_flight[client] -= len(values)
-            if not self._in_flight[client]:
-                del self._in_flight[client]
         self._watch_clock()
         self.lookup.is_stored(number)
+        if any(segment.end_identifier for segment in segments):
+            authority.quotas.ended(caller, number)
         receipts = [
             Receipt(segment.business_data_number, at.partition, at.offset, at.append_ms)
             for segment, at in zip(segments, stored, strict=True)
         ]
         results = rules.judge_all(segments, [at.append_ms for at in stored])
         accepted = len(results) - [each.counts for each in results].count(False)
-        return json_answer(SegmentsAnswer(accepted, receipts, results))
+        answer = SegmentsAnswer(accepted, receipts, results)
+        answer.receipt = authority.receipts.sign(caller, [_receipt_of(segments, values, stored)])
+        answer.received_ms, answer.clock_id = received_ms, authority.clock.clock_id
+        answer.sent_ms = authority.clock.stamp_ms()
+        return json_answer(answer)
 
     def _rules(self) -> TimeRules:
         """Return the rules about times as of now, with what is known of the broker's clock."""
@@ -236,7 +268,10 @@ class Gateway:
 
     async def get_time(self, _: web.Request) -> web.Response:
         """GET /v1/time"""
-        return json_answer(ServerTime(self._clock.now_ms()))
+        clock = self.authority.clock
+        received_ms = clock.stamp_ms()
+        sent_ms = clock.stamp_ms()
+        return json_answer(ServerTime(int(sent_ms), received_ms, sent_ms, clock.clock_id))
 
     async def get_health(self, _: web.Request) -> web.Response:
         """GET /healthz"""
@@ -334,6 +369,16 @@ def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = 
         runner.run(serve())
 
 
-def _over_quota(quota: int) -> ApiError:
-    detail = f"{quota} segments of this client may wait for Kafka at once; send fewer in parallel"
-    return ApiError(429, "TOO_MANY_IN_FLIGHT", detail, retry_after_s=_QUOTA_RETRY_AFTER_S)
+def _receipt_of(
+    segments: Sequence[SegmentEvent], values: Sequence[bytes], stored: Sequence[Stored]
+) -> ReceiptUpload:
+    """Return what a receipt says of the segments of one order, all of them stored."""
+    by_offset = sorted(range(len(stored)), key=lambda index: stored[index].offset)
+    first, last = stored[by_offset[0]], stored[by_offset[-1]]
+    return upload_of(
+        segments[0].service_order_number,
+        first.partition,
+        (first.offset, last.offset),
+        [each.business_data_number for each in segments],
+        [values[index] for index in by_offset],
+    )

@@ -342,7 +342,7 @@ def check_segments(
     longest_ms = SEGMENT_LENGTH_MAX_MS
     for index, request in enumerate(requests):
         try:
-            segment = _segment(number, index, request)
+            segment = segment_of(number, index, request)
             start_ms, end_ms = segment.start_ms, segment.end_ms
             if (
                 not earliest_ms <= end_ms <= latest_ms
@@ -363,7 +363,11 @@ def check_segments(
     return segments
 
 
-def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
+def segment_of(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
+    """Return the segment of order `number` that is asked for.
+
+    Raises BadRecord, and ApiError(400, BAD_SHAPE) for a number that isn't whole.
+    """
     if request.service_order_number not in (None, number):
         detail = f"service_order_number is {request.service_order_number!r}, not the path's"
         raise BadRecord(Reason.KEY_MISMATCH, detail[:DETAIL_CHARS_MAX])

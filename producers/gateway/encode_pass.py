@@ -147,9 +147,9 @@ class Encoder:
     def __init__(self, segments_max: int) -> None:
         self._rows = np.zeros(segments_max * _FIELDS, np.int64)
         self._wanted = np.zeros(segments_max * _WANTED, np.int64)
-        self._heads = np.zeros(segments_max * _HEAD_BYTES_MAX, np.uint8)
+        self._heads: Any = np.zeros(segments_max * _HEAD_BYTES_MAX, np.uint8)
         self._out = np.zeros(segments_max * _RECORD_BYTES_MAX, np.uint8)
-        self._heads_view = memoryview(self._heads)
+        self._heads_view = self._heads.data
         self._ends = np.zeros(segments_max, np.int64)
         self._found = np.zeros(segments_max * _FOUND, np.int64)
         self._packers: dict[int, struct.Struct] = {}
@@ -200,9 +200,7 @@ class Encoder:
                 values.append(whole[at:end])
                 at = end
             body = whole[body_at:body_end]
-            told.append(
-                Encoded(values, body, wrong, least, greatest, has_end == 1, in_row == 1)
-            )
+            told.append(Encoded(values, body, wrong, least, greatest, has_end == 1, in_row == 1))
             row += len(upload.rows)
             body_at = body_end
         return told

@@ -7,20 +7,21 @@ lock once a record. A request waits for the last report of each of its uploads.
 An upload's records have one key, so they lie in one partition, in the order in which they were
 produced. A report that Python sees costs a third as much as all else that a record costs here. So
 only the last record's is a function of ours; those of the others go into a dictionary by their
-error: `reports.setdefault(error, message)`, C all the way. Under None it keeps the first record that
-was delivered, under anything else it tells that some record was not.
+error: `reports.setdefault(error, message)`, C all the way. Under None it keeps the first record
+that was delivered, under anything else it tells that some record was not.
 
 Why that loses nothing. Claim: when record j of a partition is acknowledged, each record i that this
-producer queued before it for that partition is in the log, or its failure has been reported before
-the success of j. The producer is idempotent, so within one epoch of its id the broker takes a record
-only if it has all with lower sequence numbers: the same epoch for i and j means that i is in the
-log, whatever was reported of it. librdkafka begins another epoch only after it has settled what is
-under way: a record that is given up by then (its time was over, the broker refused its batch) is
+producer queued before it for that partition is in the log, or its failure was reported before the
+success of j. The producer is idempotent, so within one epoch of its id the broker takes a record
+only if it has all those with lower sequence numbers: the same epoch for i and j means that i is in
+the log, whatever was reported of it. librdkafka begins another epoch only after it has settled what
+is under way: a record that is given up by then (its time was over, the broker refused its batch) is
 reported there and then, and what is left gets new numbers in the same order. So either i was
-reported as failed before j was sent again, or it was renumbered along with j, and the claim holds in
-the new epoch. Reports come in the order in which librdkafka knows: one queue for all. Therefore: a
-last report without an error, and no error in the dictionary by then, and the whole upload is in the
-log. Otherwise none of it is acknowledged: the client sends all of it again, and repeats do no harm.
+reported as failed before j was sent again, or it was renumbered along with j, and the claim holds
+in the new epoch. Reports come in the order in which librdkafka learns: one queue for all of them.
+Therefore: a last report without an error, and no error in the dictionary by then, and the whole
+upload is in the log. Otherwise none of it is acknowledged: the client sends all of it again, and
+repeats do no harm.
 """
 
 import asyncio
@@ -91,7 +92,7 @@ class Delivery:
         """Queue all records; `on_done` is called once, when it is known what became of them."""
         self._on_done = on_done
         produce, key = producer.produce, self.key
-        report = self._reports.setdefault if self.each is None else self._report
+        report: Any = self._reports.setdefault if self.each is None else self._report
         try:
             for value in self.values[:-1]:
                 produce(topic, value, key, _BY_KEY, report)

@@ -151,11 +151,9 @@ class _LooseRequest(Struct):
 _REQUEST = msgspec.json.Decoder(UploadRequest)
 _LOOSE = msgspec.json.Decoder(_LooseRequest)
 _SEGMENT: msgspec.json.Decoder[UploadSegment | Compact] = msgspec.json.Decoder(
-    UploadSegment | Compact  # type: ignore[arg-type]
+    UploadSegment | Compact
 )
-_CLIENT: msgspec.json.Decoder[ClientReport | None] = msgspec.json.Decoder(
-    ClientReport | None  # type: ignore[arg-type]
-)
+_CLIENT: msgspec.json.Decoder[ClientReport | None] = msgspec.json.Decoder(ClientReport | None)
 _NUMBER_AT = "business_data_number"
 
 
@@ -172,7 +170,7 @@ def read_uploads(body: bytes | bytearray) -> Asked:
         AskedUpload(
             each.service_order_number,
             each.lease,
-            [row if type(row) is tuple else astuple(row) for row in each.segments],
+            [row if isinstance(row, tuple) else astuple(row) for row in each.segments],
         )
         for each in request.uploads
     ]
@@ -186,7 +184,9 @@ def _read_loosely(body: bytes | bytearray) -> Asked:
         raise unreadable(error) from error
     _check_sizes(request.uploads)
     uploads = [
-        AskedUpload(each.service_order_number, each.lease, [_read_row(row) for row in each.segments])
+        AskedUpload(
+            each.service_order_number, each.lease, [_read_row(row) for row in each.segments]
+        )
         for each in request.uploads
     ]
     try:
@@ -214,13 +214,15 @@ def _read_row(raw: msgspec.Raw) -> Compact | BadRow:
 def _number_in(raw: msgspec.Raw) -> int:
     """Return the number of a segment that can't be read, 0 where it has none."""
     try:
-        found = msgspec.json.decode(raw)
+        found: Any = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
         return 0
     number = found.get(_NUMBER_AT) if isinstance(found, dict) else found
     if isinstance(number, list) and number:
         number = number[0]
-    return number_shown(number) if type(number) in (int, float) else 0
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return 0
+    return number_shown(number)
 
 
 def number_shown(number: Number) -> int:

@@ -74,11 +74,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway_port: Port = 8080
     gateway_allowed_hosts: str = ""
     gateway_access_log: bool = False
+    gateway_auth: Literal["none", "keys", "jwt", "keys+jwt", "proxy"] = "none"
+    api_keys_file: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_tenant_claim: str = "tenant"
+    jwks_url: str = ""
+    jwks_file: str = ""
+    gateway_caller_requests_per_s: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 500
+    gateway_auth_failures_per_min: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 30
+    gateway_tls_certificate: str = ""
+    gateway_tls_key: str = ""
+    gateway_tls_client_ca: str = ""
     gateway_client_segments: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
+    gateway_tenant_segments: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 20_000
+    gateway_tenant_requests: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1_000
+    gateway_tenant_orders: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
     gateway_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_000
     gateway_address_connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
     gateway_clock_offset_max_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 30.0
     report_interval_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 10
+    leases: Literal["auto", "required", "optional"] = "auto"
+    lease_s: Annotated[float, msgspec.Meta(ge=60, le=POLICY_TIME_MAX_S)] = 604_800
+    lease_keys_file: str = ""
+    receipt_key_file: str = ""
 
     ledger_dsn: str = ""
     seal_dir: str = ""
@@ -120,6 +139,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def seal_folder(self) -> Path:
         """Return the folder of the sealed log."""
         return Path(self.seal_dir or Path(self.data_dir) / "seal")
+
+    @property
+    def api_keys_path(self) -> Path:
+        """Return the file of API keys."""
+        return Path(self.api_keys_file or Path(self.data_dir) / "api-keys.json")
+
+    @property
+    def lease_keys(self) -> Path:
+        """Return the file of the keys that sign leases."""
+        return Path(self.lease_keys_file or Path(self.data_dir) / "gateway-leases.json")
+
+    @property
+    def receipt_keys(self) -> Path:
+        """Return the file of the keys that sign receipts."""
+        return Path(self.receipt_key_file or Path(self.data_dir) / "gateway-receipts.json")
 
     @property
     def policy(self) -> Policy:

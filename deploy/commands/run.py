@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from durabill.deploy.commands.ask_workers import known_workers
@@ -108,11 +109,30 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     "gateway_port",
     "gateway_allowed_hosts",
     "gateway_access_log",
+    "gateway_auth",
+    "api_keys_file",
+    "jwt_issuer",
+    "jwt_audience",
+    "jwt_tenant_claim",
+    "jwks_url",
+    "jwks_file",
+    "gateway_caller_requests_per_s",
+    "gateway_auth_failures_per_min",
+    "gateway_tls_certificate",
+    "gateway_tls_key",
+    "gateway_tls_client_ca",
     "gateway_client_segments",
+    "gateway_tenant_segments",
+    "gateway_tenant_requests",
+    "gateway_tenant_orders",
     "gateway_connections",
     "gateway_address_connections",
     "gateway_clock_offset_max_s",
     "report_interval_s",
+    "leases",
+    "lease_s",
+    "lease_keys_file",
+    "receipt_key_file",
     "worker_urls",
     "ledger_dsn",
 )
@@ -122,20 +142,24 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     POST /v1/orders starts an order, POST /v1/orders/NUMBER/segments takes its segments, GET
     /v1/orders/NUMBER shows where it stands; /docs describes all. It keeps no state: run as many
     as you like. Workers and ledger may be started after it. Where clients know it by another
-    name than the address it listens on, list that in --gateway-allowed-hosts.
+    name than the address it listens on, list that in --gateway-allowed-hosts. On this machine
+    everybody may ask it; it listens elsewhere only where --gateway-auth says who may.
 
         durabill gateway --gateway-port 8080
         curl -X POST http://127.0.0.1:8080/v1/orders
     """
+    from durabill.deploy.commands.gateway_access import check_gateway
     from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
     from durabill.deploy.logs import set_up_logging
     from durabill.producers.gateway.server import run_gateway
 
     set_up_logging()
     began_s = time.monotonic()
+    check_gateway(settings)
     check_address("gateway", settings.gateway_host, settings.gateway_port)
     settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     warn_of_policy(settings)
+    _ensure_keys(settings)
     enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
     known = known_workers(settings)
     ledger = settings.ledger_dsn or local_ledger(settings)
@@ -143,6 +167,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         "gateway",
         settings,
         topic=settings.segments_topic,
+        authentication=settings.gateway_auth,
         workers=", ".join(known) or "none yet (DURABILL_WORKER_URLS, or one in the data folder)",
         ledger=without_password(ledger) if ledger else "none yet (DURABILL_LEDGER_DSN)",
     )
@@ -161,7 +186,24 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         raise
 
 
+def _ensure_keys(settings: "Settings") -> None:
+    """Make the keys that nobody has named in the data folder; raise SigningKeyError."""
+    from durabill.deploy.files import data_folder
+    from durabill.producers.gateway.key_files import Kind, ensure_keys, read_keys
+
+    data_folder(Path(settings.data_dir))
+    for kind, file, is_named in (
+        (Kind.LEASE, settings.lease_keys, settings.lease_keys_file),
+        (Kind.RECEIPT, settings.receipt_keys, settings.receipt_key_file),
+    ):
+        if not is_named:
+            ensure_keys(file, kind)
+        read_keys(file, kind)  # what is wrong with it is told before anything else
+
+
 def _gateway_config(settings: "Settings") -> "GatewayConfig":
+    from durabill.deploy.commands.gateway_access import access_of, are_leases_required, tls_of
+    from durabill.producers.gateway.authority import AuthorityConfig
     from durabill.producers.gateway.server import GatewayConfig
     from durabill.producers.gateway.web_server import Limits
     from durabill.stream_processors.kafka.options import telling
@@ -173,6 +215,8 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
         port=settings.gateway_port,
         allowed_hosts=tuple(each.strip() for each in settings.gateway_allowed_hosts.split(",")),
         access_log=settings.gateway_access_log,
+        access=access_of(settings),
+        tls=tls_of(settings),
         report_interval_ms=round(settings.report_interval_s * 1000),
         find_workers=lambda: tuple(known_workers(settings)),
         worker_token=settings.worker_token,
@@ -183,6 +227,15 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
             connections_per_address_max=settings.gateway_address_connections,
         ),
         client_segments_max=settings.gateway_client_segments,
+        tenant_segments_max=settings.gateway_tenant_segments,
+        tenant_requests_max=settings.gateway_tenant_requests,
+        tenant_orders_max=settings.gateway_tenant_orders,
+        authority=AuthorityConfig(
+            lease_keys_file=settings.lease_keys,
+            receipt_keys_file=settings.receipt_keys,
+            lease_ms=round(settings.lease_s * 1000),
+            are_leases_required=are_leases_required(settings),
+        ),
         clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
     )
 

@@ -179,13 +179,15 @@ _Batch = list[tuple[int, Send]]
 
 
 class _Gateway:
-    """Posts segments in batches. An order's batches go one after another, orders in parallel."""
+    """Posts segments in batches. An order's batches go one after another, orders in parallel.
+
+    The orders are not opened: their time has passed, and an opened order's begins when it is.
+    """
 
     def __init__(self, url: str, sender: FleetSender) -> None:
         self._url = url.rstrip("/")
         self._sender = sender
         self._open: dict[str, _Batch] = {}
-        self._started: set[str] = set()
         self._stop = threading.Event()
         self._queues: list[Queue[_Batch | None]] = [Queue(32) for _ in range(HTTP_WORKERS)]
         self._pool = urllib3.PoolManager(maxsize=HTTP_WORKERS, timeout=30.0, retries=False)
@@ -231,9 +233,6 @@ class _Gateway:
 
     def _post(self, batch: _Batch) -> None:
         number = batch[0][1].order_number
-        if number not in self._started:
-            self._ask("/v1/orders", {"service_order_number": number})
-            self._started.add(number)
         segments = [send.segment for _, send in batch if send.segment is not None]
         body = [segment_fields(each) for each in segments]
         answer = self._ask(f"/v1/orders/{quote_order_number(number)}/segments", body)

@@ -97,6 +97,31 @@ class KeySet(msgspec.Struct, frozen=True, omit_defaults=True):
         return Kind.LEASE if self.keys[0].kty == "oct" else Kind.RECEIPT
 
 
+class ReceiptKey(msgspec.Struct):
+    """The public half of a key that receipts are signed with (RFC 8037)."""
+
+    kid: str
+    kty: str
+    crv: str
+    alg: str
+    use: str
+    x: str
+
+
+class ReceiptKeys(msgspec.Struct):
+    """All such keys, those that have signed and those that will: a JWK set (RFC 7517)."""
+
+    keys: list[ReceiptKey]
+
+
+def public_keys_of(keys: KeySet) -> ReceiptKeys:
+    """Return the public halves of all keys of receipts, the newest first."""
+    assert keys.kind is Kind.RECEIPT, "keys of leases have no public half"
+    return ReceiptKeys(
+        [ReceiptKey(each.kid, each.kty, each.crv, each.alg, each.use, each.x) for each in keys.keys]
+    )
+
+
 def encode64(data: bytes) -> str:
     """Return bytes in base64url without padding, as JOSE has it."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -161,14 +161,18 @@ class PendingUpload:
         delivery = self.delivery
         if delivery is None or delivery.first is None or delivery.last is None:
             return None
-        numbers = [row[0] for row in self.rows]
-        in_row = self.encoded.is_consecutive
+        rows = self.rows
+        if self.encoded.is_consecutive:
+            numbers: tuple[tuple[int, int], ...] = ((rows[0][0], rows[-1][0]),)
+        else:
+            numbers = ranges_of([row[0] for row in rows])
         return ReceiptUpload(
             self.number,
             delivery.last.partition,
             (delivery.first.offset, delivery.last.offset),
-            ((numbers[0], numbers[-1]),) if in_row else ranges_of(numbers),
+            numbers,
             digest_of(self.encoded.body),
+            len(rows),
         )
 
     def _is_certain(self, encoded: Encoded) -> bool:

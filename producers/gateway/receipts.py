@@ -10,29 +10,19 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from durabill.producers.gateway.caller import Caller
-from durabill.producers.gateway.key_files import Jwk, WatchedKeys, decode64, encode64
+from durabill.producers.gateway.key_files import (
+    Jwk,
+    ReceiptKeys,
+    WatchedKeys,
+    decode64,
+    encode64,
+    public_keys_of,
+)
 from durabill.schemas.upload_receipt import (
     ReceiptUpload,
     UploadReceipt,
     receipt_head,
 )
-
-
-class ReceiptKey(msgspec.Struct):
-    """The public half of a key that receipts are signed with (RFC 8037)."""
-
-    kid: str
-    kty: str
-    crv: str
-    alg: str
-    use: str
-    x: str
-
-
-class ReceiptKeys(msgspec.Struct):
-    """All such keys, those that have signed and those that will: a JWK set (RFC 7517)."""
-
-    keys: list[ReceiptKey]
 
 
 class ReceiptSigner:
@@ -63,8 +53,4 @@ class ReceiptSigner:
     def public_keys(self) -> ReceiptKeys:
         """Return the public keys of all that has been signed, and will be, the newest first."""
         self._watched.look()
-        keys = [
-            ReceiptKey(each.kid, each.kty, each.crv, each.alg, each.use, each.x)
-            for each in self._watched.keys.keys
-        ]
-        return ReceiptKeys(keys)
+        return public_keys_of(self._watched.keys)

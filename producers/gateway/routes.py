@@ -20,8 +20,8 @@ from durabill.producers.gateway.api import (
     ServerTime,
 )
 from durabill.producers.gateway.client_reports import ClientsAnswer
+from durabill.producers.gateway.key_files import ReceiptKeys
 from durabill.producers.gateway.problems import Problem, SegmentsProblem
-from durabill.producers.gateway.receipts import ReceiptKeys
 from durabill.producers.gateway.upload_shapes import UploadRequest, UploadsAnswer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,7 +53,7 @@ class Route:
     @property
     def common_errors(self) -> tuple[int, ...]:
         """The statuses that checks before the handler may give, and our own faults."""
-        head = (400, 403, 500)
+        head = (400, 403, 500) if self.scope is None else (400, 401, 403, 429, 500, 503)
         return (*head, 408, 413, 415) if self.method in ("POST", "PUT") else head
 
 

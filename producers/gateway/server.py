@@ -18,7 +18,10 @@ import uvloop
 from aiohttp import web
 from yarl import URL
 
+from durabill.producers.gateway.admission import Admission
 from durabill.producers.gateway.api import Health, ServerTime
+from durabill.producers.gateway.auth.access import Clocks
+from durabill.producers.gateway.auth.config import AccessConfig, check_access, open_access
 from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock
@@ -30,6 +33,7 @@ from durabill.producers.gateway.orders import OrderDesk
 from durabill.producers.gateway.problems import try_later
 from durabill.producers.gateway.quotas import QuotaLimits
 from durabill.producers.gateway.routes import Handler, bind
+from durabill.producers.gateway.tls import ServedTls, TlsFiles
 from durabill.producers.gateway.uploads import UploadDesk
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
 from durabill.producers.sdk.kafka_uplink import KafkaConfig
@@ -68,6 +72,8 @@ class GatewayConfig:
     report_interval_ms: int = 10_000
     allowed_hosts: tuple[str, ...] = ()
     access_log: bool = False
+    tls: TlsFiles | None = None
+    access: AccessConfig = field(default_factory=AccessConfig)
     worker_urls: tuple[str, ...] = ()
     worker_token: str = field(default="", repr=False)
     find_workers: Callable[[], tuple[str, ...]] | None = None
@@ -118,6 +124,8 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
+        check_access(config.access, config.host)
+        self.access = open_access(config.access, Clocks(config.clock, config.monotonic))
         self._openapi = msgspec.json.encode(openapi())
         self._docs = docs_page().encode()
         self._clock = BrokerClock(config.clock, config.monotonic)
@@ -188,6 +196,7 @@ class Gateway:
         await self.publisher.close(config.shutdown_timeout_s)
         await workers.close()
         await ledger.close()
+        await self.access.close()
 
     async def start_order(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
@@ -258,7 +267,7 @@ def make_app(config: GatewayConfig) -> web.Application:
     """
     gateway = Gateway(config)
     hosts = AllowedHosts(config.host, config.allowed_hosts)
-    gate = Gate(hosts, config.limits.body_bytes_max)
+    gate = Gate(hosts, Admission(gateway.access), config.limits.body_bytes_max)
     app = web.Application(middlewares=[gate.middleware])
     app[GATEWAY] = gateway
     app.cleanup_ctx.append(gateway.backends)
@@ -267,33 +276,48 @@ def make_app(config: GatewayConfig) -> web.Application:
 
 
 async def serve_gateway(
-    config: GatewayConfig, stop: asyncio.Event, on_ready: Callable[[str], None] | None = None
+    config: GatewayConfig,
+    stop: asyncio.Event,
+    on_ready: Callable[[str], None] | None = None,
+    tls: ServedTls | None = None,
 ) -> None:
     """Serve until `stop` is set; then take no more, finish what is under way, and return.
 
-    `on_ready` is called with the base URL once connections are taken. Raises OSError if the
-    port can't be had, GatewayFailed if the Kafka producer died.
+    `on_ready` is called with the base URL once connections are taken. `tls` is made of the
+    config's files where it is not given. Raises OSError if the port can't be had, GatewayFailed if
+    the Kafka producer died, a DurabillError where what is set can't be served.
     """
     app = make_app(config)
+    if tls is None and config.tls is not None:
+        tls = ServedTls(config.tls)
     server = BoundedServer(
         app,
         config.limits,
         access_log=access_log if config.access_log else None,
         shutdown_timeout_s=config.shutdown_timeout_s,
+        greet=None if tls is None else tls.greet,
     )
+    beside: list[asyncio.Task[None]] = []
     try:
         port = await server.start(config.host, config.port)
-        if on_ready is not None:
-            on_ready(str(URL.build(scheme="http", host=config.host, port=port)))
-        publisher = app[GATEWAY].publisher
+        watches = app[GATEWAY].access.watches() + ([] if tls is None else [tls.watch()])
         assert server.sweeper is not None
+        beside = [server.sweeper, *(asyncio.ensure_future(each) for each in watches)]
+        if on_ready is not None:
+            scheme = "http" if tls is None else "https"
+            on_ready(str(URL.build(scheme=scheme, host=config.host, port=port)))
+        publisher = app[GATEWAY].publisher
         events = [asyncio.create_task(event.wait()) for event in (stop, publisher.failed)]
-        await asyncio.wait([*events, server.sweeper], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*events, *beside], return_when=asyncio.FIRST_COMPLETED)
         for event in events:
             event.cancel()
-        if server.sweeper.done():
-            server.sweeper.result()  # it never ends but by an error
+        for each in beside:
+            if each.done():
+                each.result()  # it never ends but by an error
     finally:
+        for each in beside:
+            each.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await server.stop()
     if publisher.failed.is_set():
         raise GatewayFailed(f"{publisher.failure}; start the gateway again")
@@ -304,9 +328,14 @@ def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = 
 
     async def serve() -> None:
         stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve_gateway(replace(config, limits=fit_limits(config.limits)), stop, on_ready)
+            loop.add_signal_handler(number, stop.set)
+        tls = None if config.tls is None else ServedTls(config.tls)
+        if tls is not None:
+            loop.add_signal_handler(signal.SIGHUP, tls.reload_soon)
+        fitting = replace(config, limits=fit_limits(config.limits))
+        await serve_gateway(fitting, stop, on_ready, tls)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

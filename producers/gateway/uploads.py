@@ -200,7 +200,7 @@ class UploadDesk:
         return segments, [encode_segment(segment) for segment in segments]
 
     def _stored(self, caller: Caller, number: str, *, has_end: bool) -> None:
-        self._lookup.is_stored(number)
+        self._lookup.is_stored(number, caller.tenant)
         if has_end:
             self._authority.quotas.ended(caller, number)
 

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 
 from durabill.producers.gateway.server import GatewayConfig, serve_gateway
 from durabill.schemas import SegmentEvent, decode_segment
+from durabill.schemas.order_opened import OrderOpened, is_opening, read_opening
 from durabill.schemas.web import PROBLEM
 from durabill.stream_processors.kafka.errors import patiently
 
@@ -140,9 +141,16 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
 
 def segments_of(records: list[Message], number: str | None = None) -> list[SegmentEvent]:
     """The decoded segments (of one order), repeats left out, by business data number."""
-    events = {decode_segment(message.value()) for message in records}
+    values = [message.value() for message in records]
+    events = {decode_segment(value) for value in values if not is_opening(value)}
     chosen = [e for e in events if number in (None, e.service_order_number)]
     return sorted(chosen, key=lambda event: (event.business_data_number, event.start_ms))
+
+
+def openings_of(records: list[Message]) -> list[OrderOpened]:
+    """The openings, by partition and offset."""
+    values = [(message.key(), message.value()) for message in records]
+    return [read_opening(key, value) for key, value in values if is_opening(value)]
 
 
 def exchange(

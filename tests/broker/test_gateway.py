@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from durabill.producers.gateway.server import GatewayConfig, new_order_number, serve_gateway
+from durabill.producers.gateway.orders import new_order_number
+from durabill.producers.gateway.server import GatewayConfig, serve_gateway
 from durabill.producers.gateway.web_server import Limits
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import SegmentEvent, partition_for
-from tests.broker.gateway_kit import call, gateway, read_topic, segments_of
+from tests.broker.gateway_kit import call, gateway, openings_of, read_topic, segments_of
 from tests.conftest import Topics
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
@@ -57,10 +58,10 @@ def test_a_service_from_order_to_kafka(url: str, bootstrap_servers: str, topics:
     assert grant["report_interval_ms"] == 10_000
     number, go_ms = grant["service_order_number"], grant["server_timestamp_ms"]
     path = f"/v1/orders/{number}/segments"
-    first = call(url, "POST", path, item(1, go_ms - 9, go_ms - 5))
+    first = call(url, "POST", path, item(1, go_ms, go_ms + 4))
     rest = [
-        item(2, go_ms - 5, go_ms),
-        item(3, go_ms, go_ms, True) | {"service_order_number": number},
+        item(2, go_ms + 4, go_ms + 9),
+        item(3, go_ms + 9, go_ms + 9, True) | {"service_order_number": number},
     ]
     second = call(url, "POST", path, rest)
     assert (first[0], second[0]) == (200, 200)
@@ -74,13 +75,14 @@ def test_a_service_from_order_to_kafka(url: str, bootstrap_servers: str, topics:
             "offset": record.offset(),
             "append_ms": record.timestamp()[1],
         }
-        for at, record in enumerate(records)
+        for at, record in enumerate(records[1:])
     ] == receipts
+    assert [each.service_order_number for each in openings_of(records)] == [number]
     assert {record.key() for record in records} == {number.encode()}
     assert segments_of(records) == [
-        SegmentEvent(number, 1, go_ms - 9, go_ms - 5, False),
-        SegmentEvent(number, 2, go_ms - 5, go_ms, False),
-        SegmentEvent(number, 3, go_ms, go_ms, True),
+        SegmentEvent(number, 1, go_ms, go_ms + 4, False),
+        SegmentEvent(number, 2, go_ms + 4, go_ms + 9, False),
+        SegmentEvent(number, 3, go_ms + 9, go_ms + 9, True),
     ]
 
 
@@ -92,8 +94,8 @@ def test_any_legal_order_number_works(
     assert (status, grant["service_order_number"]) == (201, number)
     path = f"/v1/orders/{quote_order_number(number)}/segments"
     assert call(url, "POST", path, item(1, 0, 5))[0] == 200
-    (record,) = read_topic(bootstrap_servers, topics.segments)
-    assert record.key() == number.encode()
+    opening, record = read_topic(bootstrap_servers, topics.segments)
+    assert opening.key() == record.key() == number.encode()
 
 
 BAD_BODIES = [
@@ -215,7 +217,9 @@ def test_without_kafka_the_sender_is_told_to_come_back() -> None:
         assert int(headers["retry-after"]) > 0
         assert call(url, "GET", "/readyz")[0] == 503
         assert call(url, "GET", "/healthz")[0] == 200
-        assert call(url, "POST", "/v1/orders")[0] == 201
+        status, answer, headers = call(url, "POST", "/v1/orders")
+        assert (status, answer["reason"]) == (503, "KAFKA_UNAVAILABLE")
+        assert int(headers["retry-after"]) > 0
 
 
 def test_ready_means_that_the_topic_is_there(config: GatewayConfig, url: str) -> None:

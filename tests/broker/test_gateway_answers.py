@@ -137,7 +137,7 @@ def test_one_client_may_not_fill_the_way_to_kafka(topics: Topics) -> None:
             first.sendall(f"{head}content-length: {len(many)}\r\n\r\n".encode() + many)
             time.sleep(0.5)
             status, answer, headers = call(url, "POST", SEGMENTS, many)
-            assert (status, answer["reason"]) == (429, "TOO_MANY_IN_FLIGHT")
+            assert (status, answer["reason"]) == (429, "QUOTA_SEGMENTS")
             assert int(headers["retry-after"]) > 0
             assert first.recv(100).startswith(b"HTTP/1.1 503 ")
         assert call(url, "POST", SEGMENTS, b"[" + b",".join([BODY] * 9) + b"]")[0] == 503

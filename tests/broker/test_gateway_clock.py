@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from durabill.producers.gateway.server import GatewayConfig
-from tests.broker.gateway_kit import call, gateway, read_topic
+from tests.broker.gateway_kit import call, gateway, openings_of, read_topic, segments_of
 from tests.conftest import Topics
 
 SEGMENTS = "/v1/orders/SO1/segments"
@@ -47,10 +47,11 @@ def test_a_clock_that_is_two_minutes_ahead(
 ) -> None:
     caplog.set_level(logging.INFO)
     with gateway(machine_ahead(base, 120_000)) as url:
-        _, grant, _ = call(url, "POST", "/v1/orders")
-        assert grant["server_timestamp_ms"] > now_ms() + 115_000, "nothing has been learned yet"
+        _, told, _ = call(url, "GET", "/v1/time")
+        assert told["server_timestamp_ms"] > now_ms() + 115_000, "nothing has been learned yet"
+        clock_id = told["clock_id"]
         assert call(url, "GET", "/readyz")[0] == 200
-        body = [item(1, grant["server_timestamp_ms"]), item(2, now_ms())]
+        body = [item(1, told["server_timestamp_ms"]), item(2, now_ms())]
         status, answer, _ = call(url, "POST", SEGMENTS, body)
         assert (status, answer["accepted"]) == (200, 1)
         future, good = answer["segments"]
@@ -68,16 +69,26 @@ def test_a_clock_that_is_two_minutes_ahead(
         assert abs(grant["server_timestamp_ms"] - now_ms()) < NEAR_MS
         _, told, _ = call(url, "GET", "/v1/time")
         assert abs(told["server_timestamp_ms"] - now_ms()) < NEAR_MS
+        assert told["clock_id"] != clock_id
         status, answer, _ = call(url, "POST", SEGMENTS, item(3, now_ms() + 120_000))
         assert status == 422
         assert answer["errors"][0]["reason"] == "IN_THE_FUTURE"
         status, answer, _ = call(url, "GET", "/readyz")
         assert (status, answer["reason"]) == (503, "CLOCK_OFF")
         assert call(url, "GET", "/healthz")[0] == 200
-    assert len(read_topic(bootstrap_servers, topics.segments)) == 2
+    records = read_topic(bootstrap_servers, topics.segments)
+    assert (len(segments_of(records)), len(openings_of(records))) == (2, 1)
     (line,) = [each for each in caplog.messages if "ahead of the broker's" in each]
     told_ms = int(line.partition("clock is ")[2].partition(" ms")[0])
     assert abs(told_ms - 120_000) < NEAR_MS
+
+
+@pytest.mark.parametrize("ahead_ms", [-120_000, 120_000])
+def test_the_first_order_has_the_right_time_already(base: dict[str, Any], ahead_ms: int) -> None:
+    with gateway(machine_ahead(base, ahead_ms)) as url:
+        status, grant, _ = call(url, "POST", "/v1/orders")
+        assert status == 201
+        assert abs(grant["server_timestamp_ms"] - now_ms()) < NEAR_MS
 
 
 @pytest.mark.parametrize("ahead_ms", [-20_000, 0])

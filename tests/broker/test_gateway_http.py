@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from durabill.producers.gateway.api import ERRORS_MAX, SEGMENTS_MAX
+from durabill.producers.gateway.api import ERRORS_MAX, SEGMENTS_MAX, read_order
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import DISCARD_BYTES_MAX
 from durabill.producers.sdk.http_uplink import quote_order_number
@@ -90,7 +90,7 @@ def test_a_body_needs_its_type_and_no_body_needs_none(url: str) -> None:
     head = f"POST /v1/orders HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(BODY)}\r\n\r\n"
     answer = exchange(url, head.encode() + BODY, wait_for_end=False)
     assert answer.startswith(b"HTTP/1.1 415 ")
-    assert call(url, "POST", "/v1/orders")[0] == 201
+    assert call(url, "POST", "/v1/orders/SO1/lease")[0] == 401
     form = {"content-type": "application/x-www-form-urlencoded"}
     assert call(url, "POST", "/v1/orders", None, form)[0] == 415
 
@@ -277,8 +277,10 @@ def test_every_legal_order_number_works_on_every_route(url: str) -> None:
             body = WRONG if method == "POST" else None
             status, answer, _ = call(url, method, where, body)
             assert reasons[method] == (status, answer["reason"]), repr(number)
-        status, grant, _ = call(url, "POST", "/v1/orders", {"service_order_number": number})
-        assert (201, number) == (status, grant["service_order_number"])
+        status, answer, _ = call(url, "POST", f"{path}/lease")
+        assert (status, answer["reason"]) == (401, "LEASE_MISSING")
+        body = json.dumps({"service_order_number": number}).encode()
+        assert read_order(body).service_order_number == number
 
 
 @pytest.mark.parametrize("number", ["{", "}", "a{b}c", "|", "^", "`", "\\", '"', "<>", "[]", "~"])

@@ -12,8 +12,8 @@ import typer
 from durabill import __version__
 from durabill.deploy.commands.archive import archive
 from durabill.deploy.commands.audit import audit
-from durabill.deploy.commands.conformance import conformance_app
 from durabill.deploy.commands.clients import clients
+from durabill.deploy.commands.conformance import conformance_app
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines

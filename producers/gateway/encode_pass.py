@@ -141,10 +141,12 @@ class Encoded(NamedTuple):
 class Encoder:
     """Encodes requests of up to `segments_max` segments, in as many uploads at most.
 
-    Has scratch space of its own, so it belongs to one thread.
+    `framing` is what records begin with. Has scratch space of its own, so it belongs to one thread.
     """
 
-    def __init__(self, segments_max: int) -> None:
+    def __init__(self, segments_max: int, framing: bytes = SEGMENT_HEADER) -> None:
+        assert len(framing) <= len(SEGMENT_HEADER)
+        self._framing = framing
         self._rows = np.zeros(segments_max * _FIELDS, np.int64)
         self._wanted = np.zeros(segments_max * _WANTED, np.int64)
         self._heads: Any = np.zeros(segments_max * _HEAD_BYTES_MAX, np.uint8)
@@ -156,12 +158,14 @@ class Encoder:
 
     def encode(self, uploads: Sequence[Wanted]) -> list[Encoded]:
         """Return the records of each upload; raise TypeError for a row with what is no long."""
-        heads = b"".join([_head(each.key) for each in uploads])
+        framing = self._framing
+        head_bytes = len(framing) + 1
+        heads = b"".join([framing + zigzag(len(each.key)) + each.key for each in uploads])
         self._heads_view[: len(heads)] = heads
         wanted: list[int] = []
         head_end = row_end = 0
         for key, rows, *bounds in uploads:
-            head_end += _HEAD_BYTES + (len(key) > _SHORT_MAX) + len(key)
+            head_end += head_bytes + (len(key) > _SHORT_MAX) + len(key)
             row_end += len(rows)
             wanted += (head_end, row_end, *bounds)
         self._pack(self._wanted, wanted)
@@ -204,8 +208,3 @@ class Encoder:
             row += len(upload.rows)
             body_at = body_end
         return told
-
-
-def _head(key: bytes) -> bytes:
-    """Return what each record of an order begins with."""
-    return SEGMENT_HEADER + zigzag(len(key)) + key

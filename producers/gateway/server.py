@@ -191,6 +191,7 @@ class Gateway:
             self.publisher,
             self.lookup,
             self._clock,
+            framing=config.segments_framing,
             correction_window_ms=config.correction_window_ms,
             delivery_timeout_ms=config.delivery_timeout_ms,
         )

@@ -67,6 +67,7 @@ class UploadDesk:
         lookup: Lookup,
         clock: BrokerClock,
         *,
+        framing: bytes,
         correction_window_ms: int | None,
         delivery_timeout_ms: int,
     ) -> None:
@@ -76,7 +77,8 @@ class UploadDesk:
         self._clock = clock
         self._correction_window_ms = correction_window_ms
         self._delivery_timeout_ms = delivery_timeout_ms
-        self._encoder = Encoder(SEGMENTS_MAX)
+        self._framing = framing
+        self._encoder = Encoder(SEGMENTS_MAX, framing)
         self._damper = Damper(log)
 
     async def add(self, request: web.Request) -> web.Response:
@@ -197,7 +199,7 @@ class UploadDesk:
                 if not encoded.wrong:
                     return cast(Sequence[SegmentEvent], requests), encoded.values
         segments = check_segments(number, requests, rules)
-        return segments, [encode_segment(segment) for segment in segments]
+        return segments, [encode_segment(segment, self._framing) for segment in segments]
 
     def _stored(self, caller: Caller, number: str, *, has_end: bool) -> None:
         self._lookup.is_stored(number, caller.tenant)

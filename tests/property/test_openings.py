@@ -1,7 +1,7 @@
 """Openings: the plain core against the naive oracle, and both engines through torn checkpoints."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -9,6 +9,8 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from durabill.producers.fleet.truth import LogRecord, read_log
+from durabill.producers.fleet.truth_order import Policy as FleetPolicy
 from durabill.schemas import WriterSchemas
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine import openings as openings_module
@@ -24,6 +26,7 @@ from tests.property.histories import (
     by_order,
     chunk_of,
     opened_histories,
+    value_of,
 )
 from tests.property.oracle import Entry, answer
 
@@ -49,6 +52,22 @@ def test_the_plain_core_equals_the_oracle(
     assert expected.dead_letters == letters
     assert expected.opened == [each.offset for found in effects for each in found.openings]
     assert expected.totals == by_order([*effects, table.tick(FAR_FUTURE_MS)])
+
+
+@given(LOGS, st.booleans())
+def test_the_plain_core_equals_the_fleets_oracle(log: list[Entry], opened_only: bool) -> None:
+    policy = replace(POLICY, opened_only=opened_only)
+    table = PlainTable(Place(0, 1), policy, WriterSchemas(), pieces_max=TIMES.pieces_max)
+    folded = table.fold(chunk_of(log))
+    records = [
+        LogRecord(0, each.offset, each.append_ms, each.key, value_of(each), ()) for each in log
+    ]
+    found = read_log(records, FleetPolicy(**asdict(policy)), 1, pieces_max=TIMES.pieces_max)
+    assert [(each.offset, each.reason) for each in found.dead_letters] == [
+        (each.record.offset, each.reason) for each in folded.dead_letters
+    ]
+    assert found.opened == {b"0/%d" % each.offset for each in folded.openings}
+    assert found.totals == by_order([folded, table.tick(FAR_FUTURE_MS)])
 
 
 # -- crashes ----------------------------------------------------------------------------------

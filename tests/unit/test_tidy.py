@@ -90,6 +90,7 @@ PURE_LAYERS = tuple(
     f"durabill.stream_processors.{each}"
     for each in (
         "core.intervals",
+        "core.opening",
         "core.order",
         "core.admission",
         "core.explain",
@@ -104,6 +105,7 @@ PURE_LAYERS = tuple(
         "engine.blocks",
         "engine.checkpoint",
         "engine.slots",
+        "engine.openings",
         "engine.restored",
         "engine.timers",
         "engine.steps",
@@ -114,6 +116,7 @@ PURE_LAYERS = tuple(
         "engine.scan",
         "engine.row_form",
         "engine.row_index",
+        "engine.row_openings",
         "engine.store",
         "engine.row_timers",
         "engine.row_blocks",

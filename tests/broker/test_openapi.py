@@ -41,7 +41,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def base_url(bootstrap_servers: str) -> Iterator[str]:
-    kafka = {"bootstrap.servers": bootstrap_servers}
+    kafka: dict[str, Any] = {"bootstrap.servers": bootstrap_servers}
     topic = f"{uuid.uuid4().hex[:8]}.segments"
     admin = AdminClient(kafka)
     for made in admin.create_topics([NewTopic(topic, 4, 1)], operation_timeout=30).values():
@@ -54,7 +54,8 @@ def base_url(bootstrap_servers: str) -> Iterator[str]:
 
 def operations(document: dict[str, Any]) -> dict[str, Any]:
     """Return what schemathesis makes of a description, by operation."""
-    found = [each.ok() for each in schemathesis.openapi.from_dict(document).get_all_operations()]
+    results: list[Any] = list(schemathesis.openapi.from_dict(document).get_all_operations())
+    found = [each.ok() for each in results]
     return {each.definition.raw["operationId"]: each for each in found}
 
 

@@ -35,14 +35,16 @@ class Outcome:
     said: str
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
+    """Return the path of a tool; raise CannotBuild where there is none."""
     path = shutil.which(name)
     if path is None:
         raise CannotBuild(f"{name} is not installed")
     return path
 
 
-def _run(command: Sequence[str], folder: Path, **more: str) -> None:
+def run(command: Sequence[str], folder: Path, **more: str) -> None:
+    """Run a tool in a folder, with more variables; raise CannotBuild where it fails."""
     ran = subprocess.run(
         command,
         cwd=folder,
@@ -56,19 +58,19 @@ def _run(command: Sequence[str], folder: Path, **more: str) -> None:
         raise CannotBuild(f"{' '.join(command[:2])} failed: {(ran.stdout + ran.stderr)[-2000:]}")
 
 
-def _built(name: str, tool_version: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder that `make` has filled, for these sources and this tool."""
+def built(sources: Path, tool_version: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder with a copy of the sources in which `make` has been, for this tool."""
+    files = sorted(each for each in sources.iterdir() if each.is_file())
     digest = hashlib.sha256(tool_version.encode())
-    for path in sorted(each for each in (SOURCES / name).iterdir() if each.is_file()):
+    for path in files:
         digest.update(path.read_bytes())
-    folder = CACHE / f"{name}-{digest.hexdigest()[:16]}"
+    folder = CACHE / f"{sources.name}-{digest.hexdigest()[:16]}"
     if not folder.exists():
         draft = CACHE / f"{folder.name}.{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for path in (SOURCES / name).iterdir():
-            if path.is_file():
-                shutil.copy(path, draft)
+        for path in files:
+            shutil.copy(path, draft)
         try:
             make(draft)
             draft.rename(folder)
@@ -86,7 +88,7 @@ def _version(command: Sequence[str]) -> str:
 
 def java_client() -> list[str]:
     """Return the command of the client in Java, compiled against the broker's jars."""
-    javac = _tool("javac")
+    javac = tool("javac")
     try:
         java = find_java()
         jars = ensure_jars(JARS_DIR)
@@ -97,33 +99,33 @@ def java_client() -> list[str]:
     path = os.pathsep.join(map(str, jars))
 
     def make(folder: Path) -> None:
-        _run([javac, "-Xlint:all,-path", "-Werror", "-cp", path, "Client.java"], folder)
+        run([javac, "-Xlint:all,-path", "-Werror", "-cp", path, "Client.java"], folder)
 
-    folder = _built("java", _version([javac, "-version"]), make)
+    folder = built(SOURCES / "java", _version([javac, "-version"]), make)
     options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # it lives for seconds
     return [str(java), *options, "-cp", f"{folder}{os.pathsep}{path}", "Client"]
 
 
 def go_client() -> list[str]:
     """Return the command of the client in Go."""
-    go = _tool("go")
+    go = tool("go")
 
     def make(folder: Path) -> None:
-        _run([go, "vet", "."], folder, GOFLAGS="-mod=readonly")
-        _run([go, "build", "-o", "client", "."], folder, GOFLAGS="-mod=readonly")
+        run([go, "vet", "."], folder, GOFLAGS="-mod=readonly")
+        run([go, "build", "-o", "client", "."], folder, GOFLAGS="-mod=readonly")
 
-    return [str(_built("go", _version([go, "version"]), make) / "client")]
+    return [str(built(SOURCES / "go", _version([go, "version"]), make) / "client")]
 
 
 def typescript_client() -> list[str]:
     """Return the command of the client in TypeScript, compiled by its own compiler."""
-    node, npm = _tool("node"), _tool("npm")
+    node, npm = tool("node"), tool("npm")
 
     def make(folder: Path) -> None:
-        _run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
-        _run([npm, "run", "--silent", "build"], folder)
+        run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
+        run([npm, "run", "--silent", "build"], folder)
 
-    folder = _built("typescript", _version([node, "--version"]), make)
+    folder = built(SOURCES / "typescript", _version([node, "--version"]), make)
     return [node, str(folder / "build" / "client.js")]
 
 

@@ -17,6 +17,7 @@ from durabill.producers.gateway.kafka import Delivery
 from durabill.producers.sdk.stored import Stored
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
+STRANGERS = [-1] * 30  # records of others that come in between
 REFUSED = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
 
 Report = Callable[[KafkaError | None, Message], object]
@@ -161,7 +162,7 @@ class Idempotent:
         batch = self._under_way.pop(0)
         place = self._order.index(batch[0])
         if place == self._appended:
-            self.log += batch
+            self.log += [*batch, *STRANGERS]
             self._appended += len(batch)
         if is_heard and place < self._appended:
             for each in batch:

@@ -27,6 +27,10 @@
     │   ├── KeyFileError             a key file can't be used; exit code 2
     │   ├── NotVerified              a receipt or a checkpoint doesn't prove what it says
     │   └── Unreadable               a file is no receipt, or no checkpoint; exit code 2
+    ├── ApiKeyError                  (gateway.auth.api_keys) the file of API keys can't be used, or
+    │                                doesn't allow a change; exit code 2
+    ├── BadKeySet                    (gateway.auth.issuer_keys) no JWK set of an issuer; exit code 2
+    ├── UnsafeFile                   (gateway.auth.watched_file) others could write it; exit code 2
     ├── AuditError                   (audit) an audit can't be carried out; exit code 2
     ├── ArchiveError                 (audit.archive.manifest) the archive can't be written or read
     │   ├── BadManifest              an entry of its manifest is damaged
@@ -37,6 +41,9 @@
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
     ├── StackError                   (local.stack) a local server is not as needed
     ├── SigningKeyError              (gateway.key_files) a file of keys can't be used; exit code 2
+    ├── GatewayUnknown               (commands.clients) a gateway can't be asked; exit code 2
+    ├── CannotTell                   (audit.upload_proof) a receipt can't be looked up; exit code 2
+    ├── NotThere                     (audit.upload_proof) the log never had what a receipt says
     ├── NoReceipt                    (schemas.upload_receipt) it is no receipt; exit code 2
     ├── NotSigned                    (schemas.upload_receipt) none of the keys has signed it
     ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings

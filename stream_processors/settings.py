@@ -75,6 +75,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway_port: Port = 8080
     gateway_allowed_hosts: str = ""
     gateway_access_log: bool = False
+    gateway_auth: Literal["none", "keys", "jwt", "keys+jwt", "proxy"] = "none"
+    api_keys_file: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_tenant_claim: str = "tenant"
+    jwks_url: str = ""
+    jwks_file: str = ""
+    gateway_caller_requests_per_s: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 500
+    gateway_auth_failures_per_min: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 30
+    gateway_tls_certificate: str = ""
+    gateway_tls_key: str = ""
+    gateway_tls_client_ca: str = ""
     gateway_client_segments: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2_000
     gateway_tenant_segments: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 20_000
     gateway_tenant_requests: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1_000
@@ -129,6 +141,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def seal_folder(self) -> Path:
         """Return the folder of the sealed log."""
         return Path(self.seal_dir or Path(self.data_dir) / "seal")
+
+    @property
+    def api_keys_path(self) -> Path:
+        """Return the file of API keys."""
+        return Path(self.api_keys_file or Path(self.data_dir) / "api-keys.json")
 
     @property
     def lease_keys(self) -> Path:

@@ -1,10 +1,19 @@
-"""`durabill keys`: the keys that sign the sealed log, leases and receipts."""
+"""`durabill keys`: API keys, and the keys that sign the sealed log, leases and receipts."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from durabill.deploy.commands.api_keys import (
+    GRACE_DAYS,
+    GraceDays,
+    create,
+    list_keys,
+    revoke,
+    rotate_api_key,
+)
 from durabill.deploy.commands.common import AS_JSON, with_settings
 from durabill.deploy.commands.signing_keys import KeyKind, make_file, public_of, rotate_file
 from durabill.deploy.terminal import answer, say
@@ -14,8 +23,10 @@ if TYPE_CHECKING:
 
 keys_app = typer.Typer(
     no_args_is_help=True,
-    help="Make and change the keys that sign: the sealed log, receipts and leases.",
+    help="API keys: who may ask the gateway. And the keys that sign seal, receipts and leases.",
 )
+keys_app.command("create")(create)
+keys_app.command("list")(list_keys)
 
 Made = Annotated[Path, typer.Argument(metavar="FILE", help="File that is made, with mode 600.")]
 KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A key file.")]
@@ -57,10 +68,13 @@ def public(file: KeyFile, as_json: AS_JSON = False) -> None:
 
 
 @keys_app.command("rotate")
-@with_settings("lease_s")
+@with_settings("lease_s", "api_keys_file", "data_dir")
 def rotate(
     settings: "Settings",
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="The key file that has signed.")],
+    old: Annotated[
+        Path,
+        typer.Argument(metavar="OLD", help="A key file that has signed; or an API key's id."),
+    ],
     new: Annotated[
         Path | None,
         typer.Argument(metavar="NEW", help="For the seal: file that is made, with mode 600."),
@@ -68,6 +82,7 @@ def rotate(
     force: Annotated[
         bool, typer.Option("--force", help="Drop a key of leases though leases of it still hold.")
     ] = False,
+    grace_days: GraceDays = GRACE_DAYS,
     as_json: AS_JSON = False,
 ) -> None:
     """Make a new key, which takes over from the old one, and print what is public of it.
@@ -81,9 +96,16 @@ def rotate(
     Bring copies of the file to other machines within that minute. Old keys of receipts stay
     public; of leases the two newest hold.
 
+    An API key is named by its id. The new one is for the same, and is shown this once; both are
+    live until the grace is over.
+
         durabill keys rotate seal.key seal-2.key
         durabill keys rotate leases.json
+        durabill keys rotate 3k9w5m2x7q4t --grace-days 7
     """
+    if new is None and not old.exists() and os.sep not in str(old):
+        rotate_api_key(settings, str(old), grace_days, as_json=as_json)
+        return
     told = rotate_file(old, new, lease_s=settings.lease_s, force=force)
     where = told.fields["key_file"]
     if new is not None:
@@ -91,3 +113,6 @@ def rotate(
     else:
         say(f"{where} has a new key; it signs in a minute.")
     answer(told.fields, told.public or f"key {told.fields['kids'][0]}", as_json)
+
+
+keys_app.command("revoke")(revoke)

@@ -111,6 +111,18 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     "gateway_port",
     "gateway_allowed_hosts",
     "gateway_access_log",
+    "gateway_auth",
+    "api_keys_file",
+    "jwt_issuer",
+    "jwt_audience",
+    "jwt_tenant_claim",
+    "jwks_url",
+    "jwks_file",
+    "gateway_caller_requests_per_s",
+    "gateway_auth_failures_per_min",
+    "gateway_tls_certificate",
+    "gateway_tls_key",
+    "gateway_tls_client_ca",
     "gateway_client_segments",
     "gateway_tenant_segments",
     "gateway_tenant_requests",
@@ -132,17 +144,20 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     POST /v1/orders starts an order, POST /v1/orders/NUMBER/segments takes its segments, GET
     /v1/orders/NUMBER shows where it stands; /docs describes all. It keeps no state: run as many
     as you like. Workers and ledger may be started after it. Where clients know it by another
-    name than the address it listens on, list that in --gateway-allowed-hosts.
+    name than the address it listens on, list that in --gateway-allowed-hosts. On this machine
+    everybody may ask it; it listens elsewhere only where --gateway-auth says who may.
 
         durabill gateway --gateway-port 8080
         curl -X POST http://127.0.0.1:8080/v1/orders
     """
+    from durabill.deploy.commands.gateway_access import check_gateway
     from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
     from durabill.deploy.logs import set_up_logging
     from durabill.producers.gateway.server import run_gateway
 
     set_up_logging()
     began_s = time.monotonic()
+    check_gateway(settings)
     check_address("gateway", settings.gateway_host, settings.gateway_port)
     settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     warn_of_policy(settings)
@@ -154,6 +169,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         "gateway",
         settings,
         topic=settings.segments_topic,
+        authentication=settings.gateway_auth,
         workers=", ".join(known) or "none yet (DURABILL_WORKER_URLS, or one in the data folder)",
         ledger=without_password(ledger) if ledger else "none yet (DURABILL_LEDGER_DSN)",
     )
@@ -188,6 +204,7 @@ def _ensure_keys(settings: "Settings") -> None:
 
 
 def _gateway_config(settings: "Settings") -> "GatewayConfig":
+    from durabill.deploy.commands.gateway_access import access_of, are_leases_required, tls_of
     from durabill.producers.gateway.authority import AuthorityConfig
     from durabill.producers.gateway.server import GatewayConfig
     from durabill.producers.gateway.web_server import Limits
@@ -200,6 +217,8 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
         port=settings.gateway_port,
         allowed_hosts=tuple(each.strip() for each in settings.gateway_allowed_hosts.split(",")),
         access_log=settings.gateway_access_log,
+        access=access_of(settings),
+        tls=tls_of(settings),
         report_interval_ms=round(settings.report_interval_s * 1000),
         find_workers=lambda: tuple(known_workers(settings)),
         worker_token=settings.worker_token,
@@ -217,7 +236,7 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
             lease_keys_file=settings.lease_keys,
             receipt_keys_file=settings.receipt_keys,
             lease_ms=round(settings.lease_s * 1000),
-            are_leases_required=settings.leases == "required",
+            are_leases_required=are_leases_required(settings),
         ),
         clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
     )

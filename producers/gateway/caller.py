@@ -16,9 +16,6 @@ ALL_SCOPES = frozenset({REPORT, READ, ADMIN})
 """What a caller may be allowed: to start orders and report segments, to read what its own orders
 come to, and to read those of every tenant."""
 
-DEFAULT_TENANT = "default"
-"""The tenant of all orders where there is no authentication."""
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -34,9 +31,9 @@ class Caller:
     key_id: str = ""
 
     @property
-    def is_admin(self) -> bool:
-        """Whether it may see the orders of every tenant."""
-        return ADMIN in self.scopes
+    def sees_only(self) -> str | None:
+        """The tenant whose orders it sees alone, None if it sees everybody's."""
+        return None if ADMIN in self.scopes else self.tenant
 
     @property
     def is_known(self) -> bool:
@@ -50,6 +47,11 @@ _CALLER = web.RequestKey("durabill.caller", Caller)
 def set_caller(request: web.BaseRequest, caller: Caller) -> None:
     """Say who asks. For the middleware."""
     request[_CALLER] = caller
+
+
+def has_caller(request: web.BaseRequest) -> bool:
+    """Tell whether it is known by now who asks."""
+    return _CALLER in request
 
 
 def caller_of(request: web.BaseRequest) -> Caller:

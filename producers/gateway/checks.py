@@ -1,6 +1,7 @@
 """What holds for every request to the gateway: who may ask, in which form, and errors' one form.
 
-The checks need the head alone, so what they refuse costs no more than its head:
+The checks need the head alone, so what they refuse costs no more than its head. Then it is found
+out who asks (`admission`), before a byte of the body is read:
   1. the Host is a name of this server (403), see `schemas.web`
   2. no web page of somebody else asks (403): its browser says so
   3. a body is application/json (415), which no web page can send here without asking first,
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import HttpVersion10, hdrs, web
 
-from durabill.producers.gateway.caller import ALL_SCOPES, DEFAULT_TENANT, Caller, set_caller
+from durabill.producers.gateway.admission import Admission
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.web_server import SERVER_NAME, BodyFailed, Connection
 from durabill.schemas.web import PROBLEM, AllowedHosts, is_same_origin, reason_of
@@ -63,8 +64,9 @@ async def read_body(request: web.Request) -> bytes | bytearray:
 class Gate:
     """Checks heads, and gives every error the same JSON form; `middleware` and `expects` use it."""
 
-    def __init__(self, hosts: AllowedHosts, body_bytes_max: int) -> None:
+    def __init__(self, hosts: AllowedHosts, admission: Admission, body_bytes_max: int) -> None:
         self._hosts = hosts
+        self._admission = admission
         self._body_bytes_max = body_bytes_max
 
     def check(self, request: web.BaseRequest) -> None:
@@ -109,12 +111,13 @@ class Gate:
         connection_of(request).request_begins()
         try:
             self.check(request)
+            await self._admission.admit(request, connection_of(request).client)
             if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
                 raise ApiError(417, "EXPECTATION_FAILED", "only 100-continue can be expected")
         except ApiError as error:
             connection_of(request).request_ends(has_unread_body=True)
             response = error_answer(error)
-            response.headers[hdrs.SERVER] = SERVER_NAME
+            self._finish(request, response)
             response.force_close()
             return response
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -133,16 +136,19 @@ class Gate:
                 response = await self._answer(request, handler)
             finally:
                 connection.request_ends(has_unread_body=not request.content.is_eof())
-            response.headers[hdrs.SERVER] = SERVER_NAME  # aiohttp would tell its version
+            self._finish(request, response)
             return response
 
         return guard
 
+    def _finish(self, request: web.Request, response: Response) -> None:
+        response.headers[hdrs.SERVER] = SERVER_NAME  # aiohttp would tell its version
+        self._admission.tell(request, response)
+
     async def _answer(self, request: web.Request, handler: Handler) -> Response:
         try:
             self.check(request)
-            client = connection_of(request).client
-            set_caller(request, Caller(DEFAULT_TENANT, client, ALL_SCOPES))
+            await self._admission.admit(request, connection_of(request).client)
             return await handler(request)
         except ApiError as error:
             return error_answer(error)

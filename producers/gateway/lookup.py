@@ -3,6 +3,10 @@
 A total alone may be out of date: the order may be open again, or have grown. So where the owner
 of the order could not be asked, the answer says so (`live_unknown`), and without a total it is no
 404 but a 503: nobody knows whether there is such an order.
+
+A caller sees its own tenant's orders. Another's is to it as if it were not there, all the way: the
+worker and the ledger themselves say so, in the same time and the same words as of a number that
+nobody has.
 """
 
 import time
@@ -12,9 +16,11 @@ from aiohttp import web
 
 from durabill.producers.gateway.api import OrderAnswer
 from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, WorkerPool
+from durabill.producers.gateway.caller import caller_of
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
 from durabill.schemas import BadRecord
+from durabill.schemas.order_opened import DEFAULT_TENANT
 from durabill.schemas.order_state import Opened, Phase
 from durabill.schemas.web import Page, cut_page, number_in_path, read_page
 
@@ -44,13 +50,14 @@ class Lookup:
     def __init__(self, workers: WorkerPool, ledger: TotalsReader) -> None:
         self._workers = workers
         self._ledger = ledger
-        self._stored_s: dict[str, float] = {}  # order -> when segments of it were acknowledged
+        # Order -> when segments of it were acknowledged, and whose they were.
+        self._stored: dict[str, tuple[float, str]] = {}
 
-    def is_stored(self, number: str) -> None:
-        """Note that Kafka has segments of an order: its worker reads them in a moment."""
-        if len(self._stored_s) >= _STORED_MAX:
-            self._stored_s.clear()
-        self._stored_s[number] = time.monotonic()
+    def is_stored(self, number: str, tenant: str = DEFAULT_TENANT) -> None:
+        """Note that Kafka has segments of a tenant's order: its worker reads them in a moment."""
+        if len(self._stored) >= _STORED_MAX:
+            self._stored.clear()
+        self._stored[number] = time.monotonic(), tenant
 
     async def order(self, request: web.Request) -> OrderAnswer:
         """Return what is known of an order; raise ApiError(404, 422 or 503)."""
@@ -59,12 +66,13 @@ class Lookup:
             page = read_page(request.query)
         except ValueError as error:
             raise ApiError(422, "BAD_PAGE", str(error)) from error
-        live = self._doubted(number, await self._workers.live(number, page))
+        tenant = caller_of(request).sees_only
+        live = self._doubted(number, tenant, await self._workers.live(number, page, tenant))
         answer = OrderAnswer(number, live.state, live.unknown)
         is_open = live.state is not None and live.state.phase is not Phase.SETTLED
         ledger_is_known = await self._ledger.is_known()
         if ledger_is_known and not is_open:
-            await self._add_total(answer, page)
+            await self._add_total(answer, page, tenant)
         if answer.live is None and answer.total is None:
             raise _unknown(live, answer.total_unavailable, ledger_is_known)
         return answer
@@ -87,25 +95,26 @@ class Lookup:
         except BackendUnavailable:
             return None
 
-    def _doubted(self, number: str, live: Live) -> Live:
+    def _doubted(self, number: str, tenant: str | None, live: Live) -> Live:
         """Say so where the worker's word may be older than what this gateway has stored."""
         if live.unknown is not None:
             return live
         if live.state is None:
-            if self._was_stored_just_now(number):
+            if self._was_stored_just_now(number, tenant):
                 return Live(unknown="the worker has not read yet what was stored a moment ago")
         elif live.state.phase is Phase.SETTLED and live.state.lag:
             behind = f"{live.state.lag} records of the order's partition have not been read yet"
             return Live(live.state, f"{behind}: it may be open again")
         return live
 
-    def _was_stored_just_now(self, number: str) -> bool:
-        stored_s = self._stored_s.get(number)
-        return stored_s is not None and time.monotonic() - stored_s < _STORED_KEPT_S
+    def _was_stored_just_now(self, number: str, tenant: str | None = None) -> bool:
+        """Tell whether segments of an order were; with a tenant, whether they were that one's."""
+        stored_s, owner = self._stored.get(number, (-_STORED_KEPT_S, ""))
+        return tenant in (None, owner) and time.monotonic() - stored_s < _STORED_KEPT_S
 
-    async def _add_total(self, answer: OrderAnswer, page: Page) -> None:
+    async def _add_total(self, answer: OrderAnswer, page: Page, tenant: str | None) -> None:
         try:
-            total = await self._ledger.total(answer.service_order_number)
+            total = await self._ledger.total(answer.service_order_number, tenant)
             answer.total = None if total is None else cut_page(total, page)
         except BackendUnavailable as error:
             answer.total_unavailable = str(error)

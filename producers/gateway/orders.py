@@ -234,7 +234,7 @@ class OrderDesk:
         try:
             with authority.quotas.segments(caller, 1):
                 await self._publisher.publish(number.encode(), [value])
-            self._lookup.is_stored(number)
+            self._lookup.is_stored(number, caller.tenant)
         except (ApiError, Overloaded, BackendUnavailable) as error:
             authority.quotas.ended(caller, number)
             raise _told(error) from error

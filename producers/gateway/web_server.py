@@ -14,7 +14,7 @@ import logging
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -105,6 +105,21 @@ def client_of(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
+class Held(Protocol):
+    """What counts as a connection: one that has requests, or is still on its way to them."""
+
+    client: str
+    waits_until_s: float | None
+    body_bytes: int
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not ended."""
+
+    def cut_off(self) -> None:
+        """End it now."""
+
+
 class Connection(web.RequestHandler):
     """One client's connection. All times are those of the event loop."""
 
@@ -129,6 +144,11 @@ class Connection(web.RequestHandler):
         if isinstance(transport, asyncio.WriteTransport):
             transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._owner.add(self)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not ended."""
+        return self.transport is not None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
@@ -236,7 +256,7 @@ class _Group:
     """Connections that share a limit: how many, and those that wait, the longest first."""
 
     count: int = 0
-    waiting: dict[Connection, None] = field(default_factory=dict)
+    waiting: dict[Held, None] = field(default_factory=dict)
 
 
 class Connections:
@@ -248,10 +268,10 @@ class Connections:
         self.now_s: Callable[[], float] = asyncio.get_running_loop().time
         self._all = _Group()
         self._clients: dict[str, _Group] = {}
-        self._known: set[Connection] = set()
+        self._known: set[Held] = set()
         self._body_bytes = 0
 
-    def add(self, new: Connection) -> None:
+    def add(self, new: Held) -> None:
         """Take a new connection; at a limit, end the one that has kept us waiting longest for it.
 
         Where all are at work, the new one is ended.
@@ -261,7 +281,7 @@ class Connections:
             self._make_room(own, new, f"from {new.client}")
         elif self._all.count >= self.limits.connections_max:
             self._make_room(self._all, new, "in all")
-        if new.transport is None:
+        if not new.is_there:
             if not own.count:
                 del self._clients[new.client]
             return
@@ -270,7 +290,7 @@ class Connections:
             group.count += 1
         self.waits(new, self.limits.head_timeout_s)
 
-    def _make_room(self, group: _Group, new: Connection, what: str) -> None:
+    def _make_room(self, group: _Group, new: Held, what: str) -> None:
         self._damper.warning(
             f"connections {what}",
             "the limit of %d connections %s is reached; the longest waiting go",
@@ -278,7 +298,7 @@ class Connections:
         )
         next(iter(group.waiting), new).cut_off()
 
-    def remove(self, gone: Connection) -> None:
+    def remove(self, gone: Held) -> None:
         """Forget a connection that has ended."""
         if gone not in self._known:
             return
@@ -291,7 +311,7 @@ class Connections:
         if not own.count:
             del self._clients[gone.client]
 
-    def waits(self, each: Connection, may_wait_s: float) -> None:
+    def waits(self, each: Held, may_wait_s: float) -> None:
         """Note that we wait for a connection's client from now on, and how long at most."""
         each.waits_until_s = self.now_s() + may_wait_s
         if each in self._known:
@@ -299,14 +319,14 @@ class Connections:
                 group.waiting.pop(each, None)
                 group.waiting[each] = None
 
-    def works(self, each: Connection) -> None:
+    def works(self, each: Held) -> None:
         """Note that its client waits for us."""
         each.waits_until_s = None
         if each in self._known:
             for group in (self._all, self._clients[each.client]):
                 group.waiting.pop(each, None)
 
-    def holds(self, reader: Connection, body_bytes: int) -> None:
+    def holds(self, reader: Held, body_bytes: int) -> None:
         """Note that a body has come so far; cut off the slowest ones if all are too much."""
         self._body_bytes += body_bytes - reader.body_bytes
         reader.body_bytes = body_bytes
@@ -318,10 +338,15 @@ class Connections:
             self.gave_back(slowest)
             slowest.cut_off()
 
-    def gave_back(self, reader: Connection) -> None:
+    def gave_back(self, reader: Held) -> None:
         """Note that a connection holds no body any more."""
         self._body_bytes -= reader.body_bytes
         reader.body_bytes = 0
+
+    def end_greetings(self) -> None:
+        """Cut off whatever has no requests yet: nobody else would end it."""
+        for each in [each for each in self._known if not isinstance(each, Connection)]:
+            each.cut_off()
 
     async def sweep_forever(self) -> None:
         """Cut off whoever has kept us waiting for too long."""
@@ -333,8 +358,14 @@ class Connections:
                     each.cut_off()
 
 
+Greet = Callable[[Connections, Callable[[], Connection]], asyncio.Protocol]
+
+
 class BoundedServer:
-    """Serves an aiohttp application within limits, from `start` to `stop`."""
+    """Serves an aiohttp application within limits, from `start` to `stop`.
+
+    `greet` makes what stands for a connection until it speaks HTTP, where that takes a handshake.
+    """
 
     def __init__(
         self,
@@ -343,7 +374,9 @@ class BoundedServer:
         *,
         access_log: logging.Logger | None,
         shutdown_timeout_s: float,
+        greet: "Greet | None" = None,
     ) -> None:
+        self._greet = greet
         self._runner = web.AppRunner(app, shutdown_timeout=shutdown_timeout_s)
         self._limits = limits
         self._options: dict[str, Any] = {
@@ -356,6 +389,7 @@ class BoundedServer:
             "logger": log,
         }
         self._listening: asyncio.Server | None = None
+        self._connections: Connections | None = None
         self.sweeper: asyncio.Task[None] | None = None
         """Runs while the server does; if it ends by itself, the limits hold no more."""
 
@@ -370,7 +404,11 @@ class BoundedServer:
         def connect() -> Connection:
             return Connection(connections, server, loop=loop, **self._options)
 
-        self._listening = await loop.create_server(connect, host or None, port, backlog=1_024)
+        def accept() -> asyncio.Protocol:
+            return connect() if self._greet is None else self._greet(connections, connect)
+
+        self._connections = connections
+        self._listening = await loop.create_server(accept, host or None, port, backlog=1_024)
         self.sweeper = asyncio.create_task(connections.sweep_forever())
         bound: int = self._listening.sockets[0].getsockname()[1]
         return bound
@@ -379,6 +417,8 @@ class BoundedServer:
         """Take no more, finish what is under way, and clean the application up."""
         if self._listening is not None:
             self._listening.close()
+        if self._connections is not None:
+            self._connections.end_greetings()
         if self.sweeper is not None:
             self.sweeper.cancel()
         await self._runner.cleanup()

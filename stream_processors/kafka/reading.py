@@ -195,6 +195,34 @@ def read_one(
         return message if found == offset else None
 
 
+def read_range(
+    kafka: Mapping[str, Any],
+    topic: str,
+    partition: int,
+    offsets: tuple[int, int],
+    *,
+    group: str = LOOK_GROUP,
+    patience_s: float = LOOK_PATIENCE_S,
+) -> Iterator[tuple[int, Message]]:
+    """Yield (offset, message) of what is committed from one offset to another, both included.
+
+    What the log doesn't have of them, `read_bounds` says. Raises what `read_topic` raises.
+    """
+    with _reader(kafka, group) as consumer:
+        first, end = _bounds(consumer, kafka, topic, partition, patience_s)
+        start, end = max(first, offsets[0]), min(end, offsets[1] + 1)
+        if start >= end:
+            return
+        consumer.assign([TopicPartition(topic, partition, start)])
+        for batch in _batches(consumer, kafka, topic, _look_rights(topic, group), patience_s):
+            for _, offset, message in batch:
+                if message is None or offset >= end:
+                    return
+                yield offset, message
+            if offset + 1 >= end:
+                return
+
+
 def read_bounds(
     kafka: Mapping[str, Any], group: str, topic: str, partitions: Sequence[int]
 ) -> dict[int, tuple[int, int]]:

@@ -1,6 +1,7 @@
 """The worker's web server: the state of orders, and the worker's health.
 
-    GET /orders/{number}   the live state of an order in a partition of this worker
+    GET /orders/{number}   the live state of an order in a partition of this worker; with
+                           ?tenant= only if it is that tenant's, else as if it were unknown
     GET /status            lag, deadlines, checkpoints, by partition
     GET /health/live       is it well? Needs no token: process managers ask it
     GET /health/ready      is it at work?
@@ -24,6 +25,7 @@ from aiohttp import hdrs, web
 from durabill.schemas import BadRecord, partition_for
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.order_state import page_of
+from durabill.schemas.tenants import tenant_of
 from durabill.schemas.web import (
     PROBLEM,
     AllowedHosts,
@@ -149,6 +151,11 @@ class Pages:
         if processor.tasks[partition].is_broken:
             return _error(503, "CATCHING_UP", f"partition {partition} is stopped by a bug of ours")
         state = processor.describe(number)
+        asks_for = request.query.get("tenant")
+        if state is not None and asks_for is not None:
+            opened_by = None if state.opened is None else state.opened.tenant
+            if tenant_of(number, opened_by) != asks_for:
+                state = None  # from here on as for an order that isn't there
         lag = self._lag(partition)
         if lag is None or (state is None and lag):
             return _error(503, "CATCHING_UP", f"partition {partition} has not been read to its end")

@@ -1,0 +1,79 @@
+"""Who may ask the gateway, and its TLS, from the settings; checked before anything connects."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from durabill.schemas.errors import SettingsError
+from durabill.schemas.web import is_loopback
+
+if TYPE_CHECKING:
+    from durabill.producers.gateway.auth.config import AccessConfig
+    from durabill.producers.gateway.tls import TlsFiles
+    from durabill.stream_processors.settings import Settings
+
+log = logging.getLogger("durabill.settings")
+
+
+def check_gateway(settings: "Settings") -> None:
+    """Raise SettingsError, or another that is told, unless it is clear who may ask and how."""
+    from durabill.producers.gateway.auth.config import check_access, open_access
+    from durabill.producers.gateway.tls import ServedTls
+
+    access, tls = access_of(settings), tls_of(settings)
+    check_access(access, settings.gateway_host)
+    open_access(access)
+    if tls is not None:
+        ServedTls(tls)
+    elif access.knows_callers and not is_loopback(settings.gateway_host):
+        log.warning(
+            "the gateway listens on %s without TLS: keys and tokens go over the network in the"
+            " clear. Give it DURABILL_GATEWAY_TLS_CERTIFICATE and DURABILL_GATEWAY_TLS_KEY, unless"
+            " a proxy in front of it has TLS",
+            settings.gateway_host,
+        )
+
+
+def access_of(settings: "Settings") -> "AccessConfig":
+    """Return who may ask the gateway."""
+    from durabill.producers.gateway.auth.access import AccessLimits
+    from durabill.producers.gateway.auth.config import AccessConfig
+
+    return AccessConfig(
+        mode=settings.gateway_auth,
+        keys_file=settings.api_keys_path,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        tenant_claim=settings.jwt_tenant_claim,
+        jwks_url=settings.jwks_url,
+        jwks_file=Path(settings.jwks_file) if settings.jwks_file else None,
+        limits=AccessLimits(
+            requests_per_s=settings.gateway_caller_requests_per_s,
+            failures_per_min=settings.gateway_auth_failures_per_min,
+        ),
+    )
+
+
+def are_leases_required(settings: "Settings") -> bool:
+    """Tell whether every upload has to show a lease: with authentication, where nobody says."""
+    if settings.leases == "auto":
+        return access_of(settings).knows_callers
+    return settings.leases == "required"
+
+
+def tls_of(settings: "Settings") -> "TlsFiles | None":
+    """Return the gateway's TLS files, None without TLS; raise SettingsError for half of them."""
+    certificate, key = settings.gateway_tls_certificate, settings.gateway_tls_key
+    client_ca = settings.gateway_tls_client_ca
+    if not (certificate or key or client_ca):
+        return None
+    if not (certificate and key):
+        raise SettingsError(
+            [
+                "DURABILL_GATEWAY_TLS_CERTIFICATE and DURABILL_GATEWAY_TLS_KEY are needed both for"
+                " TLS"
+            ]
+        )
+    from durabill.producers.gateway.tls import TlsFiles
+
+    return TlsFiles(Path(certificate), Path(key), Path(client_ca) if client_ca else None)

@@ -103,7 +103,8 @@ def call(
         connection.close()
     is_error = response.status >= 400
     is_json = response.headers.get_content_type() == (PROBLEM if is_error else "application/json")
-    return response.status, json.loads(data) if is_json else data.decode(), response.headers
+    answer = json.loads(data) if is_json and data else data.decode()  # of a HEAD there is none
+    return response.status, answer, response.headers
 
 
 def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from durabill.producers.gateway.server import GatewayConfig
@@ -62,9 +63,16 @@ def serial_of(url: str, context: ssl.SSLContext) -> str:
         return str(found["serialNumber"])
 
 
-def test_it_speaks_tls_and_nothing_else(tmp_path: Path) -> None:
+# A gateway that is run has uvloop's, whose transports are of other classes.
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+
+@LOOPS
+def test_it_speaks_tls_and_nothing_else(tmp_path: Path, new_loop: NewLoop) -> None:
     context = client_context(CA.root(tmp_path))
-    with gateway(config(TlsFiles(*CA.certificate(tmp_path, "server")))) as url:
+    files = TlsFiles(*CA.certificate(tmp_path, "server"))
+    with gateway(config(files), new_loop) as url:
         assert get(url, context)[0] == 200
         with shaken(url, context) as connection:
             assert connection.version() == "TLSv1.3"
@@ -142,11 +150,12 @@ def test_clients_show_certificates_where_they_have_to(tmp_path: Path) -> None:
         wait_until(takes_the_other, "the other authority is known")
 
 
-def test_who_shakes_no_hands_is_cut_off(tmp_path: Path) -> None:
+@LOOPS
+def test_who_shakes_no_hands_is_cut_off(tmp_path: Path, new_loop: NewLoop) -> None:
     """Within the time of a head, in the number of connections, and while the server ends."""
     context = client_context(CA.root(tmp_path))
     files = TlsFiles(*CA.certificate(tmp_path, "server"))
-    with gateway(config(files, head_timeout_s=0.5)) as url:
+    with gateway(config(files, head_timeout_s=0.5), new_loop) as url:
         address = (HOST, urlsplit(url).port)
         with socket.create_connection(address, timeout=30) as silent:
             assert silent.recv(100) == b""
@@ -156,7 +165,7 @@ def test_who_shakes_no_hands_is_cut_off(tmp_path: Path) -> None:
                 while garbage.recv(100):
                     pass
         assert get(url, context)[0] == 200
-    with gateway(config(files, connections_per_address_max=3)) as url:
+    with gateway(config(files, connections_per_address_max=3), new_loop) as url:
         address = (HOST, urlsplit(url).port)
         silent_ones = [socket.create_connection(address, timeout=30) for _ in range(8)]
         ended = 0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from durabill.schemas import Interval
 from durabill.schemas.headers import RESENT_FROM
-from durabill.schemas.text import human_ms
+from durabill.schemas.text import human_ms, shown
 from durabill.stream_processors.core.admission import Fate
 from durabill.stream_processors.core.explain import Verdict
 from durabill.stream_processors.core.intervals import IntervalSet
@@ -31,7 +31,7 @@ class Row:
     end_ms: int | None
     end_identifier: bool | None
     fate: str | None
-    """BEGINS, COUNTS, SEEN_BEFORE or FORWARDED (`core.admission.Fate`); None: a dead letter."""
+    """The name of a `core.admission.Fate`; None: a dead letter."""
 
     verdict: str
     life: int
@@ -101,6 +101,12 @@ def words_of(verdict: Verdict) -> str:
         return f"sent on to partition {verdict.partition}"
     if verdict.fate is Fate.SEEN_BEFORE:
         return "passed over, came before"
+    if verdict.fate is Fate.OPENED_BEFORE:
+        return "opened before, for the same client"
+    if verdict.fate is Fate.OPENS:
+        assert verdict.opened is not None
+        client = f", client {shown(verdict.opened.client)}" if verdict.opened.client else ""
+        return f"opens it, for tenant {verdict.opened.tenant}{client}"
     assert verdict.raw is not None
     length_ms, gained_ms = verdict.raw[3] - verdict.raw[2], verdict.gained_ms
     if not verdict.is_new_number:

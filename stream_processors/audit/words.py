@@ -157,6 +157,7 @@ def policy_lines(basis: Basis) -> list[str]:
                 f"idle_timeout {human_ms(policy.idle_timeout_ms)}",
                 f"correction_window {human_ms(policy.correction_window_ms)}",
                 f"interim_interval {human_ms(interim_ms) if interim_ms else 'never'}",
+                *(["opened orders only"] if policy.opened_only else []),
             )
         )
         lines.append(f"From offset {record.from_offset} on: {waits}" if at else f"Policy: {waits}")

@@ -54,6 +54,9 @@ class Row:
     resent_from: str | None
     """The dead letter that it was sent back from, as its header says."""
 
+    is_opening: bool = False
+    """Whether it is an opening that can be read, and no segment."""
+
     dead_letter: str | None = None
     """Where its dead letter is, `partition/offset` in their topic; None: it was not found."""
 
@@ -84,6 +87,7 @@ def row_of(partition: int, verdict: Verdict) -> Row:
         verdict.is_new_number, verdict.reopens, verdict.phase, verdict.partition,
         None if source is None else f"{source[0]}/{source[1]}",
         _place_in(resent[-1]) if resent else None,
+        verdict.opened is not None,
     )  # fmt: skip
 
 

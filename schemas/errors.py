@@ -40,7 +40,10 @@
     │   └── ArchiveUnreadable        (audit.archive.folder) there is none to look at; exit code 2
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
     ├── StackError                   (local.stack) a local server is not as needed
-    ├── SigningKeyError              (gateway.key_files) a file of keys can't be used; exit code 2
+    ├── SigningKeyError              (gateway.key_sets) a file of keys can't be used; exit code 2
+    ├── GatewayUnknown               (commands.clients) a gateway can't be asked; exit code 2
+    ├── CannotTell                   (audit.upload_proof) a receipt can't be looked up; exit code 2
+    ├── NotThere                     (audit.upload_proof) the log never had what a receipt says
     ├── NoReceipt                    (schemas.upload_receipt) it is no receipt; exit code 2
     ├── NotSigned                    (schemas.upload_receipt) none of the keys has signed it
     ├── ExtraMissing                 (schemas.extras) a package is missing that an extra brings

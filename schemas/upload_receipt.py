@@ -6,7 +6,8 @@ A compact JWS (RFC 7515), header {"alg":"Ed25519","kid":…,"typ":"receipt+jwt"}
     ten     the tenant · cli the client · topic the topic
     uploads [{ord number · par partition · off [first, last offset] · num [[first, last], …] the
             business data numbers, both included, in order and united · sha256 hex of the records'
-            values, as they are in Kafka, one after the other in the order of their offsets}, …]
+            values, as they are in Kafka, one after the other in the order of their offsets · cnt
+            how many records that are}, …]
 
 Between the first and the last offset there may be records of others: those of the receipt have the
 order number as their key, and one of the numbers.
@@ -42,6 +43,13 @@ class ReceiptUpload(msgspec.Struct, frozen=True):
     off: tuple[int, int]
     num: tuple[tuple[int, int], ...]
     sha256: str
+    cnt: int = 0
+    """0 where each number is that of one record."""
+
+    @property
+    def count(self) -> int:
+        """Return how many records the receipt is of."""
+        return self.cnt or sum(last - first + 1 for first, last in self.num)
 
 
 class UploadReceipt(msgspec.Struct, frozen=True):
@@ -93,7 +101,7 @@ def upload_of(
 ) -> ReceiptUpload:
     """Return what a receipt says of one order's records, `values` in the order of their offsets."""
     digest = hashlib.sha256(b"".join(values)).hexdigest()
-    return ReceiptUpload(number, partition, offsets, ranges_of(numbers), digest)
+    return ReceiptUpload(number, partition, offsets, ranges_of(numbers), digest, len(values))
 
 
 def receipt_head(kid: str) -> str:

@@ -12,6 +12,7 @@ import typer
 from durabill import __version__
 from durabill.deploy.commands.archive import archive
 from durabill.deploy.commands.audit import audit
+from durabill.deploy.commands.clients import clients
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines
@@ -27,6 +28,7 @@ from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.seal import seal_app
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
+from durabill.deploy.commands.verify_receipt import verify_receipt
 from durabill.deploy.streams import (
     OutputError,
     finish_streams,
@@ -69,10 +71,12 @@ app.command(rich_help_panel=_LOOK)(order)
 app.command(rich_help_panel=_LOOK)(explain)
 app.command(rich_help_panel=_LOOK)(totals)
 app.command(rich_help_panel=_LOOK)(leakage)
+app.command(rich_help_panel=_LOOK)(clients)
 app.add_typer(letters_app, name="dead-letters", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(fleet)
 app.command(rich_help_panel=_PROVE)(receipt)
 app.command(rich_help_panel=_PROVE)(verify)
+app.command("verify-receipt", rich_help_panel=_PROVE)(verify_receipt)
 app.add_typer(keys_app, name="keys", rich_help_panel=_PROVE)
 app.command(rich_help_panel=_PROVE)(audit)
 app.command(rich_help_panel=_PROVE)(replay)

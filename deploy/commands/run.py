@@ -90,8 +90,10 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
         say(f"note: {warning}")
     host = settings.worker_host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    topics = (settings.segments_topic, settings.totals_topic, settings.dead_letters_topic)
-    introduce("worker", settings, topics=", ".join(topics), web_server=url)
+    topics = [settings.topics.by_role[each] for each in ("segments", "totals", "orders")]
+    introduce(
+        "worker", settings, topics=", ".join([*topics, settings.dead_letters_topic]), web_server=url
+    )
     if as_json:
         emit({"started": "worker", "url": url, "pid": os.getpid(), "partitions": partitions})
     with registered(settings, url), stopping("worker"):
@@ -189,7 +191,8 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
 def _ensure_keys(settings: "Settings") -> None:
     """Make the keys that nobody has named in the data folder; raise SigningKeyError."""
     from durabill.deploy.files import data_folder
-    from durabill.producers.gateway.key_files import Kind, ensure_keys, read_keys
+    from durabill.producers.gateway.key_files import ensure_keys, read_keys
+    from durabill.producers.gateway.key_sets import Kind
 
     data_folder(Path(settings.data_dir))
     for kind, file, is_named in (
@@ -240,12 +243,12 @@ def _gateway_config(settings: "Settings") -> "GatewayConfig":
     )
 
 
-@with_settings(*CONNECTION, "totals_topic", "application_id", "ledger_dsn")
+@with_settings(*CONNECTION, "totals_topic", "orders_topic", "application_id", "ledger_dsn")
 def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
-    """Run the ledger: every revision of every total into PostgreSQL, once.
+    """Run the ledger: every revision of every total, and every opening, into PostgreSQL, once.
 
     Brings the tables up to date first. Several may run side by side. Finance reads the views
-    latest_order_totals, ledger_status and disputed_totals.
+    latest_order_totals, tenant_totals, ledger_status and disputed_totals.
 
         export DURABILL_LEDGER_DSN=postgresql://billing@db.example/ledger
         durabill ledger
@@ -283,6 +286,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
             ledger_group(settings.application_id),
             settings.ledger_dsn,
             stop=stop,
+            orders_topic=settings.orders_topic,
             prepare=prepare,
             on_ready=is_ready,
         )

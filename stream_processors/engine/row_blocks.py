@@ -6,15 +6,18 @@ from typing import Any
 import numpy as np
 
 from durabill.schemas.errors import StateError
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order
 from durabill.stream_processors.engine.blocks import (
     BlockContent,
+    RowOpenings,
     Snapshot,
     columns_snapshot,
     decode_block,
 )
 from durabill.stream_processors.engine.kernel import maintain, rows, upgrade
 from durabill.stream_processors.engine.restored import Restored, age_of
+from durabill.stream_processors.engine.row_index import key_of
 from durabill.stream_processors.engine.store import RowStore
 
 
@@ -38,6 +41,10 @@ class RowBlocks:
         """Note that a plain order has come or has changed."""
         self.touched.add(number)
 
+    def note_waiting(self, number: str, count: int) -> None:
+        """Note that an opening of a number begins to wait (1), or does no more (-1)."""
+        self._store.note_waiting(number.encode(), count)
+
     # -- checkpoints --------------------------------------------------------------------------
 
     def take_changed(self) -> set[int]:
@@ -60,17 +67,19 @@ class RowBlocks:
         if not len(slots) and not orders and not frozen:
             return None
         held = store.orders[slots]
+        held["key_size"] &= rows.KEY_SIZE_BITS
         held["flags"] &= rows.USED | rows.PHASE | rows.TIMES_SETTLED
         with_list = np.flatnonzero(held["list_at"] >= 0)
         lists = store.arrays.lists[held["list_at"][with_list]]
         held["list_at"][with_list] = np.arange(len(with_list))
         assert maintain.are_sound(held, lists)
-        return columns_snapshot(slots, held, lists, orders.items(), frozen)
+        openings = store.openings(slots)
+        return columns_snapshot(slots, held, lists, orders.items(), frozen, openings)
 
     # -- restores -----------------------------------------------------------------------------
 
-    def restore(self, blocks: Iterable[bytes]) -> tuple[list[tuple[int, Order]], dict[int, Order]]:
-        """Fill the empty rows from entries; return the plain orders, and what own entries hold.
+    def restore(self, blocks: Iterable[bytes]) -> tuple[list[tuple[int, Order]], Restored]:
+        """Fill the empty rows from entries; return the plain orders in their slots, and all else.
 
         Of two states of an order, and of two orders in one slot, the newer is taken; see `slots`.
         """
@@ -88,7 +97,7 @@ class RowBlocks:
         for slot, order in kept:
             self._store.restore_placeholder(slot, order.service_order_number.encode())
         maintain.stack_free_rows(self._store.arrays)
-        return kept, restored.own
+        return kept, restored
 
     def _restore_rows(self, content: BlockContent) -> None:
         if content.is_old:
@@ -117,8 +126,26 @@ class RowBlocks:
                 store.index.seed,
             )
             if table < 0:
-                return
+                break
             store.index.grow(table)
+        if content.openings is not None:
+            self._restore_openings(content.openings, held, slots)
+
+    def _restore_openings(self, openings: RowOpenings, held: Any, slots: Any) -> None:
+        """Give rows that have just been restored their openings, where they were the newest."""
+        store = self._store
+        opened = np.frombuffer(openings.slots, np.int32)
+        terms = np.frombuffer(openings.terms, rows.OPENING)
+        assert len(opened) == len(terms) == len(openings.owners)
+        rows_at = dict(zip(slots.tolist(), range(len(slots)), strict=True))
+        for slot, found, owner in zip(
+            opened.tolist(), terms.tolist(), openings.owners, strict=True
+        ):
+            row = held[rows_at[slot]]
+            is_there = store.orders[slot]["source_offset"] == row["source_offset"]
+            if is_there and store.key(slot) == key_of(row):
+                tenant, _, client = owner.partition(b"\0")
+                store.set_opening(slot, Opened(*found, tenant.decode(), client.decode()))
 
     def _is_newest(self, order: Order) -> bool:
         """Tell whether no row has a newer state of a plain order; drops one with an older."""

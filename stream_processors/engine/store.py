@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import NEVER_MS
+from durabill.stream_processors.engine.blocks import RowOpenings
 from durabill.stream_processors.engine.kernel import fold, maintain, parse, rows
 from durabill.stream_processors.engine.memory import reserve
 from durabill.stream_processors.engine.row_index import KEY_WORDS, RowIndex, key_of
@@ -38,6 +40,8 @@ class RowStore:
         self.index = RowIndex(seed, self.orders)
         self.counters = np.zeros(rows.COUNTERS, np.int64)
         self.counters[rows.LISTS_MAX] = max(rows.BLOCK_ROWS, rows_max // LISTS_SHARE)
+        self._owners: dict[int, bytes] = {}
+        """Whose the openings of rows are, by slot; a row that isn't OPENED may have an old one."""
         self._overflow_free: list[int] = []
         self._overflow_used = 0
         self.arrays = rows.RowArrays(
@@ -48,6 +52,8 @@ class RowStore:
             lists=reserve(rows_max * rows.LIST_SIZE, np.int64).reshape(-1, rows.LIST_SIZE),
             lists_free=reserve(rows_max, np.int32),
             counters=self.counters,
+            openings=reserve(rows_max, rows.OPENING),
+            waiting=reserve(rows.WAITING_MARKS, np.uint8),
             block_due_ms=np.full(blocks, rows.NOT_DUE_MS, np.int64),
             block_retire_ms=np.full(blocks, rows.NOT_DUE_MS, np.int64),
             changed=np.zeros(blocks, np.uint8),
@@ -188,11 +194,52 @@ class RowStore:
         """Let a row's records through again: none before them is deferred any more."""
         self.orders[slot]["flags"] &= ~rows.HAS_DEFERRED & 0xFF
 
-    def put(self, slot: int, fields: Mapping[str, int], time: Pieces, numbers: Pieces) -> None:
+    # -- openings -----------------------------------------------------------------------------
+
+    def opening(self, slot: int) -> Opened | None:
+        """Return the opening of a row's order, None if it was not opened."""
+        if not self.orders[slot]["key_size"] & rows.OPENED:
+            return None
+        begin_ms, until_ms, offset = self.arrays.openings[slot].tolist()
+        tenant, _, client = self._owners[slot].partition(b"\0")
+        return Opened(begin_ms, until_ms, offset, tenant.decode(), client.decode())
+
+    def set_opening(self, slot: int, opened: Opened) -> None:
+        """Give a row's order an opening."""
+        self.orders[slot]["key_size"] |= rows.OPENED
+        self.arrays.openings[slot] = opened[:3]
+        self._owners[slot] = f"{opened.tenant}\0{opened.client}".encode()
+
+    def openings(self, slots: Any) -> RowOpenings | None:
+        """Return the openings of those rows that have one, None if none has."""
+        opened = slots[self.orders["key_size"][slots] & rows.OPENED != 0]
+        if not len(opened):
+            return None
+        owners = [self._owners[slot] for slot in opened.tolist()]
+        return RowOpenings(opened.tobytes(), self.arrays.openings[opened].tobytes(), owners)
+
+    def note_waiting(self, key: bytes, count: int) -> None:
+        """Count an opening of a name as waiting, or as not waiting any more."""
+        words = self.index.words_of(key)
+        if words is not None:
+            maintain.note_waiting(self.arrays, words, self.index.seed, count)
+
+    # -- plain orders become rows -------------------------------------------------------------
+
+    def put(
+        self,
+        slot: int,
+        fields: Mapping[str, int],
+        time: Pieces,
+        numbers: Pieces,
+        opened: Opened | None,
+    ) -> None:
         """Fill a placeholder with a plain order's content; `has_free_list` must hold."""
         row = self.orders[slot]
         for name, value in fields.items():
             row[name] = value
+        if opened is not None:
+            self.set_opening(slot, opened)
         row["first_number"], row["last_number"] = numbers[0][0], numbers[-1][1] - 1
         row["list_at"] = -1
         span_ms = (fields["start_ms"], fields["end_ms"])

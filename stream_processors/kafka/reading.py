@@ -20,6 +20,7 @@ from confluent_kafka import (
 )
 
 from durabill.schemas.errors import START_ANEW, StateError
+from durabill.schemas.headers import SOURCE_OFFSET
 from durabill.stream_processors.kafka.errors import (
     PATIENCE_S,
     Right,
@@ -33,6 +34,7 @@ LOOK_PATIENCE_S = 15.0
 """For so long a command waits for the next word of a topic that it reads."""
 
 _AT_ONCE = 5_000
+OFFSET_DIGITS_MAX = 19
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(phase, done, total) now and then, from the caller's thread."""
@@ -54,6 +56,48 @@ def read_tails(
     it, UnreachableError where Kafka falls silent.
     """
     tails = {partition: Tail([], -1) for partition in starts}
+    for partition, offset, message in _read_tails(kafka, group, topic, starts):
+        if message is None:
+            tails[partition] = tails[partition]._replace(end=offset)
+            continue
+        key, value = message.key(), message.value()
+        if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
+            tails[partition].records.append((offset, key, value))
+    return tails
+
+
+def read_openings(
+    kafka: Mapping[str, Any], group: str, topic: str, starts: Mapping[int, int]
+) -> dict[int, tuple[list[tuple[int, int, bytes, bytes]], int]]:
+    """Return what each partition of the orders topic has from its start on, and where it ends.
+
+    The openings as (offset, offset in the log, key, value); what has no header that says where it
+    lies in the log is not of a worker, and is passed over. Raises what `read_tails` raises.
+    """
+    found: dict[int, list[tuple[int, int, bytes, bytes]]] = {each: [] for each in starts}
+    ends = dict.fromkeys(starts, -1)
+    for partition, offset, message in _read_tails(kafka, group, topic, starts):
+        if message is None:
+            ends[partition] = offset
+            continue
+        key, value, source_offset = message.key(), message.value(), source_offset_of(message)
+        if source_offset is not None and isinstance(key, bytes) and isinstance(value, bytes):
+            found[partition].append((offset, source_offset, key, value))
+    return {partition: (found[partition], end) for partition, end in ends.items()}
+
+
+def source_offset_of(message: Message) -> int | None:
+    """Return where in the log the opening lies that a record of the orders topic passes on."""
+    contents = [content for name, content in message.headers() or () if name == SOURCE_OFFSET]
+    if len(contents) != 1 or not isinstance(contents[0], bytes) or not contents[0].isdigit():
+        return None
+    return int(contents[0]) if len(contents[0]) <= OFFSET_DIGITS_MAX else None
+
+
+def _read_tails(
+    kafka: Mapping[str, Any], group: str, topic: str, starts: Mapping[int, int | None]
+) -> Iterator[tuple[int, int, Message | None]]:
+    """Yield (partition, offset, record), and None for the record at each partition's end."""
     open_partitions = set(starts)
     with _reader(kafka, group) as consumer:
         places = []
@@ -73,16 +117,11 @@ def read_tails(
         batches = _batches(consumer, kafka, topic, rights)
         while open_partitions:
             for partition, offset, message in next(batches):
+                yield partition, offset, message
                 if message is None:
-                    tails[partition] = tails[partition]._replace(end=offset)
                     open_partitions.discard(partition)
                     if not open_partitions:
                         break
-                    continue
-                key, value = message.key(), message.value()
-                if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
-                    tails[partition].records.append((offset, key, value))
-    return tails
 
 
 def read_topic(
@@ -144,16 +183,39 @@ def read_one(
 
     Raises what `read_topic` raises.
     """
+    place = offset, offset
+    found = read_range(kafka, topic, partition, place, group=group, patience_s=patience_s)
+    return next((message for _, message in found), None)
+
+
+def read_range(
+    kafka: Mapping[str, Any],
+    topic: str,
+    partition: int,
+    offsets: tuple[int, int],
+    *,
+    group: str = LOOK_GROUP,
+    patience_s: float = LOOK_PATIENCE_S,
+) -> Iterator[tuple[int, Message]]:
+    """Yield (offset, message) of what is committed from one offset to another, both included.
+
+    What the log doesn't have of them, `read_bounds` says. Raises what `read_topic` raises.
+    """
     with _reader(kafka, group) as consumer:
         if partition not in _partitions(consumer, kafka, topic, patience_s):
-            return None
+            return
         first, end = _bounds(consumer, kafka, topic, partition, patience_s)
-        if not first <= offset < end:
-            return None
-        consumer.assign([TopicPartition(topic, partition, offset)])
-        rights = _look_rights(topic, group)
-        _, found, message = next(_batches(consumer, kafka, topic, rights, patience_s))[0]
-        return message if found == offset else None
+        start, end = max(first, offsets[0]), min(end, offsets[1] + 1)
+        if start >= end:
+            return
+        consumer.assign([TopicPartition(topic, partition, start)])
+        for batch in _batches(consumer, kafka, topic, _look_rights(topic, group), patience_s):
+            for _, offset, message in batch:
+                if message is None or offset >= end:
+                    return
+                yield offset, message
+            if offset + 1 >= end:
+                return
 
 
 def read_bounds(

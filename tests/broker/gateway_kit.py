@@ -154,7 +154,7 @@ def segments_of(records: list[Message], number: str | None = None) -> list[Segme
 def openings_of(records: list[Message]) -> list[OrderOpened]:
     """The openings, by partition and offset."""
     values = [(message.key(), message.value()) for message in records]
-    return [read_opening(key, value) for key, value in values if is_opening(value)]
+    return [read_opening(key, value) for key, value in values if value and is_opening(value)]
 
 
 def exchange(

@@ -239,6 +239,7 @@ class Deployment:
 
     def __post_init__(self) -> None:
         self.segments, self.totals = f"{self.name}.segments", f"{self.name}.totals"
+        self.orders = f"{self.name}.orders"
         self.dead_letters = f"{self.name}.dead-letters"
         self.checkpoint = f"{self.name}-checkpoint-changelog"
         self.kafka: dict[str, Any] = {"bootstrap.servers": self.bootstrap_servers}
@@ -256,8 +257,10 @@ class Deployment:
 
     @property
     def topics(self) -> Topics:
-        """All four names."""
-        return Topics(self.segments, self.totals, self.dead_letters, self.checkpoint)
+        """All names."""
+        return Topics(
+            self.segments, self.totals, self.dead_letters, self.checkpoint, orders=self.orders
+        )
 
     # -- workers ------------------------------------------------------------------------------
 
@@ -271,6 +274,7 @@ class Deployment:
             "application_id": self.name,
             "segments_topic": self.segments,
             "totals_topic": self.totals,
+            "orders_topic": self.orders,
             "dead_letters_topic": self.dead_letters,
             "settle_grace_s": self.settle_grace_s,
             "idle_timeout_s": self.idle_timeout_s,
@@ -304,7 +308,7 @@ class Deployment:
         """Kills what still runs and deletes the topics."""
         for worker in self.workers:
             worker.kill()
-        names = [self.segments, self.totals, self.dead_letters, self.checkpoint]
+        names = self.topics.by_role.values()
         admin = AdminClient(self.kafka)
         existing = set(admin.list_topics(timeout=20).topics)
         for future in admin.delete_topics([each for each in names if each in existing]).values():
@@ -331,6 +335,10 @@ class Deployment:
     def found_totals(self) -> list[Message]:
         """The records of the totals topic."""
         return read_committed(self.bootstrap_servers, self.totals)
+
+    def found_openings(self) -> list[Message]:
+        """The records of the orders topic."""
+        return read_committed(self.bootstrap_servers, self.orders)
 
     def found_letters(self) -> list[Message]:
         """The records of the dead-letter topic."""

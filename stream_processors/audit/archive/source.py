@@ -29,7 +29,10 @@ _STANDING = {Why.CONTROL: Standing.MARKER, Why.ABORTED: Standing.ABORTED}
 
 
 class ArchivedLog:
-    """One partition of an archive: [first_offset, end_offset), as far as it is asked for."""
+    """One partition of an archive: [first_offset, end_offset), as far as it is asked for.
+
+    Files that end before `from_offset` aren't read.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class ArchivedLog:
         manifest: Manifest,
         partition: int,
         end_offset: int | None = None,
+        from_offset: int = 0,
     ) -> None:
         reach = manifest.reach()[partition]
         self.partition = partition
@@ -48,7 +52,9 @@ class ArchivedLog:
         self._entries = [
             each
             for each in manifest.entries
-            if each.partition == partition and each.first_offset < self.end_offset
+            if each.partition == partition
+            and each.first_offset < self.end_offset
+            and each.next_offset > from_offset
         ]
 
     def parts(self) -> Iterator[LogPart]:

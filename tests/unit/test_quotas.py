@@ -1,0 +1,170 @@
+"""Quotas: what one tenant may have under way, and what is left for the others."""
+
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durabill.producers.gateway.caller import ALL_SCOPES, Caller
+from durabill.producers.gateway.problems import ApiError
+from durabill.producers.gateway.quotas import QuotaLimits, Quotas
+
+ROOM = 1_000
+
+
+def of(tenant: str, client: str = "c") -> Caller:
+    return Caller(tenant, client, ALL_SCOPES, f"key of {tenant}")
+
+
+def address(text: str) -> Caller:
+    return Caller("default", text, ALL_SCOPES)
+
+
+def quotas(**limits: int) -> Quotas:
+    wide = {
+        "client_segments_max": ROOM,
+        "tenant_segments_max": ROOM,
+        "in_flight_segments_max": ROOM,
+    }
+    return Quotas(QuotaLimits(**{**wide, **limits}))
+
+
+def tried(stack: ExitStack, counts: Quotas, caller: Caller, size: int) -> ApiError | None:
+    """Take a request in, until the stack ends; return why it isn't let in."""
+    try:
+        stack.enter_context(counts.segments(caller, size))
+    except ApiError as error:
+        return error
+    return None
+
+
+def flood(stack: ExitStack, counts: Quotas, caller: Caller, size: int) -> int:
+    """Take in as many requests of that size as are let in; return the segments."""
+    taken = 0
+    while (error := tried(stack, counts, caller, size)) is None:
+        taken += size
+    assert error.status in (429, 503)
+    assert int(error.headers["retry-after"]) > 0
+    return taken
+
+
+def test_alone_a_tenant_gets_half_and_two_a_third_each() -> None:
+    with ExitStack() as stack:
+        counts = quotas()
+        assert flood(stack, counts, of("a"), 1) == ROOM // 2
+        assert flood(stack, counts, of("b"), 1) == ROOM // 4
+    with ExitStack() as stack:
+        found = {tried(stack, counts, of(tenant), 1) for _ in range(ROOM) for tenant in ("a", "b")}
+        assert {error.reason for error in found if error is not None} == {"QUOTA_SEGMENTS"}
+        assert counts._in_flight in range(2 * ROOM // 3, 2 * ROOM // 3 + 3)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 50)), max_size=200),
+    st.integers(1, 8),
+)
+def test_whoever_comes_next_finds_room(asked: list[tuple[str, int]], tenants: int) -> None:
+    """However few flood in whatever way, a share is left for a tenant that had nothing."""
+    counts = quotas()
+    with ExitStack() as stack:
+        for tenant, size in asked:
+            if ord(tenant) - ord("a") < tenants:
+                error = tried(stack, counts, of(tenant), size)
+                assert error is None or error.status in (429, 503)
+        # A first request is taken whole, so each of them may be one request over its share.
+        least = ROOM // (tenants + 1) - 50 * tenants
+        if least > 0:
+            with counts.segments(of("newcomer"), least):
+                assert counts._in_flight <= ROOM
+
+
+def test_what_has_come_back_takes_no_memory() -> None:
+    counts = quotas()
+    for at in range(100):
+        with counts.request(of(f"t{at}")), counts.segments(of(f"t{at}"), 3):
+            assert (len(counts._requests), len(counts._segments)) == (1, 2)
+        counts.opens(of(f"t{at}"), "SO1", 0, 10)
+        counts.ended(of(f"t{at}"), "SO1")
+    assert not counts._requests
+    assert not counts._segments
+    assert not counts._orders
+    assert counts._in_flight == 0
+
+
+def test_places_come_back_from_requests_that_fail() -> None:
+    counts = quotas(tenant_requests_max=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), counts.request(of("a")), counts.segments(of("a"), 9):
+            raise ZeroDivisionError
+    with counts.request(of("a")):
+        pass
+
+
+def test_a_tenants_requests() -> None:
+    counts = quotas(tenant_requests_max=2)
+    with counts.request(of("a")), counts.request(of("a", "other client")):
+        with pytest.raises(ApiError) as error, counts.request(of("a")):
+            pass
+        assert (error.value.status, error.value.reason) == (429, "QUOTA_REQUESTS")
+        with counts.request(of("b")):
+            pass
+
+
+def test_a_clients_segments_and_a_tenants() -> None:
+    counts = quotas(client_segments_max=10, tenant_segments_max=25)
+    with ExitStack() as stack:
+        assert flood(stack, counts, of("a", "1"), 5) == 10
+        assert flood(stack, counts, of("a", "2"), 5) == 10
+        assert flood(stack, counts, of("a", "3"), 5) == 5
+        with pytest.raises(ApiError, match="this tenant"):
+            counts.check_segments(of("a", "4"))
+        with pytest.raises(ApiError, match="this client"):
+            counts.check_segments(of("a", "1"))
+        counts.check_segments(of("b"))
+
+
+def test_a_request_by_itself_is_taken_whatever_its_size() -> None:
+    counts = quotas(client_segments_max=2, tenant_segments_max=2)
+    with counts.segments(of("a"), ROOM):
+        with pytest.raises(ApiError) as error:
+            counts.check_segments(of("b"))
+        assert (error.value.status, error.value.reason) == (503, "OVERLOADED")
+    with pytest.raises(ApiError, match="503 OVERLOADED"), counts.segments(of("a"), ROOM + 1):
+        pass
+
+
+def test_without_authentication_an_address_stands_for_a_tenant() -> None:
+    counts = quotas(tenant_requests_max=1)
+    with ExitStack() as stack:
+        for each in ("192.0.2.1", "192.0.2.2"):
+            stack.enter_context(counts.request(address(each)))
+        with pytest.raises(ApiError):
+            stack.enter_context(counts.request(address("192.0.2.1")))
+    with ExitStack() as stack:
+        assert flood(stack, counts, address("192.0.2.1"), 1) == ROOM // 2
+
+
+def test_open_orders_end_by_their_end_or_by_their_time() -> None:
+    counts = quotas(tenant_orders_max=3)
+    for at in range(3):
+        counts.opens(of("a"), f"SO{at}", at, 100 + at)
+    counts.opens(of("a"), "SO1", 50, 150)  # a repeat isn't counted again
+    with pytest.raises(ApiError) as error:
+        counts.opens(of("a"), "SO3", 50, 150)
+    assert (error.value.status, error.value.reason) == (429, "QUOTA_ORDERS")
+    counts.opens(of("b"), "SO3", 50, 150)
+    counts.ended(of("b"), "SO0")  # it isn't b's
+    with pytest.raises(ApiError):
+        counts.opens(of("a"), "SO3", 50, 150)
+    counts.ended(of("a"), "SO0")
+    counts.opens(of("a"), "SO3", 50, 150)
+    with pytest.raises(ApiError):
+        counts.opens(of("a"), "SO4", 100, 200)
+    counts.opens(of("a"), "SO4", 150, 250)  # the others' times have passed
+
+
+@pytest.mark.parametrize("name", ["client_segments_max", "tenant_orders_max"])
+def test_quotas_of_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        quotas(**{name: 0})

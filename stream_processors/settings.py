@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_s: Seconds = 300
     correction_window_s: Seconds = 86_400
     interim_interval_s: Seconds = 86_400
+    opened_only: bool = False
     checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     stall_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
 
@@ -165,6 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             idle_timeout_ms=round(self.idle_timeout_s * 1000),
             correction_window_ms=round(self.correction_window_s * 1000),
             interim_interval_ms=round(self.interim_interval_s * 1000),
+            opened_only=self.opened_only,
         )
 
     def interim_problems(self) -> list[str]:

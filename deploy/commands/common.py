@@ -32,7 +32,8 @@ CONNECTION = (
     "data_dir",
 )
 TOPICS = ("segments_topic", "totals_topic", "orders_topic", "dead_letters_topic", "application_id")
-POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
+TIMES = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
+POLICY = (*TIMES, "opened_only")
 
 SETTING_HELP = {
     "bootstrap_servers": "Where Kafka is: host:port[,host:port]. Default: the local stack's.",
@@ -56,6 +57,7 @@ SETTING_HELP = {
     "idle_timeout_s": "Wait for an order's next new segment, then ABANDONED.",
     "correction_window_s": "How long ago a segment may have ended and still count.",
     "interim_interval_s": "Longest time an order runs on without a total, then RUNNING; 0: never.",
+    "opened_only": "Refuse segments of orders that no OrderOpened came ahead of: true or false.",
     "checkpoint_interval_s": "Time between checkpoints: what a crash replays at most.",
     "stall_timeout_s": "How long a worker may stand still before it says so; twice that ends it.",
     "worker_host": "Address that the worker's web server listens on.",
@@ -112,6 +114,7 @@ SETTING_DEFAULTS = {
     "idle_timeout_s": "300",
     "correction_window_s": "86400",
     "interim_interval_s": "86400",
+    "opened_only": "false",
     "checkpoint_interval_s": "1",
     "stall_timeout_s": "60",
     "worker_host": "127.0.0.1",

@@ -191,7 +191,8 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
 def _ensure_keys(settings: "Settings") -> None:
     """Make the keys that nobody has named in the data folder; raise SigningKeyError."""
     from durabill.deploy.files import data_folder
-    from durabill.producers.gateway.key_files import Kind, ensure_keys, read_keys
+    from durabill.producers.gateway.key_files import ensure_keys, read_keys
+    from durabill.producers.gateway.key_sets import Kind
 
     data_folder(Path(settings.data_dir))
     for kind, file, is_named in (

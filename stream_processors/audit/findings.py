@@ -35,13 +35,25 @@ class Kind(StrEnum):
     """An (order, revision) is there once more, with the same content or another."""
 
     LEDGER_DIFFERS = "ledger_differs"
-    """A row of the ledger has another value than the total in the topic, or than the log gives."""
+    """A row of the ledger has another value than what it stands for, in the topic or by the log."""
 
     MISSING_ROW = "missing_row"
-    """The ledger lacks a total that it has read past."""
+    """The ledger lacks a total or an opening that it has read past."""
 
     ROW_WITHOUT_TOTAL = "row_without_total"
-    """The ledger has a row, or a row once more, that stands for no published total."""
+    """The ledger has a row, or one once more, that stands for no published total or opening."""
+
+    OPENING_MISSING = "opening_missing"
+    """The log gives an opening that was not passed on to the orders topic."""
+
+    OPENING_WITHOUT_EVIDENCE = "opening_without_evidence"
+    """A record of the orders topic that the log doesn't give."""
+
+    OPENING_DIFFERS = "opening_differs"
+    """An opening in the orders topic has other bytes than the log has in its place."""
+
+    OPENED_TWICE = "opened_twice"
+    """An opening is in the orders topic once more."""
 
     OFFSET_UNEXPLAINED = "offset_unexplained"
     """Offsets of the log are neither data nor marker nor aborted."""
@@ -72,9 +84,13 @@ MEANINGS = {
     Kind.DIGEST_DIFFERS: "a published total has another evidence digest than the log gives",
     Kind.BROKEN_REVISION_CHAIN: "a total does not name the digest of the revision before it",
     Kind.PUBLISHED_TWICE: "an order's revision was published more than once",
-    Kind.LEDGER_DIFFERS: "a row of the ledger differs from the total",
-    Kind.MISSING_ROW: "the ledger lacks a total that it has read past",
-    Kind.ROW_WITHOUT_TOTAL: "a row of the ledger stands for no published total",
+    Kind.LEDGER_DIFFERS: "a row of the ledger differs from the total or the opening",
+    Kind.MISSING_ROW: "the ledger lacks a total or an opening that it has read past",
+    Kind.ROW_WITHOUT_TOTAL: "a row of the ledger stands for no published total or opening",
+    Kind.OPENING_MISSING: "an opening of the log was not passed on",
+    Kind.OPENING_WITHOUT_EVIDENCE: "a record of the orders topic that the log does not give",
+    Kind.OPENING_DIFFERS: "an opening that was passed on has other bytes than the log has",
+    Kind.OPENED_TWICE: "an opening was passed on more than once",
     Kind.OFFSET_UNEXPLAINED: "offsets of the log are missing without an explanation",
     Kind.LOG_HEAD_MISSING: "the beginning of the log is gone: what rests on it can't be proven",
     Kind.DEAD_LETTER_MISSING: "a rejected record is not among the dead letters",
@@ -142,6 +158,11 @@ class PartitionAccount:
     unprovable_totals: int = 0
     """Published totals whose orders may have begun in the part of the log that is gone."""
     open_orders: int = 0
+    openings: int = 0
+    """Records of the orders topic that were compared."""
+    openings_proven: int = 0
+    """Those of them that the log gives, byte for byte."""
+    openings_not_yet_published: int = 0
     archived_to: int | None = None
     """Up to this offset the records came from the archive; None: from Kafka alone."""
     policies: tuple[dict[str, Any], ...] = ()
@@ -168,6 +189,10 @@ class LedgerAccount:
     """Totals that the ledger has yet to read, by its own offsets."""
     set_aside: int = 0
     unreadable: int = 0
+    orders: int = 0
+    """Rows of the table of orders."""
+    orders_proven: int = 0
+    orders_not_yet_recorded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +221,7 @@ class AuditResult:
     partitions: tuple[PartitionAccount, ...]
     findings: tuple[Finding, ...] = ()
     ledger: LedgerAccount | None = None
+    orders_topic: str = ""
     notes: tuple[str, ...] = ()
     """What could not be decided, or was assumed; in words."""
 
@@ -218,6 +244,16 @@ class AuditResult:
     def proven(self) -> int:
         """Return how many of them the log gives."""
         return self._sum("proven")
+
+    @property
+    def openings(self) -> int:
+        """Return how many records of the orders topic were compared."""
+        return self._sum("openings")
+
+    @property
+    def openings_proven(self) -> int:
+        """Return how many of them the log gives."""
+        return self._sum("openings_proven")
 
     @property
     def segments(self) -> int:
@@ -255,6 +291,9 @@ class AuditResult:
             "newer_totals": self._sum("newer_totals"),
             "not_yet_published": self._sum("not_yet_published"),
             "unprovable_totals": self._sum("unprovable_totals"),
+            "openings": self.openings,
+            "openings_proven": self.openings_proven,
+            "openings_not_yet_published": self._sum("openings_not_yet_published"),
             "dead_letters": self._sum("dead_letters"),
             "forwarded": self._sum("forwarded"),
             "clock_marks": self._sum("clock_marks"),
@@ -262,6 +301,7 @@ class AuditResult:
             "notes": list(self.notes),
             "segments_topic": self.segments_topic,
             "totals_topic": self.totals_topic,
+            "orders_topic": self.orders_topic,
             "scope": asdict(self.scope),
             "engine": self.engine,
             "processes": self.processes,

@@ -58,7 +58,8 @@ NEVER_MS = 2**62
 class Policy:
     """When an order counts as ended, abandoned, corrected for the last time; in milliseconds.
 
-    And whether it has to be opened. `interim_interval_ms` 0: an order that runs on gives no interim totals.
+    And whether it has to be opened. `interim_interval_ms` 0: an order that runs on gives no interim
+    totals.
     """
 
     settle_grace_ms: int = 30_000

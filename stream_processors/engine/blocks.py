@@ -7,9 +7,9 @@ to, and in the form of version 3 those orders that are no rows. Version 5 is a l
 of one large order, and the whole entry is that order's own. The column table reads all versions;
 the plain table has no rows to put one in. Version 6 is the openings that wait for their orders'
 first segments; see `openings`. Fields that an older version 3, 4 or 5 lacks stand at the end: an
-order's opening, and after a block's orders the openings that its rows have. Versions 1 and 2 are 3 and 4 without what interim totals
-and gathered corrections need. They are read, and not written any more: see `_bring_up_to_date` and
-`kernel.upgrade`.
+order's opening, and after a block's orders the openings that its rows have. Versions 1 and 2 are 3
+and 4 without what interim totals and gathered corrections need. They are read, and not written any
+more: see `_bring_up_to_date` and `kernel.upgrade`.
 
 Invariants are asserted before a state is written and after it is read. A block that can't be read
 raises StateError: going on without it would forget money.

@@ -41,7 +41,7 @@ class RowStore:
         self.counters = np.zeros(rows.COUNTERS, np.int64)
         self.counters[rows.LISTS_MAX] = max(rows.BLOCK_ROWS, rows_max // LISTS_SHARE)
         self._owners: dict[int, bytes] = {}
-        """Whose the openings of rows are, by slot; a row that isn't OPENED may have an old one's."""
+        """Whose the openings of rows are, by slot; a row that isn't OPENED may have an old one."""
         self._overflow_free: list[int] = []
         self._overflow_used = 0
         self.arrays = rows.RowArrays(

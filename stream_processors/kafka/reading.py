@@ -183,16 +183,9 @@ def read_one(
 
     Raises what `read_topic` raises.
     """
-    with _reader(kafka, group) as consumer:
-        if partition not in _partitions(consumer, kafka, topic, patience_s):
-            return None
-        first, end = _bounds(consumer, kafka, topic, partition, patience_s)
-        if not first <= offset < end:
-            return None
-        consumer.assign([TopicPartition(topic, partition, offset)])
-        rights = _look_rights(topic, group)
-        _, found, message = next(_batches(consumer, kafka, topic, rights, patience_s))[0]
-        return message if found == offset else None
+    place = offset, offset
+    found = read_range(kafka, topic, partition, place, group=group, patience_s=patience_s)
+    return next((message for _, message in found), None)
 
 
 def read_range(
@@ -209,6 +202,8 @@ def read_range(
     What the log doesn't have of them, `read_bounds` says. Raises what `read_topic` raises.
     """
     with _reader(kafka, group) as consumer:
+        if partition not in _partitions(consumer, kafka, topic, patience_s):
+            return
         first, end = _bounds(consumer, kafka, topic, partition, patience_s)
         start, end = max(first, offsets[0]), min(end, offsets[1] + 1)
         if start >= end:

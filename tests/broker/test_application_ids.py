@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 
 from durabill.deploy.topics import create_topics
 from durabill.stream_processors.kafka.fencing import open_producer
-from durabill.stream_processors.worker.partition_writer import finds_foreign
+from durabill.stream_processors.worker.output_topic import finds_foreign
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
 

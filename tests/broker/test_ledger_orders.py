@@ -1,15 +1,12 @@
 """The ledger's table of orders: every opening once, beside the totals that rest on it."""
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
-from confluent_kafka import Producer
 
 from durabill.schemas import OrderOpened, encode_opening, partition_for
-from durabill.schemas.headers import SOURCE_OFFSET
 from durabill.stream_processors.ledger.lookups import forget_offsets, status
 from durabill.stream_processors.ledger.records import LedgerError
 from tests.broker.ledger_kit import (
@@ -20,36 +17,20 @@ from tests.broker.ledger_kit import (
     running_ledger,
     wait_until,
 )
+from tests.broker.opening_kit import opened, put
 from tests.conftest import Topics
 
 NOW = 1_800_000_000_000
 
 
 def opening(number: str, tenant: str = "acme", **more: Any) -> OrderOpened:
-    found = OrderOpened(
-        number,
-        tenant,
-        "meter-7",
-        "gpu",
-        (("plan", "gøld"), ("site", "")),
-        NOW,
-        10_000,
-        NOW + 60_000,
+    return opened(
+        number, tenant, **({"server_timestamp_ms": NOW, "accept_until_ms": NOW + 1} | more)
     )
-    return found._replace(**more)
 
 
-def put(servers: str, topic: str, records: Iterable[tuple[bytes, bytes, int | None]]) -> None:
-    """Write records as a worker does: (key, value, offset in the segments)."""
-    producer = Producer({"bootstrap.servers": servers, "linger.ms": 5})
-    for key, value, source in records:
-        headers: Any = [] if source is None else [(SOURCE_OFFSET, str(source).encode())]
-        producer.produce(topic, value, key, partition_for(key, 4), headers=headers)
-    assert producer.flush(30) == 0
-
-
-def as_record(opened: OrderOpened, source: int | None) -> tuple[bytes, bytes, int | None]:
-    return opened.service_order_number.encode(), encode_opening(opened), source
+def as_record(opening: OrderOpened, source: int | None) -> tuple[bytes, bytes, int | None]:
+    return opening.service_order_number.encode(), encode_opening(opening), source
 
 
 def rows(dsn: str, query: str) -> list[tuple[Any, ...]]:

@@ -295,8 +295,8 @@ def start_row(
 ) -> int:
     """Give a name that is not in the index a row, with its order if the record can start one.
 
-    It can't unless `outcome` is CHANGED. Otherwise the row is a placeholder: while an order's first record is deferred, its next ones
-    must not overtake it. Returns -1 if there is no row left.
+    It can't unless `outcome` is CHANGED. Otherwise the row is a placeholder: while an order's first
+    record is deferred, its next ones must not overtake it. Returns -1 if there is no row left.
     """
     slot = new_row(arrays, words, key_hash)
     if slot >= 0:

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
-from durabill.producers.sdk.uplink import Grant, UplinkRefused, WillNotCount, check_timestamp
+from durabill.producers.sdk.server_clock import ServerStamps
+from durabill.producers.sdk.uplink import Grant, UplinkRefused, WillNotCount
 from durabill.schemas import SegmentEvent
 
 _NO_REASON = "WILL_NOT_COUNT"  # where the server doesn't say why
@@ -46,7 +47,15 @@ class _Grant(msgspec.Struct):
     report_interval_ms: int
 
 
-class _Time(msgspec.Struct):
+class _Stamps(msgspec.Struct):
+    """When the request came and when it was answered. Older gateways say one instant or none."""
+
+    received_ms: float | None = None
+    sent_ms: float | None = None
+    clock_id: str = ""
+
+
+class _Time(_Stamps, kw_only=True):
     server_timestamp_ms: int
 
 
@@ -84,7 +93,12 @@ def read_grant(answer: HttpAnswer, wanted_number: str | None) -> Grant:
     """Return the grant for an order; raise NotOurs for anything else, nonsense included."""
     body = _decoded(answer, _Grant)
     try:
-        grant = Grant(body.service_order_number, body.server_timestamp_ms, body.report_interval_ms)
+        grant = Grant(
+            body.service_order_number,
+            body.server_timestamp_ms,
+            body.report_interval_ms,
+            read_stamps(answer),
+        )
     except ValueError as error:
         raise NotOurs(f"no grant: {error}") from error
     if wanted_number not in (None, grant.service_order_number):
@@ -92,14 +106,26 @@ def read_grant(answer: HttpAnswer, wanted_number: str | None) -> Grant:
     return grant
 
 
-def read_time(answer: HttpAnswer) -> int:
-    """Return the server's time in ms; raise NotOurs."""
-    server_timestamp_ms = _decoded(answer, _Time).server_timestamp_ms
+def read_time(answer: HttpAnswer) -> ServerStamps:
+    """Return the server's time; raise NotOurs."""
+    body = _decoded(answer, _Time)
+    received_ms = body.server_timestamp_ms if body.received_ms is None else body.received_ms
+    sent_ms = received_ms if body.sent_ms is None else body.sent_ms
     try:
-        check_timestamp(server_timestamp_ms)
+        return ServerStamps(received_ms, sent_ms, body.clock_id)
     except ValueError as error:
         raise NotOurs(f"no time: {error}") from error
-    return server_timestamp_ms
+
+
+def read_stamps(answer: HttpAnswer) -> ServerStamps | None:
+    """Return what an answer says of the server's time; None where it says nothing of sense."""
+    try:
+        body = _decoded(answer, _Stamps)
+        if body.received_ms is None or body.sent_ms is None:
+            return None
+        return ServerStamps(body.received_ms, body.sent_ms, body.clock_id)
+    except ValueError:
+        return None
 
 
 def read_stored(answer: HttpAnswer, sent: Sequence[SegmentEvent]) -> dict[int, WillNotCount]:

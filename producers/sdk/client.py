@@ -11,9 +11,9 @@ first, and removes what the server has acknowledged. So a slow or dead server de
 the sending, and a client that was killed finds everything in the spool when it starts again:
 what was unsent is sent, and `unfinished()` names the services that `resume` can carry on.
 
-Only the monotonic clock is read. On Linux it stands still while the machine is suspended, so
-that time isn't counted; pass `clock=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)` where it
-should be.
+Segments are cut on the server's time, which every answer tells anew (`timekeeper`). The wall clock
+is never read. Time in which the machine was suspended isn't counted unless the client is told to
+(`suspends="count"`).
 """
 
 import logging
@@ -27,8 +27,11 @@ from typing import Self, TypeVar
 
 from durabill.producers.sdk.sender import ClientStats, Sender
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
+from durabill.producers.sdk.server_clock import DRIFT_PPM
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
 from durabill.producers.sdk.spool import LIMIT_BYTES_DEFAULT, RejectedSegment, Spool
+from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
+from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import Backoff, Grant, Uplink, UplinkUnavailable, check_timestamp
 from durabill.schemas import SegmentEvent, check_order_number
 
@@ -46,12 +49,16 @@ class ClientStopped(ProducerError):
 class Client:
     """Meters services on one uplink and one spool file. Safe for several threads.
 
-    `clock` is a monotonic clock in ns, `dice` gives 0 <= x < 1. `on_error` is called, from the
-    background threads, with what goes wrong there (SpoolFull and other trouble of the spool,
-    UplinkUnavailable, UplinkRefused for each refused segment, WillNotCount for each that the
-    server has in vain); by default it is logged, as is what `on_error` raises itself. Should a
-    thread die all the same, ClientStopped is told, and raised by every later call.
-    The uplink belongs to the client and is closed with it. Raises SpoolBusy or SpoolBroken.
+    `suspends` says whether the time in which the machine slept is counted ("exclude" or "count"),
+    `drift_ppm` how fast its clock may drift away from the server's. `clock` is a clock in ns that
+    only goes forwards, in place of the system's; no suspends are seen by it, unless it is a pair
+    (`Clocks`). `dice` gives 0 <= x < 1. `on_error` is called with what goes wrong in the background
+    (SpoolFull and other trouble of the spool, UplinkUnavailable, UplinkRefused for each refused
+    segment, WillNotCount for each that the server has in vain) and with every ClockNotice; by
+    default it is logged, as is what `on_error` raises itself. Should a thread die all the same,
+    ClientStopped is told, and raised by every later call.
+    The uplink belongs to the client and is closed with it. Raises SpoolBusy or SpoolBroken, and
+    ValueError for a policy or a drift that can't be meant.
     """
 
     def __init__(
@@ -61,13 +68,20 @@ class Client:
         *,
         spool_limit_bytes: int = LIMIT_BYTES_DEFAULT,
         backoff: Backoff | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] | Clocks | None = None,
+        suspends: SuspendPolicy | str = SuspendPolicy.EXCLUDE,
+        drift_ppm: int = DRIFT_PPM,
         dice: Callable[[], float] = random.random,
         on_error: Callable[[Exception], None] | None = None,
     ) -> None:
         self._uplink = uplink
         self._backoff = Backoff() if backoff is None else backoff
-        self._clock = clock
+        self._time = Timekeeper(
+            clock if clock is None or isinstance(clock, Clocks) else Clocks(clock),
+            suspends=suspends,
+            drift_ppm=drift_ppm,
+            tell=self._trouble,
+        )
         self._dice = dice
         self._on_error = on_error
         self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes)
@@ -76,9 +90,9 @@ class Client:
         self._stopping = False
         self._died: tuple[str, BaseException] | None = None  # which thread, of what
         self._sender = Sender(
-            self._spool, uplink, self._backoff, dice, self._trouble, self._changed
+            self._spool, uplink, self._backoff, dice, self._trouble, self._changed, self._time
         )
-        self._owner = Owner(self._check_running, self._now_ms, self._store, self._finish)
+        self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
         bodies = {"reporter": self._report_forever, "sender": self._sender.run}
         self._threads = [
             threading.Thread(
@@ -110,16 +124,15 @@ class Client:
         self._check_running()
         if service_order_number is not None:
             check_order_number(service_order_number)
+        own_time = grant is not None
         if grant is None:
-            grant = self._patiently(
-                lambda left_s: self._uplink.start(service_order_number, timeout_s=left_s),
-                timeout_s,
-            )
-        anchor_ms = self._now_ms()
+            grant = self._granted(service_order_number, time.monotonic() + timeout_s)
+        reading = self._time.read()
         number = grant.service_order_number
         if any(state.service_order_number == number for state in self._spool.sessions()):
             raise ValueError(f"order {number!r} is in use here already, resume it")
-        session = Session(number, grant.server_timestamp_ms, grant.report_interval_ms, anchor_ms)
+        start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
+        session = Session(number, start_ms, interval_ms, reading, own_time=own_time)
         self._spool.append([], session.state)
         return self._run(session)
 
@@ -151,15 +164,14 @@ class Client:
         if service_order_number not in states:
             raise LookupError(f"no unfinished order {service_order_number!r} on this spool")
         if server_timestamp_ms is None:
-            server_timestamp_ms = self._patiently(
-                lambda left_s: self._uplink.server_time_ms(timeout_s=left_s), timeout_s
-            )
-        check_timestamp(server_timestamp_ms)
+            self._ask_time(time.monotonic() + timeout_s)
+        else:
+            check_timestamp(server_timestamp_ms)
         session = Session.resume(
             states[service_order_number],
-            server_timestamp_ms,
-            self._now_ms(),
+            self._time.read(),
             count_gap=count_gap,
+            server_timestamp_ms=server_timestamp_ms,
         )
         self._spool.append([], session.state)
         return self._run(session)
@@ -217,8 +229,24 @@ class Client:
     ) -> None:
         self.close()
 
-    def _now_ms(self) -> int:
-        return self._clock() // 1_000_000
+    def _granted(self, service_order_number: str | None, until_s: float) -> Grant:
+        if not self._time.is_known:  # else the first segments were cut on a time that nobody knows
+            self._ask_time(until_s)
+
+        def ask(left_s: float) -> Grant:
+            asked_us = self._time.tick_us()
+            grant = self._uplink.start(service_order_number, timeout_s=left_s)
+            self._time.learn(asked_us, grant.stamps)
+            return grant
+
+        return self._patiently(ask, until_s)
+
+    def _ask_time(self, until_s: float) -> None:
+        def ask(left_s: float) -> None:
+            asked_us = self._time.tick_us()
+            self._time.learn(asked_us, self._uplink.server_time(timeout_s=left_s))
+
+        self._patiently(ask, until_s)
 
     def _check_running(self) -> None:
         if self._stopping:
@@ -278,7 +306,15 @@ class Client:
         with self._changed:
             self._running.pop(number, None)
         pending = self._wait_sent(number, timeout_s)
-        return EndReceipt(number, pending, tuple(self._spool.rejected(number)))
+        state = service.state
+        return EndReceipt(
+            number,
+            pending,
+            tuple(self._spool.rejected(number)),
+            state.clock_bound_ms,
+            state.suspends,
+            state.excluded_ms,
+        )
 
     def _wait_sent(self, number: str | None, timeout_s: float) -> int:
         until_s = time.monotonic() + timeout_s
@@ -292,8 +328,7 @@ class Client:
                 self._check_running()
                 self._changed.wait(left_s)
 
-    def _patiently(self, ask: Callable[[float], T], timeout_s: float) -> T:
-        until_s = time.monotonic() + timeout_s
+    def _patiently(self, ask: Callable[[float], T], until_s: float) -> T:
         failures = 0
         while True:
             try:
@@ -331,6 +366,6 @@ class Client:
             with self._changed:
                 due_at_ms = [service.due_at_ms() for service in self._running.values()]
                 if not self._stopping:
-                    wait_ms = min(due_at_ms) - self._now_ms() if due_at_ms else None
+                    wait_ms = min(due_at_ms) - self._time.read().now_ms if due_at_ms else None
                     self._changed.wait(None if wait_ms is None else max(wait_ms, 1) / 1000)
             self._report_all()

@@ -15,10 +15,12 @@ from durabill.producers.sdk.answers import (
     read_grant,
     read_refusal,
     read_refused,
+    read_stamps,
     read_stored,
     read_time,
 )
 from durabill.producers.sdk.bounded_http import BoundedHttp
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import (
     Grant,
     OrderFailed,
@@ -65,7 +67,7 @@ class HttpUplink:
         except NotOurs as error:
             raise self._not_ours(path, answer, error) from error
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
         """Ask the gateway for its time."""
         answer = self._asked("GET", "/v1/time", None, timeout_s)
         try:
@@ -108,6 +110,7 @@ class HttpUplink:
         path = f"/v1/orders/{quote_order_number(number)}/segments"
         sent = [segments[index] for index in indices]
         answer = self._call("POST", path, [segment_fields(each) for each in sent])
+        result.stamps = read_stamps(answer) or result.stamps
         if answer.status == 413 and len(indices) > 1:  # whoever says so: each half by itself
             half = len(indices) // 2
             self._post(number, segments, indices[:half], result)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from durabill.producers.sdk.holds import Holds
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
+from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
     SendResult,
@@ -43,6 +44,10 @@ class ClientStats:
     """segments that the server refused for good, or has though they will not count"""
     will_not_count: int
     """those of `refused` that the server has: they are dead letters"""
+    clock_bound_ms: int | None
+    """how far the client's time of the server may be off; None before a server was heard"""
+    suspends: int
+    """how often the machine was suspended"""
 
 
 class Sender:
@@ -59,6 +64,7 @@ class Sender:
         dice: Callable[[], float],
         tell: Callable[[Exception], None],
         changed: threading.Condition,
+        timekeeper: Timekeeper,
     ) -> None:
         self._spool = spool
         self._uplink = uplink
@@ -66,6 +72,7 @@ class Sender:
         self._dice = dice
         self._tell = tell
         self._changed = changed
+        self._time = timekeeper
         self._holds = Holds()  # the thread's own, like the counts
         self._acknowledged = self._refused = self._will_not_count = 0
         self._work = threading.Event()  # the spool may hold something new
@@ -94,6 +101,8 @@ class Sender:
             self._acknowledged,
             self._refused,
             self._will_not_count,
+            self._time.bound_ms(),
+            self._time.read().suspends,
         )
 
     def run(self) -> None:
@@ -131,7 +140,9 @@ class Sender:
         if not batch:
             self._work.wait(self._holds.wait_s(now_s))
             return None
+        asked_us = self._time.tick_us()
         result = self._uplink.send([entry.segment for entry in batch])
+        self._time.learn(asked_us, result.stamps)
         self._settle(batch, result)
         return result
 

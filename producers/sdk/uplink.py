@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
 from durabill.producers.sdk.session import ProducerError
 from durabill.schemas import SegmentEvent, check_order_number
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 
-TIMESTAMP_MAX_MS = 253_402_300_799_999
-"""The end of the year 9999: a server whose time is later has no idea of the time."""
 WISH_MAX_S = 86_400.0
 """The longest pause that a server may ask for: whoever asks for more gets a day."""
 
@@ -83,12 +82,14 @@ class Backoff:
 class Grant:
     """The server's go for a service: its order number, the server's time, how often to report.
 
-    Raises ValueError (BadRecord, for the number) for what no server of sense would give.
+    `stamps` are of the answer, where it has them: the server's timestamp may be of an earlier
+    answer, which was lost. Raises ValueError (BadRecord, for the number) for what no server of sense would give.
     """
 
     service_order_number: str
     server_timestamp_ms: int
     report_interval_ms: int
+    stamps: ServerStamps | None = None
 
     def __post_init__(self) -> None:
         check_order_number(self.service_order_number)
@@ -112,12 +113,14 @@ class SendResult:
     `problem` is given. `refused` are final; those that the server has, though they will not
     count, are among them, as WillNotCount. `failed` are orders by number which the server could
     not take now, though it answered: they may go on failing, and should hold no other order up.
+    `stamps` are of any answer that came within the call: its caller learns the server's time.
     """
 
     accepted: list[int] = field(default_factory=list)
     refused: dict[int, UplinkRefused] = field(default_factory=dict)
     failed: dict[str, UplinkUnavailable] = field(default_factory=dict)
     problem: UplinkUnavailable | None = None
+    stamps: ServerStamps | None = None
 
 
 class Uplink(Protocol):
@@ -128,8 +131,8 @@ class Uplink(Protocol):
     ) -> Grant:
         """Ask for a new order, within `timeout_s`; raises UplinkUnavailable or UplinkRefused."""
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
-        """Ask for the server's time, ms since the epoch; raises as `start` does."""
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        """Ask for the server's time; raises as `start` does."""
 
     def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
         """Send segments, of one or many orders, once; never raises for the server's doings."""

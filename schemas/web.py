@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -24,6 +25,10 @@ _REASONS = {
     413: "REQUEST_ENTITY_TOO_LARGE",
     417: "EXPECTATION_FAILED",
 }
+PROBLEM = "application/problem+json"
+NO_TYPE = "about:blank"
+"""A problem's `type` where its title is the status's own."""
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # older Pythons' are older
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/?#@\[\]]+)(?::(\d{0,5}))?")
 _CURSOR = re.compile(r"(-1|\d{1,19})\.(\d{1,19})")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -36,6 +41,20 @@ def reason_of(status: int) -> str:
     Ours to name: the library takes its words from Python, where they change (413 in 3.13).
     """
     return _REASONS.get(status, f"HTTP_{status}")
+
+
+def title_of(status: int) -> str:
+    """Return what an HTTP status means, in the words of RFC 9110."""
+    try:
+        return _TITLES.get(status) or HTTPStatus(status).phrase
+    except ValueError:
+        return f"Status {status}"
+
+
+def problem(status: int, reason: str, detail: str) -> dict[str, Any]:
+    """Return an error's body, a problem of RFC 9457; its content type is PROBLEM."""
+    head = {"type": NO_TYPE, "title": title_of(status), "status": status}
+    return {**head, "detail": detail, "reason": reason}
 
 
 def number_in_path(raw_path: str, prefix: str) -> str:

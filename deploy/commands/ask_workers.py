@@ -152,7 +152,7 @@ def _read(response: Any, until_s: float) -> bytes:
 
 def _refusal(url: str, error: urllib.error.HTTPError, until_s: float) -> str:
     try:
-        told = _read_json(error, until_s)["error"]
+        told = _read_json(error, until_s)
         reason, detail = told["reason"], told["detail"]
     except (*_FAULTS, KeyError, TypeError):
         return f"{url}: status {error.code}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from durabill.producers.gateway.problems import ApiError, ItemError, refusal
 from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.order_state import OrderState
@@ -18,7 +19,6 @@ CLOCK_MARGIN_MS = 600_000
 The rules about lateness and the future speak of the broker's append time, so the gateway refuses
 beforehand only what is beyond a margin as well: that is certain to become a dead letter."""
 SEGMENTS_MAX = 1_000
-RETRY_AFTER_S = 2
 DETAIL_CHARS_MAX = 200
 ERRORS_MAX = 20
 """Of a request's wrong segments so many are listed: a wrong body must not cost more than a right
@@ -137,65 +137,6 @@ class Health(Struct):
     """The gateway runs, or is ready to take segments."""
 
     status: str
-
-
-class ErrorBody(Struct):
-    """What went wrong: `reason` is for programs, `detail` for people."""
-
-    reason: str
-    detail: str
-    status: int
-
-
-class ItemError(Struct):
-    """What is wrong with one segment of the request; `index` counts from 0."""
-
-    index: int
-    business_data_number: int
-    reason: str
-    detail: str
-
-
-class ErrorAnswer(Struct, omit_defaults=True):
-    """Every answer from 400 on. `errors` is there where single segments break the rules.
-
-    It has the first of them only; `error_count` is of all.
-    """
-
-    error: ErrorBody
-    errors: list[ItemError] = []
-    error_count: int = 0
-
-
-class ApiError(Exception):
-    """An answer from 400 on; `retry_after_s` where a later try may succeed."""
-
-    def __init__(
-        self,
-        status: int,
-        reason: str,
-        detail: str,
-        *,
-        errors: Sequence[ItemError] = (),
-        error_count: int = 0,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(f"{status} {reason}: {detail}")
-        # It may repeat what was sent, and people read it: nothing in it may hide, or turn the line.
-        body = ErrorBody(reason, plain(detail), status)
-        self.answer = ErrorAnswer(body, list(errors), error_count)
-        self.status = status
-        self.retry_after_s = retry_after_s
-
-
-def try_later(reason: str, detail: str) -> ApiError:
-    """Return the answer for what is away or too busy at the moment."""
-    return ApiError(503, reason, detail, retry_after_s=RETRY_AFTER_S)
-
-
-def refusal(error: BadRecord) -> ApiError:
-    """Return the answer for what breaks the contract."""
-    return ApiError(error.http_status, error.reason, error.detail)
 
 
 Segments = (

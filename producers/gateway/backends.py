@@ -135,8 +135,7 @@ def _judge(status: int, body: bytes) -> Live:
         except msgspec.ValidationError:
             return Live(unknown=_BROKEN)
     answer = json.loads(body)
-    error = answer.get("error") if isinstance(answer, dict) else None
-    reason = error.get("reason") if isinstance(error, dict) else None
+    reason = answer.get("reason") if isinstance(answer, dict) else None
     match status, reason:
         case 404, "UNKNOWN_ORDER":
             return Live()

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 from aiohttp import HttpVersion10, hdrs, web
 
-from durabill.producers.gateway.api import ApiError, ErrorAnswer, ErrorBody
+from durabill.producers.gateway.caller import ALL_SCOPES, DEFAULT_TENANT, Caller, set_caller
+from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.web_server import SERVER_NAME, BodyFailed, Connection
-from durabill.schemas.text import plain
-from durabill.schemas.web import AllowedHosts, is_same_origin, reason_of
+from durabill.schemas.web import PROBLEM, AllowedHosts, is_same_origin, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,12 @@ def json_answer(value: Any, status: int = 200) -> web.Response:
 
 def error_answer(error: ApiError) -> web.Response:
     """Return an error in the form of all errors."""
-    response = json_answer(error.answer, error.status)
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(error.retry_after_s)
-    return response
+    return web.Response(
+        body=msgspec.json.encode(error.problem),
+        status=error.status,
+        content_type=PROBLEM,
+        headers=error.headers,
+    )
 
 
 def connection_of(request: web.BaseRequest) -> Connection:
@@ -139,6 +141,8 @@ class Gate:
     async def _answer(self, request: web.Request, handler: Handler) -> Response:
         try:
             self.check(request)
+            client = connection_of(request).client
+            set_caller(request, Caller(DEFAULT_TENANT, client, ALL_SCOPES))
             return await handler(request)
         except ApiError as error:
             return error_answer(error)
@@ -147,7 +151,7 @@ class Gate:
         except Exception:
             log.exception("%s %s failed", request.method, request.rel_url.raw_path)
             detail = "this is our fault, the log knows more"
-            return json_answer(ErrorAnswer(ErrorBody("INTERNAL", detail, 500)), 500)
+            return error_answer(ApiError(500, "INTERNAL", detail))
 
 
 def _is_json(content_type: str) -> bool:
@@ -158,9 +162,8 @@ def _is_json(content_type: str) -> bool:
 
 def _foreign(error: web.HTTPException) -> web.Response:
     """Return aiohttp's own error (404, 405) in our form."""
-    reason = reason_of(error.status)
-    detail = plain(error.text or error.reason)
-    response = json_answer(ErrorAnswer(ErrorBody(reason, detail, error.status)), error.status)
+    headers = {}
     if isinstance(error, web.HTTPMethodNotAllowed):
-        response.headers["allow"] = error.headers["allow"]
-    return response
+        headers["allow"] = error.headers["allow"]
+    detail = error.text or error.reason
+    return error_answer(ApiError(error.status, reason_of(error.status), detail, headers=headers))

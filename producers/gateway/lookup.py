@@ -9,9 +9,10 @@ import time
 
 from aiohttp import web
 
-from durabill.producers.gateway.api import ApiError, OrderAnswer, refusal, try_later
+from durabill.producers.gateway.api import OrderAnswer
 from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, WorkerPool
 from durabill.producers.gateway.kafka import BackendUnavailable
+from durabill.producers.gateway.problems import ApiError, refusal, try_later
 from durabill.schemas import BadRecord
 from durabill.schemas.order_state import Phase
 from durabill.schemas.web import Page, cut_page, number_in_path, read_page

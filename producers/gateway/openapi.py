@@ -7,7 +7,6 @@ import msgspec
 
 from durabill.producers.gateway.api import (
     NO_CONTROLS,
-    ErrorAnswer,
     Health,
     OrderAnswer,
     OrderGrant,
@@ -17,7 +16,8 @@ from durabill.producers.gateway.api import (
     SegmentsAnswer,
     ServerTime,
 )
-from durabill.schemas.web import PAGE_DEFAULT, PAGE_MAX
+from durabill.producers.gateway.problems import Problem, SegmentsProblem
+from durabill.schemas.web import PAGE_DEFAULT, PAGE_MAX, PROBLEM
 
 _SHAPES = (
     OrderRequest,
@@ -27,7 +27,8 @@ _SHAPES = (
     ServerTime,
     OrderAnswer,
     Health,
-    ErrorAnswer,
+    Problem,
+    SegmentsProblem,
     Segments,
 )
 _NUMBER = {
@@ -73,7 +74,7 @@ def openapi() -> dict[str, Any]:
         "post": _operation(
             "startOrder",
             "Start a service: order number, server timestamp, report interval",
-            {201: "OrderGrant"} | dict.fromkeys((*_BODY_STATUSES, 422), "ErrorAnswer"),
+            {201: "OrderGrant"} | dict.fromkeys((*_BODY_STATUSES, 422), "Problem"),
             body={"$ref": "#/components/schemas/OrderRequest"},
             body_required=False,
         )
@@ -83,12 +84,12 @@ def openapi() -> dict[str, Any]:
         "get": _operation(
             "getOrder",
             "The order's live interval table, or its total, in pages",
-            {200: "OrderAnswer"} | dict.fromkeys((403, 404, 422, 503), "ErrorAnswer"),
+            {200: "OrderAnswer"} | dict.fromkeys((403, 404, 422, 503), "Problem"),
             parameters=_PAGE,
         ),
     }
-    errors = dict.fromkeys((*_BODY_STATUSES, 422, 429, 503), "ErrorAnswer")
-    answers = {200: "SegmentsAnswer"} | errors
+    errors = dict.fromkeys((*_BODY_STATUSES, 429, 503), "Problem")
+    answers = {200: "SegmentsAnswer", 422: "SegmentsProblem"} | errors
     segments = {
         "parameters": [_NUMBER],
         "post": _operation(
@@ -99,8 +100,8 @@ def openapi() -> dict[str, Any]:
         ),
     }
     time = _operation("getTime", "The server's time", {200: "ServerTime"})
-    live = _operation("getHealth", "Is the process well?", {200: "Health", 503: "ErrorAnswer"})
-    ready = _operation("getReadiness", "Is Kafka there?", {200: "Health", 503: "ErrorAnswer"})
+    live = _operation("getHealth", "Is the process well?", {200: "Health", 503: "Problem"})
+    ready = _operation("getReadiness", "Is Kafka there?", {200: "Health", 503: "Problem"})
     return {
         "openapi": "3.1.0",
         "info": {
@@ -146,13 +147,16 @@ def _operation(
     body_required: bool = True,
     parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    def content(schema: dict[str, Any]) -> dict[str, Any]:
-        return {"application/json": {"schema": schema}}
+    def content(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
+        return {kind: {"schema": schema}}
 
     responses = {
         str(status): {
             "description": _STATUS_TEXTS[status],
-            "content": content({"$ref": f"#/components/schemas/{shape}"}),
+            "content": content(
+                {"$ref": f"#/components/schemas/{shape}"},
+                PROBLEM if status >= 400 else "application/json",
+            ),
         }
         for status, shape in answers.items()
     }
@@ -203,8 +207,8 @@ def _listed(operation: dict[str, Any]) -> str:
     asked = f"<p>Body:</p><pre>{_pretty(body['content'])}</pre>" if body else ""
     items = []
     for status, response in operation["responses"].items():
-        ref = response["content"]["application/json"]["schema"]["$ref"]
-        name = ref.rpartition("/")[2]
+        (content,) = response["content"].values()
+        name = content["schema"]["$ref"].rpartition("/")[2]
         items.append(f'<li>{status}: {response["description"]}, <a href="#{name}">{name}</a></li>')
     return f"{asked}<ul>{''.join(items)}</ul>"
 

@@ -30,7 +30,6 @@ from aiohttp import web
 from yarl import URL
 
 from durabill.producers.gateway.api import (
-    ApiError,
     Health,
     OrderGrant,
     Receipt,
@@ -40,7 +39,6 @@ from durabill.producers.gateway.api import (
     check_segments,
     read_order,
     read_segments,
-    try_later,
 )
 from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock
@@ -49,6 +47,7 @@ from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
 from durabill.producers.gateway.lookup import Lookup, number_of
 from durabill.producers.gateway.openapi import docs_page, openapi
+from durabill.producers.gateway.problems import ApiError, try_later
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
 from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError

@@ -9,6 +9,7 @@ that goes: so slow clients, however many, don't keep out those that are quick.
 
 import asyncio
 import ipaddress
+import json
 import logging
 import resource
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from durabill.producers.gateway.damping import Damper
+from durabill.schemas.web import PROBLEM, problem
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ DISCARD_BYTES_MAX = 2 * 1024 * 1024
 not read our answer otherwise. Beyond that the connection is cut."""
 DISCARD_S_MAX = 3.0
 SWEEP_S = 1.0
+_NO_HTTP = json.dumps(problem(400, "BAD_HTTP", "this is no HTTP request")).encode()
 OTHER_FILES = 256
 """File descriptors that are left for Kafka, workers, the ledger and the log."""
 
@@ -215,9 +218,9 @@ class Connection(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         self.request_ends(has_unread_body=True)
         response = web.Response(
-            body=b'{"error":{"reason":"BAD_HTTP","detail":"this is no HTTP request","status":400}}',
+            body=_NO_HTTP,
             status=400,
-            content_type="application/json",
+            content_type=PROBLEM,
             headers={"server": SERVER_NAME},
         )
         response.force_close()

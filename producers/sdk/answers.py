@@ -15,6 +15,7 @@ import msgspec
 from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import Grant, UplinkRefused, WillNotCount
 from durabill.schemas import SegmentEvent
+from durabill.schemas.web import PROBLEM
 
 _NO_REASON = "WILL_NOT_COUNT"  # where the server doesn't say why
 T = TypeVar("T")
@@ -71,12 +72,6 @@ class _Stored(msgspec.Struct):
     segments: list[_Verdict] | None = None
 
 
-class _Error(msgspec.Struct):
-    reason: str
-    detail: str
-    status: int | None = None
-
-
 class _ItemError(msgspec.Struct):
     index: int
     business_data_number: int
@@ -85,7 +80,9 @@ class _ItemError(msgspec.Struct):
 
 
 class _Refusal(msgspec.Struct):
-    error: _Error
+    status: int
+    reason: str
+    detail: str
     errors: list[_ItemError] = []
 
 
@@ -97,7 +94,7 @@ def read_grant(answer: HttpAnswer, wanted_number: str | None) -> Grant:
             body.service_order_number,
             body.server_timestamp_ms,
             body.report_interval_ms,
-            read_stamps(answer),
+            stamps=read_stamps(answer),
         )
     except ValueError as error:
         raise NotOurs(f"no grant: {error}") from error
@@ -156,7 +153,7 @@ def read_stored(answer: HttpAnswer, sent: Sequence[SegmentEvent]) -> dict[int, W
 def read_refusal(answer: HttpAnswer) -> UplinkRefused | None:
     """Return a refusal of a whole request in the contract's form, None where it is none."""
     body = _refusal(answer)
-    return None if body is None else UplinkRefused(body.error.reason, body.error.detail)
+    return None if body is None else UplinkRefused(body.reason, body.detail)
 
 
 def read_refused(
@@ -175,16 +172,18 @@ def read_refused(
         if not is_sent or sent[each.index].business_data_number != each.business_data_number:
             return None
         refused.setdefault(each.index, UplinkRefused(each.reason, each.detail))
-    whole = UplinkRefused(body.error.reason, body.error.detail)
+    whole = UplinkRefused(body.reason, body.detail)
     return refused or dict.fromkeys(range(len(sent)), whole)
 
 
 def _refusal(answer: HttpAnswer) -> _Refusal | None:
+    if answer.content_type != PROBLEM:
+        return None
     try:
         body = _decoded(answer, _Refusal)
     except NotOurs:
         return None
-    return body if body.error.status in (None, answer.status) else None
+    return body if body.status == answer.status else None
 
 
 def _decoded(answer: HttpAnswer, shape: type[T]) -> T:

@@ -26,8 +26,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from durabill.producers.sdk.sender import ClientStats, Sender
-from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.server_clock import DRIFT_PPM
+from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
 from durabill.producers.sdk.spool import LIMIT_BYTES_DEFAULT, RejectedSegment, Spool
 from durabill.producers.sdk.suspends import Clocks, SuspendPolicy

@@ -5,9 +5,9 @@ in at Tr and answered at Ts, on its own. Nothing arrives before it was sent, so 
 of us by at least Ts - t3 and at most Tr - t0, whatever the two ways took. Local clocks drift, so
 each bound is let out by the drift's rate times its age. Of one server's bounds the tightest count.
 
-Servers differ. Each `clock_id` is a source with an interval of its own; what is known is the hull of
-those heard lately, so the time told is within its bound of every one of them. A source that has
-not been heard for a while is held by what was seen of its distance to the others (`links`).
+Servers differ. Each `clock_id` is a source with an interval of its own; what is known is the hull
+of those heard lately, so the time told is within its bound of every one of them. A source that has
+not been heard for a while is held by what was seen of its distance to the others (`_links_us`).
 
 Bounds of a source that don't meet say that one of the two clocks moved. By less than `apart_us` the
 stamps are taken to be so uneven, and are trusted less from then on. By more it is a step: all that

@@ -10,9 +10,9 @@ server's time moves the next end alone; where it lies before the last end, nothi
 has come there. Gaps are left where time isn't to be counted: suspends, by the policy, steps of the
 server's time, and a meter that was dead (`Session.resume`).
 
-What was billed is off by at most `SessionState.clock_bound_ms`, whether the service is taken to have
-begun when the server said go or when its answer arrived: what was said at the start, and at the
-end, and what happened to the clock in between.
+What was billed is off by at most `SessionState.clock_bound_ms`, whether the service is taken to
+have begun when the server said go or when its answer arrived: that is what was said at the start,
+and at the end, and what happened to the clock in between.
 
 A report is not a loss when it can't be kept: `restore` the state from before it, and the next
 report covers its time.
@@ -42,6 +42,8 @@ class ProducerError(DurabillError):
     │   ├── SpoolFull        the limit or the disk; nothing was stored, nothing was lost
     │   ├── SpoolBusy        another process holds the file
     │   └── SpoolBroken      the file is no spool, or its disk fails
+    │       └── SpoolDamaged     it was one: put aside, and metering goes on in a new one
+    ├── AtRisk               uplink.py: segments that wait will be too late soon
     ├── ClientStopped        client.py: closed, or a thread of it has died; make a new one
     ├── UplinkError          uplink.py
     │   ├── UplinkUnavailable    no answer, or "later": worth a retry
@@ -235,7 +237,7 @@ class Session:
         return reading.paused_ms + (0 if self._own_time else reading.skipped_ms)
 
     def _start_ms(self, reading: Reading) -> int:
-        """Return where the next segment starts: after the last one, and after what isn't counted."""
+        """Return where the next segment starts: after the last one and what isn't counted."""
         until_ms = self._state.reported_until_ms
         excluded_ms = self._excluded_ms(reading) - self._excluded_before_ms
         resumed_ms = until_ms + excluded_ms - self._state.excluded_ms

@@ -1,4 +1,4 @@
-"""The time of a client: its local clocks, its machine's sleep, and what servers say. Thread-safe."""
+"""The time of a client: its local clocks, its machine's sleep, what servers say. Thread-safe."""
 
 import threading
 from collections.abc import Callable

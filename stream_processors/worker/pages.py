@@ -25,10 +25,12 @@ from durabill.schemas import BadRecord, partition_for
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.order_state import page_of
 from durabill.schemas.web import (
+    PROBLEM,
     AllowedHosts,
     is_loopback,
     is_same_origin,
     number_in_path,
+    problem,
     read_page,
     reason_of,
 )
@@ -218,7 +220,8 @@ def _json(value: object, status: int = 200) -> web.Response:
 
 
 def _error(status: int, reason: str, detail: str) -> web.Response:
-    response = _json({"error": {"reason": reason, "detail": detail, "status": status}}, status)
+    body = problem(status, reason, detail)
+    response = web.json_response(body, status=status, content_type=PROBLEM)
     if status == 503:
         response.headers[hdrs.RETRY_AFTER] = _RETRY_AFTER_S
     return response

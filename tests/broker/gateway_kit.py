@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 
 from durabill.producers.gateway.server import GatewayConfig, serve_gateway
 from durabill.schemas import SegmentEvent, decode_segment
+from durabill.schemas.web import PROBLEM
 from durabill.stream_processors.kafka.errors import patiently
 
 
@@ -99,7 +100,8 @@ def call(
         data = response.read()
     finally:
         connection.close()
-    is_json = response.headers.get_content_type() == "application/json"
+    is_error = response.status >= 400
+    is_json = response.headers.get_content_type() == (PROBLEM if is_error else "application/json")
     return response.status, json.loads(data) if is_json else data.decode(), response.headers
 
 

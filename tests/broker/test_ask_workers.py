@@ -9,6 +9,7 @@ import pytest
 
 from durabill.deploy.commands.ask_workers import ask_workers
 from durabill.schemas.order_state import OrderState
+from durabill.schemas.web import problem
 from tests.broker.gateway_kit import answer, serving
 from tests.state_kit import a_state, as_json
 
@@ -34,7 +35,7 @@ def worker(status: int, body: Any) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 def refusal(reason: str) -> dict[str, Any]:
-    return {"error": {"reason": reason, "detail": f"it is {reason}", "status": 0}}
+    return problem(404, reason, f"it is {reason}")
 
 
 OWNER = worker(200, as_json(STATE))

@@ -25,12 +25,14 @@ from durabill.producers.sdk.uplink import (
     WillNotCount,
 )
 from durabill.schemas import SegmentEvent
+from durabill.schemas.web import PROBLEM, problem
 from tests.broker.gateway_kit import answer, read_topic, segments_of, serving
 from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, ignore
 from tests.conftest import Topics
 
-REFUSAL = b'{"error": {"reason": "R", "detail": "d"}}'
+REFUSAL = json.dumps(problem(422, "R", "d")).encode()
+NOT_NOW = json.dumps(problem(503, "R", "d")).encode()
 Answers = Callable[["Asked", list[dict[str, Any]]], None]
 
 
@@ -72,14 +74,15 @@ def some(count: int, order: str = "SO1") -> list[SegmentEvent]:
 @pytest.mark.parametrize(
     ("status", "body", "content_type", "is_refused"),
     [
-        (422, REFUSAL, "application/json", True),
+        (422, REFUSAL, PROBLEM, True),
+        (422, REFUSAL, "application/json", False),
         (422, REFUSAL, "text/html", False),
         (422, b'{"detail": []}', "application/json", False),
-        (400, REFUSAL, "application/json", False),
-        (401, REFUSAL, "application/json", False),
-        (413, REFUSAL, "application/json", False),
-        (429, REFUSAL, "application/json", False),
-        (503, REFUSAL, "application/json", False),
+        (400, REFUSAL.replace(b"422", b"400"), PROBLEM, False),
+        (401, REFUSAL.replace(b"422", b"401"), PROBLEM, False),
+        (413, REFUSAL.replace(b"422", b"413"), PROBLEM, False),
+        (429, REFUSAL.replace(b"422", b"429"), PROBLEM, False),
+        (503, REFUSAL.replace(b"422", b"503"), PROBLEM, False),
         (404, b"<html>no such page</html>", "text/html", False),
         (302, b"", "text/html", False),
         (200, b"<html>Log in</html>", "text/html", False),
@@ -232,7 +235,7 @@ def test_wish_of_a_server_is_kept_though_somebody_waits(tmp_path: Path) -> None:
     def answers(asked: Asked, segments: list[dict[str, Any]]) -> None:
         asked_s.append(time.monotonic())
         if len(asked_s) == 1:
-            answer(asked, 503, REFUSAL, retry_after="3")
+            answer(asked, 503, NOT_NOW, PROBLEM, retry_after="3")
         else:
             acknowledge(asked, segments)
 

@@ -13,6 +13,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from durabill.producers.gateway.server import GatewayConfig
+from durabill.schemas.web import problem
 from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
 from tests.conftest import Topics
@@ -36,7 +37,7 @@ def worker(
             asked.append((self.path, self.headers["authorization"]))
             time.sleep(pause_s)
             found = orders.get(self.path.partition("?")[0])
-            refused = {"error": {"reason": reason, "detail": "-", "status": elsewhere}}
+            refused = problem(elsewhere, reason, "-")
             body = msgspec.json.encode(refused if found is None else found)
             with contextlib.suppress(ConnectionError):
                 answer(self, status if found is not None else elsewhere, body)
@@ -76,17 +77,17 @@ def test_all_workers_are_asked_and_the_owner_decides() -> None:
             "total_unavailable": None,
         }
         status, answer, _ = call(url, "GET", "/v1/orders/other")
-        assert (status, answer["error"]["reason"]) == (404, "UNKNOWN_ORDER")
+        assert (status, answer["reason"]) == (404, "UNKNOWN_ORDER")
 
 
 def test_no_worker_is_not_the_same_as_no_order() -> None:
     with gateway(order_gateway((f"http://{NOTHING_HERE}",))) as url:
         status, answer, headers = call(url, "GET", "/v1/orders/SO1")
-        assert (status, answer["error"]["reason"]) == (503, "NO_WORKER_REACHABLE")
+        assert (status, answer["reason"]) == (503, "NO_WORKER_REACHABLE")
         assert headers["retry-after"]
     with gateway(order_gateway(())) as url:
         status, answer, _ = call(url, "GET", "/v1/orders/SO1")
-        assert (status, answer["error"]["reason"]) == (503, "NOT_CONFIGURED")
+        assert (status, answer["reason"]) == (503, "NOT_CONFIGURED")
 
 
 def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
@@ -116,8 +117,8 @@ def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
             counts = {"interval_count": 1, "missing_range_count": 2, "next": None}
             assert (200, live, total | counts) == (status, answer["live"], answer["total"])
             assert (url is three) == (answer["live_unknown"] is not None)
-        assert call(two, "GET", "/v1/orders/SO2")[1]["error"]["reason"] == "UNKNOWN_ORDER"
-        assert call(three, "GET", "/v1/orders/SO2")[1]["error"]["reason"] == "NO_WORKER_REACHABLE"
+        assert call(two, "GET", "/v1/orders/SO2")[1]["reason"] == "UNKNOWN_ORDER"
+        assert call(three, "GET", "/v1/orders/SO2")[1]["reason"] == "NO_WORKER_REACHABLE"
 
 
 def test_a_dead_ledger_does_not_hide_what_the_worker_knows() -> None:
@@ -128,7 +129,7 @@ def test_a_dead_ledger_does_not_hide_what_the_worker_knows() -> None:
         assert (status, answer["live"], answer["total"]) == (200, settled, None)
         assert "ledger" in answer["total_unavailable"]
         status, answer, _ = call(url, "GET", "/v1/orders/SO2")
-        assert (status, answer["error"]["reason"]) == (503, "LEDGER_UNREACHABLE")
+        assert (status, answer["reason"]) == (503, "LEDGER_UNREACHABLE")
 
 
 def test_a_worker_that_hangs_holds_nobody_up() -> None:
@@ -160,8 +161,8 @@ def test_where_no_owner_answers_nobody_says_that_there_is_no_order(
     dsn = new_ledger_dsn(postgres_dsn)
     with worker({}, elsewhere=elsewhere) as other, gateway(order_gateway((other,), dsn)) as url:
         status, answer, headers = call(url, "GET", "/v1/orders/SO1")
-        assert (status, answer["error"]["reason"]) == (503, "NO_WORKER_REACHABLE")
-        assert why in answer["error"]["detail"]
+        assert (status, answer["reason"]) == (503, "NO_WORKER_REACHABLE")
+        assert why in answer["detail"]
         assert headers["retry-after"]
 
 
@@ -179,8 +180,8 @@ def test_what_was_stored_a_moment_ago_is_not_denied(
         assert call(url, "GET", "/v1/orders/SO1")[0] == 404
         assert call(url, "POST", "/v1/orders/SO1/segments", item)[0] == 200
         status, answer, _ = call(url, "GET", "/v1/orders/SO1")
-        assert (status, answer["error"]["reason"]) == (503, "NO_WORKER_REACHABLE")
-        assert "stored a moment ago" in answer["error"]["detail"]
+        assert (status, answer["reason"]) == (503, "NO_WORKER_REACHABLE")
+        assert "stored a moment ago" in answer["detail"]
         assert call(url, "GET", "/v1/orders/SO2")[0] == 404
         monkeypatch.setattr(moment_s, 0.0)  # it has been read by now: it was a dead letter
         assert call(url, "GET", "/v1/orders/SO1")[0] == 404
@@ -221,7 +222,7 @@ def test_workers_and_ledger_may_come_later(postgres_dsn: str) -> None:
             give_up_s = time.monotonic() + 60
             while True:
                 status, answer, _ = call(url, "GET", f"/v1/orders/{number}")
-                found = status, answer["error"]["reason"] if status >= 400 else None
+                found = status, answer["reason"] if status >= 400 else None
                 if found == expected:
                     return
                 assert time.monotonic() < give_up_s, (found, expected)
@@ -245,7 +246,7 @@ def test_pages_of_an_order_are_asked_of_its_worker() -> None:
         assert asked[-1][0] == "/orders/SO1?limit=1000&after=-1.0"
         for wrong in ("limit=0", "limit=10001", "after=x", "limit=x"):
             status, answer, _ = call(url, "GET", f"/v1/orders/SO1?{wrong}")
-            assert (status, answer["error"]["reason"]) == (422, "BAD_PAGE")
+            assert (status, answer["reason"]) == (422, "BAD_PAGE")
 
 
 def test_the_token_goes_to_workers_alone() -> None:

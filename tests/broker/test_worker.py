@@ -149,7 +149,7 @@ def test_pages(running: Deployment) -> None:
     assert (order["missing_range_count"], order["next"]) == (1, None)
     # Between the broker's last answer and ours it may not know whether it has read all.
     wait_until(lambda: worker.order("nobody's")[0] == 404, "nobody's is unknown")
-    assert worker.order("nobody's")[1]["error"]["reason"] == "UNKNOWN_ORDER"
+    assert worker.order("nobody's")[1]["reason"] == "UNKNOWN_ORDER"
     # Faust's own pages are not there, whatever they are called.
     for path in ("/", "/table", "/table/", "/table/checkpoint/x/", "/router", "/graph", "/docs"):
         assert worker.get(path)[0] == 404

@@ -204,7 +204,7 @@ class Worker:
             connection.request("GET", path)
             response = connection.getresponse()
             body = response.read()
-            assert response.headers.get_content_type() == "application/json", body
+            assert response.headers.get_content_subtype().endswith("json"), body
             return response.status, json.loads(body)
         finally:
             connection.close()

@@ -15,8 +15,10 @@ from durabill.producers.sdk.answers import (
     read_time,
 )
 from durabill.producers.sdk.bounded_http import retry_after_s
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import TIMESTAMP_MAX_MS, WISH_MAX_S, Backoff, UplinkRefused
 from durabill.schemas import SegmentEvent
+from durabill.schemas.web import PROBLEM
 
 DAY_MS = 86_400_000
 SENT = [SegmentEvent("SO1", number, number, number + 1, False) for number in (4, 5, 7)]
@@ -28,6 +30,10 @@ NO_VALUES: tuple[object, ...] = (None, [], {}, True, 1.0, float("nan"))
 def json_answer(body: object, status: int = 200, content_type: str = "application/json") -> Any:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return HttpAnswer(status, content_type, content)
+
+
+def problem_answer(body: object, status: int = 422, content_type: str = PROBLEM) -> Any:
+    return json_answer(body, status, content_type)
 
 
 def verdict(number: int, counts: object = True, reason: object = None) -> dict[str, object]:
@@ -110,7 +116,8 @@ def test_answers_that_are_not_json_of_ours(answer: HttpAnswer) -> None:
 
 @pytest.mark.parametrize("kind", ["application/json", "application/problem+json"])
 def test_content_types_of_json(kind: str) -> None:
-    assert read_time(json_answer({"server_timestamp_ms": 7}, content_type=kind)) == 7
+    found = read_time(json_answer({"server_timestamp_ms": 7}, content_type=kind))
+    assert found == ServerStamps(7, 7)
 
 
 @pytest.mark.parametrize("wrong", [-1, TIMESTAMP_MAX_MS + 1, None, "7"])
@@ -159,7 +166,7 @@ def test_acknowledgement_of_something_else_is_none(body: object) -> None:
         read_stored(json_answer(body), SENT)
 
 
-ERROR = {"reason": "BAD_SEGMENTS", "detail": "2 of 3"}
+ERROR = {"status": 422, "reason": "BAD_SEGMENTS", "detail": "2 of 3"}
 
 
 def item(index: object, number: object = 4, reason: object = "TOO_LONG") -> dict[str, object]:
@@ -167,7 +174,7 @@ def item(index: object, number: object = 4, reason: object = "TOO_LONG") -> dict
 
 
 def test_refusal_of_single_segments() -> None:
-    answer = json_answer({"error": ERROR, "errors": [item(0), item(2, 7, "TOO_LATE")]}, 422)
+    answer = problem_answer({**ERROR, "errors": [item(0), item(2, 7, "TOO_LATE")]})
     refused = read_refused(answer, SENT)
     assert refused is not None
     assert {at: why.reason for at, why in refused.items()} == {0: "TOO_LONG", 2: "TOO_LATE"}
@@ -175,7 +182,7 @@ def test_refusal_of_single_segments() -> None:
 
 @pytest.mark.parametrize("errors", [{}, {"errors": []}])
 def test_refusal_without_a_word_about_segments_is_of_all(errors: dict[str, object]) -> None:
-    refused = read_refused(json_answer({"error": ERROR, **errors}, 422), SENT)
+    refused = read_refused(problem_answer({**ERROR, **errors}), SENT)
     assert refused is not None
     assert {0, 1, 2} == set(refused)
     assert {("BAD_SEGMENTS", "2 of 3")} == {(why.reason, why.detail) for why in refused.values()}
@@ -183,27 +190,33 @@ def test_refusal_without_a_word_about_segments_is_of_all(errors: dict[str, objec
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 410, 413, 415, 429, 500, 503])
 def test_nothing_but_422_refuses_for_good(status: int) -> None:
-    assert read_refused(json_answer({"error": ERROR}, status), SENT) is None
+    assert read_refused(problem_answer({**ERROR, "status": status}, status), SENT) is None
 
 
 @pytest.mark.parametrize(
     "body",
     [
         {"detail": [{"loc": ["body"], "msg": "field required"}]},  # what other frameworks say
-        {"error": "no"},
-        {"error": {"reason": "R"}},
-        {"error": {"reason": 1, "detail": "d"}},
-        {"error": {**ERROR, "status": 400}},
-        {"error": ERROR, "errors": [item(3)]},
-        {"error": ERROR, "errors": [item(-1)]},
-        {"error": ERROR, "errors": [item(0, 5)]},
-        {"error": ERROR, "errors": [item(True)]},
-        {"error": ERROR, "errors": [item(0), "no"]},
-        {"error": ERROR, "errors": "no"},
+        {"error": ERROR},
+        {"status": 422, "reason": "R"},
+        {"reason": "R", "detail": "d"},
+        {**ERROR, "reason": 1},
+        {**ERROR, "status": 400},
+        {**ERROR, "errors": [item(3)]},
+        {**ERROR, "errors": [item(-1)]},
+        {**ERROR, "errors": [item(0, 5)]},
+        {**ERROR, "errors": [item(True)]},
+        {**ERROR, "errors": [item(0), "no"]},
+        {**ERROR, "errors": "no"},
     ],
 )
 def test_422_of_something_else_refuses_nothing(body: object) -> None:
-    assert read_refused(json_answer(body, 422), SENT) is None
+    assert read_refused(problem_answer(body), SENT) is None
+
+
+def test_only_a_problem_refuses() -> None:
+    assert read_refused(problem_answer(ERROR, content_type="application/json"), SENT) is None
+    assert read_refusal(problem_answer(ERROR, content_type="application/json")) is None
 
 
 def test_words_of_a_server_are_cut() -> None:

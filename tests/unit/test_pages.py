@@ -95,7 +95,7 @@ def get(
 
 
 def reason(answer: tuple[int, Any]) -> tuple[int, str]:
-    return answer[0], answer[1]["error"]["reason"]
+    return answer[0], answer[1]["reason"]
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_table_that_broke_is_not_asked(stand: Stand, port: int) -> None:
     stand.tasks[0].is_broken = True
     answer = get(port, f"/orders/{number}")
     assert reason(answer) == (503, "CATCHING_UP")
-    assert "stopped" in answer[1]["error"]["detail"]
+    assert "stopped" in answer[1]["detail"]
     stand.tasks[0].is_broken = False
     stand.states = {}
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from durabill.producers.gateway.api import ApiError, SegmentRequest, TimeRules, check_segments
+from durabill.producers.gateway.api import SegmentRequest, TimeRules, check_segments
+from durabill.producers.gateway.problems import ApiError
 from durabill.schemas import BadRecord, Reason, SegmentEvent
 from durabill.schemas.limits import LONG_MAX
 from durabill.schemas.units import unit_hint
@@ -75,7 +76,7 @@ def test_gateway_and_dead_letter_say_it(
             [SegmentRequest(1, start_ms, end_ms, False)],
             TimeRules(POLICY.correction_window_ms, NOW_MS),
         )
-    (error,) = refused.value.answer.errors
+    (error,) = refused.value.errors
     assert (reason, True) == (error.reason, f"looks like {unit}" in error.detail)
     if reason is not Reason.BAD_TIME_SEQUENCE:
         log = Log()
@@ -88,7 +89,7 @@ def test_seconds_with_a_fraction_are_told_too() -> None:
     rules = TimeRules(None, NOW_MS)
     with pytest.raises(ApiError) as refused:
         check_segments("A", [SegmentRequest(1, NOW_MS / 1000, NOW_MS, False)], rules)
-    body = refused.value.answer.error
+    body = refused.value
     assert body.reason == "BAD_SHAPE"
     assert "1735689660 looks like seconds" in body.detail
 
@@ -99,8 +100,8 @@ def test_the_gateway_says_of_a_number_what_is_so() -> None:
     def detail(number: float) -> str:
         with pytest.raises(ApiError) as refused:
             check_segments("A", [SegmentRequest(number, NOW_MS - 9, NOW_MS, False)], rules)
-        answer = refused.value.answer
-        return answer.errors[0].detail if answer.errors else answer.error.detail
+        error = refused.value
+        return error.errors[0].detail if error.errors else error.detail
 
     assert f"is too large, the largest number is {LONG_MAX}" == detail(LONG_MAX + 1)
     assert detail(-LONG_MAX - 1) == "is too small, the first number is 1"
@@ -109,4 +110,4 @@ def test_the_gateway_says_of_a_number_what_is_so() -> None:
 
 def test_a_gateways_error_hides_nothing() -> None:
     error = ApiError(400, "BAD_SHAPE", "unknown field `a\u202eb\u2028`")
-    assert error.answer.error.detail == r"unknown field `a\u202eb\u2028`"
+    assert error.detail == r"unknown field `a\u202eb\u2028`"

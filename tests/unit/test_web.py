@@ -183,4 +183,4 @@ def test_reason_of_an_error_is_the_same_on_every_python(
 ) -> None:
     answer = _foreign(error)
     assert isinstance(answer.body, bytes)
-    assert reason == json.loads(answer.body)["error"]["reason"] == reason_of(answer.status)
+    assert reason == json.loads(answer.body)["reason"] == reason_of(answer.status)

@@ -68,7 +68,8 @@ class Reading(NamedTuple):
     `now_ms` is within `bound_ms` of every server heard lately. The time between two readings of one
     client is off by at most both bounds and the growth of `doubt_ms`. `jumped_ms` is by how much it
     was set in all. What isn't to be counted: `paused_ms` while the machine slept, `skipped_ms` of
-    steps; both are 0 where all is counted.
+    steps; both are 0 where all is counted. After a suspend `paused_ms` may yet change by
+    `unsettled_ms`, until a server has been heard again: whoever can wait should.
     """
 
     local_ms: int
@@ -78,6 +79,7 @@ class Reading(NamedTuple):
     jumped_ms: int = 0
     paused_ms: int = 0
     skipped_ms: int = 0
+    unsettled_ms: int = 0
     suspends: int = 0
 
 

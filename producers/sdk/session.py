@@ -28,6 +28,8 @@ from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 GAP_MAX_MS = 366 * SEGMENT_LENGTH_MAX_MS
 """The longest time without a meter that `Session.resume` counts: a year."""
 
+_UNSETTLED_RETRY_MS = 1_000
+
 
 class ProducerError(DurabillError):
     """Root of the errors of all that produces segments: SDK, gateway, fleet.
@@ -178,7 +180,7 @@ class Session:
     def _begin(self, state: SessionState, reading: Reading, unsure_ms: int) -> None:
         self._state = state
         self._latest = reading
-        self._unsure_ms = unsure_ms - reading.doubt_ms  # of what was before this reading
+        self._unsure_ms = unsure_ms + reading.unsettled_ms - reading.doubt_ms  # before this reading
         self._excluded_before_ms = self._excluded_ms(reading) - state.excluded_ms
         self._slept_before = reading.suspends - state.suspends
 
@@ -196,21 +198,27 @@ class Session:
 
     def due_at(self) -> int:
         """Return the `now_ms` of a reading from which `report` has something to give."""
+        if self._latest.unsettled_ms:
+            return self._latest.now_ms + _UNSETTLED_RETRY_MS
         due_ms = self._start_ms(self._latest) + self._state.report_interval_ms
         return due_ms - self._time_ms(self._latest) + self._latest.now_ms
 
     def bound_ms(self, reading: Reading) -> int:
         """Return how far the time billed may be off if the session ended at `reading`."""
-        return self._unsure_ms + reading.doubt_ms + reading.bound_ms
+        unsure_ms = self._unsure_ms + reading.doubt_ms
+        return unsure_ms + reading.unsettled_ms + reading.bound_ms
 
     def report(self, reading: Reading) -> list[SegmentEvent]:
         """Return the segments that are due: whole intervals only, an empty list before `due_at`.
 
+        Nor is anything due while it isn't settled how long the machine slept.
         A process that slept over several intervals gets one segment for all of them, cut only
         where it would be longer than 24 h: as true as many small ones, and it can't flood the
         way. Raises ClockWentBackwards; ValueError after the end.
         """
         start_ms = self._look(reading)
+        if reading.unsettled_ms:
+            return []
         elapsed_ms = max(self._time_ms(reading) - start_ms, 0)
         elapsed_ms -= elapsed_ms % self._state.report_interval_ms
         return self._cut(start_ms, start_ms + elapsed_ms, reading) if elapsed_ms else []

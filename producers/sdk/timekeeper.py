@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from durabill.producers.sdk.server_clock import DRIFT_PPM, Reading, ServerClock, ServerStamps, Step
 from durabill.producers.sdk.session import ProducerError
@@ -9,10 +10,23 @@ from durabill.producers.sdk.suspends import Clocks, SuspendMeter, SuspendPolicy,
 
 SLEPT_ERROR_US = 1_000_000
 """What a clock may be wrong by after a suspend: some machines' clocks know whole seconds then."""
-FRESH_BOUND_MS = 1_000
+SETTLE_US = 60_000_000
+"""How long a client waits after a suspend for a server that tells how long it really was."""
+FRESH_BOUND_US = 1_000_000
 """Whoever knows the time worse than this should ask, if nobody has lately."""
 ASK_PAUSE_US = 30_000_000
 _ROUNDED_MS = 4  # every part of a reading is cut to whole ms
+
+
+@dataclass(frozen=True, slots=True)
+class _Sleep:
+    """A suspend whose length no server has confirmed: it may be wrong by `error_us`."""
+
+    noticed_us: int
+    error_us: int
+    ran_us: int  # between the last look before it and the first one after it, without the suspend
+    offset_us: int  # of the server at that last look, and how far it may be off
+    bound_us: int
 
 
 class ClockNotice(ProducerError):
@@ -66,7 +80,8 @@ class Timekeeper:
         self._meter = SuspendMeter(system_clocks() if clocks is None else clocks)
         self._raw_us = self._latest_us = self._meter.look()[0]
         self._clock = ServerClock(self._latest_us, drift_ppm=drift_ppm)
-        self._slept_doubt_us = 0
+        self._sleep: _Sleep | None = None
+        self._paused_us = self._slept_doubt_us = 0
         self._asked_us: int | None = None
         self._notices: list[ClockNotice] = []
 
@@ -91,6 +106,8 @@ class Timekeeper:
             local_us = self._look()
             if stamps is not None:
                 self._note_step(self._clock.learn(asked_us, local_us, stamps))
+                if self._sleep is not None and asked_us >= self._sleep.noticed_us:
+                    self._settle(self._sleep, local_us)
         self._tell_all()
 
     def read(self) -> Reading:
@@ -105,8 +122,9 @@ class Timekeeper:
                 bound_ms=bound_us // 1_000 + _ROUNDED_MS,
                 doubt_ms=(self._clock.doubt_us + self._slept_doubt_us) // 1_000,
                 jumped_ms=self._clock.jumped_us // 1_000,
-                paused_ms=0 if counts else self._meter.suspended_us // 1_000,
+                paused_ms=self._paused_us // 1_000,
                 skipped_ms=0 if counts else self._clock.skipped_us // 1_000,
+                unsettled_ms=0 if self._sleep is None else self._sleep.error_us // 1_000 + 1,
                 suspends=self._meter.count,
             )
         self._tell_all()
@@ -117,21 +135,20 @@ class Timekeeper:
         return self.read().bound_ms if self.is_known else None
 
     def should_ask(self) -> bool:
-        """Tell whether to ask a server for its time now, for no upload has lately; not too often.
-
-        Say that it was asked by `learn`, with no stamps where there was no answer.
-        """
+        """Tell whether to ask a server for its time now, for no upload has lately; not too often."""
         with self._mutex:
             local_us = self._look()
-            due_us = None if self._asked_us is None else self._asked_us + ASK_PAUSE_US
-            is_due = due_us is None or local_us >= due_us
-            bad = not self.is_known or self._clock.at(local_us)[1] > FRESH_BOUND_MS * 1_000
-            if is_due and bad:
-                self._asked_us = local_us
-                return True
-        return False
+            pause_us = ASK_PAUSE_US if self._sleep is None else ASK_PAUSE_US // 10
+            if self._asked_us is not None and local_us < self._asked_us + pause_us:
+                return False
+            bound_us = self._clock.at(local_us)[1]
+            if self.is_known and self._sleep is None and bound_us < FRESH_BOUND_US:
+                return False
+            self._asked_us = local_us
+        return True
 
     def _look(self) -> int:
+        before_us = self._latest_us
         raw_us, slept_us = self._meter.look()
         if raw_us < self._raw_us:
             self._notices.append(ClockSetBack((self._raw_us - raw_us) // 1_000))
@@ -139,12 +156,41 @@ class Timekeeper:
             self._latest_us += raw_us - self._raw_us
         self._raw_us = raw_us
         if slept_us:
-            self._clock.loosen(SLEPT_ERROR_US)
             self._notices.append(MachineSlept(slept_us // 1_000, self._policy))
             if self._policy is SuspendPolicy.EXCLUDE:
-                drifted_us = slept_us * self._drift_ppm // 1_000_000 + 1
-                self._slept_doubt_us += SLEPT_ERROR_US + drifted_us
+                self._note_sleep(before_us, slept_us)
+            self._clock.loosen(SLEPT_ERROR_US)
+        if self._sleep is not None and self._latest_us - self._sleep.noticed_us > SETTLE_US:
+            self._slept_doubt_us += self._sleep.error_us
+            self._sleep = None
         return self._latest_us
+
+    def _note_sleep(self, before_us: int, slept_us: int) -> None:
+        error_us = SLEPT_ERROR_US + self._drifted_us(slept_us)
+        ran_us = self._latest_us - before_us - slept_us
+        now_us, bound_us = self._clock.at(before_us)
+        offset_us = now_us - before_us
+        if (last := self._sleep) is not None:  # it slept again before a server was heard
+            error_us += last.error_us
+            ran_us += last.ran_us + before_us - last.noticed_us
+            offset_us, bound_us = last.offset_us, last.bound_us
+        self._paused_us += slept_us
+        self._sleep = _Sleep(self._latest_us, error_us, ran_us, offset_us, bound_us)
+
+    def _drifted_us(self, local_us: int) -> int:
+        return local_us * self._drift_ppm // (1_000_000 - self._drift_ppm) + 1
+
+    def _settle(self, sleep: _Sleep, local_us: int) -> None:
+        """Set right how long the machine slept: by what a server says before and after it."""
+        self._sleep = None
+        now_us, bound_us = self._clock.at(local_us)
+        wrong_us = now_us - local_us - sleep.offset_us
+        if abs(wrong_us) > sleep.error_us + sleep.bound_us + bound_us:  # a step, which is told
+            self._slept_doubt_us += sleep.error_us
+            return
+        self._paused_us += wrong_us
+        ran_us = sleep.ran_us + local_us - sleep.noticed_us
+        self._slept_doubt_us += sleep.bound_us + bound_us + self._drifted_us(ran_us)
 
     def _note_step(self, step: Step | None) -> None:
         if step is not None and step.was_known:

@@ -132,6 +132,8 @@ class World:
         self.go_to(self.true_us + self._dice.randint(0, self.scenario.ways_us[1]))
         whole_us = MS if self.scenario.rounds else 1
         received_ms, sent_ms = (each // whole_us * whole_us / 1000 for each in stamps)
+        if sent_ms < received_ms:  # the clock was set meanwhile; such stamps are no stamps
+            return gateway, taken_us, None
         return gateway, taken_us, ServerStamps(received_ms, sent_ms, gateway.clock_id)
 
     def _gateway(self) -> Gateway:
@@ -140,9 +142,10 @@ class World:
             return gateways[sum(at_us <= self.true_us for at_us in self.scenario.switches)]
         return self._dice.choice(gateways)
 
-    def slept_us(self, from_us: int) -> int:
-        """Return for how long the machine has slept since then."""
-        return sum(each.overlap_us(from_us, self.true_us) for each in self.scenario.sleeps)
+    def slept_us(self, from_us: int, until_us: int | None = None) -> int:
+        """Return for how long the machine has slept between two instants, or until now."""
+        until_us = self.true_us if until_us is None else until_us
+        return sum(each.overlap_us(from_us, until_us) for each in self.scenario.sleeps)
 
     def _slept_us(self) -> int:
         return self.slept_us(0)
@@ -162,13 +165,15 @@ class Meter:
         self._waiting: list[SegmentEvent] = []
         self._heard: dict[str, tuple[Gateway, int]] = {}
         self._keeper = self._new_keeper()
+        self._stored_us = 0
+        self._gaps: list[tuple[int, int]] = []  # counted, whether the machine slept or not
 
     def run(self) -> Outcome:
         """Return what was billed, and how far it is off."""
         world, scenario, outcome = self._world, self._scenario, self._outcome
         self._ask_time()
         opened_us, session = self._start()
-        begun_us = world.true_us
+        begun_us = self._stored_us = world.true_us
         end_us = begun_us + scenario.lasts_us
         dead = list(scenario.dead)
         while True:
@@ -183,7 +188,10 @@ class Meter:
                 break
             world.go_to(world.true_us + wait_us)
             if segments := session.report(self._keeper.read()):
+                self._stored_us = world.true_us
                 self._upload(segments)
+            if self._keeper.should_ask():
+                self._upload([])
         world.go_to(max(end_us, world.true_us))
         ended_us = world.true_us  # what is asked from here on takes its time, too
         self._upload(session.end(self._keeper.read()))
@@ -193,6 +201,7 @@ class Meter:
             true_us = ended_us - from_us
             if scenario.suspends is SuspendPolicy.EXCLUDE:
                 true_us -= world.slept_us(from_us)
+                true_us += sum(world.slept_us(*gap) for gap in self._gaps)
             errors = list(outcome.errors_us)
             errors[at] = outcome.billed_us - true_us
             outcome.errors_us = (errors[0], errors[1])
@@ -223,6 +232,8 @@ class Meter:
         self._keeper = self._new_keeper()
         self._heard = {}
         self._ask_time()
+        self._gaps.append((self._stored_us, self._world.true_us))
+        self._stored_us = self._world.true_us
         return Session.resume(session.state, self._keeper.read(), count_gap=True)
 
     def _ask_time(self) -> None:

@@ -135,7 +135,7 @@ class Timekeeper:
         return self.read().bound_ms if self.is_known else None
 
     def should_ask(self) -> bool:
-        """Tell whether to ask a server for its time now, for no upload has lately; not too often."""
+        """Tell whether to ask a server for its time now, not too often: it is known badly."""
         with self._mutex:
             local_us = self._look()
             pause_us = ASK_PAUSE_US if self._sleep is None else ASK_PAUSE_US // 10

@@ -3,9 +3,9 @@
 python -m tests.sim.metering      prints the table of docs/http.md
 
 The client's own code (`Timekeeper`, `Session`) runs in a world whose true time only the simulation
-knows. A service has begun when the server said go, or when its answer arrived: what is billed may be
-off by the stated bound from neither. And no segment may reach a server whose time it is ahead of by
-more than the contract allows, or begin before the server's timestamp.
+knows. A service has begun when the server said go, or when its answer arrived: what is billed may
+be off by more than the stated bound from neither. And no segment may reach a server whose time it
+is ahead of by more than the contract allows, or begin before the server's timestamp.
 """
 
 from dataclasses import dataclass, field
@@ -88,7 +88,7 @@ class Outcome:
     before_the_opening: int = 0
     notices: list[ClockNotice] = field(default_factory=list)
     clock_wrong_us: int = 0
-    """By how much the told time was outside of its bound of each gateway heard in the last minute."""
+    """By how much the told time was outside of its bound of any gateway just heard."""
 
     @property
     def error_ms(self) -> float:
@@ -358,4 +358,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())  # noqa: T201
+    print(table())

@@ -63,7 +63,6 @@ APART = st.lists(
         Gateway,
         clock_id=st.sampled_from("abcd"),
         ahead_us=st.integers(-250 * MS, 250 * MS),
-        drift_ppm=st.integers(-1, 1),
     ),
     min_size=1,
     max_size=3,

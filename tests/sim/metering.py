@@ -124,14 +124,15 @@ class World:
         self.go_to(self.true_us + self._dice.randint(0, self.scenario.ways_us[0]))
         taken_us = self.true_us
         self.go_to(self.true_us + self._dice.randint(0, 3 * MS))
-        stamps = [gateway.now_us(each) for each in (taken_us, self.true_us)]
+        done_us = self.true_us
+        stamps = [gateway.now_us(each) for each in (taken_us, done_us)]
         if self._dice.random() < self.scenario.lost:
             self.go_to(self.true_us + TIMEOUT_US)
             return gateway, taken_us, None
         self.go_to(self.true_us + self._dice.randint(0, self.scenario.ways_us[1]))
         whole_us = MS if self.scenario.rounds else 1
         received_ms, sent_ms = (each // whole_us * whole_us / 1000 for each in stamps)
-        if sent_ms < received_ms:  # the clock was set meanwhile; such stamps are no stamps
+        if stamps[1] - stamps[0] != done_us - taken_us:  # set while it answered: not even that
             return gateway, taken_us, None
         return gateway, taken_us, ServerStamps(received_ms, sent_ms, gateway.clock_id)
 

@@ -57,7 +57,7 @@ def pauses(wish_s: float | None, dice: float, count: int = 4) -> list[float]:
 
 def test_one_failure_is_no_outage() -> None:
     assert pauses(None, 0.0) == [0.2, 0.0, 10.0, 10.0]
-    assert pauses(None, 0.5) == [0.15, 5.0, 10.5, 10.5]
+    assert pauses(None, 0.5) == pytest.approx([0.15, 5.0, 10.5, 10.5])
 
 
 @pytest.mark.parametrize("wish_s", [0.0, 1.0, 20.0, 3_600.0])

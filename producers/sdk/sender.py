@@ -21,6 +21,7 @@ from durabill.producers.sdk.pace import Pace
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
 from durabill.producers.sdk.standing import ServerNow, Standing
+from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
     Renewing,
@@ -56,7 +57,7 @@ class Sender:
         changed: Callable[[], None],
         services: Callable[[], int],
         standing: Standing,
-        now: ServerNow,
+        timekeeper: Timekeeper,
     ) -> None:
         self._spool = spool
         self._uplink = uplink
@@ -66,7 +67,8 @@ class Sender:
         self._changed = changed
         self._services = services
         self._standing = standing
-        self._now = now
+        self._time = timekeeper
+        self._now = ServerNow(timekeeper)
         self._pace = Pace(backoff, dice)  # the thread's own, like the holds
         self._holds = Holds()
         self._stale_leases: set[str] = set()
@@ -145,7 +147,9 @@ class Sender:
         notes = SendNotes(
             leases, self._standing.report(), lambda part: self._settle(batch, part, settled)
         )
+        asked_us = self._time.tick_us()
         result = self._uplink.send([entry.segment for entry in batch], notes)
+        self._time.learn(asked_us, result.stamps)
         self._settle(batch, result, settled)
         self._follow_up(result)
         return result
@@ -155,8 +159,6 @@ class Sender:
         accepted = [at for at in result.accepted if at not in settled]
         refused = {at: why for at, why in result.refused.items() if at not in settled}
         settled.update(accepted, refused)
-        if result.stamps is not None:
-            self._now.learn(result.stamps.sent_ms, time.monotonic())
         # First what makes room, then what may need some.
         self._spool.acknowledge(
             [batch[at].entry_id for at in accepted], result.receipt, kept_ms=self._now.now_ms()

@@ -14,6 +14,7 @@ import pytest
 
 from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.http_uplink import HttpUplink
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.spool import Entry, Spool
 from durabill.producers.sdk.uplink import (
     AtRisk,
@@ -112,6 +113,10 @@ def playing() -> Iterator[Played]:
             else:
                 answer(self, 404, b"no such page", "text/plain")
 
+        def do_GET(self) -> None:
+            said = {"server_timestamp_ms": NOW_MS, "received_ms": NOW_MS, "sent_ms": NOW_MS}
+            answer(self, 200, json.dumps(said).encode())
+
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
@@ -151,7 +156,7 @@ def test_one_request_carries_the_segments_of_many_orders() -> None:
     assert sorted(result.accepted) == list(range(1_000))
     assert (result.refused, result.failed, result.problem) == ({}, {}, None)
     assert [part.receipt for part in parts] == ["a.b.c"]
-    assert result.stamps == (NOW_MS + 0.5, NOW_MS + 1.25, "c1")
+    assert result.stamps == ServerStamps(NOW_MS + 0.5, NOW_MS + 1.25, "c1")
     assert len(gateway.stored) == 1_000
     leases = {each["service_order_number"]: each.get("lease") for each in body["uploads"]}
     assert {order for order, lease in leases.items() if lease} == {"SO7"}

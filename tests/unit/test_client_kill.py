@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from durabill.producers.sdk.client import Client
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import NO_NOTES, Grant, SendNotes, SendResult, UplinkUnavailable
 from durabill.schemas import SegmentEvent
 
@@ -36,10 +37,11 @@ class FileUplink:
         self, service_order_number: str | None = None, *, timeout_s: float | None = None
     ) -> Grant:
         number = service_order_number or f"{self._dice.randrange(10**12):012}"
-        return Grant(number, self.server_time_ms(), 4)
+        return Grant(number, time.time_ns() // 1_000_000, 4)
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
-        return time.time_ns() // 1_000_000
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        now_ms = time.time_ns() / 1_000_000
+        return ServerStamps(now_ms, now_ms)
 
     def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         part = segments[: self._dice.randint(1, len(segments))]

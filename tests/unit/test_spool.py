@@ -16,12 +16,13 @@ from tests.conftest import fill_up
 
 WRITER = """
 import sys
+from durabill.producers.sdk.server_clock import Reading
 from durabill.producers.sdk.session import Session
 from durabill.producers.sdk.spool import Spool
 spool = Spool(sys.argv[1])
-session = Session("SO1", 1_000_000, 10, 0)
+session = Session("SO1", 1_000_000, 10, Reading(0, 1_000_000, 0))
 for tick in range(10, 10**9, 10):
-    segments = session.report(tick)
+    segments = session.report(Reading(tick, 1_000_000 + tick, 0))
     spool.append(segments, session.state)
     print(segments[-1].business_data_number, flush=True)
 """

@@ -16,8 +16,11 @@ from confluent_kafka import (
 
 from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
 from durabill.producers.sdk.uplink import (
+    NO_NOTES,
     Grant,
+    SendNotes,
     SendResult,
+    StartingOnce,
     Uplink,
     UplinkRefused,
     UplinkUnavailable,
@@ -97,11 +100,20 @@ class KafkaUplink:
         """Ask `orders` for a new order; raises UplinkRefused without one."""
         return self._asked().start(service_order_number, timeout_s=timeout_s)
 
+    def start_once(
+        self, key: str, service_order_number: str | None, *, timeout_s: float | None = None
+    ) -> Grant:
+        """Ask `orders`, with the key if it takes one."""
+        orders = self._asked()
+        if isinstance(orders, StartingOnce):
+            return orders.start_once(key, service_order_number, timeout_s=timeout_s)
+        return orders.start(service_order_number, timeout_s=timeout_s)
+
     def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
         """Ask `orders` for the time; raises UplinkRefused without one."""
         return self._asked().server_time(timeout_s=timeout_s)
 
-    def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+    def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         """Produce all segments and wait for every delivery report."""
         result = SendResult()
         fatal = False

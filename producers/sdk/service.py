@@ -98,14 +98,38 @@ class Service:
         """Return the client's time of the server from which `report` has something to do."""
         return self._session.due_at() if self._retry_at_ms is None else self._retry_at_ms
 
-    def report(self) -> None:
-        """Store what is due. Where it raises, the next report covers the time."""
-        with self._mutex:
-            if self._session.state.ended:
-                return
+    def cut(self) -> "Cut | None":
+        """Cut what is due, None where nothing is. The service is locked until `Cut.done`."""
+        self._mutex.acquire()
+        before, reading, cut = self._session.state, None, None
+        try:
             reading = self._owner.read()
-            if reading.now_ms >= self.due_at_ms():
-                self._keep(self._session.report, reading)
+            if not before.ended and reading.now_ms >= self.due_at_ms():
+                segments = self._session.report(reading)
+                if segments:
+                    cut = Cut(self, reading.now_ms, before, segments, self._session.state)
+                else:
+                    self._retry_at_ms = None
+            return cut
+        except BaseException:
+            if reading is not None:
+                self._take_back(before, reading.now_ms)
+            raise
+        finally:
+            if cut is None:
+                self._mutex.release()
+
+    def _done(self, cut: "Cut") -> None:
+        if cut.is_kept:
+            self._retry_at_ms = None
+        else:
+            self._take_back(cut.before, cut.now_ms)
+        self._mutex.release()
+
+    def _take_back(self, before: SessionState, now_ms: int) -> None:
+        # Nothing was stored: the same time is cut again, as one longer segment.
+        self._session.restore(before)
+        self._retry_at_ms = now_ms + _REPORT_RETRY_MS
 
     def _keep(self, cut: Callable[[Reading], list[SegmentEvent]], reading: Reading) -> None:
         before = self._session.state
@@ -113,8 +137,22 @@ class Service:
             if segments := cut(reading):
                 self._owner.store(segments, self._session.state)
         except BaseException:
-            # Nothing was stored: the same time is cut again, as one longer segment.
-            self._session.restore(before)
-            self._retry_at_ms = reading.now_ms + _REPORT_RETRY_MS
+            self._take_back(before, reading.now_ms)
             raise
         self._retry_at_ms = None
+
+
+@dataclass(eq=False, slots=True)
+class Cut:
+    """What was cut of a service: `done` gives it up again, unless it `is_kept` by then."""
+
+    service: Service
+    now_ms: int
+    before: SessionState
+    segments: list[SegmentEvent]
+    after: SessionState
+    is_kept: bool = False
+
+    def done(self) -> None:
+        """Let the service go on."""
+        self.service._done(self)

@@ -364,9 +364,9 @@ class Spool:
         """Return how many segments were set aside."""
         return int(self._locked(lambda: self._file.rows("SELECT count(*) FROM rejected"))[0][0])
 
-    def oldest_start_ms(self) -> int | None:
-        """Return when the segment that has waited longest began, in server time."""
-        query = "SELECT start_ms FROM pending ORDER BY id LIMIT 1"
+    def oldest_end_ms(self) -> int | None:
+        """Return when the segment that has waited longest ended, in server time."""
+        query = "SELECT end_ms FROM pending ORDER BY id LIMIT 1"
         rows = self._locked(lambda: self._file.rows(query))
         return int(rows[0][0]) if rows else None
 

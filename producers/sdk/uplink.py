@@ -7,7 +7,7 @@ removes repeats.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
@@ -113,6 +113,16 @@ class OrderTerms:
         return max(given, default=None)
 
 
+def with_renewal(terms: OrderTerms, now_ms: int) -> OrderTerms:
+    """Return the terms with the instant from which their lease is to be renewed.
+
+    That is the last third of its life. `now_ms` is the server's time when it gave the lease.
+    """
+    if terms.lease_expires_ms is None:
+        return terms
+    return replace(terms, renew_from_ms=now_ms + (terms.lease_expires_ms - now_ms) * 2 // 3)
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The server's go for a service: its order number, the server's time, how often to report.
@@ -146,12 +156,12 @@ def check_timestamp(server_timestamp_ms: int) -> None:
 class ClientReport:
     """How a client stands, in the words of the contract: it travels along with uploads.
 
-    `oldest_ms` is when the segment that has waited longest began, in server time.
+    `oldest_ms` is for how long the oldest of the `pending` segments has waited.
     """
 
     name: str
     pending: int
-    oldest_ms: int | None = None
+    oldest_ms: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     clock_bound_ms: int | None = None
     suspends: int = 0
@@ -212,6 +222,16 @@ class Renewing(Protocol):
         self, service_order_number: str, lease: str, *, timeout_s: float | None = None
     ) -> OrderTerms:
         """Ask for an order's lease anew; raises as `Uplink.start` does."""
+
+
+@runtime_checkable
+class StartingOnce(Protocol):
+    """An uplink that can ask for one and the same order again."""
+
+    def start_once(
+        self, key: str, service_order_number: str | None, *, timeout_s: float | None = None
+    ) -> Grant:
+        """Ask as `Uplink.start` does; with the same `key` it is the same order."""
 
 
 class Uplink(Protocol):

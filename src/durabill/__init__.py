@@ -16,20 +16,23 @@ from typing import TYPE_CHECKING
 from durabill.schemas.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from durabill.producers.sdk.async_client import AsyncClient, AsyncService
     from durabill.producers.sdk.client import Client, ClientStopped
     from durabill.producers.sdk.http_uplink import HttpUplink
     from durabill.producers.sdk.kafka_uplink import KafkaUplink
-    from durabill.producers.sdk.sender import ClientStats
     from durabill.producers.sdk.service import EndReceipt, Service
     from durabill.producers.sdk.session import ClockWentBackwards, ProducerError, SessionState
     from durabill.producers.sdk.spool import (
         RejectedSegment,
         SpoolBroken,
         SpoolBusy,
+        SpoolDamaged,
         SpoolError,
         SpoolFull,
     )
+    from durabill.producers.sdk.standing import ClientStats
     from durabill.producers.sdk.uplink import (
+        AtRisk,
         Backoff,
         Grant,
         OrderFailed,
@@ -45,6 +48,9 @@ __version__ = "0.1.0"
 """The one place where the version stands; a build reads it here."""
 
 __all__ = [
+    "AsyncClient",
+    "AsyncService",
+    "AtRisk",
     "Backoff",
     "BadRecord",
     "Client",
@@ -64,6 +70,7 @@ __all__ = [
     "SessionState",
     "SpoolBroken",
     "SpoolBusy",
+    "SpoolDamaged",
     "SpoolError",
     "SpoolFull",
     "UplinkError",
@@ -74,20 +81,23 @@ __all__ = [
 ]
 
 _MODULES = {
+    "producers.sdk.async_client": ("AsyncClient", "AsyncService"),
     "producers.sdk.client": ("Client", "ClientStopped"),
     "producers.sdk.http_uplink": ("HttpUplink",),
     "producers.sdk.kafka_uplink": ("KafkaUplink",),
-    "producers.sdk.sender": ("ClientStats",),
     "producers.sdk.service": ("EndReceipt", "Service"),
     "producers.sdk.session": ("ClockWentBackwards", "ProducerError", "SessionState"),
     "producers.sdk.spool": (
         "RejectedSegment",
         "SpoolBroken",
         "SpoolBusy",
+        "SpoolDamaged",
         "SpoolError",
         "SpoolFull",
     ),
+    "producers.sdk.standing": ("ClientStats",),
     "producers.sdk.uplink": (
+        "AtRisk",
         "Backoff",
         "Grant",
         "OrderFailed",

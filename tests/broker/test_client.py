@@ -19,8 +19,10 @@ from durabill.producers.sdk.kafka_uplink import KafkaUplink
 from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import (
+    NO_NOTES,
     Backoff,
     Grant,
+    SendNotes,
     SendResult,
     UplinkRefused,
     UplinkUnavailable,
@@ -55,7 +57,7 @@ class Uplink:
     def now_ms(self) -> int:
         return NOW_MS + self.ahead_ms + int((time.monotonic() - self._begun_s) * 1000)
 
-    def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+    def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         result = SendResult()
         if not self.is_up:
             result.problem = UplinkUnavailable("down", retry_after_s=0.05)
@@ -310,9 +312,9 @@ def test_refusals_of_one_order_do_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_an_uplink_that_raises_does_not_end_the_sender(tmp_path: Path) -> None:
     class Broken(Uplink):
-        def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+        def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
             if self.is_up:
-                return super().send(segments)
+                return super().send(segments, notes)
             self.is_up = True
             raise RuntimeError("a fault of the uplink")
 

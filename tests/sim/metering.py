@@ -44,6 +44,12 @@ class Gateway:
     ahead_us: int = 0
     steps: tuple[tuple[int, int], ...] = ()
     """(from which instant on, by how much)"""
+    tells_steps: bool = False
+    """Each step gives the clock another id, as those of our gateways do."""
+
+    def id_at(self, true_us: int) -> str:
+        steps = sum(from_us <= true_us for from_us, _ in self.steps)
+        return f"{self.clock_id}.{steps}" if self.tells_steps else self.clock_id
 
     def now_us(self, true_us: int) -> int:
         stepped_us = sum(by_us for from_us, by_us in self.steps if from_us <= true_us)
@@ -134,7 +140,7 @@ class World:
         received_ms, sent_ms = (each // whole_us * whole_us / 1000 for each in stamps)
         if stamps[1] - stamps[0] != done_us - taken_us:  # set while it answered: not even that
             return gateway, taken_us, None
-        return gateway, taken_us, ServerStamps(received_ms, sent_ms, gateway.clock_id)
+        return gateway, taken_us, ServerStamps(received_ms, sent_ms, gateway.id_at(done_us))
 
     def _gateway(self) -> Gateway:
         gateways = self.scenario.gateways

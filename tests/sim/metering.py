@@ -148,13 +148,12 @@ class World:
             return gateways[sum(at_us <= self.true_us for at_us in self.scenario.switches)]
         return self._dice.choice(gateways)
 
-    def slept_us(self, from_us: int, until_us: int | None = None) -> int:
-        """Return for how long the machine has slept between two instants, or until now."""
-        until_us = self.true_us if until_us is None else until_us
+    def slept_us(self, from_us: int, until_us: int) -> int:
+        """Return for how long the machine has slept between two instants."""
         return sum(each.overlap_us(from_us, until_us) for each in self.scenario.sleeps)
 
     def _slept_us(self) -> int:
-        return self.slept_us(0)
+        return self.slept_us(0, self.true_us)
 
     def _ticks_ns(self, without_us: int) -> int:
         shown_us = self.true_us - without_us
@@ -206,7 +205,7 @@ class Meter:
         for at, from_us in enumerate((opened_us, begun_us)):
             true_us = ended_us - from_us
             if scenario.suspends is SuspendPolicy.EXCLUDE:
-                true_us -= world.slept_us(from_us)
+                true_us -= world.slept_us(from_us, ended_us)
                 true_us += sum(world.slept_us(*gap) for gap in self._gaps)
             errors = list(outcome.errors_us)
             errors[at] = outcome.billed_us - true_us

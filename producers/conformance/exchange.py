@@ -66,6 +66,7 @@ class Exchange:
     not_before_s: float | None = None
     limit: int | None = None
     report: bool = False
+    reasons: dict[int, str] = field(default_factory=dict)
 
     @property
     def keys(self) -> frozenset[tuple[str, int]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from durabill.producers.conformance import judge
+from durabill.producers.conformance import judge, judge_trouble
 from durabill.producers.conformance.exchange import Log
 
 
@@ -53,69 +53,75 @@ FEATURES: tuple[Feature, ...] = (
     Feature("same_bytes", "A segment that is sent again is the same", judge.same_bytes),
     Feature("settled", "What is settled isn't sent again", judge.settled),
     Feature(
-        "lost_answer", "A lost answer is no acknowledgement", judge.sent_again("lost"), ("lost",)
+        "lost_answer",
+        "A lost answer is no acknowledgement",
+        judge_trouble.sent_again("lost"),
+        ("lost",),
     ),
-    Feature("cut", "A cut connection is tried again", judge.sent_again("cut"), ("cut",)),
+    Feature("cut", "A cut connection is tried again", judge_trouble.sent_again("cut"), ("cut",)),
     Feature(
         "truncated",
         "An answer that breaks off is no acknowledgement",
-        judge.sent_again("truncated"),
+        judge_trouble.sent_again("truncated"),
         ("truncated",),
     ),
-    Feature("slow", "A slow answer is waited for", judge.waits_for_slow, ("slow",)),
+    Feature("slow", "A slow answer is waited for", judge_trouble.waits_for_slow, ("slow",)),
     Feature(
         "login_page",
         "A login page with 200 is no acknowledgement",
-        judge.sent_again("login"),
+        judge_trouble.sent_again("login"),
         ("login",),
     ),
     Feature(
         "strange_200",
         "A 200 of another form, or about fewer segments, is no acknowledgement",
-        judge.sent_again("strange", "short"),
+        judge_trouble.sent_again("strange", "short"),
         ("strange", "short"),
     ),
     Feature(
         "proxy_error",
         "An error of a proxy refuses nothing for good",
-        judge.sent_again("proxy_json", "proxy_page"),
+        judge_trouble.sent_again("proxy_json", "proxy_page"),
         ("proxy_json", "proxy_page"),
     ),
-    Feature("redirect", "Redirects aren't followed", judge.redirect, ("redirect",)),
+    Feature("redirect", "Redirects aren't followed", judge_trouble.redirect, ("redirect",)),
     Feature(
         "retry_after",
         "Retry-After in seconds is kept to",
-        judge.waits("start_busy", "busy", "busy_again", "limited"),
+        judge_trouble.waits("start_busy", "busy", "busy_again", "limited"),
         ("start_busy", "busy", "busy_again", "limited"),
     ),
     Feature(
         "retry_after_date",
         "Retry-After as a date is kept to",
-        judge.waits("busy_date"),
+        judge_trouble.waits("busy_date"),
         ("busy_date",),
     ),
     Feature(
         "jitter",
         "Waits have a jitter on top of the server's wish",
-        judge.jitter,
+        judge_trouble.jitter,
         ("busy", "busy_again", "busy_date", "limited"),
     ),
     Feature(
         "token_renewed",
         "After a 401 the token is read anew, and the segments are sent again",
-        judge.token_renewed,
+        judge_trouble.token_renewed,
         ("unauthorized",),
     ),
-    Feature("halved", "After a 413 less is sent at once", judge.halved, ("too_large",)),
+    Feature("halved", "After a 413 less is sent at once", judge_trouble.halved, ("too_large",)),
     Feature(
         "refused_by_itself",
         "A refused segment is set aside by itself, and the others go on",
-        judge.refused_by_itself,
+        judge_trouble.refused_by_itself,
         ("refused",),
     ),
     Feature("lease", "Every upload shows its order's lease", judge.lease),
     Feature(
-        "lease_renewed", "A lease that is over is renewed", judge.lease_renewed, ("lease_over",)
+        "lease_renewed",
+        "A lease that is over is renewed",
+        judge_trouble.lease_renewed,
+        ("lease_over",),
     ),
     Feature("batches", "What waits goes in one request", judge.batches, (), False),
     Feature(

@@ -25,7 +25,7 @@ from durabill.producers.gateway.caller import Caller, caller_of
 from durabill.producers.gateway.checks import json_answer, read_body
 from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
 from durabill.producers.gateway.leases import Lease
-from durabill.producers.gateway.lookup import Lookup, number_of
+from durabill.producers.gateway.lookup import InUse, Lookup, number_of
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
 from durabill.producers.gateway.starts import (
     Start,
@@ -126,22 +126,14 @@ class OrderDesk:
     async def _known(self, wanted: Start, number: str) -> OrderGrant | None:
         """Return the grant of an order that the same start has opened; None for a free number.
 
-        Raises ApiError: 409 ORDER_IN_USE, 422 IDEMPOTENCY_KEY_REUSED.
+        Raises ApiError(409 ORDER_IN_USE).
         """
         in_use = await self._lookup.in_use(number)
         if in_use is None:
             return None
         opened = in_use.opened
-        is_own = (
-            wanted.number is None  # the key's own number: nobody else gets it
-            and opened is not None
-            and opened.tenant == wanted.caller.tenant
-        )
-        if not is_own or opened is None:
+        if opened is None or not _is_repeat(wanted, in_use):
             raise ApiError(409, "ORDER_IN_USE", f"order {plain(number)} is in use; choose another")
-        if opened.service != wanted.service:
-            detail = "this key has started an order of another service; a new start has a new key"
-            raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", detail)
         token, lease = self._authority.leases.mint(
             number,
             wanted.caller.tenant,
@@ -198,6 +190,19 @@ class OrderDesk:
             token,
             lease.expires_ms,
         )
+
+
+def _is_repeat(wanted: Start, in_use: InUse) -> bool:
+    """Tell whether an order that is known was opened by the very start that asks for it again.
+
+    A key's own number nobody else gets. A number of the client's own may have been used before: the
+    start is taken for a repeat only where it has a key, and nothing was reported yet.
+    """
+    opened = in_use.opened
+    whose = wanted.caller.tenant, _client_of(wanted.caller)
+    if wanted.key is None or opened is None or (opened.tenant, opened.client) != whose:
+        return False
+    return wanted.number is None or not in_use.has_segments
 
 
 def _is_over(grant: "asyncio.Future[OrderGrant]", now_ms: int) -> bool:

@@ -9,6 +9,7 @@ from typing import cast
 
 from durabill.producers.gateway.api import (
     DETAIL_CHARS_MAX,
+    Bounds,
     SegmentRequest,
     TimeRules,
     segment_of,
@@ -40,22 +41,27 @@ class PendingUpload:
     __slots__ = (
         "_asked",
         "_at",
+        "_bounds",
         "_lease",
         "_rules",
         "_verdicts",
         "delivery",
         "encoded",
+        "key",
         "number",
         "rows",
     )
 
-    def __init__(self, asked: AskedUpload, rules: TimeRules) -> None:
+    def __init__(self, asked: AskedUpload, rules: TimeRules, bounds: Bounds) -> None:
+        """Begin with `rules`, and the bounds of times without a lease, which follow from them."""
         self._asked = asked
         self._rules = rules
+        self._bounds = bounds
         self._lease: Lease | None = None
         self._at: Sequence[int] = range(len(asked.rows))  # the index of each of the rows
         self._verdicts: list[SegmentVerdict] = []
         self.number = asked.number
+        self.key = b""
         self.rows = cast(Sequence[Row], asked.rows)  # until `sift` has looked, as they were sent
         self.encoded = _NO_BYTES
         self.delivery: Delivery | None = None
@@ -64,12 +70,17 @@ class PendingUpload:
         """Check the order's number and its lease; where they aren't right, nothing is taken."""
         try:
             check_order_number(self.number)
-            self._lease = leases.check(self._asked.lease, self.number, caller, now_ms)
+            lease = leases.check(self._asked.lease, self.number, caller, now_ms)
         except BadRecord as bad:
             self._refuse_all(bad.reason, bad.detail, is_final=True)
         except ApiError as error:
             # A lease can be renewed, and shown then; of somebody else's nothing comes.
             self._refuse_all(error.reason, error.detail, is_final=error.status == 403)
+        else:
+            self.key = self.number.encode()
+            if lease is not None:
+                self._lease = lease
+                self._bounds = bounds_for(lease, self._rules)
 
     def sift(self) -> None:
         """Give their verdict to rows that the compiled pass can't read; make whole floats ints."""
@@ -89,8 +100,7 @@ class PendingUpload:
 
     def wanted(self) -> Wanted:
         """Return what the compiled pass has to know."""
-        bounds = bounds_for(self._lease, self._rules)
-        return Wanted(self.number.encode() if self.rows else b"", self.rows, *bounds)
+        return Wanted(self.key, self.rows, *self._bounds)
 
     def take(self, encoded: Encoded) -> None:
         """Take what the pass has found; the good rows are to be delivered."""
@@ -104,7 +114,7 @@ class PendingUpload:
         self.encoded = encoded
         if encoded.values:
             wants_each = not self._is_certain(encoded)
-            self.delivery = Delivery(self.number.encode(), encoded.values, wants_each=wants_each)
+            self.delivery = Delivery(self.key, encoded.values, wants_each=wants_each)
 
     def is_not_stored(self, detail: str) -> None:
         """Note that Kafka has not acknowledged it."""

@@ -91,7 +91,8 @@ class UploadDesk:
         if asked.client is not None:
             authority.client_reports.note(caller, asked.client, now_ms)
         rules = self._rules()
-        pending = [PendingUpload(each, rules) for each in asked.uploads]
+        bounds = rules.bounds_ms()
+        pending = [PendingUpload(each, rules, bounds) for each in asked.uploads]
         for each in pending:
             each.admit(authority.leases, caller, now_ms)
         self._encode(pending, is_odd=asked.is_odd)

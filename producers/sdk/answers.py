@@ -12,14 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
-from durabill.producers.sdk.uplink import (
-    TIMESTAMP_MAX_MS,
-    Grant,
-    OrderTerms,
-    UplinkRefused,
-    WillNotCount,
-    check_timestamp,
-)
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
+from durabill.producers.sdk.uplink import Grant, OrderTerms, UplinkRefused, WillNotCount
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM
 
@@ -59,7 +53,15 @@ class _Grant(msgspec.Struct):
     lease_expires_ms: int | None = None
 
 
-class _Time(msgspec.Struct):
+class _Stamps(msgspec.Struct):
+    """When the request came and when it was answered. Older gateways say one instant or none."""
+
+    received_ms: float | None = None
+    sent_ms: float | None = None
+    clock_id: str = ""
+
+
+class _Time(_Stamps, kw_only=True):
     server_timestamp_ms: int
 
 
@@ -98,6 +100,7 @@ def read_grant(answer: HttpAnswer, wanted_number: str | None) -> Grant:
             body.server_timestamp_ms,
             body.report_interval_ms,
             _terms(body),
+            read_stamps(answer),
         )
     except ValueError as error:
         raise NotOurs(f"no grant: {error}") from error
@@ -127,14 +130,26 @@ def _terms(body: _Grant) -> OrderTerms:
     return OrderTerms(lease, body.lease_expires_ms, body.accept_until_ms, body.correction_window_ms)
 
 
-def read_time(answer: HttpAnswer) -> int:
-    """Return the server's time in ms; raise NotOurs."""
-    server_timestamp_ms = decoded(answer, _Time).server_timestamp_ms
+def read_time(answer: HttpAnswer) -> ServerStamps:
+    """Return the server's time; raise NotOurs."""
+    body = decoded(answer, _Time)
+    received_ms = body.server_timestamp_ms if body.received_ms is None else body.received_ms
+    sent_ms = received_ms if body.sent_ms is None else body.sent_ms
     try:
-        check_timestamp(server_timestamp_ms)
+        return ServerStamps(received_ms, sent_ms, body.clock_id)
     except ValueError as error:
         raise NotOurs(f"no time: {error}") from error
-    return server_timestamp_ms
+
+
+def read_stamps(answer: HttpAnswer) -> ServerStamps | None:
+    """Return what an answer says of the server's time; None where it says nothing of sense."""
+    try:
+        body = decoded(answer, _Stamps)
+        if body.received_ms is None or body.sent_ms is None:
+            return None
+        return ServerStamps(body.received_ms, body.sent_ms, body.clock_id)
+    except ValueError:
+        return None
 
 
 def read_stored(answer: HttpAnswer, sent: Sequence[SegmentEvent]) -> dict[int, WillNotCount]:

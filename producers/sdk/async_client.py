@@ -215,7 +215,7 @@ class AsyncClient:
         if not receipt.pending or timeout_s <= 0:
             return receipt
         pending = await self._sent(number, timeout_s)
-        return await self._run(lambda: client.end_receipt(number, pending))
+        return await self._run(lambda: client.end_receipt(service, pending))
 
     async def _sent(self, number: str | None, timeout_s: float) -> int:
         client = self._client()

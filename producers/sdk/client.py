@@ -12,9 +12,9 @@ slow or dead server delays nothing but the sending, and a client that was killed
 in the spool when it starts again: what was unsent is sent, and `unfinished()` names the services
 that `resume` can carry on.
 
-Only the monotonic clock is read. On Linux it stands still while the machine is suspended, so
-that time isn't counted; pass `clock=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)` where it
-should be.
+Segments are cut on the server's time, which every answer tells anew (`timekeeper`). The wall clock
+is never read. Time in which the machine was suspended isn't counted unless the client is told to
+(`suspends="count"`).
 """
 
 import logging
@@ -30,6 +30,7 @@ from typing import Self, TypeVar
 
 from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.sender import Sender
+from durabill.producers.sdk.server_clock import DRIFT_PPM
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
 from durabill.producers.sdk.spool import (
@@ -39,7 +40,9 @@ from durabill.producers.sdk.spool import (
     Spool,
     SpoolDamaged,
 )
-from durabill.producers.sdk.standing import ClientStats, ServerNow, Standing
+from durabill.producers.sdk.standing import ClientStats, Standing
+from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
+from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
     Grant,
@@ -67,14 +70,18 @@ class ClientStopped(ProducerError):
 class Client:
     """Meters services on one uplink and one spool file. Safe for several threads.
 
-    `clock` is a monotonic clock in ns, `dice` gives 0 <= x < 1. `on_error` is called, from the
-    background threads, with what goes wrong there (SpoolFull, SpoolDamaged and other trouble of
-    the spool, UplinkUnavailable, UplinkRefused for each refused segment, WillNotCount for each that
-    the server has in vain, AtRisk); by default it is logged, as is what `on_error` raises itself.
-    Should a thread die all the same, ClientStopped is told, and raised by every later call.
-    `client_name` (64 characters at most) is what those who run the server see. The uplink belongs
-    to the client and is closed with it. Raises SpoolBusy, SpoolBroken for what can't be a spool,
-    and ValueError. A damaged spool is put aside and told: metering starts anyway.
+    `suspends` says whether the time in which the machine slept is counted ("exclude" or "count"),
+    `drift_ppm` how fast its clock may drift away from the server's. `clock` is a clock in ns that
+    only goes forwards, in place of the system's; no suspends are seen by it, unless it is a pair
+    (`Clocks`). `dice` gives 0 <= x < 1. `on_error` is called with what goes wrong in the background
+    (SpoolFull, SpoolDamaged and other trouble of the spool, UplinkUnavailable, UplinkRefused for
+    each refused segment, WillNotCount for each that the server has in vain), with AtRisk, and with
+    every ClockNotice; by default it is logged, as is what `on_error` raises itself. Should a thread
+    die all the same, ClientStopped is told, and raised by every later call. `client_name` (64
+    characters at most) is what those who run the server see. The uplink belongs to the client and
+    is closed with it. A damaged spool is put aside and told: metering starts anyway. Raises
+    SpoolBusy, SpoolBroken for what can't be a spool, and ValueError for a policy, a drift or a name
+    that can't be meant.
     """
 
     def __init__(
@@ -84,7 +91,9 @@ class Client:
         *,
         spool_limit_bytes: int = LIMIT_BYTES_DEFAULT,
         backoff: Backoff | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] | Clocks | None = None,
+        suspends: SuspendPolicy | str = SuspendPolicy.EXCLUDE,
+        drift_ppm: int = DRIFT_PPM,
         dice: Callable[[], float] = random.random,
         on_error: Callable[[Exception], None] | None = None,
         client_name: str = "",
@@ -92,7 +101,12 @@ class Client:
         check_client_name(client_name)
         self._uplink = uplink
         self._backoff = Backoff() if backoff is None else backoff
-        self._clock = clock
+        self._time = Timekeeper(
+            clock if clock is None or isinstance(clock, Clocks) else Clocks(clock),
+            suspends=suspends,
+            drift_ppm=drift_ppm,
+            tell=self._trouble,
+        )
         self._dice = dice
         self._on_error = on_error
         self._changed = threading.Condition()  # something was sent or refused, or has died
@@ -102,11 +116,8 @@ class Client:
         self._damages: list[SpoolDamaged] = []  # found before anybody could be told
         self._standing: Standing | None = None
         self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes, on_damage=self._damaged)
-        self._now = ServerNow()
-        self._standing = Standing(
-            self._spool, self._now, client_name, self._clock_standing, self._trouble
-        )
-        self._reporter = Reporter(self._now_ms, self._store_all, self._trouble)
+        self._standing = Standing(self._spool, self._time, client_name, self._trouble)
+        self._reporter = Reporter(lambda: self._time.read().now_ms, self._store_all, self._trouble)
         self._sender = Sender(
             self._spool,
             uplink,
@@ -116,9 +127,9 @@ class Client:
             self._notify,
             lambda: len(self._reporter),
             self._standing,
-            self._now,
+            self._time,
         )
-        self._owner = Owner(self._check_running, self._now_ms, self._store, self._finish)
+        self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
         for damage in self._damages:
             self._damaged(damage)
         bodies = {"reporter": self._reporter.run, "sender": self._sender.run}
@@ -152,15 +163,16 @@ class Client:
         self._check_running()
         if service_order_number is not None:
             check_order_number(service_order_number)
+        own_time = grant is not None
         if grant is None:
-            grant = self._granted(service_order_number, timeout_s)
-        anchor_ms = self._now_ms()
-        self._now.learn(grant.server_timestamp_ms, time.monotonic())
+            grant = self._granted(service_order_number, time.monotonic() + timeout_s)
+        reading = self._time.read()
         number = grant.service_order_number
         if self._spool.session(number) is not None:
             raise ValueError(f"order {number!r} is in use here already, resume it")
-        terms = with_renewal(grant.terms, grant.server_timestamp_ms)
-        session = Session(number, grant.server_timestamp_ms, grant.report_interval_ms, anchor_ms)
+        start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
+        session = Session(number, start_ms, interval_ms, reading, own_time=own_time)
+        terms = with_renewal(grant.terms, start_ms)
         self._spool.append_all([Entry([], session.state, terms)])
         return self._run(session)
 
@@ -192,15 +204,14 @@ class Client:
         if state is None or service_order_number in self._reporter:
             raise LookupError(f"no unfinished order {service_order_number!r} on this spool")
         if server_timestamp_ms is None:
-            server_timestamp_ms = self._patiently(
-                lambda left_s: self._uplink.server_time_ms(timeout_s=left_s), timeout_s
-            )
-        check_timestamp(server_timestamp_ms)
+            self._ask_time(time.monotonic() + timeout_s)
+        else:
+            check_timestamp(server_timestamp_ms)
         session = Session.resume(
             state,
-            server_timestamp_ms,
-            self._now_ms(),
+            self._time.read(),
             count_gap=count_gap,
+            server_timestamp_ms=server_timestamp_ms,
         )
         self._spool.append([], session.state)
         return self._run(session)
@@ -290,8 +301,28 @@ class Client:
     ) -> None:
         self.close()
 
-    def _now_ms(self) -> int:
-        return self._clock() // 1_000_000
+    def _granted(self, service_order_number: str | None, until_s: float) -> Grant:
+        if not self._time.is_known:  # else the first segments were cut on a time that nobody knows
+            self._ask_time(until_s)
+        uplink, key = self._uplink, uuid.uuid4().hex
+
+        def ask(left_s: float) -> Grant:
+            asked_us = self._time.tick_us()
+            if isinstance(uplink, StartingOnce):  # a try whose answer was lost opens no second one
+                grant = uplink.start_once(key, service_order_number, timeout_s=left_s)
+            else:
+                grant = uplink.start(service_order_number, timeout_s=left_s)
+            self._time.learn(asked_us, grant.stamps)
+            return grant
+
+        return self._patiently(ask, until_s)
+
+    def _ask_time(self, until_s: float) -> None:
+        def ask(left_s: float) -> None:
+            asked_us = self._time.tick_us()
+            self._time.learn(asked_us, self._uplink.server_time(timeout_s=left_s))
+
+        self._patiently(ask, until_s)
 
     def _check_running(self) -> None:
         if self._stopping:
@@ -358,11 +389,19 @@ class Client:
         number = service.service_order_number
         self._reporter.remove(number)
         pending = self._wait_sent(number, timeout_s)
-        return self.end_receipt(number, pending)
+        return self.end_receipt(service, pending)
 
-    def end_receipt(self, number: str, pending: int) -> EndReceipt:
-        """Return how an order that has ended stands."""
-        return EndReceipt(number, pending, tuple(self._spool.rejected(number)))
+    def end_receipt(self, service: Service, pending: int) -> EndReceipt:
+        """Return how a service that has ended stands."""
+        number, state = service.service_order_number, service.state
+        return EndReceipt(
+            number,
+            pending,
+            tuple(self._spool.rejected(number)),
+            state.clock_bound_ms,
+            state.suspends,
+            state.excluded_ms,
+        )
 
     def _wait_sent(self, number: str | None, timeout_s: float) -> int:
         until_s = time.monotonic() + timeout_s
@@ -375,16 +414,7 @@ class Client:
                 self._check_running()
                 self._changed.wait(left_s)
 
-    def _granted(self, number: str | None, timeout_s: float) -> Grant:
-        uplink, key = self._uplink, uuid.uuid4().hex
-        if isinstance(uplink, StartingOnce):  # a try whose answer was lost opens no second order
-            return self._patiently(
-                lambda left_s: uplink.start_once(key, number, timeout_s=left_s), timeout_s
-            )
-        return self._patiently(lambda left_s: uplink.start(number, timeout_s=left_s), timeout_s)
-
-    def _patiently(self, ask: Callable[[float], T], timeout_s: float) -> T:
-        until_s = time.monotonic() + timeout_s
+    def _patiently(self, ask: Callable[[float], T], until_s: float) -> T:
         failures = 0
         while True:
             try:
@@ -411,9 +441,6 @@ class Client:
             return
         self._standing.damages += 1
         self._trouble(damage)
-
-    def _clock_standing(self) -> tuple[int | None, int]:
-        return None, 0
 
 
 def check_client_name(name: str) -> None:

@@ -24,10 +24,12 @@ from durabill.producers.sdk.answers import (
     read_refusal,
     read_refused,
     read_renewed,
+    read_stamps,
     read_stored,
     read_time,
 )
 from durabill.producers.sdk.bounded_http import BoundedHttp
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import (
     NO_NOTES,
     Grant,
@@ -119,7 +121,7 @@ class HttpUplink:
         except NotOurs as error:
             raise self._not_ours(path, answer, error) from error
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
         """Ask the gateway for its time."""
         answer = self._asked("GET", "/v1/time", None, timeout_s)
         try:
@@ -274,6 +276,7 @@ class HttpUplink:
         body = msgspec.json.encode([segment_fields(each) for each in sent])
         lease = notes.leases.get(group.number)
         answer = self._call("POST", path, body, extra={"lease": lease} if lease else None)
+        result.stamps = read_stamps(answer) or result.stamps
         is_whole = answer.status == 422 and read_refusal(answer) and not has_item_errors(answer)
         if (answer.status == 413 or is_whole) and len(sent) > 1:  # whoever says so
             half = len(sent) // 2

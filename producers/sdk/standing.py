@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from durabill.producers.sdk.spool import Spool
+from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import AtRisk, ClientReport, OrderTerms
 
 _LOOK_EVERY_S = 30.0
@@ -38,9 +39,9 @@ class ClientStats:
     at_risk: int = 0
     """those of `pending` that will be too late soon: see `AtRisk`"""
     clock_bound_ms: int | None = None
-    """by how much the server's time may differ from what the services take it for"""
+    """how far the client's time of the server may be off; None before a server was heard"""
     suspends: int = 0
-    """how often the machine was suspended while services ran"""
+    """how often the machine was suspended"""
     spool_bytes: int = 0
     """what the spool takes of the disk, with its log and reserve"""
     damages: int = 0
@@ -50,42 +51,31 @@ class ClientStats:
 class ServerNow:
     """About what time the server has now: good enough to say that something will be too late.
 
-    It is read from what the server says anyway. Before it has said anything, this machine's own
-    clock has to do.
+    Before a server was heard, this machine's own clock has to do. Nothing is billed by it.
     """
 
-    def __init__(self) -> None:
-        self._offset_ms: float | None = None
-
-    def learn(self, server_ms: float, at_s: float) -> None:
-        """Note that it was `server_ms` for the server when `time.monotonic` showed `at_s`."""
-        self._offset_ms = server_ms - at_s * 1000
+    def __init__(self, timekeeper: Timekeeper) -> None:
+        self._time = timekeeper
 
     def now_ms(self) -> int:
         """Return the server's time."""
-        if self._offset_ms is None:
-            return time.time_ns() // 1_000_000
-        return int(self._offset_ms + time.monotonic() * 1000)
+        return self._time.read().now_ms if self._time.is_known else time.time_ns() // 1_000_000
 
 
 class Standing:
-    """Counts of one client. Notes come from the sender's thread, questions from any.
-
-    `clock` returns the services' clock bound in ms, if there is one, and their suspends.
-    """
+    """Counts of one client. Notes come from the sender's thread, questions from any."""
 
     def __init__(
         self,
         spool: Spool,
-        now: ServerNow,
+        timekeeper: Timekeeper,
         name: str,
-        clock: Callable[[], tuple[int | None, int]],
         tell: Callable[[Exception], None],
     ) -> None:
         self._spool = spool
-        self._now = now
+        self._time = timekeeper
+        self._now = ServerNow(timekeeper)
         self._name = name
-        self._clock = clock
         self._tell = tell
         self.acknowledged = self.will_not_count = self.damages = 0
         self.refused: Counter[str] = Counter()
@@ -95,7 +85,6 @@ class Standing:
 
     def stats(self) -> ClientStats:
         """Count what is on disk, and tell what the server has said."""
-        bound_ms, suspends = self._clock()
         self._at_risk = sum(each.pending for each in self._dangers())
         return ClientStats(
             self._spool.pending(),
@@ -106,22 +95,21 @@ class Standing:
             dict(self.refused),
             self.oldest_ms(),
             self._at_risk,
-            bound_ms,
-            suspends,
+            self._time.bound_ms(),
+            self._time.read().suspends,
             self._spool.size_bytes(),
             self.damages,
         )
 
     def report(self) -> ClientReport:
         """Return what goes along with an upload."""
-        bound_ms, suspends = self._clock()
         return ClientReport(
             self._name,
             self._spool.pending(),
             self.oldest_ms(),
             dict(self.refused),
-            bound_ms,
-            suspends,
+            self._time.bound_ms(),
+            self._time.read().suspends,
         )
 
     def oldest_ms(self) -> int:

@@ -8,14 +8,13 @@ removes repeats.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
 from durabill.producers.sdk.session import ProducerError
 from durabill.schemas import SegmentEvent, check_order_number
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 
-TIMESTAMP_MAX_MS = 253_402_300_799_999
-"""The end of the year 9999: a server whose time is later has no idea of the time."""
 WISH_MAX_S = 86_400.0
 """The longest pause that a server may ask for: whoever asks for more gets a day."""
 
@@ -128,13 +127,16 @@ def with_renewal(terms: OrderTerms, now_ms: int) -> OrderTerms:
 class Grant:
     """The server's go for a service: its order number, the server's time, how often to report.
 
-    Raises ValueError (BadRecord, for the number) for what no server of sense would give.
+    `stamps` are of the answer, where it has them: the server's timestamp may be of an earlier
+    answer, which was lost. Raises ValueError (BadRecord, for the number) for what no server of
+    sense would give.
     """
 
     service_order_number: str
     server_timestamp_ms: int
     report_interval_ms: int
     terms: OrderTerms = OrderTerms()
+    stamps: ServerStamps | None = None
 
     def __post_init__(self) -> None:
         check_order_number(self.service_order_number)
@@ -165,14 +167,6 @@ class ClientReport:
     suspends: int = 0
 
 
-class Stamps(NamedTuple):
-    """The server's clock `clock_id` as an upload shows it: when it took it in, and answered."""
-
-    received_ms: float
-    sent_ms: float
-    clock_id: str
-
-
 @dataclass(slots=True)
 class SendResult:
     """What became of the segments of one `send`, by their index in it.
@@ -181,7 +175,8 @@ class SendResult:
     `problem` is given. `refused` are final; those that the server has, though they will not
     count, are among them, as WillNotCount. `failed` are orders by number which the server could
     not take now, though it answered: they may go on failing, and should hold no other order up.
-    `stale_leases` are orders whose lease is to be renewed before they are sent again.
+    `stale_leases` are orders whose lease is to be renewed before they are sent again. `stamps` are
+    of any answer that came within the call: its caller learns the server's time from them.
     """
 
     accepted: list[int] = field(default_factory=list)
@@ -191,7 +186,7 @@ class SendResult:
     receipt: str | None = None
     accept_until_ms: dict[str, int] = field(default_factory=dict)
     stale_leases: set[str] = field(default_factory=set)
-    stamps: Stamps | None = None
+    stamps: ServerStamps | None = None
 
     def add(self, part: "SendResult") -> None:
         """Take what became of a part of the segments into this; receipts are of parts alone."""
@@ -247,8 +242,8 @@ class Uplink(Protocol):
     ) -> Grant:
         """Ask for a new order, within `timeout_s`; raises UplinkUnavailable or UplinkRefused."""
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
-        """Ask for the server's time, ms since the epoch; raises as `start` does."""
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        """Ask for the server's time; raises as `start` does."""
 
     def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         """Send segments, of one or many orders, once; never raises for the server's doings."""

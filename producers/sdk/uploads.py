@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import msgspec
 
 from durabill.producers.sdk.answers import HttpAnswer, NotOurs, decoded
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import (
     ClientReport,
     OrderFailed,
     SendResult,
-    Stamps,
     UplinkRefused,
     WillNotCount,
 )
@@ -112,11 +112,13 @@ def read_uploaded(
     said = [each.service_order_number for each in body.uploads]
     if said != [group.number for group in groups]:
         raise NotOurs(f"it speaks of {len(said)} uploads, not of the {len(groups)} sent")
-    if not 0 <= body.received_ms <= body.sent_ms:
-        raise NotOurs(f"received at {body.received_ms}, sent at {body.sent_ms}")
+    try:
+        stamps = ServerStamps(body.received_ms, body.sent_ms, body.clock_id)
+    except ValueError as error:
+        raise NotOurs(f"no time: {error}") from error
     if body.receipt is not None and len(body.receipt) > RECEIPT_CHARS_MAX:
         raise NotOurs("a receipt that is too long")
-    result = SendResult(stamps=Stamps(body.received_ms, body.sent_ms, body.clock_id))
+    result = SendResult(stamps=stamps)
     for group, upload in zip(groups, body.uploads, strict=True):
         _read_upload(segments, group, upload, result)
         if upload.accept_until_ms is not None:

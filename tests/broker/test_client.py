@@ -16,6 +16,7 @@ from durabill.producers.gateway.web_server import Limits
 from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.http_uplink import HttpUplink
 from durabill.producers.sdk.kafka_uplink import KafkaUplink
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import (
     NO_NOTES,
@@ -42,14 +43,19 @@ class Uplink:
         self.is_up = True
         self.refuses: set[str] = set()
         self.got: list[SegmentEvent] = []
+        self.ahead_ms = 0
+        self._begun_s = time.monotonic()
 
     def start(
         self, service_order_number: str | None = None, *, timeout_s: float | None = None
     ) -> Grant:
-        return Grant(service_order_number or "SO1", NOW_MS, 20)
+        return Grant(service_order_number or "SO1", self.now_ms(), 20)
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
-        return NOW_MS + 60_000
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        return ServerStamps(self.now_ms(), self.now_ms())
+
+    def now_ms(self) -> int:
+        return NOW_MS + self.ahead_ms + int((time.monotonic() - self._begun_s) * 1000)
 
     def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         result = SendResult()
@@ -283,6 +289,7 @@ def test_running_services_outlive_a_clean_close(tmp_path: Path) -> None:
             client.start("SO1")
         time.sleep(0.1)
     assert [s for s in uplink.got if s.end_identifier] == []
+    uplink.ahead_ms = 60_000
     with Client(uplink, tmp_path / "spool") as client:
         (state,) = client.unfinished()
         with client.resume("SO1", count_gap=True):

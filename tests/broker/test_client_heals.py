@@ -55,6 +55,9 @@ def answering(answers: Answers) -> Iterator[str]:
             else:
                 answers(self, body)
 
+        def do_GET(self) -> None:
+            answer(self, 200, json.dumps({"server_timestamp_ms": NOW_MS}).encode())
+
     with serving(Handler) as url:
         yield url
 

@@ -1,12 +1,14 @@
 """Opened orders: the opening in the log, leases on uploads, starts that are repeated."""
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from durabill.producers.gateway.authority import AuthorityConfig
@@ -15,11 +17,15 @@ from durabill.producers.gateway.key_sets import Kind, new_keys
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas import partition_for
 from durabill.schemas.order_opened import OrderOpened
+from durabill.schemas.order_state import Opened
 from tests.broker.authority_kit import Keys, make_api_keys, path_of, segment, start, upload
 from tests.broker.gateway_kit import call, gateway, openings_of, read_topic, segments_of
+from tests.broker.test_gateway_lookup import worker
 from tests.conftest import Topics
+from tests.state_kit import a_state, as_json
 
 DAY_MS = 86_400_000
+NOW_MS = time.time_ns() // 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -283,14 +289,72 @@ def test_keys_that_are_none(url: str, key: str) -> None:
     assert (status, answer["reason"]) == (400, "BAD_IDEMPOTENCY_KEY")
 
 
-def test_a_number_that_is_in_use_is_refused(url: str) -> None:
-    """By this gateway's own word at once; by the worker's see the tests of look-ups."""
+def test_a_number_that_this_gateway_has_just_opened_is_in_use(url: str) -> None:
     wanted = {"service_order_number": "mine"}
     key = {"idempotency-key": "start-1"}
     grant = start(url, key, **wanted)
     status, answer, _ = call(url, "POST", "/v1/orders", wanted)
     assert (status, answer["reason"]) == (409, "ORDER_IN_USE")
     assert start(url, key, **wanted) == grant
+
+
+OPENED = {"accept_until_ms": NOW_MS + DAY_MS, "server_timestamp_ms": NOW_MS - 5_000}
+KEY = {"idempotency-key": "start-1"}
+
+
+def known_as(number: str, **state: Any) -> dict[str, Any]:
+    """What a worker says of an order."""
+    return as_json(msgspec.structs.replace(a_state(number), **state))
+
+
+@pytest.mark.parametrize(
+    ("state", "headers", "status"),
+    [
+        ({}, {}, 409),
+        ({}, KEY, 409),
+        ({"opened": Opened(tenant="default", client="", **OPENED)}, {}, 409),
+        ({"opened": Opened(tenant="default", client="", **OPENED)}, KEY, 409),
+        ({"opened": Opened(tenant="default", client="", **OPENED), "segments": 0}, KEY, 201),
+        ({"opened": Opened(tenant="default", client="", **OPENED), "segments": 0}, {}, 409),
+        ({"opened": Opened(tenant="default", client="x", **OPENED), "segments": 0}, KEY, 409),
+        ({"opened": Opened(tenant="umbra", client="", **OPENED), "segments": 0}, KEY, 409),
+    ],
+)
+def test_a_number_that_the_worker_knows(
+    config: GatewayConfig, state: dict[str, Any], headers: dict[str, str], status: int
+) -> None:
+    """It is refused, but for the start that has opened it and has not reported."""
+    answers: dict[str, object] = {"/orders/mine": known_as("mine", **state)}
+    wanted = {"service_order_number": "mine"}
+    with worker(answers) as known, gateway(replace(config, worker_urls=(known,))) as url:
+        found, answer, _ = call(url, "POST", "/v1/orders", wanted, headers)
+        assert (found, answer.get("reason")) == (status, "ORDER_IN_USE" if status == 409 else None)
+        if status == 201:
+            assert answer["server_timestamp_ms"] == OPENED["server_timestamp_ms"]
+            assert answer["accept_until_ms"] == OPENED["accept_until_ms"]
+        start(url, service_order_number="another")
+
+
+def test_a_key_gives_its_order_again_whatever_became_of_it(config: GatewayConfig) -> None:
+    """A gateway that doesn't remember asks the worker: same order, same server timestamp."""
+    with gateway(config) as url:
+        first = start(url, KEY)
+    number = first["service_order_number"]
+    times = {each: first[each] for each in OPENED}
+    opened = Opened(tenant="default", client="", **times)
+    answers: dict[str, object] = {f"/orders/{number}": known_as(number, opened=opened)}
+    with worker(answers) as known, gateway(replace(config, worker_urls=(known,))) as url:
+        second = start(url, KEY)
+        changed = {"lease", "lease_expires_ms"}
+        for name in first.keys() - changed:
+            assert second[name] == first[name]
+        item = segment(1, first["server_timestamp_ms"])
+        assert upload(url, second, item)[0] == 200
+
+
+def test_where_no_worker_answers_nobody_is_kept_from_starting(config: GatewayConfig) -> None:
+    with gateway(replace(config, worker_urls=("http://127.0.0.1:1",))) as url:
+        assert start(url, service_order_number="mine")["service_order_number"] == "mine"
 
 
 def test_a_tenants_open_orders_are_bounded(closed: GatewayConfig, keys: Keys) -> None:

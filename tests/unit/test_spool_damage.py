@@ -66,7 +66,7 @@ def test_first_page_may_be_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_is_damaged_nothing_wrong_comes_out(tmp_path: Path, seed: int) -> None:
-    """Pages overwritten, bits flipped, the file cut off: what is left is as it was, or not there."""
+    """Pages overwritten, bits flipped, the file cut off: what is left is as it was."""
     path, told = tmp_path / "spool", list[SpoolDamaged]()
     counts = filled(path)
     dice = random.Random(seed)

@@ -76,6 +76,7 @@ FLOORS: dict[str, set[str]] = {
     "deploy.connect": {"schemas", "stream_processors", "deploy.terminal"},
     "deploy.local": {"schemas", "deploy.files"},
     "deploy.topics": {"schemas", "stream_processors"},
+    "deploy.asyncapi": {"schemas", "deploy.topics"},
     "deploy.demo": {
         "schemas",
         "producers",

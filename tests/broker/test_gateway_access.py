@@ -78,9 +78,9 @@ def test_a_route_is_for_its_scope_alone(
     if method == "HEAD" and route.method != "GET":
         return
     verb = route.method if method == "as it is" else method
-    shown: dict[str | None, Headers] = {None: {}, **by_scope}
+    shown: list[tuple[str | None, Headers]] = [(None, {}), *by_scope.items()]
     found: dict[str | None, object] = {}
-    for who, headers in shown.items():
+    for who, headers in shown:
         status, answer, _ = call(url, verb, path_of(route), None, headers)
         found[who] = status, answer["reason"] if status >= 400 and answer else ""
     if route.scope is None:
@@ -197,10 +197,10 @@ def test_a_key_that_is_made_or_revoked_is_known_without_a_restart(tmp_path: Path
 # -- tenants -------------------------------------------------------------------------------------
 
 
-def opened_by(number: str, tenant: str | None) -> dict[str, object]:
+def opened_by(number: str, tenant: str | None) -> object:
     state = as_json(a_state(number))
     if tenant is not None:
-        opened = Opened(tenant=tenant, service="", server_timestamp_ms=0, accept_until_ms=1)
+        opened = Opened(tenant=tenant, client="", server_timestamp_ms=0, accept_until_ms=1)
         state["opened"] = {name: getattr(opened, name) for name in opened.__struct_fields__}
     return state
 

@@ -83,10 +83,16 @@ class UploadDesk:
 
     async def add(self, request: web.Request) -> web.Response:
         """POST /v1/segments"""
-        authority, caller = self._authority, caller_of(request)
-        received_ms = authority.clock.stamp_ms()
-        authority.quotas.check_segments(caller)  # before anything is read
-        asked = read_uploads(await read_body(request))
+        caller, received_ms = caller_of(request), self._authority.clock.stamp_ms()
+        self._authority.quotas.check_segments(caller)  # before anything is read
+        return json_answer(await self.take(caller, await read_body(request), received_ms))
+
+    async def take(
+        self, caller: Caller, body: bytes | bytearray, received_ms: float
+    ) -> UploadsAnswer:
+        """Take segments of many orders; return what became of each upload. Raises ApiError."""
+        authority = self._authority
+        asked = read_uploads(body)
         now_ms = authority.clock.now_ms()
         if asked.client is not None:
             authority.client_reports.note(caller, asked.client, now_ms)
@@ -104,7 +110,7 @@ class UploadDesk:
         if stored:
             answer.receipt = authority.receipts.sign(caller, stored)
         answer.sent_ms = authority.clock.stamp_ms()
-        return json_answer(answer)
+        return answer
 
     def _encode(self, pending: Sequence[PendingUpload], *, is_odd: bool) -> None:
         """Have the good segments of all uploads encoded, and what is wrong with the others said."""

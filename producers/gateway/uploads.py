@@ -47,7 +47,7 @@ from durabill.producers.gateway.orders import LEASE_HEADER
 from durabill.producers.gateway.pending import PendingUpload
 from durabill.producers.gateway.problems import try_later
 from durabill.producers.gateway.upload_shapes import UploadsAnswer, read_uploads
-from durabill.schemas import SegmentEvent, encode_segment
+from durabill.schemas import SEGMENT_HEADER, SegmentEvent, encode_segment
 from durabill.schemas.upload_receipt import upload_of
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class UploadDesk:
         lookup: Lookup,
         clock: BrokerClock,
         *,
-        framing: bytes,
+        framing: bytes = SEGMENT_HEADER,
         correction_window_ms: int | None,
         delivery_timeout_ms: int,
     ) -> None:

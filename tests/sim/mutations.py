@@ -15,6 +15,7 @@ from typing import Any
 from durabill.stream_processors.core import admission
 from durabill.stream_processors.core.order import Order
 from durabill.stream_processors.engine import blocks
+from durabill.stream_processors.engine.openings import WaitingOpenings
 from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.table import IntervalTable
 from durabill.stream_processors.engine.timers import Timers
@@ -380,4 +381,37 @@ RECORDS = (
 )  # fmt: skip
 """What becomes of a record."""
 
-MUTATIONS = (*EFFECT_ORDER, *CHECKPOINTS, *OWNERS, *TIME, *POLICIES, *RECORDS)
+OPENINGS = (
+    _one(
+        "an opening leaves its entry with its order's first segment",
+        WaitingOpenings, "take", "self._begun.append((clock_ms, opened.offset))",
+        "self._drop(opened.offset)",
+    ),
+    _one(
+        "an opening that has lapsed still holds",
+        WaitingOpenings, "at", "None if each.is_forgotten(clock_ms) else each", "each",
+    ),
+    _one(
+        "an opening holds for what came before it",
+        WaitingOpenings, "at", "each.offset < offset", "True",
+    ),
+    _one(
+        "an opened order is forgotten like any other",
+        Order, "_settle", "if self.opening is not None:", "if False:",
+    ),
+    _one(
+        "what is late is too late, opened or not",
+        admission, "_may_be_late", "opening is not None and", "False and",
+    ),
+    _one(
+        "anybody may open an order again",
+        admission, "admit_opening", "if not opening.is_of(opened):", "if False:",
+    ),
+    _one(
+        "an opened order loses its opening in a checkpoint",
+        blocks, "_order_of", "elif state.opening is not None:", "elif False:",
+    ),
+)  # fmt: skip
+"""What an opening changes."""
+
+MUTATIONS = (*EFFECT_ORDER, *CHECKPOINTS, *OWNERS, *TIME, *POLICIES, *RECORDS, *OPENINGS)

@@ -66,6 +66,14 @@ _STATUS_TEXTS = {
 }
 
 
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, dbk_..., or a JWT access token; each operation tells the scope "
+    "that it must have",
+}
+
+
 def openapi() -> dict[str, Any]:
     """Return the OpenAPI 3.1 description of the gateway, made from the table of routes."""
     named = [shape for route in ROUTES for shape in _shapes_of(route)]
@@ -95,7 +103,7 @@ def openapi() -> dict[str, Any]:
             "description": "Takes the segments of metered services and gives their totals.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"bearer": _BEARER}},
     }
 
 
@@ -120,6 +128,9 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "responses": responses,
     }
+    if route.scope is not None:
+        # The second: nobody is asked who he is where authentication is off.
+        operation["security"] = [{"bearer": [route.scope]}, {}]
     if route.parameters:
         operation["parameters"] = [PARAMETERS[name] for name in route.parameters]
     if route.body is not None:

@@ -66,6 +66,22 @@ _STATUS_TEXTS = {
 }
 
 
+_RETRY_AFTER = {
+    "retry-after": {
+        "description": "so many seconds at least before the next try",
+        "schema": {"type": "string", "pattern": r"^\d+$"},
+    }
+}
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {
+        "www-authenticate": {
+            "description": "how to say who asks, and what is wrong with what was said",
+            "schema": {"type": "string"},
+        }
+    },
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
@@ -100,7 +116,8 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "Durabill gateway",
             "version": "1",
-            "description": "Takes the segments of metered services and gives their totals.",
+            "description": "Takes the segments of metered services and gives their totals. Every "
+            "error is a problem of RFC 9457, also 404 and 405 for other paths and methods, and 417.",
         },
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"bearer": _BEARER}},
@@ -123,6 +140,8 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         shape = route.errors.get(status, Problem)
         content = {PROBLEM: {"schema": schema_of[shape]}}
         responses[str(status)] = {"description": _STATUS_TEXTS[status], "content": content}
+        if status in _HEADERS:
+            responses[str(status)]["headers"] = _HEADERS[status]
     operation: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,

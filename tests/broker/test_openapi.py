@@ -69,7 +69,8 @@ def operations(document: dict[str, Any]) -> dict[str, Any]:
 OPERATIONS = operations(openapi())
 
 
-def test_it_knows_all_operations() -> None:
+def test_the_description_is_openapi_and_has_all_operations() -> None:
+    schemathesis.openapi.from_dict(openapi()).validate()
     assert OPERATIONS.keys() == ROUTE_OF.keys()
 
 

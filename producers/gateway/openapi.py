@@ -117,7 +117,7 @@ def openapi() -> dict[str, Any]:
             "title": "Durabill gateway",
             "version": "1",
             "description": "Takes the segments of metered services and gives their totals. Every "
-            "error is a problem of RFC 9457, also 404 and 405 for other paths and methods, and 417.",
+            "error is a problem of RFC 9457, also the 404 and 405 of other paths and methods.",
         },
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"bearer": _BEARER}},

@@ -112,7 +112,7 @@ def _too_much(log: Log) -> str:
 
 
 def gapless(log: Log) -> Finding:
-    """Each segment starts where the one before ended."""
+    """Each segment starts where the one before ended, or goes along with a step of the clock."""
     orders = _by_order(log)
     for order, segments in orders.items():
         at = {each.number: each for each in segments}
@@ -120,6 +120,8 @@ def gapless(log: Log) -> Finding:
             before = at.get(number - 1)
             if before is not None and before.end_ms != each.start_ms:
                 apart_ms = each.start_ms - before.end_ms
+                if log.step_ms and abs(apart_ms - log.step_ms) < TIME_TOLERANCE_MS:
+                    continue
                 return f"order {order}: number {number} starts {apart_ms} ms after {number - 1}"
     return "" if orders else None
 

@@ -66,6 +66,30 @@ _STATUS_TEXTS = {
 }
 
 
+_RETRY_AFTER = {
+    "retry-after": {
+        "description": "so many seconds at least before the next try",
+        "schema": {"type": "string", "pattern": r"^\d+$"},
+    }
+}
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {
+        "www-authenticate": {
+            "description": "how to say who asks, and what is wrong with what was said",
+            "schema": {"type": "string"},
+        }
+    },
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, dbk_..., or a JWT access token; each operation tells the scope "
+    "that it must have",
+}
+
+
 def openapi() -> dict[str, Any]:
     """Return the OpenAPI 3.1 description of the gateway, made from the table of routes."""
     named = [shape for route in ROUTES for shape in _shapes_of(route)]
@@ -78,6 +102,8 @@ def openapi() -> dict[str, Any]:
         shape = components["SegmentRequest"]["properties"][name]
         del shape["anyOf"]
         shape["type"] = "integer"
+    # What can't be read of it is ignored, so anything is taken.
+    components["UploadRequest"]["properties"]["client"]["anyOf"].append({})
     schema_of = dict(zip(shapes, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
@@ -90,10 +116,11 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "Durabill gateway",
             "version": "1",
-            "description": "Takes the segments of metered services and gives their totals.",
+            "description": "Takes the segments of metered services and gives their totals. Every "
+            "error is a problem of RFC 9457, also the 404 and 405 of other paths and methods.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"bearer": _BEARER}},
     }
 
 
@@ -113,11 +140,16 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         shape = route.errors.get(status, Problem)
         content = {PROBLEM: {"schema": schema_of[shape]}}
         responses[str(status)] = {"description": _STATUS_TEXTS[status], "content": content}
+        if status in _HEADERS:
+            responses[str(status)]["headers"] = _HEADERS[status]
     operation: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,
         "responses": responses,
     }
+    if route.scope is not None:
+        # The second: nobody is asked who he is where authentication is off.
+        operation["security"] = [{"bearer": [route.scope]}, {}]
     if route.parameters:
         operation["parameters"] = [PARAMETERS[name] for name in route.parameters]
     if route.body is not None:

@@ -99,6 +99,14 @@ def test_what_never_comes_again_is_seen(fault: str, feature: str) -> None:
         assert verdicts(judged(Log(1, exchanges), [feature])) == {feature: verdict}
 
 
+def test_a_gap_as_long_as_the_step_goes_along_with_it() -> None:
+    steps = ((3_600_000, Verdict.PASS), (3_500_000, Verdict.FAIL), (0, Verdict.FAIL))
+    for step_ms, verdict in steps:
+        sent = [Sent("A", 1, 0, 5, False), Sent("A", 2, 3_600_005, 3_600_010, True)]
+        log = Log(1, [Exchange(Kind.UPLOAD, 1.0, sent)], step_ms=step_ms)
+        assert verdicts(judged(log, ["gapless"])) == {"gapless": verdict}
+
+
 def test_what_was_not_seen_is_no_pass() -> None:
     matrix = judged(Log(1), NAMES)
     found = verdicts(matrix)

@@ -11,4 +11,5 @@ def truth_policy(settings: Settings) -> Policy:
         idle_timeout_ms=settings.policy.idle_timeout_ms,
         correction_window_ms=settings.policy.correction_window_ms,
         interim_interval_ms=settings.policy.interim_interval_ms,
+        opened_only=settings.policy.opened_only,
     )

@@ -6,6 +6,7 @@ Which settings matter, and why:
                   cleanup.policy=delete: a compacted one keeps one segment of each order.
                   retention.ms=-1: the log is the evidence (finite is fine for who has an archive).
     totals        cleanup.policy=delete and retention.ms=-1: every revision stays.
+    orders        the same, and as many partitions as segments.
     dead letters  the same.
     max.message.bytes, everywhere: what a worker has to write must fit, or it could never go on.
     checkpoint    cleanup.policy=compact (only the last state of a block counts), blocks of up to
@@ -61,6 +62,7 @@ _MESSAGE_BYTES_MIN: Mapping[str, tuple[int, str]] = {
     # Kafka's own default, and enough for `limits.FORWARD_BYTES_MAX`.
     "segments": (1_048_588, "records that are sent on"),
     "totals": (16 * MIB, "a total, which lists every interval and gap of an order,"),
+    "orders": (1_048_588, "the opening of an order"),
     # Enough for `limits.LETTER_BYTES_MAX`.
     "dead_letters": (2 * MIB, "a rejected record"),
     "checkpoint": (CHECKPOINT_ENTRY_BYTES_MAX, "a block of orders"),
@@ -69,6 +71,7 @@ _MESSAGE_BYTES_MIN: Mapping[str, tuple[int, str]] = {
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
     "segments": _KEPT,
     "totals": _KEPT,
+    "orders": _KEPT,
     "dead_letters": _KEPT,
     "checkpoint": {
         "cleanup.policy": "compact",
@@ -77,15 +80,15 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "seal": {"cleanup.policy": "compact"},
 }
-_AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "checkpoint")
+_AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "orders", "checkpoint")
 
 
 @dataclass(frozen=True)
 class TopicsCheck:
     """What `check_topics` found in topics that can be used.
 
-    `partitions` is the count of segments, totals and checkpoint. `warnings` are for the operator,
-    each a whole sentence.
+    `partitions` is the count of segments, totals, orders and checkpoint. `warnings` are for the
+    operator, each a whole sentence.
     """
 
     partitions: int
@@ -185,7 +188,8 @@ def check_topics(
 
     Raises ContractError with everything that is wrong at once, and the commands that put it right;
     AccessError where a topic is missing or hidden, UnreachableError where Kafka doesn't answer.
-    `partitions`, where given, is the count that is expected of segments, totals and checkpoint.
+    `partitions`, where given, is the count that is expected of segments, totals, orders and
+    checkpoint.
     Where `is_archived`, an archive has whatever the segments' retention takes.
     """
     admin = _admin(kafka)

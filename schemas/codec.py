@@ -99,6 +99,8 @@ class WriterSchemas:
         self._by_fingerprint: dict[bytes, Any] = {}
         self._by_id: dict[int, Any] = {}
         self._registry = registry
+        self.reads_openings = True
+        """Whether a `billing.OrderOpened` among the segments is one; else its schema is unknown."""
 
     def add(self, schema: Mapping[str, Any]) -> None:
         """Accept bodies written with `schema`; raise ValueError if they can't become ours."""

@@ -40,7 +40,7 @@
     │   └── ArchiveUnreadable        (audit.archive.folder) there is none to look at; exit code 2
     ├── DeadLetterError              (dead_letters.letters) what was asked can't be done
     ├── StackError                   (local.stack) a local server is not as needed
-    ├── SigningKeyError              (gateway.key_files) a file of keys can't be used; exit code 2
+    ├── SigningKeyError              (gateway.key_sets) a file of keys can't be used; exit code 2
     ├── GatewayUnknown               (commands.clients) a gateway can't be asked; exit code 2
     ├── CannotTell                   (audit.upload_proof) a receipt can't be looked up; exit code 2
     ├── NotThere                     (audit.upload_proof) the log never had what a receipt says

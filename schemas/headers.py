@@ -19,7 +19,9 @@ DETAIL = "detail"
 SOURCE_TOPIC = "source_topic"
 SOURCE_PARTITION = "source_partition"
 SOURCE_OFFSET = "source_offset"
-"""Of a dead letter: where the rejected record lies in the log."""
+"""Of a dead letter: where the rejected record lies in the log.
+
+Of a record of the orders topic the offset alone: where the opening lies in the same partition."""
 
 DEAD_LETTER = (REASON, DETAIL, SOURCE_TOPIC, SOURCE_PARTITION, SOURCE_OFFSET)
 """The headers that every dead letter has, in this order, after the record's own."""

@@ -23,10 +23,10 @@ class Phase(StrEnum):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of how an order was opened; see `order_opened.OrderOpened`."""
+    """What a table keeps of an order's opening; see `order_opened.OrderOpened`."""
 
     tenant: str
-    service: str
+    client: str
     server_timestamp_ms: int
     accept_until_ms: int
 
@@ -38,7 +38,8 @@ class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     by itself: a settlement, or the order is forgotten where it is SETTLED. `interim_deadline_ms`
     is when the next interim total is due, None where none comes before the order settles.
     `intervals` and `missing_numbers` may be cut short; `intervals_count` and
-    `missing_numbers_count` are of all.
+    `missing_numbers_count` are of all. An order that was opened and has no segment yet has a length
+    of 0 at its server timestamp.
     """
 
     service_order_number: str

@@ -7,6 +7,7 @@ from durabill.schemas.errors import SettingsError
 
 SEGMENTS_TOPIC = "billing.segments"
 TOTALS_TOPIC = "billing.totals"
+ORDERS_TOPIC = "billing.orders"
 DEAD_LETTERS_TOPIC = "billing.dead-letters"
 SEAL_TOPIC = "billing.seal-checkpoints"
 
@@ -22,6 +23,7 @@ class Topics:
     totals: str
     dead_letters: str
     checkpoint: str
+    orders: str = field(kw_only=True)
     seal: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -31,10 +33,11 @@ class Topics:
 
     @property
     def by_role(self) -> Mapping[str, str]:
-        """Return role -> name: `segments`, `totals`, `dead_letters`, `checkpoint`, maybe `seal`."""
+        """Return role -> name, `seal` only where somebody asks for it."""
         names = {
             "segments": self.segments,
             "totals": self.totals,
+            "orders": self.orders,
             "dead_letters": self.dead_letters,
             "checkpoint": self.checkpoint,
         }

@@ -16,7 +16,7 @@ import msgspec
 from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX, POLICY_TIME_MAX_S
-from durabill.schemas.topics import SEAL_TOPIC, Topics
+from durabill.schemas.topics import ORDERS_TOPIC, SEAL_TOPIC, Topics
 from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
@@ -56,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
     segments_topic: str = SEGMENTS_TOPIC
     totals_topic: str = TOTALS_TOPIC
+    orders_topic: str = ORDERS_TOPIC
     dead_letters_topic: str = DEAD_LETTERS_TOPIC
     seal_topic: str = SEAL_TOPIC
 
@@ -63,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_s: Seconds = 300
     correction_window_s: Seconds = 86_400
     interim_interval_s: Seconds = 86_400
+    opened_only: bool = False
     checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     stall_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
 
@@ -128,6 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             totals=self.totals_topic,
             dead_letters=self.dead_letters_topic,
             checkpoint=self.checkpoint_topic,
+            orders=self.orders_topic,
         )
 
     @property
@@ -163,6 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             idle_timeout_ms=round(self.idle_timeout_s * 1000),
             correction_window_ms=round(self.correction_window_s * 1000),
             interim_interval_ms=round(self.interim_interval_s * 1000),
+            opened_only=self.opened_only,
         )
 
     def interim_problems(self) -> list[str]:

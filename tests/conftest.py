@@ -134,6 +134,7 @@ def topics(bootstrap_servers: str) -> Iterator[Topics]:
     made = Topics(
         segments=f"{mark}.segments",
         totals=f"{mark}.totals",
+        orders=f"{mark}.orders",
         dead_letters=f"{mark}.dead-letters",
         checkpoint=f"{mark}.checkpoint",
         partitions=4,

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from durabill.deploy.commands.common import AS_JSON, CONNECTION, TOPICS, located, with_settings
+from durabill.deploy.commands.common import (
+    AS_JSON,
+    CONNECTION,
+    POLICY,
+    TOPICS,
+    located,
+    with_settings,
+)
 from durabill.deploy.terminal import emit, progress_bars, say
 
 if TYPE_CHECKING:
@@ -20,7 +27,6 @@ if TYPE_CHECKING:
 
 _OFFSETS = re.compile(r"[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*")
 _EPOCH_MS = re.compile(r"[0-9]{11,15}")
-_POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
 _TIME = "a time such as 2026-03-01 or 2026-03-01T12:30:00+01:00 (UTC where no zone is given)"
 
 
@@ -72,7 +78,7 @@ Html = Annotated[
     *TOPICS,
     *("previous_application_id", "ledger_dsn", "schema_registry_url"),
     *("archive_dir", "seal_topic", "seal_dir", "seal_key_file"),
-    *_POLICY,
+    *POLICY,
 )
 def audit(
     settings: "Settings",

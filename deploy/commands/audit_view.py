@@ -36,6 +36,8 @@ def verdict_line(result: AuditResult) -> str:
     totals = f"{result.proven:,} of {counted(result.totals, 'total')}"
     ledger = result.ledger
     rows = "" if ledger is None else f", {ledger.proven:,} of {counted(ledger.rows, 'ledger row')}"
+    if result.openings:
+        rows += f", {result.openings_proven:,} of {counted(result.openings, 'opening')}"
     if result.is_proven:
         return f"proven: {totals}{rows}"
     findings = counted(len(result.findings), "finding")
@@ -57,6 +59,8 @@ def account_lines(result: AuditResult) -> Iterator[str]:
         apart.append((result.ledger.not_yet_recorded, "which the ledger has yet to record"))
         apart.append((result.ledger.set_aside, "which the ledger has set aside"))
     told = [_counted(number, what) for number, what in apart if number]
+    if not_passed_on := _sum(parts, "openings_not_yet_published"):
+        told.append(f"{counted(not_passed_on, 'opening')} which workers have yet to pass on")
     if told:
         yield f"told apart: {', '.join(told)}"
     for note in result.notes[:NOTES_SHOWN]:

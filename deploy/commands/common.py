@@ -31,8 +31,9 @@ CONNECTION = (
     "ssl_key_password",
     "data_dir",
 )
-TOPICS = ("segments_topic", "totals_topic", "dead_letters_topic", "application_id")
-POLICY = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
+TOPICS = ("segments_topic", "totals_topic", "orders_topic", "dead_letters_topic", "application_id")
+TIMES = ("settle_grace_s", "idle_timeout_s", "correction_window_s", "interim_interval_s")
+POLICY = (*TIMES, "opened_only")
 
 SETTING_HELP = {
     "bootstrap_servers": "Where Kafka is: host:port[,host:port]. Default: the local stack's.",
@@ -49,12 +50,14 @@ SETTING_HELP = {
     "previous_application_id": "Id whose recorded policies hold for what it has billed.",
     "segments_topic": "Topic of the segments.",
     "totals_topic": "Topic of the totals.",
+    "orders_topic": "Topic of the orders that were opened.",
     "dead_letters_topic": "Topic of the dead letters.",
     "seal_topic": "Topic of the sealed log's checkpoints.",
     "settle_grace_s": "Wait after an order's end for missing segments, then INCOMPLETE.",
     "idle_timeout_s": "Wait for an order's next new segment, then ABANDONED.",
     "correction_window_s": "How long ago a segment may have ended and still count.",
     "interim_interval_s": "Longest time an order runs on without a total, then RUNNING; 0: never.",
+    "opened_only": "Refuse segments of orders that no OrderOpened came ahead of: true or false.",
     "checkpoint_interval_s": "Time between checkpoints: what a crash replays at most.",
     "stall_timeout_s": "How long a worker may stand still before it says so; twice that ends it.",
     "worker_host": "Address that the worker's web server listens on.",
@@ -104,12 +107,14 @@ SETTING_DEFAULTS = {
     "application_id": "durabill",
     "segments_topic": "billing.segments",
     "totals_topic": "billing.totals",
+    "orders_topic": "billing.orders",
     "dead_letters_topic": "billing.dead-letters",
     "seal_topic": "billing.seal-checkpoints",
     "settle_grace_s": "30",
     "idle_timeout_s": "300",
     "correction_window_s": "86400",
     "interim_interval_s": "86400",
+    "opened_only": "false",
     "checkpoint_interval_s": "1",
     "stall_timeout_s": "60",
     "worker_host": "127.0.0.1",

@@ -13,7 +13,7 @@ import typer
 from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
-    POLICY,
+    TIMES,
     TOPICS,
     located,
     quiet_kafka,
@@ -62,7 +62,7 @@ FaultRatios = Annotated[
 ]
 
 
-@with_settings(*CONNECTION, "segments_topic", *POLICY)
+@with_settings(*CONNECTION, "segments_topic", *TIMES)
 def fleet(
     settings: "Settings",
     orders: Orders = 200,

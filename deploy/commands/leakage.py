@@ -1,5 +1,7 @@
 """`durabill leakage`: where time, and so money, may be lost."""
 
+import time
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +21,7 @@ from durabill.deploy.terminal import Progress, counted, emit, progress_bars, say
 
 if TYPE_CHECKING:
     from durabill.stream_processors.audit.leakage import Leakage
+    from durabill.stream_processors.audit.unreported import OpenedOrder
     from durabill.stream_processors.dead_letters.letters import DeadLetter
     from durabill.stream_processors.settings import Settings
 
@@ -45,10 +48,11 @@ def leakage(
     Told are: orders that never ended, by status; the proven time, and how much more it may be at
     most; orders of which no such bound is known; numbers missing, by hour and by partition; orders
     whose first number isn't 1; how much was reported more than once; dead letters by reason, with
-    the time that they report; orders of which there are dead letters alone. The orders to look at
-    first are those where the most time may be lost. Nothing here is an error: what is missing may
-    still come. Reads the totals topic, as committed, or the ledger, and the dead letters. Orders
-    that were opened, and of which no record ever came, are in none of these.
+    the time that they report; orders of which there are dead letters alone; orders that
+    were opened and have no total, by tenant: those whose segments are no longer accepted were never
+    reported. The orders to look at first are those where the most time may be lost. Nothing here is
+    an error: what is missing may still come. Reads the topics of totals and orders, as committed,
+    or the ledger, and the dead letters.
 
         durabill leakage --top 50 --csv look-at.csv
         durabill leakage --source ledger --json | jq '.all.may_be_missing_ms'
@@ -57,6 +61,7 @@ def leakage(
     from durabill.stream_processors.audit.leakage_report import as_csv, lines_of
     from durabill.stream_processors.audit.leakage_report import as_json as report_as_json
     from durabill.stream_processors.audit.report_file import check_report_path, write_report_file
+    from durabill.stream_processors.audit.unreported import Unreported
 
     if csv is not None:
         check_report_path(csv)
@@ -64,7 +69,7 @@ def leakage(
         settings = located(settings, "bootstrap_servers", role="leakage")
     else:
         settings = located(settings, "bootstrap_servers", "ledger_dsn", role="letters")
-    found = Leakage(top)
+    found = Leakage(top, Unreported(top, time.time_ns() // 10**6))
     with progress_bars(quiet=as_json) as progress:
         _add_letters(settings, found)
         if source is Source.TOPIC:
@@ -126,6 +131,8 @@ def _add_topic(settings: "Settings", found: "Leakage", progress: Progress) -> in
     kafka, topic, unreadable = quiet_kafka(settings), settings.totals_topic, 0
     for partition in range(partition_count(kafka, topic)):
         mine = frozenset({partition})
+        for opened in _openings(settings, partition, progress):
+            found.unreported.add_opening(opened)
         for _, _, message in read_topic(kafka, topic, partitions=mine, progress=progress):
             value: Any = message.value()
             try:
@@ -136,9 +143,36 @@ def _add_topic(settings: "Settings", found: "Leakage", progress: Progress) -> in
     return unreadable
 
 
-def _add_ledger(settings: "Settings", found: "Leakage") -> None:
-    from durabill.stream_processors.ledger.lookups import latest_summaries
+def _openings(settings: "Settings", partition: int, progress: Progress) -> "Iterator[OpenedOrder]":
+    """Yield the openings that a partition of the orders topic has."""
+    from durabill.schemas import BadRecord, is_opening, read_opening
+    from durabill.stream_processors.audit.unreported import OpenedOrder
+    from durabill.stream_processors.kafka.openings import source_offset_of
+    from durabill.stream_processors.kafka.reading import read_topic
 
+    kafka, topic, mine = quiet_kafka(settings), settings.orders_topic, frozenset({partition})
+    for _, _, message in read_topic(kafka, topic, partitions=mine, progress=progress):
+        key: Any = message.key()
+        value: Any = message.value()
+        source_offset = source_offset_of(message)
+        if source_offset is None or not is_opening(value):
+            continue  # not a worker's; the audit tells of it
+        try:
+            opened = read_opening(key, value)
+        except BadRecord:
+            continue
+        times_ms = opened.server_timestamp_ms, opened.accept_until_ms
+        number = opened.service_order_number
+        yield OpenedOrder(number, opened.tenant, opened.service, *times_ms, source_offset)
+
+
+def _add_ledger(settings: "Settings", found: "Leakage") -> None:
+    from durabill.stream_processors.audit.unreported import OpenedOrder
+    from durabill.stream_processors.ledger.lookups import latest_summaries, opened_orders
+
+    found.unreported.opened, without_total = opened_orders(settings.ledger_dsn)
+    for row in without_total:
+        found.unreported.count(OpenedOrder(*row))
     for total in latest_summaries(settings.ledger_dsn):
         found.add_total(total)
         found.settle()

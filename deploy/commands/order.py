@@ -33,13 +33,15 @@ def order(
 ) -> None:
     """Show an order: its records in the log, their union over time, its live state, its totals.
 
-    Each record is shown with its place, the broker's append time and the verdict on it, each total
-    with the record or the deadline that caused it. A number that was used again after its order was
-    forgotten has several lives, which are told apart. The verdicts are the billing rules' own, by
-    the policies that are recorded in the checkpoint topic, or, where that can't be read, by the
-    settings'. The bar shows which part of the time is proven, and where gaps are. Of many totals
-    the latest are shown; with --json all of them, with their intervals. Reads the order's partition
-    from its start. Exit code 1 if nobody knows the order.
+    Its opening is shown first, with tenant, client, service, attributes, and until when its records
+    are accepted; and openings that were refused. Each record is shown with its place, the broker's
+    append time and the verdict on it, each total with the record or the deadline that caused it. A
+    number that was used again after its order was forgotten has several lives, which are told
+    apart. The verdicts are the billing rules' own, by the policies that are recorded in the
+    checkpoint topic, or, where that can't be read, by the settings'. The bar shows which part of
+    the time is proven, and where gaps are. Of many totals the latest are shown; with --json all of
+    them, with their intervals. Reads the order's partition from its start. Exit code 1 if nobody
+    knows the order.
 
         durabill order 01J9ZK3V5Q8W7N2M4R6T8Y0ABC
     """
@@ -77,6 +79,7 @@ def _as_json(story: "Story", live: "OrderState | None", totals: "Totals") -> dic
 
     return {
         "service_order_number": story.number,
+        "openings": story_json.openings(story),
         "records": [asdict(each) for each in story.rows],
         "intervals": [list(each) for each in story.union],
         "duration_ms": story.union.measure,

@@ -16,6 +16,7 @@ from durabill.schemas import (
     Reason,
     WriterSchemas,
     decode_total,
+    is_opening,
     partition_for,
 )
 from durabill.schemas.wire import Headers, RawSegment
@@ -23,7 +24,7 @@ from durabill.stream_processors.audit.story import Basis, Story
 from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import LogRecord, Place
-from durabill.stream_processors.core.explain import PolicyAt, Read, explain
+from durabill.stream_processors.core.explain import IsOpening, PolicyAt, Read, explain
 from durabill.stream_processors.dead_letters.letters import (
     DeadLetter,
     headers_of,
@@ -90,7 +91,8 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
         story.notes += notes
         place, policy_at = Place(partition, partitions), _policy_at(basis.history)
         read = recorded.reader_of(partition, basis)
-        story.add(partition, explain(number, log, place, policy_at, read))
+        is_read = _is_opening_at(basis.history)
+        story.add(partition, explain(number, log, place, policy_at, read, is_opening_at=is_read))
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
     return story
@@ -118,6 +120,10 @@ def _before(
 
 def _policy_at(history: History) -> PolicyAt:
     return lambda offset: in_force(history, offset).policy
+
+
+def _is_opening_at(history: History) -> IsOpening:
+    return lambda value, offset: is_opening(value) and in_force(history, offset).reads_openings
 
 
 class _Recorded:

@@ -14,12 +14,18 @@ from durabill.deploy.terminal import (
     human_doubts,
     human_ms,
     human_time,
+    plain,
     shown,
 )
 from durabill.schemas.order_state import OrderState, Phase
 from durabill.stream_processors.audit.story import Given, Life, Story, key_of
 from durabill.stream_processors.audit.story_rows import Row
-from durabill.stream_processors.audit.words import cause_words, number_ranges, policy_lines
+from durabill.stream_processors.audit.words import (
+    cause_words,
+    number_ranges,
+    opening_lines,
+    policy_lines,
+)
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import DEADLINE_OF
 
@@ -31,7 +37,7 @@ def show_story(story: Story, rows: int) -> None:
     """Show what the log tells: at most `rows` records, and lives; 0 shows all."""
     console = Console()
     console.print(Text(f"Order {shown(story.number)}, partition {story.partition}", style="bold"))
-    print(*policy_lines(story.basis), sep="\n")
+    print(*map(plain, opening_lines(story)), *policy_lines(story.basis), sep="\n")
     if story.rows:
         console.print(_table(story, rows))
     for note in story.notes:
@@ -126,6 +132,8 @@ def state_words(state: OrderState) -> str:
     """Return where an order stands, and until when if nothing comes."""
     deadline = DEADLINE_OF[state.phase]
     what = "forgotten after" if state.phase is Phase.SETTLED else f"{deadline} passes at"
+    if not state.segments:
+        return f"OPENED, no segment yet, forgotten after {human_time(state.deadline_ms)}"
     return (
         f"{state.phase}, {human_ms(state.duration_ms)}, {counted(state.segments, 'segment')},"
         f" {counted(state.duplicates, 'repeat')}, revision {state.revision},"
@@ -169,6 +177,9 @@ def show_live(live: OrderState | None, why_not: str) -> None:
     print(f"\nLive state: {why_not if live is None else state_words(live)}")
     if live is None:
         return
+    if live.opened is not None:
+        until = human_time(live.opened.accept_until_ms)
+        print(f"  opened by tenant {shown(live.opened.tenant)}, accepted until {until}")
     if live.interim_deadline_ms is not None:
         print(f"  interim total at {human_time(live.interim_deadline_ms)}")
     if live.missing_numbers:

@@ -57,9 +57,9 @@ def checkpoint(
     """Write the workers' checkpoints anew, so that workers go on where they had published.
 
     For a checkpoint topic that was lost or damaged. All workers must be stopped; that is made
-    sure. The whole log is replayed, and every published total must be one that it gives; else
-    nothing is written. What was not published yet, a worker publishes when it starts; what was, it
-    doesn't publish again.
+    sure. The whole log is replayed, and every published total and opening must be one that it
+    gives; else nothing is written. What was not published yet, a worker publishes when it starts;
+    what was, it doesn't publish again. So an orders topic that was lost is filled again as well.
 
         durabill rebuild checkpoint --dry-run
         durabill rebuild checkpoint --yes
@@ -154,7 +154,7 @@ def ledger(
     no_audit: NoAudit = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Fill a new ledger, the database of DURABILL_LEDGER_DSN, with all that the totals topic holds.
+    """Fill a new ledger, the database of DURABILL_LEDGER_DSN, with all totals and openings.
 
     A ledger never changes a row, so one that was altered isn't mended: name an empty database, and
     the old one stays as it is. Workers may go on. A run that was killed is gone on with by running
@@ -171,7 +171,8 @@ def ledger(
     settings = _entered(settings, "totals")
     where = without_password(settings.ledger_dsn)
     if not dry_run:
-        _ask(f"fill the ledger at {where} from {settings.totals_topic}", yes)
+        topics = f"{settings.totals_topic} and {settings.orders_topic}"
+        _ask(f"fill the ledger at {where} from {topics}", yes)
         migrate(settings.ledger_dsn)
     with progress_bars(quiet=as_json, paced=True) as progress:
         fill = dry_run_ledger if dry_run else rebuild_ledger
@@ -181,7 +182,8 @@ def ledger(
         emit({"dry_run": dry_run, **asdict(done), "audit": proof and proof.as_json()})
     else:
         verb = "to record" if dry_run else "recorded"
-        print(f"{where}: {counted(done.recorded, 'total')} {verb}")
+        openings = counted(done.opened, "opening")
+        print(f"{where}: {counted(done.recorded, 'total')} and {openings} {verb}")
         _tell((), "start the ledger on it", dry_run)
     _end(proof)
 

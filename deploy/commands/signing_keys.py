@@ -39,7 +39,8 @@ def make_file(file: Path, kind: KeyKind, name: str) -> KeysTold:
         from durabill.stream_processors.audit.seal.keys import make_key_file
 
         return _of_seal(file, str(make_key_file(file, name)))
-    from durabill.producers.gateway.key_files import Kind, SigningKeyError, make_keys, new_keys
+    from durabill.producers.gateway.key_files import make_keys
+    from durabill.producers.gateway.key_sets import Kind, SigningKeyError, new_keys
 
     keys = new_keys(Kind(kind))
     if not make_keys(file, keys):
@@ -58,7 +59,8 @@ def public_of(file: Path) -> KeysTold:
         key = str(found.key.public)
         before = [str(each) for each in found.trusted[1:]]
         return KeysTold({"public_key": key, "earlier_public_keys": before}, key)
-    from durabill.producers.gateway.key_files import Kind, SigningKeyError, read_keys
+    from durabill.producers.gateway.key_files import read_keys
+    from durabill.producers.gateway.key_sets import Kind, SigningKeyError
 
     if kind is KeyKind.LEASE:
         raise SigningKeyError(
@@ -77,13 +79,8 @@ def rotate_file(old: Path, new: Path | None, *, lease_s: float, force: bool) -> 
         if new is None:
             raise KeyFileError(f"name the new file too: durabill keys rotate {old} NEW")
         return _of_seal(new, str(rotate_key_file(old, new)))
-    from durabill.producers.gateway.key_files import (
-        Kind,
-        SigningKeyError,
-        read_keys,
-        replace_keys,
-        rotated,
-    )
+    from durabill.producers.gateway.key_files import read_keys, replace_keys
+    from durabill.producers.gateway.key_sets import Kind, SigningKeyError, rotated
 
     if new is not None:
         hint = f"durabill keys rotate {old}"
@@ -104,7 +101,7 @@ def _of_seal(file: Path, public: str) -> KeysTold:
 def _of_gateway(file: Path, keys: Any) -> KeysTold:
     import msgspec
 
-    from durabill.producers.gateway.key_files import Kind, public_keys_of
+    from durabill.producers.gateway.key_sets import Kind, public_keys_of
 
     fields = {"key_file": str(file), "kids": [each.kid for each in keys.keys]}
     if keys.kind is Kind.LEASE:

@@ -229,12 +229,13 @@ def _of_policies(answers: Sequence[Answer]) -> list[str]:
 
 
 def short_terms(terms: Terms) -> str:
-    """Return terms in a few words: grace/idle/window/interim."""
+    """Return terms in a few words: grace/idle/window/interim, and what else there is."""
     policy = terms.policy
     waits_ms = (policy.settle_grace_ms, policy.idle_timeout_ms, policy.correction_window_ms)
     interim = short_ms(policy.interim_interval_ms) if policy.interim_interval_ms else "never"
     registry = " registry" if terms.registry else ""
-    return "/".join([*map(short_ms, waits_ms), interim]) + registry
+    opened = " opened only" if policy.opened_only else ""
+    return "/".join([*map(short_ms, waits_ms), interim]) + registry + opened
 
 
 def short_ms(duration_ms: int) -> str:

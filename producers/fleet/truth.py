@@ -16,14 +16,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+from durabill.producers.fleet.truth_opening import claims_to_open, judge_opening
 from durabill.producers.fleet.truth_order import (
     FUTURE_TOLERANCE_MS,
     PIECES_MAX,
     Arrived,
     Fate,
+    Opening,
     OrderHistory,
     Policy,
 )
+from durabill.producers.fleet.truth_wire import Headers, is_order_number, read_long
+from durabill.producers.fleet.truth_wire import LogRecord as LogRecord
 from durabill.schemas import OrderTotal, Reason, SegmentEvent, partition_for
 
 SEGMENT_MAX_MS = 86_400_000
@@ -34,20 +38,6 @@ SEGMENT_FINGERPRINT = bytes.fromhex("ba627070e049bb87")
 CLOCK_MARK_FINGERPRINT = bytes.fromhex("d6eb9f219c18dc00")
 FORWARDED_FROM = "forwarded_from"
 """Header of a copy that was sent on to its right partition: b"<partition>/<offset>" it had."""
-
-Headers = tuple[tuple[str, bytes | None], ...]
-
-
-class LogRecord(NamedTuple):
-    """One record as it lies in the segments topic; `append_ms` is the broker's own time."""
-
-    partition: int
-    offset: int
-    append_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-
 
 PolicyOf = Callable[[int, int], Policy]
 """Returns the policy for a record by its partition and offset."""
@@ -67,40 +57,29 @@ class LogTruth:
 
     `totals` has all revisions of each order, oldest first. `sent_on` has b"<partition>/<offset>"
     of each record that must be sent on to its right partition, `forwarded` those of which a
-    copy was found there.
+    copy was found there. `opened` has the same of each opening that was accepted.
     """
 
     totals: dict[str, list[OrderTotal]] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     sent_on: set[bytes] = field(default_factory=set)
     forwarded: set[bytes] = field(default_factory=set)
+    opened: set[bytes] = field(default_factory=set)
     accepted: int = 0
 
 
 # -- one record ---------------------------------------------------------------------------
 
 
-def _read_long(body: bytes, at: int) -> tuple[int, int]:
-    """Return (Avro long at `at`, the position behind it); raise ValueError if there is none."""
-    plain = 0
-    for place, byte in enumerate(body[at : at + 10]):
-        plain += (byte & 0x7F) << (7 * place)
-        if byte < 0x80:
-            if plain >= 1 << 64:
-                raise ValueError("the number has more than 64 bits")
-            return (-(plain // 2) - 1 if plain % 2 else plain // 2), at + place + 1
-    raise ValueError("the number is cut off, or has more than ten bytes")
-
-
 def _read_body(body: bytes) -> tuple[bytes, int, int, int, bool]:
     """Return (number, business data number, start, end, end identifier), or raise ValueError."""
-    size, at = _read_long(body, 0)
+    size, at = read_long(body, 0)
     number = body[at : at + size] if size >= 0 else b""
     if len(number) != size:
         raise ValueError("the string is cut off")
-    business_data_number, at = _read_long(body, at + size)
-    start_ms, at = _read_long(body, at)
-    end_ms, at = _read_long(body, at)
+    business_data_number, at = read_long(body, at + size)
+    start_ms, at = read_long(body, at)
+    end_ms, at = read_long(body, at)
     if body[at:] not in (b"\x00", b"\x01"):
         raise ValueError("one byte, 0 or 1, must be left for the end identifier")
     return number, business_data_number, start_ms, end_ms, body[at:] == b"\x01"
@@ -111,27 +90,17 @@ def _partition_of(number: bytes, partitions: int) -> int:
     return partition_for(number, partitions)
 
 
-@lru_cache(100_000)
-def _is_order_number(number: bytes) -> bool:
-    try:
-        text = number.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    controls = any(ord(char) < 0x20 or 0x7F <= ord(char) <= 0x9F for char in text)
-    return 1 <= len(number) <= 64 and not controls
-
-
 def is_clock_mark(record: LogRecord) -> bool:
     """Return whether a record only tells the time: of the marks' schema, well-formed, no key."""
     value = record.value or b""
     if not value.startswith(SEGMENT_MARKER + CLOCK_MARK_FINGERPRINT) or record.key is not None:
         return False
     try:
-        size, at = _read_long(value, 10)
+        size, at = read_long(value, 10)
         if not 1 <= size <= min(100, len(value) - at):
             return False
         value[at : at + size].decode()
-        return _read_long(value, at + size)[1] == len(value)
+        return read_long(value, at + size)[1] == len(value)
     except ValueError:
         return False
 
@@ -142,12 +111,17 @@ def _fault_of_mark(record: LogRecord, value: bytes) -> Reason:
 
 
 def judge(
-    record: LogRecord, arrival_ms: int, policy: Policy, partitions: int
+    record: LogRecord,
+    arrival_ms: int,
+    policy: Policy,
+    partitions: int,
+    opening: Opening | None = None,
 ) -> SegmentEvent | Reason:
     """Return the segment if the record is good where it lies, else the first reason that holds.
 
-    WRONG_PARTITION is given whether the record is there for the first time (then it must be
-    sent on) or came back with the header `forwarded_from` or is too large (a dead letter).
+    `opening` is its order's, which may still take it late. WRONG_PARTITION is given whether the
+    record is there for the first time (then it must be sent on) or came back with the header
+    `forwarded_from` or is too large (a dead letter).
     """
     value = record.value
     if value is None or len(value) < 10 or value[:2] != SEGMENT_MARKER:
@@ -162,14 +136,16 @@ def judge(
         return Reason.NOT_AVRO
     length_ms = end_ms - start_ms
     empty = length_ms == 0 and not end_identifier
+    is_taken_late = opening is not None and arrival_ms <= opening.until_ms
+    is_old = end_ms < arrival_ms - policy.correction_window_ms
     checks = (
         (record.key != number, Reason.KEY_MISMATCH),
-        (not _is_order_number(number), Reason.BAD_ORDER_NUMBER),
+        (not is_order_number(number), Reason.BAD_ORDER_NUMBER),
         (business_data_number < 1, Reason.BAD_BUSINESS_DATA_NUMBER),
         (start_ms < 0 or length_ms < 0 or empty, Reason.BAD_TIME_SEQUENCE),
         (end_ms > arrival_ms + FUTURE_TOLERANCE_MS, Reason.IN_THE_FUTURE),
         (length_ms > SEGMENT_MAX_MS, Reason.TOO_LONG),
-        (end_ms < arrival_ms - policy.correction_window_ms, Reason.TOO_LATE),
+        (is_old and not is_taken_late, Reason.TOO_LATE),
         (_partition_of(number, partitions) != record.partition, Reason.WRONG_PARTITION),
     )
     for holds, reason in checks:
@@ -215,44 +191,109 @@ def read_log(
     `policy` is one for all, or what gives the one for a record by its partition and offset.
     `pieces_max` is for tests: how many intervals or ranges of numbers an order may have.
     """
-    truth = LogTruth()
     policy_of = policy if callable(policy) else (lambda partition, offset: policy)
-    arrival_ms: dict[int, int] = {}
-    in_force: dict[int, Policy] = {}
-    orders: dict[str, OrderHistory] = {}
-    partition_of: dict[str, int] = {}
+    log = _Log(policy_of, partitions, pieces_max)
     for record in records:
-        now = policy_of(record.partition, record.offset)
-        if in_force.setdefault(record.partition, now) != now:
-            for number, order in orders.items():
-                if partition_of[number] == record.partition:
-                    order.change_policy(now, arrival_ms[record.partition])
-            in_force[record.partition] = now
-        now_ms = max(record.append_ms, arrival_ms.get(record.partition, 0))
-        arrival_ms[record.partition] = now_ms
+        log.read(record)
+    return log.finish(until_ms)
+
+
+class _Log:
+    """What has been read of a log so far, record by record."""
+
+    def __init__(self, policy_of: PolicyOf, partitions: int, pieces_max: int) -> None:
+        self._policy_of = policy_of
+        self._partitions = partitions
+        self._pieces_max = pieces_max
+        self._truth = LogTruth()
+        self._arrival_ms: dict[int, int] = {}
+        self._in_force: dict[int, Policy] = {}
+        self._orders: dict[bytes, OrderHistory] = {}
+        self._partition_of: dict[bytes, int] = {}
+
+    def read(self, record: LogRecord) -> None:
+        """Take in the next record of its partition."""
+        now_ms = self._pass_time(record)
         if is_clock_mark(record):
-            continue
-        judged = judge(record, now_ms, now, partitions)
-        if judged is Reason.WRONG_PARTITION and may_be_sent_on(record):
-            truth.sent_on.add(b"%d/%d" % (record.partition, record.offset))
-            continue
-        origin = forwarded_from(record.headers, record.partition, partitions)
+            return
+        verdict, is_misplaced = self._judge(record, now_ms)
+        if is_misplaced and may_be_sent_on(record):
+            self._truth.sent_on.add(_place(record))
+            return
+        origin = forwarded_from(record.headers, record.partition, self._partitions)
         if origin is not None:
-            truth.forwarded.add(origin)
-        if isinstance(judged, SegmentEvent):
-            number = judged.service_order_number
-            if number not in orders:
-                orders[number] = OrderHistory(now, record.partition, pieces_max)
-                partition_of[number] = record.partition
-            fate = orders[number].take(Arrived(record.offset, now_ms, judged), origin)
-            truth.accepted += fate is Fate.ACCEPTED
-            if fate is not Fate.REFUSED:
-                continue
-            judged = Reason.TOO_FRAGMENTED
-        truth.dead_letters.append(DeadLetter(judged, record.partition, record.offset))
-    for number, order in orders.items():
-        # What will move the time from here on comes after all that there is.
-        partition = partition_of[number]
-        order.change_policy(policy_of(partition, OFFSET_MAX), arrival_ms[partition])
-        truth.totals[number] = order.finish(until_ms)
-    return truth
+            self._truth.forwarded.add(origin)
+        if isinstance(verdict, SegmentEvent):
+            verdict = self._take(record, now_ms, verdict, origin)
+        elif isinstance(verdict, Opening):
+            verdict = self._open(record, now_ms, verdict)
+        if verdict is not None:
+            letter = DeadLetter(verdict, record.partition, record.offset)
+            self._truth.dead_letters.append(letter)
+
+    def _pass_time(self, record: LogRecord) -> int:
+        """Have a record's policy in force; return its arrival."""
+        partition = record.partition
+        now = self._policy_of(partition, record.offset)
+        if self._in_force.setdefault(partition, now) != now:
+            for number, order in self._orders.items():
+                if self._partition_of[number] == partition:
+                    order.change_policy(now, self._arrival_ms[partition])
+            self._in_force[partition] = now
+        now_ms = max(record.append_ms, self._arrival_ms.get(partition, 0))
+        self._arrival_ms[partition] = now_ms
+        return now_ms
+
+    def _judge(
+        self, record: LogRecord, now_ms: int
+    ) -> tuple[SegmentEvent | Opening | Reason, bool]:
+        """Judge a record by itself; tell also if its only fault is to be in a wrong partition."""
+        if claims_to_open(record):
+            found = judge_opening(record, now_ms)
+            if isinstance(found, Reason):
+                return found, False
+            is_here = _partition_of(found[0], self._partitions) == record.partition
+            return (found[1], False) if is_here else (Reason.WRONG_PARTITION, True)
+        opening, key = None, record.key or b""
+        if self._partition_of.get(key) == record.partition:
+            opening = self._orders[key].opening_at(now_ms)
+        policy = self._in_force[record.partition]
+        judged = judge(record, now_ms, policy, self._partitions, opening)
+        return judged, judged is Reason.WRONG_PARTITION
+
+    def _order(self, record: LogRecord) -> OrderHistory:
+        key = record.key or b""
+        if key not in self._orders:
+            now = self._in_force[record.partition]
+            self._orders[key] = OrderHistory(now, record.partition, self._pieces_max)
+            self._partition_of[key] = record.partition
+        return self._orders[key]
+
+    def _take(
+        self, record: LogRecord, now_ms: int, event: SegmentEvent, origin: bytes | None
+    ) -> Reason | None:
+        """Give a segment to its order; return why it refuses it, None if it doesn't."""
+        fate = self._order(record).take(Arrived(record.offset, now_ms, event), origin)
+        self._truth.accepted += fate is Fate.ACCEPTED
+        return fate if isinstance(fate, Reason) else None
+
+    def _open(self, record: LogRecord, now_ms: int, opening: Opening) -> Reason | None:
+        """Open an order; return why that is refused, None if it isn't."""
+        fate = self._order(record).open(opening, now_ms)
+        if fate is Fate.ACCEPTED:
+            self._truth.opened.add(_place(record))
+        return fate if isinstance(fate, Reason) else None
+
+    def finish(self, until_ms: int | None) -> LogTruth:
+        """Return all that it must have led to."""
+        for number, order in self._orders.items():
+            # What will move the time from here on comes after all that there is.
+            partition = self._partition_of[number]
+            order.change_policy(self._policy_of(partition, OFFSET_MAX), self._arrival_ms[partition])
+            if totals := order.finish(until_ms):
+                self._truth.totals[number.decode()] = totals
+        return self._truth
+
+
+def _place(record: LogRecord) -> bytes:
+    return b"%d/%d" % (record.partition, record.offset)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from durabill.schemas import Interval, NumberRange, OrderTotal, SegmentEvent, Status
+from durabill.schemas import Interval, NumberRange, OrderTotal, Reason, SegmentEvent, Status
 
 FUTURE_TOLERANCE_MS = 60_000
 FORGET_MARGIN_MS = 60_000
@@ -29,6 +29,15 @@ class Policy:
     idle_timeout_ms: int = 300_000
     correction_window_ms: int = 86_400_000
     interim_interval_ms: int = 86_400_000
+    opened_only: bool = False
+
+
+class Opening(NamedTuple):
+    """What an order's opening says: whose it is, when it begins, and until when it takes all."""
+
+    owner: tuple[str, str]
+    begin_ms: int
+    until_ms: int
 
 
 class Arrived(NamedTuple):
@@ -159,11 +168,10 @@ def total_of(
 
 
 class Fate(Enum):
-    """What becomes of a record that is good by itself, once its order is looked at."""
+    """What becomes of a record that its order doesn't refuse."""
 
     ACCEPTED = "accepted"
-    PASSED_OVER = "passed over"  # a copy that has been counted
-    REFUSED = "refused"  # TOO_FRAGMENTED
+    PASSED_OVER = "passed over"  # a copy that has been counted, or an opening that comes again
 
 
 class _Life:
@@ -185,6 +193,7 @@ class _Life:
         self.ended_ms = 0
         self.settled = 0  # how often
         self.totals: list[OrderTotal] = []
+        self.opening: Opening | None = None
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -203,6 +212,9 @@ class _Life:
         kept_from_ms = max(at_ms, self.ended_ms - FUTURE_TOLERANCE_MS)
         window_ms = self.policy.correction_window_ms
         self.kept_until_ms = kept_from_ms + window_ms + FORGET_MARGIN_MS
+        if self.opening is not None:
+            opened_until_ms = self.opening.until_ms + FORGET_MARGIN_MS
+            self.kept_until_ms = max(self.kept_until_ms, opened_until_ms)
 
     def pass_time(self, now_ms: int | None) -> None:
         """Give what is due not after `now_ms`; None means the end of time."""
@@ -300,20 +312,48 @@ class OrderHistory:
         self._life = _Life(policy, partition)
         self._pieces_max = pieces_max
         self._totals: list[OrderTotal] = []
+        self._waiting: Opening | None = None  # for the first record of a life
 
-    def take(self, record: Arrived, origin: bytes | None = None) -> Fate:
-        """Take in the next record of the log; `origin` is where it was sent on from, if it was."""
+    def _turn(self, now_ms: int) -> _Life:
+        """Let time pass; return the life that goes on, or one that has yet to begin."""
         life = self._life
-        life.pass_time(record.arrival_ms)
-        if life.is_forgotten(record.arrival_ms):
+        life.pass_time(now_ms)
+        if life.is_forgotten(now_ms):
             self._totals += life.totals
             life = self._life = _Life(life.policy, life.partition)
+        if self._waiting is not None and now_ms > self._waiting.until_ms + FORGET_MARGIN_MS:
+            self._waiting = None
+        return life
+
+    def opening_at(self, now_ms: int) -> Opening | None:
+        """Return the opening by which a record that arrives now is judged."""
+        life = self._turn(now_ms)
+        return life.opening if life.records else self._waiting
+
+    def open(self, opening: Opening, now_ms: int) -> Fate | Reason:
+        """Open the order, if it is not known; else see whether this only comes again."""
+        known = self.opening_at(now_ms)
+        if known is None and not self._life.records:
+            self._waiting = opening
+            return Fate.ACCEPTED
+        is_again = known is not None and known.owner == opening.owner
+        return Fate.PASSED_OVER if is_again else Reason.ALREADY_OPENED
+
+    def take(self, record: Arrived, origin: bytes | None = None) -> Fate | Reason:
+        """Take in the next record of the log; `origin` is where it was sent on from, if it was."""
+        life, opening = self._turn(record.arrival_ms), self.opening_at(record.arrival_ms)
         if origin is not None:
             partition, offset = map(int, origin.split(b"/"))
             if life.origins.get(partition, -1) >= offset:
                 return Fate.PASSED_OVER
+        if opening is None and life.policy.opened_only:
+            return Reason.NOT_OPENED
+        if opening is not None and record.event.start_ms < opening.begin_ms:
+            return Reason.BEFORE_OPENING
         if life.is_too_much(record.event, self._pieces_max):
-            return Fate.REFUSED
+            return Reason.TOO_FRAGMENTED
+        if not life.records:
+            life.opening, self._waiting = opening, None
         if origin is not None:
             life.origins[partition] = offset
         life.accept(record)

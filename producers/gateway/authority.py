@@ -10,7 +10,8 @@ from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.caller import caller_of
 from durabill.producers.gateway.checks import json_answer
 from durabill.producers.gateway.client_reports import ClientReports, ClientsAnswer, worst_first
-from durabill.producers.gateway.key_files import Kind, WatchedKeys, decode64
+from durabill.producers.gateway.key_files import WatchedKeys
+from durabill.producers.gateway.key_sets import Kind, decode64
 from durabill.producers.gateway.leases import LeaseBook
 from durabill.producers.gateway.quotas import QuotaLimits, Quotas
 from durabill.producers.gateway.receipts import ReceiptSigner

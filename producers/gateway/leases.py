@@ -22,7 +22,8 @@ import msgspec
 
 from durabill.producers.gateway.api import Bounds, TimeRules
 from durabill.producers.gateway.caller import Caller
-from durabill.producers.gateway.key_files import Jwk, WatchedKeys, decode64, encode64
+from durabill.producers.gateway.key_files import WatchedKeys
+from durabill.producers.gateway.key_sets import Jwk, decode64, encode64
 from durabill.producers.gateway.problems import ApiError
 
 LEASE_CHARS_MAX = 1_024

@@ -42,6 +42,7 @@ class InUse(NamedTuple):
     """A number that somebody uses; how its order was opened, where that is known."""
 
     opened: Opened | None = None
+    has_segments: bool = True
 
 
 class Lookup:
@@ -85,7 +86,7 @@ class Lookup:
         """
         live = await self._workers.live(number, Page(limit=1))
         if live.state is not None:
-            return InUse(live.state.opened)
+            return InUse(live.state.opened, live.state.segments > 0)
         if self._was_stored_just_now(number):
             return InUse()
         if live.unknown is None or not await self._ledger.is_known():

@@ -8,9 +8,9 @@ import msgspec
 
 from durabill.producers.gateway.api import NO_CONTROLS
 from durabill.producers.gateway.leases import LEASE_CHARS_MAX
-from durabill.producers.gateway.orders import KEY_CHARS_MAX
 from durabill.producers.gateway.problems import Problem
 from durabill.producers.gateway.routes import ROUTES, Route
+from durabill.producers.gateway.starts import KEY_CHARS_MAX
 from durabill.schemas.web import PAGE_DEFAULT, PAGE_MAX, PROBLEM
 
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -14,87 +14,35 @@ other becomes a dead letter, or is passed over where both are of one client.
 """
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
 from aiohttp import web
 
-from durabill.producers.gateway.api import OrderGrant, OrderRequest, check_number, read_order
+from durabill.producers.gateway.api import OrderGrant, read_order
 from durabill.producers.gateway.authority import Authority
 from durabill.producers.gateway.caller import Caller, caller_of
 from durabill.producers.gateway.checks import json_answer, read_body
 from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
 from durabill.producers.gateway.leases import Lease
-from durabill.producers.gateway.lookup import Lookup, number_of
+from durabill.producers.gateway.lookup import InUse, Lookup, number_of
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
-from durabill.schemas.errors import BadRecord
-from durabill.schemas.limits import (
-    ATTRIBUTE_KEY_BYTES_MAX,
-    ATTRIBUTE_VALUE_BYTES_MAX,
-    ATTRIBUTES_MAX,
-    ORDER_NUMBER_BYTES_MAX,
-    SERVICE_BYTES_MAX,
+from durabill.producers.gateway.starts import (
+    Start,
+    checked,
+    key_of,
+    new_order_number,
+    repeated_order_number,
 )
+from durabill.schemas.errors import BadRecord
 from durabill.schemas.order_opened import OrderOpened, encode_opening
 from durabill.schemas.text import plain
 
 LEASE_HEADER = "lease"
-IDEMPOTENCY_HEADER = "idempotency-key"
-KEY_CHARS_MAX = 255
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_KEPT_MAX = 20_000
+_KEPT_MAX = 10_000
 _CLOCK_WRONG_MS = 2_000
 """Of a server timestamp and the broker's time of its record: a start whose time is further off was
 made by a clock that had not learned the broker's yet."""
-
-
-def new_order_number(now_ms: int, entropy: Callable[[int], bytes]) -> str:
-    """Return 26 characters that sort by time (ms) and hold 80 bits that nobody can guess.
-
-    48 bits of time, then the entropy, in Crockford's base 32: the layout of a ULID.
-    """
-    return _crockford(now_ms << 80 | int.from_bytes(entropy(10), "big"))
-
-
-def repeated_order_number(secret: bytes, caller: Caller, key: str) -> str:
-    """Return the number that an Idempotency-Key of a caller always has: 128 bits of an HMAC.
-
-    So all gateways with the same secret agree, and none has to remember it. Another tenant's key,
-    and that of another client where clients say who they are, gives another number.
-    """
-    who = f"{caller.tenant}\0{caller.client if caller.is_known else ''}\0{key}"
-    digest = hmac.digest(secret, who.encode(), "sha256")
-    return _crockford(int.from_bytes(digest[:16], "big"))
-
-
-def _crockford(value: int) -> str:
-    value &= (1 << 130) - 1
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
-
-
-class _Start(NamedTuple):
-    """What a start asks for; `digest` is of all of it, for the repeats of its key."""
-
-    caller: Caller
-    number: str | None
-    service: str
-    attributes: tuple[tuple[str, str], ...]
-    key: str | None
-
-    @property
-    def digest(self) -> bytes:
-        """Return what is another for another start with the same key."""
-        asked = (self.number, self.service, self.attributes)
-        return hashlib.sha256(msgspec.json.encode(asked)).digest()
-
-    @property
-    def kept_as(self) -> tuple[str, str, str | None]:
-        """Return whose key it is."""
-        caller = self.caller
-        return caller.tenant, caller.client if caller.is_known else "", self.key
 
 
 class _Kept(NamedTuple):
@@ -126,8 +74,8 @@ class OrderDesk:
     async def start(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
         caller = caller_of(request)
-        key = _key_of(request)
-        wanted = _checked(caller, read_order(await read_body(request)), key)
+        key = key_of(request)
+        wanted = checked(caller, read_order(await read_body(request)), key)
         grant = await (self._grant(wanted) if key is None else self._grant_once(wanted))
         return json_answer(grant, status=201)
 
@@ -140,17 +88,18 @@ class OrderDesk:
         )
         return json_answer(self._told(token, lease))
 
-    async def _grant_once(self, wanted: _Start) -> OrderGrant:
+    async def _grant_once(self, wanted: Start) -> OrderGrant:
         """Return the grant that an Idempotency-Key has got, or gets now.
 
         Of repeats that come while the first is under way, each waits for it.
         """
         now_ms = self._authority.clock.now_ms()
-        kept = self._kept.get(wanted.kept_as)
-        if kept is not None and kept.digest != wanted.digest:
-            detail = "this key has started another order; a new start has a new key"
-            raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", detail)
+        kept = self._kept.pop(wanted.kept_as, None)
         if kept is not None and not _is_over(kept.grant, now_ms):
+            self._kept[wanted.kept_as] = kept
+            if kept.digest != wanted.digest:
+                detail = "this key has started another order; a new start has a new key"
+                raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", detail)
             return await asyncio.shield(kept.grant)
         task = asyncio.ensure_future(self._grant(wanted))
         if len(self._kept) >= _KEPT_MAX:
@@ -158,7 +107,7 @@ class OrderDesk:
         self._kept[wanted.kept_as] = _Kept(wanted.digest, task)
         return await asyncio.shield(task)
 
-    async def _grant(self, wanted: _Start) -> OrderGrant:
+    async def _grant(self, wanted: Start) -> OrderGrant:
         authority, caller = self._authority, wanted.caller
         number = wanted.number
         if number is None and wanted.key is not None:
@@ -175,25 +124,17 @@ class OrderDesk:
                 break  # else the clock has learned better by the very acknowledgement
         return grant
 
-    async def _known(self, wanted: _Start, number: str) -> OrderGrant | None:
+    async def _known(self, wanted: Start, number: str) -> OrderGrant | None:
         """Return the grant of an order that the same start has opened; None for a free number.
 
-        Raises ApiError: 409 ORDER_IN_USE, 422 IDEMPOTENCY_KEY_REUSED.
+        Raises ApiError(409 ORDER_IN_USE).
         """
         in_use = await self._lookup.in_use(number)
         if in_use is None:
             return None
         opened = in_use.opened
-        is_own = (
-            wanted.number is None  # the key's own number: nobody else gets it
-            and opened is not None
-            and opened.tenant == wanted.caller.tenant
-        )
-        if not is_own or opened is None:
+        if opened is None or not _is_repeat(wanted, in_use):
             raise ApiError(409, "ORDER_IN_USE", f"order {plain(number)} is in use; choose another")
-        if opened.service != wanted.service:
-            detail = "this key has started an order of another service; a new start has a new key"
-            raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", detail)
         token, lease = self._authority.leases.mint(
             number,
             wanted.caller.tenant,
@@ -205,7 +146,7 @@ class OrderDesk:
         )
         return self._told(token, lease)
 
-    async def _open(self, wanted: _Start, number: str) -> OrderGrant:
+    async def _open(self, wanted: Start, number: str) -> OrderGrant:
         """Append an opening; return what to answer once Kafka has it."""
         authority, caller = self._authority, wanted.caller
         now_ms = authority.clock.now_ms()
@@ -252,6 +193,19 @@ class OrderDesk:
         )
 
 
+def _is_repeat(wanted: Start, in_use: InUse) -> bool:
+    """Tell whether an order that is known was opened by the very start that asks for it again.
+
+    A key's own number nobody else gets. A number of the client's own may have been used before: the
+    start is taken for a repeat only where it has a key, and nothing was reported yet.
+    """
+    opened = in_use.opened
+    whose = wanted.caller.tenant, _client_of(wanted.caller)
+    if wanted.key is None or opened is None or (opened.tenant, opened.client) != whose:
+        return False
+    return wanted.number is None or not in_use.has_segments
+
+
 def _is_over(grant: "asyncio.Future[OrderGrant]", now_ms: int) -> bool:
     """Tell whether a start has failed, or its lease has ended: the next one begins anew."""
     if not grant.done():
@@ -275,59 +229,3 @@ def _client_of(caller: Caller) -> str:
     An address changes, and a start that is repeated from another one is the same client's.
     """
     return caller.client if caller.is_known else ""
-
-
-def _key_of(request: web.Request) -> str | None:
-    """Return the Idempotency-Key of a request, None without; raise ApiError(400) for a bad one."""
-    keys = request.headers.getall(IDEMPOTENCY_HEADER, ())
-    if not keys:
-        return None
-    key = keys[0].strip()
-    if len(key) >= 2 and key[0] == key[-1] == '"':
-        key = key[1:-1]  # as a string of RFC 8941, which the draft asks for
-    if len(keys) > 1 or not 1 <= len(key) <= KEY_CHARS_MAX or not _is_visible(key):
-        detail = f"give one Idempotency-Key, of 1 to {KEY_CHARS_MAX} visible ASCII characters"
-        raise ApiError(400, "BAD_IDEMPOTENCY_KEY", detail)
-    return key
-
-
-def _is_visible(text: str) -> bool:
-    return text.isascii() and text.isprintable()
-
-
-def _checked(caller: Caller, asked: OrderRequest, key: str | None) -> _Start:
-    """Return a start that an opening can hold; raise ApiError(422) for any other."""
-    number = asked.service_order_number
-    if number is not None and caller.is_known:
-        number = f"{caller.tenant}:{number}"
-        left = ORDER_NUMBER_BYTES_MAX - len(caller.tenant) - 1
-        if len(number.encode(errors="replace")) > ORDER_NUMBER_BYTES_MAX:
-            detail = f"has more than {left} UTF-8 bytes: the tenant and a colon stand before it"
-            raise ApiError(422, "BAD_ORDER_NUMBER", detail)
-    if number is not None:
-        check_number(number)
-    service, attributes = asked.service or "", asked.attributes or {}
-    if problem := _wrong_text(service, SERVICE_BYTES_MAX):
-        raise ApiError(422, "BAD_SERVICE", f"service {problem}")
-    if len(attributes) > ATTRIBUTES_MAX:
-        detail = f"{len(attributes)} attributes; an order has at most {ATTRIBUTES_MAX}"
-        raise ApiError(422, "BAD_ATTRIBUTES", detail)
-    for name, content in attributes.items():
-        problem = "is empty" if not name else _wrong_text(name, ATTRIBUTE_KEY_BYTES_MAX)
-        if problem:
-            raise ApiError(422, "BAD_ATTRIBUTES", f"the name of an attribute {problem}")
-        if problem := _wrong_text(content, ATTRIBUTE_VALUE_BYTES_MAX):
-            raise ApiError(422, "BAD_ATTRIBUTES", f"attribute {name!r} {problem}")
-    return _Start(caller, number, service, tuple(sorted(attributes.items())), key)
-
-
-def _wrong_text(text: str, bytes_max: int) -> str:
-    """Return what is wrong with a text of an opening, "" for a good one."""
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        return "holds a lone surrogate"
-    if size > bytes_max:
-        return f"has {size} UTF-8 bytes, {bytes_max} are allowed"
-    has_control = any(char < " " or "\x7f" <= char <= "\x9f" for char in text)
-    return "holds a control character" if has_control else ""

@@ -10,14 +10,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from durabill.producers.gateway.caller import Caller
-from durabill.producers.gateway.key_files import (
-    Jwk,
-    ReceiptKeys,
-    WatchedKeys,
-    decode64,
-    encode64,
-    public_keys_of,
-)
+from durabill.producers.gateway.key_files import WatchedKeys
+from durabill.producers.gateway.key_sets import Jwk, ReceiptKeys, decode64, encode64, public_keys_of
 from durabill.schemas.upload_receipt import (
     ReceiptUpload,
     UploadReceipt,

@@ -20,7 +20,7 @@ from durabill.producers.gateway.api import (
     ServerTime,
 )
 from durabill.producers.gateway.client_reports import ClientsAnswer
-from durabill.producers.gateway.key_files import ReceiptKeys
+from durabill.producers.gateway.key_sets import ReceiptKeys
 from durabill.producers.gateway.problems import Problem, SegmentsProblem
 from durabill.producers.gateway.upload_shapes import UploadRequest, UploadsAnswer
 

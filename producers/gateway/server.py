@@ -295,7 +295,7 @@ async def serve_gateway(
         config.limits,
         access_log=access_log if config.access_log else None,
         shutdown_timeout_s=config.shutdown_timeout_s,
-        greet=None if tls is None else tls.greet,
+        listener=None if tls is None else tls.listener(),
     )
     beside: list[asyncio.Task[None]] = []
     try:

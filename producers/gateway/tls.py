@@ -12,20 +12,28 @@ handshake is over.
 """
 
 import asyncio
+import errno
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from durabill.producers.gateway.web_server import Connection, Connections, client_of
+from durabill.producers.gateway.web_server import (
+    LISTEN_BACKLOG,
+    Connection,
+    Connections,
+    client_of,
+)
 from durabill.schemas.errors import SettingsError
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
+_NO_FILES_PAUSE_S = 0.5
 _Stamp = tuple[int, int, int] | None
 
 
@@ -71,9 +79,9 @@ class ServedTls:
             raise SettingsError([f"DURABILL_GATEWAY_TLS_…: {_why(files, error)}"]) from error
         self.context.sni_callback = self._choose
 
-    def greet(self, owner: Connections, connect: Callable[[], Connection]) -> "Greeter":
-        """Return what stands for a new connection until its handshake is over."""
-        return Greeter(owner, self.context, connect)
+    def listener(self) -> "TlsListener":
+        """Return what takes connections."""
+        return TlsListener(self.context)
 
     def reload_soon(self) -> None:
         """Have the files read at the next look, whether they have changed or not. For SIGHUP."""
@@ -118,81 +126,118 @@ def _why(files: TlsFiles, error: OSError) -> str:
     return f"{names}: {reason}"
 
 
-class Greeter(asyncio.Protocol):
+class TlsListener:
+    """Takes connections from `start` to `close`, and has each shake hands within the limits."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self._sockets: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(
+        self, host: str, port: int, owner: Connections, connect: Callable[[], Connection]
+    ) -> int:
+        """Listen, and return the port. Raises OSError if it can't be had."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        try:
+            for family, *_, address in dict.fromkeys(found):
+                self._sockets.append(_listening(family, address))
+        except BaseException:
+            self.close()
+            raise
+        for each in self._sockets:
+            self._tasks.append(loop.create_task(self._accept_forever(each, owner, connect)))
+        bound: int = self._sockets[0].getsockname()[1]
+        return bound
+
+    def close(self) -> None:
+        """Take no more."""
+        for task in self._tasks:
+            task.cancel()
+        for each in self._sockets:
+            each.close()
+
+    async def _accept_forever(
+        self, listening: socket.socket, owner: Connections, connect: Callable[[], Connection]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as error:
+                # It went away before we took it; or there is no file for it, which takes a while.
+                if error.errno not in (errno.ECONNABORTED, errno.EINTR):
+                    log.warning("a connection can't be taken: %s", error.strerror or error)
+                    await asyncio.sleep(_NO_FILES_PAUSE_S)
+                continue
+            Greeter(owner, accepted, address[0]).begin(self._context, connect)
+
+
+def _listening(family: int, address: Any) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setblocking(False)
+        made.bind(address)
+        made.listen(LISTEN_BACKLOG)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+class Greeter:
     """A connection until its handshake is over; then it becomes what `connect` makes."""
 
-    def __init__(
-        self, owner: Connections, context: ssl.SSLContext, connect: Callable[[], Connection]
-    ) -> None:
-        self._owner, self._context, self._connect = owner, context, connect
-        self.client = ""
+    def __init__(self, owner: Connections, accepted: socket.socket, address: str) -> None:
+        self.client = client_of(address)
         self.waits_until_s: float | None = None
         self.body_bytes = 0
-        self._raw: asyncio.Transport | None = None
+        self._owner = owner
+        self._socket: socket.socket | None = accepted  # None once somebody else closes it
         self._task: asyncio.Task[None] | None = None
+        self.is_there = True
 
-    @property
-    def is_there(self) -> bool:
-        """Whether it has not been cut off."""
-        return self._raw is not None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake, or close it at once where there are too many."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()  # what it says is for OpenSSL
-        peer = transport.get_extra_info("peername")
-        self.client = client_of(peer[0]) if isinstance(peer, tuple) else ""
-        self._raw = transport
+    def begin(self, context: ssl.SSLContext, connect: Callable[[], Connection]) -> None:
+        """Begin the handshake, or end the connection at once where there are too many."""
         self._owner.add(self)
         if self.is_there:
-            self._task = asyncio.get_running_loop().create_task(self._shake_hands(transport))
+            handshake = self._shake_hands(context, connect)
+            self._task = asyncio.get_running_loop().create_task(handshake)
 
     def cut_off(self) -> None:
         """End the connection now."""
         self._owner.remove(self)
-        raw, self._raw = self._raw, None
-        if raw is not None:
-            raw.abort()
+        self.is_there = False
+        if self._task is not None:
+            self._task.cancel()
+        if self._socket is not None:
+            self._socket.close()
 
-    async def _shake_hands(self, raw: asyncio.Transport) -> None:
-        early = _Early()
-        encrypted: asyncio.Transport | None = None
-        with suppress(OSError, TimeoutError):  # the client's doing: nothing to be told
-            encrypted = await asyncio.get_running_loop().start_tls(
-                raw,
-                early,
-                self._context,
-                server_side=True,
+    async def _shake_hands(
+        self, context: ssl.SSLContext, connect: Callable[[], Connection]
+    ) -> None:
+        accepted, self._socket = self._socket, None
+        assert accepted is not None
+
+        def become() -> Connection:
+            connection = connect()
+            connection.replaces = self
+            return connection
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                become,
+                accepted,
+                ssl=context,
                 ssl_handshake_timeout=self._owner.limits.head_timeout_s,
             )
-        if not self.is_there:
-            return
-        if encrypted is None or encrypted.is_closing() or early.is_over:
-            self.cut_off()
-            return
-        self._owner.remove(self)
-        connection = self._connect()
-        encrypted.set_protocol(connection)
-        connection.connection_made(encrypted)
-        if early.data and not encrypted.is_closing():
-            connection.data_received(bytes(early.data))
-
-
-class _Early(asyncio.Protocol):
-    """Keeps what comes with the handshake's last bytes."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.is_over = False
-
-    def data_received(self, data: bytes) -> None:
-        """Keep it."""
-        self.data += data
-
-    def eof_received(self) -> None:
-        """Note that nothing more comes."""
-        self.is_over = True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note that nobody is there any more."""
-        self.is_over = True
+        except (OSError, TimeoutError):
+            accepted.close()  # the client's doing: nothing to be told
+        finally:
+            self._owner.remove(self)

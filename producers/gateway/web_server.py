@@ -14,7 +14,7 @@ import logging
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -32,6 +32,7 @@ DISCARD_BYTES_MAX = 2 * 1024 * 1024
 not read our answer otherwise. Beyond that the connection is cut."""
 DISCARD_S_MAX = 3.0
 SWEEP_S = 1.0
+LISTEN_BACKLOG = 1_024
 _NO_HTTP = json.dumps(problem(400, "BAD_HTTP", "this is no HTTP request")).encode()
 OTHER_FILES = 256
 """File descriptors that are left for Kafka, workers, the ledger and the log."""
@@ -132,17 +133,21 @@ class Connection(web.RequestHandler):
         self.is_idle = False
         self.body_bytes = 0
         self.good_host: str | None = None  # a Host that was found to be ours
+        self.replaces: Held | None = None  # what has stood for it so far
         self._discarded: int | None = None  # bytes, once the rest is only thrown away
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or close it at once where there are too many."""
+        if self.replaces is not None:
+            self._owner.remove(self.replaces)
+            self.replaces = None
         peer = transport.get_extra_info("peername")
         local = transport.get_extra_info("sockname")
         self.client = client_of(peer[0]) if isinstance(peer, tuple) else ""
         self.local_address = local[0] if isinstance(local, tuple) else ""
         super().connection_made(transport)
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        # uvloop's transports are none by their class.
+        cast(asyncio.WriteTransport, transport).set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._owner.add(self)
 
     @property
@@ -358,13 +363,22 @@ class Connections:
                     each.cut_off()
 
 
-Greet = Callable[[Connections, Callable[[], Connection]], asyncio.Protocol]
+class Listener(Protocol):
+    """Takes connections in another way than the event loop's own server."""
+
+    async def start(
+        self, host: str, port: int, owner: Connections, connect: Callable[[], Connection]
+    ) -> int:
+        """Listen, and return the port. Raises OSError if it can't be had."""
+
+    def close(self) -> None:
+        """Take no more."""
 
 
 class BoundedServer:
     """Serves an aiohttp application within limits, from `start` to `stop`.
 
-    `greet` makes what stands for a connection until it speaks HTTP, where that takes a handshake.
+    `listener` takes the connections where they don't speak HTTP at once.
     """
 
     def __init__(
@@ -374,9 +388,9 @@ class BoundedServer:
         *,
         access_log: logging.Logger | None,
         shutdown_timeout_s: float,
-        greet: "Greet | None" = None,
+        listener: Listener | None = None,
     ) -> None:
-        self._greet = greet
+        self._listener = listener
         self._runner = web.AppRunner(app, shutdown_timeout=shutdown_timeout_s)
         self._limits = limits
         self._options: dict[str, Any] = {
@@ -404,19 +418,23 @@ class BoundedServer:
         def connect() -> Connection:
             return Connection(connections, server, loop=loop, **self._options)
 
-        def accept() -> asyncio.Protocol:
-            return connect() if self._greet is None else self._greet(connections, connect)
-
         self._connections = connections
-        self._listening = await loop.create_server(accept, host or None, port, backlog=1_024)
+        if self._listener is not None:
+            bound = await self._listener.start(host, port, connections, connect)
+        else:
+            self._listening = await loop.create_server(
+                connect, host or None, port, backlog=LISTEN_BACKLOG
+            )
+            bound = self._listening.sockets[0].getsockname()[1]
         self.sweeper = asyncio.create_task(connections.sweep_forever())
-        bound: int = self._listening.sockets[0].getsockname()[1]
         return bound
 
     async def stop(self) -> None:
         """Take no more, finish what is under way, and clean the application up."""
         if self._listening is not None:
             self._listening.close()
+        if self._listener is not None:
+            self._listener.close()
         if self._connections is not None:
             self._connections.end_greetings()
         if self.sweeper is not None:

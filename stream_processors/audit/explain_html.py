@@ -24,6 +24,7 @@ from durabill.stream_processors.audit.words import (
     bound_words,
     cause_words,
     missing_words,
+    opening_lines,
     origin_words,
     pieces_words,
     policy_lines,
@@ -43,6 +44,7 @@ def html_of(story: Story, topic: str, rows_max: int, published: Published | None
     parts: list[Markup | None] = [
         element("p", "Durabill: one order explained from the log", class_="muted"),
         element("h1", f"Order {shown(story.number)}"),
+        *(element("p", line) for line in opening_lines(story)),
         _verdict(story),
         *(element("p", f"Note: {note}.", class_="bad-text") for note in story.notes),
         *_strangers(published),
@@ -93,8 +95,11 @@ def _word(name: str, meaning: str) -> Markup:
 
 def _verdict(story: Story) -> Markup:
     if not story.lives:
-        rejected = counted(len(story.rows), "record")
-        words = f"{rejected} with this number came, and none of them counts; nothing is billed."
+        rejected = [each for each in story.rows if not each.is_opening]
+        words = f"{counted(len(rejected), 'record')} with this number came, and none of them counts"
+        if not rejected:
+            words = "No record with this number came"
+        words += "; nothing is billed."
         return element("div", element("p", words), class_="box bad")
     life = story.lives[-1]
     given = [each for each in story.given.values() if each.life == life.life]

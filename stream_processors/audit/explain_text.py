@@ -11,6 +11,7 @@ from durabill.stream_processors.audit.words import (
     bound_words,
     cause_words,
     missing_words,
+    opening_lines,
     origin_words,
     pieces_words,
     policy_lines,
@@ -29,6 +30,7 @@ def lines_of(story: Story, rows_max: int, published: Published | None) -> Iterat
     `published` says which revisions were found where totals are published, None if nobody looked.
     """
     yield f"Order {shown(story.number)}, partition {story.partition}; all times in UTC"
+    yield from map(plain, opening_lines(story))
     yield from policy_lines(story.basis)
     for note in story.notes:
         yield plain(f"note: {note}")
@@ -49,7 +51,7 @@ def lines_of(story: Story, rows_max: int, published: Published | None) -> Iterat
 
 def _record(row: Row) -> Iterator[str]:
     end = " end" if row.end_identifier else ""
-    what = "not legible"
+    what = "an opening" if row.is_opening else "not legible"
     if row.number is not None and row.start_ms is not None and row.end_ms is not None:
         length_ms = row.end_ms - row.start_ms
         what = f"number {row.number}{end}, {human_time(row.start_ms)} + {length_ms:,} ms"

@@ -3,87 +3,16 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from enum import StrEnum
 from typing import Any
+
+from durabill.stream_processors.audit.kinds import MEANINGS as MEANINGS
+from durabill.stream_processors.audit.kinds import Kind as Kind
 
 FINDINGS_SHOWN_MAX = 1_000
 """How many findings the JSON has; the CSV file has all of them."""
 
 TEXT_CHARS_MAX = 400
 """A longer value is cut in a finding: a total's intervals can be a megabyte of text."""
-
-
-class Kind(StrEnum):
-    """What kind of difference a finding is."""
-
-    MISSING_TOTAL = "missing_total"
-    """The log gives a total that was not published."""
-
-    TOTAL_WITHOUT_EVIDENCE = "total_without_evidence"
-    """A published total, or a record among the totals, that the log doesn't give."""
-
-    FIELD_DIFFERS = "field_differs"
-    """A published total has another value in a field than the log gives."""
-
-    DIGEST_DIFFERS = "digest_differs"
-    """The same of its digest."""
-
-    BROKEN_REVISION_CHAIN = "broken_revision_chain"
-    """A total doesn't name the digest of the revision before it."""
-
-    PUBLISHED_TWICE = "published_twice"
-    """An (order, revision) is there once more, with the same content or another."""
-
-    LEDGER_DIFFERS = "ledger_differs"
-    """A row of the ledger has another value than the total in the topic, or than the log gives."""
-
-    MISSING_ROW = "missing_row"
-    """The ledger lacks a total that it has read past."""
-
-    ROW_WITHOUT_TOTAL = "row_without_total"
-    """The ledger has a row, or a row once more, that stands for no published total."""
-
-    OFFSET_UNEXPLAINED = "offset_unexplained"
-    """Offsets of the log are neither data nor marker nor aborted."""
-
-    LOG_HEAD_MISSING = "log_head_missing"
-    """The log no longer begins at its first offset, so not all can be recomputed."""
-
-    DEAD_LETTER_MISSING = "dead_letter_missing"
-    """A record was rejected, and is not among the dead letters."""
-
-    DEAD_LETTER_UNJUSTIFIED = "dead_letter_unjustified"
-    """A dead letter stands for no rejected record, or has another reason."""
-
-    COPY_MISSING = "copy_missing"
-    """A record was sent on to its right partition, and did not arrive."""
-
-    SEAL_INCONSISTENT = "seal_inconsistent"
-    """The sealed log contradicts the totals, or a checkpoint that somebody kept."""
-
-    ARCHIVE_INCONSISTENT = "archive_inconsistent"
-    """The archive contradicts itself, or the log."""
-
-
-MEANINGS = {
-    Kind.MISSING_TOTAL: "the log gives a total that was not published",
-    Kind.TOTAL_WITHOUT_EVIDENCE: "a published total that the log does not give",
-    Kind.FIELD_DIFFERS: "a published total has another value than the log gives",
-    Kind.DIGEST_DIFFERS: "a published total has another evidence digest than the log gives",
-    Kind.BROKEN_REVISION_CHAIN: "a total does not name the digest of the revision before it",
-    Kind.PUBLISHED_TWICE: "an order's revision was published more than once",
-    Kind.LEDGER_DIFFERS: "a row of the ledger differs from the total",
-    Kind.MISSING_ROW: "the ledger lacks a total that it has read past",
-    Kind.ROW_WITHOUT_TOTAL: "a row of the ledger stands for no published total",
-    Kind.OFFSET_UNEXPLAINED: "offsets of the log are missing without an explanation",
-    Kind.LOG_HEAD_MISSING: "the beginning of the log is gone: what rests on it can't be proven",
-    Kind.DEAD_LETTER_MISSING: "a rejected record is not among the dead letters",
-    Kind.DEAD_LETTER_UNJUSTIFIED: "a dead letter that the log does not justify",
-    Kind.COPY_MISSING: "a record that was sent on did not arrive",
-    Kind.SEAL_INCONSISTENT: "the sealed log is inconsistent",
-    Kind.ARCHIVE_INCONSISTENT: "the archive is inconsistent",
-}
-"""Each kind in words, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +71,11 @@ class PartitionAccount:
     unprovable_totals: int = 0
     """Published totals whose orders may have begun in the part of the log that is gone."""
     open_orders: int = 0
+    openings: int = 0
+    """Records of the orders topic that were compared."""
+    openings_proven: int = 0
+    """Those of them that the log gives, byte for byte."""
+    openings_not_yet_published: int = 0
     archived_to: int | None = None
     """Up to this offset the records came from the archive; None: from Kafka alone."""
     policies: tuple[dict[str, Any], ...] = ()
@@ -168,6 +102,10 @@ class LedgerAccount:
     """Totals that the ledger has yet to read, by its own offsets."""
     set_aside: int = 0
     unreadable: int = 0
+    orders: int = 0
+    """Rows of the table of orders."""
+    orders_proven: int = 0
+    orders_not_yet_recorded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +134,7 @@ class AuditResult:
     partitions: tuple[PartitionAccount, ...]
     findings: tuple[Finding, ...] = ()
     ledger: LedgerAccount | None = None
+    orders_topic: str = ""
     notes: tuple[str, ...] = ()
     """What could not be decided, or was assumed; in words."""
 
@@ -218,6 +157,16 @@ class AuditResult:
     def proven(self) -> int:
         """Return how many of them the log gives."""
         return self._sum("proven")
+
+    @property
+    def openings(self) -> int:
+        """Return how many records of the orders topic were compared."""
+        return self._sum("openings")
+
+    @property
+    def openings_proven(self) -> int:
+        """Return how many of them the log gives."""
+        return self._sum("openings_proven")
 
     @property
     def segments(self) -> int:
@@ -255,6 +204,9 @@ class AuditResult:
             "newer_totals": self._sum("newer_totals"),
             "not_yet_published": self._sum("not_yet_published"),
             "unprovable_totals": self._sum("unprovable_totals"),
+            "openings": self.openings,
+            "openings_proven": self.openings_proven,
+            "openings_not_yet_published": self._sum("openings_not_yet_published"),
             "dead_letters": self._sum("dead_letters"),
             "forwarded": self._sum("forwarded"),
             "clock_marks": self._sum("clock_marks"),
@@ -262,6 +214,7 @@ class AuditResult:
             "notes": list(self.notes),
             "segments_topic": self.segments_topic,
             "totals_topic": self.totals_topic,
+            "orders_topic": self.orders_topic,
             "scope": asdict(self.scope),
             "engine": self.engine,
             "processes": self.processes,

@@ -122,6 +122,7 @@ def _scope(result: AuditResult) -> list[Markup]:
     facts: list[tuple[Content, ...]] = [
         ("Records of clients", f"topic {result.segments_topic}"),
         ("Published totals", f"topic {result.totals_topic}"),
+        ("Orders that were opened", f"topic {result.orders_topic}"),
         ("Ledger", "not looked at" if result.ledger is None else result.ledger.source),
         ("Asked for", "; ".join(asked) or "everything"),
         ("Began at", human_time(result.began_at_ms)),
@@ -143,17 +144,18 @@ def _scope(result: AuditResult) -> list[Markup]:
             f"{each.forwarded:,}",
             f"{each.totals:,}",
             f"{each.proven:,}",
+            f"{each.openings:,}",
         )
         for each in result.partitions
     ]
     names = (
         *("partition", "offsets", "records", "clock marks", "control, aborted", "unexplained"),
-        *("dead letters", "sent on", "totals", "proven"),
+        *("dead letters", "sent on", "totals", "proven", "openings"),
     )
     return [
         table(("", ""), facts, class_="facts"),
         element("h3", "Every offset of the log is accounted for"),
-        table(names, rows, right=tuple(range(10))),
+        table(names, rows, right=tuple(range(11))),
     ]
 
 
@@ -162,6 +164,8 @@ def _counts(result: AuditResult) -> list[Markup]:
         ("Records of clients, computed anew", f"{result.segments:,}"),
         ("Totals compared", f"{result.totals:,}"),
         ("Totals proven", f"{result.proven:,}"),
+        ("Openings compared", f"{result.openings:,}"),
+        ("Openings proven", f"{result.openings_proven:,}"),
         ("Findings", f"{len(result.findings):,}"),
         ("Rate", f"{result.segments_per_cpu_s:,} records per second of CPU"),
     ]
@@ -178,6 +182,9 @@ def _ledger(ledger: LedgerAccount) -> list[tuple[Content, ...]]:
         ("Totals that the ledger has yet to read", f"{ledger.not_yet_recorded:,}"),
         ("Set aside as a second, different total", f"{ledger.set_aside:,}"),
         ("Records that are no totals", f"{ledger.unreadable:,}"),
+        ("Rows of orders compared", f"{ledger.orders:,}"),
+        ("Rows of orders proven", f"{ledger.orders_proven:,}"),
+        ("Openings that the ledger has yet to read", f"{ledger.orders_not_yet_recorded:,}"),
     ]
 
 
@@ -226,6 +233,10 @@ def _undecided(result: AuditResult) -> list[Markup]:
         (f"{together('open_orders'):,}", "orders go on, or wait for what is missing: no total yet"),
         (f"{together('newer_totals'):,}", "totals rest on records after the end of this audit"),
         (f"{together('not_yet_published'):,}", "totals that the workers have yet to publish"),
+        (
+            f"{together('openings_not_yet_published'):,}",
+            "openings that the workers have yet to pass on",
+        ),
         (
             f"{together('unprovable_totals'):,}",
             "totals of orders that may have begun in a part of the log that is gone",

@@ -44,12 +44,31 @@ ADVICE: dict[Kind, tuple[str, str]] = {
         f"{_LOG_SAYS} Find out who can write to the table; the ledger itself never changes a row.",
     ),
     Kind.MISSING_ROW: (
-        "The ledger has read past a total and has no row of it: it was deleted.",
+        "The ledger has read past a total or an opening and has no row of it: it was deleted.",
         "Let the ledger read the topic anew; what is there stays. Find out who can delete rows.",
     ),
     Kind.ROW_WITHOUT_TOTAL: (
-        "The ledger has a row that stands for no published total: it was put in by hand, or twice.",
+        "The ledger has a row that stands for no published total or opening: it was put in by hand,"
+        " or twice.",
         "Don't bill it. Find out who can write to the table.",
+    ),
+    Kind.OPENING_MISSING: (
+        "An order was opened, and nobody who reads the orders topic, as the ledger, knows of it.",
+        "Start a worker, and see whether it passes the opening on; the log still has it. If the"
+        " workers are past it, somebody has removed the record.",
+    ),
+    Kind.OPENING_WITHOUT_EVIDENCE: (
+        "The orders topic says that an order was opened, and the log has no such opening, or one"
+        " that didn't count: somebody else wrote it.",
+        "Don't go by it. Find out who can write to the topic.",
+    ),
+    Kind.OPENING_DIFFERS: (
+        "The orders topic has another opening than the log: another tenant, service or time.",
+        f"{_LOG_SAYS} Find out who can write to the topic.",
+    ),
+    Kind.OPENED_TWICE: (
+        "An opening was passed on once more. Readers that know openings by their place are safe.",
+        "Find out whether somebody copied records, or two deployments write to one topic.",
     ),
     Kind.OFFSET_UNEXPLAINED: (
         "Places of the log hold nothing, and nothing says why: records may have been removed.",

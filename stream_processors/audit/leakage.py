@@ -24,6 +24,7 @@ from durabill.stream_processors.audit.leakage_cases import (
     case_of,
     reasons_of,
 )
+from durabill.stream_processors.audit.unreported import Unreported
 
 LETTER_ORDERS_MAX = 100_000
 """Of so many orders the dead letters are counted one by one."""
@@ -101,9 +102,13 @@ class Suspect(NamedTuple):
 
 @dataclass
 class Leakage:
-    """All that is found. Feed the dead letters first, then the totals, `settle` in between."""
+    """All that is found. Feed the dead letters first, then the totals, `settle` in between.
+
+    Openings go to `unreported`, each ahead of the totals of its order.
+    """
 
     top: int
+    unreported: Unreported = field(default_factory=lambda: Unreported(0, 0))
     by_status: dict[str, Group] = field(default_factory=dict)
     by_partition: dict[int, Group] = field(default_factory=dict)
     missing_by_hour: dict[int, int] = field(default_factory=dict)
@@ -148,6 +153,7 @@ class Leakage:
     def add_total(self, total: Total) -> None:
         """Take in a total: it replaces the order's one before, unless it begins a new life."""
         number = total.service_order_number
+        self.unreported.add_total(number, total.source_offset)
         known = self._latest.get(number)
         if known is not None and total.revision <= known.revision:
             self._count(known)
@@ -158,6 +164,7 @@ class Leakage:
         for case in self._latest.values():
             self._count(case)
         self._latest.clear()
+        self.unreported.settle()
 
     def finish(self) -> None:
         """Count the orders that have dead letters alone; nothing is taken in any more."""
@@ -167,6 +174,7 @@ class Leakage:
             for number, letters in self.orders_of_letters.items()
             if number not in self._with_totals
         ]
+        self.unreported.cut()
         self.only_letters = len(lonely)
         self.suspects += lonely
         self._cut()

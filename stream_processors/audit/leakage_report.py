@@ -3,11 +3,13 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from durabill.schemas import Status
 from durabill.schemas.text import counted, harmless, human_ms, human_time, shown
 from durabill.stream_processors.audit.leakage import Group, Leakage, Suspect
+from durabill.stream_processors.audit.unreported import Unreported
 
 HOURS_SHOWN = 24
 CSV_COLUMNS = (
@@ -43,7 +45,24 @@ def as_json(found: Leakage) -> dict[str, Any]:
         },
         "orders_with_only_dead_letters": found.only_letters,
         "dead_letters_of_further_orders": found.letters_untold,
+        "opened_without_total": _opened(found.unreported),
         "look_at_first": [suspect_as_json(each) for each in found.suspects],
+    }
+
+
+def _opened(found: Unreported) -> dict[str, Any]:
+    return {
+        "opened_orders": found.opened,
+        **asdict(found.all_orders),
+        "by_tenant": {name: asdict(group) for name, group in sorted(found.by_tenant.items())},
+        "look_at_first": [
+            {
+                **each._asdict(),
+                "never_reported": found.is_over(each),
+                "age_ms": found.now_ms - each.server_timestamp_ms,
+            }
+            for each in found.orders
+        ],
     }
 
 
@@ -104,6 +123,7 @@ def lines_of(found: Leakage) -> Iterator[str]:
         gaps = f", gaps of {human_ms(group.gap_ms)}" if group.gap_ms else ""
         yield f"{words}: {counted(group.orders, 'order')}{more if group.orders else ''}{gaps}"
     yield from _letters(found)
+    yield from _unreported(found.unreported)
     yield from _missing(found)
     if found.suspects:
         yield from ("", f"{counted(len(found.suspects), 'order')} to look at first")
@@ -158,6 +178,47 @@ def _letters(found: Leakage) -> Iterator[str]:
         yield f"{words} with dead letters and no total: nothing of it was billed"
     if found.letters_untold:
         yield f"{found.letters_untold:,} dead letters of further orders aren't told by order"
+
+
+def _unreported(found: Unreported) -> Iterator[str]:
+    every = found.all_orders
+    if not found.opened:
+        return
+    if not every.orders:
+        yield f"Opened, and without a total: none of {counted(found.opened, 'order')}"
+        return
+    yield from ("", f"Opened, and without a total, of {counted(found.opened, 'order')}")
+    tenants = sorted(
+        found.by_tenant.items(), key=lambda each: (-each[1].never_reported, -each[1].orders, each)
+    )
+    yield from _table(
+        ("tenant", "orders", "never reported", "under way, or may be reported yet"),
+        [
+            (
+                shown(name),
+                f"{group.orders:,}",
+                f"{group.never_reported:,}",
+                f"{group.orders - group.never_reported:,}",
+            )
+            for name, group in [*tenants, ("all", every)]
+        ],
+    )
+    over = [each for each in found.orders if found.is_over(each)]
+    if over:
+        yield from ("", f"{counted(len(over), 'order')} that nobody reported, the oldest first")
+        yield from _table(
+            ("order", "tenant", "service", "opened", "accepted until"),
+            [
+                (
+                    shown(each.number),
+                    shown(each.tenant),
+                    shown(each.service),
+                    human_time(each.server_timestamp_ms),
+                    human_time(each.accept_until_ms),
+                )
+                for each in over
+            ],
+        )
 
 
 def _missing(found: Leakage) -> Iterator[str]:

@@ -59,9 +59,19 @@ class LedgerView:
     rows_to: dict[int, int]
     """Partition -> the offset up to which there are rows: so far the ledger must have read."""
 
+    has_orders: bool = False
+    """Whether there is a table of orders: a ledger from before has none."""
+    orders_next: dict[int, int] = field(default_factory=dict)
+    orders_rows_to: dict[int, int] = field(default_factory=dict)
+    """The same two of the orders topic."""
+
     def read_to(self, partition: int) -> int:
-        """Return the offset up to which the ledger has read."""
+        """Return the offset up to which the ledger has read the totals."""
         return max(self.next_offsets.get(partition, 0), self.rows_to.get(partition, 0))
+
+    def orders_read_to(self, partition: int) -> int:
+        """Return the offset up to which the ledger has read the orders topic."""
+        return max(self.orders_next.get(partition, 0), self.orders_rows_to.get(partition, 0))
 
 
 class _Absent(NamedTuple):

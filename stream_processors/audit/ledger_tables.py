@@ -6,20 +6,30 @@ in it; so they are worked out again here, by SQL that shares nothing with the mi
 """
 
 from collections.abc import Iterator
+from typing import LiteralString
 
 import psycopg
 
 from durabill.stream_processors.audit.findings import Finding, Kind
 from durabill.stream_processors.audit.ledger_rows import Connection
 
-TABLES = ("order_totals", "set_aside_totals", "ledger_offsets", "unreadable_totals")
+TABLES = ("order_totals", "set_aside_totals", "ledger_offsets", "unreadable_totals", "orders")
 _TIMES_MAX = 1_000
-_TIMES = """
+_TOTALS_TIMES = """
     SELECT service_order_number, revision, name, shown, totals_topic, totals_partition,
            totals_offset, ms
     FROM (SELECT * FROM {table} WHERE %s::text IS NULL OR service_order_number = %s) AS row,
     LATERAL (VALUES ('started_at', started_at, started_ms), ('ended_at', ended_at, ended_ms),
                     ('settled_at', settled_at, settled_at_ms)) AS time (name, shown, ms)
+"""
+_ORDERS_TIMES = """
+    SELECT service_order_number, NULL, name, shown, orders_topic, orders_partition,
+           orders_offset, ms
+    FROM (SELECT * FROM {table} WHERE %s::text IS NULL OR service_order_number = %s) AS row,
+    LATERAL (VALUES ('server_timestamp', server_timestamp, server_timestamp_ms),
+                    ('accept_until', accept_until, accept_until_ms)) AS time (name, shown, ms)
+"""
+_WRONG = """
     WHERE shown IS DISTINCT FROM CASE WHEN ms BETWEEN 0 AND 253402300799999 THEN
           timestamptz '1970-01-01 00:00:00+00' + ms / 1000 * interval '1 second'
           + ms %% 1000 * interval '1 millisecond' END
@@ -63,6 +73,30 @@ _VIEWS = {
         """,
     ),
 }
+_ORDERS_VIEWS = {
+    "tenant_totals": (
+        f"tenant, client, service, attributes, server_timestamp_ms, accept_until_ms, {_GIST}",
+        f"""
+        SELECT opened.tenant, opened.client, opened.service, opened.attributes,
+               opened.server_timestamp_ms, opened.accept_until_ms, total.*
+        FROM ({_LATEST}) AS total LEFT JOIN orders AS opened
+          ON (opened.service_order_number, opened.source_offset) = (
+              SELECT service_order_number, max(source_offset) FROM orders
+              WHERE service_order_number = total.service_order_number
+                AND source_offset <= total.source_offset
+              GROUP BY 1)
+        """,
+    ),
+    "orders_without_total": (
+        "service_order_number, tenant, source_offset, orders_topic, orders_offset",
+        """
+        SELECT opened.* FROM orders AS opened LEFT JOIN (
+            SELECT service_order_number, max(source_offset) AS last FROM order_totals GROUP BY 1
+        ) AS total USING (service_order_number)
+        WHERE coalesce(total.last, -1) <= opened.source_offset
+        """,
+    ),
+}
 """What each view must show: the columns that are compared, and where else they can be had from."""
 
 _SUM = "SELECT count(*), sum(hashtextextended(ROW({})::text, 0)::numeric) FROM {} AS shown"
@@ -70,21 +104,34 @@ _SUM = "SELECT count(*), sum(hashtextextended(ROW({})::text, 0)::numeric) FROM {
 
 def table_findings(connection: Connection, order: str | None) -> Iterator[Finding]:
     """Yield what the ledger shows otherwise than its rows say. Raises psycopg.Error."""
-    for table in TABLES:
+    has_orders = _has_orders(connection)
+    for table in TABLES if has_orders else TABLES[:-1]:
         found = connection.execute(
             "SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)", (table,)
         ).fetchone()
         if found != ("r",):
             yield _differs("", "a table", "none" if found is None else "a view, or the like", table)
     for table in ("order_totals", "set_aside_totals"):
-        yield from _wrong_times(connection, table, order)
-    for view, (columns, rows) in _VIEWS.items():
+        yield from _wrong_times(connection, table, _TOTALS_TIMES, order)
+    if has_orders:
+        yield from _wrong_times(connection, "orders", _ORDERS_TIMES, order)
+    views = {**_VIEWS, **(_ORDERS_VIEWS if has_orders else {})}
+    for view, (columns, rows) in views.items():
         if why := _why_other(connection, view, columns, rows):
             yield _differs("", "what the rows give", why, f"view {view}")
 
 
-def _wrong_times(connection: Connection, table: str, order: str | None) -> Iterator[Finding]:
-    for row in connection.execute(_TIMES.format(table=table), (order, order, _TIMES_MAX)):
+def _has_orders(connection: Connection) -> bool:
+    """Tell whether there is a table of orders: a ledger from before has none."""
+    row = connection.execute("SELECT to_regclass('orders') IS NOT NULL").fetchone()
+    return row == (True,)
+
+
+def _wrong_times(
+    connection: Connection, table: str, times: LiteralString, order: str | None
+) -> Iterator[Finding]:
+    query = (times + _WRONG).format(table=table)
+    for row in connection.execute(query, (order, order, _TIMES_MAX)):
         number, revision, name, shown, topic, partition, offset, ms = row
         yield Finding(
             Kind.LEDGER_DIFFERS,
@@ -112,10 +159,11 @@ def _differs(field: str, expected: str, found: str, place: str) -> Finding:
 
 
 def unguarded(connection: Connection) -> list[str]:
-    """Return the tables of totals whose trigger against changes is off, or gone."""
+    """Return the tables whose trigger against changes is off, or gone."""
+    guarded = ["order_totals", "set_aside_totals", *["orders"] * _has_orders(connection)]
     return [
         table
-        for table in ("order_totals", "set_aside_totals")
+        for table in guarded
         if connection.execute(
             "SELECT FROM pg_trigger WHERE tgrelid = to_regclass(%s) AND tgname = 'append_only'"
             " AND tgenabled IN ('O', 'A')",

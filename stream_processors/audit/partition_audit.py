@@ -9,6 +9,7 @@ from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 from durabill.stream_processors.audit.findings import Finding, Kind, PartitionAccount
 from durabill.stream_processors.audit.ledger_rows import LedgerRows
 from durabill.stream_processors.audit.matching import Grounds, Judgement, Matcher, judge
+from durabill.stream_processors.audit.openings import OpeningsAudit
 from durabill.stream_processors.audit.partition_job import (
     REASONS,
     PartitionJob,
@@ -53,6 +54,7 @@ class PartitionAudit:
             self._rows = LedgerRows(
                 job.ledger, self._topic, job.place.partition, job.scope.order or None
             )
+        self._openings = OpeningsAudit(job)
         self._outcome = PartitionOutcome(PartitionAccount(job.place.partition), [])
 
     def run(self) -> PartitionOutcome:
@@ -65,12 +67,15 @@ class PartitionAudit:
         try:
             if self._rows is not None:
                 self._rows.open()
+            self._openings.open()
             self._replay_all(source)
             judgement = self._judge(source)
+            self._openings.finish(source, self._outcome, has_holes=self._counts["unexplained"] > 0)
             if self._rows is not None:
                 self._rows.finish(self._job.totals_end)
         finally:
             self._totals.close()
+            self._openings.close()
             if self._rows is not None:
                 self._rows.close()
         self._sum_up(source, judgement)
@@ -92,6 +97,7 @@ class PartitionAudit:
                 self._take(step.effects)
             while totals.has_more and matcher.published_count < matcher.computed_count:
                 self._read_totals(self._rows)
+            self._openings.follow()
             self._tell(self._job.place.partition, part.chunk.next_offset)
         while totals.has_more:
             self._read_totals(self._rows)
@@ -119,6 +125,7 @@ class PartitionAudit:
 
     def _take(self, effects: Effects) -> None:
         scope, outcome = self._job.scope, self._outcome
+        self._openings.take(effects.openings)
         for key, value in effects.totals:
             if scope.has(key, value):
                 self._matcher.add_computed(key, value)
@@ -187,6 +194,7 @@ class PartitionAudit:
 
     def _sum_up(self, source: LogSource, judgement: Judgement) -> None:
         job, outcome, matcher = self._job, self._outcome, self._matcher
+        openings = self._openings.outcome
         partition, topic = job.place.partition, job.settings.segments_topic
         outcome.findings += judgement.findings
         outcome.findings += matcher.out_of_order(f"{self._topic}/{partition}")
@@ -219,6 +227,9 @@ class PartitionAudit:
             not_yet_published=judgement.not_yet_published,
             unprovable_totals=judgement.unprovable,
             open_orders=self._replay.table.unsettled(),
+            openings=openings.published - openings.newer,
+            openings_proven=openings.proven,
+            openings_not_yet_published=openings.not_yet_published,
             archived_to=getattr(source, "archived_to", None),
             policies=tuple(describe_history(job.terms.history)),
             policy_assumed_because=job.terms.assumed_because,

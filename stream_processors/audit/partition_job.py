@@ -44,6 +44,10 @@ class PartitionJob:
     """Where the log begins with the archive's part before Kafka's; None: without one."""
     from_archive: bool = False
     """Whether what both have comes from the archive."""
+    orders: tuple[int, int] = (0, 0)
+    """What the orders topic held when its end was taken."""
+    has_orders: bool = False
+    """Whether there is an orders topic that may be read."""
 
 
 @dataclass(slots=True)
@@ -62,6 +66,8 @@ class PartitionOutcome:
     """Of each of them, `print_of` its key and value."""
     ledger: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Rows, those proven, totals that the ledger has yet to record, rows that were set aside."""
+    order_rows: tuple[int, int, int] = (0, 0, 0)
+    """Of the table of orders: rows, those proven, openings that the ledger has yet to record."""
     has_worked: bool = True
     """Whether any worker has ever had the partition, by its checkpoint or its totals."""
     has_leftovers: bool = False

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from durabill.schemas import partition_for
+from durabill.schemas.errors import AccessError
 from durabill.stream_processors.audit.archive_check import ArchiveCheck, archived_since
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.ledger_view import OpenLedger
@@ -27,6 +28,7 @@ class AuditPlan:
         self._options = options
         self._kafka = quiet(settings.librdkafka())
         self.partitions = self._partition_count()
+        self.has_orders = self._has_orders()
 
     def _partition_count(self) -> int:
         settings = self._settings
@@ -38,6 +40,20 @@ class AuditPlan:
             told = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
             raise AuditError(f"the topics must have as many partitions each: {told}")
         return counts[settings.segments_topic]
+
+    def _has_orders(self) -> bool:
+        """Tell whether there is an orders topic: a deployment from before has none."""
+        topic = self._settings.orders_topic
+        try:
+            count = partition_count(self._kafka, topic)
+        except AccessError:
+            return False
+        if count != self.partitions:
+            raise AuditError(
+                f"the topics must have as many partitions each: {topic} has {count}, the segments"
+                f" {self.partitions}"
+            )
+        return True
 
     def wanted(self) -> list[int]:
         """Return the partitions that are asked for. Raises AuditError for what is not there."""
@@ -66,10 +82,13 @@ class AuditPlan:
     ) -> list[PartitionJob]:
         """Return what is to be done, once the moment of the ledger has been taken.
 
-        Takes the ends of the totals, then those of the segments, then the recorded terms.
+        Takes the ends of totals and orders, then those of the segments, then the recorded terms.
         """
         settings, options = self._settings, self._options
         totals = read_bounds(self._kafka, LOOK_GROUP, settings.totals_topic, wanted)
+        orders: Bounds = {}
+        if self.has_orders:
+            orders = read_bounds(self._kafka, LOOK_GROUP, settings.orders_topic, wanted)
         segments = read_bounds(self._kafka, LOOK_GROUP, settings.segments_topic, wanted)
         ends = self._ends(segments, archive)
         recorded = RecordedTerms(settings, wanted, progress)
@@ -88,6 +107,8 @@ class AuditPlan:
                 ledger=None if ledger is None else ledger.view,
                 begins=archive.begins(each, segments[each][0]),
                 from_archive=options.from_archive and each in archive.usable,
+                orders=orders.get(each, (0, 0)),
+                has_orders=self.has_orders,
             )
             for each in wanted
         ]

@@ -35,6 +35,8 @@ class RebuildJob:
     end_offset: int
     totals_first: int
     totals_end: int
+    orders: tuple[int, int]
+    """What the orders topic holds."""
     terms: PartitionTerms
     engine: Engine
     letters: frozenset[int] = frozenset()
@@ -63,8 +65,8 @@ def rebuild_jobs(
 ) -> list[RebuildJob]:
     """Return a job for each partition, up to the ends as they are now.
 
-    The ends of the totals are taken first: every total before them rests on records in the log by
-    then. Without `with_totals` nobody asks for the totals topic, which may be lost.
+    The ends of totals and orders are taken first: all before them rests on records in the log by
+    then. Without `with_totals` nobody asks for these topics, which may be lost.
     """
     kafka = quiet(settings.librdkafka())
     archive = check_archive_of(settings, progress)
@@ -75,8 +77,9 @@ def rebuild_jobs(
             f" {found.place}: {found.expected}, found {found.found}). `durabill archive --verify`"
             " tells more"
         )
-    totals = dict.fromkeys(partitions, (0, 0))
+    totals = orders = dict.fromkeys(partitions, (0, 0))
     if with_totals:
+        orders = read_bounds(kafka, LOOK_GROUP, settings.orders_topic, partitions)
         totals = read_bounds(kafka, LOOK_GROUP, settings.totals_topic, partitions)
     segments = read_bounds(kafka, LOOK_GROUP, settings.segments_topic, partitions)
     recorded = RecordedTerms(settings, partitions, progress)
@@ -89,6 +92,7 @@ def rebuild_jobs(
             Place(each, len(partitions)),
             *segments[each],
             *totals[each],
+            orders[each],
             recorded.of(each),
             engine,
             begins=archive.begins(each, segments[each][0]),

@@ -3,10 +3,11 @@
 Theory of operation. A checkpoint must never know more than what has been published, or that would
 never be published; and it must say from where on published totals are to be looked for, or they
 would be published twice. So first the log is replayed beside what was published: every published
-total must be one that the log gives. If nothing is missing, the table at the end is the checkpoint.
-If a total, a dead letter or a record sent on is missing (a worker was killed before it came to it),
-the checkpoint is of the last batch before the first one that gives something missing. A worker that
-starts then replays the rest, publishes what is missing, and suppresses what isn't.
+total and opening must be one that the log gives. If nothing is missing, the table at the end is the
+checkpoint. If a total, an opening, a dead letter or a record sent on is missing (a worker was
+killed before it came to it), the checkpoint is of the last batch before the first one that gives
+something missing. A worker that starts then replays the rest, publishes what is missing, and
+suppresses what isn't.
 
 Written is in transactions, by the producer that a worker would open:
 
@@ -68,10 +69,13 @@ class RebuiltPartition:
     totals: int
     """How many totals the log gives, all of them compared with what was published."""
     unpublished: int
-    """How many totals, dead letters and records sent on a worker has yet to publish."""
+    """How many totals, openings, dead letters and records sent on a worker has yet to publish."""
     orders: int
     entries: int
     totals_offset: int
+    orders_offset: int
+    openings: int = 0
+    """How many openings the log gives, all of them compared with what was published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +164,19 @@ def rebuild_partition(job: RebuildJob, tell: Tell) -> RebuiltPartition:
         orders=len(last.replay.table),
         entries=0,
         totals_offset=last.totals_offset(),
+        orders_offset=last.openings.orders_offset(last.next_offset),
+        openings=first_pass.openings.given,
     )
     names = last.replay.table.take_changed()
     if not job.dry_run:
-        _write(job, last, rebuilt.totals_offset, names)
+        _write(job, last, rebuilt, names)
     return replace(rebuilt, entries=len(names))
 
 
 # -- what is written --------------------------------------------------------------------------
 
 
-def _write(job: RebuildJob, last: Pass, totals_offset: int, names: list[str]) -> None:
+def _write(job: RebuildJob, last: Pass, rebuilt: RebuiltPartition, names: list[str]) -> None:
     """Write the checkpoint of one partition; see the module's docstring for the steps."""
     settings, partition = job.settings, job.place.partition
     segments = SegmentsTopic(
@@ -180,7 +186,8 @@ def _write(job: RebuildJob, last: Pass, totals_offset: int, names: list[str]) ->
         segments,
         next_offset=last.next_offset,
         clock_ms=last.replay.table.clock_ms,
-        totals_offset=totals_offset,
+        totals_offset=rebuilt.totals_offset,
+        orders_offset=rebuilt.orders_offset,
     )
     appender = Appender(quiet(settings.librdkafka()), stopped.writer_id(settings, partition))
     with closing(appender):

@@ -1,6 +1,6 @@
 """One replay of a partition beside all that was published of it: what a checkpoint may know."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
@@ -16,6 +16,8 @@ from durabill.stream_processors.audit.sources import open_source
 from durabill.stream_processors.audit.totals_log import TotalsLog
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.engine.batch import Chunk, headers_in
+from durabill.stream_processors.engine.effects import Opening
+from durabill.stream_processors.kafka.openings import read_openings
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
 
@@ -29,6 +31,7 @@ class Pass:
         self.next_offset = job.first_offset
         self._job = job
         self._tell = tell
+        self.openings = PublishedOpenings(job)
         self._letters_due: list[int] = []
         self._forwards: dict[int, dict[int, bytes]] = {}
         """Partition -> offset and print of each record that was sent on to it."""
@@ -42,6 +45,7 @@ class Pass:
         with closing(totals):
             for part in explained(whole_log(replace(job, end_offset=end_offset)), job):
                 for step in self.replay.fold(part.chunk):
+                    self.openings.take(step.effects.openings)
                     for total in step.effects.totals:
                         matcher.add_computed(total.key, total.value)
                     self._letters_due += (
@@ -67,6 +71,7 @@ class Pass:
     def check(self) -> None:
         """Raise AuditError if something was published that the log doesn't give."""
         job = self._job
+        self.openings.check(self.next_offset)
         grounds = Grounds(
             topic=job.settings.totals_topic,
             partition=job.place.partition,
@@ -99,7 +104,8 @@ class Pass:
             drop_arrived(open_source(job.settings, log), wanted)
             self._forwards[target] = {offset: known for (_, offset), known in wanted.items()}
         totals = sum(map(len, self.matcher.computed.values()))
-        return totals + len(self._letters_due) + sum(map(len, self._forwards.values()))
+        others = len(self._letters_due) + len(self.openings.missing)
+        return totals + others + sum(map(len, self._forwards.values()))
 
     def barrier(self) -> int:
         """Return where the first batch begins that gives something that is missing."""
@@ -107,7 +113,8 @@ class Pass:
         missing = {
             (key, value) for key, all_of in self.matcher.computed.items() for value in all_of
         }
-        offsets = {*self._letters_due, *(each for some in self._forwards.values() for each in some)}
+        offsets = {*self._letters_due, *self.openings.missing}
+        offsets |= {each for some in self._forwards.values() for each in some}
         replay = Replay(job.place, job.terms, job.engine)
         for part in explained(whole_log(job), job):
             for batch in batches_of(part.chunk):
@@ -122,6 +129,48 @@ class Pass:
         """Return from where on the totals are that a replay from here gives once more."""
         offsets = (each.offset for some in self.matcher.published.values() for each in some)
         return min(offsets, default=self._job.totals_end)
+
+
+class PublishedOpenings:
+    """The openings of a partition that were published, and what the log has given of them."""
+
+    def __init__(self, job: RebuildJob) -> None:
+        self.given = 0
+        self.missing: list[int] = []
+        """The offsets of openings that were not published."""
+        self._job = job
+        topic, partition = job.settings.orders_topic, job.place.partition
+        self._end = job.orders[1]
+        kafka = quiet(job.settings.librdkafka())
+        found, _ = read_openings(kafka, LOOK_GROUP, topic, {partition: job.orders[0]})[partition]
+        self._published = {each[1]: each for each in found if each[0] < self._end}
+        self._unjustified = dict(self._published)
+
+    def take(self, openings: Iterable[Opening]) -> None:
+        """Take in what the log gives."""
+        for each in openings:
+            self.given += 1
+            known = self._published.get(each.offset)
+            if known is None:
+                self.missing.append(each.offset)
+            elif known[2:] == (each.key, each.value):
+                del self._unjustified[each.offset]
+
+    def check(self, next_offset: int) -> None:
+        """Raise AuditError if one was published that the log before an offset doesn't give."""
+        wrong = [each for each in self._unjustified.values() if each[1] < next_offset]
+        if wrong:
+            topic, partition = self._job.settings.orders_topic, self._job.place.partition
+            raise AuditError(
+                f"{topic}/{partition}/{wrong[0][0]}: the orders topic holds what the log doesn't"
+                f" give ({len(wrong):,} records). A checkpoint on top of it would hide that."
+                " `durabill audit` says what differs. Nothing was written"
+            )
+
+    def orders_offset(self, next_offset: int) -> int:
+        """Return from where on the openings are that a replay from an offset gives once more."""
+        offsets = (each[0] for each in self._published.values() if each[1] >= next_offset)
+        return min(offsets, default=self._end)
 
 
 def batches_of(chunk: Chunk) -> Iterator[Chunk]:

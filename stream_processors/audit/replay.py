@@ -152,6 +152,7 @@ class Replay:
             self._terms = terms
             self.table.set_policy(terms.policy)
             self._schemas.reads_ids = terms.registry
+            self._schemas.reads_openings = terms.reads_openings
 
 
 def new_table(

@@ -3,7 +3,8 @@
 What is read when decides whether a live system can raise a false alarm. In this order:
 
     1 a moment of the ledger     every row of it stands for a total that is in the topic by then
-    2 the ends of the totals     every total before them rests on records in the log by then
+    2 the ends of the totals     every total before them rests on records in the log by then;
+                                 and those of the orders topic
     3 the ends of the segments   up to these the log is replayed
     4 the recorded terms         later ones hold from later offsets, but for one that is just being
                                  recorded: where something differs they are read again
@@ -69,7 +70,8 @@ class Audit:
         partitions, wanted = plan.partitions, plan.wanted()
         self._check_archive()
         dsn = settings.ledger_dsn if options.with_ledger else ""
-        opened = open_ledger(dsn, settings.totals_topic) if dsn else nullcontext()
+        topics = settings.totals_topic, settings.orders_topic
+        opened = open_ledger(dsn, *topics) if dsn else nullcontext()
         with opened as ledger:
             jobs = plan.jobs(wanted, self._archive, ledger, self._progress)
             side = SideAudit(settings, self._archive, partitions, options.order, self._progress)
@@ -82,12 +84,9 @@ class Audit:
             account = None
             if ledger is not None:
                 order = options.order or None
-                others = [
-                    each
-                    for each in ledger.other_topics(settings.totals_topic)
-                    if self._is_there(each)
-                ]
+                others = [each for each in ledger.other_topics(*topics) if self._is_there(each)]
                 findings += ledger.strangers(settings.totals_topic, partitions, order, others)
+                findings += ledger.strange_orders(settings.orders_topic, partitions, order, others)
                 findings += ledger.as_a_whole(order)
                 self._notes += ledger.notes(settings.totals_topic, others)
                 account = self._ledger_account(ledger)
@@ -96,6 +95,7 @@ class Audit:
         return AuditResult(
             segments_topic=settings.segments_topic,
             totals_topic=settings.totals_topic,
+            orders_topic=settings.orders_topic,
             scope=Scope(
                 options.order, options.partitions, options.from_ms, options.to_ms, options.as_of
             ),
@@ -173,6 +173,8 @@ class Audit:
     def _ledger_account(self, ledger: OpenLedger) -> LedgerAccount:
         counts = (each.ledger for each in self._outcomes.values())
         rows, proven, not_yet_recorded, set_aside = map(sum, zip(*counts, strict=True))
+        openings = (each.order_rows for each in self._outcomes.values())
+        orders, orders_proven, orders_to_come = map(sum, zip(*openings, strict=True))
         topic = self._settings.totals_topic
         return LedgerAccount(
             ledger.source,
@@ -181,6 +183,9 @@ class Audit:
             not_yet_recorded=not_yet_recorded,
             set_aside=set_aside,
             unreadable=ledger.unreadable(topic),
+            orders=orders,
+            orders_proven=orders_proven,
+            orders_not_yet_recorded=orders_to_come,
         )
 
     def _all_notes(self, side: SideAudit) -> list[str]:

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from durabill.schemas import OrderOpened
 from durabill.schemas.order_state import OrderState, Phase
 from durabill.stream_processors.audit.story_rows import Row, row_of
 from durabill.stream_processors.core.admission import Fate
 from durabill.stream_processors.core.explain import (
     Forgotten,
     Happening,
+    Lapsed,
     Revision,
     Standing,
     Verdict,
@@ -131,6 +133,24 @@ class Life:
 
 
 @dataclass(slots=True)
+class Opening:
+    """An opening of the order's number, and what became of it: `reason` says why it was refused.
+
+    `repeats` counts how often the same client opened the order once more. Where no segment came in
+    time, it has lapsed at `lapsed_at_ms`.
+    """
+
+    partition: int
+    offset: int
+    arrival_ms: int
+    opened: OrderOpened
+    reason: str | None
+    detail: str
+    repeats: int = 0
+    lapsed_at_ms: int | None = None
+
+
+@dataclass(slots=True)
 class Story:
     """All that the log tells of an order. `partition` is its own; `notes` say what is doubtful."""
 
@@ -142,6 +162,7 @@ class Story:
     states: list[StateChange] = field(default_factory=list)
     given: dict[TotalKey, Given] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    openings: list[Opening] = field(default_factory=list)
     clock_ms: int = 0
     """How far the time of its own partition had come at the end of the log."""
 
@@ -161,6 +182,10 @@ class Story:
                 case Forgotten(life=life, at_ms=at_ms):
                     self.lives[life - 1].forgotten_at_ms = at_ms
                     self._enter(life, at_ms, FORGOTTEN, Deadline.CORRECTION_WINDOW, None)
+                case Lapsed(offset=offset, at_ms=at_ms):
+                    for opening in self.openings:
+                        if (opening.partition, opening.offset) == (partition, offset):
+                            opening.lapsed_at_ms = at_ms
                 case Standing(state=state, clock_ms=clock_ms):
                     if state is not None:
                         self.lives[-1].state = state
@@ -170,12 +195,24 @@ class Story:
     def _add_verdict(self, partition: int, verdict: Verdict) -> None:
         row = row_of(partition, verdict)
         self.rows.append(row)
+        if verdict.opened is not None:
+            self._add_opening(partition, verdict, verdict.opened)
         if verdict.fate is Fate.BEGINS:
             self.lives.append(Life(verdict.life, row.offset))
         if row.counts:
             self.lives[-1].take(row)
             assert verdict.phase is not None
             self._enter(verdict.life, verdict.arrival_ms, verdict.phase, None, row.offset)
+
+    def _add_opening(self, partition: int, verdict: Verdict, opened: OrderOpened) -> None:
+        if verdict.fate is Fate.OPENED_BEFORE:
+            accepted = [each for each in self.openings if each.reason is None]
+            accepted[-1].repeats += 1
+        elif verdict.fate in (Fate.OPENS, None):
+            place = partition, verdict.record.offset
+            self.openings.append(
+                Opening(*place, verdict.arrival_ms, opened, verdict.reason, verdict.detail)
+            )
 
     def _add_revision(self, revision: Revision) -> None:
         total = revision.total

@@ -20,6 +20,7 @@ def explained(story: Story, topic: str, published: Published | None) -> dict[str
         "clock_ms": story.clock_ms,
         "policy": describe_history(story.basis.history),
         "policy_assumed_because": story.basis.assumed_because or None,
+        "openings": openings(story),
         "records": [asdict(each) for each in story.rows],
         "lives": [_whole_life(story, each) for each in story.lives],
         "revisions": [
@@ -43,6 +44,24 @@ def explained(story: Story, topic: str, published: Published | None) -> dict[str
         ],
         "notes": story.notes,
     }
+
+
+def openings(story: Story) -> list[dict[str, Any]]:
+    """Return the openings of the order's number, those that were refused as well."""
+    return [
+        {
+            "partition": each.partition,
+            "offset": each.offset,
+            "arrival_ms": each.arrival_ms,
+            **each.opened._asdict(),
+            "attributes": dict(each.opened.attributes),
+            "reason": each.reason,
+            "detail": each.detail,
+            "repeats": each.repeats,
+            "lapsed_at_ms": each.lapsed_at_ms,
+        }
+        for each in story.openings
+    ]
 
 
 def life(each: Life) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from durabill.schemas import Interval
 from durabill.schemas.headers import RESENT_FROM
-from durabill.schemas.text import human_ms
+from durabill.schemas.text import human_ms, shown
 from durabill.stream_processors.core.admission import Fate
 from durabill.stream_processors.core.explain import Verdict
 from durabill.stream_processors.core.intervals import IntervalSet
@@ -31,7 +31,7 @@ class Row:
     end_ms: int | None
     end_identifier: bool | None
     fate: str | None
-    """BEGINS, COUNTS, SEEN_BEFORE or FORWARDED (`core.admission.Fate`); None: a dead letter."""
+    """The name of a `core.admission.Fate`; None: a dead letter."""
 
     verdict: str
     life: int
@@ -53,6 +53,9 @@ class Row:
 
     resent_from: str | None
     """The dead letter that it was sent back from, as its header says."""
+
+    is_opening: bool = False
+    """Whether it is an opening that can be read, and no segment."""
 
     dead_letter: str | None = None
     """Where its dead letter is, `partition/offset` in their topic; None: it was not found."""
@@ -84,6 +87,7 @@ def row_of(partition: int, verdict: Verdict) -> Row:
         verdict.is_new_number, verdict.reopens, verdict.phase, verdict.partition,
         None if source is None else f"{source[0]}/{source[1]}",
         _place_in(resent[-1]) if resent else None,
+        verdict.opened is not None,
     )  # fmt: skip
 
 
@@ -101,6 +105,12 @@ def words_of(verdict: Verdict) -> str:
         return f"sent on to partition {verdict.partition}"
     if verdict.fate is Fate.SEEN_BEFORE:
         return "passed over, came before"
+    if verdict.fate is Fate.OPENED_BEFORE:
+        return "opened before, for the same client"
+    if verdict.fate is Fate.OPENS:
+        assert verdict.opened is not None
+        client = f", client {shown(verdict.opened.client)}" if verdict.opened.client else ""
+        return f"opens it, for tenant {verdict.opened.tenant}{client}"
     assert verdict.raw is not None
     length_ms, gained_ms = verdict.raw[3] - verdict.raw[2], verdict.gained_ms
     if not verdict.is_new_number:

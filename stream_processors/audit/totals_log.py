@@ -1,4 +1,4 @@
-"""Reads one partition of the totals, or of any other topic, to a known end, as committed."""
+"""Reads one partition of the totals, the orders or another topic to a known end, as committed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from durabill.stream_processors.kafka.errors import Right, patiently
+from durabill.stream_processors.kafka.openings import source_offset_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, assigned_consumer
 
 PATIENCE_S = 30.0
@@ -14,12 +15,14 @@ _AHEAD_KB = 16_384
 
 
 class Published(NamedTuple):
-    """One record of the totals topic. `append_ms` is the broker's append time."""
+    """One record of the totals or the orders topic. `append_ms` is the broker's append time."""
 
     offset: int
     key: bytes | None
     value: bytes | None
     append_ms: int = 0
+    source_offset: int | None = None
+    """Of the orders topic: where the opening lies in the log, by the record's header."""
 
 
 class TotalsLog:
@@ -79,8 +82,11 @@ class TotalsLog:
                 self.position = max(self.position, offset)
                 continue
             self.position = offset + 1
-            key, value = _bytes(message.key()), _bytes(message.value())
-            yield Published(offset, key, value, message.timestamp()[1])
+            yield self._published(offset, message)
+
+    def _published(self, offset: int, message: Message) -> Published:
+        key, value = _bytes(message.key()), _bytes(message.value())
+        return Published(offset, key, value, message.timestamp()[1])
 
     def _ask(self, timeout_s: float) -> list[Message]:
         if self._consumer is None:
@@ -108,6 +114,14 @@ class TotalsLog:
         assert offset is not None, "records and ends have a place"
         following = offset if last.error() is not None else offset + 1
         self._consumer.assign([TopicPartition(self._topic, self._partition, following)])
+
+
+class OrdersLog(TotalsLog):
+    """The same of the orders topic, whose records say where in the log they come from."""
+
+    def _published(self, offset: int, message: Message) -> Published:
+        source_offset = source_offset_of(message)
+        return super()._published(offset, message)._replace(source_offset=source_offset)
 
 
 def _bytes(content: str | bytes | None) -> bytes | None:

@@ -50,6 +50,34 @@ def standing_words(life: Life) -> str:
     return f"{life.state.phase}; {deadline} passes at {human_time(life.state.deadline_ms)}"
 
 
+def opening_lines(story: Story) -> list[str]:
+    """Return how the order was opened, and which openings were refused, a line each."""
+    lines = []
+    for each in story.openings:
+        opened, place = each.opened, f"{each.partition}/{each.offset}"
+        who = f"tenant {shown(opened.tenant)}"
+        if opened.client:
+            who += f", client {shown(opened.client)}"
+        if each.reason is not None:
+            lines.append(f"Opening refused at record {place}: by {who}: {each.reason}")
+            continue
+        service = f", service {shown(opened.service)}" if opened.service else ""
+        lines.append(
+            f"Opened {human_time(opened.server_timestamp_ms)} at record {place} by {who}{service};"
+            f" a report every {human_ms(opened.report_interval_ms)}, accepted until"
+            f" {human_time(opened.accept_until_ms)}"
+        )
+        if opened.attributes:
+            pairs = (f"{shown(key)}={shown(content)}" for key, content in opened.attributes)
+            lines.append(f"  attributes: {', '.join(pairs)}")
+        if each.repeats:
+            lines.append(f"  opened again by the same client {each.repeats:,} times: no matter")
+        if each.lapsed_at_ms is not None:
+            lapsed = human_time(each.lapsed_at_ms)
+            lines.append(f"  no record of it counted in time: forgotten after {lapsed}")
+    return lines
+
+
 def missing_words(life: Life) -> list[str]:
     """Return what is missing of a life, a sentence each; nothing where all is there."""
     found = []
@@ -157,6 +185,7 @@ def policy_lines(basis: Basis) -> list[str]:
                 f"idle_timeout {human_ms(policy.idle_timeout_ms)}",
                 f"correction_window {human_ms(policy.correction_window_ms)}",
                 f"interim_interval {human_ms(interim_ms) if interim_ms else 'never'}",
+                *(["opened orders only"] if policy.opened_only else []),
             )
         )
         lines.append(f"From offset {record.from_offset} on: {waits}" if at else f"Policy: {waits}")

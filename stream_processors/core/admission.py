@@ -1,20 +1,31 @@
 """Which records an order takes in: the rules of the contract that need a clock, a key or an order.
 
-A record is judged in two steps. `accept` looks at the record alone: is it a legal segment, is it in
-time? `admit` looks at what is known of its order: does it begin one, does it count, or does it
-belong in another partition? Both raise BadRecord for a record that becomes a dead letter, with the
-first reason that holds, in the sequence of `schemas.Reason`.
+A record is judged in two steps. `accept` looks at the record alone: is it a legal segment of a time
+that can have been? `admit` looks at what is known of its order: is it in time, does it begin the
+order, does it count, or does it belong in another partition? Openings are judged likewise, by
+`accept_opening` and `admit_opening`. All raise BadRecord for a record that becomes a dead letter,
+with the first reason that holds, in the sequence of `schemas.Reason`.
 """
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from durabill.schemas import BadRecord, Reason, SegmentEvent, limits, partition_for, to_segment
+from durabill.schemas import (
+    BadRecord,
+    OrderOpened,
+    Reason,
+    SegmentEvent,
+    limits,
+    partition_for,
+    read_opening,
+    to_segment,
+)
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.units import refused_time
 from durabill.schemas.wire import Headers, RawSegment
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order, Policy, Source
 
 
@@ -58,12 +69,14 @@ class LogRecord(Protocol):
 
 
 class Fate(Enum):
-    """What becomes of a legal segment."""
+    """What becomes of a legal segment, or of a legal opening."""
 
     BEGINS = "its order is not known, or forgotten: it begins a life of it"
     COUNTS = "its order takes it in"
     SEEN_BEFORE = "it was forwarded, and its order has taken it in already"
     FORWARDED = "its order lives in another partition, where it is sent"
+    OPENS = "it opens its order, which is not known, or forgotten"
+    OPENED_BEFORE = "it opens its order again, for the same client: nothing changes"
 
 
 class Admission(NamedTuple):
@@ -74,7 +87,29 @@ class Admission(NamedTuple):
     source: Source | None
 
 
-def accept(raw: RawSegment, key: bytes | None, clock_ms: int, policy: Policy) -> SegmentEvent:
+class Known(NamedTuple):
+    """What is known of a record's order in a partition, at the record.
+
+    `opening` is one that waits for the order's first segment.
+    """
+
+    order: Order | None
+    opening: Opened | None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Tell whether neither is known, so that the record may be in a wrong partition."""
+        return self.order is None and self.opening is None
+
+    def life(self, clock_ms: int) -> tuple[Order | None, Opened | None]:
+        """Return the order that goes on, None where it would begin, and the opening it has."""
+        order = self.order
+        if order is None or order.is_forgotten(clock_ms):
+            return None, self.opening
+        return order, order.opening
+
+
+def accept(raw: RawSegment, key: bytes | None, clock_ms: int) -> SegmentEvent:
     """Return the segment in a record, or raise BadRecord for the first rule that it breaks.
 
     `raw` is what was read of its value, `clock_ms` the partition's clock at the record.
@@ -91,45 +126,102 @@ def accept(raw: RawSegment, key: bytes | None, clock_ms: int, policy: Policy) ->
     if length_ms > SEGMENT_LENGTH_MAX_MS:
         detail = f"{length_ms} ms, {SEGMENT_LENGTH_MAX_MS} are allowed"
         raise refused_time(Reason.TOO_LONG, detail, *times_ms)
-    if -ahead_ms > policy.correction_window_ms:
-        detail = f"ended {-ahead_ms} ms before its arrival"
-        raise refused_time(Reason.TOO_LATE, detail, *times_ms)
     return event
 
 
 def admit(
     record: LogRecord,
     event: SegmentEvent,
-    order: Order | None,
+    known: Known,
     place: Place,
     clock_ms: int,
+    policy: Policy,
     pieces_max: int = ORDER_PIECES_MAX,
 ) -> Admission:
     """Return what becomes of a record that holds an accepted segment.
 
-    `order` is what is known of the segment's order in this partition; every total that is due by
-    `clock_ms` has been given. Raises BadRecord(WRONG_PARTITION or TOO_FRAGMENTED).
+    `known` is what is known of the segment's order in this partition; every total that is due by
+    `clock_ms` has been given. Raises BadRecord for a reason from TOO_LATE on.
     """
     source = source_of(record.headers, place)
+    order, opening = known.life(clock_ms)
+    late_ms = clock_ms - event.end_ms
+    if late_ms > policy.correction_window_ms and not _may_be_late(opening, clock_ms):
+        detail = f"ended {late_ms} ms before its arrival"
+        raise refused_time(Reason.TOO_LATE, detail, event.start_ms, event.end_ms)
+    if known.is_nothing and (elsewhere := _elsewhere(record, place, source)) is not None:
+        return elsewhere
+    if order is not None and order.has_seen(source):
+        return Admission(Fate.SEEN_BEFORE, place.partition, source)
+    if policy.opened_only and opening is None:
+        raise BadRecord(Reason.NOT_OPENED, "its order has not been opened, and has to be")
+    if opening is not None and event.start_ms < opening.begin_ms:
+        detail = f"begins {opening.begin_ms - event.start_ms} ms before its order was opened"
+        raise refused_time(Reason.BEFORE_OPENING, detail, event.start_ms, event.end_ms)
     if order is None:
-        assert record.key is not None
-        partition = partition_for(record.key, place.partitions)
-        if partition == place.partition:
-            return Admission(Fate.BEGINS, partition, source)
-        problem = _why_not_forwarded(record)
-        if problem is None:
-            return Admission(Fate.FORWARDED, partition, source)
-        detail = f"belongs in partition {partition} and {problem}"
-        raise BadRecord(Reason.WRONG_PARTITION, detail)
-    fate = Fate.COUNTS
-    if order.is_forgotten(clock_ms):
-        fate = Fate.BEGINS
-    elif order.has_seen(source):
-        fate = Fate.SEEN_BEFORE
-    elif (excess := order.excess(event, pieces_max)) is not None:
+        return Admission(Fate.BEGINS, place.partition, source)
+    if (excess := order.excess(event, pieces_max)) is not None:
         detail = f"its order has {pieces_max:,} {excess}, and it adds one"
         raise BadRecord(Reason.TOO_FRAGMENTED, detail)
-    return Admission(fate, place.partition, source)
+    return Admission(Fate.COUNTS, place.partition, source)
+
+
+def _may_be_late(opening: Opened | None, clock_ms: int) -> bool:
+    """Tell whether an opening has segments older than the correction window taken now."""
+    return opening is not None and clock_ms <= opening.accept_until_ms
+
+
+def accept_opening(key: bytes | None, value: bytes, clock_ms: int) -> OrderOpened:
+    """Return the opening in a record, or raise BadRecord for the first rule that it breaks.
+
+    The order's time may not begin in the future, or it would be known for as long as anybody likes.
+    """
+    opened = read_opening(key, value)
+    begin_ms, until_ms = opened.server_timestamp_ms, opened.accept_until_ms
+    if begin_ms - clock_ms > FUTURE_TOLERANCE_MS:
+        detail = f"opens its order {begin_ms - clock_ms} ms after its arrival"
+        raise refused_time(Reason.IN_THE_FUTURE, detail, begin_ms, until_ms)
+    if clock_ms > until_ms:
+        detail = f"accepts segments until {clock_ms - until_ms} ms before its arrival"
+        raise refused_time(Reason.TOO_LATE, detail, begin_ms, until_ms)
+    return opened
+
+
+def admit_opening(
+    record: LogRecord, opened: OrderOpened, known: Known, place: Place, clock_ms: int
+) -> Admission:
+    """Return what becomes of a record that holds an accepted opening.
+
+    `known` is as `admit` has it. Raises BadRecord(WRONG_PARTITION or ALREADY_OPENED).
+    """
+    source = source_of(record.headers, place)
+    order, opening = known.life(clock_ms)
+    if known.is_nothing and (elsewhere := _elsewhere(record, place, source)) is not None:
+        return elsewhere
+    if order is None and opening is None:
+        return Admission(Fate.OPENS, place.partition, source)
+    if opening is None:
+        raise BadRecord(Reason.ALREADY_OPENED, "its order has begun without an opening")
+    if not opening.is_of(opened):
+        detail = f"its order was opened by another client, at offset {opening.offset}"
+        raise BadRecord(Reason.ALREADY_OPENED, detail)
+    return Admission(Fate.OPENED_BEFORE, place.partition, source)
+
+
+def _elsewhere(record: LogRecord, place: Place, source: Source | None) -> Admission | None:
+    """Return where a record of an unknown order is sent on to; None: it is in the right place.
+
+    Raises BadRecord(WRONG_PARTITION).
+    """
+    assert record.key is not None
+    partition = partition_for(record.key, place.partitions)
+    if partition == place.partition:
+        return None
+    problem = _why_not_forwarded(record)
+    if problem is None:
+        return Admission(Fate.FORWARDED, partition, source)
+    detail = f"belongs in partition {partition} and {problem}"
+    raise BadRecord(Reason.WRONG_PARTITION, detail)
 
 
 def source_of(headers: Headers, place: Place) -> Source | None:

@@ -15,11 +15,13 @@ from typing import Any
 from durabill.schemas import (
     BadRecord,
     Interval,
+    OrderOpened,
     OrderTotal,
     Reason,
     SegmentEvent,
     Status,
     is_clock_mark,
+    is_opening,
     read_clock_mark,
 )
 from durabill.schemas.limits import ORDER_PIECES_MAX
@@ -28,11 +30,15 @@ from durabill.schemas.wire import RawSegment
 from durabill.stream_processors.core.admission import (
     Admission,
     Fate,
+    Known,
     LogRecord,
     Place,
     accept,
+    accept_opening,
     admit,
+    admit_opening,
 )
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import (
     DEADLINE_OF,
     Deadline,
@@ -47,6 +53,9 @@ PolicyAt = Callable[[int], Policy]
 
 Read = Callable[[bytes | None, int], RawSegment]
 """Returns the raw fields of the value at an offset, or raises BadRecord; `WriterSchemas.read`."""
+
+IsOpening = Callable[[bytes | None, int], bool]
+"""Tells whether the value at an offset claims to be an opening, and openings are read there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,8 @@ class Verdict:
     is_new_number: bool = False
     reopens: bool = False
     phase: Phase | None = None
+    opened: OrderOpened | None = None
+    """What an opening says, where the record is one that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +116,19 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class Lapsed:
+    """No segment came in time to the opening at `offset`: it is forgotten since `at_ms`."""
+
+    offset: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
-    """How it stands at the end of the log. `state` is None where no order is known (any more)."""
+    """How it stands at the end of the log. `state` is None where no order is known (any more).
+
+    `opening` is the order's, or the one that waits for its first segment.
+    """
 
     life: int
     state: OrderState | None
@@ -114,8 +136,15 @@ class Standing:
     next_offset: int
     """The offset after the last record."""
 
+    opening: Opened | None = None
 
-Happening = Verdict | Revision | Forgotten | Standing
+
+Happening = Verdict | Revision | Forgotten | Lapsed | Standing
+
+
+def always_opening(value: bytes | None, offset: int) -> bool:
+    """Tell whether a value claims to be an opening, where openings are read all over the log."""
+    return is_opening(value)
 
 
 def explain(
@@ -125,6 +154,7 @@ def explain(
     policy_at: PolicyAt,
     read: Read,
     *,
+    is_opening_at: IsOpening = always_opening,
     pieces_max: int = ORDER_PIECES_MAX,
 ) -> Iterator[Happening]:
     """Yield what happened to an order in a partition, in the sequence of its time.
@@ -132,24 +162,33 @@ def explain(
     `log` is every record of the partition from its start on; a `Standing` comes last. Nothing is
     kept but the order, however many records there are.
     """
-    return _Replay(number, place, policy_at, read, pieces_max).run(log)
+    return _Replay(number, place, policy_at, read, is_opening_at, pieces_max).run(log)
 
 
 class _Replay:
     """One order's part of a partition's table."""
 
     def __init__(
-        self, number: str, place: Place, policy_at: PolicyAt, read: Read, pieces_max: int
+        self,
+        number: str,
+        place: Place,
+        policy_at: PolicyAt,
+        read: Read,
+        is_opening_at: IsOpening,
+        pieces_max: int,
     ) -> None:
         self._number = number
         self._key = number.encode()
         self._place = place
         self._policy_at = policy_at
         self._read = read
+        self._is_opening_at = is_opening_at
         self._pieces_max = pieces_max
         self._policy = policy_at(0)
         self._clock_ms = 0
         self._order: Order | None = None
+        self._opening: Opened | None = None
+        """The opening that waits for the order's first segment."""
         self._life = 0
         self._set_by: int | None = None
         """The record that set the order's deadline."""
@@ -171,7 +210,8 @@ class _Replay:
         self._policy = self._policy_at(next_offset)
         order = self._order
         state = None if order is None else describe_order(order, self._policy)
-        yield Standing(self._life, state, self._clock_ms, next_offset)
+        opening = self._opening if order is None else order.opening
+        yield Standing(self._life, state, self._clock_ms, next_offset, opening)
 
     def _fold(self, record: LogRecord) -> Iterator[Happening]:
         """Judge a record that may be the order's, as a table does."""
@@ -180,13 +220,17 @@ class _Replay:
             if is_clock_mark(record.value):
                 read_clock_mark(record.key, record.value or b"")
                 return
+            if self._is_opening_at(record.value, record.offset):
+                yield from self._fold_opening(record)
+                return
             raw = self._read(record.value, record.offset)
             if self._key not in (record.key, raw[0]):
                 return  # the number only happens to be among other bytes
             yield from self._pass_time()
-            event = accept(raw, record.key, self._clock_ms, self._policy)
+            event = accept(raw, record.key, self._clock_ms)
+            known = Known(self._order, self._opening)
             admission = admit(
-                record, event, self._order, self._place, self._clock_ms, self._pieces_max
+                record, event, known, self._place, self._clock_ms, self._policy, self._pieces_max
             )
         except BadRecord as error:
             if raw is not None or record.key == self._key:
@@ -194,6 +238,31 @@ class _Replay:
                 yield self._verdict(record, raw, reason=error.reason, detail=error.detail)
             return
         yield from self._admitted(record, raw, event, admission)
+
+    def _fold_opening(self, record: LogRecord) -> Iterator[Happening]:
+        """Judge a record that claims to be an opening, maybe of another order."""
+        assert record.value is not None
+        opened: OrderOpened | None = None
+        try:
+            opened = accept_opening(record.key, record.value, self._clock_ms)
+            if record.key != self._key:
+                return
+            yield from self._pass_time()
+            known = Known(self._order, self._opening)
+            fate, partition, source = admit_opening(
+                record, opened, known, self._place, self._clock_ms
+            )
+        except BadRecord as error:
+            if record.key == self._key:
+                yield from self._pass_time()
+                yield self._verdict(
+                    record, None, reason=error.reason, detail=error.detail, opened=opened
+                )
+            return
+        if fate is Fate.OPENS:
+            self._opening = Opened.by(opened, record.offset)
+        where = partition if fate is Fate.FORWARDED else None
+        yield self._verdict(record, None, fate=fate, partition=where, source=source, opened=opened)
 
     def _admitted(
         self, record: LogRecord, raw: RawSegment, event: SegmentEvent, admission: Admission
@@ -203,7 +272,8 @@ class _Replay:
             yield self._verdict(record, raw, fate=fate, partition=partition)
             return
         if fate is Fate.BEGINS:
-            self._order = Order(self._number, self._place.partition)
+            self._order = Order(self._number, self._place.partition, opening=self._opening)
+            self._opening = None
             self._life += 1
         order = self._order
         assert order is not None, "one that begins is new, one that counts was known"
@@ -241,6 +311,10 @@ class _Replay:
         if order is not None and order.is_forgotten(self._clock_ms):
             yield Forgotten(self._life, order.deadline_ms)
             self._order = None
+        opening = self._opening
+        if opening is not None and opening.is_forgotten(self._clock_ms):
+            yield Lapsed(opening.offset, opening.known_until_ms)
+            self._opening = None
 
     def _give_due(self) -> Iterator[Revision]:
         """Give the totals whose deadline has come."""

@@ -19,6 +19,9 @@ An order is in one of four phases, and four things can happen to it. What then h
     REOPENED  taken in, no more          counted  RUNNING, and the  by its state then
                                                   phase stays       -> SETTLED
 
+An order that was opened ahead of its segments is forgotten no earlier than its opening says; see
+`opening`, which has all that an opening changes.
+
 An order is complete when an end and every number from 1 to the greatest have been seen.
 
 Time is an argument: `arrival_ms` is the partition's clock at the record, the greatest append time
@@ -38,9 +41,11 @@ from itertools import islice
 
 from durabill.schemas import Interval, NumberRange, OrderTotal, SegmentEvent, Status
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, GRACE_FACTOR_MAX, ORDER_PIECES_MAX
+from durabill.schemas.order_state import Opened as OpenedState
 from durabill.schemas.order_state import OrderState
 from durabill.schemas.order_state import Phase as Phase
 from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.opening import Opened
 
 SETTLEMENTS_MAX = GRACE_FACTOR_MAX.bit_length()
 """An order counts its settlements up to here: 2 ** (n - 1) is the greatest factor of its grace."""
@@ -53,13 +58,16 @@ NEVER_MS = 2**62
 class Policy:
     """When an order counts as ended, abandoned, corrected for the last time; in milliseconds.
 
-    `interim_interval_ms` 0: an order that runs on gives no interim totals.
+    And whether it has to be opened. `interim_interval_ms` 0: an order that runs on gives no interim
+    totals.
     """
 
     settle_grace_ms: int = 30_000
     idle_timeout_ms: int = 300_000
     correction_window_ms: int = 86_400_000
     interim_interval_ms: int = 86_400_000
+    opened_only: bool = False
+    """Whether a segment of an order without an opening is refused."""
 
     def __post_init__(self) -> None:
         waits_ms = (self.settle_grace_ms, self.idle_timeout_ms, self.correction_window_ms)
@@ -135,6 +143,9 @@ class Order:
 
     settlements: int = 0
     """How often it has settled, interim totals not counted; no more than SETTLEMENTS_MAX."""
+
+    opening: Opened | None = None
+    """Its opening, where there was one when its first segment came."""
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -254,13 +265,16 @@ class Order:
         """Settle as of `settled_at_ms`; return the next revision's total.
 
         The order is forgotten when every repeat of its records would be too late: every accepted
-        end is at most `ended_ms`, so at most correction_window before `deadline_ms`.
+        end is at most `ended_ms`, so at most correction_window before `deadline_ms`. One of an
+        opened order is too late no earlier than its opening says.
         """
         total = self._give(status, settled_at_ms)
         self.phase = Phase.SETTLED
         self.settlements = min(self.settlements + 1, SETTLEMENTS_MAX)
         reference_ms = max(settled_at_ms, self.ended_ms - FUTURE_TOLERANCE_MS)
         self.deadline_ms = reference_ms + policy.correction_window_ms + FUTURE_TOLERANCE_MS
+        if self.opening is not None:
+            self.deadline_ms = max(self.deadline_ms, self.opening.known_until_ms)
         return total
 
     def _give(self, status: Status, settled_at_ms: int) -> OrderTotal:
@@ -326,6 +340,9 @@ class Order:
         assert (self.phase in (Phase.SETTLED, Phase.REOPENED)) == (self.settlements > 0)
         assert min(self.revision, SETTLEMENTS_MAX) >= self.settlements >= 0
         assert (self.revision > 0) == bool(self.digest)
+        if self.opening is not None:
+            assert self.opening.offset < self.source_offset
+            assert self.opening.begin_ms <= self.started_ms
 
 
 def evidence_digest(
@@ -373,4 +390,41 @@ def describe_order(order: Order, policy: Policy, limit: int | None = None) -> Or
         source_offset=order.source_offset,
         intervals_count=len(order.time),
         missing_numbers_count=len(missing),
+        opened=None if order.opening is None else _state_of(order.opening),
+    )
+
+
+def describe_opening(service_order_number: str, opening: Opened, partition: int) -> OrderState:
+    """Return the state of an order that was opened and has no segment yet."""
+    return OrderState(
+        service_order_number=service_order_number,
+        phase=Phase.OPEN,
+        duration_ms=0,
+        intervals=[],
+        started_ms=opening.begin_ms,
+        ended_ms=opening.begin_ms,
+        end_number=None,
+        missing_numbers=[],
+        segments=0,
+        duplicates=0,
+        overlap_ms=0,
+        gap_ms=0,
+        numbers_after_end=0,
+        revision=0,
+        deadline_ms=opening.known_until_ms,
+        interim_deadline_ms=None,
+        source_partition=partition,
+        source_offset=opening.offset,
+        intervals_count=0,
+        missing_numbers_count=0,
+        opened=_state_of(opening),
+    )
+
+
+def _state_of(opening: Opened) -> OpenedState:
+    return OpenedState(
+        tenant=opening.tenant,
+        client=opening.client,
+        server_timestamp_ms=opening.begin_ms,
+        accept_until_ms=opening.accept_until_ms,
     )

@@ -5,9 +5,11 @@ A block is a version byte and a zstd frame of MessagePack. Version 3 is a list o
 they lie in memory (little-endian), the slots that they belong in, the piece lists that they refer
 to, and in the form of version 3 those orders that are no rows. Version 5 is a list as in version 3,
 of one large order, and the whole entry is that order's own. The column table reads all versions;
-the plain table has no rows to put one in. Versions 1 and 2 are 3 and 4 without what interim totals
-and gathered corrections need. They are read, and not written any more: see `_bring_up_to_date` and
-`kernel.upgrade`.
+the plain table has no rows to put one in. Version 6 is the openings that wait for their orders'
+first segments; see `openings`. Fields that an older version 3, 4 or 5 lacks stand at the end: an
+order's opening, and after a block's orders the openings that its rows have. Versions 1 and 2 are 3
+and 4 without what interim totals and gathered corrections need. They are read, and not written any
+more: see `_bring_up_to_date` and `kernel.upgrade`.
 
 Invariants are asserted before a state is written and after it is read. A block that can't be read
 raises StateError: going on without it would forget money.
@@ -22,11 +24,13 @@ import msgspec
 
 from durabill.schemas.errors import START_ANEW, StateError
 from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import SETTLEMENTS_MAX, Order, Phase
 
 PLAIN_VERSION = 3
 COLUMNS_VERSION = 4
 LARGE_VERSION = 5
+OPENINGS_VERSION = 6
 OLD_PLAIN_VERSION = 1
 OLD_COLUMNS_VERSION = 2
 
@@ -57,6 +61,27 @@ class _OldOrderState(msgspec.Struct, array_like=True, forbid_unknown_fields=True
 class _OrderState(_OldOrderState, array_like=True, forbid_unknown_fields=True):
     unbilled_since_ms: int
     settlements: int
+    opening: tuple[int, int, int, str, str] | None = None
+
+
+class WaitingState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """An opening that waits in a place; its last fields are those of `core.opening.Opened`."""
+
+    place: int
+    number: str
+    begin_ms: int
+    accept_until_ms: int
+    offset: int
+    tenant: str
+    client: str
+
+
+class RowOpenings(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """The openings of rows, as `store` has them: slots, times and offsets, and whose they are."""
+
+    slots: bytes
+    terms: bytes
+    owners: list[bytes]
 
 
 class _Raw(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -67,6 +92,7 @@ class _Raw(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 class _Columns(_Raw, array_like=True, forbid_unknown_fields=True):
     orders: list[_OrderState]
+    openings: RowOpenings | None = None
 
 
 class _OldColumns(_Raw, array_like=True, forbid_unknown_fields=True):
@@ -84,6 +110,12 @@ class BlockContent(NamedTuple):
     is_own: bool = False
     """Whether it is the entry of one large order."""
 
+    openings: RowOpenings | None = None
+    """The openings of the rows."""
+
+    waiting: tuple[WaitingState, ...] = ()
+    """The openings of an entry that has nothing else."""
+
     @property
     def is_old(self) -> bool:
         """Tell whether the rows are in the layout of the version before."""
@@ -95,6 +127,7 @@ _plain_decoders: dict[int, Any] = {
     LARGE_VERSION: msgspec.msgpack.Decoder(list[_OrderState]),
     OLD_PLAIN_VERSION: msgspec.msgpack.Decoder(list[_OldOrderState]),
 }
+_waiting_decoder = msgspec.msgpack.Decoder(tuple[WaitingState, ...])
 _columns_decoders: dict[int, Any] = {
     COLUMNS_VERSION: msgspec.msgpack.Decoder(_Columns),
     OLD_COLUMNS_VERSION: msgspec.msgpack.Decoder(_OldColumns),
@@ -132,16 +165,22 @@ def large_snapshot(slot: int, order: Order) -> Snapshot:
     return Snapshot(LARGE_VERSION, states, _weight(states))
 
 
+def openings_snapshot(states: list[WaitingState]) -> Snapshot:
+    """Return the content of an entry of openings that wait."""
+    return Snapshot(OPENINGS_VERSION, states, ORDER_WEIGHT * len(states))
+
+
 def columns_snapshot(
     slots: Any,
     held: Any,
     lists: Any,
     orders: Iterable[tuple[int, Order]],
     frozen: Sequence[_OrderState] = (),
+    openings: RowOpenings | None = None,
 ) -> Snapshot:
     """Return the content of a block of rows (numpy; slots int32) and of orders that are none."""
     states = [*frozen, *(_state_of(slot, order) for slot, order in orders)]
-    columns = _Columns(slots.tobytes(), held.tobytes(), lists.tobytes(), states)
+    columns = _Columns(slots.tobytes(), held.tobytes(), lists.tobytes(), states, openings)
     weight = (held.nbytes + lists.nbytes) // ROW_BYTES + _weight(states)
     return Snapshot(COLUMNS_VERSION, columns, weight)
 
@@ -168,12 +207,18 @@ def decode_block(block: bytes) -> BlockContent:
         if version in _columns_decoders:
             columns = _columns_decoders[version].decode(bytes(cramjam.zstd.decompress(block[1:])))
             orders = [_order_of(state) for state in columns.orders]
-            return BlockContent(version, columns.slots, columns.rows, columns.lists, orders)
+            found = getattr(columns, "openings", None)
+            return BlockContent(
+                version, columns.slots, columns.rows, columns.lists, orders, openings=found
+            )
+        if version == OPENINGS_VERSION:
+            waiting = _waiting_decoder.decode(bytes(cramjam.zstd.decompress(block[1:])))
+            return BlockContent(version, b"", b"", b"", [], waiting=waiting)
     except (cramjam.DecompressionError, msgspec.DecodeError) as error:
         raise StateError(f"a checkpoint block is damaged: {error}") from error
     raise StateError(
         f"a checkpoint block has format version {version}, this worker reads up to"
-        f" {LARGE_VERSION}: run the version of Durabill that wrote it, or {START_ANEW}"
+        f" {OPENINGS_VERSION}: run the version of Durabill that wrote it, or {START_ANEW}"
     )
 
 
@@ -195,6 +240,8 @@ def _order_of(state: _OldOrderState) -> tuple[int, Order]:
     )
     if not isinstance(state, _OrderState):
         _bring_up_to_date(order)
+    elif state.opening is not None:
+        order.opening = Opened(*state.opening)
     order.check()
     return state.slot, order
 

@@ -9,8 +9,9 @@ writes all of it, so the partition's owner alone does. `effect_order` has the st
 
 The meta alone decides where a replay starts; the group's offset, which anybody can move, follows
 it. The meta holds the partition's append-time clock at that offset, so that a replay starts with
-the very clock that the records were judged by. It also holds the end of the totals as it was:
-recovery reads the totals from there on and suppresses them when the replay gives them again.
+the very clock that the records were judged by. It also holds the ends of the totals and of the
+orders topic as they were: recovery reads both from there on, and suppresses what it finds when the
+replay gives it again.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from durabill.stream_processors.engine.blocks import Snapshot
 from durabill.stream_processors.engine.policies import POLICY
 from durabill.stream_processors.engine.verdicts import SCHEMAS
 
-META_VERSION = 2
+META_VERSION = 3
 META = "meta"
 NO_BLOCKS = (META, POLICY, SCHEMAS)
 
@@ -48,6 +49,8 @@ class CheckpointMeta(msgspec.Struct, array_like=True, forbid_unknown_fields=True
     topic_id: str = ""
     checkpoint_id: str = ""
     """The changelog's own topic id: a recreated changelog lacks the blocks written before."""
+    orders_offset: int | None = None
+    """As `totals_offset`, of the orders topic; None: not known (before version 3)."""
 
 
 class CheckpointMetaV1(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -89,7 +92,12 @@ def blocks_in(entries: Mapping[bytes, bytes], partition: int) -> list[bytes]:
 
 
 def encode_meta(
-    segments_topic: SegmentsTopic, *, next_offset: int, clock_ms: int, totals_offset: int
+    segments_topic: SegmentsTopic,
+    *,
+    next_offset: int,
+    clock_ms: int,
+    totals_offset: int,
+    orders_offset: int,
 ) -> bytes:
     """Return the meta of a checkpoint as it is written."""
     meta = CheckpointMeta(
@@ -101,6 +109,7 @@ def encode_meta(
         segments_topic.name,
         segments_topic.topic_id,
         segments_topic.checkpoint_id,
+        orders_offset,
     )
     return msgspec.msgpack.encode(meta)
 
@@ -166,7 +175,7 @@ def _decode_meta(raw: bytes, partition: int, committed_offset: int | None) -> Ch
     try:
         fields: Any = msgspec.msgpack.decode(raw)
         version = fields[0] if isinstance(fields, list) and fields else None
-        if version == META_VERSION:
+        if version in (2, META_VERSION):
             return msgspec.convert(fields, CheckpointMeta)
         if version == 1:
             old = msgspec.convert(fields, CheckpointMetaV1)

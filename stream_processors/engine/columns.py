@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from durabill.schemas import (
+    OPENING_HEADER,
     OWN_SCHEMA_ONLY,
     SEGMENT_HEADER,
     SegmentEvent,
@@ -58,7 +59,7 @@ from durabill.stream_processors.engine.unpack import BadBatch
 
 UNSPILLED_AT_ONCE = 256
 
-_SEGMENT_HEADER = np.frombuffer(SEGMENT_HEADER, np.uint8)
+_HEADERS = np.frombuffer(SEGMENT_HEADER + OPENING_HEADER, np.uint8)
 
 assert BLOCK_SLOTS == rows.BLOCK_ROWS
 assert SETTLEMENTS_MAX - 1 == rows.TIMES_SETTLED >> rows.TIMES_SETTLED_SHIFT
@@ -102,6 +103,7 @@ class ColumnTable(IntervalTable):
         self._task[tasks.SETTLE_GRACE_MS] = policy.settle_grace_ms
         self._task[tasks.IDLE_TIMEOUT_MS] = policy.idle_timeout_ms
         self._task[tasks.CORRECTION_WINDOW_MS] = policy.correction_window_ms
+        self._task[tasks.OPENED_ONLY] = policy.opened_only
 
     def _look_again(self) -> None:
         super()._look_again()
@@ -126,7 +128,7 @@ class ColumnTable(IntervalTable):
         raw, done = b"", 0
         while True:
             task[tasks.RECORDS] = min(record_count, done + STEP_COST)
-            outcome = fold.fold(arrays, body, self._task, _SEGMENT_HEADER)
+            outcome = fold.fold(arrays, body, self._task, _HEADERS)
             if outcome >= 0:
                 self._store.index.grow(outcome)
                 continue
@@ -233,7 +235,9 @@ class ColumnTable(IntervalTable):
         """Fill an empty table from checkpointed entries; see the base."""
         assert not len(self)
         self.clock_ms = clock_ms
-        self._plain.restore(*self._blocks.restore(blocks))
+        orders, restored = self._blocks.restore(blocks)
+        self._plain.restore(orders, restored.own)
+        self._plain.waiting.restore(restored.waiting, self._opening_of)
         self._spills.unspill_touched(clock_ms)
 
     def __len__(self) -> int:

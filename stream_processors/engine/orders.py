@@ -12,11 +12,21 @@ from durabill.schemas import (
     WriterSchemas,
     encode_total,
     is_clock_mark,
+    is_opening,
     read_clock_mark,
 )
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.limits import LONG_MAX
-from durabill.stream_processors.core.admission import Fate, Place, accept, admit
+from durabill.stream_processors.core.admission import (
+    Fate,
+    Known,
+    Place,
+    accept,
+    accept_opening,
+    admit,
+    admit_opening,
+)
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.effects import (
@@ -25,9 +35,11 @@ from durabill.stream_processors.engine.effects import (
     TIMER_COST,
     Effects,
     Forward,
+    Opening,
     Total,
     dead_letter,
 )
+from durabill.stream_processors.engine.openings import WaitingOpenings
 from durabill.stream_processors.engine.restored import age_of
 from durabill.stream_processors.engine.slots import Blocks, OrderSlots
 from durabill.stream_processors.engine.steps import AtHand
@@ -51,8 +63,11 @@ class PlainOrders:
     ) -> None:
         self.policy = policy
         self.slots: Final = OrderSlots(blocks)
+        self.waiting: Final = WaitingOpenings(blocks.note_waiting)
         self.clock_marks = 0
         """Clock marks folded in this process's life."""
+        self.openings_repeated = 0
+        """Openings that only came again, in this process's life."""
         self._place = place
         self._writers = writers
         self._pieces_max = pieces_max
@@ -69,15 +84,19 @@ class PlainOrders:
                 read_clock_mark(record.key, record.value or b"")
                 self.clock_marks += 1  # its batch has moved the clock, as every record's does
                 return
+            if is_opening(record.value) and self._writers.reads_openings:
+                self._fold_opening(record, clock_ms, effects)
+                return
             raw = self._writers.read(record.value, record.offset)
-            segment = accept(raw, record.key, clock_ms, self.policy)
+            segment = accept(raw, record.key, clock_ms)
             number = segment.service_order_number
-            order = self.slots.get(number)
+            known = self._known(number, record.offset, clock_ms)
+            order = known.order
             if order is not None and record.offset <= order.source_offset:
                 return  # a replay brings it again
             assert order is None or not order.is_due(clock_ms, self.policy)
             fate, partition, source = admit(
-                record, segment, order, self._place, clock_ms, self._pieces_max
+                record, segment, known, self._place, clock_ms, self.policy, self._pieces_max
             )
         except BadRecord as error:
             effects.dead_letters.append(dead_letter(record, error.reason, error.detail))
@@ -86,12 +105,45 @@ class PlainOrders:
             self._forward(record, partition, effects)
         if fate in (Fate.FORWARDED, Fate.SEEN_BEFORE):
             return
-        if order is None:
-            order = self.slots.add(Order(number, self._place.partition))
-        elif fate is Fate.BEGINS:
-            order = self.slots.replace(Order(number, self._place.partition))
+        if fate is Fate.BEGINS:
+            order = self._begin(number, known, clock_ms)
+        assert order is not None, "one that counts was known"
         total = order.apply(segment, clock_ms, record.offset, self.policy, source)
         self._note([] if total is None else [total], order, effects)
+
+    def _known(self, number: str, offset: int, clock_ms: int) -> Known:
+        """Return what is known of an order at a record."""
+        return Known(self.slots.get(number), self.waiting.at(number, offset, clock_ms))
+
+    def _begin(self, number: str, known: Known, clock_ms: int) -> Order:
+        """Return a new order, which has the opening that waits for it."""
+        order = Order(number, self._place.partition, opening=known.opening)
+        if known.opening is not None:
+            self.waiting.take(number, known.opening, clock_ms)
+        return self.slots.add(order) if known.order is None else self.slots.replace(order)
+
+    def _fold_opening(self, record: Record, clock_ms: int, effects: Effects) -> None:
+        """Fold a record that claims to be an opening; raises BadRecord if it counts for nothing."""
+        assert record.value is not None
+        opened = accept_opening(record.key, record.value, clock_ms)
+        number, offset = opened.service_order_number, record.offset
+        if self.knows_opening(number, offset):
+            return  # a replay brings it again
+        known = self._known(number, offset, clock_ms)
+        fate, partition, _ = admit_opening(record, opened, known, self._place, clock_ms)
+        if fate is Fate.FORWARDED:
+            self._forward(record, partition, effects)
+        elif fate is Fate.OPENED_BEFORE:
+            self.openings_repeated += 1
+        else:
+            assert record.key is not None
+            self.waiting.add(number, Opened.by(opened, offset))
+            effects.openings.append(Opening(record.key, record.value, offset))
+
+    def knows_opening(self, number: str, offset: int) -> bool:
+        """Tell whether a replay passes over the opening at an offset; see `IntervalTable`."""
+        order = self.slots.get(number)
+        return self.waiting.has(offset) or (order is not None and offset <= order.source_offset)
 
     def _forward(self, record: Record, partition: int, effects: Effects) -> None:
         source = f"{self._place.partition}/{record.offset}".encode()
@@ -151,7 +203,14 @@ class PlainOrders:
         return None if order is None or order.is_settled() else order
 
     def confirm(self, clock_ms: int) -> bool:
-        """Give back slots of orders forgotten before `clock_ms`; False: that was all."""
+        """Give back slots of orders forgotten before `clock_ms`; False: that was all.
+
+        And give up openings that no replay needs.
+        """
+        has_more = self.waiting.confirm(clock_ms)
+        return self._confirm_orders(clock_ms) or has_more
+
+    def _confirm_orders(self, clock_ms: int) -> bool:
         for _ in range(CONFIRM_AT_ONCE):
             first_ms = self._retiring.first_ms()
             if first_ms is None or first_ms >= clock_ms:

@@ -72,6 +72,7 @@ class PlainTable(IntervalTable):
                 raise StateError("a checkpoint of the batch path needs the batch path to read it")
             restored.add(content)
         self._plain.restore(restored.orders(), restored.own)
+        self._plain.waiting.restore(restored.waiting, self._opening_of)
         self._blocks.restore(self._plain.slots.taken())
 
     def __len__(self) -> int:

@@ -21,8 +21,11 @@ from durabill.schemas.errors import StateError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk, headers_in
 
-RULES = 2
+RULES = 3
 """The version of the rules of billing in this program; 1 was never recorded."""
+
+RULES_READ = (2, 3)
+"""The versions that this program bills by where they are recorded. 2 reads no openings."""
 
 POLICY = "policy"
 """The name of the entry."""
@@ -35,6 +38,11 @@ class Terms(msgspec.Struct, frozen=True):
     registry: bool = False
     """Whether values in the framing of a schema registry are read."""
     rules: int = RULES
+
+    @property
+    def reads_openings(self) -> bool:
+        """Tell whether openings count; before version 3 their schema was unknown."""
+        return self.rules > 2
 
 
 class PolicyRecord(msgspec.Struct, frozen=True):
@@ -99,7 +107,7 @@ def taken_over(
     if history and history[-1].terms == wanted:
         return history
     rules_before = history[-1].terms.rules if history else None
-    if rules_before == wanted.rules:
+    if rules_before in RULES_READ:
         return (*history, PolicyRecord(log_end, wanted))
     if has_unseen_totals:
         raise StateError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from durabill.stream_processors.core.order import Order
-from durabill.stream_processors.engine.blocks import BlockContent
+from durabill.stream_processors.engine.blocks import BlockContent, WaitingState
 
 
 class Restored:
@@ -13,9 +13,12 @@ class Restored:
         self._newest: dict[str, tuple[int, Order]] = {}
         self.own: dict[int, Order] = {}
         """What the own entries hold, by slot."""
+        self.waiting: list[WaitingState] = []
+        """The openings that wait."""
 
     def add(self, content: BlockContent) -> None:
         """Take in an entry; of two states of an order the newer one is kept."""
+        self.waiting += content.waiting
         for slot, order in content.orders:
             if content.is_own:
                 self.own[slot] = order

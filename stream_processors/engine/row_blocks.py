@@ -15,6 +15,7 @@ from durabill.stream_processors.engine.blocks import (
 )
 from durabill.stream_processors.engine.kernel import maintain, rows, upgrade
 from durabill.stream_processors.engine.restored import Restored, age_of
+from durabill.stream_processors.engine.row_index import key_of
 from durabill.stream_processors.engine.store import RowStore
 
 
@@ -38,6 +39,10 @@ class RowBlocks:
         """Note that a plain order has come or has changed."""
         self.touched.add(number)
 
+    def note_waiting(self, number: str, count: int) -> None:
+        """Note that an opening of a number begins to wait (1), or does no more (-1)."""
+        self._store.openings.note_waiting(number.encode(), count)
+
     # -- checkpoints --------------------------------------------------------------------------
 
     def take_changed(self) -> set[int]:
@@ -60,17 +65,19 @@ class RowBlocks:
         if not len(slots) and not orders and not frozen:
             return None
         held = store.orders[slots]
+        held["key_size"] &= rows.KEY_SIZE_BITS
         held["flags"] &= rows.USED | rows.PHASE | rows.TIMES_SETTLED
         with_list = np.flatnonzero(held["list_at"] >= 0)
         lists = store.arrays.lists[held["list_at"][with_list]]
         held["list_at"][with_list] = np.arange(len(with_list))
         assert maintain.are_sound(held, lists)
-        return columns_snapshot(slots, held, lists, orders.items(), frozen)
+        openings = store.openings.among(slots)
+        return columns_snapshot(slots, held, lists, orders.items(), frozen, openings)
 
     # -- restores -----------------------------------------------------------------------------
 
-    def restore(self, blocks: Iterable[bytes]) -> tuple[list[tuple[int, Order]], dict[int, Order]]:
-        """Fill the empty rows from entries; return the plain orders, and what own entries hold.
+    def restore(self, blocks: Iterable[bytes]) -> tuple[list[tuple[int, Order]], Restored]:
+        """Fill the empty rows from entries; return the plain orders in their slots, and all else.
 
         Of two states of an order, and of two orders in one slot, the newer is taken; see `slots`.
         """
@@ -88,7 +95,7 @@ class RowBlocks:
         for slot, order in kept:
             self._store.restore_placeholder(slot, order.service_order_number.encode())
         maintain.stack_free_rows(self._store.arrays)
-        return kept, restored.own
+        return kept, restored
 
     def _restore_rows(self, content: BlockContent) -> None:
         if content.is_old:
@@ -117,8 +124,18 @@ class RowBlocks:
                 store.index.seed,
             )
             if table < 0:
-                return
+                break
             store.index.grow(table)
+        if content.openings is not None:
+            at = dict(zip(slots.tolist(), range(len(slots)), strict=True))
+            store.openings.restore(
+                content.openings, lambda slot: self._is_there(slot, held[at[slot]])
+            )
+
+    def _is_there(self, slot: int, row: Any) -> bool:
+        """Tell whether it is this row that a slot holds, rather than a newer one."""
+        there = self._store.orders[slot]
+        return bool(there["source_offset"] == row["source_offset"]) and key_of(there) == key_of(row)
 
     def _is_newest(self, order: Order) -> bool:
         """Tell whether no row has a newer state of a plain order; drops one with an older."""

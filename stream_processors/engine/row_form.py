@@ -3,6 +3,7 @@
 from typing import Any
 
 from durabill.stream_processors.core.intervals import IntervalSet
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order, Phase, evidence_digest
 from durabill.stream_processors.engine.kernel import rows
 
@@ -47,9 +48,11 @@ def order_of(
     time: list[tuple[int, int]],
     numbers: list[tuple[int, int]],
     partition: int,
+    opened: Opened | None,
 ) -> Order:
-    """Return the plain order that a row holds, with its key and its pieces."""
+    """Return the plain order that a row holds, with its key, its pieces and its opening."""
     order = Order(key.decode(), partition, IntervalSet(time), IntervalSet(numbers))
+    order.opening = opened
     order.end_number = int(row["end_number"]) or None
     order.accepted = int(row["accepted"])
     order.length_sum_ms = int(row["overlap_ms"]) + order.time.measure

@@ -31,11 +31,17 @@ class RowIndex:
 
     def find(self, key: bytes) -> int:
         """Return the row with this key, -1 if there is none."""
-        if not 1 <= len(key) <= rows.KEY_BYTES_MAX or key.endswith(b"\0"):
+        words = self.words_of(key)
+        if words is None:
             return -1
-        words = _words(key)
         key_hash = np.uint64(index.hash_key(words, self.seed))
         return int(index.find(self.orders, self.entries, self.tables, words, key_hash))
+
+    def words_of(self, key: bytes) -> NDArray[np.uint64] | None:
+        """Return a name as a row has it, None if no row can have it."""
+        if not 1 <= len(key) <= rows.KEY_BYTES_MAX or key.endswith(b"\0"):
+            return None
+        return _words(key)
 
     def enter(self, slot: int, key: bytes) -> None:
         """Enter a row's name into it and into the index."""
@@ -84,7 +90,7 @@ class RowIndex:
 def key_of(row: Any) -> bytes:
     """Return the name of a row's order."""
     words = b"".join(row[f"k{at}"].tobytes() for at in range(KEY_WORDS))
-    return words[: int(row["key_size"])]
+    return words[: int(row["key_size"]) & rows.KEY_SIZE_BITS]
 
 
 def _words(key: bytes) -> NDArray[np.uint64]:

@@ -60,6 +60,9 @@ class Blocks(Protocol):
     def note_change(self, number: str) -> None:
         """Note that a plain order has come or has changed."""
 
+    def note_waiting(self, number: str, count: int) -> None:
+        """Note that an opening of a number begins to wait (1), or does no more (-1)."""
+
     def take_changed(self) -> set[int]:
         """Return the blocks in which something else has changed since the last call."""
 
@@ -89,6 +92,9 @@ class PlainBlocks:
 
     def note_change(self, number: str) -> None:
         """Note nothing: a plain order has no other form."""
+
+    def note_waiting(self, number: str, count: int) -> None:
+        """Note nothing: every record is looked at."""
 
     def take_changed(self) -> set[int]:
         """Return no block: there is nothing else in one."""

@@ -77,10 +77,15 @@ class Spills:
         is_timer = self._at_hand.offset is None
         self._at_hand.set(None if is_timer else order.source_offset, number.encode())
         order.check()
-        self._store.put(slot, row_of(order), list(order.time), list(order.numbers))
+        pieces = list(order.time), list(order.numbers)
+        self._store.put(slot, row_of(order), pieces, order.opening)
         slots.take_out(number)
 
     def order_at(self, slot: int) -> Order:
         """Return a plain order with a row's content."""
-        row, pieces = self._store.orders[slot], self._store.pieces(slot)
-        return order_of(row, self._store.key(slot), *pieces, self._partition)
+        row, pieces, opened = (
+            self._store.orders[slot],
+            self._store.pieces(slot),
+            self._store.openings.at(slot),
+        )
+        return order_of(row, self._store.key(slot), *pieces, self._partition, opened)

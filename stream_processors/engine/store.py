@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import NEVER_MS
 from durabill.stream_processors.engine.kernel import fold, maintain, parse, rows
 from durabill.stream_processors.engine.memory import reserve
 from durabill.stream_processors.engine.row_index import KEY_WORDS, RowIndex, key_of
+from durabill.stream_processors.engine.row_openings import OpeningsOfRows
 
 ROWS_MAX = 1 << 24
 """Orders of a partition that can be rows; further ones stay with the plain core, only slower."""
@@ -25,6 +27,8 @@ Blocks of different age can hold more piece lists together than there ever were 
 has room for one a row, and every restore fits."""
 
 Pieces = list[tuple[int, int]]
+BothPieces = tuple[Pieces, Pieces]
+"""An order's intervals and its ranges of numbers."""
 
 
 class RowStore:
@@ -48,6 +52,8 @@ class RowStore:
             lists=reserve(rows_max * rows.LIST_SIZE, np.int64).reshape(-1, rows.LIST_SIZE),
             lists_free=reserve(rows_max, np.int32),
             counters=self.counters,
+            openings=reserve(rows_max, rows.OPENING),
+            waiting=reserve(rows.WAITING_MARKS, np.uint8),
             block_due_ms=np.full(blocks, rows.NOT_DUE_MS, np.int64),
             block_retire_ms=np.full(blocks, rows.NOT_DUE_MS, np.int64),
             changed=np.zeros(blocks, np.uint8),
@@ -61,6 +67,7 @@ class RowStore:
             names=np.zeros((fold.GROUP, KEY_WORDS), np.uint64),
             hashes=np.zeros(fold.GROUP, np.uint64),
         )
+        self.openings = OpeningsOfRows(self.arrays, self.index)
 
     # -- slots --------------------------------------------------------------------------------
 
@@ -159,18 +166,16 @@ class RowStore:
         """Return the name of a row's order."""
         return key_of(self.orders[slot])
 
-    def pieces(self, slot: int) -> tuple[Pieces, Pieces]:
+    def pieces(self, slot: int) -> BothPieces:
         """Return a row's intervals and its ranges of numbers, both half-open."""
         row = self.orders[slot]
         if row["list_at"] < 0:
             span_ms = (int(row["start_ms"]), int(row["end_ms"]))
             numbers = (int(row["first_number"]), int(row["last_number"]) + 1)
             return ([span_ms] if span_ms[0] < span_ms[1] else []), [numbers]
-        pieces = self.arrays.lists[int(row["list_at"])].tolist()
-        return (
-            _pairs(pieces, rows.INTERVALS, pieces[0]),
-            _pairs(pieces, rows.NUMBERS, pieces[1]),
-        )
+        found = self.arrays.lists[int(row["list_at"])].tolist()
+        time = _pairs(found, rows.INTERVALS, found[0])
+        return time, _pairs(found, rows.NUMBERS, found[1])
 
     def spill(self, slot: int) -> None:
         """Turn a row into a placeholder: its order is a plain one from now on."""
@@ -188,11 +193,16 @@ class RowStore:
         """Let a row's records through again: none before them is deferred any more."""
         self.orders[slot]["flags"] &= ~rows.HAS_DEFERRED & 0xFF
 
-    def put(self, slot: int, fields: Mapping[str, int], time: Pieces, numbers: Pieces) -> None:
+    def put(
+        self, slot: int, fields: Mapping[str, int], pieces: BothPieces, opened: Opened | None
+    ) -> None:
         """Fill a placeholder with a plain order's content; `has_free_list` must hold."""
+        time, numbers = pieces
         row = self.orders[slot]
         for name, value in fields.items():
             row[name] = value
+        if opened is not None:
+            self.openings.put(slot, opened)
         row["first_number"], row["last_number"] = numbers[0][0], numbers[-1][1] - 1
         row["list_at"] = -1
         span_ms = (fields["start_ms"], fields["end_ms"])

@@ -16,17 +16,24 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 from durabill.schemas import WriterSchemas
-from durabill.schemas.limits import ORDER_PIECES_MAX
+from durabill.schemas.limits import LONG_MAX, ORDER_PIECES_MAX
 from durabill.schemas.order_state import OrderState
 from durabill.stream_processors.core.admission import Place
-from durabill.stream_processors.core.order import Order, Policy, describe_order
+from durabill.stream_processors.core.opening import Opened
+from durabill.stream_processors.core.order import (
+    Order,
+    Policy,
+    describe_opening,
+    describe_order,
+)
 from durabill.stream_processors.engine.blocks import Snapshot
-from durabill.stream_processors.engine.effects import DeadLetter, Effects, Forward, Total
+from durabill.stream_processors.engine.effects import DeadLetter, Effects, Forward, Opening, Total
+from durabill.stream_processors.engine.openings import ENTRY_PREFIX
 from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.slots import Blocks, PlainBlocks
 from durabill.stream_processors.engine.steps import ChunkFolder
 
-__all__ = ["DeadLetter", "Effects", "Forward", "IntervalTable", "Place", "Total"]
+__all__ = ["DeadLetter", "Effects", "Forward", "IntervalTable", "Opening", "Place", "Total"]
 
 
 class IntervalTable(ChunkFolder):
@@ -61,6 +68,16 @@ class IntervalTable(ChunkFolder):
     def clock_marks(self) -> int:
         """Return how many clock marks have been folded in this process's life."""
         return self._plain.clock_marks
+
+    @property
+    def openings_repeated(self) -> int:
+        """Return how many openings have only come again in this process's life."""
+        return self._plain.openings_repeated
+
+    @property
+    def openings_waiting(self) -> int:
+        """Return how many openings are known whose orders have no segment, or none for long."""
+        return len(self._plain.waiting)
 
     def set_policy(self, policy: Policy) -> None:
         """Judge what is folded from now on by another policy.
@@ -102,12 +119,15 @@ class IntervalTable(ChunkFolder):
     def take_changed(self) -> list[str]:
         """Return the names of the entries that have changed since the last call.
 
-        Their snapshots are to be taken, and written, in this order; see `slots`.
+        Their snapshots are to be taken, and written, in this order; see `slots`. Openings come
+        last: one leaves its entry once the block of its order has been written.
         """
-        return self._plain.slots.take_changed()
+        return [*self._plain.slots.take_changed(), *self._plain.waiting.take_changed()]
 
     def snapshot(self, name: str) -> Snapshot | None:
         """Return what an entry holds now; None: it is to be removed."""
+        if name.startswith(ENTRY_PREFIX):
+            return self._plain.waiting.snapshot(name)
         return self._plain.slots.snapshot(name)
 
     def take_changed_entries(self) -> list[tuple[str, bytes | None]]:
@@ -142,6 +162,14 @@ class IntervalTable(ChunkFolder):
         of the order to the next.
         """
 
+    def knows_opening(self, key: bytes, offset: int) -> bool:
+        """Tell whether a replay passes over the opening at an offset: it has been passed on.
+
+        Where it doesn't, a replay that brings the record gives the opening among its effects.
+        """
+        age = self.age_of(key)
+        return self._plain.waiting.has(offset) or (age is not None and offset <= age[0])
+
     @abstractmethod
     def oldest_deadline_ms(self) -> int | None:
         """Return the earliest instant at which a total is due (None: there is none).
@@ -164,7 +192,14 @@ class IntervalTable(ChunkFolder):
         At most `limit` intervals and ranges of missing numbers are listed, the first ones.
         """
         order = self._known(number)
+        opening = self._plain.waiting.at(number, LONG_MAX, self.clock_ms)
+        if opening is not None and (order is None or order.is_forgotten(self.clock_ms)):
+            return describe_opening(number, opening, self.place.partition)
         return None if order is None else describe_order(order, self.policy, limit)
+
+    def _opening_of(self, number: str) -> Opened | None:
+        order = self._known(number)
+        return None if order is None else order.opening
 
     @abstractmethod
     def _known(self, number: str) -> Order | None:

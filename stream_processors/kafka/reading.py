@@ -50,10 +50,27 @@ def read_tails(
 ) -> dict[int, Tail]:
     """Return what is committed of each partition from its start on (None: from its end on).
 
+    Raises what `tail_messages` raises.
+    """
+    tails = {partition: Tail([], -1) for partition in starts}
+    for partition, offset, message in tail_messages(kafka, group, topic, starts):
+        if message is None:
+            tails[partition] = tails[partition]._replace(end=offset)
+        else:
+            key, value = message.key(), message.value()
+            if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
+                tails[partition].records.append((offset, key, value))
+    return tails
+
+
+def tail_messages(
+    kafka: Mapping[str, Any], group: str, topic: str, starts: Mapping[int, int | None]
+) -> Iterator[tuple[int, int, Message | None]]:
+    """Yield (partition, offset, record), and None for the record at each partition's end.
+
     Raises StateError where the topic ends before the start, AccessError without the right to read
     it, UnreachableError where Kafka falls silent.
     """
-    tails = {partition: Tail([], -1) for partition in starts}
     open_partitions = set(starts)
     with _reader(kafka, group) as consumer:
         places = []
@@ -73,16 +90,11 @@ def read_tails(
         batches = _batches(consumer, kafka, topic, rights)
         while open_partitions:
             for partition, offset, message in next(batches):
+                yield partition, offset, message
                 if message is None:
-                    tails[partition] = tails[partition]._replace(end=offset)
                     open_partitions.discard(partition)
                     if not open_partitions:
                         break
-                    continue
-                key, value = message.key(), message.value()
-                if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
-                    tails[partition].records.append((offset, key, value))
-    return tails
 
 
 def read_topic(
@@ -144,16 +156,9 @@ def read_one(
 
     Raises what `read_topic` raises.
     """
-    with _reader(kafka, group) as consumer:
-        if partition not in _partitions(consumer, kafka, topic, patience_s):
-            return None
-        first, end = _bounds(consumer, kafka, topic, partition, patience_s)
-        if not first <= offset < end:
-            return None
-        consumer.assign([TopicPartition(topic, partition, offset)])
-        rights = _look_rights(topic, group)
-        _, found, message = next(_batches(consumer, kafka, topic, rights, patience_s))[0]
-        return message if found == offset else None
+    place = offset, offset
+    found = read_range(kafka, topic, partition, place, group=group, patience_s=patience_s)
+    return next((message for _, message in found), None)
 
 
 def read_range(
@@ -170,6 +175,8 @@ def read_range(
     What the log doesn't have of them, `read_bounds` says. Raises what `read_topic` raises.
     """
     with _reader(kafka, group) as consumer:
+        if partition not in _partitions(consumer, kafka, topic, patience_s):
+            return
         first, end = _bounds(consumer, kafka, topic, partition, patience_s)
         start, end = max(first, offsets[0]), min(end, offsets[1] + 1)
         if start >= end:

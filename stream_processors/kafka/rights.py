@@ -45,6 +45,7 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
     everything: dict[str, tuple[str, ...]] = {
         names.segments: ("Read", "Write", "DescribeConfigs"),
         names.totals: ("Read", "Write", "DescribeConfigs"),
+        names.orders: ("Read", "Write", "DescribeConfigs"),
         names.dead_letters: ("Write", "DescribeConfigs"),
         names.checkpoint: ("Read", "Write", "DescribeConfigs"),
     }
@@ -53,13 +54,13 @@ def rights_of(settings: "Settings", role: str) -> list[Right]:
         "check": dict.fromkeys([*everything, settings.seal_topic], ("DescribeConfigs",)),
         "seal": {names.totals: ("Read",), settings.seal_topic: ("Read", "Write")},
         "seal check": {names.totals: ("Read",), settings.seal_topic: ("Read",)},
-        "ledger": {names.totals: ("Read",)},
+        "ledger": {names.totals: ("Read",), names.orders: ("Read",)},
         "gateway": {names.segments: ("Write",)},
         "fleet": {names.segments: ("Read", "Write")},
         "order": {names.segments: ("Read",), names.dead_letters: ("Read",)},
         "audit": dict.fromkeys(everything, ("Read",)),
         "totals": {names.totals: ("Read",)},
-        "leakage": {names.totals: ("Read",), names.dead_letters: ("Read",)},
+        "leakage": dict.fromkeys((names.totals, names.orders, names.dead_letters), ("Read",)),
         "letters": {names.dead_letters: ("Read",)},
         "archive": {names.segments: ("Read",)},
         "resend": {names.dead_letters: ("Read",), names.segments: ("Write",)},

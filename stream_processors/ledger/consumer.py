@@ -1,4 +1,4 @@
-"""The ledger's loop: consumes the totals topic into PostgreSQL, each revision once.
+"""The ledger's loop: totals and openings from Kafka into PostgreSQL, each once.
 
 Theory of operation. The ledger's offsets are in PostgreSQL alone (`ledger_offsets`). The
 transaction that writes the rows moves them; Kafka's group only shares the partitions out. Whenever
@@ -24,8 +24,10 @@ from confluent_kafka.admin import AdminClient
 
 from durabill.stream_processors.dsn import error_text, read_dsn, shown_dsn
 from durabill.stream_processors.kafka.errors import passes
+from durabill.stream_processors.kafka.openings import source_offset_of
 from durabill.stream_processors.kafka.options import ledger_consumer, quiet
 from durabill.stream_processors.kafka.topic_ids import topic_ids
+from durabill.stream_processors.ledger.openings import RecordedOpening, read_opened
 from durabill.stream_processors.ledger.records import (
     Fenced,
     LedgerError,
@@ -52,17 +54,21 @@ _POLL_S = 0.2
 _TOPIC_SPREADS_S = 3.0  # a topic made a moment ago may not be known everywhere yet
 _BACKOFF_FIRST_S = 0.1
 
+Place = tuple[str, int]
+"""A topic and a partition of it."""
+
 
 @dataclass
 class LedgerStats:
     """Counters since the start, for status and metrics; written by the ledger's thread only.
 
-    `recorded`, `set_aside` and `unreadable` count rows that are new, `repeated` exact repeats.
+    `recorded`, `opened`, `set_aside` and `unreadable` count new rows, `repeated` exact repeats.
     `fenced` and `reconnects` count how often the ledger started over from PostgreSQL's offsets.
     `lag_records` is what is left to read in the own partitions, as far as Kafka has told.
     """
 
     recorded: int = 0
+    opened: int = 0
     repeated: int = 0
     set_aside: int = 0
     unreadable: int = 0
@@ -78,6 +84,7 @@ def run_ledger(
     dsn: str,
     *,
     stop: threading.Event,
+    orders_topic: str = "",
     prepare: Callable[[], object] | None = None,
     on_ready: Callable[[], None] | None = None,
     stats: LedgerStats | None = None,
@@ -86,14 +93,16 @@ def run_ledger(
 ) -> LedgerStats:
     """Run until `stop` is set, then leave the group and return; `stats` may be watched.
 
-    `kafka` is librdkafka's client configuration. `prepare` is called before PostgreSQL is used,
-    again while it raises psycopg's errors of a server that is away. `on_ready` is called once, when
-    the first partitions are being read (or the group has none to give). Several ledgers may share a
+    `kafka` is librdkafka's client configuration, `topic` that of the totals; without an
+    `orders_topic` no openings are read. `prepare` is called before PostgreSQL is used, again while
+    it raises psycopg's errors of a server that is away. `on_ready` is called once, when the first
+    partitions are being read (or the group has none to give). Several ledgers may share a
     `group_id`. Raises LedgerError for what trying again can't repair, BadDsn for a DSN that can't
     be read. A server that is away is waited for as long as it takes.
     """
     read_dsn(dsn)
-    ledger = LedgerConsumer(kafka, topic, group_id, dsn, stop, stats or LedgerStats())
+    topics = (topic, orders_topic) if orders_topic else (topic,)
+    ledger = LedgerConsumer(kafka, topics, group_id, dsn, stop, stats or LedgerStats())
     ledger.prepare, ledger.on_ready = prepare, on_ready
     ledger.batch_records_max = batch_records_max
     ledger.backoff_max_s = backoff_max_s
@@ -112,13 +121,13 @@ class LedgerConsumer:
     def __init__(
         self,
         kafka: Mapping[str, str],
-        topic: str,
+        topics: Sequence[str],
         group_id: str,
         dsn: str,
         stop: threading.Event,
         stats: LedgerStats,
     ) -> None:
-        self.topic, self.dsn, self.stop, self.stats = topic, dsn, stop, stats
+        self.topics, self.dsn, self.stop, self.stats = topics, dsn, stop, stats
         self.prepare: Callable[[], object] | None = None
         self.on_ready: Callable[[], None] | None = None
         self.batch_records_max = 5_000
@@ -132,12 +141,14 @@ class LedgerConsumer:
         config = {"log_level": 0, **ledger_consumer(kafka, group_id), "error_cb": self._on_error}
         self._consumer = Consumer(config)
         self._store: LedgerStore | None = None
-        self._topic_id: str | None = None
-        self._assigned: tuple[int, ...] = ()
+        self._topic_ids: dict[str, str | None] = {}
+        self._assigned: tuple[Place, ...] = ()
         self._doubt = False  # ask PostgreSQL where to go on before anything else
-        self._next: dict[int, int] = {}  # partition -> offset where the next batch starts
+        self._next: dict[Place, int] = {}  # where the next batch of a partition starts
         self._backoff_s = _BACKOFF_FIRST_S
         self._started = False
+        self._missing = ""
+        """The topic of which Kafka said last that it isn't there."""
         self._born = time.monotonic()
 
     def run(self) -> None:
@@ -145,7 +156,7 @@ class LedgerConsumer:
         try:
             self._check_in()
             self._consumer.subscribe(
-                [self.topic],
+                list(self.topics),
                 on_assign=self._on_assign,
                 on_revoke=self._on_revoke,
                 on_lost=self._on_revoke,
@@ -159,7 +170,7 @@ class LedgerConsumer:
     def _check_in(self) -> None:
         """Before joining the group, wait for the topic and for PostgreSQL."""
         while not self.stop.is_set():
-            if self._patiently(self._find_topic) and self._patiently(self._set_up):
+            if self._patiently(self._find_topics) and self._patiently(self._set_up):
                 return
 
     def _set_up(self) -> None:
@@ -204,30 +215,30 @@ class LedgerConsumer:
             self._raise_hopeless()
 
     def _turn(self) -> None:
-        """Take one batch from Kafka into PostgreSQL."""
+        """Take one batch of each topic from Kafka into PostgreSQL."""
         self._raise_hopeless()
         if self._broker.is_away:
             self._look_for_broker()
         if self._doubt:
             self._open()
         messages = self._consumer.consume(self.batch_records_max, _POLL_S)
-        batch = self._gather(messages)
+        batches = self._gather(messages)
         if self._doubt:  # a rebalance came while consuming
             return
-        if not batch.moves:
-            self._database.answered()
-            return
-        assert self._store is not None, "partitions are opened only with PostgreSQL at hand"
-        written = self._store.write(batch)
-        self._next.update({partition: after for partition, (_, after) in batch.moves.items()})
-        self._backoff_s = _BACKOFF_FIRST_S
+        for batch in batches:
+            assert self._store is not None, "partitions are opened only with PostgreSQL at hand"
+            written = self._store.write(batch)
+            self._next.update(
+                {(batch.topic, each): after for each, (_, after) in batch.moves.items()}
+            )
+            self._backoff_s = _BACKOFF_FIRST_S
+            self._report(batch.topic, written)
         self._database.answered()
-        self._report(written)
 
     def _look_for_broker(self) -> None:
         """While nothing comes, only a question tells whether Kafka is back."""
         try:
-            self._consumer.list_topics(self.topic, timeout=1.0)
+            self._consumer.list_topics(self.topics[0], timeout=1.0)
         except KafkaException as error:
             self._broker.failed(error)
         else:
@@ -235,36 +246,54 @@ class LedgerConsumer:
 
     def _open(self) -> None:
         """Assign the group's partitions at the offsets that PostgreSQL holds."""
-        self._find_topic()
+        self._find_topics()
         self._connect()
-        assert self._store is not None, "connected"
-        ranges = {partition: self._range(partition) for partition in self._assigned}
-        starts = {partition: low for partition, (low, _) in ranges.items()}
-        offsets = self._store.open_partitions(self.topic, self._topic_id, starts)
-        for partition, (low, high) in ranges.items():
-            check_range(self.topic, partition, offsets[partition], low, high)
-        self._next = offsets
-        self._consumer.assign([TopicPartition(self.topic, p, at) for p, at in offsets.items()])
+        opened: dict[Place, int] = {}
+        for topic in self.topics:
+            offsets = self._open_topic(topic)
+            opened |= {(topic, partition): offset for partition, offset in offsets.items()}
+            _log.info("reading %s from %s", topic, offsets)
+        self._next = opened
+        self._consumer.assign([TopicPartition(*place, at) for place, at in opened.items()])
         self._doubt = False
         self._started = True
-        _log.info("reading %s from %s", self.topic, offsets)
         if self.on_ready is not None:
             self.on_ready()
             self.on_ready = None
 
-    def _gather(self, messages: Sequence[Message]) -> Batch:
-        """Return what was read as a batch; raise the errors that Kafka put between the records."""
+    def _open_topic(self, topic: str) -> dict[int, int]:
+        """Return the next offset of each partition of a topic that is ours."""
+        assert self._store is not None, "connected"
+        ours = [partition for name, partition in self._assigned if name == topic]
+        ranges = {partition: self._range(topic, partition) for partition in ours}
+        starts = {partition: low for partition, (low, _) in ranges.items()}
+        offsets = self._store.open_partitions(topic, self._topic_ids[topic], starts)
+        for partition, (low, high) in ranges.items():
+            check_range(topic, partition, offsets[partition], low, high)
+        return offsets
+
+    def _gather(self, messages: Sequence[Message]) -> list[Batch]:
+        """Return what was read, a batch a topic; raise the errors that Kafka put in between."""
+        found = (
+            self._gather_topic(topic, [each for each in messages if each.topic() == topic])
+            for topic in self.topics
+        )
+        for error in filter(None, (each.error() for each in messages)):
+            if error.code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(error)
+        return [batch for batch in found if batch.moves]
+
+    def _gather_topic(self, topic: str, messages: Sequence[Message]) -> Batch:
         moves: dict[int, tuple[int, int]] = {}
         totals: list[RecordedTotal] = []
+        openings: list[RecordedOpening] = []
         unreadable: list[UnreadableRecord] = []
         for message in messages:
             partition, offset = message.partition(), message.offset()
             error = message.error()
-            if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                raise KafkaException(error)
-            if partition is None or offset is None or partition not in self._next:
+            if partition is None or offset is None or (topic, partition) not in self._next:
                 continue  # left over from before a rebalance
-            start, after = moves.get(partition, (self._next[partition],) * 2)
+            start, after = moves.get(partition, (self._next[topic, partition],) * 2)
             if error is not None:  # the end: at `offset` the next record will be
                 if offset > after:
                     moves[partition] = (start, offset)
@@ -274,15 +303,22 @@ class LedgerConsumer:
             moves[partition] = (start, offset + 1)
             append_ms = message.timestamp()[1]
             record = RawRecord(partition, offset, append_ms, message.key(), message.value())
-            read = read_record(record)
-            if isinstance(read, RecordedTotal):
-                totals.append(read)
-            else:
-                unreadable.append(read)
-        return Batch(self.topic, moves, totals, unreadable)
+            is_total = topic == self.topics[0]
+            read = (
+                read_record(record) if is_total else read_opened(record, source_offset_of(message))
+            )
+            match read:
+                case RecordedTotal():
+                    totals.append(read)
+                case RecordedOpening():
+                    openings.append(read)
+                case UnreadableRecord():
+                    unreadable.append(read)
+        return Batch(topic, moves, totals, unreadable, openings)
 
-    def _report(self, written: Written) -> None:
+    def _report(self, topic: str, written: Written) -> None:
         self.stats.recorded += written.recorded
+        self.stats.opened += written.opened
         self.stats.repeated += written.repeated
         self.stats.set_aside += len(written.set_aside)
         self.stats.unreadable += len(written.unreadable)
@@ -290,19 +326,19 @@ class LedgerConsumer:
             _log.warning(
                 "order %r revision %d: a second, different total at %s/%d offset %d is set aside",
                 *total.key,
-                self.topic,
+                topic,
                 total.record.partition,
                 total.record.offset,
             )
         for each in written.unreadable:
-            place = (self.topic, each.record.partition, each.record.offset)
-            _log.warning("%s/%d offset %d is no total: %s: %s", *place, each.reason, each.detail)
+            place = (topic, each.record.partition, each.record.offset)
+            what = "total" if topic == self.topics[0] else "opening"
+            _log.warning("%s/%d offset %d is no %s: %s: %s", *place, what, each.reason, each.detail)
         self.stats.lag_records = sum(map(self._lag, self._next.items()))
 
-    def _lag(self, position: tuple[int, int]) -> int:
-        partition, offset = position
-        place = TopicPartition(self.topic, partition)
-        known = self._consumer.get_watermark_offsets(place, cached=True)
+    def _lag(self, position: tuple[Place, int]) -> int:
+        place, offset = position
+        known = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
         return max(0, known[1] - offset) if known else 0
 
     def _connect(self) -> None:
@@ -320,19 +356,21 @@ class LedgerConsumer:
             self._store.close()
             self._store = None
 
-    def _find_topic(self) -> None:
-        with self._broker.asked():
-            listed = self._consumer.list_topics(self.topic, timeout=KAFKA_ANSWER_S)
-        self._broker.answered()
-        found = listed.topics[self.topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
+    def _find_topics(self) -> None:
+        for topic in self.topics:
+            with self._broker.asked():
+                listed = self._consumer.list_topics(topic, timeout=KAFKA_ANSWER_S)
+            self._broker.answered()
+            found = listed.topics[topic]
+            if found.error is not None:
+                self._missing = topic
+                raise KafkaException(found.error)
         admin = AdminClient(quiet(self._kafka))
-        ids = topic_ids(admin, [self.topic], KAFKA_ANSWER_S)
-        self._topic_id = ids[self.topic] or None
+        ids = topic_ids(admin, self.topics, KAFKA_ANSWER_S)
+        self._topic_ids = {topic: ids[topic] or None for topic in self.topics}
 
-    def _range(self, partition: int) -> tuple[int, int]:
-        place = TopicPartition(self.topic, partition)
+    def _range(self, topic: str, partition: int) -> tuple[int, int]:
+        place = TopicPartition(topic, partition)
         found = self._consumer.get_watermark_offsets(place, timeout=KAFKA_ANSWER_S)
         if found is None:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
@@ -344,7 +382,10 @@ class LedgerConsumer:
         if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             if time.monotonic() < self._born + _TOPIC_SPREADS_S:
                 return
-            raise LedgerError(f"topic {self.topic} does not exist: create it, then start again")
+            raise LedgerError(
+                f"topic {self._missing or self.topics[0]} does not exist: create it, then start"
+                " again (`durabill topics create` makes what is missing)"
+            )
         reopens = error.code() in REOPENING_KAFKA and not error.fatal()
         if not (reopens or passes(error)):
             raise LedgerError(f"Kafka: {error}")
@@ -362,7 +403,7 @@ class LedgerConsumer:
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         # Not at the group's offsets (there are none): nothing is fetched until `_open`.
-        self._assigned = tuple(sorted(place.partition for place in places))
+        self._assigned = tuple(sorted((place.topic, place.partition) for place in places))
         self._next = {}
         self._doubt = True
         consumer.assign([])

@@ -105,6 +105,30 @@ def summary_of(total: OrderTotal) -> Summary:
     return Summary(**{name: getattr(total, name) for name in SUMMARY_FIELDS})
 
 
+def opened_orders(where: str) -> tuple[int, Iterator[tuple[Any, ...]]]:
+    """Return how many openings are recorded, and those of orders that have no total since.
+
+    A row has number, tenant, service, server timestamp, latest acceptable arrival, and the offset
+    in the segments. A ledger from before there were openings has none.
+    """
+    with connect(where) as conn:
+        if conn.execute("SELECT to_regclass('orders')").fetchone() == (None,):
+            return 0, iter(())
+        count = conn.execute("SELECT count(*) FROM orders").fetchone()
+    assert count is not None, "an aggregate has one row"
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        with connect(where) as conn, conn.transaction(), conn.cursor("durabill_orders") as cursor:
+            cursor.itersize = _AT_ONCE
+            cursor.execute(
+                "SELECT service_order_number, tenant, service, server_timestamp_ms,"
+                " accept_until_ms, source_offset FROM orders_without_total"
+            )
+            yield from cursor
+
+    return count[0], rows()
+
+
 def set_aside_totals(where: str | Connection, order_number: str) -> list[OrderTotal]:
     """Return the order's totals that differ from the recorded one of the same revision."""
     with connected(where) as conn:

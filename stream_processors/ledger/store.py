@@ -1,13 +1,13 @@
 """Writes the ledger's rows and offsets in one transaction, under a fence.
 
-Theory of operation. A batch of the totals topic becomes one transaction:
+Theory of operation. A batch of the totals or of the orders topic becomes one transaction:
 
 1. the batch's offset rows are locked and compared with where the batch starts (the fence: of two
    ledgers that both believe they own a partition, the second finds that it is behind);
 2. totals are inserted, ON CONFLICT DO NOTHING, so a recorded revision is never written over;
 3. what met a recorded revision is compared with it: an equal one is a repeat and leaves no trace,
-   a different one is set aside;
-4. what is no total is kept as it came;
+   a different one is set aside; openings are inserted and compared likewise (`openings`);
+4. what is no total or opening is kept as it came;
 5. the offset rows move, and the transaction commits.
 
 So a crash anywhere leaves all of a batch or nothing of it, and reading a stretch again changes
@@ -25,6 +25,7 @@ import psycopg
 
 from durabill.schemas import encode_total
 from durabill.stream_processors.ledger.lookups import TOTAL_FIELDS, Connection, read_totals
+from durabill.stream_processors.ledger.openings import RecordedOpening, insert_openings
 from durabill.stream_processors.ledger.records import (
     AGAINST_RULES,
     Fenced,
@@ -89,6 +90,7 @@ class Batch:
     moves: Mapping[int, tuple[int, int]]
     totals: Sequence[RecordedTotal]
     unreadable: Sequence[UnreadableRecord] = ()
+    openings: Sequence[RecordedOpening] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Written:
     repeated: int
     set_aside: tuple[RecordedTotal, ...]
     unreadable: tuple[UnreadableRecord, ...]
+    opened: int = 0
+    """How many openings are new; those that are not count as repeated."""
 
 
 class LedgerStore:
@@ -156,9 +160,13 @@ class LedgerStore:
             self._lock_offsets(batch)
             recorded, candidates, refused = self._insert_totals(batch.topic, batch.totals)
             repeated, set_aside, misfits = self._set_aside(batch.topic, candidates)
+            opened = 0
+            if batch.openings:
+                opened, again, odd = insert_openings(self._conn, batch.topic, batch.openings)
+                repeated, misfits = repeated + again, [*misfits, *odd]
             unreadable = self._keep_unreadable(batch.topic, [*batch.unreadable, *refused, *misfits])
             self._move_offsets(batch)
-        return Written(recorded, repeated, tuple(set_aside), tuple(unreadable))
+        return Written(recorded, repeated, tuple(set_aside), tuple(unreadable), opened)
 
     def _lock_offsets(self, batch: Batch) -> None:
         """Step 1: lock, in the order of partitions, so that no two ledgers await each other."""

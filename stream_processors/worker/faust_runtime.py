@@ -12,14 +12,16 @@ from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.fencing import open_producer
 from durabill.stream_processors.kafka.group_offsets import read_group_offsets
+from durabill.stream_processors.kafka.openings import read_openings
 from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.kafka.reading import read_bounds, read_tails
 from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.settings import Settings, checkpoint_topic
 from durabill.stream_processors.worker.clock import elapsed_s
 from durabill.stream_processors.worker.driver import Consumer
-from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter, finds_foreign
-from durabill.stream_processors.worker.ports import Tail
+from durabill.stream_processors.worker.output_topic import OutputTopic, finds_foreign
+from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter
+from durabill.stream_processors.worker.ports import OpeningsTail, PublishedOpening, Tail
 
 T = TypeVar("T")
 
@@ -133,22 +135,32 @@ class FaustRuntime:
         return KafkaPartitionWriter(
             producer,
             partition=partition,
-            totals_topic=self._settings.totals_topic,
+            totals=self._output(self._settings.totals_topic, partition),
+            orders=self._output(self._settings.orders_topic, partition),
             checkpoint_topic=self._settings.checkpoint_topic,
             on_fatal=self._on_fatal,
-            find_foreign=finds_foreign(
-                self._settings.librdkafka(),
-                self._settings.application_id,
-                self._settings.totals_topic,
-                partition,
-            ),
         )
+
+    def _output(self, topic: str, partition: int) -> OutputTopic:
+        kafka, group = self._settings.librdkafka(), self._settings.application_id
+        return OutputTopic(topic, finds_foreign(kafka, group, topic, partition))
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         """Read them with another consumer."""
         kafka, group = self._settings.librdkafka(), self._settings.application_id
         known = {each: start or 0 for each, start in starts.items()}
         return await _read_tails(kafka, group, self._settings.totals_topic, known)
+
+    async def openings_since(self, starts: Mapping[int, int | None]) -> dict[int, OpeningsTail]:
+        """Read them with another consumer."""
+        kafka, group = self._settings.librdkafka(), self._settings.application_id
+        known = {each: start or 0 for each, start in starts.items()}
+        topic = self._settings.orders_topic
+        tails = await asyncio.to_thread(read_openings, kafka, group, topic, known)
+        return {
+            partition: OpeningsTail([PublishedOpening(*each) for each in found], end)
+            for partition, (found, end) in tails.items()
+        }
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Work in a thread."""

@@ -15,11 +15,14 @@ from durabill.stream_processors.engine.checkpoint import (
     encode_meta,
     entry_key,
 )
+from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.policies import History, Terms
 from durabill.stream_processors.engine.scan import IdScanner
 from durabill.stream_processors.engine.table import IntervalTable, Total
 from durabill.stream_processors.engine.verdicts import RecordedSchemas
 from durabill.stream_processors.worker.clock import BrokerClock
+from durabill.stream_processors.worker.ports import Ends
+from durabill.stream_processors.worker.published_openings import PublishedOpenings
 from durabill.stream_processors.worker.transactions import TransactionWatch
 
 
@@ -76,6 +79,8 @@ class PartitionTask:
 
     The replay gives each of them once more, and it is suppressed then.
     """
+    openings: PublishedOpenings | None = None
+    """The same for openings; None: none were."""
     schemas: RecordedSchemas = field(default_factory=lambda: RecordedSchemas(OWN_SCHEMA_ONLY))
     scanner: IdScanner | None = None
     history: History = ()
@@ -137,12 +142,20 @@ class PartitionTask:
             return True
         return False
 
+    def openings_not_yet_published(self, openings: list[Opening]) -> list[Opening]:
+        """Return the openings without those that an owner before us has published already.
+
+        Raises StateError where it published another one in its place.
+        """
+        return openings if self.openings is None else self.openings.not_among(openings)
+
     def use(self, terms: Terms) -> None:
         """Judge what is folded from now on by these terms."""
         if terms is not self._terms:
             self._terms = terms
             self.table.set_policy(terms.policy)
             self.schemas.reads_ids = terms.registry
+            self.schemas.reads_openings = terms.reads_openings
 
     def undecided_ids(self, chunk: Chunk) -> list[int]:
         """Return the registry ids in a chunk that nobody has decided on yet.
@@ -155,17 +168,17 @@ class PartitionTask:
             self.scanner = IdScanner()
         return self.schemas.undecided(self.scanner.ids_in(chunk))
 
-    def begin_checkpoint(self, totals_end: int) -> CheckpointBarrier | None:
+    def begin_checkpoint(self, ends: Ends) -> CheckpointBarrier | None:
         """Return the barrier of a checkpoint as of now, or None if nothing has changed.
 
-        `totals_end`: every total at or after it in its topic comes from after this call.
+        `ends`: every total or opening at or after them in its topic comes from after this call.
         """
         if self.is_broken:
             return None
         changed = self.table.take_changed()
         if not changed and self.written_offset == self.next_offset:
             return None
-        meta = self._encode_meta(self._totals_start(totals_end))
+        meta = self._encode_meta(ends)
         return CheckpointBarrier(self, self.next_offset, self.table.clock_ms, changed, meta)
 
     def _totals_start(self, totals_end: int) -> int:
@@ -175,21 +188,28 @@ class PartitionTask:
         """
         return min(totals_end, next(iter(self._published_at), totals_end))
 
-    def _encode_meta(self, totals_offset: int) -> bytes:
+    def _orders_start(self, orders_end: int) -> int:
+        """Return from where on the next recovery has to look for openings."""
+        if self.openings is None:
+            return orders_end
+        self.openings.pass_over(self.next_offset)
+        return self.openings.start(orders_end)
+
+    def _encode_meta(self, ends: Ends) -> bytes:
         return encode_meta(
             self.segments_topic,
             next_offset=self.next_offset,
             clock_ms=self.table.clock_ms,
-            totals_offset=totals_offset,
+            totals_offset=self._totals_start(ends.totals),
+            orders_offset=self._orders_start(ends.orders),
         )
 
-    def first_meta(self, totals_end: int) -> tuple[bytes, bytes]:
-        """Return the meta entry that a new group commits before its first total.
+    def first_meta(self, ends: Ends) -> tuple[bytes, bytes]:
+        """Return the meta entry that a new group commits before its first total or opening.
 
-        Totals that another application id left in the topic must be found again as well.
+        What another application id left in the topics must be found again as well.
         """
-        meta = self._encode_meta(self._totals_start(totals_end))
-        return entry_key(self.partition, META), meta
+        return entry_key(self.partition, META), self._encode_meta(ends)
 
     def note_written(self, barrier: CheckpointBarrier) -> None:
         """Note that the checkpoint is in the changelog: a recovery replays from its barrier now."""

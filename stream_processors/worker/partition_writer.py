@@ -1,18 +1,15 @@
-"""Writes a partition's totals and checkpoint entries, in transactions; only its owner can.
+"""Writes a partition's openings, totals and checkpoint, in transactions; only its owner can.
 
 Each partition has one transactional producer (KIP-98), named after the application and the
 partition. Opening it fences the previous owner: the broker refuses everything more from a worker
 that was frozen and has lost the partition meanwhile, and aborts what it had not committed. Records
 are written in the order in which they were put, cut into transactions: no block of a checkpoint can
-be seen before the totals that it rests on. A transaction that the broker aborted is written again
-from its start. Every other failure is fatal, and a recovery finds out from the topic what has been
-published (`reading.read_tails`).
+be seen before the totals that it rests on, and no total before the opening of its order. A
+transaction that the broker aborted is written again from its start. Every other failure is fatal,
+and a recovery finds out from the topics what has been published (`reading.read_tails`).
 
-Another application id has other transactional ids, so it is not fenced. But nobody else may write
-to our partition of the totals, so we know the offset that our next total must get. Before a
-transaction with totals is committed, its first offset is compared with that one. If totals of
-others lie between, the transaction is aborted and the worker ends: of two applications at most one
-can publish a total, and the next to start reads what the other has published.
+Another application id has other transactional ids, so it is not fenced. `output_topic` tells of it:
+then the transaction is aborted and the worker ends.
 """
 
 import asyncio
@@ -21,16 +18,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from durabill.schemas.errors import OWN_APPLICATION_ID, FencedError, ForeignTotals, StallError
+from durabill.schemas.headers import SOURCE_OFFSET
+from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.table import Total
 from durabill.stream_processors.kafka.fencing import close_producer
-from durabill.stream_processors.kafka.reading import read_bounds, read_tails
-from durabill.stream_processors.worker.ports import Entry, WriterClosed
+from durabill.stream_processors.worker.output_topic import OutputTopic
+from durabill.stream_processors.worker.ports import Ends, Entry, WriterClosed
 
 log = logging.getLogger("durabill.worker")
 
@@ -74,18 +73,15 @@ class KafkaPartitionWriter:
         producer: Producer,
         *,
         partition: int,
-        totals_topic: str,
+        totals: OutputTopic,
+        orders: OutputTopic,
         checkpoint_topic: str,
         on_fatal: Callable[[BaseException], None],
-        find_foreign: Callable[[int, int], bool],
     ) -> None:
         self.partition = partition
-        self.position = 0
-        self._find_foreign = find_foreign
-        self._expected: int | None = None
-        self._first: int | None = None
         self._producer = producer
-        self._totals_topic = totals_topic
+        self._totals, self._orders = totals, orders
+        self._outputs = {each.topic: each for each in (totals, orders)}
         self._checkpoint_topic = checkpoint_topic
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
@@ -100,13 +96,29 @@ class KafkaPartitionWriter:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def ends(self) -> Ends:
+        """Return what follows the last total, and the last opening, known to have been written."""
+        return Ends(self._totals.position, self._orders.position)
+
+    def put_openings(self, openings: Sequence[Opening]) -> None:
+        """Queue openings, in their order."""
+        self._put_output(
+            self._orders,
+            [
+                {"key": key, "value": value, "headers": [(SOURCE_OFFSET, str(offset).encode())]}
+                for key, value, offset in openings
+            ],
+        )
+
     def put_totals(self, totals: Sequence[Total]) -> None:
         """Queue totals, in their order."""
-        if totals:
-            messages: list[dict[str, Any]] = [{"key": key, "value": total} for key, total in totals]
-            messages[-1]["callback"] = self._note_position
-            messages[0]["callback"] = self._note_first if len(messages) > 1 else self._note_only
-            self._append(self._totals_topic, messages)
+        self._put_output(self._totals, [{"key": key, "value": total} for key, total in totals])
+
+    def _put_output(self, output: OutputTopic, messages: list[dict[str, Any]]) -> None:
+        if messages:
+            output.watch(messages)
+            self._append(output.topic, messages)
 
     def put_entries(self, entries: Sequence[Entry]) -> None:
         """Queue entries of the checkpoint, in their order."""
@@ -157,9 +169,10 @@ class KafkaPartitionWriter:
             if not waiter.done():
                 waiter.set_exception(WriterClosed())
 
-    def starts_at(self, totals_end: int) -> None:
-        """Note where the totals ended when they were read: our first total goes there."""
-        self.position = self._expected = totals_end
+    def starts_at(self, ends: Ends) -> None:
+        """Note where the outputs ended when they were read: our first records go there."""
+        self._totals.starts_at(ends.totals)
+        self._orders.starts_at(ends.orders)
 
     async def closed(self) -> None:
         """Return once the thread has ended; that can take forever where no broker answers."""
@@ -216,12 +229,12 @@ class KafkaPartitionWriter:
         aborted = 0
         while not self._closing:
             try:
-                self._first = None
+                for output in self._outputs.values():
+                    output.begin()
                 self._producer.begin_transaction()
-                for topic, messages, _ in runs:
-                    queued = self._producer.produce_batch(topic, messages, partition=self.partition)
-                    assert queued == len(messages), [each.get("_error") for each in messages]
-                if any(run.topic == self._totals_topic for run in runs):
+                for run in runs:
+                    self._produce(run)
+                if any(run.topic in self._outputs for run in runs):
                     self._refuse_foreign()
                 return self._end_transaction(self._producer.commit_transaction)
             except KafkaException as error:
@@ -233,21 +246,28 @@ class KafkaPartitionWriter:
                 time.sleep(RETRY_PAUSE_S)
         return False
 
+    def _produce(self, run: Run) -> None:
+        """Hand a run to the producer."""
+        topic, messages, _ = run
+        if topic != self._orders.topic:
+            queued = self._producer.produce_batch(topic, messages, partition=self.partition)
+            assert queued == len(messages), [each.get("_error") for each in messages]
+            return
+        for each in messages:  # a batch can't have headers
+            self._producer.produce(topic, partition=self.partition, **each)
+
     def _refuse_foreign(self) -> None:
-        """Raise ForeignTotals if another application has published totals since our last one."""
+        """Raise ForeignTotals if another application has published since our last record."""
         until_s = time.monotonic() + GIVE_UP_S
         while self._flush() and not self._closing:
             if time.monotonic() > until_s:
-                raise StallError(f"totals of partition {self.partition} are not acknowledged")
-        first, expected = self._first, self._expected
-        if first is None or self._closing:
-            return  # not delivered: the commit will raise the reason
-        # Markers and our own aborted records take offsets as well, so a gap alone is no proof.
-        if expected is not None and first != expected and self._find_foreign(expected, first):
-            with contextlib.suppress(KafkaException):  # else the broker aborts it, a minute later
-                self._producer.abort_transaction(COMMIT_PATIENCE_S)
-            raise ForeignTotals(self._totals_topic, self.partition)
-        self._expected = first
+                raise StallError(f"results of partition {self.partition} are not acknowledged")
+        for output in self._outputs.values():
+            if not self._closing and output.has_foreign():
+                # What is not aborted now the broker aborts, a minute later.
+                with contextlib.suppress(KafkaException):
+                    self._producer.abort_transaction(COMMIT_PATIENCE_S)
+                raise ForeignTotals(output.topic, self.partition)
 
     def _flush(self) -> int:
         """Wait for acknowledgements; return how many are still missing."""
@@ -273,8 +293,8 @@ class KafkaPartitionWriter:
         return False
 
     def _note_committed(self, runs: Sequence[Run]) -> None:
-        if self._first is not None:
-            self._expected = self.position + 1  # our marker takes one
+        for output in self._outputs.values():
+            output.note_committed()
         with self._changed:
             for run in runs:
                 assert self._runs.popleft() is run
@@ -286,19 +306,6 @@ class KafkaPartitionWriter:
         for waiter in ready:
             self._loop.call_soon_threadsafe(_resolve, waiter)
 
-    def _note_position(self, error: KafkaError | None, message: Message) -> None:
-        offset = message.offset()
-        if error is None and offset is not None:
-            self.position = offset + 1
-
-    def _note_first(self, error: KafkaError | None, message: Message) -> None:
-        if error is None and self._first is None:
-            self._first = message.offset()
-
-    def _note_only(self, error: KafkaError | None, message: Message) -> None:
-        self._note_first(error, message)
-        self._note_position(error, message)
-
     def _explain(self, error: BaseException) -> BaseException:
         fault = error.args[0] if isinstance(error, KafkaException) else None
         if isinstance(fault, KafkaError) and fault.code() in _FENCED:
@@ -309,24 +316,6 @@ class KafkaPartitionWriter:
                 f" {OWN_APPLICATION_ID}"
             )
         return error
-
-
-def finds_foreign(
-    kafka: Mapping[str, Any], group: str, topic: str, partition: int
-) -> Callable[[int, int], bool]:
-    """Return a function that tells whether others have written to [start, end) of a partition.
-
-    It blocks. Records that are committed there count, and so does an open transaction, which hides
-    its records. That one may have begun before `start`: between our last total and its marker.
-    """
-
-    def find(start: int, end: int) -> bool:
-        if read_bounds(kafka, group, topic, [partition])[partition][1] < start:
-            return True
-        tail = read_tails(kafka, group, topic, {partition: start})[partition]
-        return tail.end < end or any(offset < end for offset, _, _ in tail.records)
-
-    return find
 
 
 def _resolve(waiter: "asyncio.Future[None]") -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durabill.stream_processors.engine.checkpoint import SegmentsTopic
+from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.table import Effects, Total
 
 T = TypeVar("T")
@@ -28,17 +29,44 @@ class Tail(NamedTuple):
     end: int
 
 
-class PartitionWriter(Protocol):
-    """Writes the totals and the checkpoint of one partition, in the order in which they are put.
+class PublishedOpening(NamedTuple):
+    """A record of the orders topic at `offset`, of the opening at `source_offset` of the log."""
 
-    Opening a writer fences every other writer of the partition. `position` is the offset in the
-    totals topic that follows the last total known to have been written.
+    offset: int
+    source_offset: int
+    key: bytes
+    value: bytes
+
+
+class OpeningsTail(NamedTuple):
+    """What a partition of the orders topic holds from some offset on, and where it ends."""
+
+    openings: list[PublishedOpening]
+    end: int
+
+
+class Ends(NamedTuple):
+    """Where a partition of each output topic ends: the offset that the next record gets."""
+
+    totals: int
+    orders: int
+
+
+class PartitionWriter(Protocol):
+    """Writes the openings, totals and checkpoint of one partition, in the order of their putting.
+
+    Opening a writer fences every other writer of the partition.
     """
 
-    position: int
+    @property
+    def ends(self) -> Ends:
+        """Return what follows the last total, and the last opening, known to have been written."""
 
-    def starts_at(self, totals_end: int) -> None:
-        """Note where the totals ended when they were read: our first total goes there."""
+    def starts_at(self, ends: Ends) -> None:
+        """Note where the outputs ended when they were read: our first records go there."""
+
+    def put_openings(self, openings: Sequence[Opening]) -> None:
+        """Queue openings, each with a header that says where in the log it lies."""
 
     def put_totals(self, totals: Sequence[Total]) -> None:
         """Queue totals."""
@@ -90,7 +118,7 @@ class SideOutput(Protocol):
 
 
 class Runtime(Protocol):
-    """The group, the log, the changelog and the totals, as one worker sees them."""
+    """The group, the log, the changelog and the outputs, as one worker sees them."""
 
     segments_topic: SegmentsTopic
 
@@ -132,6 +160,9 @@ class Runtime(Protocol):
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         """Return the committed totals of partitions from their starts (None: all) on."""
+
+    async def openings_since(self, starts: Mapping[int, int | None]) -> dict[int, OpeningsTail]:
+        """Return the committed openings of the orders topic from their starts (None: all) on."""
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Do work that needs no interpreter lock beside the event loop."""

@@ -55,6 +55,7 @@ BLOCKS_AT_ONCE = 32
 SNAPSHOT_WEIGHT_MAX = 20_000
 """A turn also ends with the entry that brings its `Snapshot.weight` to this much."""
 
+NOTHING = Effects()
 CLOSING_S = 5.0
 SHUTDOWN_S = 20.0
 """How long a last checkpoint may take; without it the next owner replays a little more."""
@@ -121,12 +122,14 @@ class Processor:
         self.tasks, self.is_assigned = tasks, True
         orders = sum(len(task.table) for task in tasks.values())
         totals = chain.from_iterable(task.published.values() for task in tasks.values())
+        openings = sum(len(task.openings or ()) for task in tasks.values())
         took_s = self.runtime.elapsed_s() - began_s
         log.info(
-            "ready: partitions %s of %d, %s known, %s published since the checkpoint;"
+            "ready: partitions %s of %d, %s known, %s and %s published since the checkpoint;"
             " it took %.1f s",
             *(ranges(assigned), self.runtime.segments_topic.partitions),
-            *(counted(orders, "order"), counted(sum(map(len, totals)), "total"), took_s),
+            *(counted(orders, "order"), counted(openings, "opening")),
+            *(counted(sum(map(len, totals)), "total"), took_s),
         )
 
     async def on_revoked(self) -> None:
@@ -290,10 +293,12 @@ class Processor:
     async def _publish(
         self, task: PartitionTask, writer: PartitionWriter, effects: Effects
     ) -> None:
+        if effects.openings:  # ahead of the totals of their orders
+            writer.put_openings(task.openings_not_yet_published(effects.openings))
         writer.put_totals(task.not_yet_published(effects.totals))
         if effects.dead_letters or effects.forwards:
             await self.side_output.publish(task.partition, effects)
-        if effects.totals or effects.dead_letters or effects.forwards:
+        if effects != NOTHING:
             self._on_step(Step.FOLDED)
 
     async def tick(self) -> None:
@@ -368,7 +373,7 @@ class Processor:
     def _begin_checkpoints(self) -> list[CheckpointBarrier]:
         """Return a barrier for each task with changes."""
         begun = (
-            task.begin_checkpoint(self.writers[partition].position)
+            task.begin_checkpoint(self.writers[partition].ends)
             for partition, task in self.tasks.items()
         )
         return [barrier for barrier in begun if barrier is not None]

@@ -1,7 +1,7 @@
-"""How a new owner recovers its partitions: checkpoint, terms in force, totals published so far.
+"""How a new owner recovers its partitions: checkpoint, terms in force, what is published so far.
 
-Recovery never publishes a total twice: the new owner reads the totals published since the last
-checkpoint, replays the log, and suppresses those.
+Recovery never publishes a total or an opening twice: the new owner reads those published since the
+last checkpoint, replays the log, and suppresses those.
 """
 
 import asyncio
@@ -35,7 +35,14 @@ from durabill.stream_processors.engine.table import IntervalTable, Place
 from durabill.stream_processors.engine.verdicts import SCHEMAS, RecordedSchemas
 from durabill.stream_processors.worker.effect_order import OnStep, Step
 from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.ports import PartitionWriter, Runtime, Tail
+from durabill.stream_processors.worker.ports import (
+    Ends,
+    OpeningsTail,
+    PartitionWriter,
+    Runtime,
+    Tail,
+)
+from durabill.stream_processors.worker.published_openings import PublishedOpenings
 
 log = logging.getLogger("durabill.worker")
 TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]
@@ -89,11 +96,14 @@ class Recovery:
         tails = await runtime.totals_since(
             {each: meta.totals_offset if meta else None for each, meta in metas.items()}
         )
+        openings = await runtime.openings_since(
+            {each: meta.orders_offset if meta else None for each, meta in metas.items()}
+        )
         tasks = await asyncio.gather(
             *(
                 self._recover_one(
                     each, _recorded(entries, previous, each, metas[each]), metas[each],
-                    bounds[each], tails[each], writers[each],
+                    bounds[each], tails[each], openings[each], writers[each],
                 )
                 for each in partitions
             )
@@ -107,6 +117,7 @@ class Recovery:
         meta: CheckpointMeta | None,
         bounds: tuple[int, int],
         tail: Tail,
+        openings: OpeningsTail,
         writer: PartitionWriter,
     ) -> PartitionTask:
         segments_topic = self._runtime.segments_topic
@@ -118,7 +129,7 @@ class Recovery:
         next_offset = bounds[0] if meta is None else meta.next_offset
         terms = in_force(history, next_offset) if history else self._wanted
         table = self._new_table(place, terms.policy, schemas)
-        restore = partial(restore_task, first_offset=bounds[0], tail=tail)
+        restore = partial(restore_task, first_offset=bounds[0], tail=tail, openings=openings)
         task = await self._runtime.aside(restore, table, entries, segments_topic, meta)
         task.schemas = schemas
         task.history = taken_over(
@@ -126,10 +137,11 @@ class Recovery:
             self._wanted,
             next_offset=task.next_offset,
             log_end=max(bounds[1], task.next_offset),
-            has_unseen_totals=meta is not None and bool(task.published),
+            has_unseen_totals=meta is not None and bool(task.published or task.openings),
         )
         task.use(in_force(task.history, task.next_offset))
-        writer.starts_at(tail.end)
+        ends = Ends(tail.end, openings.end)
+        writer.starts_at(ends)
         if history and task.history != history:
             _log_change(partition, history[-1], task.history[-1])
         if meta is None or task.history != history:  # also an inherited history that stays
@@ -138,7 +150,7 @@ class Recovery:
             if raw_schemas is not None:
                 writer.put_entries([(entry_key(partition, SCHEMAS), raw_schemas)])
             # Before the first total: a recovery has to know from where on to look for it.
-            writer.put_entries([task.first_meta(tail.end)])
+            writer.put_entries([task.first_meta(ends)])
         self._on_step(Step.INHERITED)
         await writer.flushed()
         self._on_step(Step.RECORDED)
@@ -153,17 +165,22 @@ def restore_task(
     *,
     first_offset: int,
     tail: Tail,
+    openings: OpeningsTail | None = None,
 ) -> PartitionTask:
     """Return a task with its table filled from the changelog's entries of all partitions.
 
     `first_offset` is where a log without a meta begins; `tail` is what the totals topic holds from
-    the meta's `totals_offset` on. Raises StateError if entries are damaged.
+    the meta's `totals_offset` on, `openings` what the orders topic holds from its `orders_offset`
+    on. Raises StateError if entries are damaged.
     """
     # Version 1 could leave blocks without a meta: by a crash in its very first checkpoint.
     clock_ms, next_offset = (0, first_offset) if meta is None else (meta.clock_ms, meta.next_offset)
     table.restore(blocks_in(entries, table.place.partition), clock_ms)
     published = _published_since(table, next_offset, tail.records)
-    return PartitionTask(table, segments_topic, next_offset, published=published)
+    opened = PublishedOpenings(openings.openings if openings else (), table.place, next_offset)
+    return PartitionTask(
+        table, segments_topic, next_offset, published=published, openings=opened or None
+    )
 
 
 def _published_since(

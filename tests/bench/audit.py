@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from durabill.deploy.topics import create_topics
-from durabill.schemas.topics import Topics
 from durabill.stream_processors.audit.seal.keys import make_key_file
 from tests.bench import traffic
 from tests.bench.lab import PARTITIONS, ROOT, Lab, Names, Stream
@@ -70,11 +69,10 @@ def measure(lab: Lab, lengths: Sequence[int]) -> Proofs:
         if is_last:
             proofs.audits.append(_peer(lab, env, names, stream))
             _archive(lab, env, stream, proofs)
-            topics = Topics(names.segments, names.totals, names.dead_letters, names.checkpoint)
-            topics = replace(topics, seal=env["DURABILL_SEAL_TOPIC"])
+            topics = replace(names.topics, seal=env["DURABILL_SEAL_TOPIC"])
             create_topics(lab.kafka, topics, partitions=PARTITIONS)
             _seal(lab, env, stream, proofs)
-        lab.drop(names.totals, names.dead_letters, names.checkpoint, stream.topic)
+        lab.drop(names.totals, names.orders, names.dead_letters, names.checkpoint, stream.topic)
     return proofs
 
 
@@ -95,6 +93,7 @@ def _environment(lab: Lab, names: Names) -> dict[str, str]:
         "application_id": names.application_id,
         "segments_topic": names.segments,
         "totals_topic": names.totals,
+        "orders_topic": names.orders,
         "dead_letters_topic": names.dead_letters,
         "data_dir": str(lab.dir / "data"),
         "archive_dir": str(lab.dir / f"archive-{names.application_id}"),

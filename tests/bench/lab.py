@@ -55,6 +55,18 @@ class Names:
         """Return the worker's changelog topic."""
         return f"{self.application_id}-checkpoint-changelog"
 
+    @property
+    def orders(self) -> str:
+        """Return the topic of the orders that were opened."""
+        return f"{self.application_id}.orders"
+
+    @property
+    def topics(self) -> Topics:
+        """Return all of them."""
+        return Topics(
+            self.segments, self.totals, self.dead_letters, self.checkpoint, orders=self.orders
+        )
+
 
 @dataclass
 class Stream:
@@ -107,7 +119,7 @@ class Lab:
         names = Names(mark, segments or f"{mark}.segments", f"{mark}.totals", f"{mark}.dead")
         create_topics(
             self.kafka,
-            Topics(names.segments, names.totals, names.dead_letters, names.checkpoint),
+            names.topics,
             partitions=PARTITIONS,
         )
         return names

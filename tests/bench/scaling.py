@@ -63,7 +63,7 @@ def with_workers(lab: Lab, shape: Shape, records: int, count: int) -> Scale:
     finally:
         for worker in workers:
             worker.stop()
-    lab.drop(names.segments, names.totals, names.dead_letters, names.checkpoint)
+    lab.drop(*names.topics.by_role.values())
     return Scale(count, sent.records, folded_s - begun_s, cpu_s)
 
 

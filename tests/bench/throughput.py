@@ -74,7 +74,7 @@ def measure_worker(lab: Lab, stream: Stream) -> Run:
             first_s - worker.child.started_s,
         )
     check_totals(lab, names, stream)
-    lab.drop(names.totals, names.dead_letters, names.checkpoint)
+    lab.drop(names.totals, names.orders, names.dead_letters, names.checkpoint)
     return run
 
 
@@ -107,7 +107,7 @@ def measure_peer(lab: Lab, peer: Peer, stream: Stream) -> Run:
     if peer.name != "floor":
         _check_peer_totals(lab, names, peer, stream)
     made = [each for each in lab.admin.list_topics(timeout=30).topics if names.totals in each]
-    lab.drop(names.dead_letters, names.checkpoint, *made)
+    lab.drop(names.orders, names.dead_letters, names.checkpoint, *made)
     return run
 
 

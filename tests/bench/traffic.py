@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from durabill.producers.gateway.orders import new_order_number
+from durabill.producers.gateway.starts import new_order_number
 from durabill.schemas import SEGMENT_HEADER, SegmentEvent, encode_segment
 from durabill.schemas.wire import zigzag
 

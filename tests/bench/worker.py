@@ -31,6 +31,7 @@ class Worker:
             "DURABILL_APPLICATION_ID": names.application_id,
             "DURABILL_SEGMENTS_TOPIC": names.segments,
             "DURABILL_TOTALS_TOPIC": names.totals,
+            "DURABILL_ORDERS_TOPIC": names.orders,
             "DURABILL_DEAD_LETTERS_TOPIC": names.dead_letters,
             "DURABILL_IDLE_TIMEOUT_S": "86400",
             "PYTHONPATH": str(ROOT),

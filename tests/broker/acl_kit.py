@@ -64,7 +64,11 @@ def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> li
     if role == "worker":
         return [
             *(Right(each, "topic", segments) for each in ("Read", "Write", "DescribeConfigs")),
-            *(Right(each, "topic", totals) for each in ("Read", "Write", "DescribeConfigs")),
+            *(
+                Right(each, "topic", topics[output])
+                for output in ("totals", "orders")
+                for each in ("Read", "Write", "DescribeConfigs")
+            ),
             *(
                 Right(each, "topic", topics["dead_letters"])
                 for each in ("Write", "DescribeConfigs")
@@ -77,7 +81,8 @@ def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> li
             Right("Write", "transactional id", f"{application_id}-", prefixed=True),
         ]
     if role == "ledger":
-        return [Right("Read", "topic", totals), Right("Read", "group", f"{application_id}-ledger")]
+        outputs = [Right("Read", "topic", topics[each]) for each in ("totals", "orders")]
+        return [*outputs, Right("Read", "group", f"{application_id}-ledger")]
     if role == "seal":
         return [
             Right("Read", "topic", totals),
@@ -86,7 +91,7 @@ def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> li
         ]
     if role == "audit":
         return [
-            *(Right("Read", "topic", topics[each]) for each in ("segments", "totals")),
+            *(Right("Read", "topic", topics[each]) for each in ("segments", "totals", "orders")),
             *(Right("Read", "topic", topics[each]) for each in ("dead_letters", "checkpoint")),
             *(Right("Describe", "group", f"durabill-{each}") for each in ("look", "dead-letters")),
         ]
@@ -94,7 +99,8 @@ def role_rights(role: str, application_id: str, topics: Mapping[str, str]) -> li
         return [Right("Write", "topic", segments)]
     assert role == "look"
     return [
-        *(Right("Read", "topic", topics[each]) for each in ("segments", "totals", "dead_letters")),
+        *(Right("Read", "topic", topics[each]) for each in ("segments", "totals", "orders")),
+        Right("Read", "topic", topics["dead_letters"]),
         Right("Write", "topic", segments),
         *(
             Right("Describe", "group", f"durabill-{each}")

@@ -32,6 +32,7 @@ def settings_of(deployed: Deployment, **more: Any) -> Settings:
         application_id=deployed.name,
         segments_topic=deployed.segments,
         totals_topic=more.pop("totals_topic", deployed.totals),
+        orders_topic=more.pop("orders_topic", deployed.orders),
         dead_letters_topic=more.pop("dead_letters_topic", deployed.dead_letters),
         settle_grace_s=deployed.settle_grace_s,
         idle_timeout_s=deployed.idle_timeout_s,

@@ -7,7 +7,7 @@ import http.server
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,9 +52,12 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextmanager
-def gateway(config: GatewayConfig) -> Iterator[str]:
+def gateway(
+    config: GatewayConfig,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> Iterator[str]:
     """Serve in a thread of this process; gives the base URL."""
-    loop = asyncio.new_event_loop()
+    loop = new_loop()
     stop = asyncio.Event()
     ready = threading.Event()
     urls: list[str] = []
@@ -103,7 +106,8 @@ def call(
         connection.close()
     is_error = response.status >= 400
     is_json = response.headers.get_content_type() == (PROBLEM if is_error else "application/json")
-    return response.status, json.loads(data) if is_json else data.decode(), response.headers
+    answer = json.loads(data) if is_json and data else data.decode()  # of a HEAD there is none
+    return response.status, answer, response.headers
 
 
 def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
@@ -150,7 +154,7 @@ def segments_of(records: list[Message], number: str | None = None) -> list[Segme
 def openings_of(records: list[Message]) -> list[OrderOpened]:
     """The openings, by partition and offset."""
     values = [(message.key(), message.value()) for message in records]
-    return [read_opening(key, value) for key, value in values if is_opening(value)]
+    return [read_opening(key, value) for key, value in values if value and is_opening(value)]
 
 
 def exchange(

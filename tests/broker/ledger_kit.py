@@ -97,8 +97,10 @@ class RunningLedger:
         group: str,
         n: int,
         prepare: Callable[[], object] | None = None,
+        orders_topic: str = "",
     ) -> None:
         self._prepare = prepare
+        self._orders_topic = orders_topic
         self.stop, self.ready = threading.Event(), threading.Event()
         self.stats = LedgerStats()
         self.error: BaseException | None = None
@@ -111,6 +113,7 @@ class RunningLedger:
             run_ledger(
                 *self._where,
                 stop=self.stop,
+                orders_topic=self._orders_topic,
                 prepare=self._prepare,
                 on_ready=self.ready.set,
                 stats=self.stats,

@@ -242,6 +242,7 @@ def test_the_command_ends_with_one_object_and_a_page_for_finance(
             application_id=deployed.name,
             segments_topic=deployed.segments,
             totals_topic=totals,
+            orders_topic=deployed.orders,
             dead_letters_topic=deployed.dead_letters,
         )
     assert ended.returncode == 1, ended.stderr

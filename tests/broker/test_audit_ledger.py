@@ -105,6 +105,7 @@ FALSIFICATIONS = {
         [
             ("ledger_differs", "", "", "view latest_order_totals"),
             ("ledger_differs", "", "", "view ledger_status"),
+            ("ledger_differs", "", "", "view tenant_totals"),
         ],
     ),
     "a view in a table's place": (

@@ -114,6 +114,7 @@ def names(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         "application_id": mark,
         "segments_topic": f"{mark}.segments",
         "totals_topic": f"{mark}.totals",
+        "orders_topic": f"{mark}.orders",
         "dead_letters_topic": f"{mark}.dead-letters",
         "seal_topic": f"{mark}.seal-checkpoints",
         "settle_grace_s": "1",

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from durabill.producers.gateway.orders import new_order_number
 from durabill.producers.gateway.server import GatewayConfig, serve_gateway
+from durabill.producers.gateway.starts import new_order_number
 from durabill.producers.gateway.web_server import Limits
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import SegmentEvent, partition_for

@@ -46,6 +46,7 @@ def process(bootstrap_servers: str, topics: Topics, folder: Path) -> Iterator[di
         "bootstrap_servers": bootstrap_servers,
         "segments_topic": topics.segments,
         "totals_topic": topics.totals,
+        "orders_topic": topics.orders,
         "dead_letters_topic": topics.dead_letters,
         "gateway_port": "0",
         "data_dir": str(folder),

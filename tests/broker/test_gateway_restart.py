@@ -82,6 +82,7 @@ def test_a_gateway_that_was_there_before_its_worker(bootstrap_servers: str, tmp_
             "application_id": deployed.name,
             "segments_topic": deployed.segments,
             "totals_topic": deployed.totals,
+            "orders_topic": deployed.orders,
             "dead_letters_topic": deployed.dead_letters,
             "gateway_port": "0",
             "data_dir": str(tmp_path),

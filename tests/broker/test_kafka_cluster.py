@@ -70,7 +70,7 @@ def test_three_brokers_keep_all_in_three_copies_whichever_of_them_is_away(
     admin = AdminClient({"bootstrap.servers": address})
     create_topics(
         {"bootstrap.servers": address},
-        Topics("t.segments", "t.totals", "t.dead-letters", "t.checkpoint"),
+        Topics("t.segments", "t.totals", "t.dead-letters", "t.checkpoint", orders="t.orders"),
         partitions=2,
     )
     for partition in admin.list_topics("t.segments", timeout=30).topics["t.segments"].partitions:

@@ -131,6 +131,7 @@ def application_id_in_use(servers: str, folder: Path) -> None:
             "application_id": deployed.name,
             "segments_topic": second.segments,
             "totals_topic": second.totals,
+            "orders_topic": second.orders,
             "dead_letters_topic": second.dead_letters,
         }
         ran = run("worker", **settings)

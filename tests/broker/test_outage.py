@@ -172,6 +172,7 @@ def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
             "application_id": deployed.name,
             "segments_topic": deployed.segments,
             "totals_topic": deployed.totals,
+            "orders_topic": deployed.orders,
             "dead_letters_topic": deployed.dead_letters,
             "data_dir": str(tmp_path),
             "gateway_port": "0",

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException, Producer
 from durabill.schemas.errors import FencedError
 from durabill.stream_processors.kafka.appending import Appender, NewRecord
 from durabill.stream_processors.kafka.fencing import open_producer
+from durabill.stream_processors.worker.output_topic import OutputTopic
 from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter
 from tests.conftest import Topics
 
@@ -40,10 +41,10 @@ def test_a_writer_that_was_fenced_closes_without_a_fault(
         writer = KafkaPartitionWriter(
             producer,
             partition=0,
-            totals_topic=topics.totals,
+            totals=OutputTopic(topics.totals, lambda start, end: False),
+            orders=OutputTopic(topics.orders, lambda start, end: False),
             checkpoint_topic=topics.checkpoint,
             on_fatal=fatal.append,
-            find_foreign=lambda start, end: False,
         )
         writer.close()
         async with asyncio.timeout(PATIENCE_S):

@@ -54,6 +54,7 @@ from durabill.stream_processors.engine.policies import (
 from durabill.stream_processors.kafka.appending import Appender
 from durabill.stream_processors.settings import Settings, load_settings
 from tests.broker.ledger_kit import new_ledger_dsn
+from tests.broker.opening_kit import opening
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import segment, traffic
 from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
@@ -70,6 +71,7 @@ def settings_of(deployed: Deployment) -> Settings:
         application_id=deployed.name,
         segments_topic=deployed.segments,
         totals_topic=deployed.totals,
+        orders_topic=deployed.orders,
         dead_letters_topic=deployed.dead_letters,
         settle_grace_s=deployed.settle_grace_s,
         idle_timeout_s=deployed.idle_timeout_s,
@@ -108,6 +110,7 @@ def stopped(
     folder = tmp_path_factory.mktemp("rebuild")
     with deployment(bootstrap_servers, folder, partitions=2) as deployed:
         worker = deployed.start_and_wait()
+        deployed.send(opening(f"OP-{each}") for each in range(20))
         deployed.send(traffic(1, orders=12, segments=8))
         wait_until(lambda: len(deployed.found_totals()) > 3, "totals")
         wait_until(lambda: min(deployed.committed().values()) > 0, "a checkpoint of each")
@@ -116,6 +119,7 @@ def stopped(
         worker.kill()
         wait_until(lambda: not _refused(deployed), "the group is empty")
         deployed.send(traffic(2, orders=12, segments=8))
+        deployed.send(opening(f"OP-late-{each}") for each in range(20))
         yield deployed
 
 

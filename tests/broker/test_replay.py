@@ -54,6 +54,7 @@ class Log:
         self.topics = Topics(
             segments=f"{mark}.segments",
             totals=f"{mark}.totals",
+            orders=f"{mark}.orders",
             dead_letters=f"{mark}.dead-letters",
             checkpoint=f"{mark}-checkpoint-changelog",
         )
@@ -64,6 +65,7 @@ class Log:
             "application_id": mark,
             "segments_topic": self.topics.segments,
             "totals_topic": self.topics.totals,
+            "orders_topic": self.topics.orders,
             "dead_letters_topic": self.topics.dead_letters,
         }
         self._record()

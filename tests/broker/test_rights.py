@@ -28,6 +28,7 @@ APPLICATION = "durabill"
 TOPICS = {
     "segments": "billing.segments",
     "totals": "billing.totals",
+    "orders": "billing.orders",
     "dead_letters": "billing.dead-letters",
     "checkpoint": f"{APPLICATION}-checkpoint-changelog",
     "seal": "billing.seal-checkpoints",

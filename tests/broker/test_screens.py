@@ -176,9 +176,10 @@ SHOWN += ["-1", "日本-7"]
 def topics(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Settings with topics of totals and dead letters that hold strange order numbers."""
     mark = f"screens-{uuid.uuid4().hex[:8]}"
-    totals, letters = f"{mark}.totals", f"{mark}.dead-letters"
+    totals, orders, letters = (f"{mark}.{each}" for each in ("totals", "orders", "dead-letters"))
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    for future in admin.create_topics([NewTopic(totals, 1, 1), NewTopic(letters, 1, 1)]).values():
+    made = [NewTopic(each, 1, 1) for each in (totals, orders, letters)]
+    for future in admin.create_topics(made).values():
         future.result(timeout=15)
     producer = Producer({"bootstrap.servers": bootstrap_servers, "partitioner": PARTITIONER})
     for number in NUMBERS:
@@ -194,10 +195,11 @@ def topics(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {
         "bootstrap_servers": bootstrap_servers,
         "totals_topic": totals,
+        "orders_topic": orders,
         "dead_letters_topic": letters,
         "data_dir": str(tmp_path),
     }
-    for future in admin.delete_topics([totals, letters]).values():
+    for future in admin.delete_topics([totals, orders, letters]).values():
         future.result(timeout=15)
 
 

@@ -45,7 +45,7 @@ def plan(bootstrap_servers: str, tmp_path: Path) -> Iterator[SealPlan]:
     """What a sealer of topics of this test's own works on."""
     kafka = quiet({"bootstrap.servers": bootstrap_servers})
     mark = uuid.uuid4().hex[:8]
-    names = Topics(f"{mark}.s", f"{mark}.t", f"{mark}.d", f"{mark}.c", seal=f"{mark}.seal")
+    names = Topics(*(f"{mark}.{each}" for each in "stdc"), orders=f"{mark}.o", seal=f"{mark}.seal")
     create_topics(kafka, names, partitions=PARTITIONS)
     yield SealPlan(
         kafka=kafka,

@@ -48,6 +48,7 @@ def shell(
         "bootstrap_servers": bootstrap_servers,
         "segments_topic": topics.segments,
         "totals_topic": topics.totals,
+        "orders_topic": topics.orders,
         "dead_letters_topic": topics.dead_letters,
         "data_dir": str(tmp_path),
     }

@@ -30,6 +30,7 @@ class Bench:
             bootstrap_servers=bootstrap_servers,
             segments_topic=topics.segments,
             totals_topic=topics.totals,
+            orders_topic=topics.orders,
             dead_letters_topic=topics.dead_letters,
             settle_grace_s=0.1,
             idle_timeout_s=0.1,

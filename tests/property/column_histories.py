@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from durabill.schemas import SEGMENT_HEADER, SEGMENT_SCHEMA, WriterSchemas, schema_fingerprint
+from durabill.schemas import (
+    SEGMENT_HEADER,
+    SEGMENT_SCHEMA,
+    OrderOpened,
+    WriterSchemas,
+    encode_opening,
+    schema_fingerprint,
+)
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.intervals import IntervalSet
@@ -33,6 +40,7 @@ POLICIES = st.builds(
     st.sampled_from([90, 9]),
     st.sampled_from([60, 100_000]),
     st.sampled_from([0, 7, 86_400_000, 40]),
+    st.sampled_from([False] * 3 + [True]),
 )
 PLACES = st.sampled_from([Place(0, 1)] * 4 + [Place(1, 2), Place(2, 5)])
 FORGET_ALL_MS = 400_000
@@ -56,7 +64,11 @@ AGES_MS = st.sampled_from(
     [*range(32), *range(20), 59, 60, 61, 99_999, 100_001, -4, -9, -60_000, -60_001]
 )
 LENGTHS_MS = st.sampled_from([0] + [1, 2, 3, 5] * 4 + [8, 13, 25, 86_400_000, 86_400_001])
-KINDS = st.sampled_from(["next"] * 5 + ["segment"] * 8 + ["repeat"] * 4 + ["evolved", "padded"])
+KINDS = st.sampled_from(
+    ["next"] * 5 + ["segment"] * 8 + ["repeat"] * 4 + ["opening"] * 2 + ["evolved", "padded"]
+)
+UNTIL_MS = (0, 3, 3, 20, 90, 200, 70_000, 150_000, -1)
+"""How long after its arrival an opening accepts segments."""
 ORIGINS = [b"3/17", b"3/5", b"1/40", b"0/3", b"3/" + b"9" * 18, b"9" * 10 + b"/1", b"x/y", None]
 HEADERS = st.sampled_from(
     [NO_HEADERS] * 40
@@ -167,6 +179,10 @@ class Writer:
             key, value, _ = self._all[-1 - spec.again % len(self._all)]
             return key, value, spec.headers
         self.names.add(spec.name)
+        if spec.kind == "opening":
+            entry = self._opening(spec, append_ms)
+            self._all.append(entry)
+            return entry
         number, end_ms = spec.number, append_ms - spec.age_ms
         start_ms = end_ms - spec.length_ms
         if spec.kind == "next":
@@ -179,6 +195,17 @@ class Writer:
         entry = self._write(spec, (number, start_ms, end_ms, end), append_ms)
         self._all.append(entry)
         return entry
+
+    def _opening(self, spec: Spec, append_ms: int) -> Entry:
+        key = spec.name.encode()
+        begin_ms = append_ms - spec.age_ms
+        until_ms = max(begin_ms, append_ms + UNTIL_MS[spec.number % len(UNTIL_MS)])
+        client = f"é{spec.again % 2}"
+        opened = OrderOpened(spec.name, "t", client, "", (), begin_ms, 5, until_ms)
+        value = encode_opening(opened)
+        if spec.breakage == "cut":
+            value = value[:-1]
+        return key + b"?" * (spec.breakage == "other key"), value, spec.headers
 
     def _write(self, spec: Spec, fields: tuple[int, int, int, bool], append_ms: int) -> Entry:
         key = spec.name.encode()
@@ -310,6 +337,7 @@ def assert_same_effects(plain: Effects, columns: Effects) -> None:
     assert by_key(plain) == by_key(columns)
     assert letters(plain) == letters(columns)
     assert plain.forwards == columns.forwards
+    assert plain.openings == columns.openings
 
 
 def assert_sound(table: ColumnTable) -> None:
@@ -330,6 +358,22 @@ def assert_sound(table: ColumnTable) -> None:
     assert int(store.counters[rows.OVERFLOW]) == sum(slot >= store.rows_max for slot in plain)
     assert len(table._plain.slots) == len(plain)
     assert all(table._plain.slots.at(slot) is not None for slot in plain)
+
+    assert not (orders["key_size"][spilled] & rows.OPENED).any()
+    for slot in held[orders["key_size"][held] & rows.OPENED != 0].tolist():
+        opened = store.openings.at(slot)
+        assert opened is not None
+        assert opened.begin_ms <= orders["start_ms"][slot]
+        assert opened.offset < orders["source_offset"][slot]
+    waiting = table._plain.waiting
+    marked = [
+        number.encode()
+        for number, known in waiting._by_number.items()
+        for each in known
+        if each.offset not in waiting._taken
+    ]
+    marked = [each for each in marked if store.index.words_of(each) is not None]
+    assert int(store.counters[rows.WAITING]) == len(marked) == int(arrays.waiting.sum())
 
     lists = orders["list_at"][held]
     lists = lists[lists >= 0].tolist()

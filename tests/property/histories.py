@@ -2,17 +2,24 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from durabill.schemas import SEGMENT_HEADER, OrderTotal, WriterSchemas, decode_total
+from durabill.schemas import (
+    OPENING_HEADER,
+    SEGMENT_HEADER,
+    OrderTotal,
+    WriterSchemas,
+    decode_total,
+)
 from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import encode_batch
-from tests.property.oracle import Entry, Segment, Times
+from tests.property.oracle import Entry, Opening, Segment, Times
 
 BASE_MS = 300_000_000
 TIMES = Times(grace_ms=5, idle_ms=9, window_ms=60, interim_ms=6, pieces_max=3)
@@ -83,6 +90,34 @@ def histories(draw: st.DrawFn, orders: int = 3, size_max: int = 30) -> list[Entr
     return log
 
 
+# How long after its arrival an opening accepts segments: less than any wait of the policy, or more.
+UNTIL_MS = st.sampled_from([0, 3, 9, 30, 90, 400, 60_100, 130_000, -1])
+OWNERS = st.sampled_from([("a", "x"), ("a", "x"), ("a", "y"), ("b", "x")])
+
+
+@st.composite
+def opened_histories(draw: st.DrawFn, size_max: int = 30) -> list[Entry]:
+    """A log of two orders with openings: first ones, repeats, others', and late segments."""
+    log: list[Entry] = []
+    append_ms, offset = BASE_MS, 0
+    for _ in range(draw(st.integers(1, size_max))):
+        append_ms += draw(STEPS_MS)
+        kind = draw(st.sampled_from(["segment"] * 5 + ["repeat"] * 3 + ["opening"] * 3))
+        if kind == "opening":
+            order = f"SO{draw(st.integers(1, 2))}"
+            begin_ms = append_ms - draw(AGES_MS)
+            until_ms = max(begin_ms, append_ms + draw(UNTIL_MS))
+            opening = Opening(order, draw(OWNERS), begin_ms, until_ms)
+            log.append(Entry(offset, append_ms, order.encode(), None, opening=opening))
+        elif kind == "repeat" and log:
+            log.append(replace(draw(st.sampled_from(log)), offset=offset, append_ms=append_ms))
+        else:
+            segment = draw(segments(append_ms, 2))
+            log.append(Entry(offset, append_ms, segment.order.encode(), segment))
+        offset += draw(st.sampled_from([1, 1, 1, 1, 3]))
+    return log
+
+
 @st.composite
 def sudden_histories(draw: st.DrawFn) -> list[Entry]:
     """Legal records of a few orders that all arrive at one instant: before any deadline."""
@@ -98,12 +133,22 @@ def arriving_together(found: Sequence[Segment]) -> list[Entry]:
 
 def value_of(entry: Entry) -> bytes:
     """Return the record's value, written without the code under test's checks."""
+    if entry.opening is not None:
+        return opening_value(entry.opening)
     if entry.segment is None:
         return b"\xc3\x01garbage!" if entry.garbage == "UNKNOWN_SCHEMA" else b"\x00garbage"
     segment, order = entry.segment, entry.segment.order.encode()
     numbers = (segment.number, segment.start_ms, segment.end_ms)
     body = zigzag(len(order)) + order + b"".join(zigzag(number) for number in numbers)
     return SEGMENT_HEADER + body + bytes([segment.end_identifier])
+
+
+def opening_value(opening: Opening) -> bytes:
+    """Return the record value of an opening without service and attributes."""
+    texts = (opening.order.encode(), *(each.encode() for each in opening.owner), b"")
+    body = b"".join(zigzag(len(each)) + each for each in texts) + zigzag(0)
+    numbers = (opening.begin_ms, 10_000, opening.until_ms)
+    return OPENING_HEADER + body + b"".join(map(zigzag, numbers))
 
 
 def chunk_of(log: Sequence[Entry], first_offset: int = 0, codec: str = "none") -> Chunk:

@@ -25,14 +25,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """The fields of an opening that matter, legal or not; `owner` is its tenant and its client."""
+
+    order: str
+    owner: tuple[str, str]
+    begin_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A record of the log. `segment` is None where `garbage` says why the value is none."""
+    """A record of the log. Without a segment and an opening, `garbage` says why it is neither."""
 
     offset: int
     append_ms: int
     key: bytes
     segment: Segment | None
     garbage: str = ""
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Times:
     window_ms: int
     interim_ms: int = 0
     pieces_max: int = 10_000
+    opened_only: bool = False
 
 
 @dataclass
@@ -59,6 +71,7 @@ class Life:
     idle_since_ms: int = 0
     running_since_ms: int = 0
     totals: list[OrderTotal] = field(default_factory=list)
+    opening: Opening | None = None
 
     def milliseconds(self) -> set[int]:
         """Return every millisecond that some record holds."""
@@ -93,7 +106,10 @@ class Life:
         """Return the last instant at which a settled order is known."""
         assert self.settled_at_ms is not None
         ended_ms = max(each.end_ms for each, _ in self.accepted)
-        return max(self.settled_at_ms, ended_ms - MINUTE_MS) + times.window_ms + MINUTE_MS
+        after_ms = max(self.settled_at_ms, ended_ms - MINUTE_MS) + times.window_ms
+        if self.opening is not None:
+            after_ms = max(after_ms, self.opening.until_ms)
+        return after_ms + MINUTE_MS
 
     def settle(self, status: Status, settled_at_ms: int) -> None:
         """Write down the next total."""
@@ -206,9 +222,13 @@ def runs(integers: set[int]) -> list[tuple[int, int]]:
     return found
 
 
-def reason(entry: Entry, arrival_ms: int, times: Times) -> str:
-    """Return why a record is a dead letter, or nothing."""
+def reason(entry: Entry, arrival_ms: int) -> str:
+    """Return why a record is a dead letter whatever is known of its order, or nothing."""
     segment = entry.segment
+    if entry.opening is not None:
+        ahead_ms = entry.opening.begin_ms - arrival_ms
+        late_ms = arrival_ms - entry.opening.until_ms
+        return "IN_THE_FUTURE" if ahead_ms > MINUTE_MS else "TOO_LATE" if late_ms > 0 else ""
     if segment is None:
         return entry.garbage
     length_ms = segment.end_ms - segment.start_ms
@@ -221,7 +241,19 @@ def reason(entry: Entry, arrival_ms: int, times: Times) -> str:
         or (length_ms == 0 and not segment.end_identifier),
         "IN_THE_FUTURE": segment.end_ms > arrival_ms + MINUTE_MS,
         "TOO_LONG": length_ms > DAY_MS,
-        "TOO_LATE": segment.end_ms < arrival_ms - times.window_ms,
+    }
+    return next((name for name, broken in rules.items() if broken), "")
+
+
+def order_reason(segment: Segment, life: Life, arrival_ms: int, times: Times) -> str:
+    """Return why a segment is a dead letter for what is known of its order, or nothing."""
+    opening = life.opening
+    is_old = segment.end_ms < arrival_ms - times.window_ms
+    rules = {
+        "TOO_LATE": is_old and (opening is None or arrival_ms > opening.until_ms),
+        "NOT_OPENED": opening is None and times.opened_only,
+        "BEFORE_OPENING": opening is not None and segment.start_ms < opening.begin_ms,
+        "TOO_FRAGMENTED": life.accepted and life.is_too_much(segment, times.pieces_max),
     }
     return next((name for name, broken in rules.items() if broken), "")
 
@@ -233,37 +265,52 @@ class Answer:
     totals: dict[str, list[OrderTotal]]
     dead_letters: list[tuple[int, str]]
     open_lives: dict[str, Life]
+    opened: list[int]
+    """The offsets of the openings that were accepted."""
 
 
 def answer(log: list[Entry], times: Times) -> Answer:
     """Return what `log` must give once every timer has fired."""
     lives: dict[str, Life] = {}
     past: list[Life] = []
-    dead_letters = []
+    waiting: dict[str, Opening] = {}
+    dead_letters, opened = [], []
     arrival_ms = 0
     for entry in log:
         arrival_ms = max(arrival_ms, entry.append_ms)
-        why = reason(entry, arrival_ms, times)
-        if why:
+        why = reason(entry, arrival_ms)
+        found = entry.segment or entry.opening
+        if why or found is None:
             dead_letters.append((entry.offset, why))
             continue
-        assert entry.segment is not None
-        order = entry.segment.order
+        order = found.order
         life = lives.get(order)
         if life is not None:
             life.settle_if_due(arrival_ms, times)
             if life.settled_at_ms is not None and arrival_ms > life.last_known_ms(times):
                 past.append(lives.pop(order))
                 life = None
-        if life is None:
-            life = lives[order] = Life(order)
-        if life.accepted and life.is_too_much(entry.segment, times.pieces_max):
-            dead_letters.append((entry.offset, "TOO_FRAGMENTED"))
+        if order in waiting and arrival_ms > waiting[order].until_ms + MINUTE_MS:
+            del waiting[order]
+        if isinstance(found, Opening):
+            known = waiting.get(order) if life is None else life.opening
+            if life is None and known is None:
+                waiting[order] = found
+                opened.append(entry.offset)
+            elif known is None or known.owner != found.owner:
+                dead_letters.append((entry.offset, "ALREADY_OPENED"))
             continue
-        life.take(entry.segment, arrival_ms, entry.offset)
+        begun = life or Life(order, opening=waiting.get(order))
+        if why := order_reason(found, begun, arrival_ms, times):
+            dead_letters.append((entry.offset, why))
+            continue
+        if life is None:
+            lives[order] = begun
+            waiting.pop(order, None)
+        begun.take(found, arrival_ms, entry.offset)
     for life in lives.values():
         life.settle_if_due(1 << 60, times)
     totals: dict[str, list[OrderTotal]] = {}
     for life in [*past, *lives.values()]:
         totals.setdefault(life.order, []).extend(life.totals)
-    return Answer(totals, dead_letters, lives)
+    return Answer(totals, dead_letters, lives, opened)

@@ -64,6 +64,7 @@ class Published:
         self.seen |= {(total.key, total.value) for total in found.totals}
         self.seen |= {(each.record.offset, each.reason) for each in found.dead_letters}
         self.seen |= {("forward", each.record.offset) for each in found.forwards}
+        self.seen |= set(found.openings)
 
     def commit(self) -> None:
         """Remember what has certainly been sent."""
@@ -324,8 +325,9 @@ class Histories(RuleBasedStateMachine):
         self.time_passes(FORGET_ALL_MS)
         for _ in ("one that may have begun before", "forgets", "writes what is left: nothing"):
             self.checkpoint()
-        assert len(self.plain) == 0
+        assert len(self.plain) == self.plain.openings_waiting == 0
         assert len(self.columns) == self.fillers
+        assert self.columns.openings_waiting == 0
         assert set(self.store.blocks) == self.filled_blocks
 
     # -- what has to hold ---------------------------------------------------------------------
@@ -344,8 +346,24 @@ class Histories(RuleBasedStateMachine):
         assert self.plain.clock_ms == self.columns.clock_ms
         for name in (*self.writer.names, "SO0\0", "never heard of", "\ud800"):
             assert self.plain.describe(name) == self.columns.describe(name)
+            self._openings_agree(name)
         assert len(self.plain) + self.fillers == len(self.columns)
         assert self.plain.oldest_deadline_ms() == self.columns.oldest_deadline_ms()
+
+    def _openings_agree(self, name: str) -> None:
+        """Two tables have the same openings, whether an order has them or they wait."""
+        clock_ms = self.plain.clock_ms
+        found = [
+            None if (order := table._known(name)) is None else order.opening
+            for table in (self.plain, self.columns)
+        ]
+        assert found[0] == found[1]
+        waiting = [
+            table._plain.waiting.at(name, self.next_offset, clock_ms)
+            for table in (self.plain, self.columns)
+        ]
+        # Once its order has begun, a restored table may know it from the order alone.
+        assert waiting[0] == waiting[1] or found[0] in waiting
 
 
 TestColumnsEqualThePlainCore = Histories.TestCase

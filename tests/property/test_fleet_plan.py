@@ -310,4 +310,5 @@ def test_garbage_is_refused_by_the_schemas_for_the_same_reason(kind: str) -> Non
 def test_every_reason_that_a_record_has_by_itself_has_garbage() -> None:
     drawn = {garbage(random.Random(s), "SO1", NOW_MS, WINDOW_MS).reason for s in range(300)}
     others = {Reason.WRONG_PARTITION, Reason.TOO_FRAGMENTED, Reason.BAD_BATCH}
+    others |= {Reason.ALREADY_OPENED, Reason.NOT_OPENED, Reason.BEFORE_OPENING}
     assert drawn == set(Reason) - others

@@ -21,9 +21,11 @@ from durabill.stream_processors.engine.blocks import decode_block
 from durabill.stream_processors.engine.kernel import rows
 from durabill.stream_processors.engine.policies import decode_history, split
 from durabill.stream_processors.engine.table import Place
+from durabill.stream_processors.worker.ports import PublishedOpening
 from tests.sim.broker import Broker, TopicLog, Transaction
 from tests.sim.drill import PolicyHistory, drill, history_in, policy_at, settle_all, short
 from tests.sim.faults import Plan
+from tests.sim.ports import openings_in
 from tests.sim.tables import PIECES_MAX, empty_table
 
 DRILLS = 0.3
@@ -32,8 +34,15 @@ DRILLS = 0.3
 META = b"meta"
 POLICY = b"policy"
 NO_BLOCKS = (META, POLICY, b"schemas")
-NEXT_OFFSET, CLOCK, TOTALS_OFFSET = 2, 3, 4
+NEXT_OFFSET, CLOCK, TOTALS_OFFSET, ORDERS_OFFSET = 2, 3, 4, 8
 """Where a checkpoint's meta has these; read apart from the engine's own class of it."""
+
+NEVER_BACK = {
+    NEXT_OFFSET: "offset",
+    CLOCK: "clock",
+    TOTALS_OFFSET: "totals",
+    ORDERS_OFFSET: "orders",
+}
 
 
 class Auditor:
@@ -58,6 +67,8 @@ class Auditor:
         self._dice = Random(plan.seed)
         self._published: set[tuple[bytes, int, int]] = set()
         self._revisions: set[tuple[bytes, int]] = set()
+        self._openings: dict[tuple[int, int], PublishedOpening] = {}
+        """Partition and offset in the log -> what was published of the opening there."""
 
     def _blame(self, problem: str) -> None:
         self.problems.append(f"{self._broker.loop.time():.3f} s: {problem}")
@@ -96,6 +107,8 @@ class Auditor:
             for key, value in records_of(log, transaction):
                 if log.topic == "totals":
                     self._on_total(key, value)
+                elif log.topic == "orders":
+                    self._on_opening(partition, key, value)
                 else:
                     entries.append((key, value))
         for key, value in entries:
@@ -130,6 +143,12 @@ class Auditor:
         self._published.add(identity)
         self._revisions.add((key, total.revision))
 
+    def _on_opening(self, partition: int, key: bytes, value: bytes | None) -> None:
+        (opening,) = openings_in([(0, key, value)])
+        if (partition, opening.source_offset) in self._openings:
+            self._blame(f"published twice: the opening at {partition}/{opening.source_offset}")
+        self._openings[partition, opening.source_offset] = opening
+
     def _on_policy(self, partition: int, value: bytes) -> None:
         """Check that what was recorded stays, and that nothing was judged by another policy."""
         before, now = self._histories.get(partition, []), history_in(value)
@@ -145,13 +164,15 @@ class Auditor:
     def _on_meta(self, partition: int, meta: list[Any]) -> None:
         before = self._metas.get(partition)
         self._metas[partition] = meta
-        for at, name in ((NEXT_OFFSET, "offset"), (CLOCK, "clock"), (TOTALS_OFFSET, "totals")):
+        for at, name in NEVER_BACK.items():
             if before is not None and meta[at] < before[at]:
                 self._blame(f"the meta of {partition}: the {name} goes back, {before} to {meta}")
         if meta[NEXT_OFFSET] > self._broker.segments[partition].visible_end:
             self._blame(f"the meta of {partition} is ahead of the log: {meta}")
         if meta[TOTALS_OFFSET] > len(self._broker.totals[partition].records):
             self._blame(f"the meta of {partition} is ahead of the totals: {meta}")
+        if meta[ORDERS_OFFSET] > len(self._broker.orders[partition].records):
+            self._blame(f"the meta of {partition} is ahead of the orders: {meta}")
         self._judge(partition, meta[NEXT_OFFSET])
         self._read_letters()
         self._find_copies()

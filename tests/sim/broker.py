@@ -188,6 +188,7 @@ class Broker:
         self.dice = dice
         self.segments = [SegmentLog(each) for each in partitions]
         self.totals = [TopicLog("totals", each) for each in partitions]
+        self.orders = [TopicLog("orders", each) for each in partitions]
         self.changelog = [TopicLog("changelog", each) for each in partitions]
         self.coordinators = [Coordinator(self, each) for each in partitions]
         self.letters: list[Entry] = []

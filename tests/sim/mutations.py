@@ -167,7 +167,7 @@ CHECKPOINTS = (
     ),
     _one(
         "totals are looked for from the start",
-        Recovery, "_recover_one", "writer.starts_at(tail.end)", "pass",
+        Recovery, "_recover_one", "writer.starts_at(ends)", "pass",
     ),
     _one("the clock is not restored", recovery, "restore_task", ", clock_ms)", ", 0)"),
     _one(
@@ -198,7 +198,7 @@ CHECKPOINTS = (
     _one(
         "the meta is that of the writing",
         Processor, "_encode", "barrier.meta",
-        "barrier.task._encode_meta(self.writers[barrier.task.partition].position)",
+        "barrier.task._encode_meta(self.writers[barrier.task.partition].ends)",
     ),
     _one(
         "restored orders have no deadline",

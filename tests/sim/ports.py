@@ -2,15 +2,23 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from durabill.schemas.errors import FencedError, StateError
 from durabill.stream_processors.engine.checkpoint import SegmentsTopic
+from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.table import Effects, Total
-from durabill.stream_processors.worker.ports import Entry, Tail, WriterClosed
+from durabill.stream_processors.worker.ports import (
+    Ends,
+    Entry,
+    OpeningsTail,
+    PublishedOpening,
+    Tail,
+    WriterClosed,
+)
 from tests.property.batches import Entry as LogEntry
 from tests.sim.broker import AckedAppend, Broker, Coordinator, Fenced, GaveUp, TopicLog
 from tests.sim.group import Group
@@ -39,7 +47,7 @@ class SimPartitionWriter:
     """A transactional producer's queue, served as `KafkaPartitionWriter` serves its own."""
 
     def __init__(self, link: Connection, coordinator: Coordinator, epoch: int) -> None:
-        self.position = 0
+        self.ends = Ends(0, 0)
         self._link = link
         self._coordinator = coordinator
         self._epoch = epoch
@@ -54,6 +62,12 @@ class SimPartitionWriter:
         """Queue totals."""
         if totals:
             self._append(self._link.broker.totals, totals)
+
+    def put_openings(self, openings: Sequence[Opening]) -> None:
+        """Queue openings."""
+        if openings:
+            records = [(each.key, with_source(each)) for each in openings]
+            self._append(self._link.broker.orders, records)
 
     def put_entries(self, entries: Sequence[Entry]) -> None:
         """Queue entries of the checkpoint."""
@@ -92,9 +106,9 @@ class SimPartitionWriter:
             if not waiter.done():
                 waiter.set_exception(WriterClosed())
 
-    def starts_at(self, totals_end: int) -> None:
-        """Take note where the totals ended when they were read."""
-        self.position = totals_end
+    def starts_at(self, ends: Ends) -> None:
+        """Take note where the outputs ended when they were read."""
+        self.ends = ends
 
     async def closed(self) -> None:
         """Return once it has stopped."""
@@ -130,8 +144,8 @@ class SimPartitionWriter:
                     offset = -1
                     for key, value in records:
                         offset = await broker.ask(what, coordinator.append, epoch, log, key, value)
-                    if log.topic == "totals":
-                        self.position = offset + 1
+                    if log.topic in self.ends._fields:
+                        self.ends = self.ends._replace(**{log.topic: offset + 1})
                 if self._closing:
                     break
                 await broker.ask("commit transaction", coordinator.commit, epoch)
@@ -237,8 +251,22 @@ class SimSideOutput:
                     waiter.set_result(None)
 
 
+def with_source(opening: Opening) -> bytes:
+    """Return an opening's record; simulated ones have no header, so its content comes first."""
+    return b"%d " % opening.offset + opening.value
+
+
+def openings_in(records: Iterable[tuple[int, bytes, bytes | None]]) -> list[PublishedOpening]:
+    """Return what simulated records of the orders topic pass on."""
+    found = []
+    for offset, key, record in records:
+        source_offset, _, value = (record or b"").partition(b" ")
+        found.append(PublishedOpening(offset, int(source_offset), key, value))
+    return found
+
+
 class SimRuntime:
-    """The group, the log, the changelog and the totals, as one simulated worker sees them."""
+    """The group, the log, the changelog and the outputs, as one simulated worker sees them."""
 
     def __init__(self, link: Connection, segments_topic: SegmentsTopic) -> None:
         self.segments_topic = segments_topic
@@ -322,6 +350,21 @@ class SimRuntime:
                 raise StateError(f"the totals end at {end}, before {start}")
             found = await broker.ask("totals", log.committed, start or 0)
             tails[partition] = Tail([each for each in found if each[0] < end], end)
+        return tails
+
+    async def openings_since(self, starts: Mapping[int, int | None]) -> dict[int, OpeningsTail]:
+        """Read the committed openings."""
+        broker = self._link.broker
+        tails = {}
+        for partition, start in starts.items():
+            log = broker.orders[partition]
+            end = await broker.ask("orders' end", log.stable_end)
+            if start is not None and start > end:
+                raise StateError(f"the orders end at {end}, before {start}")
+            found = await broker.ask("orders", log.committed, start or 0)
+            tails[partition] = OpeningsTail(
+                openings_in(each for each in found if each[0] < end), end
+            )
         return tails
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:

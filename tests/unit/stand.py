@@ -4,25 +4,38 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from durabill.stream_processors.engine.checkpoint import SegmentsTopic
+from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.table import Effects, Total
-from durabill.stream_processors.worker.ports import Entry, Tail
+from durabill.stream_processors.worker.ports import (
+    Ends,
+    Entry,
+    OpeningsTail,
+    PublishedOpening,
+    Tail,
+)
 
 
 class StandWriter:
-    """A partition's writer: what is put is in the changelog, and among the totals, at once."""
+    """A partition's writer: what is put is in the changelog, and in the outputs, at once."""
 
     def __init__(self, world: "World") -> None:
-        self.position = 0
         self.is_closed = False
         self._world = world
 
-    def starts_at(self, totals_end: int) -> None:
-        self.position = totals_end
+    @property
+    def ends(self) -> Ends:
+        return Ends(len(self._world.totals), len(self._world.openings))
+
+    def starts_at(self, ends: Ends) -> None:
+        assert ends == self.ends
+
+    def put_openings(self, openings: Sequence[Opening]) -> None:
+        assert not self.is_closed
+        self._world.openings += openings
 
     def put_totals(self, totals: Sequence[Total]) -> None:
         assert not self.is_closed
         self._world.totals += totals
-        self.position = len(self._world.totals)
 
     def put_entries(self, entries: Sequence[Entry]) -> None:
         assert not self.is_closed
@@ -56,6 +69,7 @@ class World:
     def __init__(self, previous: Mapping[bytes, bytes] | None = None) -> None:
         self.changelog: dict[bytes, bytes] = {}
         self.totals: list[Total] = []
+        self.openings: list[Opening] = []
         self.previous = previous or {}
         self.asked_previous: list[Sequence[int]] = []
         self.log_start_offset = self.log_end_offset = 0
@@ -86,6 +100,14 @@ class World:
         known = {each: start or 0 for each, start in starts.items()}
         end = len(self.totals)
         return {each: Tail([*records[start:]], end) for each, start in known.items()}
+
+    async def openings_since(self, starts: Mapping[int, int | None]) -> dict[int, OpeningsTail]:
+        found = [
+            PublishedOpening(at, each.offset, each.key, each.value)
+            for at, each in enumerate(self.openings)
+        ]
+        known = {each: start or 0 for each, start in starts.items()}
+        return {each: OpeningsTail(found[start:], len(found)) for each, start in known.items()}
 
     async def open_writer(self, partition: int) -> StandWriter:
         return StandWriter(self)

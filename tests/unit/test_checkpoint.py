@@ -21,7 +21,7 @@ from durabill.stream_processors.engine.checkpoint import (
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import Place, Total
 from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.ports import Tail
+from durabill.stream_processors.worker.ports import Ends, Tail
 from durabill.stream_processors.worker.recovery import restore_task
 from tests.property.batches import encode_batch
 
@@ -49,7 +49,7 @@ def test_the_meta_decides_not_the_group() -> None:
 @pytest.mark.parametrize(
     ("changes", "refusal"),
     [
-        ({"version": 3}, "the meta of a checkpoint has version 3, not 2"),
+        ({"version": 4}, "the meta of a checkpoint has version 4, not 3"),
         ({"partitions": 5}, "the checkpoint was made with 5 partitions, the segments topic has 4"),
         ({"topic": "other"}, "two deployments share an application id"),
         ({"topic_id": "topic-0"}, "was deleted and recreated since the checkpoint"),
@@ -134,7 +134,7 @@ def test_a_checkpoint_starts_before_what_a_replay_has_yet_to_repeat() -> None:
 
     def noted(totals_end: int) -> int | None:
         restored.next_offset += 1
-        barrier = restored.begin_checkpoint(totals_end)
+        barrier = restored.begin_checkpoint(Ends(totals_end, 0))
         assert barrier is not None
         return msgspec.msgpack.decode(barrier.meta, type=CheckpointMeta).totals_offset
 
@@ -176,7 +176,7 @@ def test_a_later_revision_is_not_taken_for_the_published_one() -> None:
 
 def test_nothing_new_needs_no_checkpoint() -> None:
     restored = task([], read=[ended("Z")])
-    first = restored.begin_checkpoint(50)
+    first = restored.begin_checkpoint(Ends(50, 0))
     assert first is not None  # nothing is known to be written yet
     restored.note_written(first)
-    assert restored.begin_checkpoint(50) is None
+    assert restored.begin_checkpoint(Ends(50, 0)) is None

@@ -13,6 +13,7 @@ from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.policies import PolicyRecord, Terms
 from durabill.stream_processors.engine.table import Effects, Place, Total
 from durabill.stream_processors.settings import Settings
+from durabill.stream_processors.worker.output_topic import OutputTopic
 from durabill.stream_processors.worker.partition_task import PartitionTask
 from durabill.stream_processors.worker.partition_writer import (
     BACKLOG_BYTES_MAX,
@@ -162,10 +163,10 @@ def test_nobody_waits_for_room_behind_a_closed_writer() -> None:
         writer = KafkaPartitionWriter(
             Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}),
             partition=0,
-            totals_topic="totals",
+            totals=OutputTopic("totals", lambda start, end: False),
+            orders=OutputTopic("orders", lambda start, end: False),
             checkpoint_topic="checkpoint",
             on_fatal=lambda error: None,
-            find_foreign=lambda start, end: False,
         )
         writer._backlog_bytes = BACKLOG_BYTES_MAX + 1
         waiting = asyncio.create_task(writer.has_room())

@@ -14,17 +14,14 @@ from joserfc.jwk import OctKey
 
 from durabill.producers.gateway.api import TimeRules
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
-from durabill.producers.gateway.key_files import (
+from durabill.producers.gateway.key_files import WatchedKeys, make_keys, read_keys, replace_keys
+from durabill.producers.gateway.key_sets import (
     HAND_OVER_MS,
     KeySet,
     Kind,
     SigningKeyError,
-    WatchedKeys,
     encode64,
-    make_keys,
     new_keys,
-    read_keys,
-    replace_keys,
     rotated,
 )
 from durabill.producers.gateway.leases import (
@@ -281,9 +278,13 @@ def test_strangers_keys_make_it_look_ten_times_a_second_at_most(
 ) -> None:
     ticks = Ticks()
     leases = book(file, ticks)
-    looked = []
-    stat = Path.stat
-    monkeypatch.setattr(Path, "stat", lambda self, **more: looked.append(self) or stat(self))
+    looked, stat = [], Path.stat
+
+    def counted(path: Path, **more: bool) -> os.stat_result:
+        looked.append(path)
+        return stat(path, **more)
+
+    monkeypatch.setattr(Path, "stat", counted)
     for step in range(1_000):
         ticks.now_s = step / 1000
         refused(leases, FORGED["a kid that isn't there"](f"{step}.x.y"))

@@ -16,6 +16,7 @@ SETTINGS = Settings(application_id="APP")
 TOPICS = {
     "segments": SETTINGS.segments_topic,
     "totals": SETTINGS.totals_topic,
+    "orders": SETTINGS.orders_topic,
     "dead letters": SETTINGS.dead_letters_topic,
     "checkpoint": checkpoint_topic("APP"),
     "seal": SETTINGS.seal_topic,

@@ -75,7 +75,7 @@ def test_a_checkpoint_without_a_history_is_continued_from_where_it_is() -> None:
 
 
 def test_other_rules_wait_for_no_tail() -> None:
-    before: History = (PolicyRecord(0, Terms(OLD.policy, rules=RULES - 1)),)
+    before: History = (PolicyRecord(0, Terms(OLD.policy, rules=1)),)
     assert (*before, PolicyRecord(7, OLD)) == taken(before, OLD)
     for history in (before, ()):
         with pytest.raises(StateError, match="another version of Durabill"):

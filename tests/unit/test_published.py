@@ -13,7 +13,7 @@ from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
 from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.ports import Tail
+from durabill.stream_processors.worker.ports import Ends, Tail
 from durabill.stream_processors.worker.recovery import restore_task
 from tests.property.batches import encode_batch
 
@@ -44,7 +44,7 @@ def write(
     task: PartitionTask, totals_end: int, entries: dict[bytes, bytes], *, meta: bool = True
 ) -> None:
     """Write a checkpoint, or only its blocks, as a crash may leave it."""
-    barrier = task.begin_checkpoint(totals_end)
+    barrier = task.begin_checkpoint(Ends(totals_end, 0))
     assert barrier is not None
     for batch in barrier.snapshots(32, 1_000):
         entries.update({key: each.pack() for key, each in batch if each is not None})
@@ -121,9 +121,9 @@ def test_the_meta_names_the_oldest_total_that_is_yet_to_be_repeated() -> None:
     again = recover(make, {}, tail[::-1])  # in whichever order they are read
     starts = []
     for each in log:
-        starts.append(msgspec.msgpack.decode(again.first_meta(9)[1])[4])
+        starts.append(msgspec.msgpack.decode(again.first_meta(Ends(9, 0))[1])[4])
         assert take(again, each) == []
-    starts.append(msgspec.msgpack.decode(again.first_meta(9)[1])[4])
+    starts.append(msgspec.msgpack.decode(again.first_meta(Ends(9, 0))[1])[4])
     assert starts == [0, 1, 2, 3, 9]
 
 
@@ -133,4 +133,4 @@ def test_a_checkpoint_holds_up_nobody_where_many_totals_are_yet_to_be_repeated()
         PlainTable(PLACE, POLICY, OWN_SCHEMA_ONLY), SEGMENTS, 0, published=published
     )
     # The fastest of many, for a busy machine takes its time now and then.
-    assert min(timeit.repeat(lambda: task.first_meta(300_000), number=1, repeat=30)) < 0.01
+    assert min(timeit.repeat(lambda: task.first_meta(Ends(300_000, 0)), number=1, repeat=30)) < 0.01

@@ -13,17 +13,8 @@ from joserfc import jws
 from joserfc.jwk import KeySet as JwkSet
 
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
-from durabill.producers.gateway.key_files import (
-    HAND_OVER_MS,
-    Kind,
-    WatchedKeys,
-    encode64,
-    make_keys,
-    new_keys,
-    read_keys,
-    replace_keys,
-    rotated,
-)
+from durabill.producers.gateway.key_files import WatchedKeys, make_keys, read_keys, replace_keys
+from durabill.producers.gateway.key_sets import HAND_OVER_MS, Kind, encode64, new_keys, rotated
 from durabill.producers.gateway.receipts import ReceiptSigner
 from durabill.schemas import SegmentEvent, encode_segment
 from durabill.schemas.upload_receipt import (

@@ -5,6 +5,7 @@ from typing import Any
 from durabill.schemas.clock_mark import CLOCK_MARK_HEADER
 from durabill.schemas.codec import SEGMENT_HEADER
 from durabill.schemas.extras import ExtraMissing
+from durabill.schemas.order_opened import OPENING_HEADER
 from durabill.stream_processors.audit.archive.pieces import Whole
 from durabill.stream_processors.audit.archive.rows import (
     BAD_BATCH,
@@ -25,6 +26,7 @@ except ModuleNotFoundError as error:
     raise ExtraMissing(__name__, "pyarrow", "audit") from error
 
 _SEGMENT_HEADER = np.frombuffer(SEGMENT_HEADER, np.uint8)
+_OPENING_HEADER = np.frombuffer(OPENING_HEADER, np.uint8)
 _MARK_HEADER = np.frombuffer(CLOCK_MARK_HEADER, np.uint8)
 _KINDS = pa.array(KINDS)
 _CODE_OF = {kind: code for code, kind in enumerate(KINDS)}
@@ -102,7 +104,7 @@ class Columns:
         keys, values, names, contents = self._keys, self._values, self._names, self._contents
         added = columnize.add_batch(
             *(body, count, header.base_offset, append_ms),
-            *((_SEGMENT_HEADER, _MARK_HEADER), self._record, row),
+            *((_SEGMENT_HEADER, _OPENING_HEADER, _MARK_HEADER), self._record, row),
             (self._offsets, self._times_ms),
             (keys.at, keys.data, self._key_null, values.at, values.data, self._value_null),
             self._header_at,

@@ -2,8 +2,9 @@
 
 The first five columns are the record, byte for byte; all else is worked out from them, for people
 and for SQL. `kind` says what the value is: a `segment` (it can be read by the contract's own
-schema, which doesn't mean that it counts), a `clock_mark`, or `undecodable` (all else, also what
-only a schema registry could read). The columns of a segment are null for the other kinds.
+schema, which doesn't mean that it counts), an `opening` (it has the fingerprint of one), a
+`clock_mark`, or `undecodable` (all else, also what only a schema registry could read). The columns
+of a segment are null for the other kinds.
 
 One kind is no record: a `bad_batch` stands for the rest of a batch of which nothing counts from
 this offset on. Its value is the whole batch as it lies in the log, for a replay has to see it too.
@@ -16,6 +17,7 @@ from durabill.schemas.clock_mark import is_clock_mark, read_clock_mark
 from durabill.schemas.codec import HEADER_SIZE, SEGMENT_HEADER
 from durabill.schemas.errors import BadRecord
 from durabill.schemas.extras import ExtraMissing
+from durabill.schemas.order_opened import is_opening
 from durabill.schemas.wire import read_segment_body
 from durabill.stream_processors.engine.batch import HEADER, BatchHeader, Record
 from durabill.stream_processors.engine.batch import HEADER_SIZE as HEADER_BYTES
@@ -25,10 +27,10 @@ try:
 except ModuleNotFoundError as error:
     raise ExtraMissing(__name__, "pyarrow", "audit") from error
 
-SEGMENT, CLOCK_MARK, UNDECODABLE = "segment", "clock_mark", "undecodable"
+SEGMENT, OPENING, CLOCK_MARK, UNDECODABLE = "segment", "opening", "clock_mark", "undecodable"
 BAD_BATCH = "bad_batch"
-KINDS = (SEGMENT, UNDECODABLE, CLOCK_MARK, BAD_BATCH)
-"""The first two as the kernel numbers them, see `columnize`."""
+KINDS = (SEGMENT, UNDECODABLE, OPENING, CLOCK_MARK, BAD_BATCH)
+"""The first three as the kernel numbers them, see `columnize`."""
 
 HEADER_TYPE = pa.struct([pa.field("name", pa.string(), nullable=False), ("value", pa.binary())])
 SCHEMA: Any = pa.schema(
@@ -63,6 +65,8 @@ def decoded(key: bytes | None, value: bytes | None) -> Decoded:
             return SEGMENT, order.decode(), number, start_ms, end_ms, is_end
         except (BadRecord, UnicodeDecodeError):
             return UNDECODABLE, *NOTHING
+    if is_opening(value):
+        return OPENING, *NOTHING
     if value is not None and is_clock_mark(value):
         try:
             read_clock_mark(key, value)

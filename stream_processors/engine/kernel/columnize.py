@@ -20,7 +20,7 @@ from durabill.stream_processors.engine.kernel.parse import (
     read_varint,
 )
 
-SEGMENT, UNDECODABLE = 0, 1
+SEGMENT, UNDECODABLE, OPENING = 0, 1, 2
 NOT_ORDINARY = -1
 
 # The fields of a segment that are numbers, by column.
@@ -123,7 +123,7 @@ def add_batch(
     `headers` (positions and data of names and contents, nulls of contents), `segments` (kinds,
     positions and data of order numbers, the numbers).
     """
-    segment_header, mark_header = schema_headers
+    segment_header, opening_header, mark_header = schema_headers
     offsets, times_ms = places
     key_at, keys, key_null, value_at, values, value_null = keys_and_values
     kinds, order_at, orders, fields = segments
@@ -148,6 +148,8 @@ def add_batch(
         if starts_with(data, start, end, segment_header):
             body_at = start + HEADER_BYTES
             kinds[row] = add_segment(data, body_at, end, row, order_at, orders, fields)
+        elif starts_with(data, start, end, opening_header):
+            kinds[row] = OPENING
         if kinds[row] == NOT_ORDINARY or starts_with(data, start, end, mark_header):
             return False
         row += 1

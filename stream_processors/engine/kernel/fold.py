@@ -30,6 +30,7 @@ from durabill.stream_processors.engine.kernel.index import (
     place_of,
     row_at,
     table_to_grow,
+    waiting_at,
 )
 from durabill.stream_processors.engine.kernel.judge import is_new_order, judge
 from durabill.stream_processors.engine.kernel.parse import (
@@ -55,10 +56,12 @@ from durabill.stream_processors.engine.kernel.rows import (
     ENDED,
     HAS_DEFERRED,
     KEY_BYTES_MAX,
+    LATE,
     NEEDS_LIST,
     NEXT_DUE_MS,
     NO_ROOM,
     OPEN,
+    OPENED,
     ORDERS,
     OVERFLOW,
     PHASE,
@@ -71,6 +74,7 @@ from durabill.stream_processors.engine.kernel.rows import (
     SPILLED,
     UNCHANGED,
     USED,
+    WAITING,
     count_repeat,
     is_complete,
     is_no_news,
@@ -88,6 +92,7 @@ from durabill.stream_processors.engine.kernel.tasks import (
     LEAST_DELTA,
     NEXT_DELTA,
     NOW_MS,
+    OPENED_ONLY,
     POSITION,
     RECORD,
     RECORDS,
@@ -160,7 +165,9 @@ def start_order(orders: Any, slot: int, record: Any, offset: int, now_ms: int) -
 
 
 @hot
-def apply(orders: Any, slot: int, lists: Any, record: Any, offset: int, task: Any) -> int:
+def apply(
+    orders: Any, slot: int, lists: Any, openings: Any, record: Any, offset: int, task: Any
+) -> int:
     """Apply a segment to a known order.
 
     CHANGED, REPEATED where only the counts did, UNCHANGED, NEEDS_LIST where it takes a piece list,
@@ -171,6 +178,11 @@ def apply(orders: Any, slot: int, lists: Any, record: Any, offset: int, task: An
     if offset <= order.source_offset:
         return UNCHANGED
     number, start_ms, end_ms = record[NUMBER], record[START_MS], record[END_MS]
+    if order.key_size & OPENED:
+        if start_ms < order.start_ms and start_ms < openings[slot].begin_ms:
+            return NO_ROOM
+    elif task[OPENED_ONLY] != 0:
+        return NO_ROOM
     if order.accepted >= ACCEPTED_MAX:
         return NO_ROOM
     settled = order.flags & PHASE == SETTLED
@@ -222,6 +234,41 @@ def move_on(
 
 
 @compiled
+def judge_late(arrays: Any, slot: int, offset: int, task: Any) -> int:
+    """Judge a segment that is older than the correction window by its order, a row.
+
+    CHANGED if it is to be applied nevertheless: the order was opened, and takes such segments now.
+    """
+    order, now_ms = arrays.orders[slot], task[NOW_MS]
+    if offset <= order.source_offset:
+        return UNCHANGED
+    if order.key_size & OPENED:
+        return CHANGED if now_ms <= arrays.openings[slot].accept_until_ms else NO_ROOM
+    is_forgotten = order.flags & PHASE == SETTLED and now_ms > order.deadline_ms
+    return NO_ROOM if is_forgotten and arrays.counters[WAITING] > 0 else REJECTED
+
+
+@compiled
+def judge_unknown(
+    arrays: Any, data: Any, record: Any, key_hash: Any, header: Any, task: Any, outcome: int
+) -> int:
+    """Judge a record of a name that is not in the index, which `judge` has given `outcome`.
+
+    NO_ROOM where the plain core may know its order, or an opening of it.
+    """
+    counters = arrays.counters
+    if counters[OVERFLOW] > 0:
+        return NO_ROOM
+    if counters[WAITING] > 0 and arrays.waiting[waiting_at(key_hash)] > 0:
+        return NO_ROOM
+    if outcome == LATE:
+        return REJECTED
+    if task[OPENED_ONLY] != 0:
+        return REJECTED if is_new_order(data, header, record, task) else NO_ROOM
+    return CHANGED
+
+
+@compiled
 def settle_complete(arrays: Any, slot: int, task: Any) -> None:
     """Settle a row that has become complete with the record at hand."""
     tolerance_ms = task[FUTURE_TOLERANCE_MS]
@@ -237,17 +284,24 @@ def settle_complete(arrays: Any, slot: int, task: Any) -> None:
 
 @compiled
 def start_row(
-    arrays: Any, data: Any, record: Any, words: Any, key_hash: Any, header: Any, task: Any
+    arrays: Any,
+    data: Any,
+    record: Any,
+    words: Any,
+    key_hash: Any,
+    header: Any,
+    task: Any,
+    outcome: int,
 ) -> int:
     """Give a name that is not in the index a row, with its order if the record can start one.
 
-    Otherwise the row is a placeholder: while an order's first record is deferred, its next ones
-    must not overtake it. Returns -1 if there is no row left.
+    It can't unless `outcome` is CHANGED. Otherwise the row is a placeholder: while an order's first
+    record is deferred, its next ones must not overtake it. Returns -1 if there is no row left.
     """
     slot = new_row(arrays, words, key_hash)
     if slot >= 0:
         make_placeholder(arrays.orders, slot, record[KEY_SIZE])
-        if is_new_order(data, header, record, task):
+        if outcome == CHANGED and is_new_order(data, header, record, task):
             now_ms, block = task[NOW_MS], slot // BLOCK_ROWS
             start_order(arrays.orders, slot, record, task[BASE_OFFSET] + record[DELTA], now_ms)
             arrays.block_due_ms[block] = min(
@@ -255,6 +309,12 @@ def start_row(
             )
             arrays.counters[ORDERS] += 1
     return slot
+
+
+@hot
+def is_watchful(counters: Any, task: Any) -> bool:
+    """Tell whether a name that is not in the index may be more than a new order's."""
+    return counters[WAITING] > 0 or task[OPENED_ONLY] != 0
 
 
 @hot
@@ -307,6 +367,7 @@ def fetch_rows(arrays: Any, count: int) -> None:
 def apply_group(arrays: Any, data: Any, task: Any, header: Any, count: int) -> int:
     """Apply a group's records; returns DONE, or the table that has to grow before the next one."""
     orders, lists, index, tables = arrays.orders, arrays.lists, arrays.index, arrays.tables
+    openings = arrays.openings
     block_due_ms, changed, deferred, counters = (
         arrays.block_due_ms,
         arrays.changed,
@@ -324,17 +385,21 @@ def apply_group(arrays: Any, data: Any, task: Any, header: Any, count: int) -> i
             if slot < 0:
                 if record[FORWARDED] == 0:
                     outcome = judge(data, header, record, task)
+                if outcome == LATE or (outcome == CHANGED and is_watchful(counters, task)):
+                    outcome = judge_unknown(arrays, data, record, key_hash, header, task, outcome)
                 if outcome != REJECTED:
                     table = table_to_grow(tables, key_hash)
                     if table >= 0:
                         return table
-                    slot = start_row(arrays, data, record, words, key_hash, header, task)
+                    slot = start_row(arrays, data, record, words, key_hash, header, task, outcome)
                     has_order = slot >= 0 and not orders[slot].flags & SPILLED
                     outcome = CHANGED if has_order else NO_ROOM
             elif record[FORWARDED] == 0 and not orders[slot].flags & (SPILLED | HAS_DEFERRED):
                 outcome = judge(data, header, record, task)
+                if outcome == LATE:
+                    outcome = judge_late(arrays, slot, offset, task)
                 if outcome == CHANGED:
-                    outcome = apply(orders, slot, lists, record, offset, task)
+                    outcome = apply(orders, slot, lists, openings, record, offset, task)
                 if outcome == NEEDS_LIST:
                     outcome = apply_listed(arrays, slot, record, offset)
         if outcome == CHANGED:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from durabill.stream_processors.engine.kernel import compiled, hot
-from durabill.stream_processors.engine.kernel.rows import KEY_BYTES_MAX
+from durabill.stream_processors.engine.kernel.rows import KEY_BYTES_MAX, WAITING_MARKS
 from durabill.stream_processors.engine.kernel.unaligned import load_u64
 
 TABLES = 256
@@ -27,6 +27,7 @@ _SHIFT = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 _EIGHT = np.uint64(8)
 _ONE = np.uint64(1)
+_WAITING_SHIFT = np.uint64(40)
 
 
 @hot
@@ -57,6 +58,12 @@ def hash_key(words: Any, seed: int) -> Any:
         h ^= h >> _SHIFT
     h *= _K2
     return h ^ (h >> _SHIFT)
+
+
+@hot
+def waiting_at(key_hash: Any) -> int:
+    """Return which counter of `waiting` a name has."""
+    return np.int64((key_hash >> _WAITING_SHIFT) & np.uint64(WAITING_MARKS - 1))
 
 
 @hot

@@ -19,7 +19,13 @@ from durabill.stream_processors.engine.kernel.parse import (
     parse_segment,
     partition_of,
 )
-from durabill.stream_processors.engine.kernel.rows import CHANGED, NO_ROOM, NUMBER_MAX, REJECTED
+from durabill.stream_processors.engine.kernel.rows import (
+    CHANGED,
+    LATE,
+    NO_ROOM,
+    NUMBER_MAX,
+    REJECTED,
+)
 from durabill.stream_processors.engine.kernel.tasks import (
     CORRECTION_WINDOW_MS,
     FUTURE_TOLERANCE_MS,
@@ -42,8 +48,13 @@ def is_acceptable(record: Any, task: Any) -> bool:
         and (start_ms < end_ms or record[IS_END] == 1)
         and end_ms <= now_ms + task[FUTURE_TOLERANCE_MS]
         and end_ms - start_ms <= task[LENGTH_MAX_MS]
-        and end_ms >= now_ms - task[CORRECTION_WINDOW_MS]
     )
+
+
+@hot
+def is_late(record: Any, task: Any) -> bool:
+    """Tell whether a segment is older than the correction window."""
+    return record[END_MS] < task[NOW_MS] - task[CORRECTION_WINDOW_MS]
 
 
 @hot
@@ -51,11 +62,12 @@ def judge(data: Any, header: Any, record: Any, task: Any) -> int:
     """Judge a record by itself: CHANGED if it is to be applied, NO_ROOM if it is deferred.
 
     REJECTED if it will certainly be a dead letter. The plain core says why, afterwards: the record
-    changes nothing about its order, so the order's next records need not wait for it.
+    changes nothing about its order, so the order's next records need not wait for it. LATE if it
+    will be one unless its order was opened.
     """
     if parse_segment(data, header, record):
         if is_acceptable(record, task):
-            return CHANGED
+            return LATE if is_late(record, task) else CHANGED
         return NO_ROOM if record[NUMBER] > NUMBER_MAX else REJECTED
     return (
         REJECTED if is_unreadable(data, header, record, task[OTHERS], task[REGISTRY]) else NO_ROOM
@@ -70,6 +82,7 @@ def is_new_order(data: Any, header: Any, record: Any, task: Any) -> bool:
         record[FORWARDED] == 0
         and parse_segment(data, header, record)
         and is_acceptable(record, task)
+        and not is_late(record, task)
         and is_plain_text(data, key_at, key_size)
         and partition_of(data, key_at, key_size, task[PARTITIONS]) == task[PARTITION]
     )

@@ -6,14 +6,17 @@ from durabill.stream_processors.engine.kernel import compiled
 from durabill.stream_processors.engine.kernel.index import (
     add,
     find,
+    hash_key,
     remove,
     row_hash,
     table_to_grow,
+    waiting_at,
 )
 from durabill.stream_processors.engine.kernel.rows import (
     BLOCK_ROWS,
     INTERVALS,
     KEY_BYTES_MAX,
+    KEY_SIZE_BITS,
     LISTS_FREE,
     LISTS_USED,
     NEXT_DUE_MS,
@@ -27,6 +30,8 @@ from durabill.stream_processors.engine.kernel.rows import (
     SETTLED,
     SPILLED,
     USED,
+    WAITING,
+    WAITING_MAX,
     copy_list,
     drop_list,
 )
@@ -60,6 +65,7 @@ def spill_row(arrays: Any, slot: int) -> None:
     if arrays.orders[slot].list_at >= 0:
         drop_list(arrays, slot)
     arrays.orders[slot].flags = (arrays.orders[slot].flags & ~PHASE) | SPILLED
+    arrays.orders[slot].key_size &= KEY_SIZE_BITS
     arrays.counters[ORDERS] -= 1
 
 
@@ -206,6 +212,15 @@ def restore_rows(
             deadline_ms = arrays.orders[slot].deadline_ms
             arrays.block_due_ms[block] = min(arrays.block_due_ms[block], deadline_ms, interim_ms)
     return -1
+
+
+@compiled
+def note_waiting(arrays: Any, words: Any, seed: int, count: int) -> None:
+    """Count an opening of a name as waiting (1), or as not waiting any more (-1)."""
+    at = waiting_at(hash_key(words, seed))
+    if arrays.waiting[at] < WAITING_MAX:
+        arrays.waiting[at] += count
+    arrays.counters[WAITING] += count
 
 
 @compiled

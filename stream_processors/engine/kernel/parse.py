@@ -253,14 +253,21 @@ def parse_segment(data: Any, header: Any, record: Any) -> bool:
 def is_unreadable(data: Any, header: Any, record: Any, others: int, registry: int) -> bool:
     """Tell whether the plain core can't read a value either that `parse_segment` has refused.
 
-    Another fingerprint can be right only if `others` are known, an id only with a `registry`.
+    Another fingerprint can be right only if `others` are known, an id only with a `registry`; an
+    opening's is, whose header stands in `header` after the segment's.
     """
     at, end = record[VALUE_AT], record[VALUE_END]
     if at == end:
         return True
     if data[at] == 0:
         return registry == 0
-    if data[at] != header[0] or end - at < HEADER_BYTES or others == 0:
+    if data[at] != header[0] or end - at < HEADER_BYTES:
+        return True
+    if load_u64(data, at) == load_u64(header, HEADER_BYTES) and (
+        data[at + 8] == header[HEADER_BYTES + 8] and data[at + 9] == header[HEADER_BYTES + 9]
+    ):
+        return False
+    if others == 0:
         return True
     for i in range(HEADER_BYTES):
         if data[at + i] != header[i]:

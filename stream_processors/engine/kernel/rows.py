@@ -42,6 +42,9 @@ ORDER = np.dtype(
 """One order, 112 bytes; `end_number` 0: none yet. The key is padded with zeros."""
 assert ORDER.itemsize == 112
 
+OPENING = np.dtype([("begin_ms", "<i8"), ("accept_until_ms", "<i8"), ("offset", "<i8")])
+"""What `core.opening` keeps of the opening of a row's order, but for whose it is."""
+
 KEY_BYTES_MAX = 40
 NUMBER_MAX = 2**31 - 2
 ACCEPTED_MAX = 2**31 - 2
@@ -58,6 +61,10 @@ SPILLED = 8
 """The order is a plain one; the row is a placeholder that keeps its place and its name."""
 HAS_DEFERRED = 16
 """A record of this batch is deferred, so those of the order after it have to be as well."""
+
+OPENED = 128
+"""In `key_size`, whose other bits are enough for it: the order was opened; see `openings`."""
+KEY_SIZE_BITS = 127
 
 TIMES_SETTLED_SHIFT = 5
 TIMES_SETTLED = 7 << TIMES_SETTLED_SHIFT
@@ -81,7 +88,13 @@ ORDERS = 7  # rows that hold an order: placeholders don't
 OVERFLOW = 8  # orders without a row: these are all plain
 LISTS_MAX = 9  # how many may be in use; the pool itself has one for every row
 NEXT_DUE_MS = 10  # no unsettled row gives its next total before this
-COUNTERS = 11
+WAITING = 11  # openings whose orders have not begun, of names that a row can have
+COUNTERS = 12
+
+WAITING_MARKS = 1 << 20
+"""How many counters `waiting` has. A name's hash chooses one; a hit may be another name's."""
+WAITING_MAX = 255
+"""A counter that gets here stays: it has lost count."""
 
 COMPLETE = 0
 INCOMPLETE = 1
@@ -98,6 +111,8 @@ class RowArrays(NamedTuple):
     lists: Any  # int64, n x LIST_SIZE: the pool of piece lists
     lists_free: Any  # int32: stack of free piece lists
     counters: Any  # int64: see above
+    openings: Any  # OPENING: of those rows that are OPENED
+    waiting: Any  # uint8: how many openings wait, by hashes of their names
     block_due_ms: Any  # int64: lower bound of when a block's unsettled rows give their next totals
     block_retire_ms: Any  # int64: the same of its settled rows
     changed: Any  # uint8: 1 where a block has changed since the last checkpoint
@@ -119,6 +134,7 @@ CHANGED = 1
 NO_ROOM = -1
 NEEDS_LIST = -2
 REJECTED = -3
+LATE = -4  # older than the correction window, and nothing else is wrong
 REPEATED = 2
 
 

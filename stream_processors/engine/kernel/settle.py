@@ -9,8 +9,10 @@ from durabill.stream_processors.engine.kernel.rows import (
     DEFERRED_COUNT,
     ENDED,
     INCOMPLETE,
+    KEY_SIZE_BITS,
     NEXT_DUE_MS,
     NOT_DUE_MS,
+    OPENED,
     PHASE,
     ROWS_USED,
     SCANS_MAX,
@@ -44,8 +46,13 @@ def settle(
         arrays.counters[SETTLEMENT_LISTS] += 1
         copy_list(arrays.settled_lists, at, arrays.lists, arrays.orders[slot].list_at)
         arrays.settlements[note].list_at = at
+    arrays.settlements[note].key_size &= KEY_SIZE_BITS
     reference_ms = max(settled_at_ms, arrays.orders[slot].end_ms - future_tolerance_ms)
-    arrays.orders[slot].deadline_ms = reference_ms + forget_after_ms
+    deadline_ms = reference_ms + forget_after_ms
+    if arrays.orders[slot].key_size & OPENED:
+        known_until_ms = arrays.openings[slot].accept_until_ms + future_tolerance_ms
+        deadline_ms = max(deadline_ms, known_until_ms)
+    arrays.orders[slot].deadline_ms = deadline_ms
     arrays.orders[slot].unbilled_since_ms = settled_at_ms
     block = slot // BLOCK_ROWS
     arrays.block_retire_ms[block] = min(

@@ -19,4 +19,5 @@ REGISTRY = 15  # whether there is a registry of further ones
 LEAST_DELTA = 16  # the next record's offset is this or more above the batch's; in and out
 NEXT_DELTA = 17  # and less than this
 INTERIM_AFTER_MS = 18  # how long an order runs before an interim total
-TASK = 19
+OPENED_ONLY = 19  # whether an order without an opening takes nothing
+TASK = 20

@@ -1,0 +1,134 @@
+"""Openings through real workers: passed on once, into the ledger, and proven by the audit."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from durabill.schemas import encode_opening
+from durabill.schemas.headers import SOURCE_OFFSET
+from durabill.stream_processors.audit.findings import Kind
+from durabill.stream_processors.audit.replay import Engine
+from tests.broker.audit_kit import Copier, Record, audited, settings_of, told
+from tests.broker.ledger_kit import RunningLedger, new_ledger_dsn, running_ledger
+from tests.broker.opening_kit import opened, opening, source_of
+from tests.broker.traffic_kit import Pair, now_ms, segment
+from tests.broker.worker_kit import Deployment, deployment, wait_until
+
+PARTITIONS = 2
+ORDERS = 30
+
+
+def _records() -> list[Pair]:
+    """Openings, each twice, and segments of most; two that are refused."""
+    start_ms = now_ms() - 60_000
+    records: list[Pair] = []
+    for at in range(ORDERS):
+        first = opening(f"SO-{at}", f"tenant-{at % 3}")
+        records += [first, first]
+        if at % 5:
+            records.append(segment(f"SO-{at}", 1, start_ms, start_ms + 1_000, True))
+    begun = segment("SO-begun", 1, start_ms, start_ms + 1_000, True)
+    return [*records, begun, opening("SO-begun"), opening("SO-1", "thief")]
+
+
+@pytest.fixture(scope="module")
+def deployed(
+    bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """A deployment whose worker has settled all there is."""
+    folder = tmp_path_factory.mktemp("openings")
+    with deployment(bootstrap_servers, folder, partitions=PARTITIONS) as made:
+        worker = made.start_and_wait()
+        made.send(_records())
+        wait_until(lambda: len(made.found_totals()) == ORDERS * 4 // 5 + 1, "orders settle")
+        wait_until(lambda: len(made.found_letters()) == 2, "openings are refused")
+        assert worker.stop() == 0
+        yield made
+
+
+@pytest.fixture(scope="module")
+def dsn(deployed: Deployment, postgres_dsn: str) -> str:
+    """A ledger with all of it."""
+    dsn, totals = new_ledger_dsn(postgres_dsn), len(deployed.found_totals())
+    ledger = RunningLedger(
+        deployed.kafka, deployed.totals, dsn, deployed.name, 100, orders_topic=deployed.orders
+    )
+    with running_ledger(deployed.kafka, deployed.totals, dsn, ledger=ledger):
+        wait_until(
+            lambda: (ledger.stats.opened, ledger.stats.recorded) == (ORDERS, totals),
+            "the ledger has all",
+        )
+    return dsn
+
+
+def test_each_is_passed_on_once_where_its_order_lives(deployed: Deployment) -> None:
+    log = {(each.partition, each.offset): each for each in deployed.log()}
+    found = deployed.found_openings()
+    assert len(found) == ORDERS
+    for message in found:
+        record = log[message.partition() or 0, source_of(message)]
+        assert (message.key(), message.value()) == (record.key, record.value)
+    assert len({message.key() for message in found}) == ORDERS
+    reasons = {dict(each.headers() or ())["reason"] for each in deployed.found_letters()}
+    assert reasons == {b"ALREADY_OPENED"}
+
+
+def test_the_audit_proves_them(deployed: Deployment, dsn: str) -> None:
+    for engine in Engine:
+        result = audited(settings_of(deployed, ledger_dsn=dsn), engine=engine)
+        assert (told(result), result.notes) == ([], ())
+        assert (result.openings, result.openings_proven) == (ORDERS, ORDERS)
+        assert result.ledger is not None
+        assert (result.ledger.orders, result.ledger.orders_proven) == (ORDERS, ORDERS)
+        assert result.as_json()["openings_not_yet_published"] == 0
+    only = audited(settings_of(deployed), order="SO-3", with_ledger=False)
+    assert (told(only), only.openings, only.openings_proven) == ([], 1, 1)
+
+
+def falsified(how: str, records: list[Record]) -> list[Record]:
+    at = next(at for at, each in enumerate(records) if each[1] == b"SO-3")
+    partition, key, value, headers = records[at]
+    rest = [*records[:at], *records[at + 1 :]]
+    other = encode_opening(opened("SO-3", "thief"))
+    if how == "removed":
+        return rest
+    if how == "twice":
+        return [*records, records[at]]
+    if how == "other bytes":
+        return [*rest[:at], (partition, key, other, headers), *rest[at:]]
+    if how == "without a place":
+        return [*records, (partition, key, value, [])]
+    ((_, source),) = headers
+    # Each opening is sent twice: the next record is no opening that counts.
+    places = {"of a repeat": str(int(source or b"") + 1), "of the future": str(10**15)}
+    return [*records, (partition, key, value, [(SOURCE_OFFSET, places[how])])]
+
+
+EXPECTED = {
+    "removed": Kind.OPENING_MISSING,
+    "twice": Kind.OPENED_TWICE,
+    "other bytes": Kind.OPENING_DIFFERS,
+    "without a place": Kind.OPENING_WITHOUT_EVIDENCE,
+    "of a repeat": Kind.OPENING_WITHOUT_EVIDENCE,
+    "of the future": Kind.OPENING_WITHOUT_EVIDENCE,
+}
+
+
+@pytest.mark.parametrize("how", EXPECTED)
+def test_a_falsified_orders_topic_is_found(deployed: Deployment, how: str) -> None:
+    with Copier(deployed).copy(deployed.orders, lambda each: falsified(how, each)) as orders:
+        result = audited(settings_of(deployed, orders_topic=orders))
+    kinds = [(each.kind, each.service_order_number) for each in result.findings]
+    assert kinds == [(EXPECTED[how], "SO-3")]
+
+
+def test_an_empty_topic_lacks_all_and_one_that_is_not_there_proves_nothing(
+    deployed: Deployment,
+) -> None:
+    with Copier(deployed).copy(deployed.orders, lambda _: []) as orders:
+        settings = settings_of(deployed, orders_topic=orders)
+        assert [each.kind for each in audited(settings).findings] == [Kind.OPENING_MISSING] * ORDERS
+    no_topic = audited(settings_of(deployed, orders_topic=f"{deployed.orders}-none"))
+    assert told(no_topic) == []
+    assert sum(each.openings_not_yet_published for each in no_topic.partitions) == ORDERS
+    assert any("durabill topics create" in each for each in no_topic.notes)

@@ -8,12 +8,11 @@ if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
 
 
-def authority_of(settings: "Settings") -> "AuthorityConfig":
+def authority_of(settings: "Settings", *, are_leases_required: bool) -> "AuthorityConfig":
     """Return what a gateway signs with; keys that nobody has named are made in the data folder.
 
     Raises SigningKeyError for a file that can't be used.
     """
-    from durabill.deploy.commands.gateway_config import are_leases_required
     from durabill.deploy.files import data_folder
     from durabill.producers.gateway.authority import AuthorityConfig
     from durabill.producers.gateway.key_files import ensure_keys, read_keys
@@ -31,5 +30,5 @@ def authority_of(settings: "Settings") -> "AuthorityConfig":
         lease_keys_file=settings.lease_keys,
         receipt_keys_file=settings.receipt_keys,
         lease_ms=round(settings.lease_s * 1000),
-        are_leases_required=are_leases_required(settings),
+        are_leases_required=are_leases_required,
     )

@@ -12,7 +12,6 @@ from durabill.schemas.web import is_loopback
 
 if TYPE_CHECKING:
     from durabill.producers.gateway.auth.config import AccessConfig
-    from durabill.producers.gateway.authority import AuthorityConfig
     from durabill.producers.gateway.server import GatewayConfig
     from durabill.producers.gateway.tls import TlsFiles
     from durabill.stream_processors.settings import Settings
@@ -84,8 +83,9 @@ def tls_of(settings: "Settings") -> "TlsFiles | None":
     return TlsFiles(Path(certificate), Path(key), Path(client_ca) if client_ca else None)
 
 
-def gateway_config(settings: "Settings", authority: "AuthorityConfig") -> "GatewayConfig":
-    """Return all that the gateway needs to know."""
+def gateway_config(settings: "Settings") -> "GatewayConfig":
+    """Return all that the gateway needs to know; raise SigningKeyError for keys of no use."""
+    from durabill.deploy.commands.gateway_authority import authority_of
     from durabill.producers.gateway.server import GatewayConfig
     from durabill.producers.gateway.web_server import Limits
     from durabill.stream_processors.kafka.options import telling
@@ -112,7 +112,7 @@ def gateway_config(settings: "Settings", authority: "AuthorityConfig") -> "Gatew
         tenant_segments_max=settings.gateway_tenant_segments,
         tenant_requests_max=settings.gateway_tenant_requests,
         tenant_orders_max=settings.gateway_tenant_orders,
-        authority=authority,
+        authority=authority_of(settings, are_leases_required=are_leases_required(settings)),
         clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
         segments_framing=segments_framing(settings),
     )

@@ -158,7 +158,6 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         durabill gateway --gateway-port 8080
         curl -X POST http://127.0.0.1:8080/v1/orders
     """
-    from durabill.deploy.commands.gateway_authority import authority_of
     from durabill.deploy.commands.gateway_config import check_gateway, gateway_config
     from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
     from durabill.deploy.logs import set_up_logging
@@ -170,7 +169,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     check_address("gateway", settings.gateway_host, settings.gateway_port)
     settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     warn_of_policy(settings)
-    authority = authority_of(settings)
+    config = gateway_config(settings)
     enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
     known = known_workers(settings)
     ledger = settings.ledger_dsn or local_ledger(settings)
@@ -190,7 +189,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     try:
         with stopping("gateway"):
-            run_gateway(gateway_config(settings, authority), is_ready)
+            run_gateway(config, is_ready)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # somebody has taken it since we looked
             check_address("gateway", settings.gateway_host, settings.gateway_port)

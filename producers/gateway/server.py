@@ -43,7 +43,7 @@ from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.caller import caller_of
 from durabill.producers.gateway.checks import Gate, json_answer, read_body
-from durabill.producers.gateway.damping import Damper
+from durabill.producers.gateway.damping import Damper, NoSecrets
 from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
 from durabill.producers.gateway.leases import rules_under
 from durabill.producers.gateway.lookup import Lookup, number_of
@@ -64,6 +64,7 @@ from durabill.schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("durabill.access")  # by this name it is not damped
+access_log.addFilter(NoSecrets())
 
 _CLOCK_WANDER_MS = 1_000
 """How far broker's clocks may differ among each other, or wander until the next acknowledgement."""

@@ -323,9 +323,13 @@ def test_no_secret_is_logged(
         gateway(keys.config(access_log=True, delivery_timeout_ms=100)) as url,
     ):
         for headers in (good, {"authorization": f"Bearer {key}0"}, {"authorization": key}):
-            call(url, "GET", "/v1/orders/SO1", None, headers)
+            call(url, "GET", f"/v1/orders/SO1?access_token={key}", None, headers)
+            call(url, "GET", f"/v1/orders/{key}", None, headers)
             call(url, "POST", "/v1/orders", None, headers)
         config = keys.config()
-    texts = [*caplog.messages, repr(caplog.records), repr(config), "".join(capfd.readouterr())]
+    records = [repr(vars(each)) for each in caplog.records]
+    texts = [*caplog.messages, *records, repr(config), "".join(capfd.readouterr())]
+    assert any("/v1/orders/SO1?access_token=dbk_" in each for each in texts)
+    assert len([each for each in texts if "is not let in: UNAUTHORIZED" in each]) == 2  # damped
     secret = key.rpartition("_")[2]
     assert not [text for text in texts if secret in text]

@@ -100,8 +100,13 @@ def upload_of(
     values: Sequence[bytes],
 ) -> ReceiptUpload:
     """Return what a receipt says of one order's records, `values` in the order of their offsets."""
-    digest = hashlib.sha256(b"".join(values)).hexdigest()
+    digest = digest_of(b"".join(values))
     return ReceiptUpload(number, partition, offsets, ranges_of(numbers), digest, len(values))
+
+
+def digest_of(values: bytes) -> str:
+    """Return what a receipt says of record values that stand one after the other."""
+    return hashlib.sha256(values).hexdigest()
 
 
 def receipt_head(kid: str) -> str:

@@ -199,8 +199,8 @@ def read_order(body: bytes | bytearray) -> OrderRequest:
     """Return the request for an order (an empty body will do); raise ApiError(400 or 422)."""
     try:
         request = _ORDER.decode(body) if body.strip() else OrderRequest()
-    except ValueError as error:
-        raise _unreadable(error) from error
+    except (ValueError, RecursionError) as error:
+        raise unreadable(error) from error
     if request.service_order_number is not None:
         check_number(request.service_order_number)
     return request
@@ -210,8 +210,8 @@ def read_segments(body: bytes | bytearray) -> list[SegmentRequest]:
     """Return the one or many segments of a request; raise ApiError(400 or 413)."""
     try:
         segments = _SEGMENTS.decode(body)
-    except ValueError as error:
-        raise _unreadable(error) from error
+    except (ValueError, RecursionError) as error:
+        raise unreadable(error) from error
     if not isinstance(segments, list):
         return [segments]
     if len(segments) > SEGMENTS_MAX:
@@ -220,10 +220,15 @@ def read_segments(body: bytes | bytearray) -> list[SegmentRequest]:
     return segments
 
 
-def _unreadable(error: ValueError) -> ApiError:
+def unreadable(error: ValueError | RecursionError) -> ApiError:
+    """Return the answer for a body that is no JSON, or not of the contract's shape."""
     reason = "BAD_SHAPE" if isinstance(error, msgspec.ValidationError) else "BAD_JSON"
-    detail = str(error)  # it may repeat what was sent, a name of a field that isn't ours
-    return ApiError(400, reason, detail[-DETAIL_CHARS_MAX:])
+    return ApiError(400, reason, shape_error(error))
+
+
+def shape_error(error: ValueError | RecursionError) -> str:
+    """Return what is wrong, cut to a size: it may repeat a name of a field that isn't ours."""
+    return str(error)[-DETAIL_CHARS_MAX:]
 
 
 def check_number(number: str) -> None:
@@ -337,7 +342,7 @@ def check_segments(
     longest_ms = SEGMENT_LENGTH_MAX_MS
     for index, request in enumerate(requests):
         try:
-            segment = _segment(number, index, request)
+            segment = segment_of(number, index, request)
             start_ms, end_ms = segment.start_ms, segment.end_ms
             if (
                 not earliest_ms <= end_ms <= latest_ms
@@ -358,7 +363,11 @@ def check_segments(
     return segments
 
 
-def _segment(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
+def segment_of(number: str, index: int, request: SegmentRequest) -> SegmentEvent:
+    """Return the segment of order `number` that is asked for.
+
+    Raises BadRecord, and ApiError(400, BAD_SHAPE) for a number that isn't whole.
+    """
     if request.service_order_number not in (None, number):
         detail = f"service_order_number is {request.service_order_number!r}, not the path's"
         raise BadRecord(Reason.KEY_MISMATCH, detail[:DETAIL_CHARS_MAX])

@@ -1,15 +1,31 @@
 """The gateway's Kafka producer.
 
-Theory: confluent-kafka reports deliveries by callback, in whichever thread polls. One thread of
-ours does nothing else. It counts the reports of each request, and only the last one crosses over
-into the event loop, so a request of 500 segments wakes the loop once. Each request's last report
-also tells the broker's time.
+Theory: confluent-kafka reports deliveries by callback, to whoever polls. Here the event loop does,
+once a millisecond while anything waits: a thread that polled would fight with the loop for Python's
+lock once a record. A request waits for the last report of each of its uploads.
+
+An upload's records have one key, so they lie in one partition, in the order in which they were
+produced. A report that Python sees costs a third as much as all else that a record costs here. So
+only the last record's is a function of ours; those of the others go into a dictionary by their
+error: `reports.setdefault(error, message)`, C all the way. Under None it keeps the first record
+that was delivered, under anything else it tells that some record was not.
+
+Why that loses nothing. Claim: when record j of a partition is acknowledged, each record i that this
+producer queued before it for that partition is in the log, or its failure was reported before the
+success of j. The producer is idempotent, so within one epoch of its id the broker takes a record
+only if it has all those with lower sequence numbers: the same epoch for i and j means that i is in
+the log, whatever was reported of it. librdkafka begins another epoch only after it has settled what
+is under way: a record that is given up by then (its time was over, the broker refused its batch) is
+reported there and then, and what is left gets new numbers in the same order. So either i was
+reported as failed before j was sent again, or it was renumbered along with j, and the claim holds
+in the new epoch. Reports come in the order in which librdkafka learns: one queue for all of them.
+Therefore: a last report without an error, and no error in the dictionary by then, and the whole
+upload is in the log. Otherwise none of it is acknowledged: the client sends all of it again, and
+repeats do no harm.
 """
 
 import asyncio
-import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,13 +35,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.damping import Damper, DampingFilter
 from durabill.producers.sdk.kafka_uplink import KafkaConfig, producer_config
-from durabill.producers.sdk.stored import Stored, append_ms_of, stored_at
-from durabill.producers.sdk.threads import start_thread
+from durabill.producers.sdk.stored import Stored, stored_at
 
 log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger(f"{__name__}.librdkafka")
 
-_POLL_S = 0.1
+_POLL_S = 0.001
+_IDLE_POLL_S = 0.1  # for the log, and for errors that concern no record
 _READY_TIMEOUT_S = 2.0
 _READY_KEPT_S = 1.0
 
@@ -47,50 +63,100 @@ def error_name(error: object) -> str:
     return cause.name() if isinstance(cause, KafkaError) else type(error).__name__
 
 
-class _Delivery:
-    """The delivery reports of one request. `report` is called by any thread, once a record."""
+class Delivery:
+    """The records of one key, and where Kafka has them once `SegmentProducer.deliver` returned.
 
-    def __init__(self, count: int, producer: "SegmentProducer") -> None:
-        assert count > 0
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[list[Stored]] = self._loop.create_future()
-        self._producer = producer
-        self._stored: list[Stored | None] = [None] * count
-        self._waiting = count
-        self._error: object = None
-        self._mutex = threading.Lock()
-        self._sent_ms = producer.clock.tick_ms()
+    `is_stored` tells whether all of them are acknowledged; `error` says why not. `first` is where
+    the first of them lies, `last` the last one; others' records may lie between them. With
+    `wants_each`, `each` says it of every record.
+    """
 
-    def report(self, index: int, error: object, message: Message | None) -> None:
-        with self._mutex:
-            append_ms = None
-            if error is not None or message is None:
-                self._error = error
-            else:
-                append_ms = append_ms_of(message)
-                self._stored[index] = stored_at(message)
-                if self._stored[index] is None:
-                    self._error = "stored, but without a receipt"
-            self._waiting -= 1
-            is_last = self._waiting == 0
-        if is_last:
-            acked_ms = self._producer.clock.tick_ms()
-            self._loop.call_soon_threadsafe(self._finish, acked_ms, append_ms)
+    __slots__ = ("_on_done", "_reports", "each", "error", "first", "key", "last", "values")
 
-    def _finish(self, acked_ms: int, append_ms: int | None) -> None:
-        self._producer.is_finished(self, len(self._stored))
-        if append_ms is not None:
-            self._producer.clock.learn(self._sent_ms, acked_ms, append_ms)
-        if self.done.done():  # the request was cancelled: nobody waits any more
-            return
-        if self._error is not None:
-            self.fail(self._producer.told(self._error))
+    def __init__(self, key: bytes, values: Sequence[bytes], *, wants_each: bool = False) -> None:
+        assert values
+        self.key, self.values = key, values
+        self.each: list[Stored] | None = [] if wants_each else None
+        self.first: Stored | None = None
+        self.last: Stored | None = None
+        self.error: object = None
+        self._reports: dict[object, Message] = {}
+        self._on_done: Callable[[], None] = _nothing
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether every record of it is in the log."""
+        return self.last is not None
+
+    def produce(self, producer: Producer, topic: str, on_done: Callable[[], None]) -> None:
+        """Queue all records; `on_done` is called once, when it is known what became of them."""
+        self._on_done = on_done
+        produce, key = producer.produce, self.key
+        report: Any = self._reports.setdefault if self.each is None else self._report
+        try:
+            for value in self.values[:-1]:
+                produce(topic, value, key, _BY_KEY, report)
+            produce(topic, self.values[-1], key, _BY_KEY, self._finish)
+        except (BufferError, KafkaException) as error:
+            # What was queued before it may get there. Nobody is told so, and it is sent again.
+            self.error = error
+            on_done()
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        self._reports.setdefault(error, message)
+        if error is None and self.each is not None and (stored := stored_at(message)) is not None:
+            self.each.append(stored)
+
+    def _finish(self, error: KafkaError | None, message: Message) -> None:
+        reports = self._reports
+        self._report(error, message)
+        failed = [each for each in reports if each is not None]
+        if failed:
+            self.error = failed[0]
         else:
-            self.done.set_result([each for each in self._stored if each is not None])
+            first, last = stored_at(reports[None]), stored_at(message)
+            count = len(self.values)
+            is_known = (
+                first is not None
+                and last is not None
+                and first.partition == last.partition
+                and last.offset - first.offset >= count - 1
+                and (self.each is None or len(self.each) == count)
+            )
+            if is_known:
+                self.first, self.last = first, last
+            else:  # it was a repeat inside librdkafka, or the topic got more partitions
+                self.error = _NO_PLACE
+        reports.clear()
+        self._on_done()
 
-    def fail(self, error: BackendUnavailable) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+
+_BY_KEY = -1  # librdkafka's word for "let the partitioner say"
+_NO_PLACE = "stored, but it is not known where"
+
+
+def _nothing() -> None:
+    """Nobody waits."""
+
+
+class _Request:
+    """The deliveries of one request. Its future is done when all of them are."""
+
+    def __init__(self, count: int, records: int, producer: "SegmentProducer") -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.records = records
+        self.acked_ms = 0
+        self._waiting = count
+        self._producer = producer
+
+    def is_done(self) -> None:
+        """Note that one delivery is."""
+        self._waiting -= 1
+        if not self._waiting:
+            self.acked_ms = self._producer.clock.tick_ms()
+            self._producer.is_finished(self)
+            if not self.done.done():  # else it was cancelled: nobody waits any more
+                self.done.set_result(None)
 
 
 class SegmentProducer:
@@ -118,7 +184,7 @@ class SegmentProducer:
         self.failure = ""
         self._loop = asyncio.get_running_loop()
         self._damper = Damper(log)
-        self._pending: set[_Delivery] = set()
+        self._pending: set[_Request] = set()
         config: dict[str, Any] = producer_config(kafka, delivery_timeout_ms=delivery_timeout_ms)
         # Whoever made the configuration may tell errors in passing its own way.
         self._tell: Callable[[KafkaError], None] = config.get("error_cb", self._tell_damped)
@@ -126,8 +192,7 @@ class SegmentProducer:
         if not librdkafka_log.filters:
             librdkafka_log.addFilter(DampingFilter())
         self._producer = Producer(config, logger=librdkafka_log)
-        self._stopping = False
-        self._thread = start_thread(self._poll, "gateway-kafka", self._on_death)
+        self._poll_timer = self._loop.call_later(_IDLE_POLL_S, self._tick)
         self._ready_mutex = asyncio.Lock()
         self._ready_until_s = 0.0
         self._not_ready: str | None = None
@@ -138,25 +203,43 @@ class SegmentProducer:
         Raises Overloaded before anything is sent, BackendUnavailable when some record could not
         be delivered (others may have been: the sender tries again, repeats do no harm).
         """
+        delivery = Delivery(key, values, wants_each=True)
+        await self.deliver([delivery])
+        if not delivery.is_stored:
+            raise self.told(delivery.error)
+        assert delivery.each is not None
+        return delivery.each
+
+    async def deliver(self, deliveries: Sequence[Delivery]) -> None:
+        """Publish all records of a request; return when it is known what became of each delivery.
+
+        Raises Overloaded before anything is sent, BackendUnavailable when the producer fails.
+        """
         if self.failed.is_set():
             raise BackendUnavailable(_FAILED)
-        if self.in_flight + len(values) > self._in_flight_max:
+        count = sum([len(each.values) for each in deliveries])
+        if self.in_flight + count > self._in_flight_max:
             raise Overloaded(f"{self.in_flight} segments wait for Kafka")
-        delivery = _Delivery(len(values), self)
-        self._pending.add(delivery)
-        self.in_flight += len(values)
-        for index, value in enumerate(values):
-            report = functools.partial(delivery.report, index)
-            try:
-                self._producer.produce(self._topic, value, key=key, on_delivery=report)
-            except (BufferError, KafkaException) as error:
-                delivery.report(index, error, None)
-        return await delivery.done
+        if not count:
+            return
+        if not self._pending:
+            self._poll_timer.cancel()
+            self._poll_timer = self._loop.call_later(_POLL_S, self._tick)
+        sent_ms = self.clock.tick_ms()
+        request = _Request(len(deliveries), count, self)
+        self._pending.add(request)
+        self.in_flight += count
+        for each in deliveries:
+            each.produce(self._producer, self._topic, request.is_done)
+        await request.done
+        last = deliveries[-1].last
+        if last is not None and last.append_ms is not None:
+            self.clock.learn(sent_ms, request.acked_ms, last.append_ms)
 
-    def is_finished(self, delivery: _Delivery, count: int) -> None:
+    def is_finished(self, request: _Request) -> None:
         """Note that all reports of a request have come."""
-        self.in_flight -= count
-        self._pending.discard(delivery)
+        self.in_flight -= request.records
+        self._pending.discard(request)
 
     def told(self, error: object) -> BackendUnavailable:
         """Return what to tell a client whose segments failed; the log gets the cause, once."""
@@ -179,13 +262,13 @@ class SegmentProducer:
 
     async def close(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for what is under way, then stop."""
-        if self.failed.is_set():
-            timeout_s = 0.0  # nothing more will come of it
-        left = await asyncio.to_thread(self._producer.flush, timeout_s)
-        if left:
+        until_s = time.monotonic() + timeout_s
+        # Nothing more comes of a producer that has failed.
+        while len(self._producer) and time.monotonic() < until_s and not self.failed.is_set():
+            await asyncio.sleep(_POLL_S)
+        if left := len(self._producer):
             log.error("%d segments were not acknowledged; their senders were not told so", left)
-        self._stopping = True
-        await asyncio.to_thread(self._thread.join)
+        self._poll_timer.cancel()
 
     def _ask_metadata(self) -> str | None:
         try:
@@ -196,13 +279,18 @@ class SegmentProducer:
         problem = metadata.topics[self._topic].error
         return None if problem is None else f"topic {self._topic}: {error_name(problem)}"
 
-    def _poll(self) -> None:
-        while not self._stopping:
-            self._producer.poll(_POLL_S)
+    def _tick(self) -> None:
+        try:
+            self._poll()
+        except Exception as error:
+            log.critical("polling Kafka failed", exc_info=error)
+            self._fail(f"polling Kafka failed: {error!r}")
+            return
+        pause_s = _POLL_S if self._pending else _IDLE_POLL_S
+        self._poll_timer = self._loop.call_later(pause_s, self._tick)
 
-    def _on_death(self, error: BaseException) -> None:
-        log.critical("the thread that polls Kafka died", exc_info=error)
-        self._fail(f"the thread that polls Kafka died of {error!r}")
+    def _poll(self) -> None:
+        self._producer.poll(0)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
@@ -220,8 +308,9 @@ class SegmentProducer:
     def _failed(self, why: str) -> None:
         self.failure = self.failure or why
         self.failed.set()
-        for delivery in self._pending:
-            delivery.fail(BackendUnavailable(_FAILED))
+        for request in self._pending:
+            if not request.done.done():
+                request.done.set_exception(BackendUnavailable(_FAILED))
 
 
 _FAILED = "the gateway's Kafka producer has failed for good; the process starts again"

@@ -72,7 +72,16 @@ def rules_under(lease: Lease | None, rules: TimeRules) -> TimeRules:
 
 def bounds_for(lease: Lease | None, rules: TimeRules) -> Bounds:
     """Return what the times of such segments must be within, as of `rules`."""
-    return rules_under(lease, rules).bounds_ms()
+    bounds = rules.bounds_ms()
+    if lease is None:
+        return bounds
+    # As of the rules under the lease, without making them: an upload is quicker so.
+    arrives_ms = rules.now_ms - rules.late_margin_ms
+    is_late = arrives_ms > lease.accept_until_ms
+    return bounds._replace(
+        earliest_start_ms=lease.opened_ms,
+        earliest_end_ms=bounds.earliest_end_ms if is_late else 0,
+    )
 
 
 class LeaseBook:

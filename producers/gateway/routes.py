@@ -22,6 +22,7 @@ from durabill.producers.gateway.api import (
 from durabill.producers.gateway.client_reports import ClientsAnswer
 from durabill.producers.gateway.key_sets import ReceiptKeys
 from durabill.producers.gateway.problems import Problem, SegmentsProblem
+from durabill.producers.gateway.upload_shapes import UploadRequest, UploadsAnswer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Scope = Literal["report", "read", "admin"]
@@ -88,6 +89,16 @@ ROUTES: tuple[Route, ...] = (
         scope="read",
         errors=dict.fromkeys((404, 422, 429, 503), Problem),
         parameters=("limit", "after"),
+    ),
+    Route(
+        "POST",
+        "/v1/segments",
+        "addUploads",
+        "Upload segments of many orders: each has its own verdict, answered when Kafka has them",
+        {200: UploadsAnswer},
+        scope="report",
+        errors=dict.fromkeys((401, 422, 429, 503), Problem),
+        body=UploadRequest,
     ),
     Route(
         "POST",

@@ -2,15 +2,7 @@
 
 `routes.ROUTES` is the table of what it answers; here is what each route does.
 
-Of a start see `orders`. The effects of a POST of segments, in this order:
-  1. read and check everything, the lease too; any fault refuses the whole request, nothing is
-     stored
-  2. refuse if too many segments wait for Kafka, of this client or its tenant (429) or in all (503)
-  3. produce all of them, and wait for every acknowledgement
-  4. answer 200 with the receipts, one of them signed, or 503 if one is missing: the sender repeats
-     all of it. By the broker's time in the acknowledgement the answer says which of them count
-Between 3 and 4 a crash leaves segments that their sender doesn't know of. It repeats them, and
-the stream processor removes repeats.
+Of a start see `orders`, of segments `uploads`.
 """
 
 import asyncio
@@ -18,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -27,48 +19,33 @@ from aiohttp import web
 from yarl import URL
 
 from durabill.producers.gateway.admission import Admission
-from durabill.producers.gateway.api import (
-    Health,
-    Receipt,
-    SegmentsAnswer,
-    ServerTime,
-    TimeRules,
-    check_segments,
-    read_segments,
-)
+from durabill.producers.gateway.api import Health, ServerTime
 from durabill.producers.gateway.auth.access import Clocks
 from durabill.producers.gateway.auth.config import AccessConfig, check_access, open_access
 from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock
-from durabill.producers.gateway.caller import caller_of
-from durabill.producers.gateway.checks import Gate, json_answer, read_body
-from durabill.producers.gateway.damping import Damper, NoSecrets
-from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
-from durabill.producers.gateway.leases import rules_under
-from durabill.producers.gateway.lookup import Lookup, number_of
+from durabill.producers.gateway.checks import Gate, json_answer
+from durabill.producers.gateway.damping import NoSecrets
+from durabill.producers.gateway.kafka import SegmentProducer
+from durabill.producers.gateway.lookup import Lookup
 from durabill.producers.gateway.openapi import docs_page, openapi
-from durabill.producers.gateway.orders import LEASE_HEADER, OrderDesk
+from durabill.producers.gateway.orders import OrderDesk
 from durabill.producers.gateway.problems import try_later
 from durabill.producers.gateway.quotas import QuotaLimits
 from durabill.producers.gateway.routes import Handler, bind
 from durabill.producers.gateway.tls import ServedTls, TlsFiles
+from durabill.producers.gateway.uploads import UploadDesk
 from durabill.producers.gateway.web_server import BoundedServer, Limits, fit_limits
 from durabill.producers.sdk.kafka_uplink import KafkaConfig
 from durabill.producers.sdk.session import ProducerError
-from durabill.producers.sdk.stored import Stored
-from durabill.schemas import SEGMENTS_TOPIC, SegmentEvent, encode_segment
+from durabill.schemas import SEGMENTS_TOPIC
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
-from durabill.schemas.upload_receipt import ReceiptUpload, upload_of
 from durabill.schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("durabill.access")  # by this name it is not damped
 access_log.addFilter(NoSecrets())
-
-_CLOCK_WANDER_MS = 1_000
-"""How far broker's clocks may differ among each other, or wander until the next acknowledgement."""
-CLOCK_OFFSET_TOLD_MS = 2_000
 
 
 class GatewayFailed(ProducerError):
@@ -145,6 +122,7 @@ class Gateway:
     publisher: SegmentProducer
     lookup: Lookup
     orders: OrderDesk
+    uploads: UploadDesk
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
@@ -153,7 +131,6 @@ class Gateway:
         self._openapi = msgspec.json.encode(openapi())
         self._docs = docs_page().encode()
         self._clock = BrokerClock(config.clock, config.monotonic)
-        self._damper = Damper(log)
         self.authority = Authority(
             config.authority,
             config.quotas,
@@ -175,6 +152,7 @@ class Gateway:
             "startOrder": limited(self.start_order),
             "renewLease": limited(self.renew_lease),
             "getOrder": limited(self.get_order),
+            "addUploads": limited(self.add_uploads),
             "addSegments": limited(self.add_segments),
             "getClients": limited(self.authority.get_clients),
             "getReceiptKeys": self.authority.get_receipt_keys,
@@ -208,6 +186,14 @@ class Gateway:
             correction_window_ms=config.correction_window_ms,
             entropy=config.entropy,
         )
+        self.uploads = UploadDesk(
+            self.authority,
+            self.publisher,
+            self.lookup,
+            self._clock,
+            correction_window_ms=config.correction_window_ms,
+            delivery_timeout_ms=config.delivery_timeout_ms,
+        )
         yield
         await self.publisher.close(config.shutdown_timeout_s)
         await workers.close()
@@ -222,55 +208,13 @@ class Gateway:
         """POST /v1/orders/{number}/lease"""
         return await self.orders.renew(request)
 
+    async def add_uploads(self, request: web.Request) -> web.Response:
+        """POST /v1/segments"""
+        return await self.uploads.add(request)
+
     async def add_segments(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/segments"""
-        authority, caller = self.authority, caller_of(request)
-        received_ms = authority.clock.stamp_ms()
-        authority.quotas.check_segments(caller)  # before anything is read
-        number = number_of(request)
-        token, now_ms = request.headers.get(LEASE_HEADER), authority.clock.now_ms()
-        rules = rules_under(authority.leases.check(token, number, caller, now_ms), self._rules())
-        segments = check_segments(number, read_segments(await read_body(request)), rules)
-        values = [encode_segment(segment) for segment in segments]
-        try:
-            with authority.quotas.segments(caller, len(values)):
-                stored = await self.publisher.publish(number.encode(), values)
-        except Overloaded as error:
-            raise try_later("OVERLOADED", str(error)) from error
-        except BackendUnavailable as error:
-            raise try_later("KAFKA_UNAVAILABLE", str(error)) from error
-        self._watch_clock()
-        self.lookup.is_stored(number, caller.tenant)
-        if any(segment.end_identifier for segment in segments):
-            authority.quotas.ended(caller, number)
-        receipts = [
-            Receipt(segment.business_data_number, at.partition, at.offset, at.append_ms)
-            for segment, at in zip(segments, stored, strict=True)
-        ]
-        results = rules.judge_all(segments, [at.append_ms for at in stored])
-        accepted = len(results) - [each.counts for each in results].count(False)
-        answer = SegmentsAnswer(accepted, receipts, results)
-        answer.receipt = authority.receipts.sign(caller, [_receipt_of(segments, values, stored)])
-        answer.received_ms, answer.clock_id = received_ms, authority.clock.clock_id
-        answer.sent_ms = authority.clock.stamp_ms()
-        return json_answer(answer)
-
-    def _rules(self) -> TimeRules:
-        """Return the rules about times as of now, with what is known of the broker's clock."""
-        window_ms, now_ms = self._config.correction_window_ms, self._clock.now_ms()
-        error_ms = self._clock.error_ms()
-        if error_ms is None:
-            return TimeRules(window_ms, now_ms)
-        error_ms += _CLOCK_WANDER_MS
-        # It may take until the delivery's timeout to arrive, and be the less early then.
-        return TimeRules(window_ms, now_ms, error_ms + self._config.delivery_timeout_ms, error_ms)
-
-    def _watch_clock(self) -> None:
-        offset_ms = self._clock.offset_ms()
-        if offset_ms is not None and abs(offset_ms) > CLOCK_OFFSET_TOLD_MS:
-            text = "this machine's clock is %d ms %s the broker's, which counts; set it right"
-            side = "behind" if offset_ms > 0 else "ahead of"
-            self._damper.warning("clock", text, abs(offset_ms), side)
+        return await self.uploads.add_of_one(request)
 
     async def get_order(self, request: web.Request) -> web.Response:
         """GET /v1/orders/{number}: of the worker while it knows the order, else of the ledger."""
@@ -397,18 +341,3 @@ def run_gateway(config: GatewayConfig, on_ready: Callable[[str], None] | None = 
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
-
-
-def _receipt_of(
-    segments: Sequence[SegmentEvent], values: Sequence[bytes], stored: Sequence[Stored]
-) -> ReceiptUpload:
-    """Return what a receipt says of the segments of one order, all of them stored."""
-    by_offset = sorted(range(len(stored)), key=lambda index: stored[index].offset)
-    first, last = stored[by_offset[0]], stored[by_offset[-1]]
-    return upload_of(
-        segments[0].service_order_number,
-        first.partition,
-        (first.offset, last.offset),
-        [each.business_data_number for each in segments],
-        [values[index] for index in by_offset],
-    )

@@ -46,6 +46,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
     },
 }
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, or an access token of RFC 9068; each route names the scope that it "
+    "needs. Without authentication, as on the loopback, nothing is asked for",
+}
 _STATUS_TEXTS = {
     200: "done",
     201: "made",
@@ -96,7 +102,7 @@ def openapi() -> dict[str, Any]:
             "description": "Takes the segments of metered services and gives their totals.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"bearer": _BEARER}},
     }
 
 
@@ -121,6 +127,8 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "responses": responses,
     }
+    if route.scope is not None:
+        operation["security"] = [{"bearer": [route.scope]}, {}]
     if route.parameters:
         operation["parameters"] = [PARAMETERS[name] for name in route.parameters]
     if route.body is not None:

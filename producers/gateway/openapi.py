@@ -46,6 +46,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
     },
 }
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, or an access token of RFC 9068; each route names the scope that it "
+    "needs. Without authentication, as on the loopback, nothing is asked for",
+}
 _STATUS_TEXTS = {
     200: "done",
     201: "made",

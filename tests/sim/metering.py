@@ -44,6 +44,12 @@ class Gateway:
     ahead_us: int = 0
     steps: tuple[tuple[int, int], ...] = ()
     """(from which instant on, by how much)"""
+    tells_steps: bool = False
+    """Each step gives the clock another id, as those of our gateways do."""
+
+    def id_at(self, true_us: int) -> str:
+        steps = sum(from_us <= true_us for from_us, _ in self.steps)
+        return f"{self.clock_id}.{steps}" if self.tells_steps else self.clock_id
 
     def now_us(self, true_us: int) -> int:
         stepped_us = sum(by_us for from_us, by_us in self.steps if from_us <= true_us)
@@ -124,16 +130,17 @@ class World:
         self.go_to(self.true_us + self._dice.randint(0, self.scenario.ways_us[0]))
         taken_us = self.true_us
         self.go_to(self.true_us + self._dice.randint(0, 3 * MS))
-        stamps = [gateway.now_us(each) for each in (taken_us, self.true_us)]
+        done_us = self.true_us
+        stamps = [gateway.now_us(each) for each in (taken_us, done_us)]
         if self._dice.random() < self.scenario.lost:
             self.go_to(self.true_us + TIMEOUT_US)
             return gateway, taken_us, None
         self.go_to(self.true_us + self._dice.randint(0, self.scenario.ways_us[1]))
         whole_us = MS if self.scenario.rounds else 1
         received_ms, sent_ms = (each // whole_us * whole_us / 1000 for each in stamps)
-        if sent_ms < received_ms:  # the clock was set meanwhile; such stamps are no stamps
+        if stamps[1] - stamps[0] != done_us - taken_us:  # set while it answered: not even that
             return gateway, taken_us, None
-        return gateway, taken_us, ServerStamps(received_ms, sent_ms, gateway.clock_id)
+        return gateway, taken_us, ServerStamps(received_ms, sent_ms, gateway.id_at(done_us))
 
     def _gateway(self) -> Gateway:
         gateways = self.scenario.gateways
@@ -141,13 +148,12 @@ class World:
             return gateways[sum(at_us <= self.true_us for at_us in self.scenario.switches)]
         return self._dice.choice(gateways)
 
-    def slept_us(self, from_us: int, until_us: int | None = None) -> int:
-        """Return for how long the machine has slept between two instants, or until now."""
-        until_us = self.true_us if until_us is None else until_us
+    def slept_us(self, from_us: int, until_us: int) -> int:
+        """Return for how long the machine has slept between two instants."""
         return sum(each.overlap_us(from_us, until_us) for each in self.scenario.sleeps)
 
     def _slept_us(self) -> int:
-        return self.slept_us(0)
+        return self.slept_us(0, self.true_us)
 
     def _ticks_ns(self, without_us: int) -> int:
         shown_us = self.true_us - without_us
@@ -199,7 +205,7 @@ class Meter:
         for at, from_us in enumerate((opened_us, begun_us)):
             true_us = ended_us - from_us
             if scenario.suspends is SuspendPolicy.EXCLUDE:
-                true_us -= world.slept_us(from_us)
+                true_us -= world.slept_us(from_us, ended_us)
                 true_us += sum(world.slept_us(*gap) for gap in self._gaps)
             errors = list(outcome.errors_us)
             errors[at] = outcome.billed_us - true_us
@@ -214,7 +220,7 @@ class Meter:
         )
 
     def _start(self) -> tuple[int, Session]:
-        opened_us, stamp_ms = -1, 0
+        opened_us, stamp_ms, asked = -1, 0, self._keeper.read()
         while True:  # the server gives the same answer as often as it is asked
             asked_us = self._keeper.tick_us()
             gateway, taken_us, stamps = self._world.exchange()
@@ -225,7 +231,8 @@ class Meter:
                 break
         self._stamp_ms = stamp_ms
         interval_ms = self._scenario.interval_us // MS
-        return opened_us, Session("SO1", stamp_ms, interval_ms, self._keeper.read())
+        reading = self._keeper.read()
+        return opened_us, Session("SO1", stamp_ms, interval_ms, reading, asked=asked)
 
     def _restart(self, session: Session) -> Session:
         self._keeper = self._new_keeper()

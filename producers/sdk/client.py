@@ -30,7 +30,7 @@ from typing import Self, TypeVar
 
 from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.sender import Sender
-from durabill.producers.sdk.server_clock import DRIFT_PPM
+from durabill.producers.sdk.server_clock import DRIFT_PPM, Reading
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
 from durabill.producers.sdk.spool import (
@@ -165,15 +165,16 @@ class Client:
         self._check_running()
         if service_order_number is not None:
             check_order_number(service_order_number)
-        own_time = grant is not None
+        asked = None
         if grant is None:
-            grant = self._granted(service_order_number, time.monotonic() + timeout_s)
+            asked, grant = self._granted(service_order_number, time.monotonic() + timeout_s)
         reading = self._time.read()
         number = grant.service_order_number
         if self._spool.session(number) is not None:
             raise ValueError(f"order {number!r} is in use here already, resume it")
         start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
-        session = Session(number, start_ms, interval_ms, reading, own_time=own_time)
+        own_time = asked is None
+        session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
         terms = with_renewal(grant.terms, start_ms)
         self._spool.append_all([Entry([], session.state, terms)], durable=False)
         return self._run(session)
@@ -303,7 +304,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _granted(self, service_order_number: str | None, until_s: float) -> Grant:
+    def _granted(self, service_order_number: str | None, until_s: float) -> tuple[Reading, Grant]:
         if not self._time.is_known:  # else the first segments were cut on a time that nobody knows
             self._ask_time(until_s)
         uplink, key = self._uplink, uuid.uuid4().hex
@@ -317,7 +318,7 @@ class Client:
             self._time.learn(asked_us, grant.stamps)
             return grant
 
-        return self._patiently(ask, until_s)
+        return self._time.read(), self._patiently(ask, until_s)
 
     def _ask_time(self, until_s: float) -> None:
         def ask(left_s: float) -> None:

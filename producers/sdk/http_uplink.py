@@ -59,7 +59,11 @@ _UPLOADS = "/v1/segments"
 _BUSY_STATUS = {408, 425, 429, 503}  # "not now", whoever is asked for
 _FAILED_ORDERS_MAX = 3  # in a row; so many are no coincidence, so the server itself is at fault
 _OLD_GATEWAY_S = 300.0  # until the route of many orders is tried again
-_JSON = {"content-type": "application/json", "accept": "application/json"}
+_JSON = {
+    "content-type": "application/json",
+    "accept": "application/json",
+    "cache-control": "no-store",  # a time from a cache would be taken for a step
+}
 
 
 class HttpUplink:

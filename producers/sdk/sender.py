@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from durabill.producers.sdk.holds import Holds
@@ -37,6 +37,8 @@ from durabill.producers.sdk.uplink import (
 log = logging.getLogger(__name__)
 
 REQUEST_SEGMENTS_MAX = 1_000
+_IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
+_TIME_TIMEOUT_S = 5.0
 _RENEWED_AT_ONCE_MAX = 20  # in time; those that have ended have no such limit
 
 
@@ -127,13 +129,16 @@ class Sender:
         if self._nudge.is_set():
             self._nudge.clear()
             self._holds.release()
+        if self._services() and self._time.should_ask():
+            self._ask_time()
         now_s = time.monotonic()
         self._standing.look(now_s)
         held = self._holds.held(now_s)
         batch = self._spool.oldest(REQUEST_SEGMENTS_MAX, without=held)
         if not batch:
             self._pace.drained()
-            self._work.wait(self._holds.wait_s(now_s))
+            held_s = self._holds.wait_s(now_s)
+            self._work.wait(_IDLE_MAX_S if held_s is None else min(held_s, _IDLE_MAX_S))
             return None
         numbers = {entry.segment.service_order_number for entry in batch}
         stalled = self._renew(numbers)
@@ -153,6 +158,12 @@ class Sender:
         self._settle(batch, result, settled)
         self._follow_up(result)
         return result
+
+    def _ask_time(self) -> None:
+        """Ask the server's time: no upload has told it lately. Nothing depends on the answer."""
+        asked_us = self._time.tick_us()
+        with suppress(UplinkUnavailable, UplinkRefused):
+            self._time.learn(asked_us, self._uplink.server_time(timeout_s=_TIME_TIMEOUT_S))
 
     def _settle(self, batch: list[SpooledSegment], result: SendResult, settled: set[int]) -> None:
         """Store what the server has said of segments, as it comes; `settled` are done already."""

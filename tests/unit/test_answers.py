@@ -122,7 +122,7 @@ def test_content_types_of_json(kind: str) -> None:
 
 @pytest.mark.parametrize("wrong", [-1, TIMESTAMP_MAX_MS + 1, None, "7"])
 def test_time_without_sense(wrong: object) -> None:
-    with pytest.raises(NotOurs, match="server_timestamp_ms|stamps are"):
+    with pytest.raises(NotOurs, match=r"server_timestamp_ms|stamps are"):
         read_time(json_answer({"server_timestamp_ms": wrong}))
 
 

@@ -118,7 +118,6 @@ class Client:
         self._standing: Standing | None = None
         self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes, on_damage=self._damaged)
         self._standing = Standing(self._spool, self._time, client_name, self._trouble)
-        self._reporter = Reporter(lambda: self._time.read().now_ms, self._store_all, self._trouble)
         self._sender = Sender(
             self._spool,
             uplink,
@@ -129,6 +128,9 @@ class Client:
             lambda: len(self._reporter),
             self._standing,
             self._time,
+        )
+        self._reporter = Reporter(
+            lambda: self._time.read().now_ms, self._spool, self._sender.wake, self._trouble
         )
         self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
         for damage in self._damages:
@@ -175,7 +177,7 @@ class Client:
         own_time = asked is None
         session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
         terms = with_renewal(grant.terms, start_ms)
-        self._spool.append_all([Entry([], session.state, terms)])
+        self._spool.append_all([Entry([], session.state, terms)], durable=False)
         return self._run(session)
 
     def unfinished(self) -> list[SessionState]:
@@ -215,7 +217,7 @@ class Client:
             count_gap=count_gap,
             server_timestamp_ms=server_timestamp_ms,
         )
-        self._spool.append([], session.state)
+        self._spool.append_all([Entry([], session.state)], durable=False)
         return self._run(session)
 
     def rejected(self) -> list[RejectedSegment]:
@@ -381,10 +383,6 @@ class Client:
 
     def _store(self, segments: list[SegmentEvent], state: SessionState) -> None:
         self._spool.append(segments, state)
-        self._sender.wake()
-
-    def _store_all(self, entries: Sequence[Entry]) -> None:
-        self._spool.append_all(entries)
         self._sender.wake()
 
     def _finish(self, service: Service, timeout_s: float) -> EndReceipt:

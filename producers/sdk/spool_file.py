@@ -173,13 +173,22 @@ class SpoolFile:
         self.commits += 1
         self.durable_commits += durable
 
-    def appending(self, change: Callable[[], None], *, is_empty: bool) -> None:
+    def sync(self) -> None:
+        """Have every commit survive a power cut. (An empty one would not touch the disk.)"""
+        self.commit(lambda: self._run(f"PRAGMA user_version={FORMAT}"))
+
+    def _run(self, query: str) -> None:
+        self.db.execute(query)
+
+    def appending(
+        self, change: Callable[[], None], *, is_empty: bool, durable: bool = True
+    ) -> None:
         """Commit something new. Where there is no room the reserve helps out.
 
         All of it where nothing waits to be removed (`is_empty`), else all but the last of it.
         """
         try:
-            self.commit(change)
+            self.commit(change, durable=durable)
         except SpoolFull:
             if is_empty:
                 self._reserve.give_up()
@@ -187,7 +196,7 @@ class SpoolFile:
                 self._reserve.shrink()
             self._empty_log()
             try:
-                self.commit(change)
+                self.commit(change, durable=durable)
             finally:
                 self._empty_log()
                 if is_empty:

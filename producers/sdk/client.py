@@ -102,11 +102,7 @@ class Client:
         self._uplink = uplink
         self._backoff = Backoff() if backoff is None else backoff
         self._time = Timekeeper(
-            clock if clock is None or isinstance(clock, Clocks) else Clocks(clock),
-            suspends=suspends,
-            drift_ppm=drift_ppm,
-            absent_us=ABSENT_US,
-            tell=self._trouble,
+            clock, suspends=suspends, drift_ppm=drift_ppm, absent_us=ABSENT_US, tell=self._trouble
         )
         self._dice = dice
         self._on_error = on_error

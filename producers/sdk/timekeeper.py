@@ -64,14 +64,14 @@ class MachineSlept(ClockNotice):
 class Timekeeper:
     """The server's time for all services of a client.
 
-    `tell` is told of each ClockNotice, by the thread that came upon it, after the locks are free.
-    `absent_us`: after so long without a look it waits for a server, as after a suspend; None where
+    `clock` is the local clock in ns, or a pair; by default the system's. `tell` is told of each
+    ClockNotice, by the thread that came upon it, after the locks are free. `absent_us`: after so long without a look it waits for a server, as after a suspend; None where
     nobody looks regularly. Raises ValueError for a policy or a drift that can't be meant.
     """
 
     def __init__(
         self,
-        clocks: Clocks | None = None,
+        clock: Callable[[], int] | Clocks | None = None,
         *,
         suspends: SuspendPolicy | str = SuspendPolicy.EXCLUDE,
         drift_ppm: int = DRIFT_PPM,
@@ -82,7 +82,7 @@ class Timekeeper:
         self._drift_ppm = drift_ppm
         self._tell = tell
         self._mutex = threading.Lock()
-        self._meter = SuspendMeter(system_clocks() if clocks is None else clocks)
+        self._meter = SuspendMeter(_clocks_of(clock))
         self._raw_us = self._latest_us = self._meter.look()[0]
         self._clock = ServerClock(self._latest_us, drift_ppm=drift_ppm)
         self._absent_us = absent_us
@@ -222,3 +222,9 @@ class Timekeeper:
             except IndexError:  # another thread tells it
                 return
             self._tell(notice)
+
+
+def _clocks_of(clock: Callable[[], int] | Clocks | None) -> Clocks:
+    if clock is None:
+        return system_clocks()
+    return clock if isinstance(clock, Clocks) else Clocks(clock)

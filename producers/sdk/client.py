@@ -131,19 +131,7 @@ class Client:
         self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
         for damage in self._damages:
             self._damaged(damage)
-        bodies = {"reporter": self._reporter.run, "sender": self._sender.run}
-        self._threads = [
-            threading.Thread(
-                target=self._guarded, args=(name, run), name=f"durabill-{name}", daemon=True
-            )
-            for name, run in bodies.items()
-        ]
-        try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException:  # the system has no thread left
-            self._stop()
-            raise
+        self._threads = self._started()
 
     def start(
         self,
@@ -342,6 +330,23 @@ class Client:
         if not all(thread.is_alive() for thread in self._threads):
             return ClientStopped("a thread of this client is gone (a fork?), make a new one")
         return None
+
+    def _started(self) -> list[threading.Thread]:
+        bodies = {"reporter": self._reporter.run, "sender": self._sender.run}
+        threads = [
+            threading.Thread(
+                target=self._guarded, args=(name, run), name=f"durabill-{name}", daemon=True
+            )
+            for name, run in bodies.items()
+        ]
+        self._threads = threads
+        try:
+            for thread in threads:
+                thread.start()
+        except BaseException:  # the system has no thread left
+            self._stop()
+            raise
+        return threads
 
     def _guarded(self, name: str, run: Callable[[], None]) -> None:
         try:

@@ -19,7 +19,7 @@ from itertools import count
 from durabill.producers.sdk.service import Cut, Service
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import Entry, Spool
-from durabill.producers.sdk.spool_file import SpoolFull
+from durabill.producers.sdk.spool_errors import SpoolFull
 
 log = logging.getLogger(__name__)
 

@@ -30,14 +30,14 @@ from typing import Any, Self, TypeVar
 
 from durabill.producers.sdk.salvage import Salvaged, put_aside, put_back, read_what_is_left
 from durabill.producers.sdk.session import SessionState
-from durabill.producers.sdk.spool_file import (
+from durabill.producers.sdk.spool_errors import (
     SpoolBroken,
     SpoolBusy,
     SpoolDamaged,
     SpoolError,
-    SpoolFile,
     SpoolFull,
 )
+from durabill.producers.sdk.spool_file import SpoolFile
 from durabill.producers.sdk.spool_receipts import ReceiptBox
 from durabill.producers.sdk.spool_tables import (
     NAMES,

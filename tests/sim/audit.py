@@ -108,15 +108,17 @@ class Auditor:
 
     def on_commit(self, partition: int, transaction: Transaction) -> None:
         """Check what a transaction makes visible, as it is decided."""
-        entries = []
+        entries, totals = [], []
         for log in transaction.logs:
             for key, value in records_of(log, transaction):
                 if log.topic == "totals":
-                    self._on_total(key, value)
+                    totals.append((key, value))
                 elif log.topic == "orders":
                     self._on_opening(partition, key, value)
                 else:
                     entries.append((key, value))
+        for key, value in totals:
+            self._on_total(key, value)
         for key, value in entries:
             if key.endswith(POLICY):
                 self._on_policy(partition, value or b"[]")
@@ -153,6 +155,8 @@ class Auditor:
         (opening,) = openings_in([(0, key, value)])
         if (partition, opening.source_offset) in self._openings:
             self._blame(f"published twice: the opening at {partition}/{opening.source_offset}")
+        if any(each[0] == key and each[2] > opening.source_offset for each in self._published):
+            self._blame(f"{key!r} was opened at {opening.source_offset}, and had a total before")
         self._openings[partition, opening.source_offset] = opening
 
     def _on_policy(self, partition: int, value: bytes) -> None:

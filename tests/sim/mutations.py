@@ -100,6 +100,13 @@ if self._epoch < 0:
 _NEXT = "next_offset=self.next_offset"
 _ENCODE = "encoded = [(barrier, await"
 _TOTALS_START = "min(totals_end, next(iter(self._published_at), totals_end))"
+_PUT_TOTALS = "writer.put_totals(task.not_yet_published(effects.totals))"
+_PUT_OPENINGS = (
+    "if effects.openings:  # ahead of the totals of their orders\n"
+    "        writer.put_openings(task.openings_not_yet_published(effects.openings))"
+)
+_OPENINGS_FIRST = f"{_PUT_OPENINGS}\n    {_PUT_TOTALS}"
+_TOTALS_FIRST = f"{_PUT_TOTALS}\n    {_PUT_OPENINGS}"
 _PUBLISH_MARK = "self.side_output.publish_mark(partition, encode_clock_mark(mark), on_told)"
 
 EFFECT_ORDER = (
@@ -408,6 +415,25 @@ OPENINGS = (
         "an opened order loses its opening in a checkpoint",
         blocks, "_order_of", "elif state.opening is not None:", "elif False:",
     ),
+    _one(
+        "published openings are passed on again",
+        PartitionTask, "openings_not_yet_published", "if self.openings is None", "if True",
+    ),
+    _one(
+        "openings are looked for too late",
+        PartitionTask, "_encode_meta",
+        "self._orders_start(ends.orders)", "self._orders_start(ends.orders) + 1",
+    ),
+    _one(
+        "openings not yet repeated are left out of the meta",
+        PartitionTask, "_orders_start", "return self.openings.start(orders_end)",
+        "return orders_end",
+    ),
+    _one(
+        "an opening is passed on behind the totals of its order",
+        Processor, "_publish", _OPENINGS_FIRST, _TOTALS_FIRST,
+    ),
+    _one("openings are not passed on", Processor, "_publish", "if effects.openings:", "if False:"),
 )  # fmt: skip
 """What an opening changes."""
 

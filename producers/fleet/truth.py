@@ -232,12 +232,15 @@ class _Log:
         origin = forwarded_from(record.headers, record.partition, self._partitions)
         if origin is not None:
             self._truth.forwarded.add(origin)
+        why: Reason | None
         if isinstance(verdict, SegmentEvent):
-            verdict = self._take(record, now_ms, verdict, origin)
+            why = self._take(record, now_ms, verdict, origin)
         elif isinstance(verdict, Opening):
-            verdict = self._open(record, now_ms, verdict)
-        if verdict is not None:
-            letter = DeadLetter(verdict, record.partition, record.offset)
+            why = self._open(record, now_ms, verdict)
+        else:
+            why = verdict
+        if why is not None:
+            letter = DeadLetter(why, record.partition, record.offset)
             self._truth.dead_letters.append(letter)
 
     def _pass_time(self, record: LogRecord) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from durabill.stream_processors.core import admission
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order
 from durabill.stream_processors.engine import blocks
 from durabill.stream_processors.engine.openings import WaitingOpenings
@@ -399,10 +400,6 @@ OPENINGS = (
         WaitingOpenings, "at", "None if each.is_forgotten(clock_ms) else each", "each",
     ),
     _one(
-        "an opening holds for what came before it",
-        WaitingOpenings, "at", "each.offset < offset", "True",
-    ),
-    _one(
         "an opened order is forgotten like any other",
         Order, "_settle", "if self.opening is not None:", "if False:",
     ),
@@ -412,7 +409,7 @@ OPENINGS = (
     ),
     _one(
         "anybody may open an order again",
-        admission, "admit_opening", "if not opening.is_of(opened):", "if False:",
+        Opened, "is_of", "(self.tenant, self.client) == (record.tenant, record.client)", "True",
     ),
     _one(
         "an opened order loses its opening in a checkpoint",

@@ -249,10 +249,12 @@ class LedgerConsumer:
         self._find_topics()
         self._connect()
         opened: dict[Place, int] = {}
+        told = []
         for topic in self.topics:
             offsets = self._open_topic(topic)
             opened |= {(topic, partition): offset for partition, offset in offsets.items()}
-            _log.info("reading %s from %s", topic, offsets)
+            told.append(f"{topic} from {offsets}")
+        _log.info("reading %s", " and ".join(told))
         self._next = opened
         self._consumer.assign([TopicPartition(*place, at) for place, at in opened.items()])
         self._doubt = False

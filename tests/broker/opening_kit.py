@@ -29,7 +29,8 @@ def opening(number: str, tenant: str = "acme", **more: Any) -> Pair:
 
 def source_of(message: Message) -> int:
     """Where in the log the opening of a record of the orders topic lies, by its only header."""
-    ((name, content),) = message.headers() or ()
+    headers: Any = message.headers() or ()
+    ((name, content),) = headers
     assert name == SOURCE_OFFSET
     assert isinstance(content, bytes)
     return int(content)

@@ -35,7 +35,7 @@ def as_record(opening: OrderOpened, source: int | None) -> tuple[bytes, bytes, i
 
 def rows(dsn: str, query: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn) as conn:
-        return conn.execute(query).fetchall()  # type: ignore[arg-type]
+        return conn.execute(query).fetchall()
 
 
 def has_read(dsn: str, topics: Topics, records: int) -> bool:

@@ -4,7 +4,8 @@
 //     node client.js kafka      BOOTSTRAP_SERVERS, TOPIC, ORDERS, SEGMENTS, INTERVAL_MS: into Kafka
 //     node client.js vectors F  encodes the segments of vectors/segments.json
 //
-// It keeps unsent segments in memory; a client that may be killed keeps them on disk.
+// It keeps unsent segments in memory; a client that may be killed keeps them on disk. Node 22.18 and
+// later run client.ts as it is.
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";

@@ -28,6 +28,7 @@ from durabill.deploy.commands.receipt import receipt, verify
 from durabill.deploy.commands.replay import replay
 from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.seal import seal_app
+from durabill.deploy.commands.secret_flags import without_keys
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
 from durabill.deploy.commands.verify_receipt import verify_receipt
@@ -132,7 +133,7 @@ def _tell(error: Exception, arguments: list[str]) -> int:
         give_up_output()
     if not (isinstance(error, OutputError) and error.is_gone):
         for line in lines:
-            say(f"error: {line}")
+            say(f"error: {without_keys(line)}")
     return int(getattr(error, "exit_code", 1))
 
 

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from durabill.deploy.commands.ask_workers import known_workers
@@ -39,7 +38,6 @@ from durabill.deploy.terminal import (
 log = logging.getLogger("durabill.settings")
 
 if TYPE_CHECKING:
-    from durabill.producers.gateway.server import GatewayConfig
     from durabill.stream_processors.settings import Settings
 
 
@@ -150,7 +148,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         durabill gateway --gateway-port 8080
         curl -X POST http://127.0.0.1:8080/v1/orders
     """
-    from durabill.deploy.commands.gateway_access import check_gateway
+    from durabill.deploy.commands.gateway_config import check_gateway, gateway_config
     from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
     from durabill.deploy.logs import set_up_logging
     from durabill.producers.gateway.server import run_gateway
@@ -161,7 +159,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     check_address("gateway", settings.gateway_host, settings.gateway_port)
     settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     warn_of_policy(settings)
-    _ensure_keys(settings)
+    config = gateway_config(settings)
     enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
     known = known_workers(settings)
     ledger = settings.ledger_dsn or local_ledger(settings)
@@ -181,66 +179,11 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     try:
         with stopping("gateway"):
-            run_gateway(_gateway_config(settings), is_ready)
+            run_gateway(config, is_ready)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # somebody has taken it since we looked
             check_address("gateway", settings.gateway_host, settings.gateway_port)
         raise
-
-
-def _ensure_keys(settings: "Settings") -> None:
-    """Make the keys that nobody has named in the data folder; raise SigningKeyError."""
-    from durabill.deploy.files import data_folder
-    from durabill.producers.gateway.key_files import ensure_keys, read_keys
-    from durabill.producers.gateway.key_sets import Kind
-
-    data_folder(Path(settings.data_dir))
-    for kind, file, is_named in (
-        (Kind.LEASE, settings.lease_keys, settings.lease_keys_file),
-        (Kind.RECEIPT, settings.receipt_keys, settings.receipt_key_file),
-    ):
-        if not is_named:
-            ensure_keys(file, kind)
-        read_keys(file, kind)  # what is wrong with it is told before anything else
-
-
-def _gateway_config(settings: "Settings") -> "GatewayConfig":
-    from durabill.deploy.commands.gateway_access import access_of, are_leases_required, tls_of
-    from durabill.producers.gateway.authority import AuthorityConfig
-    from durabill.producers.gateway.server import GatewayConfig
-    from durabill.producers.gateway.web_server import Limits
-    from durabill.stream_processors.kafka.options import telling
-
-    return GatewayConfig(
-        kafka=telling(settings.librdkafka()),
-        topic=settings.segments_topic,
-        host=settings.gateway_host,
-        port=settings.gateway_port,
-        allowed_hosts=tuple(each.strip() for each in settings.gateway_allowed_hosts.split(",")),
-        access_log=settings.gateway_access_log,
-        access=access_of(settings),
-        tls=tls_of(settings),
-        report_interval_ms=round(settings.report_interval_s * 1000),
-        find_workers=lambda: tuple(known_workers(settings)),
-        worker_token=settings.worker_token,
-        find_ledger=lambda: settings.ledger_dsn or local_ledger(settings),
-        correction_window_ms=settings.policy.correction_window_ms,
-        limits=Limits(
-            connections_max=settings.gateway_connections,
-            connections_per_address_max=settings.gateway_address_connections,
-        ),
-        client_segments_max=settings.gateway_client_segments,
-        tenant_segments_max=settings.gateway_tenant_segments,
-        tenant_requests_max=settings.gateway_tenant_requests,
-        tenant_orders_max=settings.gateway_tenant_orders,
-        authority=AuthorityConfig(
-            lease_keys_file=settings.lease_keys,
-            receipt_keys_file=settings.receipt_keys,
-            lease_ms=round(settings.lease_s * 1000),
-            are_leases_required=are_leases_required(settings),
-        ),
-        clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
-    )
 
 
 @with_settings(*CONNECTION, "totals_topic", "orders_topic", "application_id", "ledger_dsn")

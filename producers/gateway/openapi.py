@@ -98,10 +98,13 @@ def openapi() -> dict[str, Any]:
         shapes, ref_template="#/components/schemas/{name}"
     )
     # Whole numbers are taken as 2 and as 2.0, which JSON Schema calls an integer.
-    for name in ("business_data_number", "start_ms", "end_ms"):
-        shape = components["SegmentRequest"]["properties"][name]
-        del shape["anyOf"]
-        shape["type"] = "integer"
+    for segment in ("SegmentRequest", "UploadSegment"):
+        for name in ("business_data_number", "start_ms", "end_ms"):
+            shape = components[segment]["properties"][name]
+            del shape["anyOf"]
+            shape["type"] = "integer"
+    in_short = components["Upload"]["properties"]["segments"]["items"]["anyOf"][0]
+    in_short["prefixItems"] = [{"type": "integer"}] * 3 + [{"type": "boolean"}]
     # What can't be read of it is ignored, so anything is taken.
     components["UploadRequest"]["properties"]["client"]["anyOf"].append({})
     schema_of = dict(zip(shapes, schemas, strict=True))

@@ -33,7 +33,8 @@ def read_openings(
 
 def source_offset_of(message: Message) -> int | None:
     """Return where in the log the opening lies that a record of the orders topic passes on."""
-    contents = [content for name, content in message.headers() or () if name == SOURCE_OFFSET]
+    headers: Any = message.headers() or ()
+    contents = [content for name, content in headers if name == SOURCE_OFFSET]
     if len(contents) != 1 or not isinstance(contents[0], bytes) or not contents[0].isdigit():
         return None
     return int(contents[0]) if len(contents[0]) <= OFFSET_DIGITS_MAX else None

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from durabill.producers.gateway.auth.access import AccessLimits
@@ -15,9 +16,9 @@ from durabill.schemas.errors import SettingsError
 from durabill.schemas.order_state import Opened
 from tests.broker.access_kit import NOTHING_HERE, Keys
 from tests.broker.gateway_kit import call, exchange, gateway
-from tests.broker.ledger_kit import wait_until
+from tests.broker.ledger_kit import new_ledger_dsn, wait_until
 from tests.broker.test_gateway_lookup import asked as asked_workers
-from tests.broker.test_gateway_lookup import worker
+from tests.broker.test_gateway_lookup import insert_total, worker
 from tests.conftest import Topics
 from tests.state_kit import a_state, as_json
 
@@ -78,9 +79,9 @@ def test_a_route_is_for_its_scope_alone(
     if method == "HEAD" and route.method != "GET":
         return
     verb = route.method if method == "as it is" else method
-    shown: dict[str | None, Headers] = {None: {}, **by_scope}
+    shown: list[tuple[str | None, Headers]] = [(None, {}), *by_scope.items()]
     found: dict[str | None, object] = {}
-    for who, headers in shown.items():
+    for who, headers in shown:
         status, answer, _ = call(url, verb, path_of(route), None, headers)
         found[who] = status, answer["reason"] if status >= 400 and answer else ""
     if route.scope is None:
@@ -197,10 +198,10 @@ def test_a_key_that_is_made_or_revoked_is_known_without_a_restart(tmp_path: Path
 # -- tenants -------------------------------------------------------------------------------------
 
 
-def opened_by(number: str, tenant: str | None) -> dict[str, object]:
+def opened_by(number: str, tenant: str | None) -> object:
     state = as_json(a_state(number))
     if tenant is not None:
-        opened = Opened(tenant=tenant, service="", server_timestamp_ms=0, accept_until_ms=1)
+        opened = Opened(tenant=tenant, client="", server_timestamp_ms=0, accept_until_ms=1)
         state["opened"] = {name: getattr(opened, name) for name in opened.__struct_fields__}
     return state
 
@@ -239,6 +240,35 @@ def test_a_tenant_sees_its_own_orders_alone(tmp_path: Path) -> None:
         assert call(url, "GET", "/v1/orders/OLD", None, default)[0] == 200
         # The worker was asked in the same way whosever it was.
         assert len([path for path, _ in asked_workers if path.endswith("&tenant=acme")]) == 6
+
+
+def test_a_tenant_sees_its_own_totals_alone(postgres_dsn: str, tmp_path: Path) -> None:
+    """Of the ledger: by the opening that a total rests on, and else by the number."""
+    dsn = new_ledger_dsn(postgres_dsn)
+    with psycopg.connect(dsn) as connection:
+        for number in ORDERS:
+            insert_total(connection, number)
+        connection.execute("INSERT INTO orders " + OPENINGS)
+    keys = Keys(tmp_path / "keys")
+    own, admin = keys.add("acme", "read"), keys.add("acme", "read", "admin")
+    with worker({}) as knows_none, gateway(keys.config([knows_none], ledger_dsn=dsn)) as url:
+        _, unknown, _ = call(url, "GET", "/v1/orders/NOBODYS", None, own)
+        for number, (_, is_own) in ORDERS.items():
+            status, answer, _ = call(url, "GET", f"/v1/orders/{number}", None, own)
+            assert status == (200 if is_own else 404), number
+            assert is_own or answer == unknown
+            assert call(url, "GET", f"/v1/orders/{number}", None, admin)[0] == 200
+
+
+# What the ledger has of the orders that somebody opened.
+OPENINGS = """
+    (service_order_number, tenant, client, service, attributes, server_timestamp_ms,
+     report_interval_ms, accept_until_ms, source_partition, source_offset,
+     orders_topic, orders_partition, orders_offset, orders_append_ms)
+    VALUES ('OWN', 'acme', '', '', '{}', 0, 1, 1, 0, 0, 'o', 0, 0, 0),
+           ('OTHERS', 'other', '', '', '{}', 0, 1, 1, 0, 0, 'o', 0, 1, 0),
+           ('acme:theirs', 'other', '', '', '{}', 0, 1, 1, 0, 0, 'o', 0, 2, 0)
+"""
 
 
 def test_without_authentication_all_orders_are_seen() -> None:

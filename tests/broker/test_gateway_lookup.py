@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 import msgspec
 import psycopg
@@ -90,9 +91,9 @@ def test_no_worker_is_not_the_same_as_no_order() -> None:
         assert (status, answer["reason"]) == (503, "NOT_CONFIGURED")
 
 
-def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
-    dsn = new_ledger_dsn(postgres_dsn)
-    total = asdict(a_total("SO1"))
+def insert_total(connection: psycopg.Connection[Any], number: str) -> dict[str, Any]:
+    """Give a ledger a total of an order; gives what it says."""
+    total = asdict(a_total(number))
     total["intervals"] = [each._asdict() for each in a_total().intervals]
     total["missing_numbers"] = [each._asdict() for each in a_total().missing_numbers]
     row = {
@@ -100,10 +101,16 @@ def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
         for name, value in total.items()
         if name != "gap_ms"  # the table's own
     } | {"totals_topic": "t", "totals_partition": 0, "totals_offset": 0, "totals_append_ms": 0}
-    names = ", ".join(row)
+    row["totals_offset"] = int.from_bytes(number.encode()[:6], "big")  # each has its own
+    names, values = ", ".join(row), ", ".join(f"%({name})s" for name in row)
+    connection.execute(f"INSERT INTO order_totals ({names}) VALUES ({values})".encode(), row)
+    return total
+
+
+def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
+    dsn = new_ledger_dsn(postgres_dsn)
     with psycopg.connect(dsn) as connection:
-        values = ", ".join(f"%({name})s" for name in row)
-        connection.execute(f"INSERT INTO order_totals ({names}) VALUES ({values})".encode(), row)
+        total = insert_total(connection, "SO1")
     settled = LIVE | {"phase": "SETTLED"}
     with (
         worker({"/orders/SO1": settled}) as knows,

@@ -33,10 +33,13 @@ def private_key(algorithm: str) -> PrivateKey:
 
 def jwk_of(key: PrivateKey, **fields: object) -> dict[str, Any]:
     """The public half of a key as a JWK."""
-    public = key.public_key()
-    kinds = {ec.EllipticCurvePrivateKey: ECAlgorithm, rsa.RSAPrivateKey: RSAAlgorithm}
-    to_jwk = next((kind for of, kind in kinds.items() if isinstance(key, of)), OKPAlgorithm).to_jwk
-    found = json.loads(to_jwk(public))
+    kinds: tuple[tuple[type, Any], ...] = (
+        (ec.EllipticCurvePrivateKey, ECAlgorithm),
+        (rsa.RSAPrivateKey, RSAAlgorithm),
+        (object, OKPAlgorithm),
+    )
+    kind = next(kind for of, kind in kinds if isinstance(key, of))
+    found = json.loads(kind.to_jwk(key.public_key()))
     found.pop("key_ops", None)
     return {**found, **fields}
 

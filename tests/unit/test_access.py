@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from durabill.producers.gateway.auth import access as access_module
+from durabill.producers.gateway.auth import tokens as tokens_module
 from durabill.producers.gateway.auth.access import (
     SLOW_LANE_PER_S,
     Access,
@@ -133,7 +134,7 @@ def test_a_mode_takes_its_own_kind_alone(mode: str, opens: str, tmp_path: Path) 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tokens whose signatures are checked from now on."""
     checked: list[str] = []
-    real = access_module.read_token
+    real = tokens_module.read_token
 
     def check(token: str, *others: Any) -> Any:
         checked.append(token)

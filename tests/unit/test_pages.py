@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import BadRecord, check_order_number, partition_for
 from durabill.schemas.errors import SettingsError
-from durabill.schemas.order_state import OrderState
+from durabill.schemas.order_state import Opened, OrderState
 from durabill.stream_processors.settings import Settings, load_settings
 from durabill.stream_processors.worker.pages import Pages, check_access
 from durabill.stream_processors.worker.processor import Processor
@@ -121,6 +122,25 @@ def test_an_order_is_told_by_its_owner_alone(stand: Stand, port: int) -> None:
     stand.states = {ours: a_state(ours)}
     status, answer = get(port, f"/orders/{ours}")
     assert (status, answer["intervals"], answer["lag"]) == (200, [[0, 1]], 0)
+
+
+def test_an_order_is_told_to_its_tenant_alone(stand: Stand, port: int) -> None:
+    """To others it is in every way as an order that isn't there, also while there is a lag."""
+    ours = in_partition(1)
+    mine, nobodys = f"/orders/{ours}?tenant=acme", f"/orders/{ours}?tenant=other"
+    opened = Opened(tenant="acme", client="c", server_timestamp_ms=0, accept_until_ms=1)
+    for lag in (0, 3):
+        stand.lags[1] = lag
+        stand.states = {}
+        unknown = get(port, mine)
+        assert unknown[0] == (503 if lag else 404)
+        stand.states = {ours: msgspec.structs.replace(a_state(ours), opened=opened)}
+        assert get(port, mine)[0] == get(port, f"/orders/{ours}")[0] == 200
+        assert get(port, nobodys) == unknown
+        stand.states = {ours: a_state(ours)}  # opened by nobody: the default tenant's
+        assert get(port, f"/orders/{ours}?tenant=default")[0] == 200
+        assert get(port, mine) == unknown
+    stand.lags[1] = 0
 
 
 def test_an_orders_page_byte_for_byte(stand: Stand, port: int) -> None:

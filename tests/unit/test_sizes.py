@@ -29,7 +29,6 @@ LONG_FILES = {
     "stream_processors/engine/kernel/parse.py": "the bytes of a record, field by field",
     "stream_processors/engine/kernel/rows.py": "what a row is, and its arithmetic",
     "stream_processors/kafka/reading.py": "the one way to read topics, and what passes meanwhile",
-    "stream_processors/kafka/reading.py": "the one way in which topics are read to their ends",
     "stream_processors/ledger/consumer.py": "one loop with its order of effects",
     "stream_processors/ledger/store.py": "all SQL that the ledger writes with",
     "stream_processors/settings.py": "all settings in one place, and what is wrong with them",

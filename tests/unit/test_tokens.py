@@ -99,14 +99,9 @@ def test_an_end_that_is_no_time(expires: object) -> None:
 
 
 def test_times_within_the_leeway_are_taken() -> None:
-    late = NOW_S + LEEWAY_S
-    for claims in (
-        {"exp": NOW_S - LEEWAY_S + 1},
-        {"nbf": late},
-        {"iat": late},
-        {"exp": NOW_S + 0.5},
-    ):
-        assert caller_by(ISSUER.token(**claims), SET) is not None
+    late, early = NOW_S + LEEWAY_S, NOW_S - LEEWAY_S + 1
+    assert caller_by(ISSUER.token(exp=early), SET) is not None
+    assert caller_by(ISSUER.token(exp=NOW_S + 0.5, nbf=late, iat=late), SET) is not None
 
 
 def test_scopes_are_ours_alone() -> None:

@@ -1,14 +1,17 @@
-"""Who may ask the gateway, and its TLS, from the settings; checked before anything connects."""
+"""What the gateway needs to know, from the settings; who may ask it is checked beforehand."""
 
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from durabill.deploy.commands.ask_workers import known_workers
+from durabill.deploy.commands.common import local_ledger
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.web import is_loopback
 
 if TYPE_CHECKING:
     from durabill.producers.gateway.auth.config import AccessConfig
+    from durabill.producers.gateway.server import GatewayConfig
     from durabill.producers.gateway.tls import TlsFiles
     from durabill.stream_processors.settings import Settings
 
@@ -77,3 +80,37 @@ def tls_of(settings: "Settings") -> "TlsFiles | None":
     from durabill.producers.gateway.tls import TlsFiles
 
     return TlsFiles(Path(certificate), Path(key), Path(client_ca) if client_ca else None)
+
+
+def gateway_config(settings: "Settings") -> "GatewayConfig":
+    """Return all that the gateway needs to know; raise SigningKeyError for keys of no use."""
+    from durabill.deploy.commands.gateway_authority import authority_of
+    from durabill.producers.gateway.server import GatewayConfig
+    from durabill.producers.gateway.web_server import Limits
+    from durabill.stream_processors.kafka.options import telling
+
+    return GatewayConfig(
+        kafka=telling(settings.librdkafka()),
+        topic=settings.segments_topic,
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        allowed_hosts=tuple(each.strip() for each in settings.gateway_allowed_hosts.split(",")),
+        access_log=settings.gateway_access_log,
+        access=access_of(settings),
+        tls=tls_of(settings),
+        report_interval_ms=round(settings.report_interval_s * 1000),
+        find_workers=lambda: tuple(known_workers(settings)),
+        worker_token=settings.worker_token,
+        find_ledger=lambda: settings.ledger_dsn or local_ledger(settings),
+        correction_window_ms=settings.policy.correction_window_ms,
+        limits=Limits(
+            connections_max=settings.gateway_connections,
+            connections_per_address_max=settings.gateway_address_connections,
+        ),
+        client_segments_max=settings.gateway_client_segments,
+        tenant_segments_max=settings.gateway_tenant_segments,
+        tenant_requests_max=settings.gateway_tenant_requests,
+        tenant_orders_max=settings.gateway_tenant_orders,
+        authority=authority_of(settings, are_leases_required=are_leases_required(settings)),
+        clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
+    )

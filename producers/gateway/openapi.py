@@ -46,6 +46,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
     },
 }
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, or an access token of RFC 9068; each route names the scope that it "
+    "needs. Without authentication, as on the loopback, nothing is asked for",
+}
 _STATUS_TEXTS = {
     200: "done",
     201: "made",
@@ -64,8 +70,6 @@ _STATUS_TEXTS = {
     500: "our fault",
     503: "not now, see Retry-After",
 }
-
-
 _RETRY_AFTER = {
     "retry-after": {
         "description": "so many seconds at least before the next try",
@@ -81,12 +85,6 @@ _HEADERS: dict[int, dict[str, Any]] = {
     },
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
-}
-_BEARER = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "an API key, dbk_..., or a JWT access token; each operation tells the scope "
-    "that it must have",
 }
 
 

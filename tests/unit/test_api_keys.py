@@ -23,6 +23,7 @@ from durabill.producers.gateway.auth.api_keys import (
 from durabill.producers.gateway.auth.key_book import KeyBook
 from durabill.producers.gateway.auth.key_changes import create, revoke, rotate
 from durabill.producers.gateway.caller import Caller
+from durabill.schemas.text import without_secrets
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
@@ -82,6 +83,17 @@ def test_what_is_no_key_opens_nothing(wrong: str, tmp_path: Path) -> None:
     book = KeyBook(written(tmp_path / "keys", a_key()[1]))
     assert id_of(wrong) is None
     assert book.caller(wrong, NOW_MS) is None
+
+
+def test_secrets_are_hidden_in_what_is_told() -> None:
+    shown, kept = a_key()
+    secret = shown.rpartition("_")[2]
+    token = "eyJhbGciOiJ9.eyJpc3MiOiJ9.c2lnbmF0dXJl"
+    for text in (shown, f"x{shown}y", f"?key={shown}&a=b", f"{shown} {shown}", f"dbk_{secret}"):
+        assert secret not in without_secrets(text)
+    assert without_secrets(f"Bearer {token}!") == "Bearer …!"
+    told = f"order dbk_ of {kept.id}, eyJ and 1.2.3"
+    assert without_secrets(told) == told
 
 
 def test_a_file_says_what_was_put_in() -> None:

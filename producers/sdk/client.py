@@ -30,7 +30,7 @@ from typing import Self, TypeVar
 
 from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.sender import Sender
-from durabill.producers.sdk.server_clock import DRIFT_PPM
+from durabill.producers.sdk.server_clock import DRIFT_PPM, Reading
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
 from durabill.producers.sdk.spool import (
@@ -42,7 +42,7 @@ from durabill.producers.sdk.spool import (
 )
 from durabill.producers.sdk.standing import ClientStats, Standing
 from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
-from durabill.producers.sdk.timekeeper import Timekeeper
+from durabill.producers.sdk.timekeeper import ABSENT_US, Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
     Grant,
@@ -102,10 +102,7 @@ class Client:
         self._uplink = uplink
         self._backoff = Backoff() if backoff is None else backoff
         self._time = Timekeeper(
-            clock if clock is None or isinstance(clock, Clocks) else Clocks(clock),
-            suspends=suspends,
-            drift_ppm=drift_ppm,
-            tell=self._trouble,
+            clock, suspends=suspends, drift_ppm=drift_ppm, absent_us=ABSENT_US, tell=self._trouble
         )
         self._dice = dice
         self._on_error = on_error
@@ -117,7 +114,6 @@ class Client:
         self._standing: Standing | None = None
         self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes, on_damage=self._damaged)
         self._standing = Standing(self._spool, self._time, client_name, self._trouble)
-        self._reporter = Reporter(lambda: self._time.read().now_ms, self._store_all, self._trouble)
         self._sender = Sender(
             self._spool,
             uplink,
@@ -129,22 +125,13 @@ class Client:
             self._standing,
             self._time,
         )
+        self._reporter = Reporter(
+            lambda: self._time.read().now_ms, self._spool, self._sender.wake, self._trouble
+        )
         self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
         for damage in self._damages:
             self._damaged(damage)
-        bodies = {"reporter": self._reporter.run, "sender": self._sender.run}
-        self._threads = [
-            threading.Thread(
-                target=self._guarded, args=(name, run), name=f"durabill-{name}", daemon=True
-            )
-            for name, run in bodies.items()
-        ]
-        try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException:  # the system has no thread left
-            self._stop()
-            raise
+        self._threads = self._started()
 
     def start(
         self,
@@ -163,17 +150,18 @@ class Client:
         self._check_running()
         if service_order_number is not None:
             check_order_number(service_order_number)
-        own_time = grant is not None
+        asked = None
         if grant is None:
-            grant = self._granted(service_order_number, time.monotonic() + timeout_s)
+            asked, grant = self._granted(service_order_number, time.monotonic() + timeout_s)
         reading = self._time.read()
         number = grant.service_order_number
         if self._spool.session(number) is not None:
             raise ValueError(f"order {number!r} is in use here already, resume it")
         start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
-        session = Session(number, start_ms, interval_ms, reading, own_time=own_time)
+        own_time = asked is None
+        session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
         terms = with_renewal(grant.terms, start_ms)
-        self._spool.append_all([Entry([], session.state, terms)])
+        self._spool.append_all([Entry([], session.state, terms)], durable=False)
         return self._run(session)
 
     def unfinished(self) -> list[SessionState]:
@@ -213,7 +201,7 @@ class Client:
             count_gap=count_gap,
             server_timestamp_ms=server_timestamp_ms,
         )
-        self._spool.append([], session.state)
+        self._spool.append_all([Entry([], session.state)], durable=False)
         return self._run(session)
 
     def rejected(self) -> list[RejectedSegment]:
@@ -301,8 +289,8 @@ class Client:
     ) -> None:
         self.close()
 
-    def _granted(self, service_order_number: str | None, until_s: float) -> Grant:
-        if not self._time.is_known:  # else the first segments were cut on a time that nobody knows
+    def _granted(self, service_order_number: str | None, until_s: float) -> tuple[Reading, Grant]:
+        if not self._time.is_known or self._time.read().unsettled_ms:  # who knows how late it is
             self._ask_time(until_s)
         uplink, key = self._uplink, uuid.uuid4().hex
 
@@ -315,7 +303,7 @@ class Client:
             self._time.learn(asked_us, grant.stamps)
             return grant
 
-        return self._patiently(ask, until_s)
+        return self._time.read(), self._patiently(ask, until_s)
 
     def _ask_time(self, until_s: float) -> None:
         def ask(left_s: float) -> None:
@@ -342,6 +330,23 @@ class Client:
         if not all(thread.is_alive() for thread in self._threads):
             return ClientStopped("a thread of this client is gone (a fork?), make a new one")
         return None
+
+    def _started(self) -> list[threading.Thread]:
+        bodies = {"reporter": self._reporter.run, "sender": self._sender.run}
+        threads = [
+            threading.Thread(
+                target=self._guarded, args=(name, run), name=f"durabill-{name}", daemon=True
+            )
+            for name, run in bodies.items()
+        ]
+        self._threads = threads
+        try:
+            for thread in threads:
+                thread.start()
+        except BaseException:  # the system has no thread left
+            self._stop()
+            raise
+        return threads
 
     def _guarded(self, name: str, run: Callable[[], None]) -> None:
         try:
@@ -379,10 +384,6 @@ class Client:
 
     def _store(self, segments: list[SegmentEvent], state: SessionState) -> None:
         self._spool.append(segments, state)
-        self._sender.wake()
-
-    def _store_all(self, entries: Sequence[Entry]) -> None:
-        self._spool.append_all(entries)
         self._sender.wake()
 
     def _finish(self, service: Service, timeout_s: float) -> EndReceipt:

@@ -18,8 +18,8 @@ from itertools import count
 
 from durabill.producers.sdk.service import Cut, Service
 from durabill.producers.sdk.session import ProducerError
-from durabill.producers.sdk.spool import Entry
-from durabill.producers.sdk.spool_file import SpoolFull
+from durabill.producers.sdk.spool import Entry, Spool
+from durabill.producers.sdk.spool_errors import SpoolFull
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +32,21 @@ _STEP_MS = 1_000
 class Reporter:
     """Reports for all running services of a client. `run` is the body of its thread.
 
-    `now_ms` is the clock of the services' `due_at_ms`; `store` keeps entries, all or none;
-    `tell` is told of all trouble.
+    `now_ms` is the clock of the services' `due_at_ms`; `spool` keeps segments, `stored` is called
+    when there are new ones; `tell` is told of all trouble. It also sees to it that what was stored
+    without waiting for the disk (a service's start) soon survives a power cut.
     """
 
     def __init__(
         self,
         now_ms: Callable[[], int],
-        store: Callable[[Sequence[Entry]], None],
+        spool: Spool,
+        stored: Callable[[], None],
         tell: Callable[[Exception], None],
     ) -> None:
         self._now_ms = now_ms
-        self._store = store
+        self._spool = spool
+        self._stored = stored
         self._tell = tell
         self._changed = threading.Condition()
         self._reporting = threading.Lock()
@@ -89,7 +92,8 @@ class Reporter:
                 due = self._due()
                 if not due and not self._is_stopping:
                     self._changed.wait(self._wait_s())
-                    continue
+            if self._spool.sync_due_s() == 0.0:
+                self._sync()
             self.report(due)
             with self._changed:
                 for service in due:
@@ -130,7 +134,7 @@ class Reporter:
         while pieces:
             piece = pieces.pop()
             try:
-                self._store([Entry(cut.segments, cut.after) for cut in piece])
+                self._spool.append_all([Entry(cut.segments, cut.after) for cut in piece])
             except SpoolFull as error:
                 if len(piece) == 1:
                     trouble.append(error)
@@ -145,6 +149,13 @@ class Reporter:
             else:
                 for cut in piece:
                     cut.is_kept = True
+                self._stored()
+
+    def _sync(self) -> None:
+        try:
+            self._spool.sync()
+        except ProducerError as error:
+            self._tell(error)
 
     def _due(self) -> list[Service]:
         now_ms, now_s = self._now_ms(), time.monotonic()
@@ -167,6 +178,7 @@ class Reporter:
         heapq.heappush(self._heap, (due_ms, next(self._ids), service))
 
     def _wait_s(self) -> float | None:
-        if not self._heap:
-            return None
-        return min(_WAIT_MAX_S, max(self._heap[0][0] - self._now_ms(), 1) / 1000)
+        waits_s = [self._spool.sync_due_s()]
+        if self._heap:
+            waits_s += [_WAIT_MAX_S, max(self._heap[0][0] - self._now_ms(), 1) / 1000]
+        return min((each for each in waits_s if each is not None), default=None)

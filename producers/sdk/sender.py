@@ -5,8 +5,7 @@ removed, refused ones (and stored ones that will not count) are set aside with t
 words. Everything else stays, and is tried again after a pause (`pace`): all of it where the
 server is away or busy, one order where only that one fails.
 
-Leases are renewed in time: in the last third of their life, and where the server says that one
-doesn't hold any more. An order whose lease can't be renewed now waits by itself.
+Leases are renewed in time (`lease_keeper`). An order whose lease can't be renewed waits by itself.
 """
 
 import logging
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from durabill.producers.sdk.holds import Holds
+from durabill.producers.sdk.lease_keeper import LeaseKeeper
 from durabill.producers.sdk.pace import Pace
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
@@ -24,14 +24,12 @@ from durabill.producers.sdk.standing import ServerNow, Standing
 from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
-    Renewing,
     SendNotes,
     SendResult,
     Uplink,
     UplinkRefused,
     UplinkUnavailable,
     WillNotCount,
-    with_renewal,
 )
 
 log = logging.getLogger(__name__)
@@ -39,7 +37,6 @@ log = logging.getLogger(__name__)
 REQUEST_SEGMENTS_MAX = 1_000
 _IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
 _TIME_TIMEOUT_S = 5.0
-_RENEWED_AT_ONCE_MAX = 20  # in time; those that have ended have no such limit
 
 
 class Sender:
@@ -73,7 +70,7 @@ class Sender:
         self._now = ServerNow(timekeeper)
         self._pace = Pace(backoff, dice)  # the thread's own, like the holds
         self._holds = Holds()
-        self._stale_leases: set[str] = set()
+        self._leases = LeaseKeeper(spool, uplink, self._now)
         self._waiters = 0
         self._waiters_mutex = threading.Lock()
         self._work = threading.Event()  # the spool may hold something new
@@ -141,12 +138,15 @@ class Sender:
             self._work.wait(_IDLE_MAX_S if held_s is None else min(held_s, _IDLE_MAX_S))
             return None
         numbers = {entry.segment.service_order_number for entry in batch}
-        stalled = self._renew(numbers)
+        stalled = self._leases.renew(numbers)
+        for number, error in stalled.items():
+            self._hold(number, error if isinstance(error, UplinkUnavailable) else None)
+            self._tell(error)
         if stalled:
             batch = [each for each in batch if each.segment.service_order_number not in stalled]
             if not batch:
                 return None  # they wait by themselves now
-        terms = {number: self._spool.terms(number) for number in numbers - stalled}
+        terms = {number: self._spool.terms(number) for number in numbers - stalled.keys()}
         leases = {number: each.lease for number, each in terms.items() if each.lease}
         settled: set[int] = set()
         notes = SendNotes(
@@ -201,7 +201,7 @@ class Sender:
 
     def _follow_up(self, result: SendResult) -> None:
         """Do what the server said of whole orders."""
-        self._stale_leases |= result.stale_leases
+        self._leases.stale |= result.stale_leases
         for number, problem in result.failed.items():
             self._hold(number, problem)
             self._tell(problem)
@@ -209,31 +209,6 @@ class Sender:
             terms = self._spool.terms(number)
             if terms.accept_until_ms != until_ms:
                 self._spool.keep_terms(number, replace(terms, accept_until_ms=until_ms))
-
-    def _renew(self, numbers: set[str]) -> set[str]:
-        """Renew the leases that end soon; return the orders that can't be sent without."""
-        if not isinstance(self._uplink, Renewing):
-            return set()
-        stalled: set[str] = set()
-        now_ms, in_time = self._now.now_ms(), 0
-        for number in numbers:
-            terms = self._spool.terms(number)
-            is_over = number in self._stale_leases or (terms.lease_expires_ms or now_ms) < now_ms
-            is_due = in_time < _RENEWED_AT_ONCE_MAX and (terms.renew_from_ms or now_ms) < now_ms
-            if not terms.lease or not (is_over or is_due):
-                continue
-            in_time += not is_over
-            try:
-                renewed = with_renewal(self._uplink.renew(number, terms.lease), self._now.now_ms())
-                self._spool.keep_terms(number, renewed)
-                self._stale_leases.discard(number)
-                self._holds.worked(number)
-            except (UplinkUnavailable, UplinkRefused) as error:
-                if is_over:
-                    stalled.add(number)
-                    self._hold(number, error if isinstance(error, UplinkUnavailable) else None)
-                    self._tell(error)
-        return stalled
 
     def _hold(self, number: str, problem: UplinkUnavailable | None) -> None:
         wish_s = problem.retry_after_s if problem is not None else None

@@ -95,9 +95,10 @@ class Session:
     """One service from the server's go to its end. Not safe for several threads at once.
 
     `reading` is the client's time when the server's answer had arrived; all later ones are of the
-    same clock. `own_time` is for a server's time that the caller gave: it is taken to be that of
-    `reading`, and steps of the client's time don't move it. Raises BadRecord or ValueError as
-    `SessionState` does.
+    same clock. `asked` is what it was before the server was asked, if it was: what happened to the
+    clock meanwhile is in doubt, too. `own_time` is for a server's time that the caller gave: it is
+    taken to be that of `reading`, and steps of the client's time don't move it. Raises BadRecord or
+    ValueError as `SessionState` does.
     """
 
     def __init__(
@@ -107,11 +108,14 @@ class Session:
         report_interval_ms: int,
         reading: Reading,
         *,
+        asked: Reading | None = None,
         own_time: bool = False,
     ) -> None:
         self._own_time = own_time
         self._ahead_ms = server_timestamp_ms - self._scale_ms(reading) if own_time else 0
         way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
+        if asked is not None:
+            way_ms += reading.doubt_ms - asked.doubt_ms + asked.unsettled_ms
         self._begin(
             SessionState(
                 service_order_number,
@@ -196,12 +200,21 @@ class Session:
         assert state.reported_until_ms <= self._state.reported_until_ms
         self._state = state
 
-    def due_at(self) -> int:
-        """Return the `now_ms` of a reading from which `report` has something to give."""
-        if self._latest.unsettled_ms:
-            return self._latest.now_ms + _UNSETTLED_RETRY_MS
-        due_ms = self._start_ms(self._latest) + self._state.report_interval_ms
-        return due_ms - self._time_ms(self._latest) + self._latest.now_ms
+    @property
+    def waits(self) -> bool:
+        """Whether the last look found that it isn't settled how long the machine slept."""
+        return self._latest.unsettled_ms > 0
+
+    def due_at(self, reading: Reading | None = None) -> int:
+        """Return the `now_ms` of a reading from which `report` has something to give.
+
+        As of `reading`, or of the last look: a step of the time since then would be missed.
+        """
+        reading = self._latest if reading is None else reading
+        if reading.unsettled_ms:
+            return reading.now_ms + _UNSETTLED_RETRY_MS
+        due_ms = self._start_ms(reading) + self._state.report_interval_ms
+        return due_ms - self._time_ms(reading) + reading.now_ms
 
     def bound_ms(self, reading: Reading) -> int:
         """Return how far the time billed may be off if the session ended at `reading`."""

@@ -19,8 +19,10 @@ spool was told whom to tell; else SpoolDamaged is raised.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,14 +30,14 @@ from typing import Any, Self, TypeVar
 
 from durabill.producers.sdk.salvage import Salvaged, put_aside, put_back, read_what_is_left
 from durabill.producers.sdk.session import SessionState
-from durabill.producers.sdk.spool_file import (
+from durabill.producers.sdk.spool_errors import (
     SpoolBroken,
     SpoolBusy,
     SpoolDamaged,
     SpoolError,
-    SpoolFile,
     SpoolFull,
 )
+from durabill.producers.sdk.spool_file import SpoolFile
 from durabill.producers.sdk.spool_receipts import ReceiptBox
 from durabill.producers.sdk.spool_tables import (
     NAMES,
@@ -67,6 +69,7 @@ __all__ = [
 T = TypeVar("T")
 
 LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
+_UNSYNCED_MAX_S = 0.1
 _WORDS_MAX = 100  # of a refusal that has room where a longer one hasn't
 _AT_ONCE_MAX = 500  # values in one query; old versions of SQLite take 999
 
@@ -111,6 +114,7 @@ class _Order:
 @dataclass(eq=False, slots=True)
 class _Ticket:
     entries: Sequence[Entry]
+    is_durable: bool
     is_done: bool = False
     error: BaseException | None = None
 
@@ -141,6 +145,7 @@ class Spool:
         self._waiting: deque[_Ticket] = deque()
         self._orders: dict[str, _Order] = {}
         self._pending = self._next_id = self._next_service_id = 0
+        self._unsynced_at_s: float | None = None
         self._is_hurt = False
         self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
         self._receipts = ReceiptBox(limit_bytes // 8)
@@ -161,16 +166,18 @@ class Spool:
         """
         self.append_all([Entry(segments, state)])
 
-    def append_all(self, entries: Sequence[Entry]) -> None:
+    def append_all(self, entries: Sequence[Entry], *, durable: bool = True) -> None:
         """Store entries of several sessions in one transaction: all or nothing.
 
-        Threads that come while another one commits wait, and are committed together.
+        Threads that come while another one commits wait, and are committed together. What isn't
+        `durable` survives a kill at once, and a power cut only after the next durable commit, or
+        `sync`, which is due soon (`sync_due_s`).
         """
         for entry in entries:
             number = entry.state.service_order_number
             assert all(each.service_order_number == number for each in entry.segments)
         self._check_ours()
-        ticket = _Ticket(entries)
+        ticket = _Ticket(entries, durable)
         self._waiting.append(ticket)
         with self._mutex:
             if not ticket.is_done:
@@ -185,7 +192,9 @@ class Spool:
         groups = [tickets] if len(tickets) == 1 else [tickets, *([each] for each in tickets)]
         for group in groups:  # together; else each by itself, with its own error
             try:
-                self._guarded(lambda: self._store([e for t in group for e in t.entries]))  # noqa: B023
+                durable = any(each.is_durable for each in group)
+                entries = [entry for each in group for entry in each.entries]
+                self._guarded(lambda: self._store(entries, durable))  # noqa: B023
             except BaseException as error:
                 for each in group:
                     each.error = error
@@ -197,7 +206,7 @@ class Spool:
         for each in tickets:
             each.is_done = True
 
-    def _store(self, entries: Sequence[Entry]) -> None:
+    def _store(self, entries: Sequence[Entry], durable: bool) -> None:
         next_id, next_service_id = self._next_id, self._next_service_id
         known: dict[str, int] = {}
 
@@ -230,9 +239,13 @@ class Spool:
             )
 
         try:
-            self._file.appending(change, is_empty=not self._pending)
+            self._file.appending(change, is_empty=not self._pending, durable=durable)
         except SpoolFull as error:
             raise self._explained(error) from None
+        if durable:
+            self._unsynced_at_s = None
+        elif self._unsynced_at_s is None:
+            self._unsynced_at_s = time.monotonic()
         self._next_id, self._next_service_id = next_id, next_service_id
         for entry in entries:
             order = self._orders.setdefault(entry.state.service_order_number, _Order())
@@ -240,6 +253,17 @@ class Spool:
             order.terms = order.terms if entry.terms is None else entry.terms
             order.pending += len(entry.segments)
             self._pending += len(entry.segments)
+
+    def sync_due_s(self) -> float | None:
+        """Return in how many seconds `sync` is due, None where it isn't."""
+        at_s = self._unsynced_at_s
+        return None if at_s is None else max(0.0, at_s + _UNSYNCED_MAX_S - time.monotonic())
+
+    def sync(self) -> None:
+        """Have all that was stored survive a power cut."""
+        self._unsynced_at_s = None
+        with suppress(SpoolFull):  # the next segments say so
+            self._locked(self._file.sync)
 
     def _update_service(self, service_id: int, state: SessionState) -> None:
         names = ", ".join(f"{each.strip()} = ?" for each in SERVICE_NAMES.split(",")[1:])

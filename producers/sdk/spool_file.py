@@ -28,7 +28,7 @@ from typing import Any
 
 from durabill.producers.sdk.private_files import create_private, make_private
 from durabill.producers.sdk.reserve import Reserve
-from durabill.producers.sdk.session import ProducerError
+from durabill.producers.sdk.spool_errors import SpoolBroken, SpoolBusy, SpoolFull, translated
 from durabill.producers.sdk.spool_tables import (
     FORMAT,
     PAGE_BYTES,
@@ -45,28 +45,6 @@ _LOCK_WAIT_S = 0.2
 _LOG_BYTES = 512 * 1024  # the write-ahead log is worked into the file when it is as long
 _OPENING = threading.Lock()  # see create_private: no other spool may lock the file meanwhile
 _PART_BYTES_MIN = 32 * 1024
-_LOST = ("no such", "already exists", "has no column")  # the schema isn't what the header says
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-class SpoolError(ProducerError):
-    """Something about the spool's file."""
-
-
-class SpoolFull(SpoolError):
-    """The size limit or the disk is full. Nothing of the call was stored."""
-
-
-class SpoolBusy(SpoolError):
-    """Another process, or another Spool of this one, has the file open."""
-
-
-class SpoolBroken(SpoolError):
-    """The file can't be opened or read as a spool of this version."""
-
-
-class SpoolDamaged(SpoolBroken):
-    """The file isn't what was written. Told by a client that has put it aside and goes on."""
 
 
 class SpoolFile:
@@ -173,13 +151,22 @@ class SpoolFile:
         self.commits += 1
         self.durable_commits += durable
 
-    def appending(self, change: Callable[[], None], *, is_empty: bool) -> None:
+    def sync(self) -> None:
+        """Have every commit survive a power cut. (An empty one would not touch the disk.)"""
+        self.commit(lambda: self._run(f"PRAGMA user_version={FORMAT}"))
+
+    def _run(self, query: str) -> None:
+        self.db.execute(query)
+
+    def appending(
+        self, change: Callable[[], None], *, is_empty: bool, durable: bool = True
+    ) -> None:
         """Commit something new. Where there is no room the reserve helps out.
 
         All of it where nothing waits to be removed (`is_empty`), else all but the last of it.
         """
         try:
-            self.commit(change)
+            self.commit(change, durable=durable)
         except SpoolFull:
             if is_empty:
                 self._reserve.give_up()
@@ -187,7 +174,7 @@ class SpoolFile:
                 self._reserve.shrink()
             self._empty_log()
             try:
-                self.commit(change)
+                self.commit(change, durable=durable)
             finally:
                 self._empty_log()
                 if is_empty:
@@ -261,21 +248,8 @@ class SpoolFile:
         """Have SQLite's errors come as ours."""
         if not self.is_ours():
             raise SpoolBusy(f"{self.path}: this process is a fork of the one that has it open")
-        try:
+        with translated(self.path):
             yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            text = f"{self.path}: {error}"
-            if code == sqlite3.SQLITE_FULL:
-                raise SpoolFull(f"{text}; nothing was stored, free some space") from error
-            if code == sqlite3.SQLITE_BUSY:
-                raise SpoolBusy(f"{text}; one process at a time may use a spool") from error
-            # Text that is no UTF-8 has no code.
-            if code in _DAMAGED or (code == 0 and "UTF-8" in str(error)):
-                raise SpoolDamaged(text) from error
-            if code == sqlite3.SQLITE_ERROR and any(each in str(error) for each in _LOST):
-                raise SpoolDamaged(f"{text}: it has lost a part") from error
-            raise SpoolBroken(text) from error
 
 
 _FILES: "weakref.WeakSet[SpoolFile]" = weakref.WeakSet()

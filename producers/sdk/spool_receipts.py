@@ -9,7 +9,8 @@ import base64
 import json
 from collections import deque
 
-from durabill.producers.sdk.spool_file import SpoolFile, SpoolFull
+from durabill.producers.sdk.spool_errors import SpoolFull
+from durabill.producers.sdk.spool_file import SpoolFile
 
 KEPT_MS = 35 * 86_400_000
 _PRUNED_AT_ONCE = 16

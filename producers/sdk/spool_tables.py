@@ -70,7 +70,7 @@ def migrate_from_1(db: sqlite3.Connection) -> None:
 
 def row_sum(*values: object) -> int:
     """Return the sum of a row's values."""
-    return zlib.crc32("|".join(map(str, values)).encode())
+    return zlib.crc32(repr(values).encode())
 
 
 def segment_row(segment: SegmentEvent) -> Row:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from durabill.producers.sdk.client import Client, ClientStopped
     from durabill.producers.sdk.http_uplink import HttpUplink
     from durabill.producers.sdk.kafka_uplink import KafkaUplink
+    from durabill.producers.sdk.server_clock import ServerStamps
     from durabill.producers.sdk.service import EndReceipt, Service
     from durabill.producers.sdk.session import ClockWentBackwards, ProducerError, SessionState
     from durabill.producers.sdk.spool import (
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
         SpoolFull,
     )
     from durabill.producers.sdk.standing import ClientStats
+    from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
+    from durabill.producers.sdk.timekeeper import (
+        ClockNotice,
+        ClockSetBack,
+        ClockStepped,
+        MachineSlept,
+    )
     from durabill.producers.sdk.uplink import (
         AtRisk,
         Backoff,
@@ -56,16 +64,22 @@ __all__ = [
     "Client",
     "ClientStats",
     "ClientStopped",
+    "ClockNotice",
+    "ClockSetBack",
+    "ClockStepped",
     "ClockWentBackwards",
+    "Clocks",
     "DurabillError",
     "EndReceipt",
     "ExtraMissing",
     "Grant",
     "HttpUplink",
     "KafkaUplink",
+    "MachineSlept",
     "OrderFailed",
     "ProducerError",
     "RejectedSegment",
+    "ServerStamps",
     "Service",
     "SessionState",
     "SpoolBroken",
@@ -73,6 +87,7 @@ __all__ = [
     "SpoolDamaged",
     "SpoolError",
     "SpoolFull",
+    "SuspendPolicy",
     "UplinkError",
     "UplinkRefused",
     "UplinkUnavailable",
@@ -96,6 +111,14 @@ _MODULES = {
         "SpoolFull",
     ),
     "producers.sdk.standing": ("ClientStats",),
+    "producers.sdk.server_clock": ("ServerStamps",),
+    "producers.sdk.suspends": ("Clocks", "SuspendPolicy"),
+    "producers.sdk.timekeeper": (
+        "ClockNotice",
+        "ClockSetBack",
+        "ClockStepped",
+        "MachineSlept",
+    ),
     "producers.sdk.uplink": (
         "AtRisk",
         "Backoff",

@@ -17,6 +17,7 @@ from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.http_uplink import HttpUplink
 from durabill.producers.sdk.kafka_uplink import KafkaUplink
 from durabill.producers.sdk.server_clock import ServerStamps
+from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import (
     NO_NOTES,
@@ -264,6 +265,9 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
     trouble: list[Exception] = []
     uplink = Uplink()
     uplink.is_up = False
+    with Spool(tmp_path / "spool", limit_bytes=64 * 1024, fsync=False) as spool:
+        other = [SegmentEvent("SO2", at, at, at + 1, False) for at in range(1, 900)]
+        spool.append(other, SessionState("SO2", 10, 900, 900, ended=True))
     with Client(
         uplink,
         tmp_path / "spool",
@@ -278,7 +282,9 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
         uplink.is_up = True
         assert client.flush() == 0
         assert service.end().acknowledged
-    check_whole(sorted(set(uplink.got), key=lambda each: each.business_data_number))
+    got = {each for each in uplink.got if each.service_order_number == "SO1"}
+    check_whole(sorted(got, key=lambda each: each.business_data_number))
+    assert set(other) == set(uplink.got) - got
 
 
 def test_running_services_outlive_a_clean_close(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ class Meter:
         )
 
     def _start(self) -> tuple[int, Session]:
-        opened_us, stamp_ms = -1, 0
+        opened_us, stamp_ms, asked = -1, 0, self._keeper.read()
         while True:  # the server gives the same answer as often as it is asked
             asked_us = self._keeper.tick_us()
             gateway, taken_us, stamps = self._world.exchange()
@@ -231,7 +231,8 @@ class Meter:
                 break
         self._stamp_ms = stamp_ms
         interval_ms = self._scenario.interval_us // MS
-        return opened_us, Session("SO1", stamp_ms, interval_ms, self._keeper.read())
+        reading = self._keeper.read()
+        return opened_us, Session("SO1", stamp_ms, interval_ms, reading, asked=asked)
 
     def _restart(self, session: Session) -> Session:
         self._keeper = self._new_keeper()

@@ -76,6 +76,12 @@ def test_first_segment_starts_at_the_servers_timestamp_though_the_estimate_is_be
     assert service.state.clock_bound_ms == 400 + 500 + 500
 
 
+def test_what_happened_to_the_clock_while_the_server_was_asked_is_in_doubt() -> None:
+    asked, answered = at(-60, doubt_ms=10, unsettled_ms=3), at(40, doubt_ms=500)
+    service = Session("SO1", SERVER_MS, 1_000, answered, asked=asked)
+    assert service.state.clock_bound_ms == 40 + 490 + 3
+
+
 def test_a_better_estimate_moves_the_next_end_alone() -> None:
     service = session()
     service.report(at(10_000))

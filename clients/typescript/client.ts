@@ -163,7 +163,8 @@ async function overHttp(): Promise<void> {
       await sleep(10);
       continue;
     }
-    const batches = byOrder(waiting.slice(0, limit));
+    const batch = waiting.slice(0, limit); // more may wait by the time of the answer
+    const batches = byOrder(batch);
     const uploads = batches.map((batch) => ({
       service_order_number: batch[0]!.order,
       lease: orders.get(batch[0]!.order)!.lease,
@@ -177,7 +178,7 @@ async function overHttp(): Promise<void> {
     const answer = await post("/v1/segments", { uploads, client: { name: "typescript", pending: waiting.length } });
     const settled = judged(answer, batches);
     if (answer.status === 413 && limit > 1) {
-      limit = Math.max(1, Math.floor(Math.min(limit, waiting.length) / 2)); // whoever says so
+      limit = Math.max(1, Math.floor(batch.length / 2)); // whoever says so
     } else if (settled === null) {
       await pause(failures++, answer.wishMs);
     } else {

@@ -83,8 +83,8 @@ def tls_of(settings: "Settings") -> "TlsFiles | None":
 
 
 def gateway_config(settings: "Settings") -> "GatewayConfig":
-    """Return all that the gateway needs to know."""
-    from durabill.producers.gateway.authority import AuthorityConfig
+    """Return all that the gateway needs to know; raise SigningKeyError for keys of no use."""
+    from durabill.deploy.commands.gateway_authority import authority_of
     from durabill.producers.gateway.server import GatewayConfig
     from durabill.producers.gateway.web_server import Limits
     from durabill.stream_processors.kafka.options import telling
@@ -111,11 +111,6 @@ def gateway_config(settings: "Settings") -> "GatewayConfig":
         tenant_segments_max=settings.gateway_tenant_segments,
         tenant_requests_max=settings.gateway_tenant_requests,
         tenant_orders_max=settings.gateway_tenant_orders,
-        authority=AuthorityConfig(
-            lease_keys_file=settings.lease_keys,
-            receipt_keys_file=settings.receipt_keys,
-            lease_ms=round(settings.lease_s * 1000),
-            are_leases_required=are_leases_required(settings),
-        ),
+        authority=authority_of(settings, are_leases_required=are_leases_required(settings)),
         clock_offset_max_ms=round(settings.gateway_clock_offset_max_s * 1000),
     )

@@ -147,7 +147,8 @@ def _openings(settings: "Settings", partition: int, progress: Progress) -> "Iter
     """Yield the openings that a partition of the orders topic has."""
     from durabill.schemas import BadRecord, is_opening, read_opening
     from durabill.stream_processors.audit.unreported import OpenedOrder
-    from durabill.stream_processors.kafka.reading import read_topic, source_offset_of
+    from durabill.stream_processors.kafka.openings import source_offset_of
+    from durabill.stream_processors.kafka.reading import read_topic
 
     kafka, topic, mine = quiet_kafka(settings), settings.orders_topic, frozenset({partition})
     for _, _, message in read_topic(kafka, topic, partitions=mine, progress=progress):

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from durabill.deploy.commands.ask_workers import known_workers
@@ -160,7 +159,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     check_address("gateway", settings.gateway_host, settings.gateway_port)
     settings = located(settings, "bootstrap_servers")  # the ledger may come and go
     warn_of_policy(settings)
-    _ensure_keys(settings)
+    config = gateway_config(settings)
     enter(settings, "gateway", patience_s=PROCESS_PATIENCE_S)
     known = known_workers(settings)
     ledger = settings.ledger_dsn or local_ledger(settings)
@@ -180,27 +179,11 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
 
     try:
         with stopping("gateway"):
-            run_gateway(gateway_config(settings), is_ready)
+            run_gateway(config, is_ready)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # somebody has taken it since we looked
             check_address("gateway", settings.gateway_host, settings.gateway_port)
         raise
-
-
-def _ensure_keys(settings: "Settings") -> None:
-    """Make the keys that nobody has named in the data folder; raise SigningKeyError."""
-    from durabill.deploy.files import data_folder
-    from durabill.producers.gateway.key_files import ensure_keys, read_keys
-    from durabill.producers.gateway.key_sets import Kind
-
-    data_folder(Path(settings.data_dir))
-    for kind, file, is_named in (
-        (Kind.LEASE, settings.lease_keys, settings.lease_keys_file),
-        (Kind.RECEIPT, settings.receipt_keys, settings.receipt_key_file),
-    ):
-        if not is_named:
-            ensure_keys(file, kind)
-        read_keys(file, kind)  # what is wrong with it is told before anything else
 
 
 @with_settings(*CONNECTION, "totals_topic", "orders_topic", "application_id", "ledger_dsn")

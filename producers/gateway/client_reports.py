@@ -34,7 +34,7 @@ class ClientReport(Struct, frozen=True, omit_defaults=True):
 
     name: Annotated[str, Meta(description="the client's name among those of its tenant")] = ""
     pending: Annotated[_Count, Meta(description="segments that wait on its disk")] = 0
-    oldest_ms: Annotated[_Count, Meta(description="since when the oldest of them waits, in ms")] = 0
+    oldest_ms: Annotated[_Count, Meta(description="for how long the oldest of them has waited")] = 0
     refused: Annotated[Mapping[str, _Count], Meta(description="reason -> segments set aside")] = {}
     clock_bound_ms: Annotated[
         float | None, Meta(description="how far its server time may be off")

@@ -39,7 +39,7 @@ from durabill.schemas.order_opened import OrderOpened, encode_opening
 from durabill.schemas.text import plain
 
 LEASE_HEADER = "lease"
-_KEPT_MAX = 20_000
+_KEPT_MAX = 10_000
 _CLOCK_WRONG_MS = 2_000
 """Of a server timestamp and the broker's time of its record: a start whose time is further off was
 made by a clock that had not learned the broker's yet."""
@@ -94,11 +94,12 @@ class OrderDesk:
         Of repeats that come while the first is under way, each waits for it.
         """
         now_ms = self._authority.clock.now_ms()
-        kept = self._kept.get(wanted.kept_as)
-        if kept is not None and kept.digest != wanted.digest:
-            detail = "this key has started another order; a new start has a new key"
-            raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", detail)
+        kept = self._kept.pop(wanted.kept_as, None)
         if kept is not None and not _is_over(kept.grant, now_ms):
+            self._kept[wanted.kept_as] = kept
+            if kept.digest != wanted.digest:
+                detail = "this key has started another order; a new start has a new key"
+                raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", detail)
             return await asyncio.shield(kept.grant)
         task = asyncio.ensure_future(self._grant(wanted))
         if len(self._kept) >= _KEPT_MAX:

@@ -20,13 +20,9 @@ from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.pool import Progress, audit_errors
 from durabill.stream_processors.dsn import connect, connect_to_write, shown_dsn
 from durabill.stream_processors.kafka.errors import Right, patiently
+from durabill.stream_processors.kafka.openings import source_offset_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
-from durabill.stream_processors.kafka.reading import (
-    partition_count,
-    read_bounds,
-    read_topic,
-    source_offset_of,
-)
+from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
 from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.ledger.lookups import Connection
 from durabill.stream_processors.ledger.openings import RecordedOpening, read_opened

@@ -17,8 +17,9 @@ from durabill.stream_processors.audit.totals_log import TotalsLog
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.engine.batch import Chunk, headers_in
 from durabill.stream_processors.engine.effects import Opening
+from durabill.stream_processors.kafka.openings import read_openings
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
-from durabill.stream_processors.kafka.reading import read_bounds, read_openings
+from durabill.stream_processors.kafka.reading import read_bounds
 
 
 class Pass:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from durabill.stream_processors.kafka.errors import Right, patiently
+from durabill.stream_processors.kafka.openings import source_offset_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, assigned_consumer
-from durabill.stream_processors.kafka.reading import source_offset_of
 
 PATIENCE_S = 30.0
 _AT_ONCE = 2_000

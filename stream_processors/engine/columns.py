@@ -25,7 +25,6 @@ from durabill.schemas import (
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.admission import Place
-from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import SETTLEMENTS_MAX, Order, Policy
 from durabill.stream_processors.engine.batch import (
     CODEC_MASK,
@@ -269,13 +268,6 @@ class ColumnTable(IntervalTable):
     def _known(self, number: str) -> Order | None:
         slot = self._store.find_order(number.encode("utf-8", "surrogatepass"))
         return self._plain.slots.get(number) if slot < 0 else self._spills.order_at(slot)
-
-    def _opening_of(self, number: str) -> Opened | None:
-        slot = self._store.find_order(number.encode())
-        if slot >= 0:
-            return self._store.opening(slot)
-        order = self._plain.slots.get(number)
-        return None if order is None else order.opening
 
     def warm_up(self) -> None:
         """Have everything compiled: fold, settle, checkpoint and restore one order of its own."""

@@ -6,7 +6,6 @@ from durabill.schemas import WriterSchemas
 from durabill.schemas.errors import StateError
 from durabill.schemas.limits import ORDER_PIECES_MAX
 from durabill.stream_processors.core.admission import Place
-from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order, Policy
 from durabill.stream_processors.engine.batch import (
     HEADER_SIZE,
@@ -95,10 +94,6 @@ class PlainTable(IntervalTable):
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return the earliest deadline of an order that is not settled; see the base."""
         return self._plain.next_due_ms(now_ms)
-
-    def _opening_of(self, number: str) -> Opened | None:
-        order = self._plain.slots.get(number)
-        return None if order is None else order.opening
 
     def _known(self, number: str) -> Order | None:
         return self._plain.slots.get(number)

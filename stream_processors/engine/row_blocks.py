@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 
 from durabill.schemas.errors import StateError
-from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order
 from durabill.stream_processors.engine.blocks import (
     BlockContent,
-    RowOpenings,
     Snapshot,
     columns_snapshot,
     decode_block,
@@ -43,7 +41,7 @@ class RowBlocks:
 
     def note_waiting(self, number: str, count: int) -> None:
         """Note that an opening of a number begins to wait (1), or does no more (-1)."""
-        self._store.note_waiting(number.encode(), count)
+        self._store.openings.note_waiting(number.encode(), count)
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -73,7 +71,7 @@ class RowBlocks:
         lists = store.arrays.lists[held["list_at"][with_list]]
         held["list_at"][with_list] = np.arange(len(with_list))
         assert maintain.are_sound(held, lists)
-        openings = store.openings(slots)
+        openings = store.openings.among(slots)
         return columns_snapshot(slots, held, lists, orders.items(), frozen, openings)
 
     # -- restores -----------------------------------------------------------------------------
@@ -129,23 +127,15 @@ class RowBlocks:
                 break
             store.index.grow(table)
         if content.openings is not None:
-            self._restore_openings(content.openings, held, slots)
+            at = dict(zip(slots.tolist(), range(len(slots)), strict=True))
+            store.openings.restore(
+                content.openings, lambda slot: self._is_there(slot, held[at[slot]])
+            )
 
-    def _restore_openings(self, openings: RowOpenings, held: Any, slots: Any) -> None:
-        """Give rows that have just been restored their openings, where they were the newest."""
-        store = self._store
-        opened = np.frombuffer(openings.slots, np.int32)
-        terms = np.frombuffer(openings.terms, rows.OPENING)
-        assert len(opened) == len(terms) == len(openings.owners)
-        rows_at = dict(zip(slots.tolist(), range(len(slots)), strict=True))
-        for slot, found, owner in zip(
-            opened.tolist(), terms.tolist(), openings.owners, strict=True
-        ):
-            row = held[rows_at[slot]]
-            is_there = store.orders[slot]["source_offset"] == row["source_offset"]
-            if is_there and store.key(slot) == key_of(row):
-                tenant, _, client = owner.partition(b"\0")
-                store.set_opening(slot, Opened(*found, tenant.decode(), client.decode()))
+    def _is_there(self, slot: int, row: Any) -> bool:
+        """Tell whether it is this row that a slot holds, rather than a newer one."""
+        there = self._store.orders[slot]
+        return bool(there["source_offset"] == row["source_offset"]) and key_of(there) == key_of(row)
 
     def _is_newest(self, order: Order) -> bool:
         """Tell whether no row has a newer state of a plain order; drops one with an older."""

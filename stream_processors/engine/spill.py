@@ -77,8 +77,8 @@ class Spills:
         is_timer = self._at_hand.offset is None
         self._at_hand.set(None if is_timer else order.source_offset, number.encode())
         order.check()
-        fields = row_of(order)
-        self._store.put(slot, fields, list(order.time), list(order.numbers), order.opening)
+        pieces = list(order.time), list(order.numbers)
+        self._store.put(slot, row_of(order), pieces, order.opening)
         slots.take_out(number)
 
     def order_at(self, slot: int) -> Order:
@@ -86,6 +86,6 @@ class Spills:
         row, pieces, opened = (
             self._store.orders[slot],
             self._store.pieces(slot),
-            self._store.opening(slot),
+            self._store.openings.at(slot),
         )
         return order_of(row, self._store.key(slot), *pieces, self._partition, opened)

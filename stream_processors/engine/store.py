@@ -12,10 +12,10 @@ import numpy as np
 
 from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import NEVER_MS
-from durabill.stream_processors.engine.blocks import RowOpenings
 from durabill.stream_processors.engine.kernel import fold, maintain, parse, rows
 from durabill.stream_processors.engine.memory import reserve
 from durabill.stream_processors.engine.row_index import KEY_WORDS, RowIndex, key_of
+from durabill.stream_processors.engine.row_openings import OpeningsOfRows
 
 ROWS_MAX = 1 << 24
 """Orders of a partition that can be rows; further ones stay with the plain core, only slower."""
@@ -27,6 +27,8 @@ Blocks of different age can hold more piece lists together than there ever were 
 has room for one a row, and every restore fits."""
 
 Pieces = list[tuple[int, int]]
+BothPieces = tuple[Pieces, Pieces]
+"""An order's intervals and its ranges of numbers."""
 
 
 class RowStore:
@@ -40,8 +42,6 @@ class RowStore:
         self.index = RowIndex(seed, self.orders)
         self.counters = np.zeros(rows.COUNTERS, np.int64)
         self.counters[rows.LISTS_MAX] = max(rows.BLOCK_ROWS, rows_max // LISTS_SHARE)
-        self._owners: dict[int, bytes] = {}
-        """Whose the openings of rows are, by slot; a row that isn't OPENED may have an old one."""
         self._overflow_free: list[int] = []
         self._overflow_used = 0
         self.arrays = rows.RowArrays(
@@ -67,6 +67,7 @@ class RowStore:
             names=np.zeros((fold.GROUP, KEY_WORDS), np.uint64),
             hashes=np.zeros(fold.GROUP, np.uint64),
         )
+        self.openings = OpeningsOfRows(self.arrays, self.index)
 
     # -- slots --------------------------------------------------------------------------------
 
@@ -165,18 +166,16 @@ class RowStore:
         """Return the name of a row's order."""
         return key_of(self.orders[slot])
 
-    def pieces(self, slot: int) -> tuple[Pieces, Pieces]:
+    def pieces(self, slot: int) -> BothPieces:
         """Return a row's intervals and its ranges of numbers, both half-open."""
         row = self.orders[slot]
         if row["list_at"] < 0:
             span_ms = (int(row["start_ms"]), int(row["end_ms"]))
             numbers = (int(row["first_number"]), int(row["last_number"]) + 1)
             return ([span_ms] if span_ms[0] < span_ms[1] else []), [numbers]
-        pieces = self.arrays.lists[int(row["list_at"])].tolist()
-        return (
-            _pairs(pieces, rows.INTERVALS, pieces[0]),
-            _pairs(pieces, rows.NUMBERS, pieces[1]),
-        )
+        found = self.arrays.lists[int(row["list_at"])].tolist()
+        time = _pairs(found, rows.INTERVALS, found[0])
+        return time, _pairs(found, rows.NUMBERS, found[1])
 
     def spill(self, slot: int) -> None:
         """Turn a row into a placeholder: its order is a plain one from now on."""
@@ -194,52 +193,16 @@ class RowStore:
         """Let a row's records through again: none before them is deferred any more."""
         self.orders[slot]["flags"] &= ~rows.HAS_DEFERRED & 0xFF
 
-    # -- openings -----------------------------------------------------------------------------
-
-    def opening(self, slot: int) -> Opened | None:
-        """Return the opening of a row's order, None if it was not opened."""
-        if not self.orders[slot]["key_size"] & rows.OPENED:
-            return None
-        begin_ms, until_ms, offset = self.arrays.openings[slot].tolist()
-        tenant, _, client = self._owners[slot].partition(b"\0")
-        return Opened(begin_ms, until_ms, offset, tenant.decode(), client.decode())
-
-    def set_opening(self, slot: int, opened: Opened) -> None:
-        """Give a row's order an opening."""
-        self.orders[slot]["key_size"] |= rows.OPENED
-        self.arrays.openings[slot] = opened[:3]
-        self._owners[slot] = f"{opened.tenant}\0{opened.client}".encode()
-
-    def openings(self, slots: Any) -> RowOpenings | None:
-        """Return the openings of those rows that have one, None if none has."""
-        opened = slots[self.orders["key_size"][slots] & rows.OPENED != 0]
-        if not len(opened):
-            return None
-        owners = [self._owners[slot] for slot in opened.tolist()]
-        return RowOpenings(opened.tobytes(), self.arrays.openings[opened].tobytes(), owners)
-
-    def note_waiting(self, key: bytes, count: int) -> None:
-        """Count an opening of a name as waiting, or as not waiting any more."""
-        words = self.index.words_of(key)
-        if words is not None:
-            maintain.note_waiting(self.arrays, words, self.index.seed, count)
-
-    # -- plain orders become rows -------------------------------------------------------------
-
     def put(
-        self,
-        slot: int,
-        fields: Mapping[str, int],
-        time: Pieces,
-        numbers: Pieces,
-        opened: Opened | None,
+        self, slot: int, fields: Mapping[str, int], pieces: BothPieces, opened: Opened | None
     ) -> None:
         """Fill a placeholder with a plain order's content; `has_free_list` must hold."""
+        time, numbers = pieces
         row = self.orders[slot]
         for name, value in fields.items():
             row[name] = value
         if opened is not None:
-            self.set_opening(slot, opened)
+            self.openings.put(slot, opened)
         row["first_number"], row["last_number"] = numbers[0][0], numbers[-1][1] - 1
         row["list_at"] = -1
         span_ms = (fields["start_ms"], fields["end_ms"])

@@ -19,6 +19,7 @@ from durabill.schemas import WriterSchemas
 from durabill.schemas.limits import LONG_MAX, ORDER_PIECES_MAX
 from durabill.schemas.order_state import OrderState
 from durabill.stream_processors.core.admission import Place
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import (
     Order,
     Policy,
@@ -195,6 +196,10 @@ class IntervalTable(ChunkFolder):
         if opening is not None and (order is None or order.is_forgotten(self.clock_ms)):
             return describe_opening(number, opening, self.place.partition)
         return None if order is None else describe_order(order, self.policy, limit)
+
+    def _opening_of(self, number: str) -> Opened | None:
+        order = self._known(number)
+        return None if order is None else order.opening
 
     @abstractmethod
     def _known(self, number: str) -> Order | None:

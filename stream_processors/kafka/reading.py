@@ -20,7 +20,6 @@ from confluent_kafka import (
 )
 
 from durabill.schemas.errors import START_ANEW, StateError
-from durabill.schemas.headers import SOURCE_OFFSET
 from durabill.stream_processors.kafka.errors import (
     PATIENCE_S,
     Right,
@@ -34,7 +33,6 @@ LOOK_PATIENCE_S = 15.0
 """For so long a command waits for the next word of a topic that it reads."""
 
 _AT_ONCE = 5_000
-OFFSET_DIGITS_MAX = 19
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(phase, done, total) now and then, from the caller's thread."""
@@ -52,52 +50,27 @@ def read_tails(
 ) -> dict[int, Tail]:
     """Return what is committed of each partition from its start on (None: from its end on).
 
-    Raises StateError where the topic ends before the start, AccessError without the right to read
-    it, UnreachableError where Kafka falls silent.
+    Raises what `tail_messages` raises.
     """
     tails = {partition: Tail([], -1) for partition in starts}
-    for partition, offset, message in _read_tails(kafka, group, topic, starts):
+    for partition, offset, message in tail_messages(kafka, group, topic, starts):
         if message is None:
             tails[partition] = tails[partition]._replace(end=offset)
-            continue
-        key, value = message.key(), message.value()
-        if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
-            tails[partition].records.append((offset, key, value))
+        else:
+            key, value = message.key(), message.value()
+            if isinstance(key, bytes) and not isinstance(value, str):  # what we ever write
+                tails[partition].records.append((offset, key, value))
     return tails
 
 
-def read_openings(
-    kafka: Mapping[str, Any], group: str, topic: str, starts: Mapping[int, int]
-) -> dict[int, tuple[list[tuple[int, int, bytes, bytes]], int]]:
-    """Return what each partition of the orders topic has from its start on, and where it ends.
-
-    The openings as (offset, offset in the log, key, value); what has no header that says where it
-    lies in the log is not of a worker, and is passed over. Raises what `read_tails` raises.
-    """
-    found: dict[int, list[tuple[int, int, bytes, bytes]]] = {each: [] for each in starts}
-    ends = dict.fromkeys(starts, -1)
-    for partition, offset, message in _read_tails(kafka, group, topic, starts):
-        if message is None:
-            ends[partition] = offset
-            continue
-        key, value, source_offset = message.key(), message.value(), source_offset_of(message)
-        if source_offset is not None and isinstance(key, bytes) and isinstance(value, bytes):
-            found[partition].append((offset, source_offset, key, value))
-    return {partition: (found[partition], end) for partition, end in ends.items()}
-
-
-def source_offset_of(message: Message) -> int | None:
-    """Return where in the log the opening lies that a record of the orders topic passes on."""
-    contents = [content for name, content in message.headers() or () if name == SOURCE_OFFSET]
-    if len(contents) != 1 or not isinstance(contents[0], bytes) or not contents[0].isdigit():
-        return None
-    return int(contents[0]) if len(contents[0]) <= OFFSET_DIGITS_MAX else None
-
-
-def _read_tails(
+def tail_messages(
     kafka: Mapping[str, Any], group: str, topic: str, starts: Mapping[int, int | None]
 ) -> Iterator[tuple[int, int, Message | None]]:
-    """Yield (partition, offset, record), and None for the record at each partition's end."""
+    """Yield (partition, offset, record), and None for the record at each partition's end.
+
+    Raises StateError where the topic ends before the start, AccessError without the right to read
+    it, UnreachableError where Kafka falls silent.
+    """
     open_partitions = set(starts)
     with _reader(kafka, group) as consumer:
         places = []

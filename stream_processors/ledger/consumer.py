@@ -24,8 +24,8 @@ from confluent_kafka.admin import AdminClient
 
 from durabill.stream_processors.dsn import error_text, read_dsn, shown_dsn
 from durabill.stream_processors.kafka.errors import passes
+from durabill.stream_processors.kafka.openings import source_offset_of
 from durabill.stream_processors.kafka.options import ledger_consumer, quiet
-from durabill.stream_processors.kafka.reading import source_offset_of
 from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.ledger.openings import RecordedOpening, read_opened
 from durabill.stream_processors.ledger.records import (

@@ -12,8 +12,9 @@ from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.fencing import open_producer
 from durabill.stream_processors.kafka.group_offsets import read_group_offsets
+from durabill.stream_processors.kafka.openings import read_openings
 from durabill.stream_processors.kafka.options import quiet
-from durabill.stream_processors.kafka.reading import read_bounds, read_openings, read_tails
+from durabill.stream_processors.kafka.reading import read_bounds, read_tails
 from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.settings import Settings, checkpoint_topic
 from durabill.stream_processors.worker.clock import elapsed_s

@@ -40,7 +40,7 @@ def two_ids(bootstrap_servers: str, folder: Path) -> Iterator[tuple[Deployment, 
 def work(deployed: Deployment, worker: Worker, seed: int) -> None:
     """Has a worker settle some traffic, and stops it."""
     deployed.wait_for_owners(worker)
-    deployed.send(traffic(seed, orders=30, segments=10))
+    deployed.send(traffic(seed, orders=30, segments=10, opened=True))
     deployed.wait_for_truth()
     assert worker.stop() == 0
     deployed.workers.remove(worker)
@@ -50,7 +50,9 @@ def one_after_the_other(bootstrap_servers: str, folder: Path) -> None:
     """A second id repeats nothing, and goes on; then the first does the same."""
     with two_ids(bootstrap_servers, folder) as (deployed, second):
         work(deployed, deployed.start(), seed=1)
-        deployed.send(traffic(2, orders=30, segments=10))  # what is missing, it publishes
+        deployed.send(
+            traffic(2, orders=30, segments=10, opened=True)
+        )  # what is missing, it publishes
         work(deployed, deployed.start(application_id=second), seed=3)
         work(deployed, deployed.start(), seed=4)
         worker = deployed.start(application_id=second)
@@ -64,7 +66,7 @@ def both_at_once(bootstrap_servers: str, folder: Path) -> None:
     with two_ids(bootstrap_servers, folder) as (deployed, second):
         both = [deployed.start_and_wait(), deployed.start(application_id=second)]
         deployed.wait_for_owners(both[1])
-        deployed.send(traffic(1, orders=60, segments=10), pause_s=0.005)
+        deployed.send(traffic(1, orders=60, segments=10, opened=True), pause_s=0.005)
         wait_until(lambda: any(each.process.poll() is not None for each in both), "one ends")
 
         def go_on() -> bool:

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from durabill.producers.gateway.authority import AuthorityConfig
-from durabill.producers.gateway.key_files import make_keys
-from durabill.producers.gateway.key_sets import Kind, new_keys
+from durabill.producers.gateway.key_files import make_keys, read_keys, replace_keys
+from durabill.producers.gateway.key_sets import Kind, new_keys, rotated
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas import partition_for
 from durabill.schemas.order_opened import OrderOpened
@@ -235,6 +235,29 @@ def _book(config: GatewayConfig) -> Any:
 
     keys = WatchedKeys(config.authority.lease_keys_file, Kind.LEASE)
     return LeaseBook(keys, lease_ms=config.authority.lease_ms, is_required=False)
+
+
+def test_keys_change_while_clients_report(closed: GatewayConfig, keys: Keys) -> None:
+    """Two gateways, and the file of their keys changes under them: nothing is ever refused."""
+    file, headers = closed.authority.lease_keys_file, keys.of("acme/anna")
+    assert file is not None
+    heads = set()
+    with gateway(closed) as one, gateway(closed) as two:
+        old = start(one, headers)
+        for turn in range(200):
+            if turn == 20:
+                now_ms = time.time_ns() // 1_000_000
+                replace_keys(file, rotated(read_keys(file, Kind.LEASE), now_ms, hand_over_ms=1_500))
+            giver, taker = (one, two) if turn % 2 else (two, one)
+            grant = start(giver, headers)
+            heads.add(grant["lease"].partition(".")[0])
+            for each in (grant, old):
+                item = segment(turn + 1, each["server_timestamp_ms"])
+                assert upload(taker, each, item, headers=headers)[0] == 200
+            if len(heads) == 2:
+                break
+            time.sleep(0.05)
+    assert len(heads) == 2, "the new key signs"
 
 
 # -- starts that are repeated

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 
-from durabill.schemas import SegmentEvent, encode_segment
+from durabill.schemas import OrderOpened, SegmentEvent, encode_opening, encode_segment
 
 Pair = tuple[bytes | None, bytes | None]
 """Key and value of a record."""
@@ -24,18 +24,22 @@ def segment(
     return order.encode(), encode_segment(SegmentEvent(order, number, start_ms, end_ms, end))
 
 
-def traffic(seed: int, orders: int, segments: int) -> list[Pair]:
+def traffic(seed: int, orders: int, segments: int, *, opened: bool = False) -> list[Pair]:
     """A shuffled stream: repeats, overlaps, holes, orders without an end, late ends, garbage.
 
-    Orders go on side by side, so that each is spread over the whole stream.
+    Orders go on side by side, so that each is spread over the whole stream. Where some are to be
+    opened, openings are repeated, come late, and are tried by others.
     """
-    dice = random.Random(seed)
+    dice, openers = random.Random(seed), random.Random(-seed)
     base_ms = now_ms() - 3_600_000
     timed: list[tuple[float, Pair]] = []
     for order in range(orders):
         name = f"SO-{seed}-{order}" + dice.choice(["", "", "", "-ü/%?# &"])
         kind = dice.choice(["whole", "whole", "whole", "hole", "endless", "late"])
         hole = dice.randrange(1, segments)
+        while opened and openers.random() < 0.5:
+            at = openers.choice([0.0, 0.0, openers.random() * segments])
+            timed.append((at, _opening(name, base_ms, openers)))
         for number in range(1, segments + 1):
             start_ms = base_ms + 1_000 * number - dice.choice([0, 0, 0, 300])
             end = number == segments and kind != "endless"
@@ -51,6 +55,16 @@ def traffic(seed: int, orders: int, segments: int) -> list[Pair]:
             if dice.random() < 0.02:
                 timed.append((at, dice.choice(_GARBAGE)))
     return [pair for _, pair in sorted(timed, key=lambda each: each[0])]
+
+
+def _opening(order: str, base_ms: int, dice: random.Random) -> Pair:
+    """An opening of an order whose segments begin at `base_ms` + 700 or later."""
+    tenant, begin_ms = (
+        dice.choice(["acme", "acme", "other"]),
+        base_ms + dice.choice([0, 700, 2_500]),
+    )
+    opened = OrderOpened(order, tenant, "c", "gpu", (), begin_ms, 1_000, begin_ms + 100_000_000)
+    return order.encode(), encode_opening(opened)
 
 
 _GARBAGE: Sequence[Pair] = (

@@ -43,6 +43,7 @@ from durabill.stream_processors.core import order
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.kafka.group_offsets import read_committed_offsets
+from tests.broker.opening_kit import source_of
 from tests.broker.traffic_kit import Pair
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -362,7 +363,7 @@ class Deployment:
             consumer.close()
 
     def differences(self) -> list[str]:
-        """What is wrong or missing in the totals and dead letters by the log of now."""
+        """What is wrong or missing in totals, openings and dead letters by the log of now."""
         published = [decode_total(each.value()) for each in self.found_totals()]
         times = Counter((each.service_order_number, each.revision) for each in published)
         letters = {verdict(each) for each in self.found_letters()}
@@ -370,7 +371,12 @@ class Deployment:
         expected = {total for of_order in truth.totals.values() for total in of_order}
         rejected = {(each.reason.value, *each[1:]) for each in truth.dead_letters}
         totals = set(published)
+        opened = Counter(map(_opening, self.found_openings()))
+        sources = {b"%d/%d" % (each.partition, each.offset): each for each in self.log()}
+        openings = Counter((each, *sources[each][3:5]) for each in truth.opened)
         return [
+            *(f"not passed on: {each}" for each in openings - opened),
+            *(f"wrongly passed on, or twice: {each}" for each in opened - openings),
             *(f"missing: {each}" for each in sorted(expected - totals, key=str)),
             *(f"wrong: {each}" for each in sorted(totals - expected, key=str)),
             *(f"published {count} times: {each}" for each, count in times.items() if count > 1),
@@ -389,6 +395,12 @@ class Deployment:
             shown = "\n".join(differences[:20])
             assert time.monotonic() < until_s, f"{len(differences)} differences:\n{shown}"
             time.sleep(0.3)
+
+
+def _opening(message: Message) -> tuple[bytes, Any, Any]:
+    """Where the opening of a record of the orders topic lies, its key and its value."""
+    place = b"%d/%d" % (message.partition() or 0, source_of(message))
+    return place, message.key(), message.value()
 
 
 def verdict(message: Message) -> Verdict:

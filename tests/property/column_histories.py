@@ -361,7 +361,7 @@ def assert_sound(table: ColumnTable) -> None:
 
     assert not (orders["key_size"][spilled] & rows.OPENED).any()
     for slot in held[orders["key_size"][held] & rows.OPENED != 0].tolist():
-        opened = store.opening(slot)
+        opened = store.openings.at(slot)
         assert opened is not None
         assert opened.begin_ms <= orders["start_ms"][slot]
         assert opened.offset < orders["source_offset"][slot]

@@ -257,5 +257,5 @@ def test_each_topic_has_a_name_of_its_own() -> None:
     with pytest.raises(SettingsError, match="of its own: same, same, "):
         load_settings({}, segments_topic="same", totals_topic="same")
     names = load_settings({}, application_id="mine").topics
-    assert list(names.by_role) == ["segments", "totals", "dead_letters", "checkpoint"]
+    assert list(names.by_role) == ["segments", "totals", "orders", "dead_letters", "checkpoint"]
     assert names.checkpoint == "mine-checkpoint-changelog"

@@ -31,8 +31,9 @@ def policy(grace_ms: int = 30_000, from_offset: int = 0) -> dict[str, Any]:
         "idle_timeout_ms": 300_000,
         "correction_window_ms": 86_400_000,
         "interim_interval_ms": 0,
+        "opened_only": False,
     }
-    terms = {"policy": times, "registry": False, "rules": 2}
+    terms = {"policy": times, "registry": False, "rules": 3}
     return {"from_offset": from_offset, "terms": terms}
 
 

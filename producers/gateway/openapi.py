@@ -46,6 +46,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
     },
 }
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, or an access token of RFC 9068; each route names the scope that it "
+    "needs. Without authentication, as on the loopback, nothing is asked for",
+}
 _STATUS_TEXTS = {
     200: "done",
     201: "made",
@@ -74,10 +80,13 @@ def openapi() -> dict[str, Any]:
         shapes, ref_template="#/components/schemas/{name}"
     )
     # Whole numbers are taken as 2 and as 2.0, which JSON Schema calls an integer.
-    for name in ("business_data_number", "start_ms", "end_ms"):
-        shape = components["SegmentRequest"]["properties"][name]
-        del shape["anyOf"]
-        shape["type"] = "integer"
+    for segment in ("SegmentRequest", "UploadSegment"):
+        for name in ("business_data_number", "start_ms", "end_ms"):
+            shape = components[segment]["properties"][name]
+            del shape["anyOf"]
+            shape["type"] = "integer"
+    in_short = components["Upload"]["properties"]["segments"]["items"]["anyOf"][0]
+    in_short["prefixItems"] = [{"type": "integer"}] * 3 + [{"type": "boolean"}]
     schema_of = dict(zip(shapes, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
@@ -93,7 +102,7 @@ def openapi() -> dict[str, Any]:
             "description": "Takes the segments of metered services and gives their totals.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"bearer": _BEARER}},
     }
 
 
@@ -118,6 +127,8 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "responses": responses,
     }
+    if route.scope is not None:
+        operation["security"] = [{"bearer": [route.scope]}, {}]
     if route.parameters:
         operation["parameters"] = [PARAMETERS[name] for name in route.parameters]
     if route.body is not None:

@@ -17,7 +17,7 @@ The older route takes one order's segments, all or nothing: one wrong segment re
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import NamedTuple, cast
 
 from aiohttp import web
 
@@ -57,6 +57,14 @@ CLOCK_WANDER_MS = 1_000
 CLOCK_OFFSET_TOLD_MS = 2_000
 
 
+class Came(NamedTuple):
+    """When a request came: by the server's time, on the scale of that name, and by our ticks."""
+
+    stamp_ms: float
+    clock_id: str
+    tick_ms: int
+
+
 class UploadDesk:
     """Takes segments. Belongs to one event loop."""
 
@@ -81,17 +89,20 @@ class UploadDesk:
 
     async def add(self, request: web.Request) -> web.Response:
         """POST /v1/segments"""
-        caller, received_ms = caller_of(request), self._authority.clock.stamp_ms()
+        caller, came = caller_of(request), self.now()
         self._authority.quotas.check_segments(caller)  # before anything is read
-        return json_answer(await self.take(caller, await read_body(request), received_ms))
+        return json_answer(await self.take(caller, await read_body(request), came))
 
-    async def take(
-        self, caller: Caller, body: bytes | bytearray, received_ms: float
-    ) -> UploadsAnswer:
+    def now(self) -> Came:
+        """Return the time at which a request comes."""
+        clock = self._authority.clock
+        return Came(clock.stamp_ms(), clock.clock_id, self._clock.tick_ms())
+
+    async def take(self, caller: Caller, body: bytes | bytearray, came: Came) -> UploadsAnswer:
         """Take segments of many orders; return what became of each upload. Raises ApiError."""
         authority = self._authority
         asked = read_uploads(body)
-        now_ms = authority.clock.now_ms()
+        now_ms = int(came.stamp_ms)
         if asked.client is not None:
             authority.client_reports.note(caller, asked.client, now_ms)
         rules = self._rules()
@@ -101,14 +112,20 @@ class UploadDesk:
             each.admit(authority.leases, caller, now_ms)
         self._encode(pending, is_odd=asked.is_odd)
         await self._deliver(caller, pending)
-        answer = UploadsAnswer(
-            received_ms, 0.0, authority.clock.clock_id, [each.answer() for each in pending]
-        )
         stored = [said for each in pending if (said := each.receipt()) is not None]
-        if stored:
-            answer.receipt = authority.receipts.sign(caller, stored)
-        answer.sent_ms = authority.clock.stamp_ms()
-        return answer
+        receipt = authority.receipts.sign(caller, stored) if stored else None
+        return UploadsAnswer(
+            *self._stamps(came), uploads=[each.answer() for each in pending], receipt=receipt
+        )
+
+    def _stamps(self, came: Came) -> tuple[float, float, str]:
+        """Return when a request came and when its answer goes, on one scale, and the scale's id."""
+        clock = self._authority.clock
+        sent_ms = clock.stamp_ms()
+        if clock.clock_id == came.clock_id:
+            return came.stamp_ms, sent_ms, clock.clock_id
+        # The scale has stepped meanwhile: the time between the two is what is known.
+        return sent_ms - (self._clock.tick_ms() - came.tick_ms), sent_ms, clock.clock_id
 
     def _encode(self, pending: Sequence[PendingUpload], *, is_odd: bool) -> None:
         """Have the good segments of all uploads encoded, and what is wrong with the others said."""
@@ -154,11 +171,10 @@ class UploadDesk:
 
     async def add_of_one(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/segments"""
-        authority, caller = self._authority, caller_of(request)
-        received_ms = authority.clock.stamp_ms()
+        authority, caller, came = self._authority, caller_of(request), self.now()
         authority.quotas.check_segments(caller)  # before anything is read
         number = number_of(request)
-        token, now_ms = request.headers.get(LEASE_HEADER), authority.clock.now_ms()
+        token, now_ms = request.headers.get(LEASE_HEADER), int(came.stamp_ms)
         rules = rules_under(authority.leases.check(token, number, caller, now_ms), self._rules())
         requests = read_segments(await read_body(request))
         segments, values = self._checked(number, requests, rules)
@@ -178,8 +194,7 @@ class UploadDesk:
         places = stored[0].offset, stored[-1].offset
         said = upload_of(number, stored[0].partition, places, numbers, values)
         answer.receipt = authority.receipts.sign(caller, [said])
-        answer.received_ms, answer.clock_id = received_ms, authority.clock.clock_id
-        answer.sent_ms = authority.clock.stamp_ms()
+        answer.received_ms, answer.sent_ms, answer.clock_id = self._stamps(came)
         return json_answer(answer)
 
     def _checked(

@@ -11,6 +11,7 @@ quiet. Parts, for --only:
     table        the interval table alone: memory an order, checkpoints, pauses while it grows
     turns        the longest turns of the event loop, and a segment's cost in the largest orders
     audit        proving it all: audit, archive, sealed log, beside a plain script
+    gateway      segments into Kafka by HTTP, beside the least that Python needs for it
     latency      from the last segment's acknowledgement to the readable total
 
 A whole run takes some 12 minutes and writes results.json, results.md and results.svg beside this
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench import audit, latency, plot, report, scaling, throughput, traffic, turns
+from tests.bench import audit, gateway, latency, plot, report, scaling, throughput, traffic, turns
 from tests.bench.lab import STATE_DIR, Lab, Stream
 from tests.bench.peers import missing_parts, peers
 from tests.bench.processes import BenchError
@@ -53,6 +54,7 @@ class Sizes:
     audit: tuple[int, ...]
     low_s: float
     half_s: float
+    gateway_s: float
 
 
 FULL = Sizes(
@@ -68,6 +70,7 @@ FULL = Sizes(
     (2_000_000, 10_000_000),
     20.0,
     10.0,
+    3.0,
 )
 QUICK = Sizes(
     1,
@@ -82,6 +85,7 @@ QUICK = Sizes(
     (200_000, 1_000_000),
     6.0,
     4.0,
+    0.8,
 )
 
 
@@ -107,6 +111,7 @@ class Bench:
             "table": self.table,
             "turns": self.turns,
             "audit": self.audit,
+            "gateway": self.gateway,
             "latency": self.latency,
         }
 
@@ -175,6 +180,11 @@ class Bench:
     def audit(self) -> None:
         """See the module's docstring."""
         self.results.proofs = audit.measure(self.lab, self.sizes.audit)
+
+    def gateway(self) -> None:
+        """See the module's docstring."""
+        rounds = self.rounds if self._is_quick else 2 * self.rounds
+        self.results.gateway = gateway.measure(self.lab, rounds, self.sizes.gateway_s)
 
     def latency(self) -> None:
         """See the module's docstring."""
@@ -263,6 +273,7 @@ def _arguments() -> argparse.Namespace:
         "table",
         "turns",
         "audit",
+        "gateway",
         "latency",
     )
     parser.add_argument("--quick", action="store_true", help="small and rough, under 4 minutes")

@@ -17,8 +17,14 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.topics import create_topics
+from durabill.producers.gateway.server import GatewayConfig
+from durabill.schemas import decode_segment
+from durabill.schemas.topics import Topics
+from tests.broker.gateway_kit import gateway, read_topic
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import traffic
+from tests.broker.upload_kit import acknowledged, refused, uploading
 from tests.broker.worker_kit import Worker, deployment, wait_until
 from tests.conftest import JARS_DIR, PROJECT_DIR, make_data_dir, remove_data_dir
 
@@ -173,7 +179,7 @@ def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
             "ledger_dsn": postgres_dsn,
         }
         start(stack, tmp_path, settings, "worker", "worker")
-        gateway = start(stack, tmp_path, settings, "gateway", "gateway")
+        served = start(stack, tmp_path, settings, "gateway", "gateway")
         logs = {name: tmp_path / f"{name}.log" for name in ("worker", "gateway")}
         wait_until(
             lambda: "ready: partitions 0-3 of 4" in logs["worker"].read_text(), "it is at work"
@@ -181,7 +187,7 @@ def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
         before = {name: len(lines_of(path, 0)) for name, path in logs.items()}
         began_s = time.monotonic()
         kill(kafka)
-        with poked(str(gateway["url"])):
+        with poked(str(served["url"])):
             time.sleep(OUTAGE_S)
             kafka.start()
             time.sleep(3.0)
@@ -197,3 +203,41 @@ def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
             causes = re.compile("Connection refused|Connect call failed|Connection reset|closed")
             assert causes.search("\n".join(said[:2])), name
             assert not [each for each in said if each.startswith("%")], name
+
+
+def test_nothing_is_acknowledged_that_a_frozen_broker_has_lost(kafka: LocalKafka) -> None:
+    """Frozen for longer than a delivery may take, then thawed: what waited is given up, or not."""
+    servers = {"bootstrap.servers": address_of(kafka)}
+    create_topics(servers, Topics("frozen", "f-totals", "f-dead", "f-checkpoint"), partitions=4)
+    config = GatewayConfig(servers, "frozen", client_segments_max=10_000, delivery_timeout_ms=1_500)
+    with ExitStack() as stack:
+        url = stack.enter_context(gateway(config))
+        clients = [stack.enter_context(uploading(url, f"C{at}")) for at in range(3)]
+        wait_until(lambda: acknowledged(clients) > 1_000, "segments are acknowledged")
+        before = acknowledged(clients)
+        with frozen(kafka):
+            wait_until(lambda: refused(clients) > 3, "nothing is acknowledged")
+        wait_until(lambda: acknowledged(clients) > before + 1_000, "it goes on")
+    places: dict[tuple[str, int], list[int]] = {}
+    for record in read_topic(address_of(kafka), "frozen"):
+        segment = decode_segment(record.value())
+        name = segment.service_order_number, segment.business_data_number
+        places.setdefault(name, []).append(record.offset() or 0)
+    lost = [
+        each
+        for client in clients
+        for each in client.acknowledged
+        if not any(each.first <= at <= each.last for at in places.get(each[:2], []))
+    ]
+    assert lost == []
+
+
+@contextmanager
+def frozen(kafka: LocalKafka) -> Iterator[None]:
+    pid = kafka.status().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

@@ -35,6 +35,15 @@ def test_router_and_description_have_every_row_and_nothing_else() -> None:
     assert described == rows
 
 
+def test_the_description_names_the_scope_of_each_route() -> None:
+    paths = openapi()["paths"]
+    for route in ROUTES:
+        told = paths[route.path][route.method.lower()]
+        expected = None if route.scope is None else [{"bearer": [route.scope]}, {}]
+        assert told.get("security") == expected
+        assert ("401" in told["responses"]) == (route.scope is not None)
+
+
 def test_operations_have_names_of_their_own() -> None:
     assert len(ROUTE_OF) == len(ROUTES)
 

@@ -72,6 +72,7 @@ class Stand:
         clock = BrokerClock(lambda: NOW_MS * 1_000_000, lambda: 0)
         if knows_broker:
             clock.learn(0, 0, NOW_MS)
+        self.clock = clock
         self.kafka = Kafka()
         self.stored: list[str] = []
         self.authority = Authority(
@@ -99,7 +100,7 @@ class Stand:
 
     def post(self, body: object, caller: Caller = NOBODY) -> UploadsAnswer:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return asyncio.run(self.desk.take(caller, content, 1.5))
+        return asyncio.run(self.desk.take(caller, content, self.desk.now()))
 
     def post_one(self, segments: object, **more: object) -> UploadAnswer:
         (answer,) = self.post({"uploads": [upload("SO1", segments, **more)]}).uploads
@@ -138,7 +139,7 @@ def test_many_orders_in_one_request(stand: Stand) -> None:
     answer = stand.post(
         {"uploads": [upload("SO1", segments), upload("SO2", short), upload("SO3", [item(9.0)])]}
     )
-    assert (answer.received_ms, answer.sent_ms) == (1.5, NOW_MS)
+    assert (answer.received_ms, answer.sent_ms) == (NOW_MS, NOW_MS)
     assert answer.clock_id == stand.authority.clock.clock_id
     assert [
         (each.service_order_number, each.count, each.stored, each.first_offset, each.last_offset)
@@ -293,6 +294,16 @@ def test_sizes(stand: Stand) -> None:
     assert (nothing.uploads, nothing.receipt) == ([], None)
     empty = stand.post_one([])
     assert (empty.count, empty.stored, empty.errors) == (0, 0, ())
+
+
+def test_both_stamps_are_of_one_scale(stand: Stand) -> None:
+    """Also where the server's clock is found to be wrong by the very acknowledgement."""
+    before = stand.authority.clock.clock_id
+    came = stand.desk.now()
+    stand.clock.learn(0, 0, NOW_MS - 10**7)
+    answer = asyncio.run(stand.desk.take(NOBODY, b'{"uploads": []}', came))
+    assert answer.clock_id != before
+    assert (answer.received_ms, answer.sent_ms) == (NOW_MS - 10**7, NOW_MS - 10**7)
 
 
 def test_the_same_order_twice(stand: Stand) -> None:

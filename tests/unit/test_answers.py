@@ -15,8 +15,8 @@ from durabill.producers.sdk.answers import (
     read_time,
 )
 from durabill.producers.sdk.bounded_http import retry_after_s
-from durabill.producers.sdk.server_clock import ServerStamps
-from durabill.producers.sdk.uplink import TIMESTAMP_MAX_MS, WISH_MAX_S, Backoff, UplinkRefused
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
+from durabill.producers.sdk.uplink import WISH_MAX_S, Backoff, UplinkRefused
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM
 

@@ -11,8 +11,10 @@ import typer
 
 from durabill import __version__
 from durabill.deploy.commands.archive import archive
+from durabill.deploy.commands.asyncapi import asyncapi
 from durabill.deploy.commands.audit import audit
 from durabill.deploy.commands.clients import clients
+from durabill.deploy.commands.conformance import conformance_app
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines
@@ -82,6 +84,8 @@ app.add_typer(keys_app, name="keys", rich_help_panel=_PROVE)
 app.command(rich_help_panel=_PROVE)(audit)
 app.command(rich_help_panel=_PROVE)(replay)
 app.add_typer(rebuild_app, name="rebuild", rich_help_panel=_PROVE)
+app.command(rich_help_panel=_PROVE)(asyncapi)
+app.add_typer(conformance_app, name="conformance", rich_help_panel=_PROVE)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
 app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)

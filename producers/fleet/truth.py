@@ -154,6 +154,15 @@ def judge(
     return SegmentEvent(number.decode(), business_data_number, start_ms, end_ms, end_identifier)
 
 
+def judge_opening_there(record: LogRecord, arrival_ms: int, partitions: int) -> Opening | Reason:
+    """Return the opening if the record is a good one where it lies, else the first reason."""
+    found = judge_opening(record, arrival_ms)
+    if isinstance(found, Reason):
+        return found
+    is_here = _partition_of(found[0], partitions) == record.partition
+    return found[1] if is_here else Reason.WRONG_PARTITION
+
+
 def may_be_sent_on(record: LogRecord) -> bool:
     """Return whether a record is no copy of one that was, and has room for a header more."""
     size = len(record.key or b"") + len(record.value or b"")
@@ -249,11 +258,8 @@ class _Log:
     ) -> tuple[SegmentEvent | Opening | Reason, bool]:
         """Judge a record by itself; tell also if its only fault is to be in a wrong partition."""
         if claims_to_open(record):
-            found = judge_opening(record, now_ms)
-            if isinstance(found, Reason):
-                return found, False
-            is_here = _partition_of(found[0], self._partitions) == record.partition
-            return (found[1], False) if is_here else (Reason.WRONG_PARTITION, True)
+            found = judge_opening_there(record, now_ms, self._partitions)
+            return found, found is Reason.WRONG_PARTITION
         opening, key = None, record.key or b""
         if self._partition_of.get(key) == record.partition:
             opening = self._orders[key].opening_at(now_ms)

@@ -200,12 +200,21 @@ class Session:
         assert state.reported_until_ms <= self._state.reported_until_ms
         self._state = state
 
-    def due_at(self) -> int:
-        """Return the `now_ms` of a reading from which `report` has something to give."""
-        if self._latest.unsettled_ms:
-            return self._latest.now_ms + _UNSETTLED_RETRY_MS
-        due_ms = self._start_ms(self._latest) + self._state.report_interval_ms
-        return due_ms - self._time_ms(self._latest) + self._latest.now_ms
+    @property
+    def waits(self) -> bool:
+        """Whether the last look found that it isn't settled how long the machine slept."""
+        return self._latest.unsettled_ms > 0
+
+    def due_at(self, reading: Reading | None = None) -> int:
+        """Return the `now_ms` of a reading from which `report` has something to give.
+
+        As of `reading`, or of the last look: a step of the time since then would be missed.
+        """
+        reading = self._latest if reading is None else reading
+        if reading.unsettled_ms:
+            return reading.now_ms + _UNSETTLED_RETRY_MS
+        due_ms = self._start_ms(reading) + self._state.report_interval_ms
+        return due_ms - self._time_ms(reading) + reading.now_ms
 
     def bound_ms(self, reading: Reading) -> int:
         """Return how far the time billed may be off if the session ended at `reading`."""

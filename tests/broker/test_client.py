@@ -28,8 +28,8 @@ from durabill.producers.sdk.uplink import (
     UplinkRefused,
     UplinkUnavailable,
 )
-from durabill.schemas import SegmentEvent, decode_segment, partition_for
-from tests.broker.gateway_kit import gateway, read_topic, segments_of
+from durabill.schemas import SegmentEvent, partition_for
+from tests.broker.gateway_kit import gateway, number_in, read_topic, segments_of
 from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics
 
@@ -125,7 +125,7 @@ def test_services_arrive_whole(
         key = record.key()
         assert isinstance(key, bytes)
         assert record.partition() == partition_for(key, topics.partitions)
-        assert decode_segment(record.value()).service_order_number == key.decode()
+        assert number_in(record) == key.decode()
 
 
 METER = """

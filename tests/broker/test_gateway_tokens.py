@@ -21,7 +21,7 @@ def config(jwks_url: str, **options: Any) -> GatewayConfig:
     return GatewayConfig({"bootstrap.servers": NOTHING_HERE}, access=access, **options)
 
 
-def shows(issuer: Issuer, **claims: object) -> dict[str, str]:
+def shows(issuer: Issuer, **claims: Any) -> dict[str, str]:
     now_s = int(time.time())
     token = issuer.token(exp=now_s + 600, iat=now_s, **claims)
     return {"authorization": f"Bearer {token}"}
@@ -39,7 +39,7 @@ def test_tokens_over_http_while_the_issuer_changes() -> None:
 
     with site.served() as issuer_url, gateway(config(issuer_url, monotonic=later)) as url:
 
-        def asks(issuer: Issuer, **claims: object) -> tuple[int, str, str | None]:
+        def asks(issuer: Issuer, **claims: Any) -> tuple[int, str, str | None]:
             status, answer, headers = call(url, "GET", PATH, None, shows(issuer, **claims))
             return status, answer["reason"], headers["www-authenticate"]
 

@@ -25,6 +25,9 @@ librdkafka_log = logging.getLogger(f"{__name__}.librdkafka")
 
 _POLL_S = 0.001
 _IDLE_POLL_S = 0.1  # for the log, and for errors that concern no record
+_LINGER_MS = 10
+"""How long a record waits for company. librdkafka spins in the last millisecond of each such wait,
+so that shorter waits cost more: of 5 ms a fifth of a core goes that way."""
 _READY_TIMEOUT_S = 2.0
 _READY_KEPT_S = 1.0
 
@@ -92,7 +95,11 @@ class SegmentProducer:
         self._loop = asyncio.get_running_loop()
         self._damper = Damper(log)
         self._pending: set[_Request] = set()
-        config: dict[str, Any] = producer_config(kafka, delivery_timeout_ms=delivery_timeout_ms)
+        config: dict[str, Any] = producer_config(
+            kafka, delivery_timeout_ms=delivery_timeout_ms, linger_ms=_LINGER_MS
+        )
+        # Fewer bytes for the network and the broker's disk, and not more CPU here.
+        config.setdefault("compression.type", "lz4")
         # Whoever made the configuration may tell errors in passing its own way.
         self._tell: Callable[[KafkaError], None] = config.get("error_cb", self._tell_damped)
         config["error_cb"] = self._on_error

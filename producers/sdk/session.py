@@ -111,8 +111,9 @@ class Session:
         asked: Reading | None = None,
         own_time: bool = False,
     ) -> None:
-        self._own_time = own_time
-        self._ahead_ms = server_timestamp_ms - self._scale_ms(reading) if own_time else 0
+        self._own_time, self._ahead_ms = own_time, 0
+        if own_time:
+            self._ahead_ms = server_timestamp_ms - self._time_ms(reading)
         way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
         if asked is not None:
             way_ms += reading.doubt_ms - asked.doubt_ms + asked.unsettled_ms
@@ -248,11 +249,8 @@ class Session:
         self._state = replace(self._state, ended=True)
         return segments
 
-    def _scale_ms(self, reading: Reading) -> int:
-        return reading.now_ms - reading.jumped_ms if self._own_time else reading.now_ms
-
     def _time_ms(self, reading: Reading) -> int:
-        return self._scale_ms(reading) + self._ahead_ms
+        return reading.now_ms + self._ahead_ms - (reading.jumped_ms if self._own_time else 0)
 
     def _excluded_ms(self, reading: Reading) -> int:
         return reading.paused_ms + (0 if self._own_time else reading.skipped_ms)

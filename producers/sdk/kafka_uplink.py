@@ -189,7 +189,7 @@ class KafkaUplink:
 
 
 def _stamps_of(stored: Message) -> ServerStamps | None:
-    """Return the time of one broker. Of one: those of two would say that it went by between them."""
+    """Return the time of one broker: those of two would say that it went by between them."""
     kind, append_ms = stored.timestamp()
     if kind != TIMESTAMP_LOG_APPEND_TIME or not 0 <= append_ms <= TIMESTAMP_MAX_MS:
         return None

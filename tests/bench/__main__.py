@@ -12,6 +12,7 @@ quiet. Parts, for --only:
     turns        the longest turns of the event loop, and a segment's cost in the largest orders
     audit        proving it all: audit, archive, sealed log, beside a plain script
     latency      from the last segment's acknowledgement to the readable total
+    sdk          what a client costs: with 1, 100 and 10,000 services, and after an outage
 
 A whole run takes some 12 minutes and writes results.json, results.md and results.svg beside this
 file; a part of it, or --quick, writes them to .durabill/bench.
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench import audit, latency, plot, report, scaling, throughput, traffic, turns
+from tests.bench import audit, latency, plot, report, scaling, sdk, throughput, traffic, turns
 from tests.bench.lab import STATE_DIR, Lab, Stream
 from tests.bench.peers import missing_parts, peers
 from tests.bench.processes import BenchError
@@ -108,6 +109,7 @@ class Bench:
             "turns": self.turns,
             "audit": self.audit,
             "latency": self.latency,
+            "sdk": self.sdk,
         }
 
     def warm_up(self) -> None:
@@ -192,6 +194,10 @@ class Bench:
         for each in self.results.latencies:
             self.lab.say(str(each))
 
+    def sdk(self) -> None:
+        """See the module's docstring."""
+        self.results.clients = sdk.measure()
+
     def _open(self, count: int) -> Stream:
         records = max(self.sizes.open_records, 2 * count)
         return self.lab.preload(traffic.open_orders(count), records)
@@ -264,6 +270,7 @@ def _arguments() -> argparse.Namespace:
         "turns",
         "audit",
         "latency",
+        "sdk",
     )
     parser.add_argument("--quick", action="store_true", help="small and rough, under 4 minutes")
     parser.add_argument("--only", action="append", choices=names, help="may be given repeatedly")

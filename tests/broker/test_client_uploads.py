@@ -49,6 +49,7 @@ class Played:
         self.headers: list[dict[str, str]] = []
         self.stored: Counter[tuple[str, int]] = Counter()
         self.judge: Judge = lambda _order, _segment: None
+        self.judge_lease: Callable[[str | None], dict[str, Any] | None] = lambda _lease: None
         self.first: Callable[[Any, dict[str, Any]], bool] = lambda _asked, _body: False
         self.changes: Callable[[dict[str, Any]], None] = lambda _answer: None
         self.renewed: list[tuple[str, str]] = []
@@ -60,7 +61,7 @@ class Played:
             order, errors = upload["service_order_number"], []
             for index, each in enumerate(upload["segments"]):
                 number = each["business_data_number"]
-                wrong = self.judge(order, each)
+                wrong = self.judge_lease(upload.get("lease")) or self.judge(order, each)
                 if wrong is not None:
                     fields = {"index": index, "business_data_number": number, "detail": "d"}
                     errors.append({**fields, "final": True, "stored": False, **wrong})
@@ -356,6 +357,37 @@ def test_leases_are_shown_kept_and_renewed(tmp_path: Path) -> None:
             assert receipt.acknowledged
         assert gateway.renewed == [("SO2", "a.b.c")]
         assert gateway.bodies[-1]["uploads"][0]["lease"] == "new.SO2.x"
+
+
+@pytest.mark.parametrize("asks_for_leases", [False, True])
+def test_server_that_has_lost_its_keys_gets_the_order_without(
+    tmp_path: Path, asks_for_leases: bool
+) -> None:
+    """Or it says that it wants one: then the order waits, and goes on when the keys are back."""
+    keys_are_back = threading.Event()
+
+    def first(asked: Any, _: object) -> bool:
+        if keys_are_back.is_set() or not asked.path.endswith("/lease"):
+            return False
+        answer(asked, 401, problem(401, "LEASE_INVALID"), PROBLEM)
+        return True
+
+    def judge(lease: str | None) -> dict[str, Any] | None:
+        if lease is None:
+            return {"reason": "LEASE_MISSING"} if asks_for_leases else None
+        return None if lease.startswith("new.") else {"reason": "LEASE_INVALID"}
+
+    with playing() as gateway:
+        gateway.first = first
+        gateway.judge_lease = judge
+        uplink = HttpUplink(gateway.url)
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+            service = client.start("SO1")
+            receipt = service.end(timeout_s=1 if asks_for_leases else 60)
+            assert asks_for_leases != receipt.acknowledged
+            assert receipt.rejected == ()
+            keys_are_back.set()
+            assert service.end(timeout_s=60).acknowledged
 
 
 def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from durabill.producers.sdk.uplink import (
     UplinkRefused,
     UplinkUnavailable,
 )
-from durabill.schemas import SEGMENT_HEADER, SegmentEvent, decode_segment, partition_for
+from durabill.schemas import SEGMENT_HEADER, SegmentEvent, partition_for
 from tests.broker.gateway_kit import gateway, number_in, read_topic, segments_of
 from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics

@@ -4,7 +4,8 @@
 //     node client.js kafka      BOOTSTRAP_SERVERS, TOPIC, ORDERS, SEGMENTS, INTERVAL_MS: into Kafka
 //     node client.js vectors F  encodes the segments of vectors/segments.json
 //
-// It keeps unsent segments in memory; a client that may be killed keeps them on disk.
+// It keeps unsent segments in memory; a client that may be killed keeps them on disk. Node 22.18 and
+// later run client.ts as it is.
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -162,7 +163,8 @@ async function overHttp(): Promise<void> {
       await sleep(10);
       continue;
     }
-    const batches = byOrder(waiting.slice(0, limit));
+    const batch = waiting.slice(0, limit); // more may wait by the time of the answer
+    const batches = byOrder(batch);
     const uploads = batches.map((batch) => ({
       service_order_number: batch[0]!.order,
       lease: orders.get(batch[0]!.order)!.lease,
@@ -176,7 +178,7 @@ async function overHttp(): Promise<void> {
     const answer = await post("/v1/segments", { uploads, client: { name: "typescript", pending: waiting.length } });
     const settled = judged(answer, batches);
     if (answer.status === 413 && limit > 1) {
-      limit = Math.max(1, Math.floor(Math.min(limit, waiting.length) / 2)); // whoever says so
+      limit = Math.max(1, Math.floor(batch.length / 2)); // whoever says so
     } else if (settled === null) {
       await pause(failures++, answer.wishMs);
     } else {

@@ -13,7 +13,7 @@ from random import Random
 
 from aiohttp import web
 
-from durabill.producers.conformance.answers import Answer, Cut
+from durabill.producers.conformance.answers import Answer, Cut, problem
 from durabill.producers.conformance.exchange import Exchange, Log
 from durabill.producers.conformance.features import FEATURES, Matrix, faults_for, judged
 from durabill.producers.conformance.player import Player, Rules
@@ -177,9 +177,12 @@ class Stage:
         return judged(self.log, self._scenario.features)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await request.content.read(_BODY_BYTES_MAX) if request.body_exists else b""
+        body = b""
         while request.body_exists and not request.content.at_eof():
             body += await request.content.read(_BODY_BYTES_MAX)
+            if len(body) > _BODY_BYTES_MAX:
+                said = problem(413, "REQUEST_ENTITY_TOO_LARGE", "a body has at most 1 MiB")
+                return await self._respond(request, said)
         headers = {name.lower(): value for name, value in request.headers.items()}
         exchange, answer = self._player.answer(
             request.method, request.rel_url.raw_path, headers, body

@@ -75,7 +75,7 @@ class Uploads:
             case "unauthorized":
                 return self._unauthorized()
             case "too_large":
-                self._limit = exchange.limit = len(exchange.segments) // 2
+                self._limit = exchange.limit = (len(exchange.segments) + 1) // 2
                 return page(413, _TOO_LARGE)
             case "refused":
                 return self._refuse_one(exchange, request)

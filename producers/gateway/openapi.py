@@ -70,8 +70,6 @@ _STATUS_TEXTS = {
     500: "our fault",
     503: "not now, see Retry-After",
 }
-
-
 _RETRY_AFTER = {
     "retry-after": {
         "description": "so many seconds at least before the next try",
@@ -87,12 +85,6 @@ _HEADERS: dict[int, dict[str, Any]] = {
     },
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
-}
-_BEARER = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "an API key, dbk_..., or a JWT access token; each operation tells the scope "
-    "that it must have",
 }
 
 

@@ -19,13 +19,11 @@ from durabill.producers.sdk.private_files import open_private
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool_file import SUFFIXES
 from durabill.producers.sdk.spool_tables import (
-    FORMAT,
     NAMES,
     PAGE_BYTES,
     SERVICE_NAMES,
-    TABLES,
-    TABLES_SINCE_2,
     Row,
+    make_tables,
     segment_of,
     state_of,
     terms_of,
@@ -188,9 +186,7 @@ def _mend_first_page(path: Path) -> None:
         os.close(open_private(template))
         with closing(sqlite3.connect(template, isolation_level=None)) as db:
             db.execute(f"PRAGMA page_size={PAGE_BYTES}")
-            for table in (*TABLES, *TABLES_SINCE_2):
-                db.execute(table)
-            db.execute(f"PRAGMA user_version={FORMAT}")
+            make_tables(db)
         page = bytearray(template.read_bytes()[:PAGE_BYTES])
         assert page.startswith(_HEADER)
         pages = path.stat().st_size // PAGE_BYTES

@@ -146,8 +146,7 @@ class Sender:
             batch = [each for each in batch if each.segment.service_order_number not in stalled]
             if not batch:
                 return None  # they wait by themselves now
-        terms = {number: self._spool.terms(number) for number in numbers - stalled.keys()}
-        leases = {number: each.lease for number, each in terms.items() if each.lease}
+        leases = self._leases.shown(numbers - stalled.keys())
         settled: set[int] = set()
         notes = SendNotes(
             leases, self._standing.report(), lambda part: self._settle(batch, part, settled)

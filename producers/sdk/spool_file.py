@@ -32,8 +32,7 @@ from durabill.producers.sdk.spool_errors import SpoolBroken, SpoolBusy, SpoolFul
 from durabill.producers.sdk.spool_tables import (
     FORMAT,
     PAGE_BYTES,
-    TABLES,
-    TABLES_SINCE_2,
+    make_tables,
     migrate_from_1,
 )
 
@@ -97,22 +96,13 @@ class SpoolFile:
                 raise SpoolBroken(f"{self.path}: {wrong}")
         self._tighten()
         if version == 0:
-            self.commit(self._make_tables)
+            self.commit(lambda: make_tables(self.db))
         elif version == 1:
-            self.removing(self._migrate)
+            self.removing(lambda: migrate_from_1(self.db))
         else:  # takes the lock
             self.commit(lambda: None)
         self._reserve.take()
         self._bound_log()
-
-    def _make_tables(self) -> None:
-        for table in (*TABLES, *TABLES_SINCE_2):
-            self.db.execute(table)
-        self.db.execute(f"PRAGMA user_version={FORMAT}")
-
-    def _migrate(self) -> None:
-        migrate_from_1(self.db)
-        self.db.execute(f"PRAGMA user_version={FORMAT}")
 
     def close(self) -> None:
         """Close and unlock the file. Closing twice is allowed."""

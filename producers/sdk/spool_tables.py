@@ -49,6 +49,13 @@ _OWN_COLUMNS = 5  # of a state; what it has besides goes into `extra`
 Row = tuple[Any, ...]
 
 
+def make_tables(db: sqlite3.Connection) -> None:
+    """Make the tables of a new file."""
+    for table in (*TABLES, *TABLES_SINCE_2):
+        db.execute(table)
+    db.execute(f"PRAGMA user_version={FORMAT}")
+
+
 def migrate_from_1(db: sqlite3.Connection) -> None:
     """Bring the tables of format 1 to this one, inside a transaction of the caller's.
 
@@ -66,6 +73,7 @@ def migrate_from_1(db: sqlite3.Connection) -> None:
     for service_id, row in enumerate(rows, 1):
         insert_service(db, service_id, SessionState(row[0], row[1], row[2], row[3], bool(row[4])))
     db.execute("DROP TABLE sessions")
+    db.execute(f"PRAGMA user_version={FORMAT}")
 
 
 def row_sum(*values: object) -> int:

@@ -1,5 +1,6 @@
 """The SDK against gateways that take segments of many orders in one request."""
 
+import base64
 import http.server
 import json
 import threading
@@ -48,6 +49,7 @@ class Played:
         self.headers: list[dict[str, str]] = []
         self.stored: Counter[tuple[str, int]] = Counter()
         self.judge: Judge = lambda _order, _segment: None
+        self.judge_lease: Callable[[str | None], dict[str, Any] | None] = lambda _lease: None
         self.first: Callable[[Any, dict[str, Any]], bool] = lambda _asked, _body: False
         self.changes: Callable[[dict[str, Any]], None] = lambda _answer: None
         self.renewed: list[tuple[str, str]] = []
@@ -59,7 +61,7 @@ class Played:
             order, errors = upload["service_order_number"], []
             for index, each in enumerate(upload["segments"]):
                 number = each["business_data_number"]
-                wrong = self.judge(order, each)
+                wrong = self.judge_lease(upload.get("lease")) or self.judge(order, each)
                 if wrong is not None:
                     fields = {"index": index, "business_data_number": number, "detail": "d"}
                     errors.append({**fields, "final": True, "stored": False, **wrong})
@@ -342,17 +344,12 @@ def test_bad_segment_is_found_and_holds_up_no_other(status: int, content_type: s
 def test_leases_are_shown_kept_and_renewed(tmp_path: Path) -> None:
     """In time by the server's clock, and at once where the server doesn't take one any more."""
     with playing() as gateway:
-        gateway.first = lambda asked, body: False
         uplink = HttpUplink(gateway.url)
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             client.start("SO1").end()
             assert gateway.bodies[-1]["uploads"][0]["lease"] == "a.b.c"
             client.start("SO2")
-        gateway.judge = lambda order, _: (
-            {"reason": "LEASE_INVALID"}
-            if gateway.renewed != ("SO2", "new.SO2.x") and not gateway.renewed
-            else None
-        )
+        gateway.judge = lambda *_: None if gateway.renewed else {"reason": "LEASE_INVALID"}
         uplink = HttpUplink(gateway.url)
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             service = client.resume("SO2", server_timestamp_ms=NOW_MS + 50_000)
@@ -360,6 +357,37 @@ def test_leases_are_shown_kept_and_renewed(tmp_path: Path) -> None:
             assert receipt.acknowledged
         assert gateway.renewed == [("SO2", "a.b.c")]
         assert gateway.bodies[-1]["uploads"][0]["lease"] == "new.SO2.x"
+
+
+@pytest.mark.parametrize("asks_for_leases", [False, True])
+def test_server_that_has_lost_its_keys_gets_the_order_without(
+    tmp_path: Path, asks_for_leases: bool
+) -> None:
+    """Or it says that it wants one: then the order waits, and goes on when the keys are back."""
+    keys_are_back = threading.Event()
+
+    def first(asked: Any, _: object) -> bool:
+        if keys_are_back.is_set() or not asked.path.endswith("/lease"):
+            return False
+        answer(asked, 401, problem(401, "LEASE_INVALID"), PROBLEM)
+        return True
+
+    def judge(lease: str | None) -> dict[str, Any] | None:
+        if lease is None:
+            return {"reason": "LEASE_MISSING"} if asks_for_leases else None
+        return None if lease.startswith("new.") else {"reason": "LEASE_INVALID"}
+
+    with playing() as gateway:
+        gateway.first = first
+        gateway.judge_lease = judge
+        uplink = HttpUplink(gateway.url)
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+            service = client.start("SO1")
+            receipt = service.end(timeout_s=1 if asks_for_leases else 60)
+            assert asks_for_leases != receipt.acknowledged
+            assert receipt.rejected == ()
+            keys_are_back.set()
+            assert service.end(timeout_s=60).acknowledged
 
 
 def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:
@@ -380,8 +408,6 @@ def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:
 
 
 def test_receipts_are_kept_and_found(tmp_path: Path) -> None:
-    import base64
-
     payload = base64.urlsafe_b64encode(json.dumps({"uploads": [{"ord": "SO1"}]}).encode())
     with playing() as gateway:
         gateway.receipt = f"head.{payload.decode().rstrip('=')}.sign"

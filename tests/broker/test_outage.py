@@ -208,7 +208,11 @@ def test_an_outage_is_told_once_with_its_cause_and_once_when_it_is_over(
 def test_nothing_is_acknowledged_that_a_frozen_broker_has_lost(kafka: LocalKafka) -> None:
     """Frozen for longer than a delivery may take, then thawed: what waited is given up, or not."""
     servers = {"bootstrap.servers": address_of(kafka)}
-    create_topics(servers, Topics("frozen", "f-totals", "f-dead", "f-checkpoint"), partitions=4)
+    create_topics(
+        servers,
+        Topics("frozen", "f-totals", "f-dead", "f-checkpoint", orders="f-orders"),
+        partitions=4,
+    )
     config = GatewayConfig(servers, "frozen", client_segments_max=10_000, delivery_timeout_ms=1_500)
     with ExitStack() as stack:
         url = stack.enter_context(gateway(config))

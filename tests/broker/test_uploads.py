@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_what_the_answer_says_the_log_has(url: str, bootstrap_servers: str, topi
     number = lease["service_order_number"]
     opened_ms = lease["server_timestamp_ms"]
     own = [[1, opened_ms, opened_ms + 4, False], [2, opened_ms + 4, opened_ms + 4, True]]
-    sent = {
+    sent: dict[str, Any] = {
         "uploads": [
             upload("SO/1 ü", rows(1, 120)),
             upload(number, own, lease=lease["lease"]),

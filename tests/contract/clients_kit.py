@@ -19,8 +19,8 @@ from tests.conftest import JARS_DIR, PROJECT_DIR
 
 SOURCES = PROJECT_DIR / "clients"
 CACHE = PROJECT_DIR / ".durabill" / "clients"
-BUILD_TIMEOUT_S = 280
-PLAY_TIMEOUT_S = 150
+BUILD_TIMEOUT_S = 180
+PLAY_TIMEOUT_S = 110
 
 
 class CannotBuild(Exception):
@@ -45,15 +45,19 @@ def tool(name: str) -> str:
 
 def run(command: Sequence[str], folder: Path, **more: str) -> None:
     """Run a tool in a folder, with more variables; raise CannotBuild where it fails."""
-    ran = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, **more},
-        capture_output=True,
-        text=True,
-        timeout=BUILD_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        ran = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotBuild(f"{' '.join(command[:2])} took over {BUILD_TIMEOUT_S} s") from error
     if ran.returncode:
         raise CannotBuild(f"{' '.join(command[:2])} failed: {(ran.stdout + ran.stderr)[-2000:]}")
 
@@ -151,7 +155,7 @@ def played(name: str) -> Outcome:
     seed = str(sorted([*BUILDERS, "sdk"]).index(name))
     play = [sys.executable, "-m", "durabill", "conformance", "serve", "--json", "--seed", seed]
     ran = subprocess.run(
-        [*play, "--timeout-s", "120", "--", *command],
+        [*play, "--timeout-s", "90", "--", *command],
         capture_output=True,
         text=True,
         timeout=PLAY_TIMEOUT_S,

@@ -73,7 +73,8 @@ APART = st.lists(
     unique_by=lambda each: each.clock_id,
 ).map(tuple)
 """Several servers, each with a clock of its own."""
-LARGE = st.integers(10 * S, 5 * HOUR) | st.integers(-5 * HOUR, -10 * S)
+LARGE = st.integers(10 * MINUTE, 5 * HOUR) | st.integers(-5 * HOUR, -10 * MINUTE)
+"""More than a crystal can drift while the client is offline."""
 SMALL = st.integers(-2 * S, 2 * S)
 SET = st.builds(Gateway, steps=steps(LARGE, 1)) | st.builds(
     Gateway, steps=steps(LARGE | SMALL, 2), tells_steps=st.just(True)

@@ -48,6 +48,7 @@ class ModelClient:
         self._failures = 0
         self._said_too_late = 0
         self.log = Log(orders)
+        self.answers: list[tuple[str, Exchange, Answer]] = []
         self._player = Player(
             self.log,
             Script(Random(seed), faults_for(NAMES)),
@@ -85,6 +86,7 @@ class ModelClient:
         named |= {"content-type": "application/json", "authorization": f"Bearer {token}"}
         exchange, answer = self._player.answer("POST", path, named, json.dumps(body).encode())
         exchange.answered_s = self._now_s + answer.delay_s
+        self.answers.append((path, exchange, answer))
         if answer.delay_s > 0.5 and "impatient" in self._flaws:
             self._now_s += 0.5
             return exchange, None

@@ -315,6 +315,20 @@ def test_a_broken_file_takes_nothing_away_and_is_told(
     assert any(each in line.message for each in why.split("|"))
 
 
+def test_a_file_that_is_read_while_it_is_written_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    """Somebody's editor doesn't replace it at once: every beginning of it may be met."""
+    path = tmp_path / "keys"
+    (first, kept), (second, other) = a_key(), a_key()
+    book = KeyBook(written(path, kept))
+    whole = encode_file(ApiKeyFile(1, (other,)))
+    for size in sorted({*range(0, len(whole), 5), *range(len(whole) - 5, len(whole))}):
+        path.write_bytes(whole[:size])
+        look(book)
+        opens = [book.caller(key, NOW_MS) is not None for key in (first, second)]
+        is_whole = whole[size:].isspace()  # but for the end of its last line
+        assert opens == ([False, True] if is_whole else [True, False])
+
+
 def test_a_mended_file_holds_again_and_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ import re
 from email.utils import parsedate_to_datetime
 from random import Random
 
+import jsonschema_rs
 import pytest
 
 from durabill.producers.conformance import judge
@@ -21,6 +22,7 @@ from durabill.producers.conformance.features import (
     judged,
 )
 from durabill.producers.conformance.script import START_FAULTS, UPLOAD_FAULTS, Script
+from durabill.producers.gateway.openapi import openapi
 from tests.unit.conformance_client import ModelClient
 
 
@@ -105,6 +107,30 @@ def test_a_gap_as_long_as_the_step_goes_along_with_it() -> None:
         sent = [Sent("A", 1, 0, 5, False), Sent("A", 2, 3_600_005, 3_600_010, True)]
         log = Log(1, [Exchange(Kind.UPLOAD, 1.0, sent)], step_ms=step_ms)
         assert verdicts(judged(log, ["gapless"])) == {"gapless": verdict}
+
+
+FOREIGN = {"login", "strange", "proxy_json", "proxy_page", "too_large", "redirect", "cut"}
+"""What answers of others are, or of nobody."""
+
+
+@pytest.mark.parametrize("is_single", [False, True])
+def test_what_it_answers_is_what_a_gateway_would(is_single: bool) -> None:
+    """By the OpenAPI description, which the gateway's routes are made from as well."""
+    document = openapi()
+    client = ModelClient(is_single=is_single)
+    client.run()
+    routes = set()
+    for path, exchange, answer in client.answers:
+        if exchange.fault in FOREIGN or "html" in answer.content_type:
+            continue
+        template = re.sub(r"(/v1/orders)/[^/]+", r"\1/{number}", path)
+        responses = document["paths"][template]["post"]["responses"]
+        shape = responses[str(answer.status)]["content"][answer.content_type]["schema"]
+        schema = {**shape, "components": document["components"]}
+        jsonschema_rs.validate(schema, json.loads(answer.body))
+        routes.add(template)
+    upload = "/v1/orders/{number}/segments" if is_single else "/v1/segments"
+    assert routes == {"/v1/orders", "/v1/orders/{number}/lease", upload}
 
 
 def test_what_was_not_seen_is_no_pass() -> None:

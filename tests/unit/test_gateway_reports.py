@@ -1,8 +1,8 @@
 """Few reports lose nothing: an upload is acknowledged only where every record of it is in the log.
 
 `Delivery` looks at an upload's last report, and at errors alone of the others. Here librdkafka is a
-model: what an idempotent producer promises (see `gateway.kafka`), and everything that may go wrong
-around it, in every order that Hypothesis thinks of.
+model: what an idempotent producer promises (see `gateway.delivery`), and everything that may go
+wrong around it, in every order that Hypothesis thinks of.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, Ka
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durabill.producers.gateway.kafka import Delivery
+from durabill.producers.gateway.delivery import Delivery
 from durabill.producers.sdk.stored import Stored
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)

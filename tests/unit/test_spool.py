@@ -197,6 +197,9 @@ def fill_on(spool: Spool, first: int, last: int, at_once: int = 1) -> None:
 
 
 def test_a_disk_that_the_spool_has_filled_is_emptied_by_sending(small_disk: Path) -> None:
+    others = fill_up(small_disk)
+    os.truncate(others, others.stat().st_size - 2_500_000)
+    others.rename(small_disk / "others")
     with Spool(small_disk / "spool", fsync=False) as spool:
         number = 1
         for _ in range(2):

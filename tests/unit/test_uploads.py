@@ -16,7 +16,8 @@ from durabill.producers.gateway.api import SEGMENTS_MAX, SegmentRequest, TimeRul
 from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
-from durabill.producers.gateway.kafka import BackendUnavailable, Delivery
+from durabill.producers.gateway.delivery import Delivery
+from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.quotas import QuotaLimits
 from durabill.producers.gateway.upload_shapes import UploadAnswer, UploadsAnswer
@@ -427,6 +428,7 @@ def test_what_a_client_says_of_itself_is_kept_and_nonsense_hurts_nobody(stand: S
     now_ms = stand.authority.clock.now_ms()
     body = {"uploads": [upload("SO1", [item(1)])], "client": {"name": "m-1", "pending": 7}}
     assert stand.post(body).uploads[0].stored == 1
+    nonsense: Any
     for nonsense in (3, {"pending": -1}, {"name": 5}, [{}], {"refused": {"x": "y"}}):
         assert stand.post(body | {"client": nonsense}).uploads[0].stored == 1
     (seen,) = stand.authority.client_reports.clients(now_ms)
@@ -445,7 +447,8 @@ def test_verdicts_are_those_of_the_older_route(rows: list[Any]) -> None:
     stand = Stand()
     answer = stand.post_one([list(row) for row in rows])
     rules = TimeRules(WINDOW_MS, NOW_MS, 11_001, 1_001)
-    expected, values = [], []
+    expected: list[tuple[int, int, str, str]] = []
+    values: list[bytes] = []
     for index, row in enumerate(rows):
         try:
             values += map(encode_segment, check_segments("SO1", [SegmentRequest(*row)], rules))

@@ -120,7 +120,7 @@ def test_every_kind_of_end_and_every_reason_of_a_record_is_there() -> None:
     statuses = {given["total"]["status"] for each in HISTORIES for given in each["totals"]}
     assert statuses == {"COMPLETE", "INCOMPLETE", "ABANDONED", "RUNNING"}
     names = ("segments.json", "openings.json", "clock_marks.json")
-    reasons = {each["reason"] for name in names for each in vectors(name)["bad"]}
+    reasons = {each["verdict"] for name in names for each in vectors(name)["bad"]}
     reasons |= {letter["reason"] for each in HISTORIES for letter in each["dead_letters"]}
     assert reasons == {
         "NOT_AVRO",

@@ -27,7 +27,9 @@ from tests.vectors.orders import T0_MS, fold_one
 
 DAY_MS = 86_400_000
 LONG_MAX = 2**63 - 1
-COUNTS = (1, 4, 12, 100)
+COUNTS = "COUNTS"
+"""The verdict on a record that is no dead letter; else it is the reason."""
+PARTITION_COUNTS = (1, 4, 12, 100)
 """Partitions of the topics that the vectors speak of."""
 
 _ORDERS = (
@@ -63,7 +65,8 @@ def segments_file() -> dict[str, Any]:
     ]
     return {
         "about": "Values of the segments topic, keyed by the order number. All times are ms since "
-        "the epoch. `murmur2` is of the key; `partitions` has the partition by how many there are.",
+        "the epoch. `murmur2` is of the key; `partitions` has the partition by how many there are. "
+        "`verdict` is COUNTS, or why a record that comes at `arrival_ms` is a dead letter.",
         "header_hex": SEGMENT_HEADER.hex(),
         "segments": [_segment(each) for each in good],
         "beyond_2_53": {
@@ -85,6 +88,8 @@ def segments_file() -> dict[str, Any]:
 
 def _segment(each: SegmentEvent) -> dict[str, Any]:
     key = each.service_order_number.encode()
+    given = fold_one(Place(0, 1), Policy(), each.end_ms, key, encode_segment(each))
+    assert not given.dead_letters
     return {
         "segment": {
             "service_order_number": each.service_order_number,
@@ -96,7 +101,9 @@ def _segment(each: SegmentEvent) -> dict[str, Any]:
         "key_hex": key.hex(),
         "value_hex": encode_segment(each).hex(),
         "murmur2": f"{murmur2(key):08x}",
-        "partitions": {str(count): partition_for(key, count) for count in COUNTS},
+        "partitions": {str(count): partition_for(key, count) for count in PARTITION_COUNTS},
+        "arrival_ms": each.end_ms,
+        "verdict": COUNTS,
     }
 
 
@@ -166,7 +173,7 @@ def _bad(cases: Sequence[Bad]) -> list[dict[str, Any]]:
                 "correction_window_ms": DAY_MS,
                 "key_hex": hexed(key),
                 "value_hex": hexed(value),
-                "reason": letter.reason.value,
+                "verdict": letter.reason.value,
             }
         )
     return out

@@ -80,7 +80,7 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "seal": {"cleanup.policy": "compact"},
 }
-_AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "orders", "checkpoint")
+AS_MANY_PARTITIONS_AS_SEGMENTS = ("totals", "orders", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class _Found:
     name: str
     partitions: int
     settings: Mapping[str, str]
+
+
+def topic_settings(role: str) -> dict[str, str]:
+    """Return the settings that the topic of a role is made with, but for those of replicas."""
+    return {**_SETTINGS[role], "max.message.bytes": str(_MESSAGE_BYTES_MIN[role][0])}
 
 
 def create_topics(
@@ -124,10 +129,7 @@ def create_topics(
     missing = {role: name for role, name in names.items() if name not in existing}
     if replication_factor is None:
         replication_factor = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers))
-    settings = {
-        role: {**_SETTINGS[role], "max.message.bytes": str(_MESSAGE_BYTES_MIN[role][0])}
-        for role in names
-    }
+    settings = {role: topic_settings(role) for role in names}
     if replication_factor >= 3:
         for role in settings:
             settings[role]["min.insync.replicas"] = "2"
@@ -159,9 +161,8 @@ def create_totals_topic(
     if name not in _partition_counts(admin, kafka, {"totals": name}):
         if replication_factor is None:
             replication_factor = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers))
-        size = {"max.message.bytes": str(_MESSAGE_BYTES_MIN["totals"][0])}
         in_sync = {"min.insync.replicas": "2"} if replication_factor >= 3 else {}
-        config = {**_SETTINGS["totals"], **size, **in_sync}
+        config = {**topic_settings("totals"), **in_sync}
         new = NewTopic(name, partitions, replication_factor, config=config)
         _await_created(kafka, admin.create_topics([new], operation_timeout=TIMEOUT_S))
         _await_leaders(admin, {name})
@@ -399,10 +400,7 @@ def _wrong_partitions(found: list[_Found], expected: int | None) -> Iterator[str
             f"use must keep its count: ask for {segments.partitions}, or use other topic names."
         )
     for topic in found:
-        if (
-            topic.role in _AS_MANY_PARTITIONS_AS_SEGMENTS
-            and topic.partitions != segments.partitions
-        ):
+        if topic.role in AS_MANY_PARTITIONS_AS_SEGMENTS and topic.partitions != segments.partitions:
             yield (
                 f"- {topic.name} has {topic.partitions} partitions and {segments.name} has "
                 f"{segments.partitions}; they must have the same. Delete {topic.name} if it is "

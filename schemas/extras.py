@@ -37,6 +37,7 @@ ALL = "all"
 
 _EXTRA_OF_COMMAND = {
     "gateway": "gateway",
+    "conformance": "gateway",
     "archive": "audit",
     "kafka": "local",
     "postgres": "local",

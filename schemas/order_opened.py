@@ -62,9 +62,10 @@ def is_opening(value: bytes | None) -> bool:
 def encode_opening(opened: OrderOpened) -> bytes:
     """Return the record value of an opening; the same opening always gives the same bytes.
 
-    Raises BadRecord, as `read_opening` would, where a field is outside of its limits.
+    Raises BadRecord where a field is outside of its limits.
     """
     _check(opened)
+    check_span(opened)
     texts = (opened.service_order_number, opened.tenant, opened.client, opened.service)
     out = [OPENING_HEADER, *map(_text, texts)]
     if opened.attributes:
@@ -81,8 +82,7 @@ def read_opening(key: bytes | None, value: bytes) -> OrderOpened:
     """Return the opening in a record for which `is_opening` holds.
 
     Raises BadRecord: NOT_AVRO for a body that is none or has a text outside of its limits,
-    KEY_MISMATCH, BAD_ORDER_NUMBER, BAD_TIME_SEQUENCE for times that can't be together, TOO_LONG for
-    one that would be kept for too long.
+    KEY_MISMATCH, BAD_ORDER_NUMBER, BAD_TIME_SEQUENCE for times that can't be together.
     """
     body = _Body(value)
     number = body.raw()
@@ -171,6 +171,14 @@ def _check(opened: OrderOpened) -> None:
     if not 1 <= interval_ms <= SEGMENT_LENGTH_MAX_MS:
         detail = f"a report interval of {interval_ms} ms, 1 to {SEGMENT_LENGTH_MAX_MS} are allowed"
         raise BadRecord(Reason.BAD_TIME_SEQUENCE, detail)
+
+
+def check_span(opened: OrderOpened) -> None:
+    """Raise BadRecord(TOO_LONG) for an opening that would be kept for too long.
+
+    Apart from the rest, because a time in the future is told first.
+    """
+    begin_ms, _, until_ms = opened[-3:]
     if until_ms - begin_ms > OPENING_SPAN_MAX_MS:
         detail = f"accepted for {until_ms - begin_ms} ms, {OPENING_SPAN_MAX_MS} are allowed"
         raise BadRecord(Reason.TOO_LONG, detail)

@@ -6,9 +6,15 @@ alike, or a line looks like another one.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
+
+_SECRET = re.compile(
+    r"(?<=dbk_)[0-9A-Za-z]+(_[0-9A-Za-z]*)?"  # an API key
+    r"|eyJ[0-9A-Za-z_-]+\.[0-9A-Za-z_-]+\.[0-9A-Za-z_-]*"  # a JWT
+)
 
 
 def shown(text: str) -> str:
@@ -31,6 +37,11 @@ def harmless(text: str) -> str:
 def plain(text: str) -> str:
     """Return a sentence that may hold a stranger's text, with what can't be seen escaped."""
     return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without API keys and tokens, which people put where they don't belong."""
+    return _SECRET.sub("…", text)
 
 
 def _shown(character: str) -> str:

@@ -11,8 +11,10 @@ import typer
 
 from durabill import __version__
 from durabill.deploy.commands.archive import archive
+from durabill.deploy.commands.asyncapi import asyncapi
 from durabill.deploy.commands.audit import audit
 from durabill.deploy.commands.clients import clients
+from durabill.deploy.commands.conformance import conformance_app
 from durabill.deploy.commands.dead_letters import letters_app
 from durabill.deploy.commands.demo import demo
 from durabill.deploy.commands.error_lines import check_arguments, error_lines
@@ -26,7 +28,6 @@ from durabill.deploy.commands.receipt import receipt, verify
 from durabill.deploy.commands.replay import replay
 from durabill.deploy.commands.run import gateway, ledger, worker
 from durabill.deploy.commands.seal import seal_app
-from durabill.deploy.commands.secret_flags import without_keys
 from durabill.deploy.commands.stack import kafka_app, postgres_app, topics_app
 from durabill.deploy.commands.status import status
 from durabill.deploy.commands.verify_receipt import verify_receipt
@@ -37,6 +38,7 @@ from durabill.deploy.streams import (
     guard_streams,
 )
 from durabill.deploy.terminal import say
+from durabill.schemas.text import without_secrets
 
 HELP = """Exact, provable billing of services that are charged by time, on Kafka.
 
@@ -82,6 +84,8 @@ app.add_typer(keys_app, name="keys", rich_help_panel=_PROVE)
 app.command(rich_help_panel=_PROVE)(audit)
 app.command(rich_help_panel=_PROVE)(replay)
 app.add_typer(rebuild_app, name="rebuild", rich_help_panel=_PROVE)
+app.command(rich_help_panel=_PROVE)(asyncapi)
+app.add_typer(conformance_app, name="conformance", rich_help_panel=_PROVE)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)
 app.add_typer(topics_app, name="topics", rich_help_panel=_STACK)
@@ -129,7 +133,7 @@ def _tell(error: Exception, arguments: list[str]) -> int:
         give_up_output()
     if not (isinstance(error, OutputError) and error.is_gone):
         for line in lines:
-            say(f"error: {without_keys(line)}")
+            say(f"error: {without_secrets(line)}")  # what was typed may be repeated in it
     return int(getattr(error, "exit_code", 1))
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 keys_app = typer.Typer(
     no_args_is_help=True,
-    help="API keys: who may ask the gateway. And the keys that sign seal, receipts and leases.",
+    help="API keys, by which the gateway knows who asks (`durabill keys create`), and the keys that"
+    " sign seal, receipts and leases (`durabill keys make`).",
 )
 keys_app.command("create")(create)
 keys_app.command("list")(list_keys)

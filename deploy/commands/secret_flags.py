@@ -14,14 +14,6 @@ PASSWORDS = ("sasl_password", "ssl_key_password")
 assert set(PASSWORDS) < set(SECRETS)
 
 
-_API_KEY = re.compile(r"dbk_[0-9A-Za-z]*_?[0-9A-Za-z]*")
-
-
-def without_keys(text: str) -> str:
-    """Return a text without what may be an API key: whatever was typed is repeated in errors."""
-    return _API_KEY.sub(lambda found: found[0] if len(found[0]) <= len("dbk_") else "dbk_…", text)
-
-
 def check_flags(flags: Mapping[str, Any]) -> None:
     """Raise SettingsError for passwords given as flags; warn of a DSN or URL that holds one."""
     problems = [

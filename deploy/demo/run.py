@@ -33,6 +33,13 @@ from durabill.stream_processors.settings import Settings
 SETTLE_GRACE_S = 3.0
 IDLE_TIMEOUT_S = 8.0
 REPORT_INTERVAL_S = 0.5
+# Its clients are on this machine and show nothing, whatever other gateways are set to ask for.
+OPEN_HERE: dict[str, Any] = {
+    "gateway_host": "127.0.0.1",
+    "gateway_auth": "none",
+    **dict.fromkeys(("jwt_issuer", "jwt_audience", "jwks_url", "jwks_file"), ""),
+    **dict.fromkeys(("gateway_tls_certificate", "gateway_tls_key", "gateway_tls_client_ca"), ""),
+}
 HTTP_SHARE = 0.05
 SERVICES_OVER_HTTP = 3
 SERVICES_OVER_KAFKA = 2
@@ -73,6 +80,7 @@ def run_demo(
         settle_grace_s=SETTLE_GRACE_S,
         idle_timeout_s=IDLE_TIMEOUT_S,
         report_interval_s=REPORT_INTERVAL_S,
+        **OPEN_HERE,
     )
     with Stage(settings, plan.partitions, keep=keep, say=say) as stage:
         truth_path = stage.folder / f"truth-{plan.seed}.jsonl"

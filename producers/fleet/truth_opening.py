@@ -34,8 +34,8 @@ def judge_opening(record: LogRecord, arrival_ms: int) -> tuple[bytes, Opening] |
         (record.key != number, Reason.KEY_MISMATCH),
         (not is_order_number(number), Reason.BAD_ORDER_NUMBER),
         (not in_order, Reason.BAD_TIME_SEQUENCE),
-        (until_ms - begin_ms > SPAN_MAX_MS, Reason.TOO_LONG),
         (begin_ms > arrival_ms + FUTURE_TOLERANCE_MS, Reason.IN_THE_FUTURE),
+        (until_ms - begin_ms > SPAN_MAX_MS, Reason.TOO_LONG),
         (until_ms < arrival_ms, Reason.TOO_LATE),
     )
     for holds, reason in checks:
@@ -52,7 +52,7 @@ def _read(body: bytes) -> tuple[bytes, tuple[str, str], list[int]]:
         texts[name], at = _text(body, at, most)
     if not re.fullmatch("[A-Za-z0-9._-]+", texts["tenant"]):
         raise ValueError("no tenant")
-    keys = []
+    keys: list[str] = []
     while True:
         block, at = read_long(body, at)
         if block < 0:

@@ -1,13 +1,18 @@
 """Lets a request in: who asks, whether its route's scope is theirs, and whether it is too often."""
 
+import logging
+
 from aiohttp import hdrs, web
 
 from durabill.producers.gateway.auth.access import Access, Refused
 from durabill.producers.gateway.auth.gcra import NS_PER_S, Policy, Taken
 from durabill.producers.gateway.caller import Caller, has_caller, set_caller
+from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.routes import route_of
 from durabill.schemas.order_opened import DEFAULT_TENANT
+
+log = logging.getLogger(__name__)
 
 _LIMIT_NAME = '"caller"'
 _TAKEN = web.RequestKey("durabill.taken", Taken)
@@ -17,8 +22,9 @@ _NOBODY: frozenset[str] = frozenset()
 class Admission:
     """Says of each request who asks, or refuses it."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, damper: Damper | None = None) -> None:
         self._access = access
+        self._damper = Damper(log) if damper is None else damper
         policy: Policy | None = None if access.requests is None else access.requests.policy
         self._policy_text = (
             ""
@@ -42,6 +48,10 @@ class Admission:
         try:
             caller = await self._access.caller(shown, address)
         except Refused as refused:
+            if shown:
+                text = "%s is not let in: %s %s"
+                told = (address or "somebody", refused.reason, refused.detail)
+                self._damper.warning("refused", text, *told)  # of all addresses, or it floods
             raise _answer_to(refused) from refused
         set_caller(request, caller)
         taken = self._access.count(caller)

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from durabill.schemas.text import without_secrets
+
 PAUSE_S = 60.0
 _KINDS_MAX = 1_000
 
@@ -43,6 +45,19 @@ class Damper:
             self._seen.clear()
         self._seen[kind] = (now_s, 0)
         return count
+
+
+class NoSecrets(logging.Filter):
+    """Hides keys and tokens in the lines of a logger: somebody may put one into a URL."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the line through without them."""
+        text = record.getMessage()
+        hidden = without_secrets(text)
+        if hidden != text:
+            record.msg, record.args = hidden, ()
+            record.__dict__["first_request_line"] = ""  # aiohttp's own copy of it
+        return True
 
 
 class DampingFilter(logging.Filter):

@@ -46,6 +46,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
     },
 }
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, or an access token of RFC 9068; each route names the scope that it "
+    "needs. Without authentication, as on the loopback, nothing is asked for",
+}
 _STATUS_TEXTS = {
     200: "done",
     201: "made",
@@ -64,6 +70,22 @@ _STATUS_TEXTS = {
     500: "our fault",
     503: "not now, see Retry-After",
 }
+_RETRY_AFTER = {
+    "retry-after": {
+        "description": "so many seconds at least before the next try",
+        "schema": {"type": "string", "pattern": r"^\d+$"},
+    }
+}
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {
+        "www-authenticate": {
+            "description": "how to say who asks, and what is wrong with what was said",
+            "schema": {"type": "string"},
+        }
+    },
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
 
 
 def openapi() -> dict[str, Any]:
@@ -81,6 +103,8 @@ def openapi() -> dict[str, Any]:
             shape["type"] = "integer"
     in_short = components["Upload"]["properties"]["segments"]["items"]["anyOf"][0]
     in_short["prefixItems"] = [{"type": "integer"}] * 3 + [{"type": "boolean"}]
+    # What can't be read of it is ignored, so anything is taken.
+    components["UploadRequest"]["properties"]["client"]["anyOf"].append({})
     schema_of = dict(zip(shapes, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
@@ -93,10 +117,11 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "Durabill gateway",
             "version": "1",
-            "description": "Takes the segments of metered services and gives their totals.",
+            "description": "Takes the segments of metered services and gives their totals. Every "
+            "error is a problem of RFC 9457, also the 404 and 405 of other paths and methods.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"bearer": _BEARER}},
     }
 
 
@@ -116,11 +141,16 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         shape = route.errors.get(status, Problem)
         content = {PROBLEM: {"schema": schema_of[shape]}}
         responses[str(status)] = {"description": _STATUS_TEXTS[status], "content": content}
+        if status in _HEADERS:
+            responses[str(status)]["headers"] = _HEADERS[status]
     operation: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,
         "responses": responses,
     }
+    if route.scope is not None:
+        # The second: nobody is asked who he is where authentication is off.
+        operation["security"] = [{"bearer": [route.scope]}, {}]
     if route.parameters:
         operation["parameters"] = [PARAMETERS[name] for name in route.parameters]
     if route.body is not None:

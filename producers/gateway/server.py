@@ -27,6 +27,7 @@ from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.checks import Gate, json_answer
+from durabill.producers.gateway.damping import NoSecrets
 from durabill.producers.gateway.kafka import SegmentProducer
 from durabill.producers.gateway.lookup import Lookup
 from durabill.producers.gateway.openapi import docs_page, openapi
@@ -45,6 +46,7 @@ from durabill.schemas.web import AllowedHosts
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("durabill.access")  # by this name it is not damped
+access_log.addFilter(NoSecrets())
 
 _COLLECT_AFTER = 20_000
 """So many more containers than before make Python look for cycles."""

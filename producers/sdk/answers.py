@@ -12,10 +12,12 @@ from typing import TypeVar
 
 import msgspec
 
-from durabill.producers.sdk.uplink import Grant, UplinkRefused, WillNotCount, check_timestamp
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
+from durabill.producers.sdk.uplink import Grant, OrderTerms, UplinkRefused, WillNotCount
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM
 
+_LEASE_CHARS_MAX = 4_096
 _NO_REASON = "WILL_NOT_COUNT"  # where the server doesn't say why
 T = TypeVar("T")
 
@@ -45,9 +47,21 @@ class _Grant(msgspec.Struct):
     service_order_number: str
     server_timestamp_ms: int
     report_interval_ms: int
+    accept_until_ms: int | None = None
+    correction_window_ms: int | None = None
+    lease: str | None = None
+    lease_expires_ms: int | None = None
 
 
-class _Time(msgspec.Struct):
+class _Stamps(msgspec.Struct):
+    """When the request came and when it was answered. Older gateways say one instant or none."""
+
+    received_ms: float | None = None
+    sent_ms: float | None = None
+    clock_id: str = ""
+
+
+class _Time(_Stamps, kw_only=True):
     server_timestamp_ms: int
 
 
@@ -79,24 +93,63 @@ class _Refusal(msgspec.Struct):
 
 def read_grant(answer: HttpAnswer, wanted_number: str | None) -> Grant:
     """Return the grant for an order; raise NotOurs for anything else, nonsense included."""
-    body = _decoded(answer, _Grant)
+    body = decoded(answer, _Grant)
     try:
-        grant = Grant(body.service_order_number, body.server_timestamp_ms, body.report_interval_ms)
+        grant = Grant(
+            body.service_order_number,
+            body.server_timestamp_ms,
+            body.report_interval_ms,
+            _terms(body),
+            read_stamps(answer),
+        )
     except ValueError as error:
         raise NotOurs(f"no grant: {error}") from error
-    if wanted_number not in (None, grant.service_order_number):
+    # With authentication on, the full number begins with the tenant's name.
+    number = grant.service_order_number
+    is_wanted = wanted_number is None or number.endswith(f":{wanted_number}")
+    if not is_wanted and number != wanted_number:
         raise NotOurs(f"a grant for {grant.service_order_number!r}, not for {wanted_number!r}")
     return grant
 
 
-def read_time(answer: HttpAnswer) -> int:
-    """Return the server's time in ms; raise NotOurs."""
-    server_timestamp_ms = _decoded(answer, _Time).server_timestamp_ms
+def read_renewed(answer: HttpAnswer, number: str) -> OrderTerms:
+    """Return what a renewal of the order's lease gave; raise NotOurs for anything else."""
+    grant = read_grant(answer, None)
+    if grant.service_order_number != number or not grant.terms.lease:
+        raise NotOurs(f"no lease for {number!r}")
+    return grant.terms
+
+
+def _terms(body: _Grant) -> OrderTerms:
+    times_ms = (body.accept_until_ms, body.lease_expires_ms, body.correction_window_ms)
+    if any(each is not None and not 0 <= each <= TIMESTAMP_MAX_MS for each in times_ms):
+        raise ValueError(f"times of a lease are {times_ms}")
+    lease = body.lease or ""
+    if len(lease) > _LEASE_CHARS_MAX or not lease.isascii() or not (lease + "x").isprintable():
+        raise ValueError("a lease that is no header's value")
+    return OrderTerms(lease, body.lease_expires_ms, body.accept_until_ms, body.correction_window_ms)
+
+
+def read_time(answer: HttpAnswer) -> ServerStamps:
+    """Return the server's time; raise NotOurs."""
+    body = decoded(answer, _Time)
+    received_ms = body.server_timestamp_ms if body.received_ms is None else body.received_ms
+    sent_ms = received_ms if body.sent_ms is None else body.sent_ms
     try:
-        check_timestamp(server_timestamp_ms)
+        return ServerStamps(received_ms, sent_ms, body.clock_id)
     except ValueError as error:
         raise NotOurs(f"no time: {error}") from error
-    return server_timestamp_ms
+
+
+def read_stamps(answer: HttpAnswer) -> ServerStamps | None:
+    """Return what an answer says of the server's time; None where it says nothing of sense."""
+    try:
+        body = decoded(answer, _Stamps)
+        if body.received_ms is None or body.sent_ms is None:
+            return None
+        return ServerStamps(body.received_ms, body.sent_ms, body.clock_id)
+    except ValueError:
+        return None
 
 
 def read_stored(answer: HttpAnswer, sent: Sequence[SegmentEvent]) -> dict[int, WillNotCount]:
@@ -105,7 +158,7 @@ def read_stored(answer: HttpAnswer, sent: Sequence[SegmentEvent]) -> dict[int, W
     All of `sent` are stored then. A gateway that says nothing about single segments means that
     all of them count. Raises NotOurs.
     """
-    body = _decoded(answer, _Stored)
+    body = decoded(answer, _Stored)
     verdicts = body.segments
     if verdicts is None:
         verdicts = [_Verdict(each.business_data_number, counts=True) for each in sent]
@@ -150,17 +203,24 @@ def read_refused(
     return refused or dict.fromkeys(range(len(sent)), whole)
 
 
+def has_item_errors(answer: HttpAnswer) -> bool:
+    """Tell whether a refusal in the contract's form speaks of single segments."""
+    body = _refusal(answer)
+    return body is not None and bool(body.errors)
+
+
 def _refusal(answer: HttpAnswer) -> _Refusal | None:
     if answer.content_type != PROBLEM:
         return None
     try:
-        body = _decoded(answer, _Refusal)
+        body = decoded(answer, _Refusal)
     except NotOurs:
         return None
     return body if body.status == answer.status else None
 
 
-def _decoded(answer: HttpAnswer, shape: type[T]) -> T:
+def decoded(answer: HttpAnswer, shape: type[T]) -> T:
+    """Return an answer in JSON of this shape; raise NotOurs for anything else."""
     if not answer.is_json:
         raise NotOurs(f"its content type is {answer.content_type or 'missing'}, not JSON")
     try:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -111,7 +112,14 @@ class BoundedHttp:
     and nothing is tried twice. Raises ValueError for a URL or a timeout that can't be meant.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str],
+        ca_file: str | Path | None = None,
+    ) -> None:
         parts = urlsplit(base_url)
         if not base_url.isascii() or not base_url.isprintable() or " " in base_url:
             raise ValueError(f"{base_url!r}: write it in ASCII, without spaces")
@@ -124,7 +132,9 @@ class BoundedHttp:
         self._path = parts.path.rstrip("/")
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            self._tls = ssl.create_default_context(cafile=ca_file)
         self._timeout_s = _checked(timeout_s)
         given = {name.lower(): value for name, value in headers.items()}
         self._headers = {"host": parts.netloc, **given}
@@ -134,16 +144,25 @@ class BoundedHttp:
         self._busy: set[_Wire] = set()
 
     def call(
-        self, method: str, path: str, body: bytes | None, *, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        *,
+        timeout_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> HttpAnswer:
         """Ask once; return the whole answer, or raise UplinkUnavailable.
 
         All of it takes the given time at most, and never more than this object's `timeout_s`.
+        `headers` go before those of this object.
         """
+        given = {name.lower(): value for name, value in (headers or {}).items()}
+        headers = {**self._headers, **given}
         given_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         given_s = max(given_s, 0.0)
         try:
-            return self._exchange(method, path, body, time.monotonic() + given_s)
+            return self._exchange(method, path, body, headers, time.monotonic() + given_s)
         except TimeoutError as error:
             what = f"no whole answer within {given_s:g} s"
             raise UplinkUnavailable(f"{self.base_url}: {what}") from error
@@ -164,7 +183,14 @@ class BoundedHttp:
         for wire in busy:
             wire.abort()
 
-    def _exchange(self, method: str, path: str, body: bytes | None, until_s: float) -> HttpAnswer:
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        until_s: float,
+    ) -> HttpAnswer:
         wire = self._take(until_s)
         is_reusable = False
         try:
@@ -172,7 +198,7 @@ class BoundedHttp:
             connection.sock = cast(Any, wire)
             # A server may answer before it has read all, 413 for one, and close.
             with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, self._path + path, body, self._headers)
+                connection.request(method, self._path + path, body, dict(headers))
             with connection.getresponse() as response:
                 content = _whole_body(response)
                 is_reusable = response.isclosed() and not response.will_close

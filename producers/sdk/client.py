@@ -6,34 +6,58 @@
         service.end()                # the rest, with the end identifier; waits for the server
 
 Two threads work for a client. The *reporter* cuts segments when they are due and puts them into
-the spool, on disk, together with the session's state. The *sender* takes them from there, oldest
-first, and removes what the server has acknowledged. So a slow or dead server delays nothing but
-the sending, and a client that was killed finds everything in the spool when it starts again:
-what was unsent is sent, and `unfinished()` names the services that `resume` can carry on.
+the spool, on disk, together with the session's state: those of one moment in one commit. The
+*sender* takes them from there, oldest first, and removes what the server has acknowledged. So a
+slow or dead server delays nothing but the sending, and a client that was killed finds everything
+in the spool when it starts again: what was unsent is sent, and `unfinished()` names the services
+that `resume` can carry on.
 
-Only the monotonic clock is read. On Linux it stands still while the machine is suspended, so
-that time isn't counted; pass `clock=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)` where it
-should be.
+Segments are cut on the server's time, which every answer tells anew (`timekeeper`). The wall clock
+is never read. Time in which the machine was suspended isn't counted unless the client is told to
+(`suspends="count"`).
 """
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from durabill.producers.sdk.sender import ClientStats, Sender
+from durabill.producers.sdk.reporter import Reporter
+from durabill.producers.sdk.sender import Sender
+from durabill.producers.sdk.server_clock import DRIFT_PPM, Reading
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
-from durabill.producers.sdk.spool import LIMIT_BYTES_DEFAULT, RejectedSegment, Spool
-from durabill.producers.sdk.uplink import Backoff, Grant, Uplink, UplinkUnavailable, check_timestamp
+from durabill.producers.sdk.spool import (
+    LIMIT_BYTES_DEFAULT,
+    Entry,
+    RejectedSegment,
+    Spool,
+    SpoolDamaged,
+)
+from durabill.producers.sdk.standing import ClientStats, Standing
+from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
+from durabill.producers.sdk.timekeeper import ABSENT_US, Timekeeper
+from durabill.producers.sdk.uplink import (
+    Backoff,
+    Grant,
+    StartingOnce,
+    Uplink,
+    UplinkUnavailable,
+    check_timestamp,
+    with_renewal,
+)
 from durabill.schemas import SegmentEvent, check_order_number
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+CLIENT_NAME_CHARS_MAX = 64
 
 
 class ClientStopped(ProducerError):
@@ -46,12 +70,18 @@ class ClientStopped(ProducerError):
 class Client:
     """Meters services on one uplink and one spool file. Safe for several threads.
 
-    `clock` is a monotonic clock in ns, `dice` gives 0 <= x < 1. `on_error` is called, from the
-    background threads, with what goes wrong there (SpoolFull and other trouble of the spool,
-    UplinkUnavailable, UplinkRefused for each refused segment, WillNotCount for each that the
-    server has in vain); by default it is logged, as is what `on_error` raises itself. Should a
-    thread die all the same, ClientStopped is told, and raised by every later call.
-    The uplink belongs to the client and is closed with it. Raises SpoolBusy or SpoolBroken.
+    `suspends` says whether the time in which the machine slept is counted ("exclude" or "count"),
+    `drift_ppm` how fast its clock may drift away from the server's. `clock` is a clock in ns that
+    only goes forwards, in place of the system's; no suspends are seen by it, unless it is a pair
+    (`Clocks`). `dice` gives 0 <= x < 1. `on_error` is called with what goes wrong in the background
+    (SpoolFull, SpoolDamaged and other trouble of the spool, UplinkUnavailable, UplinkRefused for
+    each refused segment, WillNotCount for each that the server has in vain), with AtRisk, and with
+    every ClockNotice; by default it is logged, as is what `on_error` raises itself. Should a thread
+    die all the same, ClientStopped is told, and raised by every later call. `client_name` (64
+    characters at most) is what those who run the server see. The uplink belongs to the client and
+    is closed with it. A damaged spool is put aside and told: metering starts anyway. Raises
+    SpoolBusy, SpoolBroken for what can't be a spool, and ValueError for a policy, a drift or a name
+    that can't be meant.
     """
 
     def __init__(
@@ -61,37 +91,47 @@ class Client:
         *,
         spool_limit_bytes: int = LIMIT_BYTES_DEFAULT,
         backoff: Backoff | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] | Clocks | None = None,
+        suspends: SuspendPolicy | str = SuspendPolicy.EXCLUDE,
+        drift_ppm: int = DRIFT_PPM,
         dice: Callable[[], float] = random.random,
         on_error: Callable[[Exception], None] | None = None,
+        client_name: str = "",
     ) -> None:
+        check_client_name(client_name)
         self._uplink = uplink
         self._backoff = Backoff() if backoff is None else backoff
-        self._clock = clock
+        self._time = Timekeeper(
+            clock, suspends=suspends, drift_ppm=drift_ppm, absent_us=ABSENT_US, tell=self._trouble
+        )
         self._dice = dice
         self._on_error = on_error
-        self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes)
-        self._running: dict[str, Service] = {}
-        self._changed = threading.Condition()  # something started, ended, was sent or refused
+        self._changed = threading.Condition()  # something was sent or refused, or has died
+        self._listeners: set[Callable[[], None]] = set()
         self._stopping = False
         self._died: tuple[str, BaseException] | None = None  # which thread, of what
+        self._damages: list[SpoolDamaged] = []  # found before anybody could be told
+        self._standing: Standing | None = None
+        self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes, on_damage=self._damaged)
+        self._standing = Standing(self._spool, self._time, client_name, self._trouble)
         self._sender = Sender(
-            self._spool, uplink, self._backoff, dice, self._trouble, self._changed
+            self._spool,
+            uplink,
+            self._backoff,
+            dice,
+            self._trouble,
+            self._notify,
+            lambda: len(self._reporter),
+            self._standing,
+            self._time,
         )
-        self._owner = Owner(self._check_running, self._now_ms, self._store, self._finish)
-        bodies = {"reporter": self._report_forever, "sender": self._sender.run}
-        self._threads = [
-            threading.Thread(
-                target=self._guarded, args=(name, run), name=f"durabill-{name}", daemon=True
-            )
-            for name, run in bodies.items()
-        ]
-        try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException:  # the system has no thread left
-            self._stop()
-            raise
+        self._reporter = Reporter(
+            lambda: self._time.read().now_ms, self._spool, self._sender.wake, self._trouble
+        )
+        self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
+        for damage in self._damages:
+            self._damaged(damage)
+        self._threads = self._started()
 
     def start(
         self,
@@ -110,17 +150,18 @@ class Client:
         self._check_running()
         if service_order_number is not None:
             check_order_number(service_order_number)
+        asked = None
         if grant is None:
-            grant = self._patiently(
-                lambda left_s: self._uplink.start(service_order_number, timeout_s=left_s),
-                timeout_s,
-            )
-        anchor_ms = self._now_ms()
+            asked, grant = self._granted(service_order_number, time.monotonic() + timeout_s)
+        reading = self._time.read()
         number = grant.service_order_number
-        if any(state.service_order_number == number for state in self._spool.sessions()):
+        if self._spool.session(number) is not None:
             raise ValueError(f"order {number!r} is in use here already, resume it")
-        session = Session(number, grant.server_timestamp_ms, grant.report_interval_ms, anchor_ms)
-        self._spool.append([], session.state)
+        start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
+        own_time = asked is None
+        session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
+        terms = with_renewal(grant.terms, start_ms)
+        self._spool.append_all([Entry([], session.state, terms)], durable=False)
         return self._run(session)
 
     def unfinished(self) -> list[SessionState]:
@@ -128,7 +169,7 @@ class Client:
         return [
             state
             for state in self._spool.sessions()
-            if state.service_order_number not in self._running
+            if state.service_order_number not in self._reporter
         ]
 
     def resume(
@@ -147,21 +188,20 @@ class Client:
         SpoolFull, ClientStopped.
         """
         self._check_running()
-        states = {state.service_order_number: state for state in self.unfinished()}
-        if service_order_number not in states:
+        state = self._spool.session(service_order_number)
+        if state is None or service_order_number in self._reporter:
             raise LookupError(f"no unfinished order {service_order_number!r} on this spool")
         if server_timestamp_ms is None:
-            server_timestamp_ms = self._patiently(
-                lambda left_s: self._uplink.server_time_ms(timeout_s=left_s), timeout_s
-            )
-        check_timestamp(server_timestamp_ms)
+            self._ask_time(time.monotonic() + timeout_s)
+        else:
+            check_timestamp(server_timestamp_ms)
         session = Session.resume(
-            states[service_order_number],
-            server_timestamp_ms,
-            self._now_ms(),
+            state,
+            self._time.read(),
             count_gap=count_gap,
+            server_timestamp_ms=server_timestamp_ms,
         )
-        self._spool.append([], session.state)
+        self._spool.append_all([Entry([], session.state)], durable=False)
         return self._run(session)
 
     def rejected(self) -> list[RejectedSegment]:
@@ -182,8 +222,17 @@ class Client:
         return self._spool.discard_rejected(service_order_number)
 
     def stats(self) -> ClientStats:
-        """Return how many segments wait, were set aside, acknowledged and refused."""
-        return self._sender.stats()
+        """Return how the client stands: what waits, was refused, is at risk, and so on."""
+        assert self._standing is not None
+        return self._standing.stats()
+
+    def receipts(self, service_order_number: str | None = None) -> list[str]:
+        """Return the server's receipts that name an order, or all that are kept, oldest first.
+
+        A receipt is a signed text: `durabill verify-receipt` proves it. They are kept for 35 days,
+        and in an eighth of the spool's limit.
+        """
+        return self._spool.receipts(service_order_number)
 
     def flush(self, timeout_s: float = 30.0) -> int:
         """Wait until all that is stored has been sent or refused; return how much still waits.
@@ -193,6 +242,26 @@ class Client:
         self._check_running()
         return self._wait_sent(None, timeout_s)
 
+    @contextmanager
+    def watched(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Have `listener` called, by any thread, when segments were sent, or a thread has died."""
+        with self._changed:
+            self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners.discard(listener)
+
+    def hurried(self) -> AbstractContextManager[None]:
+        """Have the sender hurry while somebody waits."""
+        return self._sender.waited_for()
+
+    def pending_of(self, numbers: Sequence[str | None]) -> dict[str | None, int]:
+        """Return how many segments of these orders wait (None: of all). Raises ClientStopped."""
+        self._check_running()
+        return {number: self._spool.pending(number) for number in numbers}
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Store what is due, give the sender `timeout_s`, stop. Unsent segments stay on disk.
 
@@ -201,8 +270,11 @@ class Client:
         """
         if self._stopping:
             return
+        if not self._spool.is_ours():  # in a fork: all of it is the parent's
+            self._stopping = True
+            return
         if self._dead() is None:
-            self._report_all()
+            self._reporter.report(self._reporter.services())
             self._wait_sent(None, timeout_s)
         self._stop()
 
@@ -217,8 +289,28 @@ class Client:
     ) -> None:
         self.close()
 
-    def _now_ms(self) -> int:
-        return self._clock() // 1_000_000
+    def _granted(self, service_order_number: str | None, until_s: float) -> tuple[Reading, Grant]:
+        if not self._time.is_known or self._time.read().unsettled_ms:  # who knows how late it is
+            self._ask_time(until_s)
+        uplink, key = self._uplink, uuid.uuid4().hex
+
+        def ask(left_s: float) -> Grant:
+            asked_us = self._time.tick_us()
+            if isinstance(uplink, StartingOnce):  # a try whose answer was lost opens no second one
+                grant = uplink.start_once(key, service_order_number, timeout_s=left_s)
+            else:
+                grant = uplink.start(service_order_number, timeout_s=left_s)
+            self._time.learn(asked_us, grant.stamps)
+            return grant
+
+        return self._time.read(), self._patiently(ask, until_s)
+
+    def _ask_time(self, until_s: float) -> None:
+        def ask(left_s: float) -> None:
+            asked_us = self._time.tick_us()
+            self._time.learn(asked_us, self._uplink.server_time(timeout_s=left_s))
+
+        self._patiently(ask, until_s)
 
     def _check_running(self) -> None:
         if self._stopping:
@@ -239,6 +331,23 @@ class Client:
             return ClientStopped("a thread of this client is gone (a fork?), make a new one")
         return None
 
+    def _started(self) -> list[threading.Thread]:
+        bodies = {"reporter": self._reporter.run, "sender": self._sender.run}
+        threads = [
+            threading.Thread(
+                target=self._guarded, args=(name, run), name=f"durabill-{name}", daemon=True
+            )
+            for name, run in bodies.items()
+        ]
+        self._threads = threads
+        try:
+            for thread in threads:
+                thread.start()
+        except BaseException:  # the system has no thread left
+            self._stop()
+            raise
+        return threads
+
     def _guarded(self, name: str, run: Callable[[], None]) -> None:
         try:
             run()
@@ -248,13 +357,19 @@ class Client:
             dead = self._dead()
             assert dead is not None
             self._trouble(dead)
-            with self._changed:
-                self._changed.notify_all()  # whoever waits would wait in vain
+            self._notify()  # whoever waits would wait in vain
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
 
     def _stop(self) -> None:
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._stopping = True
+        self._notify()
+        self._reporter.stop()
         self._sender.stop()
         for thread in self._threads:
             if thread.ident is not None:
@@ -264,9 +379,7 @@ class Client:
 
     def _run(self, session: Session) -> Service:
         service = Service(session, self._owner)
-        with self._changed:
-            self._running[service.service_order_number] = service
-            self._changed.notify_all()
+        self._reporter.add(service)
         return service
 
     def _store(self, segments: list[SegmentEvent], state: SessionState) -> None:
@@ -275,15 +388,25 @@ class Client:
 
     def _finish(self, service: Service, timeout_s: float) -> EndReceipt:
         number = service.service_order_number
-        with self._changed:
-            self._running.pop(number, None)
+        self._reporter.remove(number)
         pending = self._wait_sent(number, timeout_s)
-        return EndReceipt(number, pending, tuple(self._spool.rejected(number)))
+        return self.end_receipt(service, pending)
+
+    def end_receipt(self, service: Service, pending: int) -> EndReceipt:
+        """Return how a service that has ended stands."""
+        number, state = service.service_order_number, service.state
+        return EndReceipt(
+            number,
+            pending,
+            tuple(self._spool.rejected(number)),
+            state.clock_bound_ms,
+            state.suspends,
+            state.excluded_ms,
+        )
 
     def _wait_sent(self, number: str | None, timeout_s: float) -> int:
         until_s = time.monotonic() + timeout_s
-        self._sender.hurry()
-        with self._changed:
+        with self._sender.waited_for(), self._changed:
             while True:
                 pending = self._spool.pending(number)
                 left_s = until_s - time.monotonic()
@@ -292,8 +415,7 @@ class Client:
                 self._check_running()
                 self._changed.wait(left_s)
 
-    def _patiently(self, ask: Callable[[float], T], timeout_s: float) -> T:
-        until_s = time.monotonic() + timeout_s
+    def _patiently(self, ask: Callable[[float], T], until_s: float) -> T:
         failures = 0
         while True:
             try:
@@ -314,23 +436,15 @@ class Client:
         except Exception:
             log.exception("on_error raised; it was told of %s: %s", type(error).__name__, error)
 
-    def _report_all(self) -> None:
-        with self._changed:
-            services = list(self._running.values())
-        for service in services:
-            try:
-                service.report()
-            except ProducerError as error:
-                self._trouble(error)
-            except Exception as error:  # a fault of ours with one service stops no other
-                log.exception("order %r could not be metered", service.service_order_number)
-                self._trouble(error)
+    def _damaged(self, damage: SpoolDamaged) -> None:
+        if self._standing is None:
+            self._damages.append(damage)
+            return
+        self._standing.damages += 1
+        self._trouble(damage)
 
-    def _report_forever(self) -> None:
-        while not self._stopping:
-            with self._changed:
-                due_at_ms = [service.due_at_ms() for service in self._running.values()]
-                if not self._stopping:
-                    wait_ms = min(due_at_ms) - self._now_ms() if due_at_ms else None
-                    self._changed.wait(None if wait_ms is None else max(wait_ms, 1) / 1000)
-            self._report_all()
+
+def check_client_name(name: str) -> None:
+    """Raise ValueError for a name that a client can't have."""
+    if len(name) > CLIENT_NAME_CHARS_MAX or not name.isprintable():
+        raise ValueError(f"client_name: at most {CLIENT_NAME_CHARS_MAX} printable characters")

@@ -3,33 +3,50 @@
 `uplink` says what all ways have in common. Nothing of Kafka is imported here.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import Any
-from urllib.parse import quote
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
 
 from durabill.producers.sdk.answers import (
     HttpAnswer,
     NotOurs,
     read_grant,
     read_refusal,
-    read_refused,
-    read_stored,
+    read_renewed,
     read_time,
 )
 from durabill.producers.sdk.bounded_http import BoundedHttp
+from durabill.producers.sdk.http_segments import (
+    BUSY_STATUS,
+    SegmentSender,
+    not_ours,
+    quote_order_number,
+    unexpected,
+)
+from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import (
+    NO_NOTES,
     Grant,
-    OrderFailed,
+    OrderTerms,
+    SendNotes,
     SendResult,
-    UplinkRefused,
     UplinkUnavailable,
 )
+from durabill.producers.sdk.uploads import segment_fields
 from durabill.schemas import SegmentEvent
 
-_BUSY_STATUS = {408, 425, 429, 503}  # "not now", whoever is asked for
-_FAILED_ORDERS_MAX = 3  # in a row; so many are no coincidence, so the server itself is at fault
+__all__ = ["Headers", "HttpUplink", "quote_order_number", "segment_fields"]
+
+Headers = Mapping[str, str] | Callable[[], Mapping[str, str]]
+"""Headers, or what returns them as of now: a token that is renewed, for one."""
+
+_JSON = {
+    "content-type": "application/json",
+    "accept": "application/json",
+    "cache-control": "no-store",  # a time from a cache would be taken for a step
+}
 
 
 class HttpUplink:
@@ -37,9 +54,13 @@ class HttpUplink:
 
     `gateway_url` as in `http://host:port`; a path may follow. `timeout_s` bounds one request in
     all: look-up of the name, connecting, sending and the whole answer. It should be longer than
-    the gateway's own wait for Kafka. What is said of a segment for good is taken from answers in
+    the gateway's own wait for Kafka. `api_key` is a key or token for `Authorization: Bearer`;
+    `headers` are sent with each request. Where they come from a callable it is asked for each
+    request, from any thread, and once more after a 401. `ca_file` holds the certificates that are
+    trusted in place of the system's. What is said of a segment for good is taken from answers in
     the contract's form alone (200 and 422, see `answers`); after any other (a proxy's, say) it
-    waits and is sent again. Raises ValueError for a URL or a timeout that can't be meant.
+    waits and is sent again. Raises ValueError for a URL, a timeout or headers that can't be meant,
+    OSError for a `ca_file` that can't be read.
     """
 
     def __init__(
@@ -47,140 +68,123 @@ class HttpUplink:
         gateway_url: str,
         *,
         timeout_s: float = 15.0,
-        headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
+        headers: Headers | None = None,
+        ca_file: str | Path | None = None,
     ) -> None:
-        json_headers = {"content-type": "application/json", "accept": "application/json"}
-        self._http = BoundedHttp(
-            gateway_url, timeout_s=timeout_s, headers={**json_headers, **(headers or {})}
+        self._http = BoundedHttp(gateway_url, timeout_s=timeout_s, headers=_JSON, ca_file=ca_file)
+        self._key = {} if api_key is None else checked({"authorization": f"Bearer {api_key}"})
+        self._headers = headers or {}
+        if not callable(self._headers):
+            checked(self._headers)
+        self._segments = SegmentSender(
+            self._http.base_url, lambda path, body, more: self._call("POST", path, body, None, more)
         )
 
     def start(
         self, service_order_number: str | None = None, *, timeout_s: float | None = None
     ) -> Grant:
         """Ask the gateway for a new order, with the given number or one of the gateway's."""
+        return self.start_once("", service_order_number, timeout_s=timeout_s)
+
+    def start_once(
+        self, key: str, service_order_number: str | None, *, timeout_s: float | None = None
+    ) -> Grant:
+        """Ask as `start` does; with the same `key` it is the same order, however often."""
         path, body = "/v1/orders", {"service_order_number": service_order_number}
-        answer = self._asked("POST", path, body, timeout_s)
+        extra = {"idempotency-key": key} if key else None
+        answer = self._asked("POST", path, body, timeout_s, extra)
         try:
             return read_grant(answer, service_order_number)
         except NotOurs as error:
-            raise self._not_ours(path, answer, error) from error
+            raise not_ours(self._http.base_url, path, answer, error) from error
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
+    def renew(
+        self, service_order_number: str, lease: str, *, timeout_s: float | None = None
+    ) -> OrderTerms:
+        """Ask the gateway for an order's lease anew."""
+        path = f"/v1/orders/{quote_order_number(service_order_number)}/lease"
+        answer = self._asked("POST", path, {}, timeout_s, {"lease": lease})
+        try:
+            return read_renewed(answer, service_order_number)
+        except NotOurs as error:
+            raise not_ours(self._http.base_url, path, answer, error) from error
+
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
         """Ask the gateway for its time."""
         answer = self._asked("GET", "/v1/time", None, timeout_s)
         try:
             return read_time(answer)
         except NotOurs as error:
-            raise self._not_ours("/v1/time", answer, error) from error
+            raise not_ours(self._http.base_url, "/v1/time", answer, error) from error
 
-    def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
-        """Post segments, one request for each run of segments of one order."""
-        result = SendResult()
-        in_a_row = 0
-        for number, indices in _runs(segments):
-            if number in result.failed:
-                continue
-            try:
-                self._post(number, segments, indices, result)
-                in_a_row = 0
-            except OrderFailed as problem:
-                result.failed[number] = problem
-                in_a_row += 1
-                if in_a_row == _FAILED_ORDERS_MAX:
-                    result.problem = problem
-                    break
-            except UplinkUnavailable as problem:
-                result.problem = problem
-                break
-        return result
+    def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
+        """Post segments, of all orders in one request; in several where they are too many."""
+        return self._segments.send(segments, notes)
 
     def close(self) -> None:
         """Close the connections; a request that is under way fails at once."""
         self._http.close()
 
-    def _post(
+    def _asked(
         self,
-        number: str,
-        segments: Sequence[SegmentEvent],
-        indices: Sequence[int],
-        result: SendResult,
-    ) -> None:
-        path = f"/v1/orders/{quote_order_number(number)}/segments"
-        sent = [segments[index] for index in indices]
-        answer = self._call("POST", path, [segment_fields(each) for each in sent])
-        if answer.status == 413 and len(indices) > 1:  # whoever says so: each half by itself
-            half = len(indices) // 2
-            self._post(number, segments, indices[:half], result)
-            self._post(number, segments, indices[half:], result)
-            return
-        if answer.status == 200:
-            try:
-                refused: Mapping[int, UplinkRefused] = read_stored(answer, sent)
-            except NotOurs as error:
-                raise self._not_ours(path, answer, error, OrderFailed) from error
-            result.accepted += [each for at, each in enumerate(indices) if at not in refused]
-        else:
-            found = read_refused(answer, sent)
-            if found is None:
-                kind = UplinkUnavailable if answer.status in _BUSY_STATUS else OrderFailed
-                raise self._unexpected(path, answer, kind)
-            refused = found
-        result.refused.update({indices[at]: why for at, why in refused.items()})
-
-    def _asked(self, method: str, path: str, body: object, timeout_s: float | None) -> HttpAnswer:
-        answer = self._call(method, path, body, timeout_s)
+        method: str,
+        path: str,
+        body: object,
+        timeout_s: float | None,
+        extra: Mapping[str, str] | None = None,
+    ) -> HttpAnswer:
+        content = None if body is None else msgspec.json.encode(body)
+        answer = self._call(method, path, content, timeout_s, extra)
         if 200 <= answer.status < 300:
             return answer
         refusal = read_refusal(answer)
-        is_final = 400 <= answer.status < 500 and answer.status not in _BUSY_STATUS
+        is_final = 400 <= answer.status < 500 and answer.status not in BUSY_STATUS
         if refusal is not None and is_final:
             raise refusal
-        raise self._unexpected(path, answer, UplinkUnavailable)
+        raise unexpected(self._http.base_url, path, answer, UplinkUnavailable)
 
     def _call(
-        self, method: str, path: str, body: object, timeout_s: float | None = None
-    ) -> HttpAnswer:
-        content = None if body is None else json.dumps(body).encode()
-        return self._http.call(method, path, content, timeout_s=timeout_s)
-
-    def _unexpected(
-        self, path: str, answer: HttpAnswer, kind: type[UplinkUnavailable]
-    ) -> UplinkUnavailable:
-        said = f"status {answer.status}"
-        if answer.location is not None and 300 <= answer.status < 400:
-            said += f", a redirect to {answer.location[:200]!r}, which is not followed"
-        if (refusal := read_refusal(answer)) is not None:
-            said += f", {refusal}"
-        return kind(f"{self._http.base_url}{path}: {said}", answer.retry_after_s)
-
-    def _not_ours(
         self,
+        method: str,
         path: str,
-        answer: HttpAnswer,
-        error: NotOurs,
-        kind: type[UplinkUnavailable] = UplinkUnavailable,
-    ) -> UplinkUnavailable:
-        said = f"status {answer.status}, but no answer of a gateway: {error}"
-        return kind(f"{self._http.base_url}{path}: {said}", answer.retry_after_s)
+        content: bytes | None,
+        timeout_s: float | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> HttpAnswer:
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        answer = self._call_once(method, path, content, timeout_s, extra)
+        if answer.status == 401 and callable(self._headers):  # it may know a newer token by now
+            left_s = None if until_s is None else until_s - time.monotonic()
+            answer = self._call_once(method, path, content, left_s, extra)
+        return answer
+
+    def _call_once(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        timeout_s: float | None,
+        extra: Mapping[str, str] | None,
+    ) -> HttpAnswer:
+        given = self._headers
+        if callable(given):
+            try:
+                given = checked(given())
+            except Exception as error:  # its words may hold a secret
+                said = f"headers: the callable failed with {type(error).__name__}"
+                raise UplinkUnavailable(f"{self._http.base_url}: {said}") from None
+        headers = {**self._key, **given, **(extra or {})}
+        return self._http.call(method, path, content, timeout_s=timeout_s, headers=headers)
 
 
-def segment_fields(segment: SegmentEvent) -> dict[str, Any]:
-    """Return a segment as the gateway takes it: its order number is in the path."""
-    return {
-        "business_data_number": segment.business_data_number,
-        "start_ms": segment.start_ms,
-        "end_ms": segment.end_ms,
-        "end_identifier": segment.end_identifier,
-    }
+def checked(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return headers that HTTP can carry; the error names them without their values."""
+    for name, value in headers.items():
+        if not _is_header(name) or ":" in name or not _is_header(value):
+            raise ValueError(f"the header {name[:50]!r} has a name or value that HTTP can't carry")
+    return headers
 
 
-def quote_order_number(number: str) -> str:
-    """Return an order number as one URL path segment: nothing in it has a meaning in a path."""
-    quoted = quote(number, safe="")
-    return quoted.replace(".", "%2E") if number in (".", "..") else quoted
-
-
-def _runs(segments: Sequence[SegmentEvent]) -> Iterator[tuple[str, list[int]]]:
-    indices = range(len(segments))
-    for number, run in groupby(indices, key=lambda index: segments[index].service_order_number):
-        yield number, list(run)
+def _is_header(text: str) -> bool:
+    return isinstance(text, str) and text.isascii() and text.isprintable() and bool(text)

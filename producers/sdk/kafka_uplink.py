@@ -14,9 +14,13 @@ from confluent_kafka import (
     Producer,
 )
 
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
 from durabill.producers.sdk.uplink import (
+    NO_NOTES,
     Grant,
+    SendNotes,
     SendResult,
+    StartingOnce,
     Uplink,
     UplinkRefused,
     UplinkUnavailable,
@@ -27,6 +31,9 @@ from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 
 KafkaConfig = Mapping[str, str]
 """librdkafka client configuration: `bootstrap.servers` and, where needed, security settings."""
+
+BROKERS_CLOCK_ID = "kafka"
+"""The clock of the append times, whichever broker they are of."""
 
 _REFUSED_BY_BROKER = (  # only these speak of the record itself; the rest is worth a retry
     KafkaError.MSG_SIZE_TOO_LARGE,
@@ -93,11 +100,20 @@ class KafkaUplink:
         """Ask `orders` for a new order; raises UplinkRefused without one."""
         return self._asked().start(service_order_number, timeout_s=timeout_s)
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
-        """Ask `orders` for the time; raises UplinkRefused without one."""
-        return self._asked().server_time_ms(timeout_s=timeout_s)
+    def start_once(
+        self, key: str, service_order_number: str | None, *, timeout_s: float | None = None
+    ) -> Grant:
+        """Ask `orders`, with the key if it takes one."""
+        orders = self._asked()
+        if isinstance(orders, StartingOnce):
+            return orders.start_once(key, service_order_number, timeout_s=timeout_s)
+        return orders.start(service_order_number, timeout_s=timeout_s)
 
-    def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        """Ask `orders` for the time; raises UplinkRefused without one."""
+        return self._asked().server_time(timeout_s=timeout_s)
+
+    def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         """Produce all segments and wait for every delivery report."""
         result = SendResult()
         fatal = False
@@ -107,6 +123,7 @@ class KafkaUplink:
             def on_delivery(error: KafkaError | None, message: Message) -> None:
                 nonlocal fatal
                 if error is None:
+                    result.stamps = _stamps_of(message, result.stamps)
                     in_vain = self._in_vain(segments[index], message)
                     if in_vain is None:
                         result.accepted.append(index)
@@ -169,6 +186,17 @@ class KafkaUplink:
             detail = "Kafka can't answer this: give KafkaUplink an HttpUplink, or explicit values"
             raise UplinkRefused("NO_SERVER_TIME", detail)
         return self._orders
+
+
+def _stamps_of(stored: Message, so_far: ServerStamps | None) -> ServerStamps | None:
+    """Return the append times of what has been stored, the first and the last: broker's time."""
+    kind, append_ms = stored.timestamp()
+    if kind != TIMESTAMP_LOG_APPEND_TIME or not 0 <= append_ms <= TIMESTAMP_MAX_MS:
+        return so_far
+    if so_far is None:
+        return ServerStamps(append_ms, append_ms, BROKERS_CLOCK_ID)
+    first_ms, last_ms = min(append_ms, so_far.received_ms), max(append_ms, so_far.sent_ms)
+    return ServerStamps(first_ms, last_ms, BROKERS_CLOCK_ID)
 
 
 def _is_fatal(error: Exception) -> bool:

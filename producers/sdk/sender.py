@@ -2,21 +2,29 @@
 
 What the server has said of a segment for good takes it out of the queue: accepted ones are
 removed, refused ones (and stored ones that will not count) are set aside with the server's
-words. Everything else stays, and is tried again after a pause: all of it where the server is
-away or busy, one order where only that one fails.
+words. Everything else stays, and is tried again after a pause (`pace`): all of it where the
+server is away or busy, one order where only that one fails.
+
+Leases are renewed in time (`lease_keeper`). An order whose lease can't be renewed waits by itself.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from durabill.producers.sdk.holds import Holds
+from durabill.producers.sdk.lease_keeper import LeaseKeeper
+from durabill.producers.sdk.pace import Pace
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
+from durabill.producers.sdk.standing import ServerNow, Standing
+from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
+    SendNotes,
     SendResult,
     Uplink,
     UplinkRefused,
@@ -26,29 +34,16 @@ from durabill.producers.sdk.uplink import (
 
 log = logging.getLogger(__name__)
 
-_BATCH_SEGMENTS_MAX = 500
-
-
-@dataclass(frozen=True, slots=True)
-class ClientStats:
-    """How a client stands: on disk now, and what the server said since the client was made."""
-
-    pending: int
-    """segments on disk that are still to be sent"""
-    rejected: int
-    """segments on disk that were set aside: see `Client.rejected`"""
-    acknowledged: int
-    """segments that the server has, and that count"""
-    refused: int
-    """segments that the server refused for good, or has though they will not count"""
-    will_not_count: int
-    """those of `refused` that the server has: they are dead letters"""
+REQUEST_SEGMENTS_MAX = 1_000
+_IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
+_TIME_TIMEOUT_S = 5.0
 
 
 class Sender:
     """Sends what is in the spool. `run` is the body of its thread; the rest is for any thread.
 
-    `tell` is told of all trouble; `changed` is notified when segments were sent or refused.
+    `tell` is told of all trouble; `changed` when segments were sent or refused; `services` says
+    how many are metered.
     """
 
     def __init__(
@@ -58,7 +53,10 @@ class Sender:
         backoff: Backoff,
         dice: Callable[[], float],
         tell: Callable[[Exception], None],
-        changed: threading.Condition,
+        changed: Callable[[], None],
+        services: Callable[[], int],
+        standing: Standing,
+        timekeeper: Timekeeper,
     ) -> None:
         self._spool = spool
         self._uplink = uplink
@@ -66,8 +64,15 @@ class Sender:
         self._dice = dice
         self._tell = tell
         self._changed = changed
-        self._holds = Holds()  # the thread's own, like the counts
-        self._acknowledged = self._refused = self._will_not_count = 0
+        self._services = services
+        self._standing = standing
+        self._time = timekeeper
+        self._now = ServerNow(timekeeper)
+        self._pace = Pace(backoff, dice)  # the thread's own, like the holds
+        self._holds = Holds()
+        self._leases = LeaseKeeper(spool, uplink, self._now)
+        self._waiters = 0
+        self._waiters_mutex = threading.Lock()
         self._work = threading.Event()  # the spool may hold something new
         self._nudge = threading.Event()  # somebody waits: cut a pause between tries short
         self._stop = threading.Event()
@@ -77,28 +82,29 @@ class Sender:
         self._work.set()
 
     def hurry(self) -> None:
-        """Somebody waits: cut the pauses short, but for those that the server asked for."""
+        """Cut the pauses short, but for those that the server asked for."""
         self._nudge.set()
         self._work.set()
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Hurry; and while somebody waits, don't spread what has piled up."""
+        with self._waiters_mutex:
+            self._waiters += 1
+        self.hurry()
+        try:
+            yield
+        finally:
+            with self._waiters_mutex:
+                self._waiters -= 1
 
     def stop(self) -> None:
         """Have `run` return after the request that is under way."""
         self._stop.set()
         self.hurry()
 
-    def stats(self) -> ClientStats:
-        """Count what is on disk, and tell what the server has said."""
-        return ClientStats(
-            self._spool.pending(),
-            self._spool.rejected_count(),
-            self._acknowledged,
-            self._refused,
-            self._will_not_count,
-        )
-
     def run(self) -> None:
         """Send until `stop`. Nothing that goes wrong with a batch ends it."""
-        failures = 0
         while not self._stop.is_set():
             try:
                 result = self._send_oldest()
@@ -113,65 +119,119 @@ class Sender:
                 result = SendResult()
             if result.problem is not None:
                 self._tell(result.problem)
-            if result.accepted or result.refused:
-                failures = 0
-            if result.problem is not None or not (
-                result.accepted or result.refused or result.failed
-            ):
-                failures += 1
-                self._pause(failures, result.problem)
+            self._pause(result)
 
     def _send_oldest(self) -> SendResult | None:
         self._work.clear()
         if self._nudge.is_set():
             self._nudge.clear()
             self._holds.release()
+        if self._services() and self._time.should_ask():
+            self._ask_time()
         now_s = time.monotonic()
-        batch = self._spool.oldest(_BATCH_SEGMENTS_MAX, without=self._holds.held(now_s))
+        self._standing.look(now_s)
+        held = self._holds.held(now_s)
+        batch = self._spool.oldest(REQUEST_SEGMENTS_MAX, without=held)
         if not batch:
-            self._work.wait(self._holds.wait_s(now_s))
+            self._pace.drained()
+            held_s = self._holds.wait_s(now_s)
+            self._work.wait(_IDLE_MAX_S if held_s is None else min(held_s, _IDLE_MAX_S))
             return None
-        result = self._uplink.send([entry.segment for entry in batch])
-        self._settle(batch, result)
+        numbers = {entry.segment.service_order_number for entry in batch}
+        stalled = self._leases.renew(numbers)
+        for number, error in stalled.items():
+            self._hold(number, error if isinstance(error, UplinkUnavailable) else None)
+            self._tell(error)
+        if stalled:
+            batch = [each for each in batch if each.segment.service_order_number not in stalled]
+            if not batch:
+                return None  # they wait by themselves now
+        terms = {number: self._spool.terms(number) for number in numbers - stalled.keys()}
+        leases = {number: each.lease for number, each in terms.items() if each.lease}
+        settled: set[int] = set()
+        notes = SendNotes(
+            leases, self._standing.report(), lambda part: self._settle(batch, part, settled)
+        )
+        asked_us = self._time.tick_us()
+        result = self._uplink.send([entry.segment for entry in batch], notes)
+        self._time.learn(asked_us, result.stamps)
+        self._settle(batch, result, settled)
+        self._follow_up(result)
         return result
 
-    def _settle(self, batch: list[SpooledSegment], result: SendResult) -> None:
-        # First what makes room, then what may need some.
-        self._spool.acknowledge([batch[at].entry_id for at in result.accepted])
-        self._acknowledged += len(result.accepted)
-        for at in result.accepted:
-            self._holds.worked(batch[at].segment.service_order_number)
-        self._set_aside(batch, result)
-        with self._changed:
-            self._changed.notify_all()
-        for number, problem in result.failed.items():
-            self._hold(number, problem)
-        for trouble in (*result.refused.values(), *result.failed.values()):
-            self._tell(trouble)
+    def _ask_time(self) -> None:
+        """Ask the server's time: no upload has told it lately. Nothing depends on the answer."""
+        asked_us = self._time.tick_us()
+        with suppress(UplinkUnavailable, UplinkRefused):
+            self._time.learn(asked_us, self._uplink.server_time(timeout_s=_TIME_TIMEOUT_S))
 
-    def _set_aside(self, batch: list[SpooledSegment], result: SendResult) -> None:
+    def _settle(self, batch: list[SpooledSegment], result: SendResult, settled: set[int]) -> None:
+        """Store what the server has said of segments, as it comes; `settled` are done already."""
+        accepted = [at for at in result.accepted if at not in settled]
+        refused = {at: why for at, why in result.refused.items() if at not in settled}
+        settled.update(accepted, refused)
+        # First what makes room, then what may need some.
+        self._spool.acknowledge(
+            [batch[at].entry_id for at in accepted], result.receipt, kept_ms=self._now.now_ms()
+        )
+        self._standing.acknowledged += len(accepted)
+        for at in accepted:
+            self._holds.worked(batch[at].segment.service_order_number)
+        self._set_aside(batch, refused)
+        for why in refused.values():
+            self._tell(why)
+        if accepted or refused:
+            self._pace.worked()
+            self._changed()
+
+    def _set_aside(self, batch: list[SpooledSegment], refused: dict[int, UplinkRefused]) -> None:
         try:
-            self._spool.reject([_rejected(batch[at], why) for at, why in result.refused.items()])
+            self._spool.reject([_rejected(batch[at], why) for at, why in refused.items()])
         except SpoolError as error:
             # They stay in the queue, and must not hold up what is behind them.
             self._tell(error)
-            for number in {batch[at].segment.service_order_number for at in result.refused}:
+            for number in {batch[at].segment.service_order_number for at in refused}:
                 self._hold(number, None)
             return
-        self._refused += len(result.refused)
-        self._will_not_count += sum(isinstance(e, WillNotCount) for e in result.refused.values())
-        for at in result.refused:
+        for why in refused.values():
+            self._standing.refused[why.reason] += 1
+            self._standing.will_not_count += isinstance(why, WillNotCount)
+        for at in refused:
             self._holds.worked(batch[at].segment.service_order_number)
+
+    def _follow_up(self, result: SendResult) -> None:
+        """Do what the server said of whole orders."""
+        self._leases.stale |= result.stale_leases
+        for number, problem in result.failed.items():
+            self._hold(number, problem)
+            self._tell(problem)
+        for number, until_ms in result.accept_until_ms.items():
+            terms = self._spool.terms(number)
+            if terms.accept_until_ms != until_ms:
+                self._spool.keep_terms(number, replace(terms, accept_until_ms=until_ms))
 
     def _hold(self, number: str, problem: UplinkUnavailable | None) -> None:
         wish_s = problem.retry_after_s if problem is not None else None
         pause_s = self._backoff.pause_s(self._holds.failed(number), self._dice(), wish_s)
         self._holds.hold(number, time.monotonic() + pause_s, is_wish=wish_s is not None)
 
-    def _pause(self, failures: int, problem: UplinkUnavailable | None) -> None:
-        wish_s = problem.retry_after_s if problem is not None else None
-        pause_s = self._backoff.pause_s(failures, self._dice(), wish_s)
-        (self._nudge if wish_s is None else self._stop).wait(pause_s)
+    def _pause(self, result: SendResult) -> None:
+        has_done_something = bool(result.accepted or result.refused)
+        if result.problem is not None or not (has_done_something or result.failed):
+            wish_s = result.problem.retry_after_s if result.problem is not None else None
+            pause_s = self._pace.after_failure_s(wish_s, self._interval_s())
+            (self._nudge if wish_s is None else self._stop).wait(pause_s)
+        elif has_done_something and self._pace.is_catching_up:
+            if self._spool.pending() <= REQUEST_SEGMENTS_MAX:
+                self._pace.drained()
+            elif not self._waiters:
+                services = self._services()
+                self._nudge.wait(
+                    self._pace.between_s(self._interval_s(), services, REQUEST_SEGMENTS_MAX)
+                )
+
+    def _interval_s(self) -> float:
+        return self._spool.report_interval_ms() / 1000
 
 
 def _rejected(entry: SpooledSegment, why: UplinkRefused) -> RejectedSegment:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from durabill.producers.sdk.server_clock import Reading
 from durabill.producers.sdk.session import Session, SessionState
 from durabill.producers.sdk.spool import RejectedSegment
 from durabill.schemas import SegmentEvent
@@ -17,12 +18,17 @@ _REPORT_RETRY_MS = 1_000  # after a full spool; the session itself holds the tim
 class EndReceipt:
     """How an ended service stands: `pending` segments still to be sent, and the refused ones.
 
-    Among the refused are those that the server has, and that will not count.
+    Among the refused are those that the server has, and that will not count. `clock_bound_ms` is
+    by how much the time billed may be wrong because of the client's clock, `suspends` how often
+    its machine slept, and `excluded_ms` how much time wasn't counted for that.
     """
 
     service_order_number: str
     pending: int
     rejected: tuple[RejectedSegment, ...]
+    clock_bound_ms: int = 0
+    suspends: int = 0
+    excluded_ms: int = 0
 
     @property
     def acknowledged(self) -> bool:
@@ -35,7 +41,7 @@ class Owner:
     """What a service needs of the client that meters it."""
 
     check_running: Callable[[], None]
-    now_ms: Callable[[], int]
+    read: Callable[[], Reading]
     store: Callable[[list[SegmentEvent], SessionState], None]
     finish: Callable[["Service", float], EndReceipt]
 
@@ -74,7 +80,7 @@ class Service:
         self._owner.check_running()
         with self._mutex:
             if not self._session.state.ended:
-                self._keep(self._session.end)
+                self._keep(self._session.end, self._owner.read())
         return self._owner.finish(self, timeout_s)
 
     def __enter__(self) -> Self:
@@ -89,23 +95,69 @@ class Service:
         self.end()
 
     def due_at_ms(self) -> int:
-        """Return the instant of the client's clock from which `report` has something to do."""
-        return self._session.due_at() if self._retry_at_ms is None else self._retry_at_ms
+        """Return the client's time of the server from which `report` has something to do."""
+        if self._retry_at_ms is None and not self._session.waits:
+            return self._session.due_at()
+        reading = self._owner.read()  # the time may have been set back since then
+        if self._retry_at_ms is None:
+            return self._session.due_at(reading)
+        return min(self._retry_at_ms, reading.now_ms + _REPORT_RETRY_MS)
 
-    def report(self) -> None:
-        """Store what is due. Where it raises, the next report covers the time."""
-        with self._mutex:
-            if not self._session.state.ended and self._owner.now_ms() >= self.due_at_ms():
-                self._keep(self._session.report)
-
-    def _keep(self, cut: Callable[[int], list[SegmentEvent]]) -> None:
-        before = self._session.state
-        now_ms = self._owner.now_ms()
+    def cut(self) -> "Cut | None":
+        """Cut what is due, None where nothing is. The service is locked until `Cut.done`."""
+        self._mutex.acquire()
+        before, reading, cut = self._session.state, None, None
         try:
-            self._owner.store(cut(now_ms), self._session.state)
+            reading = self._owner.read()
+            if not before.ended and reading.now_ms >= self.due_at_ms():
+                segments = self._session.report(reading)
+                if segments:
+                    cut = Cut(self, reading.now_ms, before, segments, self._session.state)
+                else:
+                    self._retry_at_ms = None
+            return cut
         except BaseException:
-            # Nothing was stored: the same time is cut again, as one longer segment.
-            self._session.restore(before)
-            self._retry_at_ms = now_ms + _REPORT_RETRY_MS
+            if reading is not None:
+                self._take_back(before, reading.now_ms)
+            raise
+        finally:
+            if cut is None:
+                self._mutex.release()
+
+    def _done(self, cut: "Cut") -> None:
+        if cut.is_kept:
+            self._retry_at_ms = None
+        else:
+            self._take_back(cut.before, cut.now_ms)
+        self._mutex.release()
+
+    def _take_back(self, before: SessionState, now_ms: int) -> None:
+        # Nothing was stored: the same time is cut again, as one longer segment.
+        self._session.restore(before)
+        self._retry_at_ms = now_ms + _REPORT_RETRY_MS
+
+    def _keep(self, cut: Callable[[Reading], list[SegmentEvent]], reading: Reading) -> None:
+        before = self._session.state
+        try:
+            if segments := cut(reading):
+                self._owner.store(segments, self._session.state)
+        except BaseException:
+            self._take_back(before, reading.now_ms)
             raise
         self._retry_at_ms = None
+
+
+@dataclass(eq=False, slots=True)
+class Cut:
+    """What was cut of a service: `done` gives it up again, unless it `is_kept` by then."""
+
+    service: Service
+    now_ms: int
+    before: SessionState
+    segments: list[SegmentEvent]
+    after: SessionState
+    is_kept: bool = False
+
+    def done(self) -> None:
+        """Let the service go on."""
+        self.service._done(self)

@@ -1,15 +1,18 @@
-"""A running service, cut into segments of business data. Pure: the clock is an argument.
+"""A running service, cut into segments of business data. Pure: the clock's readings are arguments.
 
-The server says once when the service began (`server_timestamp_ms`). From then on only the
-client's monotonic clock counts: it says *how long* since the server said go, never *when*. So
+The server says once when the service began (`server_timestamp_ms`): there the first segment
+starts. From then on segments are cut on the server's time as the client knows it (`server_clock`),
+so a wall clock that is wrong, or a crystal that is fast for a month, bills the right time.
 
-    server time = base + (monotonic now - anchor)
+Time sequences are half-open, [start_ms, end_ms), and follow one another without a gap: where one
+ends the next one starts, whatever the instants at which the caller asked. A better estimate of the
+server's time moves the next end alone; where it lies before the last end, nothing is due until time
+has come there. Gaps are left where time isn't to be counted: suspends, by the policy, steps of the
+server's time, and a meter that was dead (`Session.resume`).
 
-and a client whose wall clock is wrong, or is set while the service runs, bills the right time.
-
-Time sequences are half-open, [start_ms, end_ms), and follow one another without a gap: where
-one ends the next one starts, whatever the instants at which the caller asked. Only a restart
-of the client's process may leave a gap, see `Session.resume`.
+What was billed is off by at most `SessionState.clock_bound_ms`, whether the service is taken to
+have begun when the server said go or when its answer arrived: that is what was said at the start,
+and at the end, and what happened to the clock in between.
 
 A report is not a loss when it can't be kept: `restore` the state from before it, and the next
 report covers its time.
@@ -17,6 +20,7 @@ report covers its time.
 
 from dataclasses import dataclass, replace
 
+from durabill.producers.sdk.server_clock import APART_US, Reading
 from durabill.schemas import SegmentEvent, check_order_number
 from durabill.schemas.errors import DurabillError
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
@@ -24,16 +28,24 @@ from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 GAP_MAX_MS = 366 * SEGMENT_LENGTH_MAX_MS
 """The longest time without a meter that `Session.resume` counts: a year."""
 
+_UNSETTLED_RETRY_MS = 1_000
+
 
 class ProducerError(DurabillError):
     """Root of the errors of all that produces segments: SDK, gateway, fleet.
 
     ProducerError
-    ├── ClockWentBackwards   a monotonic clock that isn't: ours, or the caller's clock argument
+    ├── ClockWentBackwards   the readings of a clock come in the wrong order: the caller's fault
+    ├── ClockNotice          timekeeper.py: told alone, never raised
+    │   ├── ClockStepped         the server's time and the local clock fit together no more
+    │   ├── ClockSetBack         the local clock went backwards; it is taken to have stood still
+    │   └── MachineSlept         the machine was suspended
     ├── SpoolError           spool.py
     │   ├── SpoolFull        the limit or the disk; nothing was stored, nothing was lost
     │   ├── SpoolBusy        another process holds the file
     │   └── SpoolBroken      the file is no spool, or its disk fails
+    │       └── SpoolDamaged     it was one: put aside, and metering goes on in a new one
+    ├── AtRisk               uplink.py: segments that wait will be too late soon
     ├── ClientStopped        client.py: closed, or a thread of it has died; make a new one
     ├── UplinkError          uplink.py
     │   ├── UplinkUnavailable    no answer, or "later": worth a retry
@@ -46,7 +58,7 @@ class ProducerError(DurabillError):
 
 
 class ClockWentBackwards(ProducerError):
-    """The monotonic clock showed less than before."""
+    """The local clock showed less than before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +66,11 @@ class SessionState:
     """What has to outlive a crash to carry a service on. Times are server time in ms.
 
     `next_number` is the business data number of the next segment (from 1), `reported_until_ms`
-    the end of the last one, or the service's start. Raises BadRecord for an illegal order
-    number and ValueError for the rest.
+    the end of the last one, or the service's start. `clock_bound_ms` is by how much the time
+    reported so far may be wrong, `suspends` how often the machine slept meanwhile, and
+    `excluded_ms` how much time was left out for that, and for steps of the server's time (less
+    than 0 after steps back). Raises BadRecord for an illegal order number and ValueError for the
+    rest.
     """
 
     service_order_number: str
@@ -63,21 +78,27 @@ class SessionState:
     next_number: int
     reported_until_ms: int
     ended: bool
+    clock_bound_ms: int = 0
+    suspends: int = 0
+    excluded_ms: int = 0
 
     def __post_init__(self) -> None:
         check_order_number(self.service_order_number)
         if not 1 <= self.report_interval_ms <= SEGMENT_LENGTH_MAX_MS:
             raise ValueError(f"report_interval_ms is {self.report_interval_ms}, 1 to 24 h allowed")
-        if self.next_number < 1 or self.reported_until_ms < 0:
+        counts = (self.reported_until_ms, self.clock_bound_ms, self.suspends)
+        if self.next_number < 1 or min(counts) < 0:
             raise ValueError(f"{self} is no state of a session")
 
 
 class Session:
     """One service from the server's go to its end. Not safe for several threads at once.
 
-    `anchor_monotonic_ms` is what the monotonic clock showed when the server's answer arrived:
-    the time on the way is not billed. All later instants are of the same monotonic clock.
-    Raises BadRecord or ValueError as `SessionState` does.
+    `reading` is the client's time when the server's answer had arrived; all later ones are of the
+    same clock. `asked` is what it was before the server was asked, if it was: what happened to the
+    clock meanwhile is in doubt, too. `own_time` is for a server's time that the caller gave: it is
+    taken to be that of `reading`, and steps of the client's time don't move it. Raises BadRecord or
+    ValueError as `SessionState` does.
     """
 
     def __init__(
@@ -85,53 +106,87 @@ class Session:
         service_order_number: str,
         server_timestamp_ms: int,
         report_interval_ms: int,
-        anchor_monotonic_ms: int,
+        reading: Reading,
+        *,
+        asked: Reading | None = None,
+        own_time: bool = False,
     ) -> None:
-        self._state = SessionState(
-            service_order_number, report_interval_ms, 1, server_timestamp_ms, ended=False
+        self._own_time = own_time
+        self._ahead_ms = server_timestamp_ms - self._scale_ms(reading) if own_time else 0
+        way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
+        if asked is not None:
+            way_ms += reading.doubt_ms - asked.doubt_ms + asked.unsettled_ms
+        self._begin(
+            SessionState(
+                service_order_number,
+                report_interval_ms,
+                1,
+                server_timestamp_ms,
+                ended=False,
+                clock_bound_ms=way_ms + 2 * reading.bound_ms,
+            ),
+            reading,
+            way_ms + reading.bound_ms,
         )
-        self._base_ms = server_timestamp_ms
-        self._anchor_monotonic_ms = anchor_monotonic_ms
-        self._latest_monotonic_ms = anchor_monotonic_ms
 
     @classmethod
     def resume(
         cls,
         state: SessionState,
-        server_timestamp_ms: int,
-        anchor_monotonic_ms: int,
+        reading: Reading,
         *,
         count_gap: bool = False,
+        server_timestamp_ms: int | None = None,
     ) -> "Session":
         """Carry on a service after the client's process died, from its saved state.
 
-        A monotonic clock can't be compared across a reboot, so the server is asked for its
-        time again: it was `server_timestamp_ms` when the clock showed `anchor_monotonic_ms`.
+        No local clock can be compared across a reboot, so `reading` has to be of a clock that has
+        asked the server anew; or the caller says what the server's time is at `reading`.
 
         `count_gap` is about the time from the last saved report until now. False, the default:
         nobody can prove that the service ran, so it isn't counted; the next segment starts now.
         (Numbers go on without a hole, so the order can still be COMPLETE.) True: the caller
         knows that the service itself went on while its meter was dead, and answers for it; the
-        next segment starts where the last one ended.
+        next segment starts where the last one ended. The gap is then off by at most the bound of
+        before and of now, and by how far two servers' clocks may be apart: `clock_bound_ms` says
+        all of it.
 
-        Where the server's time lies before what was reported already (the client's clock ran
-        fast), the next segment starts at what was reported, so nothing is counted twice.
+        Where the server's time lies before what was reported already, the next segment starts at
+        what was reported, so nothing is counted twice.
         Raises ValueError if the session has ended, and for a gap of over a year that is to be
         counted: nobody's meter was dead so long, and it would be cut into thousands of segments.
         """
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
-        gap_ms = server_timestamp_ms - state.reported_until_ms
+        session = cls(
+            state.service_order_number,
+            reading.now_ms if server_timestamp_ms is None else server_timestamp_ms,
+            state.report_interval_ms,
+            reading,
+            own_time=server_timestamp_ms is not None,
+        )
+        at_ms = session._time_ms(reading)
+        gap_ms = at_ms - state.reported_until_ms
         if count_gap and gap_ms > GAP_MAX_MS:
             said = f"the server's time is {gap_ms} ms after the last report, at most a year counts"
             raise ValueError(f"order {state.service_order_number!r}: {said}")
-        now_ms = max(server_timestamp_ms, state.reported_until_ms)
-        session = cls(
-            state.service_order_number, now_ms, state.report_interval_ms, anchor_monotonic_ms
+        if session._own_time and gap_ms < 0:
+            session._ahead_ms -= gap_ms
+        unsure_ms = state.clock_bound_ms + (APART_US // 1_000 if count_gap else reading.bound_ms)
+        if not count_gap:
+            at_ms = max(at_ms, state.reported_until_ms)
+            state = replace(state, reported_until_ms=at_ms)
+        session._begin(
+            replace(state, clock_bound_ms=unsure_ms + reading.bound_ms), reading, unsure_ms
         )
-        reported_until_ms = state.reported_until_ms if count_gap else now_ms
-        session._state = replace(state, reported_until_ms=reported_until_ms)
         return session
+
+    def _begin(self, state: SessionState, reading: Reading, unsure_ms: int) -> None:
+        self._state = state
+        self._latest = reading
+        self._unsure_ms = unsure_ms + reading.unsettled_ms - reading.doubt_ms  # before this reading
+        self._excluded_before_ms = self._excluded_ms(reading) - state.excluded_ms
+        self._slept_before = reading.suspends - state.suspends
 
     @property
     def state(self) -> SessionState:
@@ -145,50 +200,86 @@ class Session:
         assert state.reported_until_ms <= self._state.reported_until_ms
         self._state = state
 
-    def due_at(self) -> int:
-        """Return the monotonic instant in ms from which `report` has something to give."""
-        state = self._state
-        due_ms = state.reported_until_ms + state.report_interval_ms
-        return self._anchor_monotonic_ms + due_ms - self._base_ms
+    @property
+    def waits(self) -> bool:
+        """Whether the last look found that it isn't settled how long the machine slept."""
+        return self._latest.unsettled_ms > 0
 
-    def report(self, monotonic_ms: int) -> list[SegmentEvent]:
+    def due_at(self, reading: Reading | None = None) -> int:
+        """Return the `now_ms` of a reading from which `report` has something to give.
+
+        As of `reading`, or of the last look: a step of the time since then would be missed.
+        """
+        reading = self._latest if reading is None else reading
+        if reading.unsettled_ms:
+            return reading.now_ms + _UNSETTLED_RETRY_MS
+        due_ms = self._start_ms(reading) + self._state.report_interval_ms
+        return due_ms - self._time_ms(reading) + reading.now_ms
+
+    def bound_ms(self, reading: Reading) -> int:
+        """Return how far the time billed may be off if the session ended at `reading`."""
+        unsure_ms = self._unsure_ms + reading.doubt_ms
+        return unsure_ms + reading.unsettled_ms + reading.bound_ms
+
+    def report(self, reading: Reading) -> list[SegmentEvent]:
         """Return the segments that are due: whole intervals only, an empty list before `due_at`.
 
+        Nor is anything due while it isn't settled how long the machine slept.
         A process that slept over several intervals gets one segment for all of them, cut only
         where it would be longer than 24 h: as true as many small ones, and it can't flood the
         way. Raises ClockWentBackwards; ValueError after the end.
         """
-        elapsed_ms = self._server_time(monotonic_ms) - self._state.reported_until_ms
+        start_ms = self._look(reading)
+        if reading.unsettled_ms:
+            return []
+        elapsed_ms = max(self._time_ms(reading) - start_ms, 0)
         elapsed_ms -= elapsed_ms % self._state.report_interval_ms
-        return self._cut(self._state.reported_until_ms + elapsed_ms)
+        return self._cut(start_ms, start_ms + elapsed_ms, reading) if elapsed_ms else []
 
-    def end(self, monotonic_ms: int) -> list[SegmentEvent]:
+    def end(self, reading: Reading) -> list[SegmentEvent]:
         """Return the rest, with the end identifier on the last segment, and end the session.
 
         There is always a last one: where no time has passed since the last report, it is of
         zero length. Raises ClockWentBackwards; ValueError after the end.
         """
-        segments = self._cut(self._server_time(monotonic_ms), ends=True)
+        start_ms = self._look(reading)
+        until_ms = max(self._time_ms(reading), start_ms)
+        segments = self._cut(start_ms, until_ms, reading, ends=True)
         self._state = replace(self._state, ended=True)
         return segments
 
-    def _server_time(self, monotonic_ms: int) -> int:
+    def _scale_ms(self, reading: Reading) -> int:
+        return reading.now_ms - reading.jumped_ms if self._own_time else reading.now_ms
+
+    def _time_ms(self, reading: Reading) -> int:
+        return self._scale_ms(reading) + self._ahead_ms
+
+    def _excluded_ms(self, reading: Reading) -> int:
+        return reading.paused_ms + (0 if self._own_time else reading.skipped_ms)
+
+    def _start_ms(self, reading: Reading) -> int:
+        """Return where the next segment starts: after the last one and what isn't counted."""
+        until_ms = self._state.reported_until_ms
+        excluded_ms = self._excluded_ms(reading) - self._excluded_before_ms
+        resumed_ms = until_ms + excluded_ms - self._state.excluded_ms
+        return max(until_ms, min(resumed_ms, self._time_ms(reading)))
+
+    def _look(self, reading: Reading) -> int:
         if self._state.ended:
             raise ValueError(f"order {self._state.service_order_number!r} has ended")
-        if monotonic_ms < self._latest_monotonic_ms:
+        if reading.local_ms < self._latest.local_ms:
             raise ClockWentBackwards(
-                f"the monotonic clock shows {monotonic_ms} ms after {self._latest_monotonic_ms} ms"
+                f"the clock shows {reading.local_ms} ms after {self._latest.local_ms} ms"
             )
-        self._latest_monotonic_ms = monotonic_ms
-        now_ms = self._base_ms + monotonic_ms - self._anchor_monotonic_ms
-        assert now_ms >= self._state.reported_until_ms
-        return now_ms
+        self._latest = reading
+        return self._start_ms(reading)
 
-    def _cut(self, until_ms: int, *, ends: bool = False) -> list[SegmentEvent]:
+    def _cut(
+        self, start_ms: int, until_ms: int, reading: Reading, *, ends: bool = False
+    ) -> list[SegmentEvent]:
         state = self._state
         longest_ms = SEGMENT_LENGTH_MAX_MS - SEGMENT_LENGTH_MAX_MS % state.report_interval_ms
         segments: list[SegmentEvent] = []
-        start_ms = state.reported_until_ms
         while start_ms < until_ms or (ends and not segments):
             end_ms = min(start_ms + longest_ms, until_ms)
             number = state.next_number + len(segments)
@@ -199,6 +290,11 @@ class Session:
             start_ms = end_ms
         assert start_ms == until_ms
         self._state = replace(
-            state, next_number=state.next_number + len(segments), reported_until_ms=until_ms
+            state,
+            next_number=state.next_number + len(segments),
+            reported_until_ms=until_ms,
+            clock_bound_ms=self.bound_ms(reading),
+            suspends=reading.suspends - self._slept_before,
+            excluded_ms=self._excluded_ms(reading) - self._excluded_before_ms,
         )
         return segments

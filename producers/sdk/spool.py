@@ -1,71 +1,77 @@
 """The client's on-disk queue of segments that the server has not acknowledged yet.
 
-One SQLite file in WAL mode holds three things: the segments still to be sent, the ones that
-were refused for good (with the reason), and the state of every running session. `append` writes
-segments and session state in one transaction, so that after a crash a business data number is
-neither lost nor given twice.
+One SQLite file (`spool_file`) holds: the segments still to be sent, the ones that were refused
+for good (with the reason), the state and the lease of every service that runs or has segments
+here, and the server's receipts. `append` writes segments and session state in one durable
+transaction, so that after a crash a business data number is neither lost nor given twice. What
+several threads append at once, and what is due at one moment, is committed together. A segment
+that was acknowledged but could not be removed is sent again, which does no harm: the server
+removes repeats.
 
-What survives what: every commit is fsynced (`synchronous=FULL`), so an appended segment survives
-a kill -9, a kernel panic and a power cut. With `fsync=False` it survives a kill of the process,
-but the last moments before a power cut may be gone. A torn tail (a write that was cut off) is
-cut away by SQLite's own checksums when the file is opened again. A segment that was acknowledged
-but could not be removed is sent again, which does no harm: the server removes repeats.
+The size has a limit. What doesn't fit isn't stored, and SpoolFull says so; the running session
+holds the time, and cuts it as one longer segment as soon as there is room. Nothing that was
+stored is ever dropped for something newer. Receipts have an eighth of the limit; of them the
+oldest go first. Nothing has to be restarted for a full disk or a full spool to end.
 
-A full disk: to remove something, SQLite has to write. So that a disk that the spool itself has
-filled doesn't stay full, a file beside it (`-reserve`) keeps room for that, and is given up for
-it; an empty queue takes its next segments into that room, too. A full spool: what the server
-refused is set aside within the limit and an eighth of it more, so that refusals make room.
-Nothing has to be restarted for either to end.
-
-One process at a time: the file stays locked (`locking_mode=EXCLUSIVE`) until `close`, or until
-the operating system ends the process. Inside the process all methods may be called by any thread.
-
-Nobody else can read the files: they have the mode 0600 whatever the umask, and those of an older
-spool get it, where they are ours.
+What is asked often is known in memory: the services, and how much of each waits. All methods may
+be called by any thread. A file that turns out to be damaged is put aside (see `salvage`), if the
+spool was told whom to tell; else SpoolDamaged is raised.
 """
 
-import logging
-import os
-import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from durabill.producers.sdk.private_files import create_private, make_private
-from durabill.producers.sdk.reserve import Reserve
-from durabill.producers.sdk.session import ProducerError, SessionState
-from durabill.producers.sdk.spool_tables import FORMAT, NAMES, TABLES
+from durabill.producers.sdk.salvage import Salvaged, put_aside, put_back, read_what_is_left
+from durabill.producers.sdk.session import SessionState
+from durabill.producers.sdk.spool_errors import (
+    SpoolBroken,
+    SpoolBusy,
+    SpoolDamaged,
+    SpoolError,
+    SpoolFull,
+)
+from durabill.producers.sdk.spool_file import SpoolFile
+from durabill.producers.sdk.spool_receipts import ReceiptBox
+from durabill.producers.sdk.spool_tables import (
+    NAMES,
+    SERVICE_NAMES,
+    insert_service,
+    segment_of,
+    segment_row,
+    service_row,
+    state_of,
+    terms_of,
+    terms_row,
+)
+from durabill.producers.sdk.uplink import OrderTerms
 from durabill.schemas import SegmentEvent
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "LIMIT_BYTES_DEFAULT",
+    "Entry",
+    "RejectedSegment",
+    "Spool",
+    "SpoolBroken",
+    "SpoolBusy",
+    "SpoolDamaged",
+    "SpoolError",
+    "SpoolFull",
+    "SpooledSegment",
+]
+
 T = TypeVar("T")
 
 LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
-LIMIT_BYTES_MIN = 64 * 1024
-_LOCK_WAIT_S = 0.2
-_ORDERS_MAX = 1_000  # in one query; old versions of SQLite take 32,766 values
-_LOG_PAGES = 128  # of 4 KiB: the write-ahead log is worked into the file when it is as long
-_OPENING = threading.Lock()  # see create_private: no other spool may lock the file meanwhile
-
-
-class SpoolError(ProducerError):
-    """Something about the spool's file."""
-
-
-class SpoolFull(SpoolError):
-    """The size limit or the disk is full. Nothing of the call was stored."""
-
-
-class SpoolBusy(SpoolError):
-    """Another process, or another Spool of this one, has the file open."""
-
-
-class SpoolBroken(SpoolError):
-    """The file can't be opened or read as a spool of this version."""
+_UNSYNCED_MAX_S = 0.1
+_WORDS_MAX = 100  # of a refusal that has room where a longer one hasn't
+_AT_ONCE_MAX = 500  # values in one query; old versions of SQLite take 999
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,188 +92,365 @@ class RejectedSegment:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is stored together: segments, the state of their session after them, new terms."""
+
+    segments: Sequence[SegmentEvent]
+    state: SessionState
+    terms: OrderTerms | None = None
+
+
+@dataclass(slots=True)
+class _Order:
+    """What is known of an order in memory. Without a state it has segments here, no more."""
+
+    service_id: int = 0
+    state: SessionState | None = None
+    terms: OrderTerms = field(default_factory=OrderTerms)
+    pending: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    entries: Sequence[Entry]
+    is_durable: bool
+    is_done: bool = False
+    error: BaseException | None = None
+
+
 class Spool:
     """A queue in the file `path`, which is made if it is missing (its folder is not).
 
-    `limit_bytes` bounds the file for new segments: an eighth more is for setting refused ones
-    aside, 2 MB or so for the log and the reserve beside it. Raises SpoolBusy, SpoolBroken,
-    SpoolFull for a new file on a full disk, and ValueError for a limit below 64 KiB.
+    `limit_bytes` bounds the file for new segments: a quarter more is for setting refused ones
+    aside, 2 MB or so for the log and the reserve beside it. With `fsync=False` what was appended
+    survives a kill of the process, but the last moments before a power cut may be gone. Raises
+    SpoolBusy, SpoolBroken, SpoolFull for a new file on a full disk, and ValueError for a limit
+    below 64 KiB.
     """
 
     def __init__(
-        self, path: Path | str, *, limit_bytes: int = LIMIT_BYTES_DEFAULT, fsync: bool = True
+        self,
+        path: Path | str,
+        *,
+        limit_bytes: int = LIMIT_BYTES_DEFAULT,
+        fsync: bool = True,
+        on_damage: Callable[[SpoolDamaged], None] | None = None,
     ) -> None:
-        if limit_bytes < LIMIT_BYTES_MIN:
-            raise ValueError(f"limit_bytes is {limit_bytes}, at least {LIMIT_BYTES_MIN} are needed")
         self.path = Path(path)
-        self._real_path = Path(os.path.realpath(self.path))  # SQLite's other files lie beside it
-        self._reserve = Reserve(self._beside("reserve"))
-        self._log_pages = 0
+        self._limit_bytes = limit_bytes
+        self._fsync = fsync
+        self._on_damage = on_damage
         self._mutex = threading.RLock()
-        with _OPENING:
-            try:
-                create_private(self._real_path)
-                self._db = sqlite3.connect(
-                    self.path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False
-                )
-            except (sqlite3.Error, OSError) as error:
-                raise SpoolBroken(f"{self.path}: {error}") from error
-            try:
-                self._open(limit_bytes, fsync)
-            except BaseException:
-                self._db.close()
+        self._waiting: deque[_Ticket] = deque()
+        self._orders: dict[str, _Order] = {}
+        self._pending = self._next_id = self._next_service_id = 0
+        self._unsynced_at_s: float | None = None
+        self._is_hurt = False
+        self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
+        self._receipts = ReceiptBox(limit_bytes // 8)
+        try:
+            self._file = self._opened()
+            self._load()
+        except SpoolDamaged as error:
+            if on_damage is None:
                 raise
+            self._heal(error)
 
-    def _open(self, limit_bytes: int, fsync: bool) -> None:
-        with self._errors():
-            # The order matters: exclusive before the first touch of the WAL, so that SQLite
-            # takes the lock for good and needs no shared-memory file.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
-            self._page_bytes = self._one("PRAGMA page_size")
-            self._limit_pages = limit_bytes // self._page_bytes
-            self._db.execute(f"PRAGMA max_page_count={self._limit_pages}")
-            with self._transaction():
-                version = self._one("PRAGMA user_version")
-                if version == 0:
-                    for table in TABLES:
-                        self._db.execute(table)
-                    self._db.execute(f"PRAGMA user_version={FORMAT}")
-                elif version != FORMAT:
-                    wrong = f"format {version}, this version knows {FORMAT}"
-                    raise SpoolBroken(f"{self.path}: {wrong}")
-        self._tighten()
-        self._reserve.take()
-        self._bound_log()
-
-    def _tighten(self) -> None:
-        files = [self._real_path, *(self._beside(each) for each in ("wal", "shm", "journal"))]
-        for path in files:
-            if not make_private(path):
-                log.warning("others may read %s: it isn't ours to change that", path)
-
-    def _beside(self, suffix: str) -> Path:
-        return self._real_path.with_name(f"{self._real_path.name}-{suffix}")
+    # -- appending -----------------------------------------------------------------------------
 
     def append(self, segments: Sequence[SegmentEvent], state: SessionState) -> None:
         """Store segments and the state of their session after them: both or neither.
 
-        The state of a session that has ended is not kept: there is nothing to resume.
         Raises SpoolFull, and then nothing has been stored.
         """
-        assert all(each.service_order_number == state.service_order_number for each in segments)
+        self.append_all([Entry(segments, state)])
 
-        def store() -> None:
-            self._db.executemany(
-                f"INSERT INTO pending ({NAMES}) VALUES (?, ?, ?, ?, ?)",
-                [astuple(segment) for segment in segments],
-            )
-            if state.ended:
-                self._db.execute(
-                    "DELETE FROM sessions WHERE service_order_number = ?",
-                    (state.service_order_number,),
-                )
-            else:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", astuple(state)
-                )
+    def append_all(self, entries: Sequence[Entry], *, durable: bool = True) -> None:
+        """Store entries of several sessions in one transaction: all or nothing.
 
+        Threads that come while another one commits wait, and are committed together. What isn't
+        `durable` survives a kill at once, and a power cut only after the next durable commit, or
+        `sync`, which is due soon (`sync_due_s`).
+        """
+        for entry in entries:
+            number = entry.state.service_order_number
+            assert all(each.service_order_number == number for each in entry.segments)
+        self._check_ours()
+        ticket = _Ticket(entries, durable)
+        self._waiting.append(ticket)
         with self._mutex:
+            if not ticket.is_done:
+                self._commit_waiting()
+        if ticket.error is not None:
+            raise ticket.error
+
+    def _commit_waiting(self) -> None:
+        tickets: list[_Ticket] = []
+        while self._waiting:
+            tickets.append(self._waiting.popleft())
+        groups = [tickets] if len(tickets) == 1 else [tickets, *([each] for each in tickets)]
+        for group in groups:  # together; else each by itself, with its own error
             try:
-                self._commit(store)
-            except SpoolFull:
-                # The reserve is for new segments as well: all of it where nothing is to be
-                # removed, else all but the last of it.
-                if is_empty := not self._any_pending():
-                    self._reserve.give_up()
+                durable = any(each.is_durable for each in group)
+                entries = [entry for each in group for entry in each.entries]
+                self._guarded(lambda: self._store(entries, durable))  # noqa: B023
+            except BaseException as error:
+                for each in group:
+                    each.error = error
+                continue
+            for each in group:
+                each.error = None
+            if group is tickets:
+                break
+        for each in tickets:
+            each.is_done = True
+
+    def _store(self, entries: Sequence[Entry], durable: bool) -> None:
+        next_id, next_service_id = self._next_id, self._next_service_id
+        known: dict[str, int] = {}
+
+        def change() -> None:
+            nonlocal next_id, next_service_id
+            next_id, next_service_id = self._next_id, self._next_service_id
+            known.clear()
+            rows: list[tuple[Any, ...]] = []
+            for entry in entries:
+                for segment in entry.segments:
+                    rows.append((next_id, *segment_row(segment)))
+                    next_id += 1
+                number = entry.state.service_order_number
+                order = self._orders.get(number)
+                service_id = known.get(number) or (order.service_id if order else 0)
+                if not service_id:
+                    service_id = next_service_id
+                    next_service_id += 1
+                    insert_service(self._file.db, service_id, entry.state)
                 else:
-                    self._reserve.shrink()
-                self._empty_log()
-                try:
-                    self._commit(store)
-                except SpoolFull as error:
-                    raise self._explained(error) from None
-                finally:
-                    self._empty_log()
-                    if is_empty:
-                        self._reserve.take()
-                    self._bound_log()
+                    self._update_service(service_id, entry.state)
+                known[number] = service_id
+                if entry.terms is not None:
+                    self._file.db.execute(
+                        "INSERT OR REPLACE INTO terms VALUES (?, ?)",
+                        (service_id, terms_row(entry.terms)),
+                    )
+            self._file.db.executemany(
+                f"INSERT INTO pending (id, {NAMES}, sum) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+            )
+
+        try:
+            self._file.appending(change, is_empty=not self._pending, durable=durable)
+        except SpoolFull as error:
+            raise self._explained(error) from None
+        if durable:
+            self._unsynced_at_s = None
+        elif self._unsynced_at_s is None:
+            self._unsynced_at_s = time.monotonic()
+        self._next_id, self._next_service_id = next_id, next_service_id
+        for entry in entries:
+            order = self._orders.setdefault(entry.state.service_order_number, _Order())
+            order.service_id, order.state = known[entry.state.service_order_number], entry.state
+            order.terms = order.terms if entry.terms is None else entry.terms
+            order.pending += len(entry.segments)
+            self._pending += len(entry.segments)
+
+    def sync_due_s(self) -> float | None:
+        """Return in how many seconds `sync` is due, None where it isn't."""
+        at_s = self._unsynced_at_s
+        return None if at_s is None else max(0.0, at_s + _UNSYNCED_MAX_S - time.monotonic())
+
+    def sync(self) -> None:
+        """Have all that was stored survive a power cut."""
+        self._unsynced_at_s = None
+        with suppress(SpoolFull):  # the next segments say so
+            self._locked(self._file.sync)
+
+    def _update_service(self, service_id: int, state: SessionState) -> None:
+        names = ", ".join(f"{each.strip()} = ?" for each in SERVICE_NAMES.split(",")[1:])
+        self._file.db.execute(
+            f"UPDATE services SET {names} WHERE id = ?", (*service_row(state)[1:], service_id)
+        )
+
+    def keep_terms(self, service_order_number: str, terms: OrderTerms) -> None:
+        """Keep an order's new lease, if the order is still known."""
+
+        def keep() -> None:
+            order = self._orders.get(service_order_number)
+            if order is not None and order.service_id:
+                row = (order.service_id, terms_row(terms))
+                self._file.removing(
+                    lambda: self._run("INSERT OR REPLACE INTO terms VALUES (?, ?)", row),
+                    durable=False,
+                )
+                order.terms = terms
+
+        self._locked(keep)
+
+    # -- taking out ----------------------------------------------------------------------------
 
     def oldest(self, count_max: int, *, without: Sequence[str] = ()) -> list[SpooledSegment]:
         """Return up to `count_max` waiting segments, in the order in which they were stored.
 
-        None of the orders `without`, of which a thousand at most are looked at.
+        None of the orders `without`, of which so many are looked at as a query can have.
         """
-        without = without[:_ORDERS_MAX]
-        marks = ", ".join("?" * len(without))
-        query = f"SELECT id, {NAMES} FROM pending WHERE service_order_number NOT IN ({marks})"
-        rows = self._rows(f"{query} ORDER BY id LIMIT ?", *without, count_max)
-        return [SpooledSegment(row[0], _segment(row[1:])) for row in rows]
+        without = without[:_AT_ONCE_MAX]
+        where = f"service_order_number NOT IN ({', '.join('?' * len(without))})"
+        query = f"SELECT id, {NAMES}, sum FROM pending WHERE {where} ORDER BY id LIMIT ?"
 
-    def acknowledge(self, entry_ids: Sequence[int]) -> None:
+        def read() -> list[SpooledSegment]:
+            rows = self._file.rows(query, (*without, count_max))
+            return [SpooledSegment(row[0], self._segment(row[1:])) for row in rows]
+
+        return self._locked(read)
+
+    def acknowledge(
+        self, entry_ids: Sequence[int], receipt: str | None = None, *, kept_ms: int = 0
+    ) -> None:
         """Remove segments that the server has; ids that are gone already are ignored.
 
         Works on a full disk as well, by the reserve, and in small pieces where there is little of
-        it. Raises SpoolFull where not even one can be removed.
+        it. Raises SpoolFull where not even one can be removed. The server's receipt for them is
+        kept, if there is room.
         """
-        self._in_pieces(entry_ids, self._remove)
+        self._locked(lambda: self._in_pieces(entry_ids, self._remove))
+        if receipt is not None:
+            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms))
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
-        """Set segments that were refused for good aside, with the server's words; see above."""
-        self._in_pieces(rejected, self._set_aside)
+        """Set segments that were refused for good aside, with the server's words."""
+        self._locked(lambda: self._in_pieces(rejected, self._set_aside))
 
     def rejected(self, service_order_number: str | None = None) -> list[RejectedSegment]:
         """Return what was refused, oldest first: of one order, or of all."""
         where, values = _of_order(service_order_number)
-        query = f"SELECT id, {NAMES}, reason, detail FROM rejected{where} ORDER BY id"
-        rows = self._rows(query, *values)
-        return [RejectedSegment(row[0], _segment(row[1:6]), row[6], row[7]) for row in rows]
+        query = f"SELECT id, {NAMES}, sum, reason, detail FROM rejected{where} ORDER BY id"
+
+        def read() -> list[RejectedSegment]:
+            rows = self._file.rows(query, values)
+            return [RejectedSegment(r[0], self._segment(r[1:7]), r[7], r[8]) for r in rows]
+
+        return self._locked(read)
 
     def retry_rejected(self) -> int:
         """Put everything that was refused back into the queue, and return how much it was."""
-        count = 0
 
-        def put_back() -> None:
-            nonlocal count
-            self._db.execute(
-                f"INSERT INTO pending ({NAMES}) SELECT {NAMES} FROM rejected ORDER BY id"
-            )
-            count = self._db.execute("DELETE FROM rejected").rowcount
+        def put_back_all() -> int:
+            found = self._file.rows(f"SELECT id, {NAMES}, sum FROM rejected ORDER BY id")
+            rows = [(self._next_id + at, *row[1:]) for at, row in enumerate(found)]
 
-        self._removing(put_back)
-        return count
+            def change() -> None:
+                self._run("DELETE FROM rejected")
+                self._file.db.executemany(
+                    f"INSERT INTO pending (id, {NAMES}, sum) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+                )
+
+            self._file.removing(change)
+            self._next_id += len(rows)
+            self._with_rejected.clear()
+            for row in rows:
+                self._orders.setdefault(row[1], _Order()).pending += 1
+                self._pending += 1
+            return len(rows)
+
+        return self._locked(put_back_all)
 
     def discard_rejected(self, service_order_number: str | None = None) -> int:
         """Forget what was refused, of one order or of all, and return how much it was."""
-        count = 0
+        where, values = _of_order(service_order_number)
 
-        def discard() -> None:
-            nonlocal count
-            where, values = _of_order(service_order_number)
-            count = self._db.execute(f"DELETE FROM rejected{where}", values).rowcount
+        def discard() -> int:
+            (count,) = self._file.rows(f"SELECT count(*) FROM rejected{where}", values)[0]
+            over = self._with_rejected.intersection(values or self._with_rejected)
+            drained = [n for n in over if not self.pending(n) and self._is_over(n)]
 
-        self._removing(discard)
-        return count
+            def change() -> None:
+                self._run(f"DELETE FROM rejected{where}", values)
+                self._forget_rows(drained)
+
+            self._file.removing(change)
+            self._with_rejected -= over
+            self._forget(drained)
+            return int(count)
+
+        return self._locked(discard)
+
+    # -- looking -------------------------------------------------------------------------------
 
     def pending(self, service_order_number: str | None = None) -> int:
         """Return how many segments wait to be sent: of one order, or of all."""
-        where, values = _of_order(service_order_number)
-        return int(self._rows(f"SELECT count(*) FROM pending{where}", *values)[0][0])
+        with self._mutex:
+            if service_order_number is None:
+                return self._pending
+            order = self._orders.get(service_order_number)
+            return order.pending if order else 0
 
     def rejected_count(self) -> int:
         """Return how many segments were set aside."""
-        return int(self._rows("SELECT count(*) FROM rejected")[0][0])
+        return int(self._locked(lambda: self._file.rows("SELECT count(*) FROM rejected"))[0][0])
+
+    def oldest_end_ms(self) -> int | None:
+        """Return when the segment that has waited longest ended, in server time."""
+        query = "SELECT end_ms FROM pending ORDER BY id LIMIT 1"
+        rows = self._locked(lambda: self._file.rows(query))
+        return int(rows[0][0]) if rows else None
+
+    def waiting_since(self, end_ms: int) -> list[tuple[str, int, int]]:
+        """Return (order, how many, the first end in ms) of what ended by then and still waits."""
+        query = (
+            "SELECT service_order_number, count(*), min(end_ms) FROM pending"
+            " WHERE end_ms <= ? GROUP BY service_order_number"
+        )
+        return [
+            (str(row[0]), int(row[1]), int(row[2]))
+            for row in self._locked(lambda: self._file.rows(query, (end_ms,)))
+        ]
 
     def sessions(self) -> list[SessionState]:
         """Return the state of every session that was started and has not ended."""
-        rows = self._rows("SELECT * FROM sessions ORDER BY rowid")
-        return [SessionState(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+        with self._mutex:
+            orders = [each.state for each in self._orders.values()]
+        return [state for state in orders if state is not None and not state.ended]
+
+    def session(self, service_order_number: str) -> SessionState | None:
+        """Return the state of one session that was started and has not ended."""
+        with self._mutex:
+            order = self._orders.get(service_order_number)
+        state = order.state if order else None
+        return None if state is None or state.ended else state
+
+    def terms(self, service_order_number: str) -> OrderTerms:
+        """Return what the server has granted an order: empty where nothing is known."""
+        with self._mutex:
+            order = self._orders.get(service_order_number)
+        return order.terms if order else OrderTerms()
+
+    def report_interval_ms(self) -> int:
+        """Return the longest report interval of the services here, 0 where there are none."""
+        with self._mutex:
+            states = [each.state for each in self._orders.values() if each.state is not None]
+        return max((each.report_interval_ms for each in states), default=0)
+
+    def receipts(self, service_order_number: str | None = None) -> list[str]:
+        """Return the server's receipts that are still kept: for one order, or all."""
+        return self._locked(lambda: self._receipts.of(self._file, service_order_number))
+
+    def size_bytes(self) -> int:
+        """Return how much of the disk the spool has."""
+        return self._file.size_bytes()
+
+    def commit_counts(self) -> tuple[int, int]:
+        """Return how many commits there were, and how many of them waited for the disk."""
+        return self._file.commits, self._file.durable_commits
+
+    def is_ours(self) -> bool:
+        """Tell whether this process opened the spool; not so in a fork of it."""
+        return self._file.is_ours()
 
     def close(self) -> None:
         """Close and unlock the file. Closing twice is allowed."""
-        with self._mutex:
-            self._db.close()
+        if self.is_ours():
+            with self._mutex:
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -280,23 +463,109 @@ class Spool:
     ) -> None:
         self.close()
 
-    def _removing(self, change: Callable[[], None]) -> None:
-        """Make a change that must be possible on a full disk and in a full spool, too."""
+    # -- inside --------------------------------------------------------------------------------
+
+    def _opened(self) -> SpoolFile:
+        return SpoolFile(self.path, limit_bytes=self._limit_bytes, fsync=self._fsync)
+
+    def _load(self) -> None:
+        """Learn from the file what is kept in memory."""
+        self._orders = {}
+        for row in self._file.rows(f"SELECT id, {SERVICE_NAMES} FROM services ORDER BY id"):
+            state = state_of(row[1:])
+            if state is None:
+                raise SpoolDamaged(f"{self.path}: a service's row isn't what was written")
+            self._orders[state.service_order_number] = _Order(row[0], state)
+        by_id = {each.service_id: each for each in self._orders.values()}
+        for service_id, content in self._file.rows("SELECT id, content FROM terms"):
+            if service_id in by_id:
+                by_id[service_id].terms = terms_of(content)
+        self._pending = 0
+        counts = self._file.rows(
+            "SELECT service_order_number, count(*) FROM pending GROUP BY service_order_number"
+        )
+        for number, count in counts:
+            self._orders.setdefault(str(number), _Order()).pending = count
+            self._pending += count
+        rejected = self._file.rows("SELECT DISTINCT service_order_number FROM rejected")
+        self._with_rejected = {str(row[0]) for row in rejected}
+        greatest = self._file.rows(
+            "SELECT max(coalesce((SELECT max(id) FROM pending), 0),"
+            " coalesce((SELECT max(id) FROM rejected), 0)),"
+            " coalesce((SELECT max(id) FROM services), 0)"
+        )[0]
+        # An id never comes again while we live: a late acknowledgement can't hit a new segment.
+        self._next_id = max(self._next_id, greatest[0] + 1)
+        self._next_service_id = max(self._next_service_id, greatest[1] + 1)
+        self._receipts.load(self._file)
+
+    def _check_ours(self) -> None:
+        if not self.is_ours():  # before any lock: a thread of the parent's may have held it
+            raise SpoolBusy(f"{self.path}: this process is a fork of the one that has it open")
+
+    def _locked(self, act: Callable[[], T]) -> T:
+        self._check_ours()
         with self._mutex:
-            try:
-                self._commit(change)
-            except SpoolFull:
-                self._reserve.give_up()
-                self._empty_log()
-                with self._wider_limit():
-                    self._commit(change)
-            finally:
-                self._reserve.take()
-                self._bound_log()
+            return self._guarded(act)
+
+    def _guarded(self, act: Callable[[], T]) -> T:
+        """Do something with the file; where it turns out to be damaged, with a new one."""
+        try:
+            if self._is_hurt:
+                raise SpoolDamaged(f"{self.path}: could not be put aside yet")
+            return act()
+        except SpoolDamaged as error:
+            if self._on_damage is None:
+                raise
+            self._heal(error)
+            return act()
+
+    def _heal(self, error: SpoolDamaged) -> None:
+        """Put the damaged file aside, and go on in a new one with what can be read of it."""
+        assert self._on_damage is not None
+        self._is_hurt = True
+        if hasattr(self, "_file"):
+            self._file.close()
+        aside = put_aside(self.path)
+        try:
+            left = read_what_is_left(aside)
+            self._file = self._opened()
+            lost = self._refill(left)
+            self._load()
+        except BaseException:
+            put_back(aside, self.path)
+            raise
+        self._is_hurt = False
+        self._on_damage(SpoolDamaged(left.told(error, aside, lost)))
+
+    def _refill(self, left: Salvaged) -> int:
+        """Write what was read into the new file; return of how many services nothing was."""
+        states = dict(left.states)
+        known = {n: o.state for n, o in self._orders.items() if o.state is not None}
+        lost = len(known.keys() - states.keys())
+        states.update(known)  # memory knows better
+        terms = {number: order.terms for number, order in self._orders.items()} or left.terms
+
+        def change() -> None:
+            db = self._file.db
+            for service_id, (number, state) in enumerate(states.items(), 1):
+                insert_service(db, service_id, state)
+                row = (service_id, terms_row(terms.get(number, OrderTerms())))
+                db.execute("INSERT INTO terms VALUES (?, ?)", row)
+            left.write(db)
+
+        self._file.removing(change)
+        return 0 if known else lost
+
+    def _segment(self, row: Sequence[Any]) -> SegmentEvent:
+        segment = segment_of(row)
+        if segment is None:
+            raise SpoolDamaged(f"{self.path}: a segment's row isn't what was written")
+        return segment
 
     def _in_pieces(self, items: Sequence[T], change: Callable[[Sequence[T]], None]) -> None:
         try:
-            self._removing(lambda: change(items))
+            change(items)
         except SpoolFull:
             if len(items) <= 1:
                 raise
@@ -304,86 +573,74 @@ class Spool:
             self._in_pieces(items[:half], change)
             self._in_pieces(items[half:], change)
 
-    def _commit(self, change: Callable[[], None]) -> None:
-        with self._errors(), self._transaction():
-            change()
-
-    @contextmanager
-    def _wider_limit(self) -> Iterator[None]:
-        """Let the file grow by an eighth over its limit: never for new segments."""
-        wider_pages = self._limit_pages + max(self._limit_pages // 8, 4)
-        self._db.execute(f"PRAGMA max_page_count={wider_pages}")
-        try:
-            yield
-        finally:
-            self._db.execute(f"PRAGMA max_page_count={self._limit_pages}")
-
-    def _bound_log(self) -> None:
-        """See to it that the log fits into the reserve: it may have to be worked into the file."""
-        pages = max(1, min(_LOG_PAGES, self._reserve.size_bytes // self._page_bytes // 2))
-        if pages != self._log_pages:
-            with self._errors():
-                self._db.execute(f"PRAGMA wal_autocheckpoint={pages}")
-            self._log_pages = pages
-
-    def _empty_log(self) -> None:
-        """Work the log into the file, as far as there is room for that, and cut it off."""
-        with suppress(SpoolFull), self._errors():
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
     def _explained(self, error: SpoolFull) -> SpoolFull:
-        rejected = self.rejected_count()
+        rejected = int(self._file.rows("SELECT count(*) FROM rejected")[0][0])
         hint = f"{error}; {rejected} refused segments take room, see discard_rejected"
         return SpoolFull(hint) if rejected else error
 
-    def _remove(self, entry_ids: Sequence[int]) -> None:
-        self._db.executemany("DELETE FROM pending WHERE id = ?", [(each,) for each in entry_ids])
+    def _remove(
+        self,
+        entry_ids: Sequence[int],
+        besides: Callable[[], object] = lambda: None,
+        keep: Set[str] = frozenset(),
+        *,
+        is_small: bool = True,
+    ) -> None:
+        numbers: list[str] = []
+        for at in range(0, len(entry_ids), _AT_ONCE_MAX):
+            ids = entry_ids[at : at + _AT_ONCE_MAX]
+            marks = ", ".join("?" * len(ids))
+            query = f"SELECT service_order_number FROM pending WHERE id IN ({marks})"
+            numbers += [row[0] for row in self._file.rows(query, tuple(ids))]
+        left = {number: self._orders[number].pending for number in set(numbers)}
+        for number in numbers:
+            left[number] -= 1
+        drained = [n for n, count in left.items() if not count and self._is_over(n)]
+        drained = [n for n in drained if n not in self._with_rejected and n not in keep]
 
-    def _any_pending(self) -> bool:
-        with self._errors():
-            return self._one("SELECT EXISTS (SELECT 1 FROM pending)") == 1
+        def change() -> None:
+            self._file.db.executemany("DELETE FROM pending WHERE id = ?", [(i,) for i in entry_ids])
+            self._forget_rows(drained)
+            besides()
+
+        self._file.removing(change, durable=False, is_small=is_small)
+        self._pending -= len(numbers)
+        for number, count in left.items():
+            self._orders[number].pending = count
+        self._forget(drained)
+
+    def _is_over(self, number: str) -> bool:
+        order = self._orders.get(number)
+        return order is None or order.state is None or order.state.ended
+
+    def _forget_rows(self, numbers: Sequence[str]) -> None:
+        ids = [(self._orders[each].service_id,) for each in numbers if each in self._orders]
+        for table in ("services", "terms"):
+            self._file.db.executemany(f"DELETE FROM {table} WHERE id = ?", ids)
+
+    def _forget(self, numbers: Sequence[str]) -> None:
+        for each in numbers:
+            self._orders.pop(each, None)
 
     def _set_aside(self, rejected: Sequence[RejectedSegment]) -> None:
-        self._remove([each.entry_id for each in rejected])  # it makes room
-        self._db.executemany(
-            f"INSERT OR REPLACE INTO rejected (id, {NAMES}, reason, detail)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (each.entry_id, *astuple(each.segment), each.reason, each.detail)
-                for each in rejected
-            ],
+        rows = [
+            (each.entry_id, *segment_row(each.segment), each.reason, each.detail)
+            for each in rejected
+        ]
+        query = (
+            f"INSERT OR REPLACE INTO rejected (id, {NAMES}, sum, reason, detail)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
+        numbers = {each.segment.service_order_number for each in rejected}
+        ids = [each.entry_id for each in rejected]  # removing them makes room
+        is_small = all(len(each.detail) <= _WORDS_MAX for each in rejected)
+        self._remove(
+            ids, lambda: self._file.db.executemany(query, rows), numbers, is_small=is_small
+        )
+        self._with_rejected |= numbers
 
-    def _one(self, query: str) -> int:
-        return int(self._db.execute(query).fetchone()[0])
-
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._mutex, self._errors():
-            return self._db.execute(query, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite may have rolled back by itself (a full disk)
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            text = f"{self.path}: {error}"
-            if code == sqlite3.SQLITE_FULL:
-                raise SpoolFull(f"{text}; nothing was stored, free some space") from error
-            if code == sqlite3.SQLITE_BUSY:
-                raise SpoolBusy(f"{text}; one process at a time may use a spool") from error
-            raise SpoolBroken(text) from error
+    def _run(self, query: str, values: Sequence[object] = ()) -> None:
+        self._file.db.execute(query, values)
 
 
 def _of_order(service_order_number: str | None) -> tuple[str, tuple[str, ...]]:
@@ -391,7 +648,3 @@ def _of_order(service_order_number: str | None) -> tuple[str, tuple[str, ...]]:
     if service_order_number is None:
         return "", ()
     return " WHERE service_order_number = ?", (service_order_number,)
-
-
-def _segment(row: Sequence[Any]) -> SegmentEvent:
-    return SegmentEvent(row[0], row[1], row[2], row[3], bool(row[4]))

@@ -6,16 +6,15 @@ timeout nobody knows whether a segment arrived, so it is sent again, and the str
 removes repeats.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
 from durabill.producers.sdk.session import ProducerError
 from durabill.schemas import SegmentEvent, check_order_number
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
 
-TIMESTAMP_MAX_MS = 253_402_300_799_999
-"""The end of the year 9999: a server whose time is later has no idea of the time."""
 WISH_MAX_S = 86_400.0
 """The longest pause that a server may ask for: whoever asks for more gets a day."""
 
@@ -53,6 +52,20 @@ class WillNotCount(UplinkRefused):
     """The server has stored the segment and knows already that it will be a dead letter."""
 
 
+class AtRisk(ProducerError):
+    """Segments that wait will be too late for the server soon: `deadline_ms`, in its time.
+
+    They can still be saved: get the client to its server. `pending` of the order are meant.
+    """
+
+    def __init__(self, service_order_number: str, pending: int, deadline_ms: int) -> None:
+        said = f"{pending} segments that wait will be too late from server time {deadline_ms} ms on"
+        super().__init__(f"order {service_order_number!r}: {said}")
+        self.service_order_number = service_order_number
+        self.pending = pending
+        self.deadline_ms = deadline_ms
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Pauses between tries: `first_s`, doubled each time up to `max_s`, with jitter.
@@ -80,15 +93,50 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderTerms:
+    """What the server has granted an order, in its time; None where it says nothing.
+
+    Uploads show the `lease`, which can be renewed. Segments that arrive by `accept_until_ms` are
+    not too late, however old, nor are those that are no older than `correction_window_ms`.
+    """
+
+    lease: str = field(default="", repr=False)
+    lease_expires_ms: int | None = None
+    accept_until_ms: int | None = None
+    correction_window_ms: int | None = None
+    renew_from_ms: int | None = None
+
+    def deadline_ms(self, end_ms: int) -> int | None:
+        """Return until when a segment that ended then may arrive; None where nobody has said."""
+        late_ms = None if self.correction_window_ms is None else end_ms + self.correction_window_ms
+        given = [each for each in (late_ms, self.accept_until_ms) if each is not None]
+        return max(given, default=None)
+
+
+def with_renewal(terms: OrderTerms, now_ms: int) -> OrderTerms:
+    """Return the terms with the instant from which their lease is to be renewed.
+
+    That is the last third of its life. `now_ms` is the server's time when it gave the lease.
+    """
+    if terms.lease_expires_ms is None:
+        return terms
+    return replace(terms, renew_from_ms=now_ms + (terms.lease_expires_ms - now_ms) * 2 // 3)
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """The server's go for a service: its order number, the server's time, how often to report.
 
-    Raises ValueError (BadRecord, for the number) for what no server of sense would give.
+    `stamps` are of the answer, where it has them: the server's timestamp may be of an earlier
+    answer, which was lost. Raises ValueError (BadRecord, for the number) for what no server of
+    sense would give.
     """
 
     service_order_number: str
     server_timestamp_ms: int
     report_interval_ms: int
+    terms: OrderTerms = OrderTerms()
+    stamps: ServerStamps | None = None
 
     def __post_init__(self) -> None:
         check_order_number(self.service_order_number)
@@ -104,6 +152,21 @@ def check_timestamp(server_timestamp_ms: int) -> None:
         raise ValueError(f"server_timestamp_ms is {server_timestamp_ms}, {allowed}")
 
 
+@dataclass(frozen=True, slots=True)
+class ClientReport:
+    """How a client stands, in the words of the contract: it travels along with uploads.
+
+    `oldest_ms` is for how long the oldest of the `pending` segments has waited.
+    """
+
+    name: str
+    pending: int
+    oldest_ms: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    clock_bound_ms: int | None = None
+    suspends: int = 0
+
+
 @dataclass(slots=True)
 class SendResult:
     """What became of the segments of one `send`, by their index in it.
@@ -112,12 +175,63 @@ class SendResult:
     `problem` is given. `refused` are final; those that the server has, though they will not
     count, are among them, as WillNotCount. `failed` are orders by number which the server could
     not take now, though it answered: they may go on failing, and should hold no other order up.
+    `stale_leases` are orders whose lease is to be renewed before they are sent again. `stamps` are
+    of any answer that came within the call: its caller learns the server's time from them.
     """
 
     accepted: list[int] = field(default_factory=list)
     refused: dict[int, UplinkRefused] = field(default_factory=dict)
     failed: dict[str, UplinkUnavailable] = field(default_factory=dict)
     problem: UplinkUnavailable | None = None
+    receipt: str | None = None
+    accept_until_ms: dict[str, int] = field(default_factory=dict)
+    stale_leases: set[str] = field(default_factory=set)
+    stamps: ServerStamps | None = None
+
+    def add(self, part: "SendResult") -> None:
+        """Take what became of a part of the segments into this; receipts are of parts alone."""
+        self.accepted += part.accepted
+        self.refused |= part.refused
+        self.failed |= part.failed
+        self.problem = part.problem or self.problem
+        self.accept_until_ms |= part.accept_until_ms
+        self.stale_leases |= part.stale_leases
+        self.stamps = part.stamps or self.stamps
+
+
+@dataclass(frozen=True, slots=True)
+class SendNotes:
+    """What goes along with segments: leases by order, the client's report.
+
+    `settled` is told of each request's result as it comes, if one `send` makes several.
+    """
+
+    leases: Mapping[str, str] = field(default_factory=dict, repr=False)
+    report: ClientReport | None = None
+    settled: Callable[[SendResult], None] | None = None
+
+
+NO_NOTES = SendNotes()
+
+
+@runtime_checkable
+class Renewing(Protocol):
+    """An uplink whose server gives leases."""
+
+    def renew(
+        self, service_order_number: str, lease: str, *, timeout_s: float | None = None
+    ) -> OrderTerms:
+        """Ask for an order's lease anew; raises as `Uplink.start` does."""
+
+
+@runtime_checkable
+class StartingOnce(Protocol):
+    """An uplink that can ask for one and the same order again."""
+
+    def start_once(
+        self, key: str, service_order_number: str | None, *, timeout_s: float | None = None
+    ) -> Grant:
+        """Ask as `Uplink.start` does; with the same `key` it is the same order."""
 
 
 class Uplink(Protocol):
@@ -128,10 +242,10 @@ class Uplink(Protocol):
     ) -> Grant:
         """Ask for a new order, within `timeout_s`; raises UplinkUnavailable or UplinkRefused."""
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
-        """Ask for the server's time, ms since the epoch; raises as `start` does."""
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        """Ask for the server's time; raises as `start` does."""
 
-    def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+    def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         """Send segments, of one or many orders, once; never raises for the server's doings."""
 
     def close(self) -> None:

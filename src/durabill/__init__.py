@@ -16,20 +16,31 @@ from typing import TYPE_CHECKING
 from durabill.schemas.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from durabill.producers.sdk.async_client import AsyncClient, AsyncService
     from durabill.producers.sdk.client import Client, ClientStopped
     from durabill.producers.sdk.http_uplink import HttpUplink
     from durabill.producers.sdk.kafka_uplink import KafkaUplink
-    from durabill.producers.sdk.sender import ClientStats
+    from durabill.producers.sdk.server_clock import ServerStamps
     from durabill.producers.sdk.service import EndReceipt, Service
     from durabill.producers.sdk.session import ClockWentBackwards, ProducerError, SessionState
     from durabill.producers.sdk.spool import (
         RejectedSegment,
         SpoolBroken,
         SpoolBusy,
+        SpoolDamaged,
         SpoolError,
         SpoolFull,
     )
+    from durabill.producers.sdk.standing import ClientStats
+    from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
+    from durabill.producers.sdk.timekeeper import (
+        ClockNotice,
+        ClockSetBack,
+        ClockStepped,
+        MachineSlept,
+    )
     from durabill.producers.sdk.uplink import (
+        AtRisk,
         Backoff,
         Grant,
         OrderFailed,
@@ -45,27 +56,38 @@ __version__ = "0.1.0"
 """The one place where the version stands; a build reads it here."""
 
 __all__ = [
+    "AsyncClient",
+    "AsyncService",
+    "AtRisk",
     "Backoff",
     "BadRecord",
     "Client",
     "ClientStats",
     "ClientStopped",
+    "ClockNotice",
+    "ClockSetBack",
+    "ClockStepped",
     "ClockWentBackwards",
+    "Clocks",
     "DurabillError",
     "EndReceipt",
     "ExtraMissing",
     "Grant",
     "HttpUplink",
     "KafkaUplink",
+    "MachineSlept",
     "OrderFailed",
     "ProducerError",
     "RejectedSegment",
+    "ServerStamps",
     "Service",
     "SessionState",
     "SpoolBroken",
     "SpoolBusy",
+    "SpoolDamaged",
     "SpoolError",
     "SpoolFull",
+    "SuspendPolicy",
     "UplinkError",
     "UplinkRefused",
     "UplinkUnavailable",
@@ -74,20 +96,31 @@ __all__ = [
 ]
 
 _MODULES = {
+    "producers.sdk.async_client": ("AsyncClient", "AsyncService"),
     "producers.sdk.client": ("Client", "ClientStopped"),
     "producers.sdk.http_uplink": ("HttpUplink",),
     "producers.sdk.kafka_uplink": ("KafkaUplink",),
-    "producers.sdk.sender": ("ClientStats",),
     "producers.sdk.service": ("EndReceipt", "Service"),
     "producers.sdk.session": ("ClockWentBackwards", "ProducerError", "SessionState"),
     "producers.sdk.spool": (
         "RejectedSegment",
         "SpoolBroken",
         "SpoolBusy",
+        "SpoolDamaged",
         "SpoolError",
         "SpoolFull",
     ),
+    "producers.sdk.standing": ("ClientStats",),
+    "producers.sdk.server_clock": ("ServerStamps",),
+    "producers.sdk.suspends": ("Clocks", "SuspendPolicy"),
+    "producers.sdk.timekeeper": (
+        "ClockNotice",
+        "ClockSetBack",
+        "ClockStepped",
+        "MachineSlept",
+    ),
     "producers.sdk.uplink": (
+        "AtRisk",
         "Backoff",
         "Grant",
         "OrderFailed",

@@ -23,6 +23,7 @@ from durabill.schemas import (
 )
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.order_opened import check_span
 from durabill.schemas.units import refused_time
 from durabill.schemas.wire import Headers, RawSegment
 from durabill.stream_processors.core.opening import Opened
@@ -181,6 +182,7 @@ def accept_opening(key: bytes | None, value: bytes, clock_ms: int) -> OrderOpene
     if begin_ms - clock_ms > FUTURE_TOLERANCE_MS:
         detail = f"opens its order {begin_ms - clock_ms} ms after its arrival"
         raise refused_time(Reason.IN_THE_FUTURE, detail, begin_ms, until_ms)
+    check_span(opened)
     if clock_ms > until_ms:
         detail = f"accepts segments until {clock_ms - until_ms} ms before its arrival"
         raise refused_time(Reason.TOO_LATE, detail, begin_ms, until_ms)

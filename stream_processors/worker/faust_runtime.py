@@ -8,6 +8,7 @@ import faust
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
+from durabill.schemas.errors import ForeignTotals
 from durabill.stream_processors.engine.checkpoint import SegmentsTopic
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.fencing import open_producer
@@ -22,6 +23,9 @@ from durabill.stream_processors.worker.driver import Consumer
 from durabill.stream_processors.worker.output_topic import OutputTopic, finds_foreign
 from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter
 from durabill.stream_processors.worker.ports import OpeningsTail, PublishedOpening, Tail
+
+ABORT_PATIENCE_S = 5.0
+"""So long a worker that ends waits for its open transactions to be aborted."""
 
 T = TypeVar("T")
 
@@ -42,6 +46,7 @@ class FaustRuntime:
         self.app: faust.App
         self._settings = settings
         self._on_fatal = on_fatal
+        self._writers: list[KafkaPartitionWriter] = []
 
     @property
     def consumer(self) -> Consumer:
@@ -132,14 +137,30 @@ class FaustRuntime:
         """Fence in a thread: the coordinator may take a second, and aborts what was open."""
         name = f"{self._settings.application_id}-{partition}"
         producer = await asyncio.to_thread(open_producer, self._settings.librdkafka(), name)
-        return KafkaPartitionWriter(
+        writer = KafkaPartitionWriter(
             producer,
             partition=partition,
             totals=self._output(self._settings.totals_topic, partition),
             orders=self._output(self._settings.orders_topic, partition),
             checkpoint_topic=self._settings.checkpoint_topic,
-            on_fatal=self._on_fatal,
+            on_fatal=self._end,
         )
+        self._writers = [each for each in self._writers if each.is_at_work()] + [writer]
+        return writer
+
+    def _end(self, error: BaseException) -> None:
+        """End the worker; where another application is to go on, leave it no open transaction.
+
+        It could not tell such a transaction from one that is about to be committed, and the broker
+        aborts it only after a minute.
+        """
+        if isinstance(error, ForeignTotals):
+            for each in self._writers:
+                each.close()
+            until_s = elapsed_s() + ABORT_PATIENCE_S
+            for each in self._writers:
+                each.join(until_s - elapsed_s())
+        self._on_fatal(error)
 
     def _output(self, topic: str, partition: int) -> OutputTopic:
         kafka, group = self._settings.librdkafka(), self._settings.application_id

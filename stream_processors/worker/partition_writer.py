@@ -176,8 +176,16 @@ class KafkaPartitionWriter:
 
     async def closed(self) -> None:
         """Return once the thread has ended; that can take forever where no broker answers."""
-        while self._thread.is_alive():
+        while self.is_at_work():
             await asyncio.sleep(FULL_PAUSE_S)
+
+    def is_at_work(self) -> bool:
+        """Tell whether the thread has not ended yet."""
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread's end; blocks."""
+        self._thread.join(max(0.0, timeout_s))
 
     # -- the thread ---------------------------------------------------------------------------
 

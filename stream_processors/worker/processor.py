@@ -416,6 +416,8 @@ class Processor:
                     "orders": len(task.table),
                     "records": task.table.records_folded,
                     "clock_marks": task.table.clock_marks,
+                    "openings_waiting": task.table.openings_waiting,
+                    "openings_repeated": task.table.openings_repeated,
                     "held": task.held or None,
                     "is_broken": task.is_broken,
                     "waiting_for_transaction_s": round(

@@ -13,6 +13,7 @@ quiet. Parts, for --only:
     audit        proving it all: audit, archive, sealed log, beside a plain script
     gateway      segments into Kafka by HTTP, beside the least that Python needs for it
     latency      from the last segment's acknowledgement to the readable total
+    sdk          what a client costs: with 1, 100 and 10,000 services, and after an outage
 
 A whole run takes some 12 minutes and writes results.json, results.md and results.svg beside this
 file; a part of it, or --quick, writes them to .durabill/bench.
@@ -28,7 +29,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench import audit, gateway, latency, plot, report, scaling, throughput, traffic, turns
+from tests.bench import (
+    audit,
+    gateway,
+    latency,
+    plot,
+    report,
+    scaling,
+    sdk,
+    throughput,
+    traffic,
+    turns,
+)
 from tests.bench.lab import STATE_DIR, Lab, Stream
 from tests.bench.peers import missing_parts, peers
 from tests.bench.processes import BenchError
@@ -113,6 +125,7 @@ class Bench:
             "audit": self.audit,
             "gateway": self.gateway,
             "latency": self.latency,
+            "sdk": self.sdk,
         }
 
     def warm_up(self) -> None:
@@ -202,6 +215,10 @@ class Bench:
         for each in self.results.latencies:
             self.lab.say(str(each))
 
+    def sdk(self) -> None:
+        """See the module's docstring."""
+        self.results.clients = sdk.measure()
+
     def _open(self, count: int) -> Stream:
         records = max(self.sizes.open_records, 2 * count)
         return self.lab.preload(traffic.open_orders(count), records)
@@ -275,6 +292,7 @@ def _arguments() -> argparse.Namespace:
         "audit",
         "gateway",
         "latency",
+        "sdk",
     )
     parser.add_argument("--quick", action="store_true", help="small and rough, under 4 minutes")
     parser.add_argument("--only", action="append", choices=names, help="may be given repeatedly")

@@ -14,6 +14,7 @@ from tests.bench.gateway import GOAL_BATCH, GatewayCost
 from tests.bench.latency import LOW_RATE, Latency
 from tests.bench.peers import SETTINGS
 from tests.bench.scaling import Recovery, Scale
+from tests.bench.sdk_client import Metered
 from tests.bench.throughput import Run, Series
 from tests.bench.turns import Turn
 
@@ -36,6 +37,7 @@ class Results:
     proofs: Proofs | None = None
     gateway: GatewayCost | None = None
     latencies: list[Latency] = field(default_factory=list)
+    clients: list[Metered] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def named(self, name: str) -> Series | None:
@@ -149,6 +151,22 @@ def _goal_rows(results: Results) -> Iterable[tuple[str, float, str, float, int, 
         goal = 250 if each.rate < 2 * LOW_RATE else 1_000
         name = f"p99 latency at {each.rate:,.0f} segments a second, ms"
         yield name, goal, "or less", each.p99_ms, 0, each.p99_ms <= goal
+    yield from _client_goals(results.clients)
+
+
+def _client_goals(
+    clients: Sequence[Metered],
+) -> Iterable[tuple[str, float, str, float, int, bool]]:
+    for each in clients:
+        if each.name == "services" and each.services == 1:
+            share = 100 * each.cpu_s / each.wall_s
+            yield "% of a core, a client with one service", 1, "or less", share, 2, share <= 1
+            size_mb = each.rss_mib * MIB / 1e6
+            yield "MB above bare Python, the same", 20, "or less", size_mb, 1, size_mb <= 20
+        elif each.name == "services":
+            rate, goal = each.segments / each.wall_s, each.services / 10
+            name = f"segments a second, {each.services:,} services"
+            yield name, goal, "delivered", rate, 0, rate >= 0.97 * goal
 
 
 # -- the tables -----------------------------------------------------------------------------------
@@ -273,7 +291,47 @@ def _others(results: Results) -> list[str]:
         lines += ["", "## The gateway", "", *_gateway(results.gateway)]
     if results.latencies:
         lines += ["", "## Latency", "", *_latencies(results.latencies)]
+    if results.clients:
+        lines += ["", "## The SDK", "", *_clients(results.clients)]
     return lines
+
+
+def _clients(clients: Sequence[Metered]) -> list[str]:
+    names = {
+        "services": "{:,} services, a segment each 10 s",
+        "backlog": "what has piled up, of {:,} orders",
+        "floor": "floor: http.client alone, no spool, of {:,} orders",
+    }
+    rows = [
+        (
+            names[each.name].format(each.services),
+            f"{each.segments / each.wall_s:,.1f}",
+            f"{100 * each.cpu_s / each.wall_s:.2f} %",
+            _short(each.segments / max(each.cpu_s, 0.001)),
+            f"{each.rss_mib:.1f}",
+            f"{each.written_bytes / max(each.segments, 1):,.0f}",
+            f"{each.durable_commits / max(each.segments, 1):.4f}",
+            f"{each.starts_s:.1f}",
+            f"{each.left:,}",
+        )
+        for each in clients
+    ]
+    head = (
+        "client",
+        "segments a second",
+        "of a core",
+        "a CPU-second",
+        "MiB above bare Python",
+        "bytes written a segment",
+        "fsyncs a segment",
+        "s to start",
+        "left over",
+    )
+    return [
+        "The server is a stand-in that answers at once, so the client alone is measured.",
+        "",
+        *_table(head, rows),
+    ]
 
 
 def _us_a_total(proofs: Proofs) -> float:

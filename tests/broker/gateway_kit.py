@@ -151,6 +151,14 @@ def segments_of(records: list[Message], number: str | None = None) -> list[Segme
     return sorted(chosen, key=lambda event: (event.business_data_number, event.start_ms))
 
 
+def number_in(record: Message) -> str:
+    """The order that a record's value names, be it a segment or an opening."""
+    key, value = record.key(), record.value()
+    if value is not None and key is not None and is_opening(value):
+        return read_opening(key, value).service_order_number
+    return decode_segment(value).service_order_number
+
+
 def openings_of(records: list[Message]) -> list[OrderOpened]:
     """The openings, by partition and offset."""
     values = [(message.key(), message.value()) for message in records]

@@ -312,7 +312,13 @@ def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None
     url = f"{orders}/{grant['service_order_number']}"
     request = urllib.request.Request(f"{url}/segments", json.dumps(segment).encode(), as_json)
     urllib.request.urlopen(request, timeout=10).close()
-    shown = eventually("the live state", lambda: (answer_of(url) or {}).get("live"))
+
+    def live() -> Any:
+        """The order is shown once its opening was read; what is waited for is its segment."""
+        found = (answer_of(url) or {}).get("live")
+        return found if found and found["segments"] else None
+
+    shown = eventually("the live state", live)
     assert (shown["duration_ms"], shown["phase"]) == (700, "OPEN")
 
 

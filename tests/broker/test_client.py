@@ -16,16 +16,20 @@ from durabill.producers.gateway.web_server import Limits
 from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.http_uplink import HttpUplink
 from durabill.producers.sdk.kafka_uplink import KafkaUplink
+from durabill.producers.sdk.server_clock import ServerStamps
+from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import (
+    NO_NOTES,
     Backoff,
     Grant,
+    SendNotes,
     SendResult,
     UplinkRefused,
     UplinkUnavailable,
 )
-from durabill.schemas import SegmentEvent, decode_segment, partition_for
-from tests.broker.gateway_kit import gateway, read_topic, segments_of
+from durabill.schemas import SegmentEvent, partition_for
+from tests.broker.gateway_kit import gateway, number_in, read_topic, segments_of
 from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics
 
@@ -40,16 +44,21 @@ class Uplink:
         self.is_up = True
         self.refuses: set[str] = set()
         self.got: list[SegmentEvent] = []
+        self.ahead_ms = 0
+        self._begun_s = time.monotonic()
 
     def start(
         self, service_order_number: str | None = None, *, timeout_s: float | None = None
     ) -> Grant:
-        return Grant(service_order_number or "SO1", NOW_MS, 20)
+        return Grant(service_order_number or "SO1", self.now_ms(), 20)
 
-    def server_time_ms(self, *, timeout_s: float | None = None) -> int:
-        return NOW_MS + 60_000
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        return ServerStamps(self.now_ms(), self.now_ms())
 
-    def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+    def now_ms(self) -> int:
+        return NOW_MS + self.ahead_ms + int((time.monotonic() - self._begun_s) * 1000)
+
+    def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         result = SendResult()
         if not self.is_up:
             result.problem = UplinkUnavailable("down", retry_after_s=0.05)
@@ -116,7 +125,7 @@ def test_services_arrive_whole(
         key = record.key()
         assert isinstance(key, bytes)
         assert record.partition() == partition_for(key, topics.partitions)
-        assert decode_segment(record.value()).service_order_number == key.decode()
+        assert number_in(record) == key.decode()
 
 
 METER = """
@@ -256,6 +265,9 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
     trouble: list[Exception] = []
     uplink = Uplink()
     uplink.is_up = False
+    with Spool(tmp_path / "spool", limit_bytes=64 * 1024, fsync=False) as spool:
+        other = [SegmentEvent("SO2", at, at, at + 1, False) for at in range(1, 900)]
+        spool.append(other, SessionState("SO2", 10, 900, 900, ended=True))
     with Client(
         uplink,
         tmp_path / "spool",
@@ -270,7 +282,9 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
         uplink.is_up = True
         assert client.flush() == 0
         assert service.end().acknowledged
-    check_whole(sorted(set(uplink.got), key=lambda each: each.business_data_number))
+    got = {each for each in uplink.got if each.service_order_number == "SO1"}
+    check_whole(sorted(got, key=lambda each: each.business_data_number))
+    assert set(other) == set(uplink.got) - got
 
 
 def test_running_services_outlive_a_clean_close(tmp_path: Path) -> None:
@@ -281,6 +295,7 @@ def test_running_services_outlive_a_clean_close(tmp_path: Path) -> None:
             client.start("SO1")
         time.sleep(0.1)
     assert [s for s in uplink.got if s.end_identifier] == []
+    uplink.ahead_ms = 60_000
     with Client(uplink, tmp_path / "spool") as client:
         (state,) = client.unfinished()
         with client.resume("SO1", count_gap=True):
@@ -303,9 +318,9 @@ def test_refusals_of_one_order_do_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_an_uplink_that_raises_does_not_end_the_sender(tmp_path: Path) -> None:
     class Broken(Uplink):
-        def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+        def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
             if self.is_up:
-                return super().send(segments)
+                return super().send(segments, notes)
             self.is_up = True
             raise RuntimeError("a fault of the uplink")
 

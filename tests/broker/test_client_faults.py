@@ -11,7 +11,7 @@ import pytest
 from durabill.producers.sdk.client import Client, ClientStopped
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool import Spool, SpoolFull
-from durabill.producers.sdk.uplink import SendResult, UplinkRefused
+from durabill.producers.sdk.uplink import NO_NOTES, SendNotes, SendResult, UplinkRefused
 from durabill.schemas import SegmentEvent
 from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import QUICK, Uplink, ignore
@@ -69,7 +69,7 @@ def test_thread_that_dies_is_told_at_once_and_by_every_call(
 
 def test_whoever_waits_when_a_thread_dies_is_told(tmp_path: Path) -> None:
     class Dying(Uplink):
-        def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
+        def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
             time.sleep(0.2)
             raise SystemExit("of the uplink")
 
@@ -104,8 +104,8 @@ def test_refused_ones_without_room_hold_up_no_other(tmp_path: Path) -> None:
     """The spool is so full that they can't even be set aside; what is accepted makes room."""
 
     class Wordy(Uplink):
-        def send(self, segments: Sequence[SegmentEvent]) -> SendResult:
-            result = super().send(segments)
+        def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
+            result = super().send(segments, notes)
             result.refused = {at: UplinkRefused("NO", "n" * 500) for at in result.refused}
             return result
 

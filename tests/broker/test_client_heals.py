@@ -45,11 +45,18 @@ class Asked(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def answering(answers: Answers) -> Iterator[str]:
-    """A server that answers every POST, whose JSON it is given, as the test says."""
+    """An older gateway that answers every POST, whose JSON it is given, as the test says."""
 
     class Handler(Asked):
         def do_POST(self) -> None:
-            answers(self, json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path == "/v1/segments":
+                answer(self, 404, b"no such page", "text/plain")
+            else:
+                answers(self, body)
+
+        def do_GET(self) -> None:
+            answer(self, 200, json.dumps({"server_timestamp_ms": NOW_MS}).encode())
 
     with serving(Handler) as url:
         yield url

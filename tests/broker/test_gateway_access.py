@@ -56,6 +56,7 @@ SCOPES = {
     "startOrder": "report",
     "renewLease": "report",
     "addSegments": "report",
+    "addUploads": "report",
     "getOrder": "read",
     "getClients": "admin",
     "getReceiptKeys": None,
@@ -303,6 +304,12 @@ def test_an_order_is_its_openers_from_start_to_end(
             assert (status, answer["reason"]) == (403, "LEASE_OF_ANOTHER")
             assert call(url, "POST", f"{path}/lease", None, other | lease)[0] == 403
             assert call(url, "POST", f"{path}/segments", body, other)[0] == 401
+            for shown, reason in ((lease, "LEASE_OF_ANOTHER"), ({}, "LEASE_MISSING")):
+                upload = {"service_order_number": number, "segments": [body], **shown}
+                status, answer, _ = call(url, "POST", "/v1/segments", {"uploads": [upload]}, other)
+                (judged,) = answer["uploads"]
+                assert (status, judged["stored"]) == (200, 0)
+                assert [each["reason"] for each in judged["errors"]] == [reason]
             # The worker has not read it yet: that is told to whose it is.
             assert call(url, "GET", path, None, own)[0] == 503
             assert call(url, "GET", path, None, other)[0] == 404
@@ -323,9 +330,13 @@ def test_no_secret_is_logged(
         gateway(keys.config(access_log=True, delivery_timeout_ms=100)) as url,
     ):
         for headers in (good, {"authorization": f"Bearer {key}0"}, {"authorization": key}):
-            call(url, "GET", "/v1/orders/SO1", None, headers)
+            call(url, "GET", f"/v1/orders/SO1?access_token={key}", None, headers)
+            call(url, "GET", f"/v1/orders/{key}", None, headers)
             call(url, "POST", "/v1/orders", None, headers)
         config = keys.config()
-    texts = [*caplog.messages, repr(caplog.records), repr(config), "".join(capfd.readouterr())]
+    records = [repr(vars(each)) for each in caplog.records]
+    texts = [*caplog.messages, *records, repr(config), "".join(capfd.readouterr())]
+    assert any("/v1/orders/SO1?access_token=dbk_" in each for each in texts)
+    assert len([each for each in texts if "is not let in: UNAUTHORIZED" in each]) == 2  # damped
     secret = key.rpartition("_")[2]
     assert not [text for text in texts if secret in text]

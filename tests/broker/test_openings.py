@@ -1,18 +1,25 @@
 """Openings through real workers: passed on once, into the ledger, and proven by the audit."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
 import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
 from durabill.schemas import encode_opening
+from durabill.schemas.errors import AccessError
 from durabill.schemas.headers import SOURCE_OFFSET
 from durabill.stream_processors.audit.findings import Kind
 from durabill.stream_processors.audit.replay import Engine
+from durabill.stream_processors.engine.checkpoint import META
 from tests.broker.audit_kit import Copier, Record, audited, settings_of, told
 from tests.broker.ledger_kit import RunningLedger, new_ledger_dsn, running_ledger
 from tests.broker.opening_kit import opened, opening, source_of
-from tests.broker.traffic_kit import Pair, now_ms, segment
-from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.broker.test_cli import run
+from tests.broker.traffic_kit import Pair, now_ms, segment, traffic
+from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
 
 PARTITIONS = 2
 ORDERS = 30
@@ -132,3 +139,51 @@ def test_an_empty_topic_lacks_all_and_one_that_is_not_there_proves_nothing(
     assert told(no_topic) == []
     assert sum(each.openings_not_yet_published for each in no_topic.partitions) == ORDERS
     assert any("durabill topics create" in each for each in no_topic.notes)
+
+
+def test_a_deployment_from_before_needs_nothing_but_the_topic(
+    bootstrap_servers: str, tmp_path: Path
+) -> None:
+    with deployment(bootstrap_servers, tmp_path, partitions=PARTITIONS) as old:
+        worker = old.start_and_wait()
+        old.send(traffic(1, orders=8, segments=4))
+        old.wait_for_truth()
+        assert worker.stop() == 0
+        admin = AdminClient(old.kafka)
+        admin.delete_topics([old.orders])[old.orders].result(20)
+        wait_until(lambda: old.orders not in admin.list_topics(timeout=20).topics, "it is gone")
+        _forget_orders_offsets(old)
+        settings = {
+            "bootstrap_servers": bootstrap_servers,
+            "application_id": old.name,
+            "segments_topic": old.segments,
+            "totals_topic": old.totals,
+            "orders_topic": old.orders,
+            "dead_letters_topic": old.dead_letters,
+            "data_dir": str(tmp_path),
+        }
+        refused = run("worker", **settings)
+        assert refused.returncode == AccessError.exit_code
+        assert f"Kafka has no topic {old.orders}" in refused.stderr
+        assert f"durabill topics create --partitions {PARTITIONS}" in refused.stderr
+        ran = run("topics", "create", "--partitions", str(PARTITIONS), **settings)
+        assert ran.returncode == 0, ran.stderr
+        worker = old.start_and_wait()
+        old.send(traffic(2, orders=8, segments=4, opened=True))
+        old.wait_for_truth()
+        assert len(old.found_openings()) > 0
+        assert worker.stop() == 0
+        assert told(audited(settings_of(old))) == []
+
+
+def _forget_orders_offsets(deployed: Deployment) -> None:
+    """Write the metas as the version before wrote them."""
+    producer = Producer(deployed.kafka)
+    for message in read_committed(deployed.bootstrap_servers, deployed.checkpoint):
+        key, value = message.key(), message.value()
+        if isinstance(key, bytes) and isinstance(value, bytes) and key.endswith(META.encode()):
+            fields = msgspec.msgpack.decode(value)
+            assert (fields[0], len(fields)) == (3, 9)
+            old = msgspec.msgpack.encode([2, *fields[1:8]])
+            producer.produce(deployed.checkpoint, old, key, message.partition() or 0)
+    assert producer.flush(20) == 0

@@ -112,4 +112,4 @@ def test_open_orders_of_the_version_before(bootstrap_servers: str, tmp_path: Pat
         for partition in offsets:
             meta = find_meta(entries, partition, segments_topic, None)
             assert meta is not None
-            assert (meta.version, meta.topic_id) == (2, segments_topic.topic_id)
+            assert (meta.version, meta.topic_id) == (3, segments_topic.topic_id)

@@ -119,6 +119,24 @@ def test_a_receipt_is_proven_by_the_log(stored: Stored, command: Command, on_kaf
     assert f"order {own.ord}, segments 1 to 3" in told["text"]
 
 
+def test_one_receipt_of_many_orders(stored: Stored, command: Command, on_kafka: None) -> None:
+    uploads = []
+    for _ in range(5):
+        grant = start(stored.url)
+        at_ms = grant["server_timestamp_ms"]
+        items = [segment(number, at_ms + 10 * number) for number in range(1, 21)]
+        said = {name: grant[name] for name in ("service_order_number", "lease")}
+        uploads.append({**said, "segments": items})
+    status, answer, _ = call(stored.url, "POST", "/v1/segments", {"uploads": uploads})
+    assert status == 200
+    stored.receipt.write_text(json.dumps(answer))
+    keys = str(stored.keys)
+    code, told, _ = command("verify-receipt", str(stored.receipt), "--keys", keys, "--json")
+    assert (code, [each["records"] for each in told["uploads"]]) == (0, [20] * 5)
+    numbers = [each["service_order_number"] for each in uploads]
+    assert [each["service_order_number"] for each in told["uploads"]] == numbers
+
+
 def test_what_the_log_doesnt_have_is_not_proven(
     stored: Stored, command: Command, on_kafka: None
 ) -> None:

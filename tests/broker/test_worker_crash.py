@@ -1,7 +1,7 @@
 """Workers that are killed, at each step of the effect order and anywhere: the totals are the same.
 
-Each (order, revision) and each opening is there exactly once, though the log's tail is replayed. All cases run at
-once, each with topics of its own, because most of their time is spent waiting for Kafka to give a
+Each (order, revision) and each opening is there exactly once, though the tail is replayed. All run
+at once, each with topics of its own, because most of the time is spent waiting for Kafka to give a
 dead worker's partitions away.
 """
 

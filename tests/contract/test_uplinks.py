@@ -158,7 +158,7 @@ def test_a_server_that_is_away_is_told_and_decides_nothing(make_uplink: MakeUpli
     result = uplink.send([segment("SO1", 1), segment("SO2", 1)])
     assert isinstance(result.problem, UplinkUnavailable)
     assert (result.accepted, result.refused) == ([], {})
-    for ask in (uplink.start, uplink.server_time_ms):
+    for ask in (uplink.start, uplink.server_time):
         with pytest.raises(UplinkUnavailable):
             ask(timeout_s=1)
 
@@ -170,7 +170,7 @@ def test_an_order_is_granted(uplink: Uplink) -> None:
     assert before_ms - 60_000 <= grant.server_timestamp_ms <= before_ms + 60_000
     chosen = {uplink.start(timeout_s=30).service_order_number for _ in range(3)}
     assert len(chosen) == 3
-    assert before_ms - 60_000 <= uplink.server_time_ms(timeout_s=30) <= before_ms + 60_000
+    assert before_ms - 60_000 <= uplink.server_time(timeout_s=30).sent_ms <= before_ms + 60_000
 
 
 def test_an_illegal_number_is_refused(uplink: Uplink) -> None:

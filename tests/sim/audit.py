@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from durabill.producers.fleet import truth, truth_order
+from durabill.producers.fleet import truth, truth_opening, truth_order
 from durabill.producers.fleet.truth import LogRecord, LogTruth
 from durabill.schemas import OWN_SCHEMA_ONLY, Reason, decode_total, encode_total
 from durabill.schemas.errors import DurabillError
@@ -94,7 +94,13 @@ class Auditor:
             self._note_judged(record, arrival_ms, policy)
 
     def _note_judged(self, record: LogRecord, arrival_ms: int, policy: truth_order.Policy) -> None:
-        judged = truth.judge(record, arrival_ms, policy, self._plan.partitions)
+        judged: Any
+        if truth_opening.claims_to_open(record):
+            judged = truth.judge_opening_there(record, arrival_ms, self._plan.partitions)
+        else:
+            judged = truth.judge(record, arrival_ms, policy, self._plan.partitions)
+            if judged is Reason.TOO_LATE and self._plan.opened:
+                return  # unless its order was opened: this is seen when all is over
         if judged is Reason.WRONG_PARTITION and truth.may_be_sent_on(record):
             self._copies_due[record.partition].append(record.offset)
         elif isinstance(judged, Reason):
@@ -102,15 +108,17 @@ class Auditor:
 
     def on_commit(self, partition: int, transaction: Transaction) -> None:
         """Check what a transaction makes visible, as it is decided."""
-        entries = []
+        entries, totals = [], []
         for log in transaction.logs:
             for key, value in records_of(log, transaction):
                 if log.topic == "totals":
-                    self._on_total(key, value)
+                    totals.append((key, value))
                 elif log.topic == "orders":
                     self._on_opening(partition, key, value)
                 else:
                     entries.append((key, value))
+        for key, value in totals:
+            self._on_total(key, value)
         for key, value in entries:
             if key.endswith(POLICY):
                 self._on_policy(partition, value or b"[]")
@@ -147,6 +155,8 @@ class Auditor:
         (opening,) = openings_in([(0, key, value)])
         if (partition, opening.source_offset) in self._openings:
             self._blame(f"published twice: the opening at {partition}/{opening.source_offset}")
+        if any(each[0] == key and each[2] > opening.source_offset for each in self._published):
+            self._blame(f"{key!r} was opened at {opening.source_offset}, and had a total before")
         self._openings[partition, opening.source_offset] = opening
 
     def _on_policy(self, partition: int, value: bytes) -> None:
@@ -215,6 +225,7 @@ class Auditor:
         found = truth.read_log(records, self.policy_of, partitions, pieces_max=PIECES_MAX)
         self._check_totals(found)
         self._check_letters(found, {(each.partition, each.offset): each for each in records})
+        self._check_openings(found, records)
         if found.sent_on - found.forwarded:
             self._blame(f"never sent on: {sorted(found.sent_on - found.forwarded)}")
         if found.forwarded - found.sent_on:
@@ -242,6 +253,16 @@ class Auditor:
                     f"totals of {number}:\n"
                     f"  expected  {short(encoded)}\n  published {short(raw[number])}"
                 )
+
+    def _check_openings(self, found: LogTruth, records: list[LogRecord]) -> None:
+        expected = {
+            (each.partition, each.offset): (each.key, each.value)
+            for each in records
+            if b"%d/%d" % (each.partition, each.offset) in found.opened
+        }
+        passed_on = {place: (each.key, each.value) for place, each in self._openings.items()}
+        if expected != passed_on:
+            self._blame(f"openings: {sorted(expected)} expected, {sorted(passed_on)} passed on")
 
     def _check_letters(self, found: LogTruth, records: dict[tuple[int, int], LogRecord]) -> None:
         expected = set()

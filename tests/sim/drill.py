@@ -16,7 +16,8 @@ from durabill.producers.fleet.truth_order import Policy
 from durabill.schemas import OWN_SCHEMA_ONLY, decode_total, encode_total, partition_for
 from durabill.stream_processors.core.order import Policy as EnginePolicy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.checkpoint import SegmentsTopic, find_meta
+from durabill.stream_processors.engine.checkpoint import CheckpointMeta, SegmentsTopic, find_meta
+from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.policies import (
     PolicyRecord,
     Terms,
@@ -26,9 +27,10 @@ from durabill.stream_processors.engine.policies import (
 )
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
 from durabill.stream_processors.worker import recovery
-from durabill.stream_processors.worker.ports import Tail
+from durabill.stream_processors.worker.ports import OpeningsTail, Tail
 from tests.sim.broker import Broker, Outcome, TopicLog
 from tests.sim.faults import Plan
+from tests.sim.ports import openings_in
 from tests.sim.tables import PIECES_MAX, empty_table
 
 Records = list[tuple[int, bytes, bytes | None]]
@@ -85,14 +87,21 @@ def drill(
     tail = Tail(
         [each for each in published if each[0] >= start], len(broker.totals[partition].records)
     )
-    task = recovery.restore_task(table, entries, segments_topic, meta, first_offset=0, tail=tail)
+    task = recovery.restore_task(
+        table, entries, segments_topic, meta, first_offset=0, tail=tail,
+        openings=_openings_since(broker, partition, meta),
+    )  # fmt: skip
+    passed_on = {each.source_offset for each in openings_in(decided(broker.orders[partition]))}
     later: list[Total] = []
+    later_openings: list[Opening] = []
     if task.next_offset < log.visible_end:
         rest = Chunk(task.next_offset, log.visible_end, log.data(task.next_offset))
         for terms, piece in split(rest, history):
             if terms is not None:
                 task.use(terms)
-            later += task.not_yet_published(table.fold(piece).totals)
+            effects = table.fold(piece)
+            later_openings += task.openings_not_yet_published(effects.openings)
+            later += task.not_yet_published(effects.totals)
     task.use(history[-1].terms)  # they hold for whatever will move the time
     later += task.not_yet_published(settle_all(table))
     found: dict[str, list[bytes | None]] = defaultdict(list)
@@ -109,11 +118,28 @@ def drill(
         for number, totals in known.totals.items()
         if partition_for(number.encode(), plan.partitions) == partition
     }
-    return [
+    opened = sorted([*passed_on, *(each.offset for each in later_openings)])
+    must_be = sorted(_offset_in(each, partition) for each in known.opened)
+    must_be = [each for each in must_be if each >= 0]
+    wrong = [] if opened == must_be else [f"opened would be {opened}, not {must_be}"]
+    return wrong + [
         f"{number} would be {short(found[number])}, not {short(expected.get(number, []))}"
         for number in sorted(expected.keys() | found.keys())
         if expected.get(number, []) != found[number]
     ]
+
+
+def _openings_since(broker: Broker, partition: int, meta: CheckpointMeta | None) -> OpeningsTail:
+    start = 0 if meta is None else meta.orders_offset or 0
+    log = broker.orders[partition]
+    found = openings_in(each for each in decided(log) if each[0] >= start)
+    return OpeningsTail(found, len(log.records))
+
+
+def _offset_in(place: bytes, partition: int) -> int:
+    """Return the offset of a place `partition/offset`, -1 if it is in another partition."""
+    own, _, offset = place.partition(b"/")
+    return int(offset) if int(own) == partition else -1
 
 
 def settle_all(table: IntervalTable) -> list[Total]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from random import Random
 
+from msgspec.structs import replace
+
 from durabill.stream_processors.settings import Settings
 
 
@@ -60,6 +62,9 @@ class Faults:
     """Partitions whose append clock jumps, also backwards."""
 
 
+OPENINGS_SEED = 10**9
+"""Openings have dice of their own, so that histories without any are what they were."""
+
 MIXED_UP = 0.1
 """Workers that have the settings of another time, while these change."""
 
@@ -116,6 +121,8 @@ class Plan:
     changes_s: float
     hostile: int
     """How many orders are sent by somebody who means harm."""
+    opened: float
+    """Orders that are opened ahead of their segments, more or less."""
 
     def settings_at(self, now_s: float, dice: Random) -> Settings:
         """Return what a worker has that begins now."""
@@ -132,7 +139,8 @@ class Plan:
             f" {self.orders} orders, {self.traffic_s:.0f} s + {self.gap_s:.0f} s,"
             f" {'columns' if self.columns else 'plain'}, grace {policy.settle_grace_ms} ms,"
             f" idle {policy.idle_timeout_ms} ms, window {policy.correction_window_ms} ms,"
-            f" interim {policy.interim_interval_ms} ms, {self.hostile} hostile orders\n"
+            f" interim {policy.interim_interval_ms} ms, {self.hostile} hostile orders,"
+            f" {self.opened:.1f} opened{', no others' if policy.opened_only else ''}\n"
             f"faults: {on or 'none'}"
         )
 
@@ -146,6 +154,10 @@ def draw_plan(seed: int) -> Plan:
     }
     partitions = dice.choice((1, 1, 2, 3))
     settings, other = _draw_settings(dice), _draw_settings(dice)
+    openers = Random(seed + OPENINGS_SEED)
+    opened = openers.choice((0.0, 0.0, 0.5, 1.0))
+    if opened:
+        settings, other = (_with_openings(each, openers) for each in (settings, other))
     is_changed = dice.random() < 0.4
     return Plan(
         seed=seed,
@@ -163,6 +175,7 @@ def draw_plan(seed: int) -> Plan:
         later=other if is_changed else settings,
         changes_s=dice.uniform(1.0, 20.0),
         hostile=dice.choice((0, 0, 0, 1, 2)),
+        opened=opened,
     )
 
 
@@ -173,3 +186,7 @@ def _draw_settings(dice: Random) -> Settings:
         correction_window_s=dice.choice((4.0, 15.0)),
         interim_interval_s=dice.choice((0.0, 1.0, 2.5, 86_400.0)),
     )
+
+
+def _with_openings(settings: Settings, dice: Random) -> Settings:
+    return replace(settings, opened_only=dice.random() < 0.3)

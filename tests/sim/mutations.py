@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from durabill.stream_processors.core import admission
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Order
 from durabill.stream_processors.engine import blocks
+from durabill.stream_processors.engine.openings import WaitingOpenings
 from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.table import IntervalTable
 from durabill.stream_processors.engine.timers import Timers
@@ -98,6 +100,13 @@ if self._epoch < 0:
 _NEXT = "next_offset=self.next_offset"
 _ENCODE = "encoded = [(barrier, await"
 _TOTALS_START = "min(totals_end, next(iter(self._published_at), totals_end))"
+_PUT_TOTALS = "writer.put_totals(task.not_yet_published(effects.totals))"
+_PUT_OPENINGS = (
+    "if effects.openings:  # ahead of the totals of their orders\n"
+    "        writer.put_openings(task.openings_not_yet_published(effects.openings))"
+)
+_OPENINGS_FIRST = f"{_PUT_OPENINGS}\n    {_PUT_TOTALS}"
+_TOTALS_FIRST = f"{_PUT_TOTALS}\n    {_PUT_OPENINGS}"
 _PUBLISH_MARK = "self.side_output.publish_mark(partition, encode_clock_mark(mark), on_told)"
 
 EFFECT_ORDER = (
@@ -380,4 +389,52 @@ RECORDS = (
 )  # fmt: skip
 """What becomes of a record."""
 
-MUTATIONS = (*EFFECT_ORDER, *CHECKPOINTS, *OWNERS, *TIME, *POLICIES, *RECORDS)
+OPENINGS = (
+    _one(
+        "an opening leaves its entry with its order's first segment",
+        WaitingOpenings, "take", "self._begun.append((clock_ms, opened.offset))",
+        "self._drop(opened.offset)",
+    ),
+    _one(
+        "an opening that has lapsed still holds",
+        WaitingOpenings, "at", "None if each.is_forgotten(clock_ms) else each", "each",
+    ),
+    _one(
+        "an opened order is forgotten like any other",
+        Order, "_settle", "if self.opening is not None:", "if False:",
+    ),
+    _one(
+        "what is late is too late, opened or not",
+        admission, "_may_be_late", "opening is not None and", "False and",
+    ),
+    _one(
+        "anybody may open an order again",
+        Opened, "is_of", "(self.tenant, self.client) == (record.tenant, record.client)", "True",
+    ),
+    _one(
+        "an opened order loses its opening in a checkpoint",
+        blocks, "_order_of", "elif state.opening is not None:", "elif False:",
+    ),
+    _one(
+        "published openings are passed on again",
+        PartitionTask, "openings_not_yet_published", "if self.openings is None", "if True",
+    ),
+    _one(
+        "openings are looked for too late",
+        PartitionTask, "_encode_meta",
+        "self._orders_start(ends.orders)", "self._orders_start(ends.orders) + 1",
+    ),
+    _one(
+        "openings not yet repeated are left out of the meta",
+        PartitionTask, "_orders_start", "return self.openings.start(orders_end)",
+        "return orders_end",
+    ),
+    _one(
+        "an opening is passed on behind the totals of its order",
+        Processor, "_publish", _OPENINGS_FIRST, _TOTALS_FIRST,
+    ),
+    _one("openings are not passed on", Processor, "_publish", "if effects.openings:", "if False:"),
+)  # fmt: skip
+"""What an opening changes."""
+
+MUTATIONS = (*EFFECT_ORDER, *CHECKPOINTS, *OWNERS, *TIME, *POLICIES, *RECORDS, *OPENINGS)

@@ -77,7 +77,7 @@ class Scenario(History):
         self._broker.cut_off_until_s[worker] = self._loop.time() + 12.0
 
 
-RECOVERY = ("open writer", "committed", "read changelog", "log bounds", "totals")
+RECOVERY = ("open writer", "committed", "read changelog", "log bounds", "totals", "orders")
 
 
 @pytest.mark.parametrize("target", RECOVERY)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from random import Random
 
-from durabill.schemas import SEGMENT_HEADER, partition_for
+from durabill.schemas import SEGMENT_HEADER, OrderOpened, encode_opening, partition_for
 from durabill.schemas.headers import FORWARDED_FROM
 from durabill.schemas.wire import zigzag
 from tests.property.batches import Entry
-from tests.sim.faults import Plan
+from tests.sim.faults import OPENINGS_SEED, Plan
 
 BASE_MS = 1_700_000_000_000
 """The wall clock as a history begins."""
@@ -70,6 +70,7 @@ class Clients:
         self._faults = plan.faults
         self._dice = dice
         self._packets: list[Packet] = []
+        self._openers = Random(plan.seed + OPENINGS_SEED)
 
     def sendings(self) -> list[Sending]:
         """Return everything that reaches the brokers, in its order."""
@@ -77,12 +78,31 @@ class Clients:
         for order in range(plan.orders):
             number = f"SO-{order}" if order % 4 < 3 else f"too-long-for-a-row-{order:040}"
             after_gap = plan.gap_s > 0 and dice.random() < 0.4
+            if self._openers.random() < plan.opened:
+                self._open(number)
             self._live(number, plan.gap_s if after_gap else 0.0)
             if plan.gap_s and not after_gap and dice.random() < self._faults.reborn:
                 self._live(number, plan.gap_s)
         for order in range(plan.hostile):
             self._packets += hostile_packets(plan, Random(plan.seed * 10 + order), order)
         return self._batches()
+
+    def _open(self, number: str) -> None:
+        """Send openings of an order: ahead of its segments, or in their midst, or once more."""
+        openers, half_s = self._openers, self._plan.traffic_s / 2
+        client = "a"
+        at_s = openers.choice((0.0, 0.0, 0.0, openers.uniform(0.0, half_s)))
+        for _ in range(openers.choice((1, 1, 2, 3))):
+            begin_ms = _ms(at_s) + openers.choice((-10_000, 0, 0, 400, 70_000))
+            until_ms = max(begin_ms, _ms(at_s) + openers.choice((0, 300, 6_000, 20_000, 90_000)))
+            opened = OrderOpened(number, "t", client, "", (), begin_ms, 10_000, until_ms)
+            entry = (number.encode(), encode_opening(opened), ())
+            partition = partition_for(entry[0], self._plan.partitions)
+            if openers.random() < self._faults.misplaced:
+                partition = openers.randrange(self._plan.partitions)
+            self._packets.append(Packet(at_s, partition, entry))
+            at_s += openers.choice((0.1, 1.0, half_s, self._plan.gap_s))
+            client = openers.choice(("a", "a", "b"))
 
     def _live(self, number: str, gap_s: float) -> None:
         """Send the segments of an order."""

@@ -15,7 +15,8 @@ from durabill.producers.sdk.answers import (
     read_time,
 )
 from durabill.producers.sdk.bounded_http import retry_after_s
-from durabill.producers.sdk.uplink import TIMESTAMP_MAX_MS, WISH_MAX_S, Backoff, UplinkRefused
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
+from durabill.producers.sdk.uplink import WISH_MAX_S, Backoff, UplinkRefused
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM
 
@@ -115,12 +116,13 @@ def test_answers_that_are_not_json_of_ours(answer: HttpAnswer) -> None:
 
 @pytest.mark.parametrize("kind", ["application/json", "application/problem+json"])
 def test_content_types_of_json(kind: str) -> None:
-    assert read_time(json_answer({"server_timestamp_ms": 7}, content_type=kind)) == 7
+    found = read_time(json_answer({"server_timestamp_ms": 7}, content_type=kind))
+    assert found == ServerStamps(7, 7)
 
 
 @pytest.mark.parametrize("wrong", [-1, TIMESTAMP_MAX_MS + 1, None, "7"])
 def test_time_without_sense(wrong: object) -> None:
-    with pytest.raises(NotOurs, match="server_timestamp_ms"):
+    with pytest.raises(NotOurs, match=r"server_timestamp_ms|stamps are"):
         read_time(json_answer({"server_timestamp_ms": wrong}))
 
 

@@ -23,6 +23,7 @@ from durabill.producers.gateway.auth.api_keys import (
 from durabill.producers.gateway.auth.key_book import KeyBook
 from durabill.producers.gateway.auth.key_changes import create, revoke, rotate
 from durabill.producers.gateway.caller import Caller
+from durabill.schemas.text import without_secrets
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
@@ -82,6 +83,17 @@ def test_what_is_no_key_opens_nothing(wrong: str, tmp_path: Path) -> None:
     book = KeyBook(written(tmp_path / "keys", a_key()[1]))
     assert id_of(wrong) is None
     assert book.caller(wrong, NOW_MS) is None
+
+
+def test_secrets_are_hidden_in_what_is_told() -> None:
+    shown, kept = a_key()
+    secret = shown.rpartition("_")[2]
+    token = "eyJhbGciOiJ9.eyJpc3MiOiJ9.c2lnbmF0dXJl"
+    for text in (shown, f"x{shown}y", f"?key={shown}&a=b", f"{shown} {shown}", f"dbk_{secret}"):
+        assert secret not in without_secrets(text)
+    assert without_secrets(f"Bearer {token}!") == "Bearer …!"
+    told = f"order dbk_ of {kept.id}, eyJ and 1.2.3"
+    assert without_secrets(told) == told
 
 
 def test_a_file_says_what_was_put_in() -> None:
@@ -301,6 +313,20 @@ def test_a_broken_file_takes_nothing_away_and_is_told(
     (line,) = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert "can't be used" in line.message
     assert any(each in line.message for each in why.split("|"))
+
+
+def test_a_file_that_is_read_while_it_is_written_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    """Somebody's editor doesn't replace it at once: every beginning of it may be met."""
+    path = tmp_path / "keys"
+    (first, kept), (second, other) = a_key(), a_key()
+    book = KeyBook(written(path, kept))
+    whole = encode_file(ApiKeyFile(1, (other,)))
+    for size in sorted({*range(0, len(whole), 5), *range(len(whole) - 5, len(whole))}):
+        path.write_bytes(whole[:size])
+        look(book)
+        opens = [book.caller(key, NOW_MS) is not None for key in (first, second)]
+        is_whole = whole[size:].isspace()  # but for the end of its last line
+        assert opens == ([False, True] if is_whole else [True, False])
 
 
 def test_a_mended_file_holds_again_and_is_told(

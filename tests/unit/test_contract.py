@@ -7,16 +7,20 @@ import pytest
 
 from durabill.schemas import (
     CLOCK_MARK_HEADER,
+    OPENING_HEADER,
     SEGMENT_HEADER,
     TOTAL_HEADER,
     TOTAL_SCHEMA_V1,
+    OrderOpened,
     OrderTotal,
     Reason,
     SegmentEvent,
     decode_segment,
+    encode_opening,
     encode_segment,
     limits,
     partition_for,
+    read_opening,
     schema_fingerprint,
 )
 from durabill.schemas.partitioner import murmur2
@@ -36,10 +40,20 @@ def test_the_example_in_bytes() -> None:
     assert event == decode_segment(bytes.fromhex(line[0]))
 
 
+def test_the_opening_in_bytes() -> None:
+    example = re.search(r"^c3 01  a7 ee .*\n .*$", CONTRACT, re.M)
+    assert example is not None
+    attributes, times_ms = (("plan", "gold"),), (1_700_000_000_000, 10_000, 1_700_086_400_000)
+    opened = OrderOpened("SO1", "acme", "meter-7", "gpu", attributes, *times_ms)
+    assert bytes.fromhex(example[0]) == encode_opening(opened)
+    assert opened == read_opening(b"SO1", bytes.fromhex(example[0]))
+
+
 def test_the_fingerprints() -> None:
     given = re.findall(r"`((?:[0-9A-F]{2} ){7}[0-9A-F]{2})`", CONTRACT)
     old = schema_fingerprint(TOTAL_SCHEMA_V1)
-    own = [each[2:] for each in (SEGMENT_HEADER, CLOCK_MARK_HEADER, TOTAL_HEADER)]
+    headers = (SEGMENT_HEADER, OPENING_HEADER, CLOCK_MARK_HEADER, TOTAL_HEADER)
+    own = [each[2:] for each in headers]
     assert given == [each.hex(" ").upper() for each in (*own, old)]
 
 

@@ -6,8 +6,15 @@ from random import Random
 
 import pytest
 
-from durabill.producers.fleet import truth, truth_order
-from durabill.schemas import OWN_SCHEMA_ONLY, Reason, SegmentEvent, decode_total, encode_segment
+from durabill.producers.fleet import truth, truth_opening, truth_order
+from durabill.schemas import (
+    OWN_SCHEMA_ONLY,
+    Reason,
+    SegmentEvent,
+    decode_total,
+    encode_segment,
+    limits,
+)
 from durabill.schemas.limits import (
     FORWARD_BYTES_MAX,
     FUTURE_TOLERANCE_MS,
@@ -200,6 +207,12 @@ def test_the_oracles_own_limits_are_the_contracts() -> None:
     assert FUTURE_TOLERANCE_MS == truth_order.FUTURE_TOLERANCE_MS == truth_order.FORGET_MARGIN_MS
     assert SEGMENT_LENGTH_MAX_MS == truth.SEGMENT_MAX_MS
     assert FORWARD_BYTES_MAX == truth.SENT_ON_BYTES_MAX
+    sizes = (limits.TENANT_BYTES_MAX, limits.CLIENT_BYTES_MAX, limits.SERVICE_BYTES_MAX)
+    assert sizes == tuple(truth_opening.TEXTS_MAX.values())
+    assert limits.ATTRIBUTES_MAX == truth_opening.ATTRIBUTES_MAX
+    assert limits.ATTRIBUTE_KEY_BYTES_MAX == truth_opening.ATTRIBUTE_KEY_MAX
+    assert limits.ATTRIBUTE_VALUE_BYTES_MAX == truth_opening.ATTRIBUTE_VALUE_MAX
+    assert limits.OPENING_SPAN_MAX_MS == truth_opening.SPAN_MAX_MS
 
 
 # -- headers that anybody can write -----------------------------------------------------------

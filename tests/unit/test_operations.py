@@ -88,7 +88,7 @@ def test_settings_of_the_topics() -> None:
         assert "`cleanup.policy=compact`" in told[name]
     bytes_max, _ = topics._MESSAGE_BYTES_MIN["checkpoint"]
     assert f"messages of up to {bytes_max // 2**20} MiB" in told["checkpoint"]
-    assert set(topics._AS_MANY_PARTITIONS_AS_SEGMENTS) == {
+    assert set(topics.AS_MANY_PARTITIONS_AS_SEGMENTS) == {
         name for name, told_of in told.items() if "as many partitions as segments" in told_of
     }
 

@@ -48,6 +48,7 @@ LONG_CLASSES = {
     "KafkaPartitionWriter": "one order of effects",
     "PlainOrders": "the plain orders' flow: records, openings, time, slots",
     "Processor": "the order of effects of a worker",
+    "RowStore": "the rows' memory, and all that is asked of a slot",
     "LocalKafka": "one server: start, stop, status, cluster",
     "KafkaNode": "one broker's process and files",
 }

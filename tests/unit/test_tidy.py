@@ -30,6 +30,7 @@ FLOORS: dict[str, set[str]] = {
     "producers.gateway.caller": {"schemas"},
     "producers.gateway.auth": {"schemas", "producers.gateway.caller"},
     "producers.fleet": {"schemas", "producers.sdk"},
+    "producers.conformance": {"schemas"},
     "stream_processors": set(),
     "stream_processors.core": {"schemas"},
     "stream_processors.engine": {"schemas", "stream_processors.core"},
@@ -75,6 +76,7 @@ FLOORS: dict[str, set[str]] = {
     "deploy.connect": {"schemas", "stream_processors", "deploy.terminal"},
     "deploy.local": {"schemas", "deploy.files"},
     "deploy.topics": {"schemas", "stream_processors"},
+    "deploy.asyncapi": {"schemas", "deploy.topics"},
     "deploy.demo": {
         "schemas",
         "producers",

@@ -7,6 +7,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from durabill.producers.gateway.auth.access import Access, AccessLimits, Clocks, TokenBook
+from durabill.producers.gateway.auth.gcra import NS_PER_S
 from durabill.producers.gateway.auth.issuer import KeyFile, KeySource, KeyUrl
 from durabill.producers.gateway.auth.key_book import KeyBook
 from durabill.producers.gateway.auth.tokens import TokenRules
@@ -116,15 +117,19 @@ def open_access(config: AccessConfig, clocks: Clocks | None = None) -> Access:
 
     Raises ApiKeyError or BadKeySet where a file of keys can't be used.
     """
+    clocks = clocks or Clocks()
     keys = None
     if config.takes_keys:
         assert config.keys_file is not None
         keys = KeyBook(config.keys_file)
     tokens = None
     if config.takes_tokens:
-        source: KeySource = (
-            KeyUrl(config.jwks_url) if config.jwks_file is None else KeyFile(config.jwks_file)
-        )
+        source: KeySource
+        if config.jwks_file is None:
+            monotonic_ns = clocks.monotonic_ns
+            source = KeyUrl(config.jwks_url, clock_s=lambda: monotonic_ns() / NS_PER_S)
+        else:
+            source = KeyFile(config.jwks_file)
         rules = TokenRules(config.issuer, config.audience, config.tenant_claim)
         tokens = TokenBook(source, rules)
     return Access(keys, tokens, config.limits, clocks)

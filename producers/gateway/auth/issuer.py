@@ -179,7 +179,10 @@ class KeyUrl:
             # Redirects aren't followed, and proxies of the environment aren't used: the URL is it.
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
             self._http = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
-        headers = {"accept": "application/jwk-set+json, application/json"}
+        headers = {
+            "accept": "application/jwk-set+json, application/json",
+            "accept-encoding": "identity",  # nothing is unpacked
+        }
         async with self._http.get(self._url, headers=headers, allow_redirects=False) as response:
             if response.status != 200:
                 raise ValueError(f"status {response.status}")

@@ -1,0 +1,175 @@
+"""The gateway that is played: what it knows, and what it answers. Pure: clocks are arguments."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from durabill.producers.conformance.answers import ELSEWHERE, Answer, Cut, of_json, problem
+from durabill.producers.conformance.clock import PlayedClock
+from durabill.producers.conformance.exchange import Exchange, Kind, Log, Opened
+from durabill.producers.conformance.script import Script
+from durabill.producers.conformance.shapes import (
+    Bad,
+    check_head,
+    order_in,
+    read_single,
+    read_start,
+    read_uploads,
+)
+from durabill.producers.conformance.uploads import Uploads
+
+LEASE_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is played: `has_tokens` and `has_leases` where clients must show them."""
+
+    interval_ms: int
+    has_tokens: bool
+    has_leases: bool
+
+
+class Player:
+    """Answers requests one at a time, and writes them down in `log`.
+
+    `monotonic_s` and `wall_ms` are the clocks; `on_token` is told each token, once only it is good.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        script: Script,
+        rules: Rules,
+        *,
+        monotonic_s: Callable[[], float],
+        wall_ms: Callable[[], float],
+        on_token: Callable[[str], None],
+    ) -> None:
+        self._log = log
+        self._script = script
+        self._rules = rules
+        self._clock = PlayedClock(log, monotonic_s=monotonic_s, wall_ms=wall_ms)
+        self._uploads = Uploads(
+            log,
+            script,
+            self._clock,
+            has_leases=rules.has_leases,
+            unauthorized=self._change_token,
+        )
+        self._on_token = on_token
+        self._tokens = 0
+        self._next_token()
+
+    def answer(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[Exchange, Answer]:
+        """Return what was written down of a request, and its answer. Names in `headers` are low."""
+        exchange = Exchange(Kind.OTHER, self._clock.monotonic_s())
+        exchange.token = headers.get("authorization", "").removeprefix("Bearer ")
+        exchange.idempotency_key = headers.get("idempotency-key", "")
+        self._log.exchanges.append(exchange)
+        try:
+            answer = self._routed(method, path, headers, body, exchange)
+        except Bad as bad:
+            exchange.wrong = f"{method} {path}: {bad}"
+            answer = problem(bad.status, bad.reason, str(bad))
+        exchange.status = answer.status if answer.cut is Cut.NEVER else None
+        return exchange, answer
+
+    def _routed(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, exchange: Exchange
+    ) -> Answer:
+        if path == ELSEWHERE:
+            exchange.kind = Kind.ELSEWHERE
+            return of_json({"accepted": 0})
+        if (method, path) == ("GET", "/v1/time"):
+            exchange.kind = Kind.TIME
+            return self._time(exchange)
+        known = order_in(path)
+        if method != "POST" or not (path in ("/v1/orders", "/v1/segments") or known):
+            return problem(404, "NOT_FOUND", "there is no such route")
+        if self._rules.has_tokens and exchange.token != self._token:
+            return self._unauthorized()
+        if path == "/v1/orders":
+            exchange.kind = Kind.START
+            if body.strip():
+                check_head(headers)
+            return self._start(exchange, read_start(body).service_order_number)
+        if known is not None and known[1] == "lease":
+            exchange.kind = Kind.LEASE
+            return self._renew(known[0], headers.get("lease"))
+        check_head(headers)
+        request = (
+            read_uploads(body)
+            if known is None
+            else read_single(known[0], headers.get("lease"), body)
+        )
+        return self._uploads.take(exchange, request)
+
+    def _time(self, exchange: Exchange) -> Answer:
+        now_ms = int(self._clock.now_ms())
+        return of_json({"server_timestamp_ms": now_ms, **self._clock.stamps(exchange)})
+
+    # -- tokens
+
+    @property
+    def _token(self) -> str:
+        return f"conformance-token-{self._tokens}"
+
+    def _next_token(self) -> None:
+        self._tokens += 1
+        self._on_token(self._token)
+
+    def _change_token(self) -> Answer:
+        self._next_token()
+        return self._unauthorized()
+
+    @staticmethod
+    def _unauthorized() -> Answer:
+        detail = "the token is no longer valid"
+        return problem(401, "UNAUTHORIZED", detail, www_authenticate='Bearer error="invalid_token"')
+
+    # -- orders
+
+    def _start(self, exchange: Exchange, wanted: str | None) -> Answer:
+        fault = exchange.fault = self._script.for_start()
+        if fault == "start_busy":
+            return self._clock.busy(exchange)
+        key = exchange.idempotency_key
+        known = [each for each in self._log.orders.values() if key and each.wanted_key == key]
+        if known:
+            opened = known[0]
+        else:
+            order = wanted or f"CONFORMANCE-{len(self._log.orders) + 1}"
+            if order in self._log.orders:
+                return problem(409, "ORDER_IN_USE", "this order number is in use")
+            now_ms = int(self._clock.now_ms())
+            opened = Opened(order, now_ms, exchange.came_s, key, f"lease-of-{order}-1")
+            self._log.orders[order] = opened
+        answer = of_json(self._grant(opened), 201)
+        if fault == "start_lost":
+            return Answer(answer.status, answer.body, cut=Cut.BEFORE)
+        return answer
+
+    def _grant(self, opened: Opened) -> dict[str, object]:
+        until_ms = opened.server_timestamp_ms + LEASE_MS
+        return {
+            "service_order_number": opened.order,
+            "server_timestamp_ms": opened.server_timestamp_ms,
+            "report_interval_ms": self._rules.interval_ms,
+            "accept_until_ms": until_ms,
+            "correction_window_ms": LEASE_MS,
+            "lease": opened.lease,
+            "lease_expires_ms": until_ms,
+        }
+
+    def _renew(self, order: str, shown: str | None) -> Answer:
+        opened = self._log.orders.get(order)
+        if opened is None:
+            return problem(404, "UNKNOWN_ORDER", "there is no such order")
+        if self._rules.has_leases and not shown:
+            raise Bad(401, "LEASE_MISSING", "the lease that is to be renewed has to be shown")
+        opened.leases_given += 1
+        opened.lease = f"lease-of-{order}-{opened.leases_given}"
+        opened.is_lease_over = False
+        return of_json(self._grant(opened))

@@ -1,0 +1,51 @@
+"""What can be wrong with a spool's file, and which of SQLite's errors says so."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from durabill.producers.sdk.session import ProducerError
+
+_LOST = ("no such", "already exists", "has no column")  # the schema isn't what the header says
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class SpoolError(ProducerError):
+    """Something about the spool's file."""
+
+
+class SpoolFull(SpoolError):
+    """The size limit or the disk is full. Nothing of the call was stored."""
+
+
+class SpoolBusy(SpoolError):
+    """Another process, or another Spool of this one, has the file open."""
+
+
+class SpoolBroken(SpoolError):
+    """The file can't be opened or read as a spool of this version."""
+
+
+class SpoolDamaged(SpoolBroken):
+    """The file isn't what was written. Told by a client that has put it aside and goes on."""
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Have SQLite's errors come as ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        text = f"{path}: {error}"
+        if code == sqlite3.SQLITE_FULL:
+            raise SpoolFull(f"{text}; nothing was stored, free some space") from error
+        if code == sqlite3.SQLITE_BUSY:
+            raise SpoolBusy(f"{text}; one process at a time may use a spool") from error
+        # Text that is no UTF-8 has no code.
+        if code in _DAMAGED or (code == 0 and "UTF-8" in str(error)):
+            raise SpoolDamaged(text) from error
+        if code == sqlite3.SQLITE_ERROR and any(each in str(error) for each in _LOST):
+            raise SpoolDamaged(f"{text}: it has lost a part") from error
+        raise SpoolBroken(text) from error

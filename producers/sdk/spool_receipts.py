@@ -1,0 +1,83 @@
+"""The server's receipts, kept in the spool for a while: proofs that it took segments.
+
+A receipt is a compact JWS (docs/contract.md); who made it is for `durabill verify-receipt` to say.
+Here it is kept and found again: for `KEPT_MS`, in which an order that has ended gets its total, and
+in a part of the spool's room, the oldest going first. The client's own clock has no say.
+"""
+
+import base64
+import json
+from collections import deque
+
+from durabill.producers.sdk.spool_errors import SpoolFull
+from durabill.producers.sdk.spool_file import SpoolFile
+
+KEPT_MS = 35 * 86_400_000
+_PRUNED_AT_ONCE = 16
+
+
+class ReceiptBox:
+    """The receipts of one spool. The caller holds the spool's lock."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._kept: deque[tuple[int, int, int]] = deque()  # id, kept_ms, bytes
+        self._bytes = 0
+
+    def load(self, file: SpoolFile) -> None:
+        """Learn what is there."""
+        rows = file.rows("SELECT id, kept_ms, length(content) FROM receipts ORDER BY id")
+        self._kept = deque((row[0], row[1], row[2]) for row in rows)
+        self._bytes = sum(row[2] for row in rows)
+
+    def keep(self, file: SpoolFile, receipt: str, kept_ms: int) -> None:
+        """Keep one more, as of the server's time; nothing is kept where there is no room."""
+        if len(receipt) > self._bytes_max:
+            return
+        over = self._outdated(len(receipt), kept_ms)
+        receipt_id = self._kept[-1][0] + 1 if self._kept else 1
+
+        def change() -> None:
+            file.db.executemany("DELETE FROM receipts WHERE id = ?", [(each,) for each in over])
+            row = (receipt_id, kept_ms, receipt)
+            file.db.execute("INSERT INTO receipts VALUES (?, ?, ?)", row)
+
+        try:
+            file.commit(change, durable=False)
+        except SpoolFull:  # room is for segments first
+            return
+        for _ in over:
+            self._bytes -= self._kept.popleft()[2]
+        self._kept.append((receipt_id, kept_ms, len(receipt)))
+        self._bytes += len(receipt)
+
+    def of(self, file: SpoolFile, service_order_number: str | None) -> list[str]:
+        """Return the receipts that name an order, or all of them, oldest first."""
+        found = [str(row[0]) for row in file.rows("SELECT content FROM receipts ORDER BY id")]
+        if service_order_number is None:
+            return found
+        return [each for each in found if service_order_number in orders_of(each)]
+
+    def _outdated(self, room_bytes: int, now_ms: int) -> list[int]:
+        over: list[int] = []
+        bytes_left = self._bytes + room_bytes
+        for receipt_id, kept_ms, size_bytes in self._kept:
+            is_old = now_ms - kept_ms > KEPT_MS and len(over) < _PRUNED_AT_ONCE
+            if bytes_left <= self._bytes_max and not is_old:
+                break
+            over.append(receipt_id)
+            bytes_left -= size_bytes
+        return over
+
+
+def orders_of(receipt: str) -> set[str]:
+    """Return the orders that a receipt names: none for what is no receipt."""
+    parts = receipt.split(".")
+    if len(parts) != 3:
+        return set()
+    try:
+        padded = parts[1] + "=" * (-len(parts[1]) % 4)
+        payload = json.loads(base64.urlsafe_b64decode(padded))
+        return {str(each["ord"]) for each in payload["uploads"]}
+    except (ValueError, KeyError, TypeError):
+        return set()

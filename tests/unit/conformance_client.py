@@ -1,0 +1,259 @@
+"""A client that is played by the book, in a time of its own; flaws can be given to it."""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection
+from email.utils import parsedate_to_datetime
+from random import Random
+from typing import Any
+
+from durabill.producers.conformance.answers import Answer, Cut
+from durabill.producers.conformance.exchange import Exchange, Log, Sent
+from durabill.producers.conformance.features import NAMES, Matrix, faults_for, judged
+from durabill.producers.conformance.player import Player, Rules
+from durabill.producers.conformance.script import Script
+
+WALL_MS = 1_800_000_000_250
+INTERVAL_MS = 50
+_STEPS_MAX = 250
+_ASKING_S = 0.002
+
+
+class ModelClient:
+    """Runs services against a played gateway until all is settled, or after many requests.
+
+    `flaws` are words that the methods below look for. `is_single`: by the route for one order.
+    """
+
+    def __init__(
+        self,
+        flaws: Collection[str] = (),
+        *,
+        seed: int = 0,
+        orders: int = 2,
+        segments: int = 30,
+        is_single: bool = False,
+    ) -> None:
+        self._flaws = flaws
+        self._is_single = is_single
+        self._segments = segments
+        self._dice = Random(seed)
+        self._now_s = 1_000.0
+        self._token = ""
+        self._first_token = ""
+        self._cut = dict[str, int]()  # order -> segments cut so far
+        self._orders = dict[str, dict[str, Any]]()
+        self._waiting = list[Sent]()
+        self._limit = 500
+        self._failures = 0
+        self._said_too_late = 0
+        self.log = Log(orders)
+        self.answers: list[tuple[str, Exchange, Answer]] = []
+        self._player = Player(
+            self.log,
+            Script(Random(seed), faults_for(NAMES)),
+            Rules(INTERVAL_MS, has_tokens=True, has_leases=True),
+            monotonic_s=lambda: self._now_s,
+            wall_ms=self._wall_ms,
+            on_token=self._on_token,
+        )
+
+    def run(self) -> Matrix:
+        """Return what the judge says of it."""
+        for _ in range(self.log.orders_wanted):
+            self._start()
+        for _ in range(_STEPS_MAX):
+            self._measure()
+            if not self._waiting and self.log.is_done():
+                break
+            if self._waiting:
+                self._upload()
+            else:
+                self._now_s += 0.01
+        return judged(self.log, NAMES)
+
+    def _wall_ms(self) -> float:
+        return WALL_MS + (self._now_s - 1_000) * 1000
+
+    def _on_token(self, token: str) -> None:
+        self._token = token
+        self._first_token = self._first_token or token
+
+    def _ask(self, path: str, body: Any, **headers: str) -> tuple[Exchange, Answer | None]:
+        """Return what became of a request; no answer where the connection was cut."""
+        token = self._first_token if "old_token" in self._flaws else self._token
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named |= {"content-type": "application/json", "authorization": f"Bearer {token}"}
+        exchange, answer = self._player.answer("POST", path, named, json.dumps(body).encode())
+        exchange.answered_s = self._now_s + answer.delay_s
+        self.answers.append((path, exchange, answer))
+        if answer.delay_s > 0.5 and "impatient" in self._flaws:
+            self._now_s += 0.5
+            return exchange, None
+        self._now_s += answer.delay_s + _ASKING_S
+        is_lost = answer.cut is not Cut.NEVER and "trusts_cut" not in self._flaws
+        return exchange, None if is_lost else answer
+
+    def _pause(self, answer: Answer | None) -> None:
+        self._failures += 1
+        said = None if answer is None else answer.headers.get("retry-after")
+        jitter_s = 0.0 if "no_jitter" in self._flaws else self._dice.random() * 0.5
+        if said is None or "hasty" in self._flaws:
+            self._now_s += 0.1 + jitter_s
+        elif said.isdigit():
+            self._now_s += int(said) + jitter_s
+        elif "no_dates" in self._flaws:
+            self._now_s += 0.1
+        else:
+            until_s = parsedate_to_datetime(said).timestamp()
+            self._now_s += until_s - self._wall_ms() / 1000 + jitter_s
+
+    def _start(self) -> None:
+        key = f"key-{len(self._orders)}"
+        while True:
+            if "new_key" in self._flaws:
+                key = f"key-{self._dice.random()}"
+            _, answer = self._ask("/v1/orders", {}, idempotency_key=key)
+            if answer is not None and answer.status == 201 and answer.cut is Cut.NEVER:
+                grant = json.loads(answer.body)
+                self._orders[grant["service_order_number"]] = {**grant, "at_s": self._now_s}
+                self._cut[grant["service_order_number"]] = 0
+                return
+            self._pause(answer)
+
+    def _measure(self) -> None:
+        for order, grant in self._orders.items():
+            elapsed_ms = (self._now_s - grant["at_s"]) * 1000
+            while self._cut[order] < min(self._segments, int(elapsed_ms // INTERVAL_MS)):
+                self._cut[order] += 1
+                self._cut_one(order, self._cut[order], grant["server_timestamp_ms"])
+
+    def _cut_one(self, order: str, number: int, base_ms: int) -> None:
+        start_ms = base_ms + (number - 1) * INTERVAL_MS
+        end_ms = start_ms + INTERVAL_MS
+        is_last = number == self._segments
+        if "early" in self._flaws and number == 1:
+            start_ms -= 500
+        if "gap" in self._flaws and number == 3:
+            start_ms += 1
+        if "too_fast" in self._flaws:
+            end_ms += number * 1_000
+        if "follows_step" in self._flaws and self.log.step_ms:
+            end_ms += self.log.step_ms
+            start_ms += self.log.step_ms if self._said_too_late else 0
+            self._said_too_late += 1
+        if "hole" in self._flaws and number >= 5:
+            number += 1
+        if "no_end" in self._flaws:
+            is_last = False
+        self._waiting.append(Sent(order, number, start_ms, end_ms, is_last))
+
+    def _upload(self) -> None:
+        batch = self._waiting[: self._limit]
+        if self._is_single:
+            batch = [each for each in batch if each.order == batch[0].order]
+        if "remeasures" in self._flaws and self._failures:
+            batch = [each._replace(end_ms=each.end_ms + 1) for each in batch]
+        exchange, answer = self._sent(batch)
+        if answer is not None and answer.status == 307 and "follows" in self._flaws:
+            self._ask(answer.headers["location"], {})
+        is_too_much = answer is not None and answer.status == 413 and len(batch) > 1
+        if is_too_much and "no_halving" not in self._flaws:
+            self._limit = len(batch) // 2
+            return
+        settled = self._settled(batch, answer)
+        if settled is None:
+            if "gives_up" in self._flaws and self._failures:
+                self._waiting = []
+            self._pause(answer)
+            return
+        self._limit = 500
+        self._failures = 0
+        again = batch[:1] if "sends_twice" in self._flaws else []
+        gone = {batch[at].key for at in settled}
+        self._waiting = [each for each in self._waiting if each.key not in gone]
+        if again:
+            self._now_s += 0.1
+            self._sent(again)
+        if answer is not None and b"LEASE_EXPIRED" in answer.body:
+            self._renew(exchange)
+        if len(settled) < len(batch):
+            self._pause(None)
+
+    def _sent(self, batch: list[Sent]) -> tuple[Exchange, Answer | None]:
+        orders: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for each in batch:
+            fields: dict[str, Any] = {
+                "business_data_number": each.number,
+                "start_ms": each.start_ms,
+                "end_ms": each.end_ms,
+                "end_identifier": each.is_last,
+            }
+            if "odd_form" in self._flaws:
+                fields["end_ms"] = str(each.end_ms)
+            orders[each.order].append(fields)
+        lease = "" if "no_lease" in self._flaws else self._orders[batch[0].order]["lease"]
+        if self._is_single:
+            return self._ask(
+                f"/v1/orders/{batch[0].order}/segments", orders[batch[0].order], lease=lease
+            )
+        uploads: list[dict[str, Any]] = [
+            {"service_order_number": order, "segments": fields} for order, fields in orders.items()
+        ]
+        for each_upload in uploads:
+            if lease:
+                known = self._orders[each_upload["service_order_number"]]
+                each_upload["lease"] = known["lease"]
+        return self._ask("/v1/segments", {"uploads": uploads, "client": {"name": "model"}})
+
+    def _renew(self, exchange: Exchange) -> None:
+        for order in exchange.orders if "no_renewal" not in self._flaws else ():
+            lease = self._orders[order]["lease"]
+            _, answer = self._ask(f"/v1/orders/{order}/lease", {}, lease=lease)
+            assert answer is not None
+            self._orders[order]["lease"] = json.loads(answer.body)["lease"]
+
+    def _settled(self, batch: list[Sent], answer: Answer | None) -> list[int] | None:
+        """Return which of the batch are settled; None for what is no answer of a gateway."""
+        everything = list(range(len(batch)))
+        if answer is None:
+            return None
+        if answer.cut is not Cut.NEVER:  # it has been told to trust it
+            return everything
+        if answer.status == 200 and "trusts_200" in self._flaws:
+            return everything
+        if answer.status == 422 and "trusts_errors" in self._flaws:
+            return everything
+        if "json" not in answer.content_type:
+            return None
+        body = json.loads(answer.body)
+        if self._is_single:
+            return self._settled_single(batch, answer.status, body)
+        if answer.status != 200 or "uploads" not in body:
+            return None
+        if sum(each["count"] for each in body["uploads"]) != len(batch):
+            return everything if "trusts_short" in self._flaws else None
+        by_order: dict[str, list[int]] = defaultdict(list)
+        for at, each in enumerate(batch):
+            by_order[each.order].append(at)
+        left = set[int]()
+        for upload in body["uploads"]:
+            for error in upload.get("errors", ()):
+                at = by_order[upload["service_order_number"]][error["index"]]
+                if error["final"] and "drops_batch" in self._flaws:
+                    return everything
+                if not error["final"] or "sends_refused" in self._flaws:
+                    left.add(at)
+        return [at for at in everything if at not in left]
+
+    def _settled_single(self, batch: list[Sent], status: int, body: Any) -> list[int] | None:
+        if status == 401 and "LEASE" in body["reason"]:
+            self._renew(self.log.exchanges[-1])
+            return None
+        if status == 422 and "reason" in body:
+            return [each["index"] for each in body["errors"]]
+        if status != 200 or [each["business_data_number"] for each in body.get("segments", [])] != [
+            each.number for each in batch
+        ]:
+            return None
+        return list(range(len(batch)))

@@ -28,9 +28,7 @@ Row = tuple[int, int, int, bool]
 
 _FIELDS = 4  # of a row
 _LONG_BYTES_MAX = 10
-_HEAD_BYTES = len(SEGMENT_HEADER) + 1  # without the order number, whose length is one byte
-_SHORT_MAX = 63  # ... up to so many bytes, and two from there on
-_HEAD_BYTES_MAX = _HEAD_BYTES + 1 + ORDER_NUMBER_BYTES_MAX
+_HEAD_BYTES_MAX = len(SEGMENT_HEADER + zigzag(ORDER_NUMBER_BYTES_MAX)) + ORDER_NUMBER_BYTES_MAX
 _RECORD_BYTES_MAX = _HEAD_BYTES_MAX + 3 * _LONG_BYTES_MAX + 1
 _WANTED, _FOUND = 5, 6  # how many numbers an upload has, going in and coming out
 
@@ -146,7 +144,8 @@ class Encoder:
 
     def __init__(self, segments_max: int, framing: bytes = SEGMENT_HEADER) -> None:
         assert len(framing) <= len(SEGMENT_HEADER)
-        self._framing = framing
+        self._begins = [framing + zigzag(size) for size in range(ORDER_NUMBER_BYTES_MAX + 1)]
+        """What each record of an order begins with, by the length of its number, which follows."""
         self._rows = np.zeros(segments_max * _FIELDS, np.int64)
         self._wanted = np.zeros(segments_max * _WANTED, np.int64)
         self._heads: Any = np.zeros(segments_max * _HEAD_BYTES_MAX, np.uint8)
@@ -158,22 +157,29 @@ class Encoder:
 
     def encode(self, uploads: Sequence[Wanted]) -> list[Encoded]:
         """Return the records of each upload; raise TypeError for a row with what is no long."""
-        framing = self._framing
-        head_bytes = len(framing) + 1
-        heads = b"".join([framing + zigzag(len(each.key)) + each.key for each in uploads])
-        self._heads_view[: len(heads)] = heads
+        heads: list[bytes] = []
+        heads_end = 0
         wanted: list[int] = []
-        head_end = row_end = 0
-        for key, rows, *bounds in uploads:
-            head_end += head_bytes + (len(key) > _SHORT_MAX) + len(key)
-            row_end += len(rows)
-            wanted += (head_end, row_end, *bounds)
+        segments: list[Row] = []
+        for key, rows, earliest_start_ms, earliest_end_ms, latest_end_ms in uploads:
+            head = self._begins[len(key)]
+            heads += head, key
+            heads_end += len(head) + len(key)
+            segments += rows
+            wanted += (
+                heads_end,
+                len(segments),
+                earliest_start_ms,
+                earliest_end_ms,
+                latest_end_ms,
+            )
+        self._heads_view[:heads_end] = b"".join(heads)
         self._pack(self._wanted, wanted)
-        self._pack(self._rows, [*chain.from_iterable(chain.from_iterable([e[1] for e in uploads]))])
+        self._pack(self._rows, [*chain.from_iterable(segments)])
         _encode(
             self._rows, self._heads, self._wanted, self._out, self._ends, self._found, len(uploads)
         )
-        return self._told(uploads, row_end)
+        return self._told(uploads, len(segments))
 
     def _pack(self, into: Any, numbers: Sequence[int]) -> None:
         count = len(numbers)
@@ -195,15 +201,12 @@ class Encoder:
         for index, upload in enumerate(uploads):
             body_end, good, least, greatest, has_end, in_row = found[index * 6 : index * 6 + 6]
             own = ends[row : row + len(upload.rows)]
-            wrong = [at for at, end in enumerate(own) if end < 0] if good < len(own) else []
-            if wrong:
+            wrong: list[int] = []
+            if good < len(own):
+                wrong = [at for at, end in enumerate(own) if end < 0]
                 own = [end for end in own if end >= 0]
-            at = body_at
-            values = []
-            for end in own:
-                values.append(whole[at:end])
-                at = end
-            body = whole[body_at:body_end]
+            values = [whole[at:end] for at, end in zip([body_at, *own], own, strict=False)]
+            body = whole if len(uploads) == 1 else whole[body_at:body_end]
             told.append(Encoded(values, body, wrong, least, greatest, has_end == 1, in_row == 1))
             row += len(upload.rows)
             body_at = body_end

@@ -35,7 +35,8 @@ class ReceiptSigner:
         """Return the receipt of what one request has stored, order by order."""
         now_ms = self._now_ms()
         self._watched.look()
-        key = self._watched.keys.signer(now_ms)
+        keys = self._watched.keys
+        key = keys.keys[0] if len(keys.keys) == 1 else keys.signer(now_ms)
         if self._signer is None or self._signer[0] is not key:
             private = Ed25519PrivateKey.from_private_bytes(decode64(key.d))
             self._signer = key, receipt_head(key.kid), private

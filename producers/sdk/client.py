@@ -42,7 +42,7 @@ from durabill.producers.sdk.spool import (
 )
 from durabill.producers.sdk.standing import ClientStats, Standing
 from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
-from durabill.producers.sdk.timekeeper import Timekeeper
+from durabill.producers.sdk.timekeeper import ABSENT_US, Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
     Grant,
@@ -102,10 +102,7 @@ class Client:
         self._uplink = uplink
         self._backoff = Backoff() if backoff is None else backoff
         self._time = Timekeeper(
-            clock if clock is None or isinstance(clock, Clocks) else Clocks(clock),
-            suspends=suspends,
-            drift_ppm=drift_ppm,
-            tell=self._trouble,
+            clock, suspends=suspends, drift_ppm=drift_ppm, absent_us=ABSENT_US, tell=self._trouble
         )
         self._dice = dice
         self._on_error = on_error
@@ -293,7 +290,7 @@ class Client:
         self.close()
 
     def _granted(self, service_order_number: str | None, until_s: float) -> tuple[Reading, Grant]:
-        if not self._time.is_known:  # else the first segments were cut on a time that nobody knows
+        if not self._time.is_known or self._time.read().unsettled_ms:  # who knows how late it is
             self._ask_time(until_s)
         uplink, key = self._uplink, uuid.uuid4().hex
 

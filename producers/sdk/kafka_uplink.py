@@ -123,7 +123,7 @@ class KafkaUplink:
             def on_delivery(error: KafkaError | None, message: Message) -> None:
                 nonlocal fatal
                 if error is None:
-                    result.stamps = _stamps_of(message, result.stamps)
+                    result.stamps = _stamps_of(message) or result.stamps
                     in_vain = self._in_vain(segments[index], message)
                     if in_vain is None:
                         result.accepted.append(index)
@@ -188,15 +188,12 @@ class KafkaUplink:
         return self._orders
 
 
-def _stamps_of(stored: Message, so_far: ServerStamps | None) -> ServerStamps | None:
-    """Return the append times of what has been stored, the first and the last: broker's time."""
+def _stamps_of(stored: Message) -> ServerStamps | None:
+    """Return the time of one broker: those of two would say that it went by between them."""
     kind, append_ms = stored.timestamp()
     if kind != TIMESTAMP_LOG_APPEND_TIME or not 0 <= append_ms <= TIMESTAMP_MAX_MS:
-        return so_far
-    if so_far is None:
-        return ServerStamps(append_ms, append_ms, BROKERS_CLOCK_ID)
-    first_ms, last_ms = min(append_ms, so_far.received_ms), max(append_ms, so_far.sent_ms)
-    return ServerStamps(first_ms, last_ms, BROKERS_CLOCK_ID)
+        return None
+    return ServerStamps(append_ms, append_ms, BROKERS_CLOCK_ID)
 
 
 def _is_fatal(error: Exception) -> bool:

@@ -69,7 +69,8 @@ class Reading(NamedTuple):
     client is off by at most both bounds and the growth of `doubt_ms`. `jumped_ms` is by how much it
     was set in all. What isn't to be counted: `paused_ms` while the machine slept, `skipped_ms` of
     steps; both are 0 where all is counted. After a suspend `paused_ms` may yet change by
-    `unsettled_ms`, until a server has been heard again: whoever can wait should.
+    `unsettled_ms`, until a server has been heard again: whoever can wait should. So it is where
+    nobody looked for long; nobody knows then whether that time has passed.
     """
 
     local_ms: int

@@ -96,7 +96,12 @@ class Service:
 
     def due_at_ms(self) -> int:
         """Return the client's time of the server from which `report` has something to do."""
-        return self._session.due_at() if self._retry_at_ms is None else self._retry_at_ms
+        if self._retry_at_ms is None and not self._session.waits:
+            return self._session.due_at()
+        reading = self._owner.read()  # the time may have been set back since then
+        if self._retry_at_ms is None:
+            return self._session.due_at(reading)
+        return min(self._retry_at_ms, reading.now_ms + _REPORT_RETRY_MS)
 
     def cut(self) -> "Cut | None":
         """Cut what is due, None where nothing is. The service is locked until `Cut.done`."""

@@ -111,8 +111,9 @@ class Session:
         asked: Reading | None = None,
         own_time: bool = False,
     ) -> None:
-        self._own_time = own_time
-        self._ahead_ms = server_timestamp_ms - self._scale_ms(reading) if own_time else 0
+        self._own_time, self._ahead_ms = own_time, 0
+        if own_time:
+            self._ahead_ms = server_timestamp_ms - self._time_ms(reading)
         way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
         if asked is not None:
             way_ms += reading.doubt_ms - asked.doubt_ms + asked.unsettled_ms
@@ -147,14 +148,12 @@ class Session:
         nobody can prove that the service ran, so it isn't counted; the next segment starts now.
         (Numbers go on without a hole, so the order can still be COMPLETE.) True: the caller
         knows that the service itself went on while its meter was dead, and answers for it; the
-        next segment starts where the last one ended. The gap is then off by at most the bound of
-        before and of now, and by how far two servers' clocks may be apart: `clock_bound_ms` says
-        all of it.
+        next segment starts where the last one ended. The gap is off by at most the bounds of before
+        and of now, and by how far two servers may be apart: `clock_bound_ms` says all of it.
 
         Where the server's time lies before what was reported already, the next segment starts at
-        what was reported, so nothing is counted twice.
-        Raises ValueError if the session has ended, and for a gap of over a year that is to be
-        counted: nobody's meter was dead so long, and it would be cut into thousands of segments.
+        what was reported, so nothing is counted twice. Raises ValueError if the session has ended,
+        and for a gap of over a year that is to be counted: it would be thousands of segments.
         """
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
@@ -182,8 +181,7 @@ class Session:
         return session
 
     def _begin(self, state: SessionState, reading: Reading, unsure_ms: int) -> None:
-        self._state = state
-        self._latest = reading
+        self._state, self._latest = state, reading
         self._unsure_ms = unsure_ms + reading.unsettled_ms - reading.doubt_ms  # before this reading
         self._excluded_before_ms = self._excluded_ms(reading) - state.excluded_ms
         self._slept_before = reading.suspends - state.suspends
@@ -200,17 +198,25 @@ class Session:
         assert state.reported_until_ms <= self._state.reported_until_ms
         self._state = state
 
-    def due_at(self) -> int:
-        """Return the `now_ms` of a reading from which `report` has something to give."""
-        if self._latest.unsettled_ms:
-            return self._latest.now_ms + _UNSETTLED_RETRY_MS
-        due_ms = self._start_ms(self._latest) + self._state.report_interval_ms
-        return due_ms - self._time_ms(self._latest) + self._latest.now_ms
+    @property
+    def waits(self) -> bool:
+        """Whether the last look found that it isn't settled how long the machine slept."""
+        return self._latest.unsettled_ms > 0
+
+    def due_at(self, reading: Reading | None = None) -> int:
+        """Return the `now_ms` of a reading from which `report` has something to give.
+
+        As of `reading`, or of the last look: a step of the time since then would be missed.
+        """
+        reading = self._latest if reading is None else reading
+        if reading.unsettled_ms:
+            return reading.now_ms + _UNSETTLED_RETRY_MS
+        due_ms = self._start_ms(reading) + self._state.report_interval_ms
+        return due_ms - self._time_ms(reading) + reading.now_ms
 
     def bound_ms(self, reading: Reading) -> int:
         """Return how far the time billed may be off if the session ended at `reading`."""
-        unsure_ms = self._unsure_ms + reading.doubt_ms
-        return unsure_ms + reading.unsettled_ms + reading.bound_ms
+        return self._unsure_ms + reading.doubt_ms + reading.unsettled_ms + reading.bound_ms
 
     def report(self, reading: Reading) -> list[SegmentEvent]:
         """Return the segments that are due: whole intervals only, an empty list before `due_at`.
@@ -239,11 +245,8 @@ class Session:
         self._state = replace(self._state, ended=True)
         return segments
 
-    def _scale_ms(self, reading: Reading) -> int:
-        return reading.now_ms - reading.jumped_ms if self._own_time else reading.now_ms
-
     def _time_ms(self, reading: Reading) -> int:
-        return self._scale_ms(reading) + self._ahead_ms
+        return reading.now_ms + self._ahead_ms - (reading.jumped_ms if self._own_time else 0)
 
     def _excluded_ms(self, reading: Reading) -> int:
         return reading.paused_ms + (0 if self._own_time else reading.skipped_ms)
@@ -259,9 +262,8 @@ class Session:
         if self._state.ended:
             raise ValueError(f"order {self._state.service_order_number!r} has ended")
         if reading.local_ms < self._latest.local_ms:
-            raise ClockWentBackwards(
-                f"the clock shows {reading.local_ms} ms after {self._latest.local_ms} ms"
-            )
+            said = f"the clock shows {reading.local_ms} ms after {self._latest.local_ms} ms"
+            raise ClockWentBackwards(said)
         self._latest = reading
         return self._start_ms(reading)
 

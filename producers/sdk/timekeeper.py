@@ -15,6 +15,9 @@ SETTLE_US = 60_000_000
 FRESH_BOUND_US = 1_000_000
 """Whoever knows the time worse than this should ask, if nobody has lately."""
 ASK_PAUSE_US = 30_000_000
+ABSENT_US = 60_000_000
+"""Who looks every second and then sees that so much time is gone was stopped, or the clock has
+jumped. A server knows which."""
 _ROUNDED_MS = 4  # every part of a reading is cut to whole ms
 
 
@@ -61,25 +64,30 @@ class MachineSlept(ClockNotice):
 class Timekeeper:
     """The server's time for all services of a client.
 
-    `tell` is told of each ClockNotice, by the thread that came upon it, after the locks are free.
-    Raises ValueError for a drift that can't be meant.
+    `clock` is the local clock in ns, or a pair; by default the system's. `tell` is told of each
+    ClockNotice, by the thread that came upon it, after the locks are free. `absent_us`: after so
+    long without a look it waits for a server, as after a suspend; None where nobody looks
+    regularly. Raises ValueError for a policy or a drift that can't be meant.
     """
 
     def __init__(
         self,
-        clocks: Clocks | None = None,
+        clock: Callable[[], int] | Clocks | None = None,
         *,
         suspends: SuspendPolicy | str = SuspendPolicy.EXCLUDE,
         drift_ppm: int = DRIFT_PPM,
+        absent_us: int | None = None,
         tell: Callable[[ClockNotice], None] = lambda _: None,
     ) -> None:
         self._policy = SuspendPolicy(suspends)
         self._drift_ppm = drift_ppm
         self._tell = tell
         self._mutex = threading.Lock()
-        self._meter = SuspendMeter(system_clocks() if clocks is None else clocks)
+        self._meter = SuspendMeter(_clocks_of(clock))
         self._raw_us = self._latest_us = self._meter.look()[0]
         self._clock = ServerClock(self._latest_us, drift_ppm=drift_ppm)
+        self._absent_us = absent_us
+        self._back_us: int | None = None  # when it came back from an absence
         self._sleep: _Sleep | None = None
         self._paused_us = self._slept_doubt_us = 0
         self._asked_us: int | None = None
@@ -106,6 +114,8 @@ class Timekeeper:
             local_us = self._look()
             if stamps is not None:
                 self._note_step(self._clock.learn(asked_us, local_us, stamps))
+                if self._back_us is not None and asked_us >= self._back_us:
+                    self._back_us = None
                 if self._sleep is not None and asked_us >= self._sleep.noticed_us:
                     self._settle(self._sleep, local_us)
         self._tell_all()
@@ -124,7 +134,7 @@ class Timekeeper:
                 jumped_ms=self._clock.jumped_us // 1_000,
                 paused_ms=self._paused_us // 1_000,
                 skipped_ms=0 if counts else self._clock.skipped_us // 1_000,
-                unsettled_ms=0 if self._sleep is None else self._sleep.error_us // 1_000 + 1,
+                unsettled_ms=self._unsettled_ms(),
                 suspends=self._meter.count,
             )
         self._tell_all()
@@ -138,11 +148,12 @@ class Timekeeper:
         """Tell whether to ask a server for its time now, not too often: it is known badly."""
         with self._mutex:
             local_us = self._look()
-            pause_us = ASK_PAUSE_US if self._sleep is None else ASK_PAUSE_US // 10
+            waits = self._unsettled_ms() > 0
+            pause_us = ASK_PAUSE_US // 10 if waits else ASK_PAUSE_US
             if self._asked_us is not None and local_us < self._asked_us + pause_us:
                 return False
             bound_us = self._clock.at(local_us)[1]
-            if self.is_known and self._sleep is None and bound_us < FRESH_BOUND_US:
+            if self.is_known and not waits and bound_us < FRESH_BOUND_US:
                 return False
             self._asked_us = local_us
         return True
@@ -155,6 +166,10 @@ class Timekeeper:
         else:
             self._latest_us += raw_us - self._raw_us
         self._raw_us = raw_us
+        if self._absent_us is not None and self._latest_us - before_us > self._absent_us:
+            self._back_us = self._latest_us
+        if self._back_us is not None and self._latest_us - self._back_us > SETTLE_US:
+            self._back_us = None
         if slept_us:
             self._notices.append(MachineSlept(slept_us // 1_000, self._policy))
             if self._policy is SuspendPolicy.EXCLUDE:
@@ -164,6 +179,11 @@ class Timekeeper:
             self._slept_doubt_us += self._sleep.error_us
             self._sleep = None
         return self._latest_us
+
+    def _unsettled_ms(self) -> int:
+        if self._sleep is not None:
+            return self._sleep.error_us // 1_000 + 1
+        return 1 if self._back_us is not None and self.is_known else 0
 
     def _note_sleep(self, before_us: int, slept_us: int) -> None:
         error_us = SLEPT_ERROR_US + self._drifted_us(slept_us)
@@ -203,3 +223,9 @@ class Timekeeper:
             except IndexError:  # another thread tells it
                 return
             self._tell(notice)
+
+
+def _clocks_of(clock: Callable[[], int] | Clocks | None) -> Clocks:
+    if clock is None:
+        return system_clocks()
+    return clock if isinstance(clock, Clocks) else Clocks(clock)

@@ -173,6 +173,17 @@ def test_an_order_is_granted(uplink: Uplink) -> None:
     assert before_ms - 60_000 <= uplink.server_time(timeout_s=30).sent_ms <= before_ms + 60_000
 
 
+def test_what_was_stored_tells_the_servers_time(uplink: Uplink) -> None:
+    """Here all have one clock: the time told lies between asking and answer."""
+    before_ms = time.time_ns() // 1_000_000
+    result = uplink.send([segment("SO1", 1), segment("SO2", 1), segment("SO3", 1)])
+    stamps = result.stamps or uplink.server_time(timeout_s=30)  # older gateways say it only so
+    after_ms = time.time_ns() // 1_000_000
+    assert before_ms - 60_000 <= stamps.received_ms <= stamps.sent_ms <= after_ms + 60_000
+    if isinstance(uplink, KafkaUplink):
+        assert before_ms - 1 <= stamps.received_ms == stamps.sent_ms <= after_ms + 1
+
+
 def test_an_illegal_number_is_refused(uplink: Uplink) -> None:
     with pytest.raises(UplinkRefused) as raised:
         uplink.start("x" * 65, timeout_s=30)

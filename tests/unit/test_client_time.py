@@ -157,3 +157,20 @@ def test_bound_and_suspends_outlive_the_client(tmp_path: Path) -> None:
         receipt = service.end()
     assert (receipt.suspends, receipt.excluded_ms) == (1, last.excluded_ms)
     assert server.billed_ms() >= HOUR_MS
+
+
+def test_a_clock_that_jumps_forwards_by_hours_costs_nothing(tmp_path: Path) -> None:
+    """Else hours would be billed at once, in the server's future, and none for hours after that."""
+    server, told, jumped = Server(), list[Exception](), list[int]()
+    clock = Clocks(lambda: time.monotonic_ns() + sum(jumped))
+    with Client(server, tmp_path / "spool", clock=clock, on_error=told.append) as client:
+        service = client.start()
+        wait_until(lambda: service.state.next_number > 3, "it reports")
+        jumped.append(2 * HOUR_MS * 1_000_000)
+        seen = service.state.next_number
+        wait_until(lambda: service.state.next_number > seen + 3, "it goes on")
+        receipt = service.end()
+        assert service.state.reported_until_ms <= server.now_ms() + 1_000
+    assert [ClockStepped] == [type(each) for each in told]
+    assert receipt.clock_bound_ms >= 2 * HOUR_MS - 1_000
+    assert server.billed_ms() < HOUR_MS

@@ -220,6 +220,32 @@ def test_a_local_clock_that_is_set_back_has_stood_still() -> None:
     assert after.now_ms - before.now_ms == 5_000
 
 
+def test_a_local_clock_that_jumps_forwards_is_not_believed_before_a_server_was_heard() -> None:
+    machine = Machine()
+    keeper = Timekeeper(Clocks(machine.clocks().counting_ns), absent_us=60 * S)
+    keeper.learn(keeper.tick_us(), machine.now())
+    true = machine.now()
+    machine.run(7_200 * S)
+    assert keeper.read().unsettled_ms > 0
+    assert keeper.should_ask()
+    keeper.learn(keeper.tick_us(), true)
+    after = keeper.read()
+    assert after.unsettled_ms == 0
+    assert abs(after.now_ms - true.sent_ms) <= after.bound_ms
+
+
+def test_who_was_stopped_and_can_not_ask_waits_for_a_minute_only() -> None:
+    machine = Machine()
+    keeper = Timekeeper(machine.clocks(), absent_us=60 * S)
+    keeper.learn(keeper.tick_us(), machine.now())
+    machine.run(7_200 * S)
+    assert keeper.read().unsettled_ms > 0
+    for _ in range(61):
+        machine.run(S)
+        keeper.read()
+    assert keeper.read().unsettled_ms == 0
+
+
 def test_a_server_is_asked_where_its_time_is_known_badly_but_not_all_the_time() -> None:
     machine = Machine()
     keeper = Timekeeper(machine.clocks())

@@ -225,10 +225,8 @@ class Sender:
             if self._spool.pending() <= REQUEST_SEGMENTS_MAX:
                 self._pace.drained()
             elif not self._waiters:
-                services = self._services()
-                self._nudge.wait(
-                    self._pace.between_s(self._interval_s(), services, REQUEST_SEGMENTS_MAX)
-                )
+                interval_s, services = self._interval_s(), self._services()
+                self._nudge.wait(self._pace.between_s(interval_s, services, REQUEST_SEGMENTS_MAX))
 
     def _sleep(self, until: threading.Event, pause_s: float) -> None:
         """Wait, and tell meanwhile what gets in danger: a server may wish for a day."""

@@ -6,7 +6,7 @@ import pytest
 
 from durabill.producers.sdk.reporter import AT_ONCE_MAX, Reporter
 from durabill.producers.sdk.server_clock import Reading
-from durabill.producers.sdk.service import Owner, Service
+from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import Session
 from durabill.producers.sdk.spool import Spool, SpoolFull
 
@@ -27,12 +27,12 @@ class World:
         return Reading(self.now_ms, self.now_ms, 0, 0, 0, 0, 0)
 
     @staticmethod
-    def never(*_: object) -> None:
+    def never(_: Service, __: float) -> EndReceipt:
         raise AssertionError
 
     def start(self, number: str, interval_ms: int = 10_000) -> Service:
         session = Session(number, self.now_ms, interval_ms, self.reading())
-        service = Service(session, self.owner)  # type: ignore[arg-type]
+        service = Service(session, self.owner)
         self.spool.append([], session.state)
         self.reporter.add(service)
         return service

@@ -127,6 +127,7 @@ PURE = (
     *PURE_LAYERS,
     "durabill.schemas",
     "durabill.producers.sdk.holds",
+    "durabill.producers.sdk.pace",
     "durabill.producers.sdk.session",
     *ORACLE,
 )

@@ -64,4 +64,5 @@ class Pace:
         return self._spread_s(interval_s) / requests * (0.75 + self._dice() / 2)
 
     def _spread_s(self, interval_s: float) -> float:
-        return min(max(interval_s, _SPREAD_MIN_S), self._backoff.max_s)
+        given_s = self._backoff.spread_s
+        return max(interval_s, _SPREAD_MIN_S) if given_s is None else given_s

@@ -35,6 +35,7 @@ from durabill.producers.sdk.uplink import (
 log = logging.getLogger(__name__)
 
 REQUEST_SEGMENTS_MAX = 1_000
+_LOOK_EVERY_S = 30.0
 _IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
 _TIME_TIMEOUT_S = 5.0
 
@@ -219,15 +220,22 @@ class Sender:
         if result.problem is not None or not (has_done_something or result.failed):
             wish_s = result.problem.retry_after_s if result.problem is not None else None
             pause_s = self._pace.after_failure_s(wish_s, self._interval_s())
-            (self._nudge if wish_s is None else self._stop).wait(pause_s)
+            self._sleep(self._nudge if wish_s is None else self._stop, pause_s)
         elif has_done_something and self._pace.is_catching_up:
             if self._spool.pending() <= REQUEST_SEGMENTS_MAX:
                 self._pace.drained()
             elif not self._waiters:
-                services = self._services()
-                self._nudge.wait(
-                    self._pace.between_s(self._interval_s(), services, REQUEST_SEGMENTS_MAX)
-                )
+                interval_s, services = self._interval_s(), self._services()
+                self._nudge.wait(self._pace.between_s(interval_s, services, REQUEST_SEGMENTS_MAX))
+
+    def _sleep(self, until: threading.Event, pause_s: float) -> None:
+        """Wait, and tell meanwhile what gets in danger: a server may wish for a day."""
+        until_s = time.monotonic() + pause_s
+        while not until.wait(min(_LOOK_EVERY_S, max(until_s - time.monotonic(), 0.0))):
+            now_s = time.monotonic()
+            if now_s >= until_s:
+                return
+            self._standing.look(now_s)
 
     def _interval_s(self) -> float:
         return self._spool.report_interval_ms() / 1000

@@ -71,11 +71,13 @@ class Backoff:
     """Pauses between tries: `first_s`, doubled each time up to `max_s`, with jitter.
 
     The jitter takes up to half of a pause away, by the dice: clients that failed together
-    don't come back together.
+    don't come back together. In an outage their next tries are spread over `spread_s` (see
+    `pace`), which is the report interval unless given.
     """
 
     first_s: float = 0.2
     max_s: float = 30.0
+    spread_s: float | None = None
 
     def pause_s(self, failures: int, dice: float, wish_s: float | None = None) -> float:
         """Return the pause after so many failures in a row (from 1); 0 <= dice < 1.

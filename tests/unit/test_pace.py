@@ -2,6 +2,7 @@
 
 import random
 from array import array
+from collections import Counter
 
 import pytest
 
@@ -10,6 +11,7 @@ from durabill.producers.sdk.uplink import WISH_MAX_S, Backoff
 
 CLIENTS = 100_000
 INTERVAL_S = 10.0
+LONG_S = 300.0
 
 
 def busiest_to_mean(instants_s: "array[float]", since_s: float) -> float:
@@ -22,27 +24,38 @@ def busiest_to_mean(instants_s: "array[float]", since_s: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("outage_s", "at_once", "wish_s", "requests"),
-    [(12.0, True, None, 1), (47.0, True, None, 1), (25.0, False, 2.0, 1), (31.0, True, None, 4)],
+    ("outage_s", "at_once", "wish_s", "requests", "interval_s"),
+    [
+        (12.0, True, None, 1, INTERVAL_S),
+        (47.0, True, None, 1, INTERVAL_S),
+        (25.0, False, 2.0, 1, INTERVAL_S),
+        (31.0, True, None, 4, INTERVAL_S),
+        (700.0, True, None, 1, LONG_S),
+    ],
 )
 def test_load_comes_back_spread_out(
-    outage_s: float, at_once: bool, wish_s: float | None, requests: int
+    outage_s: float, at_once: bool, wish_s: float | None, requests: int, interval_s: float
 ) -> None:
-    """Whether all failed in one moment or not; with what waits in one request or in several."""
+    """Whether all failed in one moment or not; with what waits in one request or in several.
+
+    Nor has any second more than twice of what each has when nothing is wrong.
+    """
     dice = random.Random(7).random
     backoff = Backoff()
     uploads = array("d")
     for _ in range(CLIENTS // requests):
         pace = Pace(backoff, dice)
-        now_s = 0.0 if at_once else dice() * INTERVAL_S
+        now_s = 0.0 if at_once else dice() * interval_s
         while now_s < outage_s:
-            now_s += pace.after_failure_s(wish_s, INTERVAL_S)
+            now_s += pace.after_failure_s(wish_s, interval_s)
         uploads.append(now_s)
         pace.worked()
         for _ in range(requests - 1):
-            now_s += pace.between_s(INTERVAL_S, 1, 1_000)
+            now_s += pace.between_s(interval_s, 1, 1_000)
             uploads.append(now_s)
     assert busiest_to_mean(uploads, outage_s) <= 2.0
+    counts = Counter(int(each) for each in uploads)
+    assert max(counts.values()) <= 2 * (CLIENTS // requests) / interval_s
 
 
 def test_the_measure_sees_a_herd() -> None:

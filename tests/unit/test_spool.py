@@ -1,17 +1,29 @@
 """The spool: what was appended is there after anything short of losing the disk."""
 
+import base64
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from durabill.producers.sdk.session import SessionState
-from durabill.producers.sdk.spool import RejectedSegment, Spool, SpoolBroken, SpoolBusy, SpoolFull
+from durabill.producers.sdk.spool import (
+    Entry,
+    RejectedSegment,
+    Spool,
+    SpoolBroken,
+    SpoolBusy,
+    SpoolFull,
+)
+from durabill.producers.sdk.uplink import OrderTerms
 from durabill.schemas import SegmentEvent
+from tests.broker.ledger_kit import wait_until
 from tests.conftest import fill_up
 
 WRITER = """
@@ -328,3 +340,89 @@ def test_no_query_numbers_its_placeholders() -> None:
     assert "spool_file.py" in {path.name for path in users}
     users += [path for path in sources if "spool" in path.name]
     assert [path for path in users if re.search(r"[?]\d", path.read_text(encoding="utf-8"))] == []
+
+
+def test_threads_that_append_at_once_are_committed_together(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        before = spool.commit_counts()[0]
+        with spool._mutex:  # somebody commits just now
+            threads = [
+                threading.Thread(
+                    target=spool.append, args=([segment(1, f"SO{n}")], state(2, f"SO{n}"))
+                )
+                for n in range(50)
+            ]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: len(spool._waiting) == 50, "all wait")
+        for thread in threads:
+            thread.join()
+        assert spool.commit_counts()[0] == before + 1
+        assert len({each.segment.service_order_number for each in spool.oldest(99)}) == 50
+
+
+def test_one_that_does_not_fit_spoils_no_other(tmp_path: Path) -> None:
+    """Of entries that are committed together, each of which is some thread's own."""
+    with Spool(tmp_path / "spool", limit_bytes=64 * 1024, fsync=False) as spool:
+        huge = [segment(at, "huge") for at in range(1, 5_000)]
+        failed = list[Exception]()
+
+        def store(segments: list[SegmentEvent], after: SessionState) -> None:
+            try:
+                spool.append(segments, after)
+            except SpoolFull as error:
+                failed.append(error)
+
+        with spool._mutex:
+            threads = [threading.Thread(target=store, args=(huge, state(5_000, "huge")))]
+            threads += [
+                threading.Thread(target=store, args=([segment(1, f"SO{n}")], state(2, f"SO{n}")))
+                for n in range(9)
+            ]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: len(spool._waiting) == 10, "all wait")
+        for thread in threads:
+            thread.join()
+        assert (len(failed), spool.pending(), spool.pending("huge")) == (1, 9, 0)
+        assert spool.session("huge") is None
+
+
+def test_receipts_have_their_bounds(tmp_path: Path) -> None:
+    def receipt(order: str, size: int) -> str:
+        payload = json.dumps({"uploads": [{"ord": order}], "fill": "x" * size}).encode()
+        return f"h.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}.s"
+
+    day_ms = 86_400_000
+    with Spool(tmp_path / "spool", limit_bytes=128 * 1024) as spool:
+        for at in range(20):
+            spool.acknowledge([], receipt(f"SO{at}", 1_500), kept_ms=at * day_ms)
+        kept = [at for at in range(20) if spool.receipts(f"SO{at}")]
+        assert kept == list(range(kept[0], 20))  # the oldest went
+        assert sum(map(len, spool.receipts())) <= 16 * 1024
+        spool.acknowledge([], receipt("new", 10), kept_ms=50 * day_ms)
+        assert [at for at in range(20) if spool.receipts(f"SO{at}")] == list(range(15, 20))
+        spool.acknowledge([], "r" * 20_000, kept_ms=50 * day_ms)
+        spool.acknowledge([], "no.receipt", kept_ms=50 * day_ms)
+        assert len(spool.receipts("new")) == 1
+    with Spool(tmp_path / "spool", limit_bytes=128 * 1024) as spool:
+        assert len(spool.receipts()) == 7
+
+
+def test_lease_stays_until_the_last_segment_is_gone(tmp_path: Path) -> None:
+    terms = OrderTerms("a.b.c", 10**13)
+    with Spool(tmp_path / "spool") as spool:
+        spool.append_all([Entry([segment(1), segment(2)], state(3, ended=True), terms)])
+        assert (spool.sessions(), spool.session("SO1"), spool.terms("SO1")) == ([], None, terms)
+    with Spool(tmp_path / "spool") as spool:
+        assert (spool.sessions(), spool.terms("SO1")) == ([], terms)
+        first, second = spool.oldest(9)
+        spool.acknowledge([first.entry_id])
+        spool.reject([RejectedSegment(second.entry_id, second.segment, "R", "")])
+        assert terms == spool.terms("SO1")  # it may be sent once more
+        newer = OrderTerms("d.e.f", 10**13)
+        spool.keep_terms("SO1", newer)
+        assert spool.retry_rejected() == 1
+        assert newer == spool.terms("SO1")
+        spool.acknowledge([each.entry_id for each in spool.oldest(9)])
+        assert OrderTerms() == spool.terms("SO1")

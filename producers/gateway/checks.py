@@ -27,13 +27,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Response = web.StreamResponse
 
 _JSON = "application/json"
+_NO_STORE = {hdrs.CACHE_CONTROL: "no-store"}
 _PLAIN = ("", "identity")
 
 
 def json_answer(value: Any, status: int = 200) -> web.Response:
-    """Return a value as a JSON answer."""
+    """Return a value as a JSON answer, which no cache on the way may keep.
+
+    A time that is told again later looks like a clock that was set; a lease is a secret.
+    """
     body = msgspec.json.encode(value)
-    return web.Response(body=body, status=status, content_type=_JSON)
+    return web.Response(body=body, status=status, content_type=_JSON, headers=_NO_STORE)
 
 
 def error_answer(error: ApiError) -> web.Response:

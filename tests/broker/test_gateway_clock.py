@@ -47,7 +47,8 @@ def test_a_clock_that_is_two_minutes_ahead(
 ) -> None:
     caplog.set_level(logging.INFO)
     with gateway(machine_ahead(base, 120_000)) as url:
-        _, told, _ = call(url, "GET", "/v1/time")
+        _, told, headers = call(url, "GET", "/v1/time")
+        assert headers["cache-control"] == "no-store"
         assert told["server_timestamp_ms"] > now_ms() + 115_000, "nothing has been learned yet"
         clock_id = told["clock_id"]
         assert call(url, "GET", "/readyz")[0] == 200

@@ -131,7 +131,8 @@ def _numbers(upload: "ReceiptUpload") -> str:
         f"{first}" if first == last else f"{first} to {last}" for first, last in upload.num[:5]
     ]
     more = " and more" if len(upload.num) > len(ranges) else ""
-    return f"segments {', '.join(ranges)}{more}"
+    word = "segment" if upload.count == 1 else "segments"
+    return f"{word} {', '.join(ranges)}{more}"
 
 
 def _read(file: str) -> bytes:

@@ -8,7 +8,8 @@ rule; which one, and in what words, `schemas` says, whose bytes and verdicts the
 test compares the two).
 
 numba compiles it when this module is first imported, which takes a second or two, and keeps the
-result beside the source, or in the user's cache folder where that can't be written.
+result beside the source, or in the user's cache folder where that can't be written. It notices a
+change of this file, but not of what is imported here: so limits come in as arguments.
 """
 
 import struct
@@ -20,12 +21,13 @@ import numba
 import numpy as np
 
 from durabill.schemas import SEGMENT_HEADER
-from durabill.schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.limits import ORDER_NUMBER_BYTES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.wire import zigzag
 
 Row = tuple[int, int, int, bool]
 """A segment: (business_data_number, start_ms, end_ms, end_identifier)."""
 
+_LONG_MAX = 2**63 - 1
 _FIELDS = 4  # of a row
 _LONG_BYTES_MAX = 10
 _HEAD_BYTES_MAX = len(SEGMENT_HEADER + zigzag(ORDER_NUMBER_BYTES_MAX)) + ORDER_NUMBER_BYTES_MAX
@@ -57,9 +59,18 @@ def _put_long(out: Any, at: int, value: int) -> int:
     return at + 1
 
 
-@_compiled("int64(int64[::1], uint8[::1], int64[::1], uint8[::1], int64[::1], int64[::1], int64)")
+@_compiled(
+    "int64(int64[::1], uint8[::1], int64[::1], uint8[::1], int64[::1], int64[::1], int64, int64)"
+)
 def _encode(
-    rows: Any, heads: Any, wanted: Any, out: Any, ends: Any, found: Any, uploads: int
+    rows: Any,
+    heads: Any,
+    wanted: Any,
+    out: Any,
+    ends: Any,
+    found: Any,
+    uploads: int,
+    longest_ms: int,
 ) -> int:
     """Write the records of all uploads one after the other; return how many rows are wrong.
 
@@ -70,7 +81,7 @@ def _encode(
         want, tell = upload * 5, upload * 6
         head_end, last_row = wanted[want], wanted[want + 1]
         earliest_start, earliest_end, latest_end = wanted[want + 2 : want + 5]
-        good, least_end, greatest_end, has_end, in_row, before = 0, LONG_MAX, 0, 0, 1, 0
+        good, least_end, greatest_end, has_end, in_row, before = 0, _LONG_MAX, 0, 0, 1, 0
         while row < last_row:
             number, start_ms = rows[4 * row], rows[4 * row + 1]
             end_ms, is_end = rows[4 * row + 2], rows[4 * row + 3]
@@ -80,7 +91,7 @@ def _encode(
                 or start_ms < earliest_start
                 or end_ms < start_ms
                 or (end_ms == start_ms and is_end == 0)
-                or end_ms - start_ms > SEGMENT_LENGTH_MAX_MS
+                or end_ms - start_ms > longest_ms
                 or end_ms < earliest_end
                 or end_ms > latest_end
             ):
@@ -177,7 +188,14 @@ class Encoder:
         self._pack(self._wanted, wanted)
         self._pack(self._rows, [*chain.from_iterable(segments)])
         _encode(
-            self._rows, self._heads, self._wanted, self._out, self._ends, self._found, len(uploads)
+            self._rows,
+            self._heads,
+            self._wanted,
+            self._out,
+            self._ends,
+            self._found,
+            len(uploads),
+            SEGMENT_LENGTH_MAX_MS,
         )
         return self._told(uploads, len(segments))
 

@@ -93,12 +93,12 @@ def _takes(
     requests = {each.pid: uploads(each.host, batch) for each in (gateway, floor)}
     for _ in range(rounds):
         for each in (floor, gateway):
-            load = saturate(each.url, requests[each.pid], each.pid, slice_s)
+            load = saturate(each.url, requests[each.pid], batch, each.pid, slice_s)
             per_cpu_s[each.pid].append(load.requests * batch / max(load.cpu_s, 0.01))
             if each is gateway:
                 per_s.append(load.requests * batch / load.wall_s)
     rate = median(per_s) / 2
-    waits_s = wait_times_s(gateway.url, requests[gateway.pid], rate / batch, 2 * slice_s)
+    waits_s = wait_times_s(gateway.url, requests[gateway.pid], batch, rate / batch, 2 * slice_s)
     if not waits_s:
         raise BenchError("the gateway answered nothing at half load")
     took = Takes(

@@ -13,7 +13,8 @@ import uvloop
 
 from tests.bench.processes import BenchError, cpu_s
 
-CONNECTIONS = 32
+CONNECTIONS_MAX = 128
+WAITING_SEGMENTS_MAX = 20_000  # well within the gateway's quotas
 WARM_UP_S = 0.5
 ORDERS = 400
 T = TypeVar("T")
@@ -149,12 +150,20 @@ class _Clients:
             self._free.append(connection)
 
 
-def saturate(url: str, requests: list[bytes], pid: int, seconds: float) -> Load:
+def connections_for(batch: int) -> int:
+    """Return how many connections keep a server at work with requests of that size.
+
+    A gateway lets requests wait for company for some ms: so many have to wait beside each other.
+    """
+    return min(CONNECTIONS_MAX, WAITING_SEGMENTS_MAX // batch)
+
+
+def saturate(url: str, requests: list[bytes], batch: int, pid: int, seconds: float) -> Load:
     """Return what a server does that always has work."""
 
     async def run() -> Load:
         clients = _Clients(requests)
-        await clients.connect(url, CONNECTIONS)
+        await clients.connect(url, connections_for(batch))
         clients.start_all()
         await asyncio.sleep(WARM_UP_S)
         done, used_s, begun_s = len(clients.took_s), cpu_s(pid), time.perf_counter()
@@ -166,13 +175,15 @@ def saturate(url: str, requests: list[bytes], pid: int, seconds: float) -> Load:
     return _run(run())
 
 
-def wait_times_s(url: str, requests: list[bytes], rate: float, seconds: float) -> list[float]:
+def wait_times_s(
+    url: str, requests: list[bytes], batch: int, rate: float, seconds: float
+) -> list[float]:
     """Return how long each request took at `rate` requests a second, in order of size."""
 
     async def run() -> list[float]:
         clients = _Clients(requests)
         clients.is_paced = True
-        await clients.connect(url, 2 * CONNECTIONS)
+        await clients.connect(url, connections_for(batch))
         await clients.pace(rate, WARM_UP_S)
         done = len(clients.took_s)
         await clients.pace(rate, seconds)

@@ -411,11 +411,11 @@ def _gateway(cost: GatewayCost) -> list[str]:
         for each in cost.takes
     ]
     return [
-        "POST /v1/segments with leases, quotas and receipts; requests of one order each, 32"
-        " connections. CPU-seconds are those of the gateway's process with all its threads. The"
-        " floor is aiohttp, msgspec, Avro by hand in Python, and one report a request, and it"
-        " checks, bounds and signs nothing; the two take turns, slice by slice. Half load is half"
-        " of what the gateway took with the broker and the clients on the same cores.",
+        "POST /v1/segments with leases, quotas and receipts; requests of one order each, over"
+        " up to 128 connections. CPU-seconds are those of the gateway's process with all its"
+        " threads. The floor is aiohttp, msgspec, Avro by hand in Python, and one report a request,"
+        " and it checks, bounds and signs nothing; the two take turns, slice by slice. Half load is"
+        " half of what the gateway took with the broker and the clients on the same cores.",
         "",
         *_table((*head, "p99 ms"), rows),
         "",

@@ -19,6 +19,7 @@ from durabill.producers.sdk.uplink import (
     with_renewal,
 )
 
+_REMEMBERED_MAX = 1_000
 _IN_TIME_AT_ONCE_MAX = 20  # those that have ended have no such limit
 
 
@@ -41,6 +42,9 @@ class LeaseKeeper:
         if not isinstance(self._uplink, Renewing):
             return stalled
         now_ms, in_time = self._now.now_ms(), 0
+        if len(self.stale) + len(self.bare) > _REMEMBERED_MAX:  # most of them are over by now
+            self.stale = {each for each in self.stale if self._spool.pending(each)}
+            self.bare = {each for each in self.bare if self._spool.pending(each)}
         for number in numbers:
             terms = self._spool.terms(number)
             is_over = number in self.stale or (terms.lease_expires_ms or now_ms) < now_ms
@@ -54,7 +58,7 @@ class LeaseKeeper:
             in_time += not is_over
             try:
                 renewed = with_renewal(self._uplink.renew(number, terms.lease), now_ms)
-                self._spool.keep_terms(number, renewed)
+                self._spool.keep_terms({number: renewed})
                 self.stale.discard(number)
             except UplinkRefused as error:
                 if error.reason == "LEASE_INVALID":

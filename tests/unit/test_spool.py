@@ -421,7 +421,7 @@ def test_lease_stays_until_the_last_segment_is_gone(tmp_path: Path) -> None:
         spool.reject([RejectedSegment(second.entry_id, second.segment, "R", "")])
         assert terms == spool.terms("SO1")  # it may be sent once more
         newer = OrderTerms("d.e.f", 10**13)
-        spool.keep_terms("SO1", newer)
+        spool.keep_terms({"SO1": newer, "unknown": newer})
         assert spool.retry_rejected() == 1
         assert newer == spool.terms("SO1")
         spool.acknowledge([each.entry_id for each in spool.oldest(9)])

@@ -127,9 +127,9 @@ PURE = (
     *PURE_LAYERS,
     "durabill.schemas",
     "durabill.producers.sdk.holds",
-    "durabill.producers.sdk.pace",
     "durabill.producers.sdk.session",
     *ORACLE,
+    "durabill.producers.sdk.pace",
 )
 IMPURE = {
     "aiokafka",

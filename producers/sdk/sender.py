@@ -138,7 +138,9 @@ class Sender:
             self._work.wait(_IDLE_MAX_S if held_s is None else min(held_s, _IDLE_MAX_S))
             return None
         numbers = {entry.segment.service_order_number for entry in batch}
-        stalled = self._leases.renew(numbers)
+        stalled, problem = self._leases.renew(numbers)
+        if problem is not None:
+            return SendResult(problem=problem)
         for number, error in stalled.items():
             self._hold(number, error if isinstance(error, UplinkUnavailable) else None)
             self._tell(error)

@@ -299,15 +299,24 @@ class Spool:
     def oldest(self, count_max: int, *, without: Sequence[str] = ()) -> list[SpooledSegment]:
         """Return up to `count_max` waiting segments, in the order in which they were stored.
 
-        None of the orders `without`, of which so many are looked at as a query can have.
+        None of the orders `without`.
         """
-        without = without[:_AT_ONCE_MAX]
-        where = f"service_order_number NOT IN ({', '.join('?' * len(without))})"
+        asked = without if len(without) <= _AT_ONCE_MAX else ()
+        where = f"id > ? AND service_order_number NOT IN ({', '.join('?' * len(asked))})"
         query = f"SELECT id, {NAMES}, sum FROM pending WHERE {where} ORDER BY id LIMIT ?"
+        passed_over = set(without)
 
         def read() -> list[SpooledSegment]:
-            rows = self._file.rows(query, (*without, count_max))
-            return [SpooledSegment(row[0], self._segment(row[1:])) for row in rows]
+            found: list[SpooledSegment] = []
+            after = -1
+            while len(found) < count_max:
+                rows = self._file.rows(query, (after, *asked, count_max))
+                if not rows:
+                    break
+                after = rows[-1][0]
+                wanted = [row for row in rows if row[1] not in passed_over]
+                found += [SpooledSegment(row[0], self._segment(row[1:])) for row in wanted]
+            return found[:count_max]
 
         return self._locked(read)
 

@@ -30,6 +30,7 @@ _TIMEOUT_MAX_S = 86_400.0
 _IDLE_CONNECTIONS_MAX = 4
 _IDLE_MAX_S = 60.0  # a gateway closes idle connections after 75 s: don't meet it in the act
 _SEND_BYTES = 64 * 1024  # at once: the time is looked at after each
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _AddressInfo = tuple[Any, ...]  # as of socket.getaddrinfo
 
 
@@ -135,6 +136,8 @@ class BoundedHttp:
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
             self._tls = ssl.create_default_context(cafile=ca_file)
+        self.is_plain = self._tls is None and self._host not in _LOOPBACK
+        """Whether what is sent can be read on its way."""
         self._timeout_s = _checked(timeout_s)
         given = {name.lower(): value for name, value in headers.items()}
         self._headers = {"host": parts.netloc, **given}

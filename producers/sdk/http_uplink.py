@@ -3,6 +3,7 @@
 `uplink` says what all ways have in common. Nothing of Kafka is imported here.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ from durabill.schemas import SegmentEvent
 
 __all__ = ["Headers", "HttpUplink", "quote_order_number", "segment_fields"]
 
+log = logging.getLogger(__name__)
+
 Headers = Mapping[str, str] | Callable[[], Mapping[str, str]]
 """Headers, or what returns them as of now: a token that is renewed, for one."""
 
@@ -74,6 +77,8 @@ class HttpUplink:
     ) -> None:
         self._http = BoundedHttp(gateway_url, timeout_s=timeout_s, headers=_JSON, ca_file=ca_file)
         self._key = {} if api_key is None else checked({"authorization": f"Bearer {api_key}"})
+        if self._key and self._http.is_plain:
+            log.warning("%s: the API key goes there unencrypted, use https", self._http.base_url)
         self._headers = headers or {}
         if not callable(self._headers):
             checked(self._headers)

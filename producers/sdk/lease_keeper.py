@@ -4,9 +4,12 @@ In time is the last third of a lease's life, by the server's clock. One that has
 server doesn't take any more, has to be renewed before its order can be sent. Where the server says
 that it never gave such a lease (it has lost its keys, say), its order is sent without: a server
 that asks for leases says so, and then the order waits. The lease is kept all the same.
+
+A server that fails for one order may do so for that one alone; one that fails for several in a row,
+or for all, is away.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.standing import ServerNow
@@ -19,6 +22,8 @@ from durabill.producers.sdk.uplink import (
     with_renewal,
 )
 
+_REMEMBERED_MAX = 1_000
+_FAILED_MAX = 3  # in a row
 _IN_TIME_AT_ONCE_MAX = 20  # those that have ended have no such limit
 
 
@@ -35,12 +40,18 @@ class LeaseKeeper:
         self.stale: set[str] = set()
         self.bare: set[str] = set()
 
-    def renew(self, numbers: Iterable[str]) -> dict[str, UplinkError]:
-        """Renew what is due of these orders; return those that can't be sent now, and why."""
+    def renew(
+        self, numbers: Collection[str]
+    ) -> tuple[dict[str, UplinkError], UplinkUnavailable | None]:
+        """Renew what is due of these orders.
+
+        Returns those that can't be sent now, and why; and what to wait for, if the server is away.
+        """
         stalled: dict[str, UplinkError] = {}
         if not isinstance(self._uplink, Renewing):
-            return stalled
-        now_ms, in_time = self._now.now_ms(), 0
+            return stalled, None
+        self._forget_old()
+        now_ms, in_time, in_a_row = self._now.now_ms(), 0, 0
         for number in numbers:
             terms = self._spool.terms(number)
             is_over = number in self.stale or (terms.lease_expires_ms or now_ms) < now_ms
@@ -53,20 +64,32 @@ class LeaseKeeper:
                 continue
             in_time += not is_over
             try:
-                renewed = with_renewal(self._uplink.renew(number, terms.lease), now_ms)
-                self._spool.keep_terms(number, renewed)
-                self.stale.discard(number)
+                self._renew(self._uplink, number, terms.lease, now_ms)
+                in_a_row = 0
             except UplinkRefused as error:
+                in_a_row = 0
                 if error.reason == "LEASE_INVALID":
                     self.bare.add(number)
                     self.stale.discard(number)
                 elif is_over:
                     stalled[number] = error
             except UplinkUnavailable as error:
-                in_time = _IN_TIME_AT_ONCE_MAX  # the others wouldn't fare better
+                in_time, in_a_row = _IN_TIME_AT_ONCE_MAX, in_a_row + is_over
                 if is_over:
                     stalled[number] = error
-        return stalled
+                if in_a_row in (_FAILED_MAX, len(numbers)):
+                    return stalled, error
+        return stalled, None
+
+    def _renew(self, uplink: Renewing, number: str, lease: str, now_ms: int) -> None:
+        renewed = with_renewal(uplink.renew(number, lease), now_ms)
+        self._spool.keep_terms({number: renewed})
+        self.stale.discard(number)
+
+    def _forget_old(self) -> None:
+        if len(self.stale) + len(self.bare) > _REMEMBERED_MAX:  # most of them are over by now
+            self.stale = {each for each in self.stale if self._spool.pending(each)}
+            self.bare = {each for each in self.bare if self._spool.pending(each)}
 
     def shown(self, numbers: Iterable[str]) -> dict[str, str]:
         """Return the leases that uploads of these orders show."""

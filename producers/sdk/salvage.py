@@ -71,12 +71,35 @@ class Salvaged:
 def put_aside(path: Path) -> Path:
     """Give a spool's file, and its log, another name beside it; return that."""
     real_path = Path(os.path.realpath(path))
-    number = 1
-    while (aside := real_path.with_name(f"{real_path.name}.damaged-{number}")).exists():
-        number += 1
+    aside = _free_name(real_path)
     for suffix in ("", *SUFFIXES):  # a log that stayed would be taken for the new file's
         with suppress(FileNotFoundError):
             os.rename(f"{real_path}{suffix}", f"{aside}{suffix}")
+    return aside
+
+
+def save_removed(db: sqlite3.Connection, path: Path) -> Path | None:
+    """Save what an open file has whose name is gone, under a name beside it; None if it isn't."""
+    real_path = Path(os.path.realpath(path))
+    if real_path.exists():
+        return None
+    aside = _free_name(real_path)
+    try:
+        os.close(open_private(aside))
+        with closing(sqlite3.connect(aside)) as target:
+            db.backup(target)
+    except (sqlite3.Error, OSError):  # it was damaged as well, or there is no room
+        aside.unlink(missing_ok=True)
+        return None
+    with suppress(FileNotFoundError):
+        os.unlink(f"{real_path}-wal")  # of the file that was removed
+    return aside
+
+
+def _free_name(real_path: Path) -> Path:
+    number = 1
+    while (aside := real_path.with_name(f"{real_path.name}.damaged-{number}")).exists():
+        number += 1
     return aside
 
 

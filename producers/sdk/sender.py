@@ -29,7 +29,6 @@ from durabill.producers.sdk.uplink import (
     Uplink,
     UplinkRefused,
     UplinkUnavailable,
-    WillNotCount,
 )
 
 log = logging.getLogger(__name__)
@@ -139,7 +138,9 @@ class Sender:
             self._work.wait(_IDLE_MAX_S if held_s is None else min(held_s, _IDLE_MAX_S))
             return None
         numbers = {entry.segment.service_order_number for entry in batch}
-        stalled = self._leases.renew(numbers)
+        stalled, problem = self._leases.renew(numbers)
+        if problem is not None:
+            return SendResult(problem=problem)
         for number, error in stalled.items():
             self._hold(number, error if isinstance(error, UplinkUnavailable) else None)
             self._tell(error)
@@ -194,8 +195,7 @@ class Sender:
                 self._hold(number, None)
             return
         for why in refused.values():
-            self._standing.refused[why.reason] += 1
-            self._standing.will_not_count += isinstance(why, WillNotCount)
+            self._standing.was_refused(why)
         for at in refused:
             self._holds.worked(batch[at].segment.service_order_number)
 
@@ -205,10 +205,13 @@ class Sender:
         for number, problem in result.failed.items():
             self._hold(number, problem)
             self._tell(problem)
-        for number, until_ms in result.accept_until_ms.items():
-            terms = self._spool.terms(number)
-            if terms.accept_until_ms != until_ms:
-                self._spool.keep_terms(number, replace(terms, accept_until_ms=until_ms))
+        changed = {
+            number: replace(terms, accept_until_ms=until_ms)
+            for number, until_ms in result.accept_until_ms.items()
+            if (terms := self._spool.terms(number)).accept_until_ms != until_ms
+        }
+        if changed:
+            self._spool.keep_terms(changed)
 
     def _hold(self, number: str, problem: UplinkUnavailable | None) -> None:
         wish_s = problem.retry_after_s if problem is not None else None
@@ -220,7 +223,7 @@ class Sender:
         if result.problem is not None or not (has_done_something or result.failed):
             wish_s = result.problem.retry_after_s if result.problem is not None else None
             pause_s = self._pace.after_failure_s(wish_s, self._interval_s())
-            self._sleep(self._nudge if wish_s is None else self._stop, pause_s)
+            _sleep(self._nudge if wish_s is None else self._stop, pause_s, self._standing.look)
         elif has_done_something and self._pace.is_catching_up:
             if self._spool.pending() <= REQUEST_SEGMENTS_MAX:
                 self._pace.drained()
@@ -228,17 +231,18 @@ class Sender:
                 interval_s, services = self._interval_s(), self._services()
                 self._nudge.wait(self._pace.between_s(interval_s, services, REQUEST_SEGMENTS_MAX))
 
-    def _sleep(self, until: threading.Event, pause_s: float) -> None:
-        """Wait, and tell meanwhile what gets in danger: a server may wish for a day."""
-        until_s = time.monotonic() + pause_s
-        while not until.wait(min(_LOOK_EVERY_S, max(until_s - time.monotonic(), 0.0))):
-            now_s = time.monotonic()
-            if now_s >= until_s:
-                return
-            self._standing.look(now_s)
-
     def _interval_s(self) -> float:
         return self._spool.report_interval_ms() / 1000
+
+
+def _sleep(until: threading.Event, pause_s: float, look: Callable[[float], None]) -> None:
+    """Wait, and tell meanwhile what gets in danger: a server may wish for a day."""
+    until_s = time.monotonic() + pause_s
+    while not until.wait(min(_LOOK_EVERY_S, max(until_s - time.monotonic(), 0.0))):
+        now_s = time.monotonic()
+        if now_s >= until_s:
+            return
+        look(now_s)
 
 
 def _rejected(entry: SpooledSegment, why: UplinkRefused) -> RejectedSegment:

@@ -21,14 +21,20 @@ spool was told whom to tell; else SpoolDamaged is raised.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from durabill.producers.sdk.salvage import Salvaged, put_aside, put_back, read_what_is_left
+from durabill.producers.sdk.salvage import (
+    Salvaged,
+    put_aside,
+    put_back,
+    read_what_is_left,
+    save_removed,
+)
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool_errors import (
     SpoolBroken,
@@ -101,7 +107,7 @@ class Entry:
     terms: OrderTerms | None = None
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Order:
     """What is known of an order in memory. Without a state it has segments here, no more."""
 
@@ -271,18 +277,20 @@ class Spool:
             f"UPDATE services SET {names} WHERE id = ?", (*service_row(state)[1:], service_id)
         )
 
-    def keep_terms(self, service_order_number: str, terms: OrderTerms) -> None:
-        """Keep an order's new lease, if the order is still known."""
+    def keep_terms(self, terms: Mapping[str, OrderTerms]) -> None:
+        """Keep new terms of orders, of those that are still known."""
 
         def keep() -> None:
-            order = self._orders.get(service_order_number)
-            if order is not None and order.service_id:
-                row = (order.service_id, terms_row(terms))
-                self._file.removing(
-                    lambda: self._run("INSERT OR REPLACE INTO terms VALUES (?, ?)", row),
-                    durable=False,
-                )
-                order.terms = terms
+            known = {
+                self._orders[number]: each
+                for number, each in terms.items()
+                if number in self._orders and self._orders[number].service_id
+            }
+            rows = [(order.service_id, terms_row(each)) for order, each in known.items()]
+            query = "INSERT OR REPLACE INTO terms VALUES (?, ?)"
+            self._file.removing(lambda: self._run_many(query, rows), durable=False)
+            for order, each in known.items():
+                order.terms = each
 
         self._locked(keep)
 
@@ -291,15 +299,24 @@ class Spool:
     def oldest(self, count_max: int, *, without: Sequence[str] = ()) -> list[SpooledSegment]:
         """Return up to `count_max` waiting segments, in the order in which they were stored.
 
-        None of the orders `without`, of which so many are looked at as a query can have.
+        None of the orders `without`.
         """
-        without = without[:_AT_ONCE_MAX]
-        where = f"service_order_number NOT IN ({', '.join('?' * len(without))})"
+        asked = without if len(without) <= _AT_ONCE_MAX else ()
+        where = f"id > ? AND service_order_number NOT IN ({', '.join('?' * len(asked))})"
         query = f"SELECT id, {NAMES}, sum FROM pending WHERE {where} ORDER BY id LIMIT ?"
+        passed_over = set(without)
 
         def read() -> list[SpooledSegment]:
-            rows = self._file.rows(query, (*without, count_max))
-            return [SpooledSegment(row[0], self._segment(row[1:])) for row in rows]
+            found: list[SpooledSegment] = []
+            after = -1
+            while len(found) < count_max:
+                rows = self._file.rows(query, (after, *asked, count_max))
+                if not rows:
+                    break
+                after = rows[-1][0]
+                wanted = [row for row in rows if row[1] not in passed_over]
+                found += [SpooledSegment(row[0], self._segment(row[1:])) for row in wanted]
+            return found[:count_max]
 
         return self._locked(read)
 
@@ -434,6 +451,16 @@ class Spool:
         """Return the server's receipts that are still kept: for one order, or all."""
         return self._locked(lambda: self._receipts.of(self._file, service_order_number))
 
+    def look_after(self) -> None:
+        """See to it that the file is still there: somebody may have removed it."""
+        try:
+            is_there = self._file.real_path.exists()
+        except OSError:  # nobody can tell
+            is_there = True
+        if not is_there:
+            gone = SpoolDamaged(f"{self.path}: somebody has removed the file")
+            self._locked(lambda: self._heal(gone) if self._on_damage is not None else None)
+
     def size_bytes(self) -> int:
         """Return how much of the disk the spool has."""
         return self._file.size_bytes()
@@ -524,9 +551,11 @@ class Spool:
         """Put the damaged file aside, and go on in a new one with what can be read of it."""
         assert self._on_damage is not None
         self._is_hurt = True
+        aside = None
         if hasattr(self, "_file"):
+            aside = save_removed(self._file.db, self.path)
             self._file.close()
-        aside = put_aside(self.path)
+        aside = aside or put_aside(self.path)
         try:
             left = read_what_is_left(aside)
             self._file = self._opened()
@@ -638,6 +667,9 @@ class Spool:
             ids, lambda: self._file.db.executemany(query, rows), numbers, is_small=is_small
         )
         self._with_rejected |= numbers
+
+    def _run_many(self, query: str, rows: Sequence[Sequence[object]]) -> None:
+        self._file.db.executemany(query, rows)
 
     def _run(self, query: str, values: Sequence[object] = ()) -> None:
         self._file.db.execute(query, values)

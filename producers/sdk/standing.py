@@ -11,9 +11,17 @@ from dataclasses import dataclass, field
 
 from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.timekeeper import Timekeeper
-from durabill.producers.sdk.uplink import AtRisk, ClientReport, OrderTerms
+from durabill.producers.sdk.uplink import (
+    AtRisk,
+    ClientReport,
+    OrderTerms,
+    UplinkRefused,
+    WillNotCount,
+)
 
 _LOOK_EVERY_S = 30.0
+_REASONS_MAX = 50  # whatever a server says, the counts stay few
+_OTHER_REASON = "OTHER"
 _TELL_EVERY_S = 3_600.0
 RISK_MARGIN_MAX_MS = 6 * 3_600_000
 
@@ -83,6 +91,12 @@ class Standing:
         self._looked_at_s = float("-inf")
         self._told_at_s: dict[str, float] = {}
 
+    def was_refused(self, why: UplinkRefused) -> None:
+        """Count a segment that was refused, or stored in vain."""
+        is_known = why.reason in self.refused or len(self.refused) < _REASONS_MAX
+        self.refused[why.reason if is_known else _OTHER_REASON] += 1
+        self.will_not_count += isinstance(why, WillNotCount)
+
     def stats(self) -> ClientStats:
         """Count what is on disk, and tell what the server has said."""
         self._at_risk = sum(each.pending for each in self._dangers())
@@ -122,6 +136,7 @@ class Standing:
         if now_s - self._looked_at_s < _LOOK_EVERY_S:
             return
         self._looked_at_s = now_s
+        self._spool.look_after()
         dangers = self._dangers()
         self._at_risk = sum(each.pending for each in dangers)
         in_danger = {each.service_order_number for each in dangers}

@@ -46,8 +46,8 @@ def run_services(url: str, spool: str, services: int, seconds: float) -> Metered
         begun_s = time.monotonic()
         running = [client.start(timeout_s=60) for _ in range(services)]
         starts_s = time.monotonic() - begun_s
-        if starts_s < INTERVAL_S:  # from the first interval on the load is even
-            time.sleep(max(0.0, INTERVAL_S - starts_s) if services > 1 else 0.0)
+        if services > 1:  # from the first interval on the load is even
+            time.sleep(INTERVAL_S)
         before = Before(client)
         time.sleep(seconds if services > 1 else max(seconds, 3 * INTERVAL_S))
         result = before.until_now("services", services, client)

@@ -400,6 +400,10 @@ def test_tls_keeps_its_connections_and_trusts_no_stranger(
         with caller(url, timeout_s=30) as http_, mistrust:
             http_.call("GET", "/", None)
         connections.clear()
+        trusting = BoundedHttp(url, timeout_s=30, headers={}, ca_file=path)
+        assert trusting.call("GET", "/", None).body == b"{}"
+        trusting.close()
+        connections.clear()
         monkeypatch.setenv("SSL_CERT_FILE", str(path))
         with caller(url, timeout_s=30) as http_:
             for _ in range(3):

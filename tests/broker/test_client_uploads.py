@@ -407,6 +407,35 @@ def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:
     assert shown == {"SO1": "new.SO1.x", "SO2": "new.SO2.x", "SO3": "good.x.y"}
 
 
+def test_server_that_is_away_is_not_asked_for_each_lease(tmp_path: Path) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    old = OrderTerms("old.x.y", lease_expires_ms=now_ms - 1)
+    with Spool(tmp_path / "spool", fsync=False) as spool:
+        for at in range(100):
+            last = SegmentEvent(f"SO{at}", 1, now_ms - 10, now_ms, True)
+            spool.append_all([Entry([last], state(2, f"SO{at}", ended=True), old)])
+    asked = list[str]()
+    is_away = threading.Event()
+    is_away.set()
+
+    def first(asking: Any, _: object) -> bool:
+        if is_away.is_set():
+            asked.append(asking.path)
+            answer(asking, 503, problem(503), PROBLEM, retry_after="1")
+        return is_away.is_set()
+
+    with playing() as gateway:
+        gateway.first = first
+        uplink = HttpUplink(gateway.url)
+        with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
+            wait_until(lambda: len(asked) >= 3, "it has asked")
+            is_away.clear()
+            assert client.flush(60) == 0
+    assert len(asked) == 3
+    assert len(gateway.renewed) == 100
+    assert len(gateway.bodies) == 1
+
+
 def test_receipts_are_kept_and_found(tmp_path: Path) -> None:
     payload = base64.urlsafe_b64encode(json.dumps({"uploads": [{"ord": "SO1"}]}).encode())
     with playing() as gateway:
@@ -505,6 +534,20 @@ def test_no_secret_is_in_any_word(tmp_path: Path) -> None:
         assert uplink.send(some(1, 1)).accepted == [0]
         assert gateway.headers[0]["authorization"] == f"Bearer {SECRET}"
         uplink.close()
+
+
+def test_key_that_goes_unencrypted_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for url in ("http://127.0.0.1:1", "http://localhost:1", "https://gateway.test"):
+        HttpUplink(url, api_key=SECRET)
+    assert caplog.messages == []
+    HttpUplink("http://gateway.test", api_key=SECRET)
+    (told,) = caplog.messages
+    assert told == "http://gateway.test: the API key goes there unencrypted, use https"
+
+
+def test_certificates_come_from_a_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        HttpUplink("https://gateway.test", ca_file=tmp_path / "ca.pem")
 
 
 def test_start_that_is_repeated_opens_one_order(tmp_path: Path) -> None:

@@ -67,6 +67,20 @@ def test_segments_come_out_as_they_went_in(tmp_path: Path) -> None:
         assert (spool.pending(), spool.pending("SO1"), spool.pending("other")) == (3, 2, 0)
 
 
+@pytest.mark.parametrize("held", [3, 700])
+def test_orders_that_are_held_are_passed_over(tmp_path: Path, held: int) -> None:
+    with Spool(tmp_path / "spool", fsync=False) as spool:
+        for _ in range(2):
+            for at in range(held):
+                spool.append([segment(1, f"held{at}")], state(2, f"held{at}"))
+            spool.append([segment(1, "good")], state(2, "good"))
+        names = [f"held{at}" for at in range(held)]
+        found = spool.oldest(10, without=names)
+        assert {each.segment.service_order_number for each in found} == {"good"}
+        assert len(found) == 2
+        assert len(spool.oldest(1, without=names)) == 1
+
+
 def test_all_of_it_is_there_after_reopening(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
         fill(spool, 3)
@@ -421,7 +435,7 @@ def test_lease_stays_until_the_last_segment_is_gone(tmp_path: Path) -> None:
         spool.reject([RejectedSegment(second.entry_id, second.segment, "R", "")])
         assert terms == spool.terms("SO1")  # it may be sent once more
         newer = OrderTerms("d.e.f", 10**13)
-        spool.keep_terms("SO1", newer)
+        spool.keep_terms({"SO1": newer, "unknown": newer})
         assert spool.retry_rejected() == 1
         assert newer == spool.terms("SO1")
         spool.acknowledge([each.entry_id for each in spool.oldest(9)])

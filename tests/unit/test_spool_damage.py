@@ -138,6 +138,24 @@ def test_what_cannot_be_a_spool_is_refused(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir() if "damaged" in each.name] == []
 
 
+def test_file_that_somebody_removes_is_saved(tmp_path: Path) -> None:
+    path, told = tmp_path / "spool", list[SpoolDamaged]()
+    with healed(path, told) as spool:
+        fill(spool, 5)
+        spool.look_after()
+        assert told == []
+        for each in tmp_path.iterdir():
+            each.unlink()
+        spool.append([segment(6)], state(7))
+        spool.look_after()
+        assert "somebody has removed" in str(told)
+        assert "6 waiting and 0 refused segments and 1 services were read" in str(told)
+        spool.append([segment(7)], state(8))
+    with Spool(path) as spool:
+        assert numbers(spool) == [1, 2, 3, 4, 5, 6, 7]
+        assert spool.sessions() == [state(8)]
+
+
 FORMAT_1 = """
 CREATE TABLE pending (id INTEGER PRIMARY KEY AUTOINCREMENT,
     service_order_number TEXT NOT NULL, business_data_number INTEGER NOT NULL,

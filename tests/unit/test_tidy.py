@@ -144,9 +144,9 @@ PURE = (
     "durabill.producers.gateway.auth.key_changes",
     "durabill.producers.gateway.auth.issuer_keys",
     "durabill.producers.gateway.auth.tokens",
-    "durabill.producers.sdk.pace",
     "durabill.producers.sdk.session",
     *ORACLE,
+    "durabill.producers.sdk.pace",
 )
 IMPURE = {
     "aiokafka",

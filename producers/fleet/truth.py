@@ -26,7 +26,7 @@ from durabill.producers.fleet.truth_order import (
     OrderHistory,
     Policy,
 )
-from durabill.producers.fleet.truth_wire import Headers, is_order_number, read_long
+from durabill.producers.fleet.truth_wire import Headers, is_order_number, read_body, read_long
 from durabill.producers.fleet.truth_wire import LogRecord as LogRecord
 from durabill.schemas import OrderTotal, Reason, SegmentEvent, partition_for
 
@@ -69,20 +69,6 @@ class LogTruth:
 
 
 # -- one record ---------------------------------------------------------------------------
-
-
-def _read_body(body: bytes) -> tuple[bytes, int, int, int, bool]:
-    """Return (number, business data number, start, end, end identifier), or raise ValueError."""
-    size, at = read_long(body, 0)
-    number = body[at : at + size] if size >= 0 else b""
-    if len(number) != size:
-        raise ValueError("the string is cut off")
-    business_data_number, at = read_long(body, at + size)
-    start_ms, at = read_long(body, at)
-    end_ms, at = read_long(body, at)
-    if body[at:] not in (b"\x00", b"\x01"):
-        raise ValueError("one byte, 0 or 1, must be left for the end identifier")
-    return number, business_data_number, start_ms, end_ms, body[at:] == b"\x01"
 
 
 @lru_cache(100_000)
@@ -131,7 +117,7 @@ def judge(
     if value[2:10] != SEGMENT_FINGERPRINT:
         return Reason.UNKNOWN_SCHEMA
     try:
-        number, business_data_number, start_ms, end_ms, end_identifier = _read_body(value[10:])
+        number, business_data_number, start_ms, end_ms, end_identifier = read_body(value[10:])
     except ValueError:
         return Reason.NOT_AVRO
     length_ms = end_ms - start_ms
@@ -232,12 +218,15 @@ class _Log:
         origin = forwarded_from(record.headers, record.partition, self._partitions)
         if origin is not None:
             self._truth.forwarded.add(origin)
+        why: Reason | None
         if isinstance(verdict, SegmentEvent):
-            verdict = self._take(record, now_ms, verdict, origin)
+            why = self._take(record, now_ms, verdict, origin)
         elif isinstance(verdict, Opening):
-            verdict = self._open(record, now_ms, verdict)
-        if verdict is not None:
-            letter = DeadLetter(verdict, record.partition, record.offset)
+            why = self._open(record, now_ms, verdict)
+        else:
+            why = verdict
+        if why is not None:
+            letter = DeadLetter(why, record.partition, record.offset)
             self._truth.dead_letters.append(letter)
 
     def _pass_time(self, record: LogRecord) -> int:

@@ -52,7 +52,7 @@ def _read(body: bytes) -> tuple[bytes, tuple[str, str], list[int]]:
         texts[name], at = _text(body, at, most)
     if not re.fullmatch("[A-Za-z0-9._-]+", texts["tenant"]):
         raise ValueError("no tenant")
-    keys = []
+    keys: list[str] = []
     while True:
         block, at = read_long(body, at)
         if block < 0:

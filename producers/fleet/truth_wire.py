@@ -29,6 +29,20 @@ def read_long(body: bytes, at: int) -> tuple[int, int]:
     raise ValueError("the number is cut off, or has more than ten bytes")
 
 
+def read_body(body: bytes) -> tuple[bytes, int, int, int, bool]:
+    """Return (number, business data number, start, end, end identifier), or raise ValueError."""
+    size, at = read_long(body, 0)
+    number = body[at : at + size] if size >= 0 else b""
+    if len(number) != size:
+        raise ValueError("the string is cut off")
+    business_data_number, at = read_long(body, at + size)
+    start_ms, at = read_long(body, at)
+    end_ms, at = read_long(body, at)
+    if body[at:] not in (b"\x00", b"\x01"):
+        raise ValueError("one byte, 0 or 1, must be left for the end identifier")
+    return number, business_data_number, start_ms, end_ms, body[at:] == b"\x01"
+
+
 @lru_cache(100_000)
 def is_order_number(number: bytes) -> bool:
     """Return whether bytes are 1 to 64 of UTF-8 without a control character."""

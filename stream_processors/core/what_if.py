@@ -85,7 +85,7 @@ class PolicyChange:
     interim_interval_ms: int | None = None
 
     @property
-    def named(self) -> dict[str, int]:
+    def named(self) -> dict[str, Any]:
         """Return the times that are changed, by their names."""
         times = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: time_ms for name, time_ms in times.items() if time_ms is not None}

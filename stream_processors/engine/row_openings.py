@@ -47,7 +47,9 @@ class OpeningsOfRows:
         terms = np.frombuffer(openings.terms, rows.OPENING).tolist()
         for slot, found, owner in zip(slots, terms, openings.owners, strict=True):
             if is_there(slot):
-                self.put(slot, Opened(*found, *_tenant_and_client(owner)))
+                begin_ms, until_ms, offset = found
+                owned_by = _tenant_and_client(owner)
+                self.put(slot, Opened(begin_ms, until_ms, offset, *owned_by))
 
     def note_waiting(self, key: bytes, count: int) -> None:
         """Count an opening of a name as waiting, or as not waiting any more."""

@@ -109,6 +109,15 @@ def assert_told(number: str, log: Sequence[Record], folded: Folded, found: list[
     is_over = known is not None and known.phase == "SETTLED"
     if is_over and known is not None and known.deadline_ms < standing.clock_ms:
         known = None  # forgotten, though its slot has not been given back
+    opened = None if known is None else known.opened
+    says = standing.opening
+    assert (says is not None) == (opened is not None)
+    if says is not None and opened is not None:
+        assert (says.tenant, says.client) == (opened.tenant, opened.client)
+        times_ms = (opened.server_timestamp_ms, opened.accept_until_ms)
+        assert (says.begin_ms, says.accept_until_ms) == times_ms
+    if known is not None and not known.segments:
+        known = None  # opened, and not begun
     assert known == standing.state
     assert_lives_are_apart(found)
     assert_milliseconds(number, found, standing)

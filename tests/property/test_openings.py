@@ -31,7 +31,10 @@ from tests.property.histories import (
 from tests.property.oracle import Entry, answer
 
 LOGS = opened_histories()
-TABLES = {"plain": PlainTable, "columns": ColumnTable}
+TABLES: dict[str, type[PlainTable] | type[ColumnTable]] = {
+    "plain": PlainTable,
+    "columns": ColumnTable,
+}
 KINDS = pytest.mark.parametrize("kind", TABLES)
 
 

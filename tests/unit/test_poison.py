@@ -40,7 +40,7 @@ class Faulty(PlainTable):
 
     def _fold_record(self, record: Record, effects: Effects) -> None:
         raw = self.writers.read(record.value, record.offset)
-        event = accept(raw, record.key, self.clock_ms, self.policy)
+        event = accept(raw, record.key, self.clock_ms)
         self.is_broken = event.business_data_number == 13
         assert not self.is_broken, "we don't like this number"
         super()._fold_record(record, effects)

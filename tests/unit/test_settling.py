@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -43,7 +43,9 @@ class Example:
 def read_example(info: str, content: str) -> Example:
     """Return a block as what it says; every line is a segment or a total."""
     given = dict(each.split("=") for each in info.split())
-    times = {SETTINGS[name]: 1_000 * int(seconds) for name, seconds in given.items()}
+    times: dict[str, Any] = {
+        SETTINGS[name]: 1_000 * int(seconds) for name, seconds in given.items()
+    }
     example = Example(Policy(**times))
     for line in content.splitlines():
         found = _SEGMENT.fullmatch(line)

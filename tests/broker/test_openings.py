@@ -1,5 +1,6 @@
 """Openings through real workers: passed on once, into the ledger, and proven by the audit."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def dsn(deployed: Deployment, postgres_dsn: str) -> str:
     return dsn
 
 
+def flags_of(deployed: Deployment, folder: Path) -> dict[str, str]:
+    """The settings of a command."""
+    return {
+        "bootstrap_servers": deployed.bootstrap_servers,
+        "application_id": deployed.name,
+        "segments_topic": deployed.segments,
+        "totals_topic": deployed.totals,
+        "orders_topic": deployed.orders,
+        "dead_letters_topic": deployed.dead_letters,
+        "data_dir": str(folder),
+    }
+
+
 def test_each_is_passed_on_once_where_its_order_lives(deployed: Deployment) -> None:
     log = {(each.partition, each.offset): each for each in deployed.log()}
     found = deployed.found_openings()
@@ -129,6 +143,26 @@ def test_a_falsified_orders_topic_is_found(deployed: Deployment, how: str) -> No
     assert kinds == [(EXPECTED[how], "SO-3")]
 
 
+def test_leakage_and_order_tell_of_them(deployed: Deployment, dsn: str, tmp_path: Path) -> None:
+    settings = flags_of(deployed, tmp_path)
+    for more in ({}, {"ledger_dsn": dsn}):
+        source = ["--source", "ledger"] if more else []
+        ran = run("leakage", "--json", *source, **settings, **more)
+        found = json.loads(ran.stdout)["opened_without_total"]
+        assert (found["opened_orders"], found["orders"]) == (ORDERS, ORDERS // 5)
+        assert found["by_tenant"] == {
+            f"tenant-{each}": {"orders": 2, "never_reported": 0} for each in range(3)
+        }
+        unreported = {each["number"] for each in found["look_at_first"]}
+        assert unreported == {f"SO-{at}" for at in range(0, ORDERS, 5)}
+    told_of = json.loads(run("order", "SO-1", "--json", **settings).stdout)
+    first, refused = told_of["openings"]
+    assert (first["tenant"], first["repeats"], first["attributes"]) == (
+        "tenant-1", 1, {"plan": "gøld", "site": ""},
+    )  # fmt: skip
+    assert (refused["tenant"], refused["reason"]) == ("thief", "ALREADY_OPENED")
+
+
 def test_an_empty_topic_lacks_all_and_one_that_is_not_there_proves_nothing(
     deployed: Deployment,
 ) -> None:
@@ -144,7 +178,8 @@ def test_an_empty_topic_lacks_all_and_one_that_is_not_there_proves_nothing(
 def test_a_deployment_from_before_needs_nothing_but_the_topic(
     bootstrap_servers: str, tmp_path: Path
 ) -> None:
-    with deployment(bootstrap_servers, tmp_path, partitions=PARTITIONS) as old:
+    short = {"settle_grace_s": 0.3, "idle_timeout_s": 0.4}
+    with deployment(bootstrap_servers, tmp_path, partitions=PARTITIONS, **short) as old:
         worker = old.start_and_wait()
         old.send(traffic(1, orders=8, segments=4))
         old.wait_for_truth()
@@ -153,15 +188,7 @@ def test_a_deployment_from_before_needs_nothing_but_the_topic(
         admin.delete_topics([old.orders])[old.orders].result(20)
         wait_until(lambda: old.orders not in admin.list_topics(timeout=20).topics, "it is gone")
         _forget_orders_offsets(old)
-        settings = {
-            "bootstrap_servers": bootstrap_servers,
-            "application_id": old.name,
-            "segments_topic": old.segments,
-            "totals_topic": old.totals,
-            "orders_topic": old.orders,
-            "dead_letters_topic": old.dead_letters,
-            "data_dir": str(tmp_path),
-        }
+        settings = flags_of(old, tmp_path)
         refused = run("worker", **settings)
         assert refused.returncode == AccessError.exit_code
         assert f"Kafka has no topic {old.orders}" in refused.stderr

@@ -23,7 +23,7 @@ from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker import processor as worker
 from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.ports import Runtime, SideOutput
+from durabill.stream_processors.worker.ports import Ends, Runtime, SideOutput
 from durabill.stream_processors.worker.processor import Processor
 from tests.property.batches import Entry
 from tests.unit.test_steps import NOW_MS, chunk_of, segments, table_of
@@ -69,7 +69,7 @@ class Ports:
     """
 
     segments_topic = SEGMENTS
-    position = 0
+    ends = Ends(0, 0)
 
     def __init__(self) -> None:
         self.entries: list[bytes] = []

@@ -25,6 +25,7 @@ LONG_FILES = {
     "producers/sdk/spool.py": "one file format and all that is done to it",
     "stream_processors/core/explain.py": "one order's replay, and all that it tells",
     "stream_processors/core/order.py": "the life of an order: the specification of billing",
+    "stream_processors/engine/columns.py": "how a batch goes through rows and plain orders",
     "stream_processors/engine/kernel/fold.py": "one compiled loop and what it inlines",
     "stream_processors/engine/kernel/parse.py": "the bytes of a record, field by field",
     "stream_processors/engine/kernel/rows.py": "what a row is, and its arithmetic",

@@ -77,8 +77,8 @@ def migrate_from_1(db: sqlite3.Connection) -> None:
 
 
 def row_sum(*values: object) -> int:
-    """Return the sum of a row's values."""
-    return zlib.crc32(repr(values).encode())
+    """Return the sum of a row's values, signed: so it takes four bytes in a row."""
+    return zlib.crc32(repr(values).encode()) - 2**31
 
 
 def segment_row(segment: SegmentEvent) -> Row:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -279,6 +280,11 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
     ) as client:
         service = client.start(grant=Grant("SO1", NOW_MS, 1))
         wait_until(lambda: any(isinstance(each, SpoolFull) for each in trouble), "SpoolFull")
+        with suppress(SpoolFull):  # a row may be a byte shorter than the one before
+            for at in range(900, 1_000):
+                more = [SegmentEvent("SO2", at, NOW_MS, NOW_MS + 1, False)]
+                client._spool.append(more, SessionState("SO2", 10, at + 1, 900, ended=True))
+                other += more
         with pytest.raises(SpoolFull, match="nothing was stored"):
             service.end()
         uplink.is_up = True
@@ -286,7 +292,7 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
         assert service.end().acknowledged
     got = {each for each in uplink.got if each.service_order_number == "SO1"}
     check_whole(sorted(got, key=lambda each: each.business_data_number))
-    assert set(other) == set(uplink.got) - got
+    assert set(uplink.got) - got == set(other)
 
 
 def test_running_services_outlive_a_clean_close(tmp_path: Path) -> None:

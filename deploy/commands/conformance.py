@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from durabill.producers.conformance.server import Scenario
 
 conformance_app = typer.Typer(
-    no_args_is_help=True, help="Tests clients in any language: plays a gateway that makes trouble."
+    no_args_is_help=True,
+    help="Tests clients in any language: `durabill conformance serve` plays a gateway that makes"
+    " trouble, and judges.",
 )
 
 Orders = Annotated[int, typer.Option(min=1, max=1_000, help="Services that the client is to run.")]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from durabill.stream_processors.worker.subjects import Standing
 
 schemas_app = typer.Typer(
-    no_args_is_help=True, help="Our schemas in a schema registry, for Kafka Connect and ksqlDB."
+    no_args_is_help=True,
+    help="Our schemas in a registry, for Kafka Connect and ksqlDB: `durabill schemas check`.",
 )
 
 

@@ -115,7 +115,7 @@ class Stage:
             await_kafka(self.settings)
             run = f"durabill-demo-{secrets.token_hex(4)}"
             changes["application_id"] = run
-            for role in ("segments", "totals", "dead_letters"):
+            for role in ("segments", "totals", "orders", "dead_letters"):
                 changes[f"{role}_topic"] = f"{run}.{role.replace('_', '-')}"
             changes["seal_topic"] = f"{run}.seal-checkpoints"
         if self.is_own_postgres:

@@ -229,7 +229,12 @@ class ConsumerThread(PatientConsumerThread):
         fetch = fetcher._proc_fetch_request
 
         async def fetch_and_note(assignment: Any, node_id: int, request: Any) -> Any:
-            fetched = await fetch(assignment, node_id, request)
+            try:
+                fetched = await fetch(assignment, node_id, request)
+            except asyncio.CancelledError:
+                # Only `close` cancels it, and then waits for it as if that couldn't raise. It does
+                # where a fetch has just failed, and the end of a worker would be a fault of its own.
+                return False
             self._note_lost_place(assignment, request)
             self._note_log_ends(assignment, request)
             return fetched

@@ -283,13 +283,17 @@ def test_compacted_segments(deployed: Deployment) -> None:
     assert {f"once-{each}" for each in range(1, 7)} < {each.service_order_number for each in totals}
 
 
+SIZES = (1_048_588, 16 << 20, 1_048_588, 2 << 20, 16 << 20)
+"""Of segments, totals, orders, dead letters and checkpoint."""
+
+
 def test_topics_too_small_for_what_a_worker_has_to_write(deployed: Deployment) -> None:
     names = deployed.topics.by_role
     for name in names.values():
         alter(deployed, name, max_message_bytes="1000000")
     with pytest.raises(ContractError) as caught:
         check_topics(deployed.kafka, deployed.topics)
-    for name, size in zip(names.values(), (1_048_588, 16 << 20, 2 << 20, 16 << 20), strict=True):
+    for name, size in zip(names.values(), SIZES, strict=True):
         assert f"{name} has max.message.bytes=1000000" in str(caught.value)
         assert f"{name} --add-config max.message.bytes={size}" in str(caught.value)
     alter(deployed, deployed.segments, max_message_bytes="5000000")

@@ -99,7 +99,7 @@ def test_a_port_in_use_is_told_at_once_before_anything_is_joined(
         ("gateway", "--gateway-port", port),
         ("kafka", "start", "--port", port),
         ("postgres", "start", "--port", port),
-        ("gateway", "--gateway-host", "192.0.2.1"),
+        ("gateway", "--gateway-host", "192.0.2.1", "--gateway-auth", "proxy"),
     ]
     # Kafka is away: who looked for it first would wait for half a minute, and say so.
     *ran, elsewhere = side_by_side(commands, data_dir=str(tmp_path), bootstrap_servers=AWAY)
@@ -238,6 +238,9 @@ def test_strange_order_numbers_are_seen_and_exact_in_json(
     assert [number.encode() for number in NUMBERS] == keys
 
 
+ROLES = ("segments", "totals", "orders", "dead_letters")
+
+
 def test_each_process_says_what_it_is_that_it_is_ready_and_that_it_stopped(
     bootstrap_servers: str, postgres_dsn: str, tmp_path: Path
 ) -> None:
@@ -245,7 +248,7 @@ def test_each_process_says_what_it_is_that_it_is_ready_and_that_it_stopped(
     settings = {
         "bootstrap_servers": bootstrap_servers,
         "application_id": mark,
-        **{f"{role}_topic": f"{mark}.{role}" for role in ("segments", "totals", "dead_letters")},
+        **{f"{role}_topic": f"{mark}.{role}" for role in ROLES},
         "data_dir": str(tmp_path),
         "gateway_port": "0",
         "ledger_dsn": postgres_dsn,

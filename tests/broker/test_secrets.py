@@ -127,6 +127,7 @@ def test_processes_show_no_secret_while_their_database_is_away(
         bootstrap_servers=bootstrap_servers,
         segments_topic=topics.segments,
         totals_topic=topics.totals,
+        orders_topic=topics.orders,
         ledger_dsn=dsn,
         gateway_port="0",
         data_dir=str(tmp_path),

@@ -232,8 +232,8 @@ class ConsumerThread(PatientConsumerThread):
             try:
                 fetched = await fetch(assignment, node_id, request)
             except asyncio.CancelledError:
-                # Only `close` cancels it, and then waits for it as if that couldn't raise. It does
-                # where a fetch has just failed, and the end of a worker would be a fault of its own.
+                # Only `close` cancels it, and waits for it as if that couldn't raise. It does where
+                # a fetch has just failed: then a worker that is told to stop ended as by a fault.
                 return False
             self._note_lost_place(assignment, request)
             self._note_log_ends(assignment, request)

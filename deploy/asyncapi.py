@@ -76,7 +76,7 @@ MESSAGES: tuple[Message, ...] = (
     Message("OrderOpened", "Opens an order ahead of its segments", _ORDER_KEY, OPENING_SCHEMA),
     Message(
         "ClockMark",
-        "Moves the time of a silent partition on. Workers alone write it; pass it over",
+        "Tells the time in a silent partition. Workers and gateways alone write it; pass it over",
         "none",
         CLOCK_MARK_SCHEMA,
     ),

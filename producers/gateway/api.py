@@ -19,10 +19,12 @@ from durabill.schemas.order_state import OrderState
 from durabill.schemas.text import plain
 from durabill.schemas.units import refused_time, unit_hint
 
-CLOCK_MARGIN_MS = 600_000
-"""How far the gateway's clock may be off the broker's while it has not learned the broker's yet.
-The rules about lateness and the future speak of the broker's append time, so the gateway refuses
-beforehand only what is beyond a margin as well: that is certain to become a dead letter."""
+ARRIVES_FROM_MS, ARRIVES_UNTIL_MS = 1_577_836_800_000, 4_102_444_800_000
+"""2020 and 2100: between them a record arrives, whatever is wrong with this machine's clock. The
+rules about lateness and the future speak of the broker's append time. While the gateway hasn't
+learned of late what that is, it refuses beforehand only what can't count at any of these times
+(seconds and microseconds, say); all else goes to Kafka, whose acknowledgement judges it, and
+teaches the time."""
 SEGMENTS_MAX = 1_000
 DETAIL_CHARS_MAX = 200
 ERRORS_MAX = 20
@@ -262,10 +264,16 @@ class TimeRules:
 
     correction_window_ms: int | None
     now_ms: int
-    early_margin_ms: int = CLOCK_MARGIN_MS
-    late_margin_ms: int = CLOCK_MARGIN_MS
+    early_margin_ms: int = 0
+    late_margin_ms: int = 0
     opened_ms: int = 0
     accept_until_ms: int = -1
+
+    @classmethod
+    def at_any_time(cls, correction_window_ms: int | None, now_ms: int) -> "TimeRules":
+        """Return the rules while nobody knows what time it is; `now_ms` is for the texts."""
+        early_ms, late_ms = ARRIVES_UNTIL_MS - now_ms, now_ms - ARRIVES_FROM_MS
+        return cls(correction_window_ms, now_ms, early_ms, late_ms)
 
     def bounds_ms(self) -> Bounds:
         """Return what may count, whenever the segment arrives."""

@@ -5,11 +5,19 @@ broker's clock is ahead of ours by at most a - s and at least a - t. Ours is the
 here, so a wall clock that is set neither changes the estimate nor hides that it was wrong.
 """
 
+import time
 from collections.abc import Callable
 
 KEPT_MS = 60_000
 """How long a narrow estimate is kept before a wider one replaces it: clocks drift, a few ms a
-minute at worst."""
+minute at worst. So long after the last acknowledgement nobody is refused by the estimate: this
+machine may have slept, or the broker's clock been set."""
+
+
+def awake_or_asleep_ns() -> int:
+    """Return a clock without steps that counts suspends too, where the platform has one."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic_ns() if boottime is None else time.clock_gettime_ns(boottime)
 
 
 class BrokerClock:
@@ -24,6 +32,7 @@ class BrokerClock:
         self._monotonic_ns = monotonic_ns
         self._bounds_ms: tuple[int, int] | None = None  # of broker's - monotonic
         self._learned_ms = 0
+        self._heard_ms = 0
 
     def tick_ms(self) -> int:
         """Return the monotonic clock; `learn` takes two of these."""
@@ -33,6 +42,7 @@ class BrokerClock:
         """Take in that what was sent at tick `sent_ms` has this append time, as of `acked_ms`."""
         assert sent_ms <= acked_ms
         low, high = append_ms - acked_ms, append_ms - sent_ms
+        self._heard_ms = acked_ms
         if self._bounds_ms is not None and acked_ms - self._learned_ms < KEPT_MS:
             known_low, known_high = self._bounds_ms
             # Bounds that don't meet: the broker's clock was set, or another broker leads.
@@ -54,8 +64,8 @@ class BrokerClock:
         return self.now_ms() - self._wall_ns() // 1_000_000
 
     def error_ms(self) -> int | None:
-        """Return how far `now_ms` may be off; None if nothing has been learned."""
-        if self._bounds_ms is None:
+        """Return how far `now_ms` may be off; None if nothing has been learned of late."""
+        if self._bounds_ms is None or self.tick_ms() - self._heard_ms > KEPT_MS:
             return None
         low, high = self._bounds_ms
         return (high - low + 1) // 2 + 1

@@ -31,9 +31,9 @@ from durabill.producers.sdk.stored import Stored, stored_at
 class Delivery:
     """The records of one key, and where Kafka has them once `SegmentProducer.deliver` returned.
 
-    `is_stored` tells whether all of them are acknowledged; `error` says why not. `first` is where
-    the first of them lies, `last` the last one; others' records may lie between them. With
-    `wants_each`, `each` says it of every record.
+    With an empty key they have none. `is_stored` tells whether all of them are acknowledged;
+    `error` says why not. `first` is where the first of them lies, `last` the last one; others'
+    records may lie between them. With `wants_each`, `each` says it of every record.
     """
 
     __slots__ = ("_on_done", "_reports", "each", "error", "first", "key", "last", "values")
@@ -56,7 +56,7 @@ class Delivery:
     def produce(self, producer: Producer, topic: str, on_done: Callable[[], None]) -> None:
         """Queue all records; `on_done` is called once, when it is known what became of them."""
         self._on_done = on_done
-        produce, key = producer.produce, self.key
+        produce, key = producer.produce, self.key or None
         report: Any = self._reports.setdefault if self.each is None else self._report
         try:
             for value in self.values[:-1]:

@@ -19,6 +19,7 @@ from durabill.producers.gateway.damping import Damper, DampingFilter
 from durabill.producers.gateway.delivery import Delivery
 from durabill.producers.sdk.kafka_uplink import KafkaConfig, producer_config
 from durabill.producers.sdk.stored import Stored
+from durabill.schemas import ClockMark, encode_clock_mark
 
 log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger(f"{__name__}.librdkafka")
@@ -107,6 +108,8 @@ class SegmentProducer:
             librdkafka_log.addFilter(DampingFilter())
         self._producer = Producer(config, logger=librdkafka_log)
         self._poll_timer = self._loop.call_later(_IDLE_POLL_S, self._tick)
+        self._learning = asyncio.Lock()
+        self._teaches_time = True
         self._ready_mutex = asyncio.Lock()
         self._ready_until_s = 0.0
         self._not_ready: str | None = None
@@ -123,6 +126,17 @@ class SegmentProducer:
             raise self.told(delivery.error)
         assert delivery.each is not None
         return delivery.each
+
+    async def learn_time(self) -> None:
+        """Have the clock learn the broker's time, where it hasn't of late, by a clock mark.
+
+        Raises as `publish`.
+        """
+        async with self._learning:
+            if self._teaches_time and self.clock.error_ms() is None:
+                await self.publish(b"", [_TIME_ASKED])
+                # A topic with the time of clients tells nothing, however often it is asked.
+                self._teaches_time = self.clock.error_ms() is not None
 
     async def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Publish all records of a request; return when it is known what became of each delivery.
@@ -227,4 +241,5 @@ class SegmentProducer:
                 request.done.set_exception(BackendUnavailable(_FAILED))
 
 
+_TIME_ASKED = encode_clock_mark(ClockMark("gateway", 0))
 _FAILED = "the gateway's Kafka producer has failed for good; the process starts again"

@@ -4,10 +4,12 @@ The effects of a start, in this order:
   1. read and check everything; any fault refuses the start, nothing is stored
   2. find the number: a new one; with an Idempotency-Key the one that this key always gives; or the
      client's own choice, which is refused if the order's worker knows it (409)
-  3. append the OrderOpened to the number's partition, and wait for Kafka's acknowledgement
-  4. answer 201 with the server timestamp of step 3's record, and the lease
+  3. for a number that is bound to its start, learn the broker's time where it isn't known of late,
+     by a clock mark
+  4. append the OrderOpened to the number's partition, and wait for Kafka's acknowledgement
+  5. answer 201 with the server timestamp of step 4's record, and the lease
 
-A crash between 3 and 4 leaves an order that is opened, and never reported: `durabill leakage` tells
+A crash between 4 and 5 leaves an order that is opened, and never reported: `durabill leakage` tells
 of it, unless its start is repeated with the same Idempotency-Key. Two starts with one number at the
 same time may both get past 2. The log decides then: the opening with the lower offset holds, the
 other becomes a dead letter, or is passed over where both are of one client.
@@ -116,6 +118,8 @@ class OrderDesk:
             known = await self._known(wanted, number)
             if known is not None:
                 return known
+            # Such an opening gets no second try under another number: its time has to be right.
+            await self._learn_time()
             return await self._open(wanted, number)
         for _ in range(2):
             now_ms = authority.clock.now_ms()
@@ -123,6 +127,12 @@ class OrderDesk:
             if abs(grant.server_timestamp_ms - authority.clock.now_ms()) < _CLOCK_WRONG_MS:
                 break  # else the clock has learned better by the very acknowledgement
         return grant
+
+    async def _learn_time(self) -> None:
+        try:
+            await self._publisher.learn_time()
+        except (Overloaded, BackendUnavailable) as error:
+            raise _told(error) from error
 
     async def _known(self, wanted: Start, number: str) -> OrderGrant | None:
         """Return the grant of an order that the same start has opened; None for a free number.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from durabill.producers.gateway.api import (
+    ARRIVES_UNTIL_MS,
     DETAIL_CHARS_MAX,
     Bounds,
     SegmentRequest,
@@ -26,12 +27,13 @@ from durabill.producers.gateway.upload_shapes import (
     UploadAnswer,
     number_shown,
 )
-from durabill.schemas import BadRecord, SegmentEvent, check_order_number
+from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX
 from durabill.schemas.text import plain
 from durabill.schemas.upload_receipt import ReceiptUpload, digest_of, ranges_of
 
 _NO_BYTES = Encoded([], b"", [], 0, 0, False, True)
+_NEVER_MS = ARRIVES_UNTIL_MS + FUTURE_TOLERANCE_MS
 _NO_ROWS: Sequence[Row] = ()
 
 
@@ -74,8 +76,9 @@ class PendingUpload:
         except BadRecord as bad:
             self._refuse_all(bad.reason, bad.detail, is_final=True)
         except ApiError as error:
-            # A lease can be renewed, and shown then; of somebody else's nothing comes.
-            self._refuse_all(error.reason, error.detail, is_final=error.status == 403)
+            # A lease can be renewed. Somebody else's may be the client's own again tomorrow: its
+            # key was given to another name, by a slip of the operator.
+            self._refuse_all(error.reason, error.detail, is_final=False)
         else:
             self.key = self.number.encode()
             if lease is not None:
@@ -203,7 +206,9 @@ class PendingUpload:
             segment = segment_of(self.number, index, asked)
             rules_under(self._lease, self._rules).check(segment)
         except (BadRecord, ApiError) as bad:
-            self._say(index, number_shown(number), bad.reason, bad.detail)
+            # What lies ahead counts once it has come, unless that is never.
+            is_final = bad.reason != Reason.IN_THE_FUTURE or end_ms > _NEVER_MS
+            self._say(index, number_shown(number), bad.reason, bad.detail, is_final=is_final)
             return None
         return segment
 

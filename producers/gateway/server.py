@@ -25,7 +25,7 @@ from durabill.producers.gateway.auth.access import Clocks
 from durabill.producers.gateway.auth.config import AccessConfig, check_access, open_access
 from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.backends import TotalsReader, WorkerPool
-from durabill.producers.gateway.broker_clock import BrokerClock
+from durabill.producers.gateway.broker_clock import BrokerClock, awake_or_asleep_ns
 from durabill.producers.gateway.checks import Gate, json_answer
 from durabill.producers.gateway.damping import NoSecrets
 from durabill.producers.gateway.kafka import SegmentProducer
@@ -100,7 +100,7 @@ class GatewayConfig:
     lookup_timeout_s: float = 2.0
     shutdown_timeout_s: float = 15.0
     clock: Callable[[], int] = time.time_ns
-    monotonic: Callable[[], int] = time.monotonic_ns
+    monotonic: Callable[[], int] = awake_or_asleep_ns
     entropy: Callable[[int], bytes] = os.urandom
 
     def __post_init__(self) -> None:

@@ -233,7 +233,7 @@ class UploadDesk:
         window_ms, now_ms = self._correction_window_ms, self._clock.now_ms()
         error_ms = self._clock.error_ms()
         if error_ms is None:
-            return TimeRules(window_ms, now_ms)
+            return TimeRules.at_any_time(window_ms, now_ms)
         error_ms += CLOCK_WANDER_MS
         # It may take until the delivery's timeout to arrive, and be the less early then.
         return TimeRules(window_ms, now_ms, error_ms + self._delivery_timeout_ms, error_ms)

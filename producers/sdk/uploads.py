@@ -23,6 +23,8 @@ from durabill.schemas import SegmentEvent
 RECEIPT_CHARS_MAX = 1_000_000
 LEASE_REASONS = {"LEASE_MISSING", "LEASE_INVALID", "LEASE_EXPIRED"}
 """What a new lease mends: it is asked for, and the segments are sent again."""
+_NEVER_FINAL = {*LEASE_REASONS, "LEASE_OF_ANOTHER"}
+"""Whatever a server says: its operator may have changed the keys, and puts it right again."""
 
 
 class _Error(msgspec.Struct):
@@ -150,12 +152,11 @@ def _read_upload(
         found = errors.get(at)
         if found is None:
             result.accepted.append(index)
-        elif found.stored:
+        elif found.final and found.stored:
             result.refused[index] = WillNotCount(found.reason, found.detail)
-        elif found.reason in LEASE_REASONS:
-            result.stale_leases.add(number)
-            result.failed[number] = OrderFailed(f"order {number!r}: {found.reason}: {found.detail}")
-        elif found.final:
+        elif found.final and found.reason not in _NEVER_FINAL:
             result.refused[index] = UplinkRefused(found.reason, found.detail)
         else:
+            if found.reason in LEASE_REASONS:
+                result.stale_leases.add(number)
             result.failed[number] = OrderFailed(f"order {number!r}: {found.reason}: {found.detail}")

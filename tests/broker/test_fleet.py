@@ -22,6 +22,7 @@ from durabill.producers.fleet.run import (
 from durabill.producers.fleet.truth import LogRecord, read_log
 from durabill.producers.fleet.truth_file import read_truth
 from durabill.producers.fleet.truth_order import Policy
+from durabill.producers.gateway.authority import AuthorityConfig
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas import Reason, partition_for
 from tests.broker.gateway_kit import gateway, read_topic
@@ -206,11 +207,9 @@ def test_gateway_that_refuses_stops_the_run(
     bootstrap_servers: str, topics: Topics, tmp_path: Path
 ) -> None:
     kafka = {"bootstrap.servers": bootstrap_servers}
-    window_ms = 1  # the gateway takes everything for too late
-    config = GatewayConfig(
-        kafka, topics.segments, correction_window_ms=window_ms, clock=lambda: 4 * 10**18
-    )
-    with gateway(config) as url, pytest.raises(FleetError, match="TOO_LATE"):
+    authority = AuthorityConfig(are_leases_required=True)  # and the fleet has none
+    config = GatewayConfig(kafka, topics.segments, authority=authority)
+    with gateway(config) as url, pytest.raises(FleetError, match="LEASE_MISSING"):
         run_fleet(
             FleetPlan(seed=1, orders=5, segments_per_order=5),
             kafka,

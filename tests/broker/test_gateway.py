@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from durabill.producers.gateway.api import ARRIVES_FROM_MS, ARRIVES_UNTIL_MS
 from durabill.producers.gateway.server import GatewayConfig, serve_gateway
 from durabill.producers.gateway.starts import new_order_number
 from durabill.producers.gateway.web_server import Limits
@@ -146,8 +147,8 @@ def test_illegal_order_numbers_asked_for(url_without_kafka: str, number: str) ->
 def test_rules_are_told_for_each_segment_and_nothing_is_stored(
     config: GatewayConfig, bootstrap_servers: str, topics: Topics
 ) -> None:
-    now_ms, day_ms = 10_000_000_000, 86_400_000
-    margin_ms = 600_000
+    day_ms, now_ms = 86_400_000, 10_000_000_000  # wrong by far, and nothing corrects it
+    from_ms, until_ms = ARRIVES_FROM_MS, ARRIVES_UNTIL_MS
     known = GatewayConfig(
         config.kafka,
         config.topic,
@@ -155,20 +156,20 @@ def test_rules_are_told_for_each_segment_and_nothing_is_stored(
         clock=lambda: now_ms * 1_000_000,
     )
     body = [
-        item(1, now_ms - 5, now_ms),
+        item(1, from_ms, from_ms + 5),
         item(1, now_ms - 5, now_ms) | {"service_order_number": "SO2"},
         item(0, now_ms - 5, now_ms),
         item(2**63, now_ms - 5, now_ms),
         item(2, now_ms, now_ms - 5),
         item(3, -1, now_ms),
         item(4, now_ms, now_ms),
-        item(5, now_ms, now_ms + 60_000 + margin_ms + 1),
-        item(6, now_ms, now_ms + 60_000 + margin_ms),
-        item(7, now_ms - day_ms - 1, now_ms),
-        item(8, now_ms - day_ms, now_ms),
-        item(9, 0, now_ms - day_ms - margin_ms - 1),
-        item(10, now_ms - day_ms - margin_ms - 10, now_ms - day_ms - margin_ms - 1),
-        item(11, now_ms - day_ms - margin_ms - 10, now_ms - day_ms - margin_ms),
+        item(5, until_ms, until_ms + 60_001),
+        item(6, until_ms, until_ms + 60_000),
+        item(7, from_ms - 1, from_ms + day_ms),
+        item(8, from_ms, from_ms + day_ms),
+        item(9, 0, from_ms - day_ms - 1),
+        item(10, from_ms - day_ms - 10, from_ms - day_ms - 1),
+        item(11, from_ms - day_ms - 10, from_ms - day_ms),
     ]
     with gateway(known) as url:
         status, answer, _ = call(url, "POST", "/v1/orders/SO1/segments", body)

@@ -53,10 +53,25 @@ def test_a_narrow_estimate_is_kept_for_a_minute() -> None:
     clock = clocks.of_broker()
     clock.learn(0, 10, 1_005)
     clock.learn(100, 300, 1_200)
+    clocks.tick_ms = 300
     assert clock.error_ms() == 6
     clock.learn(KEPT_MS, KEPT_MS + 9, KEPT_MS + 1_005)
     clock.learn(2 * KEPT_MS, 2 * KEPT_MS + 200, 2 * KEPT_MS + 1_100)
+    clocks.tick_ms = 2 * KEPT_MS + 200
     assert clock.error_ms() == 101
+
+
+def test_an_estimate_that_nothing_confirms_counts_for_a_minute() -> None:
+    clocks = Clocks(0)
+    clock = clocks.of_broker()
+    for tick_ms in (0, KEPT_MS - 500):
+        clock.learn(tick_ms, tick_ms + tick_ms // 1_000, tick_ms + 1_000)
+    clocks.tick_ms = clock_heard_ms = KEPT_MS - 500 + (KEPT_MS - 500) // 1_000
+    clocks.tick_ms = clock_heard_ms + KEPT_MS
+    assert clock.error_ms() is not None
+    clocks.tick_ms += 1
+    assert clock.error_ms() is None
+    assert clock.now_ms() == clocks.tick_ms + 1_000
 
 
 def test_a_broker_whose_clock_is_set_is_believed_at_once() -> None:

@@ -356,11 +356,11 @@ def test_leases_are_looked_at_upload_by_upload(stand: Stand) -> None:
     )
     assert [found(each) for each in answer.uploads] == [
         [(1, 2, "BEFORE_OPENING", True, False)],
-        [(0, 1, "LEASE_OF_ANOTHER", True, False)],
+        [(0, 1, "LEASE_OF_ANOTHER", False, False)],
         [(0, 1, "LEASE_MISSING", False, False)],
         [(0, 1, "LEASE_EXPIRED", False, False)],
         [(0, 1, "LEASE_INVALID", False, False)],
-        [(0, 1, "LEASE_OF_ANOTHER", True, False)],
+        [(0, 1, "LEASE_OF_ANOTHER", False, False)],
         [],
     ]
     assert answer.uploads[0].accept_until_ms == lease.accept_until_ms
@@ -408,6 +408,32 @@ def test_what_is_stored_is_judged_by_its_arrival(knows_broker: bool) -> None:
     assert found(answer)[-1] == (2, 3, "TOO_LATE", True, True)
     stand.kafka.append_ms = lambda: None  # a topic with the time of clients: nobody knows
     assert found(stand.post_one(rows)) == []
+
+
+@pytest.mark.parametrize("wrong_ms", [-(10**9), 10**9])
+def test_a_gateway_that_does_not_know_the_time_refuses_nothing_by_it(wrong_ms: int) -> None:
+    """Else nothing would be produced, and no acknowledgement would ever tell the time."""
+    stand = Stand(knows_broker=False)
+    right = item(1, NOW_MS + wrong_ms - 9, NOW_MS + wrong_ms)
+    stand.kafka.append_ms = lambda: NOW_MS + wrong_ms
+    answer = stand.post_one([right, item(2, NOW_MS * 1_000, NOW_MS * 1_000), item(3, 9, 99)])
+    assert (answer.stored, found(answer)) == (
+        1,
+        [(1, 2, "BAD_TIME_SEQUENCE", True, False), (2, 3, "TOO_LATE", True, False)],
+    )
+    _, values = stand.desk._checked("SO1", [SegmentRequest(**right)], stand.desk._rules())
+    assert len(values) == 1
+
+
+def test_what_is_ahead_is_to_come_again(stand: Stand) -> None:
+    never_ms = NOW_MS * 1_000
+    answer = stand.post_one(
+        [item(1, NOW_MS, NOW_MS + 10**6), item(2, never_ms, never_ms + 5), item(3)]
+    )
+    assert found(answer) == [
+        (0, 1, "IN_THE_FUTURE", False, False),
+        (1, 2, "IN_THE_FUTURE", True, False),
+    ]
 
 
 def test_each_segment_is_judged_by_its_own_arrival(stand: Stand) -> None:

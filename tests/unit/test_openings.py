@@ -33,7 +33,7 @@ from durabill.stream_processors.engine.blocks import (
 )
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.kernel import rows
-from durabill.stream_processors.engine.openings import ENTRY_PLACES
+from durabill.stream_processors.engine.openings import ENTRY_PLACES, SWEPT_MIN, WaitingOpenings
 from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.policies import Terms
@@ -274,6 +274,22 @@ def test_an_opening_stays_until_its_orders_block_is_certainly_written(kind: str)
     while partition.table.confirm(NOW + 2):
         pass
     assert partition.table.snapshot(waiting) is None
+
+
+def test_of_those_that_have_gone_nothing_stays() -> None:
+    """Each may be known for years after its order has begun."""
+    years_ms = NOW + 10**11
+    waiting = WaitingOpenings(lambda _number, _count: None)
+    waiting.add("first", Opened(NOW, years_ms + 1, 0, "t", "c"))
+    for offset in range(1, 4 * SWEPT_MIN):
+        opened = Opened(NOW, years_ms, offset, "t", "c")
+        waiting.add(f"SO{offset}", opened)
+        waiting.take(f"SO{offset}", opened, NOW + offset)
+        assert not waiting.confirm(NOW + offset + 1)
+        assert len(waiting._forgotten) <= SWEPT_MIN + 3
+    assert waiting.has(0)
+    assert not waiting.confirm(Opened(NOW, years_ms + 1, 0, "t", "c").known_until_ms + 1)
+    assert (len(waiting), waiting._forgotten) == (0, [])
 
 
 def test_an_entry_of_the_largest_openings_is_small_enough() -> None:

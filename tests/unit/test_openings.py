@@ -39,6 +39,7 @@ from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.policies import Terms
 from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
+from tests.property.column_histories import assert_same_effects
 
 NOW = 1_800_000_000_000
 WINDOW_MS = 1_000
@@ -352,3 +353,21 @@ def test_a_flood_of_orders_that_nobody_opened_takes_no_rows() -> None:
     assert len(partition.refused(0, *flood)) == len(flood)
     assert isinstance(partition.table, ColumnTable)
     assert partition.table._store.counters[rows.ROWS_USED] == 0
+
+
+@pytest.mark.parametrize("policy", [POLICY, ONLY])
+def test_without_a_free_row_a_segment_may_follow_its_opening_in_a_batch(policy: Policy) -> None:
+    """The opening is deferred and has no placeholder: the kernel can't tell that it came."""
+    partition = Partition("plain"), Partition("columns")
+    partition[1].table = ColumnTable(HOME, POLICY, WriterSchemas(), rows_max=1)
+    for each in partition:
+        each.fold(0, segment(-1, 0, 1, "SO0"))
+        each.table.set_policy(policy)
+    late = [opening(number="SO1", begin_ms=-90_000), segment(-80_000, -79_000)]
+    plain, columns = (
+        each.fold(1, *late, opening(number="SO2"), segment(0, 1, 1, "SO2"), segment(0, 1, 1, "new"))
+        for each in partition
+    )
+    assert_same_effects(plain, columns)
+    assert [each.key for each in columns.openings] == [b"SO1", b"SO2"]
+    assert [each.record.key for each in columns.dead_letters] == [b"new"] * policy.opened_only

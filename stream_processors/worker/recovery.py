@@ -177,7 +177,8 @@ def restore_task(
     clock_ms, next_offset = (0, first_offset) if meta is None else (meta.clock_ms, meta.next_offset)
     table.restore(blocks_in(entries, table.place.partition), clock_ms)
     published = _published_since(table, next_offset, tail.records)
-    opened = PublishedOpenings(openings.openings if openings else (), table.place, next_offset)
+    found = openings.openings if openings else ()
+    opened = PublishedOpenings(found, table.place, next_offset, segments_topic.topic_id)
     return PartitionTask(
         table, segments_topic, next_offset, published=published, openings=opened or None
     )
@@ -204,7 +205,8 @@ def _published_since(
             raise StateError(
                 f"the totals topic has a total of order {shown(key.decode('utf-8', 'replace'))} in"
                 f" partition {table.place.partition}, where it doesn't belong: it was filled while"
-                " the segments had another number of partitions. Use new topics for both"
+                " the segments had another number of partitions. Use new topics for segments,"
+                " totals and orders"
             )
         known = table.age_of(key) or (next_offset, 0)
         if (total.source_offset, total.revision) > known:

@@ -146,6 +146,10 @@ class Recovery:
             _log_change(partition, history[-1], task.history[-1])
         if meta is None or task.history != history:  # also an inherited history that stays
             writer.put_entries([(entry_key(partition, POLICY), encode_history(task.history))])
+        elif task.published or task.openings:
+            # A successor may have published them, by terms that it recorded after we had read
+            # ours. Then we are fenced, and learn it by this write before we judge by our terms.
+            writer.put_entries([(entry_key(partition, POLICY), encode_history(history))])
         if meta is None:
             if raw_schemas is not None:
                 writer.put_entries([(entry_key(partition, SCHEMAS), raw_schemas)])

@@ -86,7 +86,10 @@ MESSAGES: tuple[Message, ...] = (
         "The opening of an order as it was accepted",
         _ORDER_KEY,
         OPENING_SCHEMA,
-        headers={headers.SOURCE_OFFSET: _text("the opening's offset", pattern=_WHOLE)},
+        headers={
+            headers.SOURCE_OFFSET: _text("the opening's offset", pattern=_WHOLE),
+            headers.SEGMENTS_TOPIC_ID: _text("the id of the segments topic, where it has one"),
+        },
     ),
     Message(
         "DeadLetter",

@@ -94,7 +94,7 @@ class DurabillError(Exception):
 
 
 _ANOTHER_ID = "under another DURABILL_APPLICATION_ID"
-_NOT_AGAIN = "totals that have been published are not published again"
+_NOT_AGAIN = "totals and openings that have been published are not published again"
 
 START_ANEW = (
     f"start anew from the first segment {_ANOTHER_ID}, with this one as"
@@ -109,7 +109,8 @@ BEGIN_ANEW = f"start anew {_ANOTHER_ID}: {_NOT_AGAIN}"
 """What to do where the log is another one."""
 
 NEW_TOPICS = (
-    f"start anew {_ANOTHER_ID}, on new topics for segments and totals with as many partitions each"
+    f"start anew {_ANOTHER_ID}, on new topics for segments, totals and orders with as many"
+    " partitions each"
 )
 """What to do where the topic has other partitions, so that orders have moved."""
 

@@ -153,7 +153,7 @@ class PublishedOpenings:
             known = self._published.get(each.offset)
             if known is None:
                 self.missing.append(each.offset)
-            elif known[2:] == (each.key, each.value):
+            elif known[2:4] == (each.key, each.value):
                 del self._unjustified[each.offset]
 
     def check(self, next_offset: int) -> None:

@@ -23,6 +23,8 @@ can be."""
 
 ENTRY_PREFIX = "openings."
 CONFIRM_AT_ONCE = 4096
+SWEPT_MIN = 1024
+"""Instants that are not worth a sweep yet, see `WaitingOpenings._sweep`."""
 
 Note = Callable[[str, int], None]
 """Is told a number, and 1 where an opening of it begins to wait, -1 where one ends."""
@@ -41,7 +43,7 @@ class WaitingOpenings:
         self._used = 0
         self._changed: set[int] = set()
         self._forgotten: list[tuple[int, int]] = []
-        """(last instant at which it is known, offset), the first on top."""
+        """(last instant at which it is known, offset), the first on top; some have gone since."""
         self._begun: deque[tuple[int, int]] = deque()
         """(clock at the order's first segment, offset) of those whose orders have begun."""
         self._taken: set[int] = set()
@@ -117,6 +119,18 @@ class WaitingOpenings:
             self._note(number, -1)
         heapq.heappush(self._free, place)
         self._changed.add(place // ENTRY_PLACES)
+        if len(self._forgotten) > 2 * len(self._places) + SWEPT_MIN:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop the last instants of those that have gone: they may lie years ahead.
+
+        More have gone since the last sweep than are here, so it costs each that goes a few steps.
+        """
+        self._forgotten = [
+            (opened.known_until_ms, opened.offset) for _, opened in self._places.values()
+        ]
+        heapq.heapify(self._forgotten)
 
     # -- checkpoints --------------------------------------------------------------------------
 

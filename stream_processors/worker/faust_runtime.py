@@ -148,6 +148,7 @@ class FaustRuntime:
             checkpoint_topic=self._settings.checkpoint_topic,
             on_fatal=self._end,
             totals_framing=self._totals_framing,
+            segments_topic_id=self.segments_topic.topic_id,
         )
         self._writers = [each for each in self._writers if each.is_at_work()] + [writer]
         return writer

@@ -25,7 +25,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from durabill.schemas import TOTAL_HEADER, framed_total
 from durabill.schemas.errors import OWN_APPLICATION_ID, FencedError, ForeignTotals, StallError
-from durabill.schemas.headers import SOURCE_OFFSET
+from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET
 from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.table import Total
 from durabill.stream_processors.kafka.fencing import close_producer
@@ -79,12 +79,15 @@ class KafkaPartitionWriter:
         checkpoint_topic: str,
         on_fatal: Callable[[BaseException], None],
         totals_framing: bytes = TOTAL_HEADER,
+        segments_topic_id: str = "",
     ) -> None:
         self.partition = partition
         self._producer = producer
         self._totals, self._orders = totals, orders
         self._outputs = {each.topic: each for each in (totals, orders)}
         self._totals_framing = totals_framing
+        log_id = segments_topic_id.encode()
+        self._log_headers = [(SEGMENTS_TOPIC_ID, log_id)] if log_id else []
         self._checkpoint_topic = checkpoint_topic
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
@@ -109,7 +112,11 @@ class KafkaPartitionWriter:
         self._put_output(
             self._orders,
             [
-                {"key": key, "value": value, "headers": [(SOURCE_OFFSET, str(offset).encode())]}
+                {
+                    "key": key,
+                    "value": value,
+                    "headers": [(SOURCE_OFFSET, str(offset).encode()), *self._log_headers],
+                }
                 for key, value, offset in openings
             ],
         )

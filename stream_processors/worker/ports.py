@@ -30,12 +30,16 @@ class Tail(NamedTuple):
 
 
 class PublishedOpening(NamedTuple):
-    """A record of the orders topic at `offset`, of the opening at `source_offset` of the log."""
+    """A record of the orders topic at `offset`, of the opening at `source_offset` of the log.
+
+    `topic_id` is the id of the segments topic that had it, "" where it isn't known.
+    """
 
     offset: int
     source_offset: int
     key: bytes
     value: bytes
+    topic_id: str = ""
 
 
 class OpeningsTail(NamedTuple):
@@ -66,7 +70,7 @@ class PartitionWriter(Protocol):
         """Note where the outputs ended when they were read: our first records go there."""
 
     def put_openings(self, openings: Sequence[Opening]) -> None:
-        """Queue openings, each with a header that says where in the log it lies."""
+        """Queue openings, each with headers that say in which log it lies, and where."""
 
     def put_totals(self, totals: Sequence[Total]) -> None:
         """Queue totals."""

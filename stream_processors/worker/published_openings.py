@@ -1,7 +1,13 @@
 """The openings that owners before us have published, of records that a replay has yet to bring.
 
-An opening is published with a header that says at which offset of the log it lies. So a recovery
-can tell by the orders topic alone what the replay will give once more, and suppresses it then.
+An opening is published with headers that say in which log it lies, and at which offset. So a
+recovery can tell by the orders topic alone what the replay will give once more, and suppresses it
+then.
+
+The topic may also have openings of a log before ours: the segments topic was recreated, and its
+offsets have begun anew. What was published of the same bytes at the same offset counts as ours,
+whatever log it names: the topic may have been restored. Everything else of other logs is ignored,
+and so is what names none, as records of workers before this header do.
 """
 
 from collections.abc import Iterable
@@ -16,20 +22,36 @@ from durabill.stream_processors.worker.ports import PublishedOpening
 
 
 class PublishedOpenings:
-    """What a partition's orders topic has of the log from `next_offset` on."""
+    """What a partition's orders topic has of offsets from `next_offset` on, of any log.
 
-    def __init__(self, found: Iterable[PublishedOpening], place: Place, next_offset: int) -> None:
+    `topic_id` is the segments topic's, "" where it isn't known.
+    """
+
+    def __init__(
+        self,
+        found: Iterable[PublishedOpening],
+        place: Place,
+        next_offset: int,
+        topic_id: str = "",
+    ) -> None:
         self._place = place
-        self._waiting: dict[int, PublishedOpening] = {}
+        self._topic_id = topic_id
+        waiting: dict[int, tuple[PublishedOpening, ...]] = {}
         for each in found:
             if partition_for(each.key, place.partitions) != place.partition:
                 raise StateError(
                     f"the orders topic has order {shown(each.key.decode('utf-8', 'replace'))} in"
                     f" partition {place.partition}, where it doesn't belong: it was filled while"
-                    " the segments had another number of partitions. Use new topics for both"
+                    " the segments had another number of partitions. Use new topics for segments,"
+                    " totals and orders"
                 )
             if each.source_offset >= next_offset:
-                self._waiting.setdefault(each.source_offset, each)
+                known = waiting.get(each.source_offset, ())
+                waiting[each.source_offset] = (*known, each)
+        self._waiting = {at: waiting[at] for at in sorted(waiting)}
+        offsets = sorted(each.offset for known in waiting.values() for each in known)
+        self._published_at = dict.fromkeys(offsets)
+        """The places in the orders topic of all that waits, ascending."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -39,8 +61,7 @@ class PublishedOpenings:
 
         It must also find the openings that our own replay has yet to repeat.
         """
-        first = next(iter(self._waiting.values()), None)
-        return orders_end if first is None else min(orders_end, first.offset)
+        return min(orders_end, next(iter(self._published_at), orders_end))
 
     def pass_over(self, next_offset: int) -> None:
         """Forget what lies before the offset that the replay has come to.
@@ -48,25 +69,32 @@ class PublishedOpenings:
         A block of the checkpoint may be ahead of it: the replay doesn't give its openings again.
         """
         for each in list(takewhile(lambda offset: offset < next_offset, self._waiting)):
-            del self._waiting[each]
+            self._take(each)
 
     def not_among(self, openings: list[Opening]) -> list[Opening]:
         """Return the openings without those that are published already.
 
-        Raises StateError where another one was published in the place of one of them.
+        Raises StateError where another one of our log was published in the place of one of them.
         """
         return [each for each in openings if not self._was_published(each)]
 
+    def _take(self, source_offset: int) -> tuple[PublishedOpening, ...]:
+        known = self._waiting.pop(source_offset, ())
+        for each in known:
+            del self._published_at[each.offset]
+        return known
+
     def _was_published(self, opening: Opening) -> bool:
-        known = self._waiting.pop(opening.offset, None)
-        if known is None:
-            return False
-        if (known.key, known.value) != (opening.key, opening.value):
+        known = self._take(opening.offset)
+        if any((each.key, each.value) == (opening.key, opening.value) for each in known):
+            return True
+        ours = [each for each in known if each.topic_id and each.topic_id == self._topic_id]
+        if ours:
             number = shown(opening.key.decode("utf-8", "replace"))
             raise StateError(
                 f"order {number}: the log has another opening at offset {opening.offset} than the"
-                f" one at offset {known.offset} of partition {self._place.partition} of the orders"
-                " topic. Either the log has lost records (restore them), or Durabill is wrong"
-                " (report it)"
+                f" one at offset {ours[0].offset} of partition {self._place.partition} of the"
+                " orders topic. Either the log has lost records (restore them), or Durabill is"
+                " wrong (report it)"
             )
-        return True
+        return False

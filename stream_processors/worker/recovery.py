@@ -146,6 +146,10 @@ class Recovery:
             _log_change(partition, history[-1], task.history[-1])
         if meta is None or task.history != history:  # also an inherited history that stays
             writer.put_entries([(entry_key(partition, POLICY), encode_history(task.history))])
+        elif task.published or task.openings:
+            # A successor may have published them, by terms that it recorded after we had read
+            # ours. Then we are fenced, and learn it by this write before we judge by our terms.
+            writer.put_entries([(entry_key(partition, POLICY), encode_history(history))])
         if meta is None:
             if raw_schemas is not None:
                 writer.put_entries([(entry_key(partition, SCHEMAS), raw_schemas)])
@@ -177,7 +181,8 @@ def restore_task(
     clock_ms, next_offset = (0, first_offset) if meta is None else (meta.clock_ms, meta.next_offset)
     table.restore(blocks_in(entries, table.place.partition), clock_ms)
     published = _published_since(table, next_offset, tail.records)
-    opened = PublishedOpenings(openings.openings if openings else (), table.place, next_offset)
+    found = openings.openings if openings else ()
+    opened = PublishedOpenings(found, table.place, next_offset, segments_topic.topic_id)
     return PartitionTask(
         table, segments_topic, next_offset, published=published, openings=opened or None
     )
@@ -204,7 +209,8 @@ def _published_since(
             raise StateError(
                 f"the totals topic has a total of order {shown(key.decode('utf-8', 'replace'))} in"
                 f" partition {table.place.partition}, where it doesn't belong: it was filled while"
-                " the segments had another number of partitions. Use new topics for both"
+                " the segments had another number of partitions. Use new topics for segments,"
+                " totals and orders"
             )
         known = table.age_of(key) or (next_offset, 0)
         if (total.source_offset, total.revision) > known:

@@ -6,7 +6,7 @@ from typing import Any
 from confluent_kafka import Message, Producer
 
 from durabill.schemas import OrderOpened, encode_opening, partition_for
-from durabill.schemas.headers import SOURCE_OFFSET
+from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET
 from tests.broker.traffic_kit import Pair, now_ms
 
 HOUR_MS = 3_600_000
@@ -28,11 +28,12 @@ def opening(number: str, tenant: str = "acme", **more: Any) -> Pair:
 
 
 def source_of(message: Message) -> int:
-    """Where in the log the opening of a record of the orders topic lies, by its only header."""
+    """Where in the log the opening of a record of the orders topic lies, by its headers."""
     headers: Any = message.headers() or ()
-    ((name, content),) = headers
+    (name, content), *others = headers
     assert name == SOURCE_OFFSET
     assert isinstance(content, bytes)
+    assert all(other == SEGMENTS_TOPIC_ID and of for other, of in others), others
     return int(content)
 
 

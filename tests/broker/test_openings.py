@@ -119,10 +119,10 @@ def falsified(how: str, records: list[Record]) -> list[Record]:
         return [*rest[:at], (partition, key, other, headers), *rest[at:]]
     if how == "without a place":
         return [*records, (partition, key, value, [])]
-    ((_, source),) = headers
+    (_, source), *of = headers
     # Each opening is sent twice: the next record is no opening that counts.
     places = {"of a repeat": str(int(source or b"") + 1), "of the future": str(10**15)}
-    return [*records, (partition, key, value, [(SOURCE_OFFSET, places[how])])]
+    return [*records, (partition, key, value, [(SOURCE_OFFSET, places[how]), *of])]
 
 
 EXPECTED = {

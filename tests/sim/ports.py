@@ -261,7 +261,7 @@ def openings_in(records: Iterable[tuple[int, bytes, bytes | None]]) -> list[Publ
     found = []
     for offset, key, record in records:
         source_offset, _, value = (record or b"").partition(b" ")
-        found.append(PublishedOpening(offset, int(source_offset), key, value))
+        found.append(PublishedOpening(offset, int(source_offset), key, value, "id"))
     return found
 
 

@@ -103,7 +103,7 @@ class World:
 
     async def openings_since(self, starts: Mapping[int, int | None]) -> dict[int, OpeningsTail]:
         found = [
-            PublishedOpening(at, each.offset, each.key, each.value)
+            PublishedOpening(at, each.offset, each.key, each.value, "id")
             for at, each in enumerate(self.openings)
         ]
         known = {each: start or 0 for each, start in starts.items()}

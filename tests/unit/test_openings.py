@@ -33,12 +33,13 @@ from durabill.stream_processors.engine.blocks import (
 )
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.kernel import rows
-from durabill.stream_processors.engine.openings import ENTRY_PLACES
+from durabill.stream_processors.engine.openings import ENTRY_PLACES, SWEPT_MIN, WaitingOpenings
 from durabill.stream_processors.engine.orders import PlainOrders
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.policies import Terms
 from durabill.stream_processors.engine.table import Effects, IntervalTable, Place
 from tests.property.batches import Entry, encode_batch
+from tests.property.column_histories import assert_same_effects
 
 NOW = 1_800_000_000_000
 WINDOW_MS = 1_000
@@ -276,6 +277,22 @@ def test_an_opening_stays_until_its_orders_block_is_certainly_written(kind: str)
     assert partition.table.snapshot(waiting) is None
 
 
+def test_of_those_that_have_gone_nothing_stays() -> None:
+    """Each may be known for years after its order has begun."""
+    years_ms = NOW + 10**11
+    waiting = WaitingOpenings(lambda _number, _count: None)
+    waiting.add("first", Opened(NOW, years_ms + 1, 0, "t", "c"))
+    for offset in range(1, 4 * SWEPT_MIN):
+        opened = Opened(NOW, years_ms, offset, "t", "c")
+        waiting.add(f"SO{offset}", opened)
+        waiting.take(f"SO{offset}", opened, NOW + offset)
+        assert not waiting.confirm(NOW + offset + 1)
+        assert len(waiting._forgotten) <= SWEPT_MIN + 3
+    assert waiting.has(0)
+    assert not waiting.confirm(Opened(NOW, years_ms + 1, 0, "t", "c").known_until_ms + 1)
+    assert (len(waiting), waiting._forgotten) == (0, [])
+
+
 def test_an_entry_of_the_largest_openings_is_small_enough() -> None:
     states = [
         WaitingState(place, "n" * 64, 2**60, 2**60, 2**60, "t" * 64, "c" * 64)
@@ -336,3 +353,21 @@ def test_a_flood_of_orders_that_nobody_opened_takes_no_rows() -> None:
     assert len(partition.refused(0, *flood)) == len(flood)
     assert isinstance(partition.table, ColumnTable)
     assert partition.table._store.counters[rows.ROWS_USED] == 0
+
+
+@pytest.mark.parametrize("policy", [POLICY, ONLY])
+def test_without_a_free_row_a_segment_may_follow_its_opening_in_a_batch(policy: Policy) -> None:
+    """The opening is deferred and has no placeholder: the kernel can't tell that it came."""
+    partition = Partition("plain"), Partition("columns")
+    partition[1].table = ColumnTable(HOME, POLICY, WriterSchemas(), rows_max=1)
+    for each in partition:
+        each.fold(0, segment(-1, 0, 1, "SO0"))
+        each.table.set_policy(policy)
+    late = [opening(number="SO1", begin_ms=-90_000), segment(-80_000, -79_000)]
+    plain, columns = (
+        each.fold(1, *late, opening(number="SO2"), segment(0, 1, 1, "SO2"), segment(0, 1, 1, "new"))
+        for each in partition
+    )
+    assert_same_effects(plain, columns)
+    assert [each.key for each in columns.openings] == [b"SO1", b"SO2"]
+    assert [each.record.key for each in columns.dead_letters] == [b"new"] * policy.opened_only

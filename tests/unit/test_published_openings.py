@@ -51,14 +51,17 @@ def chunk(first: int, *entries: Entry, at_ms: int = AT_MS) -> Chunk:
     return Chunk(first, first + len(entries), data)
 
 
-def published(offset: int, source_offset: int, entry: Entry) -> PublishedOpening:
+def published(
+    offset: int, source_offset: int, entry: Entry, topic_id: str = "id"
+) -> PublishedOpening:
     assert entry[0] is not None
     assert entry[1] is not None
-    return PublishedOpening(offset, source_offset, entry[0], entry[1])
+    return PublishedOpening(offset, source_offset, entry[0], entry[1], topic_id)
 
 
 def given(source_offset: int, entry: Entry) -> Opening:
-    return Opening(*published(0, source_offset, entry)[2:], source_offset)
+    _, _, key, value, _ = published(0, source_offset, entry)
+    return Opening(key, value, source_offset)
 
 
 # -- what a replay gives once more ------------------------------------------------------------
@@ -86,9 +89,40 @@ def test_a_recovery_looks_from_the_first_on_that_a_replay_may_bring() -> None:
 
 
 def test_another_opening_in_its_place_is_refused() -> None:
-    known = PublishedOpenings([published(5, 12, opening("A"))], PLACE, 10)
+    known = PublishedOpenings([published(5, 12, opening("A"))], PLACE, 10, "id")
     with pytest.raises(StateError, match="another opening at offset 12 than the one at offset 5"):
         known.not_among([given(12, opening("A", "other"))])
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("before", "id"), ("", "id"), ("id", ""), ("", "")])
+def test_what_another_log_had_there_is_ignored(theirs: str, ours: str) -> None:
+    """The segments topic was recreated, and its offsets began anew."""
+    found = [published(5, 12, opening("A"), theirs), published(6, 40, opening("B"), theirs)]
+    known = PublishedOpenings(found, PLACE, 0, ours)
+    assert known.not_among([given(12, opening("C"))]) == [given(12, opening("C"))]
+    known.pass_over(41)
+    assert (len(known), known.start(9)) == (0, 9)
+
+
+@pytest.mark.parametrize("theirs", ["before", ""])
+def test_of_two_logs_each_is_known(theirs: str) -> None:
+    a, b, c = map(opening, "ABC")
+    old = [published(0, 12, a, theirs), published(1, 90, b, theirs)]
+    found = [*old, published(2, 12, c), published(3, 13, b)]
+    known = PublishedOpenings(found, PLACE, 0, "id")
+    assert known.not_among([given(12, c)]) == []
+    assert known.start(9) == 1
+    known.pass_over(14)
+    assert (len(known), known.start(9)) == (1, 1)
+    known.pass_over(91)
+    assert known.start(9) == 9
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("before", "id"), ("", "id"), ("id", "")])
+def test_the_same_bytes_in_the_same_place_are_not_published_twice(theirs: str, ours: str) -> None:
+    """The topics were restored, or a worker from before the header published it."""
+    known = PublishedOpenings([published(5, 12, opening("A"), theirs)], PLACE, 10, ours)
+    assert known.not_among([given(12, opening("A"))]) == []
 
 
 def test_openings_of_other_partitions_are_refused() -> None:
@@ -102,7 +136,7 @@ ENTRIES = [
     *(opening("A"), segment("A"), opening("B"), opening("A"), opening("B", "thief")),
     *(opening("C"), segment("D"), segment("C"), opening("D"), opening("E")),
 ]
-ACCEPTED = [Opening(*published(0, at, ENTRIES[at])[2:], at) for at in (0, 2, 5, 9)]
+ACCEPTED = [given(at, ENTRIES[at]) for at in (0, 2, 5, 9)]
 
 
 class Died(Exception):

@@ -1,6 +1,7 @@
 """What a new owner records before anything rests on it, life after life, on a stand-in of Kafka."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -22,7 +23,7 @@ from durabill.stream_processors.engine.policies import (
 from durabill.stream_processors.engine.verdicts import SCHEMAS
 from durabill.stream_processors.worker.effect_order import ignore_step
 from durabill.stream_processors.worker.partition_task import PartitionTask
-from durabill.stream_processors.worker.ports import PartitionWriter, Runtime
+from durabill.stream_processors.worker.ports import Entry, PartitionWriter, Runtime, WriterClosed
 from durabill.stream_processors.worker.recovery import Recovery
 from tests.property.batches import encode_batch
 from tests.unit.stand import StandWriter, World
@@ -66,6 +67,22 @@ def test_what_is_inherited_is_recorded_also_where_it_stays_as_it_is(world: Lives
     assert OF_BEFORE == task.history == world.recorded()
     assert world.changelog[entry_key(0, SCHEMAS)] == VERDICTS
     assert len(task.published) == 1
+
+
+def test_an_owner_that_was_fenced_learns_it_before_it_judges_by_old_terms(world: Lives) -> None:
+    """What it finds published, a successor may have published by terms that it hasn't read."""
+
+    class Fenced(StandWriter):
+        def put_entries(self, entries: Sequence[Entry]) -> None:
+            raise WriterClosed
+
+    world.start(NEW)
+    recovery = Recovery(cast(Runtime, world), NEW, OWN_SCHEMA_ONLY, PlainTable, ignore_step)
+    with pytest.raises(WriterClosed):
+        asyncio.run(recovery.recover({0: cast(PartitionWriter, Fenced(world))}))
+    world.totals = []
+    world.start(NEW)
+    assert len(asyncio.run(recovery.recover({0: cast(PartitionWriter, Fenced(world))}))) == 1
 
 
 @pytest.mark.parametrize("wanted", [OLD, NEW])

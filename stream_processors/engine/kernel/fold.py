@@ -115,6 +115,13 @@ BROKEN = -2
 
 
 @compiled
+def is_full(arrays: Any) -> bool:
+    """Tell whether all rows are in use. Then a deferred opening leaves no placeholder."""
+    counters = arrays.counters
+    return counters[ROWS_FREE] == 0 and counters[ROWS_USED] >= arrays.orders.shape[0]
+
+
+@compiled
 def new_row(arrays: Any, words: Any, key_hash: Any) -> int:
     """Return an empty row, entered under its key; -1 if a new order can't have one now.
 
@@ -254,10 +261,11 @@ def judge_unknown(
 ) -> int:
     """Judge a record of a name that is not in the index, which `judge` has given `outcome`.
 
-    NO_ROOM where the plain core may know its order, or an opening of it.
+    NO_ROOM where the plain core may know its order, or an opening of it: also one that was deferred
+    just before, and has no row.
     """
     counters = arrays.counters
-    if counters[OVERFLOW] > 0:
+    if counters[OVERFLOW] > 0 or is_full(arrays):
         return NO_ROOM
     if counters[WAITING] > 0 and arrays.waiting[waiting_at(key_hash)] > 0:
         return NO_ROOM

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from durabill.producers.sdk.private_files import open_private
@@ -40,7 +41,8 @@ class Reserve:
         """Make room by a quarter of a whole reserve, unless that little is left."""
         if self.size_bytes >= 2 * _PART_BYTES:
             self.size_bytes -= _PART_BYTES
-            os.truncate(self._path, self.size_bytes)
+            with suppress(FileNotFoundError):  # somebody has removed it
+                os.truncate(self._path, self.size_bytes)
 
     def give_up(self) -> None:
         """Make room by all of it."""

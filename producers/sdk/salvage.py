@@ -1,10 +1,10 @@
 """What can be read of a damaged spool, so that metering goes on in a new one.
 
-The damaged file is put aside as it is, under another name, with its log. Then every row is read
-that SQLite can still reach, from both ends of each table and past what it can't read; a row whose
-sum is wrong isn't taken. Where the first page is gone, which says where all others are, the one of
-a new spool stands in for it: the tables begin on the same pages there, unless the file was made by
-an older version.
+The damaged file stays as it is, with its log (see `spool_swap`). Of a copy, or of the file itself
+where there is no room for one, every row is read that SQLite can still reach, past what it can't
+read; a row whose sum is wrong isn't taken. Where one of the pages is gone that say where all
+others are, those of a new spool stand in for them: the tables begin on the same pages there, unless
+the file was made by an older version.
 """
 
 import os
@@ -13,25 +13,32 @@ import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from durabill.producers.sdk.private_files import open_private
 from durabill.producers.sdk.session import SessionState
-from durabill.producers.sdk.spool_file import SUFFIXES
+from durabill.producers.sdk.spool_swap import real, remove
 from durabill.producers.sdk.spool_tables import (
+    ID_MAX,
     NAMES,
     PAGE_BYTES,
     SERVICE_NAMES,
     Row,
     make_tables,
     segment_of,
+    segment_row,
     state_of,
     terms_of,
+    words_of,
 )
 from durabill.producers.sdk.uplink import OrderTerms
 
-_AT_ONCE = 200
 _STEP_MAX = 4_096
+_SYSTEMS = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+}
 _HEADER = b"SQLite format 3\0"
 
 
@@ -45,6 +52,15 @@ class Salvaged:
     states: dict[str, SessionState] = field(default_factory=dict)
     terms: dict[str, OrderTerms] = field(default_factory=dict)
     unread: int = 0
+
+    def take(self, rows: list[Row], row: Row, may_lack_sum: bool) -> None:
+        """Add a segment's row to `rows`, if it is whole."""
+        with suppress(Exception):  # whatever damaged values are taken for
+            segment = segment_of(row[1:7], may_lack_sum=may_lack_sum)
+            if segment is not None:
+                rows.append((row[0], *segment_row(segment), *row[7:]))
+                return
+        self.unread += 1
 
     def write(self, db: sqlite3.Connection) -> None:
         """Write segments and receipts into a new file's tables, under the ids that they had."""
@@ -68,88 +84,74 @@ class Salvaged:
         return text
 
 
-def put_aside(path: Path) -> Path:
-    """Give a spool's file, and its log, another name beside it; return that."""
-    real_path = Path(os.path.realpath(path))
-    aside = _free_name(real_path)
-    for suffix in ("", *SUFFIXES):  # a log that stayed would be taken for the new file's
-        with suppress(FileNotFoundError):
-            os.rename(f"{real_path}{suffix}", f"{aside}{suffix}")
-    return aside
+def read_what_is_left(path: Path) -> Salvaged:
+    """Read all that can be read from a damaged file that nobody has open; it stays as it is.
 
-
-def save_removed(db: sqlite3.Connection, path: Path) -> Path | None:
-    """Save what an open file has whose name is gone, under a name beside it; None if it isn't."""
-    real_path = Path(os.path.realpath(path))
-    if real_path.exists():
-        return None
-    aside = _free_name(real_path)
+    Raises OSError, and SQLite's own errors, where the file can't be read now but may be later.
+    """
+    real_path = real(path)
+    copy = real_path.with_name(f"{real_path.name}.copy")
     try:
-        os.close(open_private(aside))
-        with closing(sqlite3.connect(aside)) as target:
-            db.backup(target)
-    except (sqlite3.Error, OSError):  # it was damaged as well, or there is no room
-        aside.unlink(missing_ok=True)
-        return None
-    with suppress(FileNotFoundError):
-        os.unlink(f"{real_path}-wal")  # of the file that was removed
-    return aside
-
-
-def _free_name(real_path: Path) -> Path:
-    number = 1
-    while (aside := real_path.with_name(f"{real_path.name}.damaged-{number}")).exists():
-        number += 1
-    return aside
-
-
-def put_back(aside: Path, path: Path) -> None:
-    """Undo `put_aside`: there is no room for a new file, or another reason to wait."""
-    real_path = Path(os.path.realpath(path))
-    for suffix in ("", *SUFFIXES):
-        with suppress(FileNotFoundError):
-            os.replace(f"{aside}{suffix}", f"{real_path}{suffix}")
-
-
-def read_what_is_left(aside: Path) -> Salvaged:
-    """Read all that can be read from a damaged file, of a copy: the file itself stays as it is."""
-    copy = aside.with_name(f"{aside.name}.copy")
-    try:
-        for suffix in ("", "-wal"):
-            with suppress(FileNotFoundError):
-                os.close(open_private(Path(f"{copy}{suffix}")))
-                shutil.copyfile(f"{aside}{suffix}", f"{copy}{suffix}")
-        left = _read(copy)
+        try:
+            _copy(real_path, copy)
+        except OSError:  # no room for a copy, or a part of the disk can't be read
+            left = _read_in_place(real_path)
+            if left is None:
+                raise
+            return left
+        left = _read(f"{copy.as_uri()}?mode=rw")
         if left is None:
-            _mend_first_page(copy)
-            left = _read(copy)
+            _mend_schema(copy)
+            left = _read(f"{copy.as_uri()}?mode=rw")
         return left or Salvaged()
-    except OSError:  # no room for a copy
-        return Salvaged()
     finally:
-        for suffix in ("", *SUFFIXES):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{copy}{suffix}")
+        with suppress(OSError):
+            remove(copy)
 
 
-def _read(path: Path) -> Salvaged | None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+def _copy(real_path: Path, copy: Path) -> None:
+    remove(copy)  # an old log would be taken for this one's
+    for suffix in ("", "-wal"):
+        if os.path.exists(f"{real_path}{suffix}"):
+            os.close(open_private(Path(f"{copy}{suffix}")))
+            shutil.copyfile(f"{real_path}{suffix}", f"{copy}{suffix}")
+
+
+def _read_in_place(real_path: Path) -> Salvaged | None:
+    if not real_path.stat().st_size:  # SQLite would remove its log
+        return None
+    # Without locks SQLite needs no file of its own for it, and doesn't work the log in.
+    vfs = "&vfs=unix-none" if os.name == "posix" else ""
+    return _read(f"{real_path.as_uri()}?mode=ro{vfs}")
+
+
+def _read(uri: str) -> Salvaged | None:
+    """Read a file; return None where it doesn't say which tables it has."""
+    with closing(sqlite3.connect(uri, isolation_level=None, uri=True)) as db:
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
             names = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
-        except sqlite3.Error:
+        except sqlite3.Error as error:
+            if _is_the_systems(error):
+                raise
             return None
         if "pending" not in names:
             return None
         left = Salvaged()
-        segments = f"id, {NAMES}" + (", sum" if "services" in names else ", NULL")
+        is_old = "services" not in names
+        may_lack_sum = is_old or "sqlite_sequence" in names  # see `may_lack_sums`
+        segments = f"id, {NAMES}" + (", NULL" if is_old else ", sum")
         for row in _rows(db, "pending", segments, left):
-            _take(left, left.pending, row, row[1:])
+            left.take(left.pending, row, may_lack_sum)
         for row in _rows(db, "rejected", f"{segments}, reason, detail", left):
-            _take(left, left.rejected, row, row[1:7])
-        if "services" not in names:
+            left.take(left.rejected, (*row[:7], *map(words_of, row[7:])), may_lack_sum)
+        if is_old:
             return left
-        left.receipts = _rows(db, "receipts", "id, kept_ms, content", left)
+        for row in _rows(db, "receipts", "id, kept_ms, content", left):
+            if isinstance(row[1], int) and isinstance(row[2], str):
+                left.receipts.append(row)
+            else:
+                left.unread += 1
         terms = {row[0]: terms_of(row[1]) for row in _rows(db, "terms", "id, content", left)}
         for row in _rows(db, "services", f"id, {SERVICE_NAMES}", left):
             with suppress(Exception):  # whatever damaged values are taken for
@@ -162,32 +164,30 @@ def _read(path: Path) -> Salvaged | None:
         return left
 
 
-def _take(left: Salvaged, rows: list[Row], row: Row, segment: Row) -> None:
-    with suppress(Exception):  # whatever damaged values are taken for
-        if segment_of(segment) is not None:
-            rows.append(row)
-            return
-    left.unread += 1
+def _is_the_systems(error: sqlite3.Error) -> bool:
+    """Tell whether an error says nothing about the file: no room, no memory, a disk that fails."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_IOERR_SHORT_READ:
+        return False
+    return code & 0xFF in _SYSTEMS
 
 
 def _rows(db: sqlite3.Connection, table: str, names: str, left: Salvaged) -> list[Row]:
     """Return the rows of a table that can be reached, by their id: whole pages may be gone."""
-    found: dict[Any, Row] = {}
+    found: dict[int, Row] = {}
     last = _ends(db, table)
     after, step = -1, 1
+    query = f"SELECT {names} FROM {table} WHERE id > ? AND id <= {ID_MAX} ORDER BY id"
     while True:
         try:
-            query = f"SELECT {names} FROM {table} WHERE id > ? ORDER BY id LIMIT ?"
-            rows = db.execute(query, (after, _AT_ONCE if step == 1 else 1)).fetchall()
+            for row in db.execute(query, (after,)):
+                found[row[0]] = row
+                after, step = row[0], 1
+            break
         except sqlite3.Error:
-            if last is None or after >= last:
+            if last is None or after >= min(last, ID_MAX):
                 break
             after, step = after + step, min(step * 2, _STEP_MAX)
-            continue
-        if not rows:
-            break
-        found.update((row[0], row) for row in rows)
-        after, step = rows[-1][0], 1
     if last is not None and last > max(found, default=-1):
         left.unread += 1
     return [found[each] for each in sorted(found)]
@@ -202,20 +202,27 @@ def _ends(db: sqlite3.Connection, table: str) -> int | None:
     return last if isinstance(last, int) else None
 
 
-def _mend_first_page(path: Path) -> None:
-    """Have the first page of an empty spool stand in for a file's own."""
+def _mend_schema(path: Path) -> None:
+    """Have the pages of an empty spool that say where its tables are stand in for a file's own."""
     template = path.with_name(f"{path.name}.page")
     try:
+        remove(template)
         os.close(open_private(template))
         with closing(sqlite3.connect(template, isolation_level=None)) as db:
             db.execute(f"PRAGMA page_size={PAGE_BYTES}")
             make_tables(db)
-        page = bytearray(template.read_bytes()[:PAGE_BYTES])
+            roots = {row[0] for row in db.execute("SELECT rootpage FROM sqlite_master")}
+        content = template.read_bytes()
+        page = bytearray(content[:PAGE_BYTES])
         assert page.startswith(_HEADER)
         pages = path.stat().st_size // PAGE_BYTES
         page[18:20] = b"\2\2"  # a log belongs to it; what that has of this page goes before it
         page[28:32] = max(pages, 1).to_bytes(4, "big")  # the file's length, so that none is missing
         with open(path, "r+b") as file:
             file.write(page)
+            for number in set(range(2, len(content) // PAGE_BYTES + 1)) - roots:
+                at = (number - 1) * PAGE_BYTES
+                file.seek(at)
+                file.write(content[at : at + PAGE_BYTES])
     finally:
         template.unlink(missing_ok=True)

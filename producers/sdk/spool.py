@@ -18,6 +18,7 @@ be called by any thread. A file that turns out to be damaged is put aside (see `
 spool was told whom to tell; else SpoolDamaged is raised.
 """
 
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -28,13 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from durabill.producers.sdk.salvage import (
-    Salvaged,
-    put_aside,
-    put_back,
-    read_what_is_left,
-    save_removed,
-)
+from durabill.producers.sdk.salvage import read_what_is_left
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool_errors import (
     SpoolBroken,
@@ -42,10 +37,18 @@ from durabill.producers.sdk.spool_errors import (
     SpoolDamaged,
     SpoolError,
     SpoolFull,
+    translated,
 )
 from durabill.producers.sdk.spool_file import SpoolFile
 from durabill.producers.sdk.spool_receipts import ReceiptBox
+from durabill.producers.sdk.spool_swap import (
+    finish_swap,
+    forget_swap,
+    replace_damaged,
+    restore_removed,
+)
 from durabill.producers.sdk.spool_tables import (
+    ID_MAX,
     NAMES,
     SERVICE_NAMES,
     insert_service,
@@ -55,6 +58,7 @@ from durabill.producers.sdk.spool_tables import (
     state_of,
     terms_of,
     terms_row,
+    words_of,
 )
 from durabill.producers.sdk.uplink import OrderTerms
 from durabill.schemas import SegmentEvent
@@ -152,16 +156,16 @@ class Spool:
         self._orders: dict[str, _Order] = {}
         self._pending = self._next_id = self._next_service_id = 0
         self._unsynced_at_s: float | None = None
-        self._is_hurt = False
+        self._is_hurt = self._is_replaced = False
+        self._untold: list[SpoolDamaged] = []  # what was put aside, until the new file is open
         self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
         self._receipts = ReceiptBox(limit_bytes // 8)
         try:
-            self._file = self._opened()
-            self._load()
-        except SpoolDamaged as error:
-            if on_damage is None:
-                raise
-            self._heal(error)
+            self._begin()
+        except BaseException:
+            if hasattr(self, "_file"):
+                self._file.close()
+            raise
 
     # -- appending -----------------------------------------------------------------------------
 
@@ -344,7 +348,10 @@ class Spool:
 
         def read() -> list[RejectedSegment]:
             rows = self._file.rows(query, values)
-            return [RejectedSegment(r[0], self._segment(r[1:7]), r[7], r[8]) for r in rows]
+            return [
+                RejectedSegment(r[0], self._segment(r[1:7]), words_of(r[7]), words_of(r[8]))
+                for r in rows
+            ]
 
         return self._locked(read)
 
@@ -353,7 +360,8 @@ class Spool:
 
         def put_back_all() -> int:
             found = self._file.rows(f"SELECT id, {NAMES}, sum FROM rejected ORDER BY id")
-            rows = [(self._next_id + at, *row[1:]) for at, row in enumerate(found)]
+            segments = [self._segment(row[1:]) for row in found]
+            rows = [(self._next_id + at, *segment_row(s)) for at, s in enumerate(segments)]
 
             def change() -> None:
                 self._run("DELETE FROM rejected")
@@ -408,8 +416,14 @@ class Spool:
     def oldest_end_ms(self) -> int | None:
         """Return when the segment that has waited longest ended, in server time."""
         query = "SELECT end_ms FROM pending ORDER BY id LIMIT 1"
-        rows = self._locked(lambda: self._file.rows(query))
-        return int(rows[0][0]) if rows else None
+
+        def read() -> int | None:
+            rows = self._file.rows(query)
+            if rows and not isinstance(rows[0][0], int):
+                raise SpoolDamaged(f"{self.path}: a segment's row isn't what was written")
+            return rows[0][0] if rows else None
+
+        return self._locked(read)
 
     def waiting_since(self, end_ms: int) -> list[tuple[str, int, int]]:
         """Return (order, how many, the first end in ms) of what ended by then and still waits."""
@@ -492,39 +506,68 @@ class Spool:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _opened(self) -> SpoolFile:
-        return SpoolFile(self.path, limit_bytes=self._limit_bytes, fsync=self._fsync)
+    def _begin(self) -> None:
+        self._finish_swap()
+        try:
+            self._open()
+            self._tell()
+        except SpoolDamaged as error:
+            if self._on_damage is None:
+                raise
+            self._heal(error)
+
+    def _finish_swap(self) -> bool:
+        aside = finish_swap(self.path)
+        if aside is not None:
+            text = f"{self.path}: a damaged file was put aside as {aside}, and then we were stopped"
+            self._untold.append(SpoolDamaged(f"{text}; what couldn't be read of it may be lost"))
+        return aside is not None
+
+    def _tell(self) -> None:
+        self._is_hurt = self._is_replaced = False
+        told, self._untold = self._untold, []
+        for each in told:
+            if self._on_damage is not None:
+                self._on_damage(each)
+
+    def _open(self) -> None:
+        self._file = SpoolFile(self.path, limit_bytes=self._limit_bytes, fsync=self._fsync)
+        self._load()
+        forget_swap(self.path)
 
     def _load(self) -> None:
         """Learn from the file what is kept in memory."""
-        self._orders = {}
+        orders: dict[str, _Order] = {}
         for row in self._file.rows(f"SELECT id, {SERVICE_NAMES} FROM services ORDER BY id"):
             state = state_of(row[1:])
             if state is None:
                 raise SpoolDamaged(f"{self.path}: a service's row isn't what was written")
-            self._orders[state.service_order_number] = _Order(row[0], state)
-        by_id = {each.service_id: each for each in self._orders.values()}
+            orders[state.service_order_number] = _Order(row[0], state)
+        by_id = {each.service_id: each for each in orders.values()}
         for service_id, content in self._file.rows("SELECT id, content FROM terms"):
             if service_id in by_id:
                 by_id[service_id].terms = terms_of(content)
-        self._pending = 0
+        pending = 0
         counts = self._file.rows(
             "SELECT service_order_number, count(*) FROM pending GROUP BY service_order_number"
         )
         for number, count in counts:
-            self._orders.setdefault(str(number), _Order()).pending = count
-            self._pending += count
+            orders.setdefault(str(number), _Order()).pending = count
+            pending += count
         rejected = self._file.rows("SELECT DISTINCT service_order_number FROM rejected")
-        self._with_rejected = {str(row[0]) for row in rejected}
+        with_rejected = {str(row[0]) for row in rejected}
         greatest = self._file.rows(
             "SELECT max(coalesce((SELECT max(id) FROM pending), 0),"
             " coalesce((SELECT max(id) FROM rejected), 0)),"
             " coalesce((SELECT max(id) FROM services), 0)"
         )[0]
+        if max(greatest) > ID_MAX:
+            raise SpoolDamaged(f"{self.path}: a row's id isn't what was written")
         # An id never comes again while we live: a late acknowledgement can't hit a new segment.
         self._next_id = max(self._next_id, greatest[0] + 1)
         self._next_service_id = max(self._next_service_id, greatest[1] + 1)
         self._receipts.load(self._file)
+        self._orders, self._pending, self._with_rejected = orders, pending, with_rejected
 
     def _check_ours(self) -> None:
         if not self.is_ours():  # before any lock: a thread of the parent's may have held it
@@ -540,54 +583,57 @@ class Spool:
         try:
             if self._is_hurt:
                 raise SpoolDamaged(f"{self.path}: could not be put aside yet")
-            return act()
+            with translated(self.path):
+                return act()
         except SpoolDamaged as error:
             if self._on_damage is None:
                 raise
             self._heal(error)
-            return act()
+            with translated(self.path):
+                return act()
 
     def _heal(self, error: SpoolDamaged) -> None:
-        """Put the damaged file aside, and go on in a new one with what can be read of it."""
-        assert self._on_damage is not None
-        self._is_hurt = True
-        aside = None
-        if hasattr(self, "_file"):
-            aside = save_removed(self._file.db, self.path)
-            self._file.close()
-        aside = aside or put_aside(self.path)
-        try:
-            left = read_what_is_left(aside)
-            self._file = self._opened()
-            lost = self._refill(left)
-            self._load()
-        except BaseException:
-            put_back(aside, self.path)
-            raise
-        self._is_hurt = False
-        self._on_damage(SpoolDamaged(left.told(error, aside, lost)))
+        """Go on in a new file with what can be read of the damaged one, which is put aside.
 
-    def _refill(self, left: Salvaged) -> int:
-        """Write what was read into the new file; return of how many services nothing was."""
+        Where that can't be done now, SpoolFull or SpoolBroken says so, and the next call tries.
+        """
+        self._is_hurt = True
+        with translated(self.path):
+            self._is_replaced = self._is_replaced or self._finish_swap()
+            if hasattr(self, "_file"):
+                if not self._is_replaced:
+                    restore_removed(self._file.db, self.path)
+                self._file.close()
+            if not self._is_replaced:
+                self._replace(error)
+            try:
+                self._open()
+            except SpoolDamaged:  # the new one as well
+                self._is_replaced = False
+                raise
+        self._tell()
+
+    def _replace(self, error: SpoolDamaged) -> None:
+        left = read_what_is_left(self.path)
         states = dict(left.states)
         known = {n: o.state for n, o in self._orders.items() if o.state is not None}
         lost = len(known.keys() - states.keys())
         states.update(known)  # memory knows better
-        terms = {number: order.terms for number, order in self._orders.items()} or left.terms
+        terms = {**left.terms, **{number: order.terms for number, order in self._orders.items()}}
 
-        def change() -> None:
-            db = self._file.db
+        def fill(db: sqlite3.Connection) -> None:
             for service_id, (number, state) in enumerate(states.items(), 1):
                 insert_service(db, service_id, state)
                 row = (service_id, terms_row(terms.get(number, OrderTerms())))
                 db.execute("INSERT INTO terms VALUES (?, ?)", row)
             left.write(db)
 
-        self._file.removing(change)
-        return 0 if known else lost
+        aside = replace_damaged(self.path, fill)
+        self._is_replaced = True
+        self._untold.append(SpoolDamaged(left.told(error, aside, 0 if known else lost)))
 
     def _segment(self, row: Sequence[Any]) -> SegmentEvent:
-        segment = segment_of(row)
+        segment = segment_of(row, may_lack_sum=self._file.may_lack_sums)
         if segment is None:
             raise SpoolDamaged(f"{self.path}: a segment's row isn't what was written")
         return segment
@@ -621,6 +667,8 @@ class Spool:
             marks = ", ".join("?" * len(ids))
             query = f"SELECT service_order_number FROM pending WHERE id IN ({marks})"
             numbers += [row[0] for row in self._file.rows(query, tuple(ids))]
+        if not self._orders.keys() >= set(numbers):
+            raise SpoolDamaged(f"{self.path}: a segment's row isn't what was written")
         left = {number: self._orders[number].pending for number in set(numbers)}
         for number in numbers:
             left[number] -= 1

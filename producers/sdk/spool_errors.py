@@ -1,5 +1,6 @@
 """What can be wrong with a spool's file, and which of SQLite's errors says so."""
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from durabill.producers.sdk.session import ProducerError
 
 _LOST = ("no such", "already exists", "has no column")  # the schema isn't what the header says
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -33,9 +35,13 @@ class SpoolDamaged(SpoolBroken):
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Have SQLite's errors come as ours."""
+    """Have SQLite's errors, and those of the operating system, come as ours."""
     try:
         yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise SpoolFull(f"{path}: {error}; free some space") from error
+        raise SpoolBroken(f"{path}: {error}") from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         text = f"{path}: {error}"

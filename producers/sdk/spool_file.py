@@ -33,6 +33,7 @@ from durabill.producers.sdk.spool_tables import (
     FORMAT,
     PAGE_BYTES,
     make_tables,
+    may_lack_sums,
     migrate_from_1,
 )
 
@@ -103,6 +104,8 @@ class SpoolFile:
             self.commit(lambda: None)
         self._reserve.take()
         self._bound_log()
+        with self.errors():
+            self.may_lack_sums = may_lack_sums(self.db)
 
     def close(self) -> None:
         """Close and unlock the file. Closing twice is allowed."""

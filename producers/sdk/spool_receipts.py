@@ -11,6 +11,7 @@ from collections import deque
 
 from durabill.producers.sdk.spool_errors import SpoolFull
 from durabill.producers.sdk.spool_file import SpoolFile
+from durabill.producers.sdk.spool_tables import ID_MAX
 
 KEPT_MS = 35 * 86_400_000
 _PRUNED_AT_ONCE = 16
@@ -23,12 +24,19 @@ class ReceiptBox:
         self._bytes_max = bytes_max
         self._kept: deque[tuple[int, int, int]] = deque()  # id, kept_ms, bytes
         self._bytes = 0
+        self._damaged: list[int] = []  # ids of rows that aren't what was written
 
     def load(self, file: SpoolFile) -> None:
         """Learn what is there."""
-        rows = file.rows("SELECT id, kept_ms, length(content) FROM receipts ORDER BY id")
-        self._kept = deque((row[0], row[1], row[2]) for row in rows)
-        self._bytes = sum(row[2] for row in rows)
+        rows = file.rows(
+            "SELECT id, typeof(kept_ms) = 'integer' AND typeof(content) = 'text', kept_ms,"
+            " length(content) FROM receipts ORDER BY id"
+        )
+        whole = [row for row in rows if row[1] and row[0] <= ID_MAX]
+        self._kept = deque((row[0], row[2], row[3]) for row in whole)
+        self._bytes = sum(row[3] for row in whole)
+        ids = {row[0] for row in whole}
+        self._damaged = [row[0] for row in rows if row[0] not in ids]
 
     def keep(self, file: SpoolFile, receipt: str, kept_ms: int) -> None:
         """Keep one more, as of the server's time; nothing is kept where there is no room."""
@@ -38,7 +46,8 @@ class ReceiptBox:
         receipt_id = self._kept[-1][0] + 1 if self._kept else 1
 
         def change() -> None:
-            file.db.executemany("DELETE FROM receipts WHERE id = ?", [(each,) for each in over])
+            ids = [(each,) for each in (*self._damaged, *over)]
+            file.db.executemany("DELETE FROM receipts WHERE id = ?", ids)
             row = (receipt_id, kept_ms, receipt)
             file.db.execute("INSERT INTO receipts VALUES (?, ?, ?)", row)
 
@@ -46,6 +55,7 @@ class ReceiptBox:
             file.commit(change, durable=False)
         except SpoolFull:  # room is for segments first
             return
+        self._damaged = []
         for _ in over:
             self._bytes -= self._kept.popleft()[2]
         self._kept.append((receipt_id, kept_ms, len(receipt)))
@@ -53,7 +63,8 @@ class ReceiptBox:
 
     def of(self, file: SpoolFile, service_order_number: str | None) -> list[str]:
         """Return the receipts that name an order, or all of them, oldest first."""
-        found = [str(row[0]) for row in file.rows("SELECT content FROM receipts ORDER BY id")]
+        rows = file.rows("SELECT content FROM receipts ORDER BY id")
+        found = [row[0] for row in rows if isinstance(row[0], str)]
         if service_order_number is None:
             return found
         return [each for each in found if service_order_number in orders_of(each)]

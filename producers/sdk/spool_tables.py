@@ -1,7 +1,8 @@
 """The layout of a spool's file: SQLite tables, with the format's number in PRAGMA user_version.
 
 Each row that money depends on has a sum (CRC-32) of its own: a disk that returns other bytes than
-it was given is noticed, and such a row is never sent. Rows of format 1 have none (NULL).
+it was given is noticed, and such a row is never sent. Rows of format 1 have none (NULL), which is
+fine in a file that was of format 1 once, and there alone.
 
 Few pages change for a segment, since every changed page is written whole: no index by order (the
 spool counts in memory), sessions are updated in place by their id, and leases, which are long and
@@ -17,7 +18,7 @@ from typing import Any
 
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.uplink import OrderTerms
-from durabill.schemas import SegmentEvent
+from durabill.schemas import BadRecord, SegmentEvent
 
 FORMAT = 2  # another number is another layout
 PAGE_BYTES = 1_024  # of a new file: a commit writes whole pages
@@ -39,6 +40,7 @@ TABLES_SINCE_2 = (
     """CREATE TABLE receipts (id INTEGER PRIMARY KEY, kept_ms INTEGER NOT NULL,
         content TEXT NOT NULL)""",
 )
+ID_MAX = 2**62  # of a row: a greater one was never given
 NAMES = "service_order_number, business_data_number, start_ms, end_ms, end_identifier"
 SERVICE_NAMES = (
     "service_order_number, report_interval_ms, next_number, reported_until_ms, ended, extra, sum"
@@ -93,12 +95,29 @@ def segment_row(segment: SegmentEvent) -> Row:
     return (*values, row_sum(*values))
 
 
-def segment_of(row: Sequence[Any]) -> SegmentEvent | None:
-    """Return the segment of a row of `NAMES` and `sum`; None where the sum says otherwise."""
+def may_lack_sums(db: sqlite3.Connection) -> bool:
+    """Tell whether a file's segments were of format 1 once: that one alone counted its ids."""
+    query = "SELECT count(*) FROM sqlite_master WHERE name = 'sqlite_sequence'"
+    return bool(db.execute(query).fetchone()[0])
+
+
+def segment_of(row: Sequence[Any], *, may_lack_sum: bool) -> SegmentEvent | None:
+    """Return the segment of a row of `NAMES` and `sum`; None where it isn't what was written."""
     *values, found = row
-    if found is not None and found != row_sum(*values):
+    if found is None:
+        if not may_lack_sum or [type(each) for each in values] != [str, int, int, int, int]:
+            return None
+    elif found != row_sum(*values):
         return None
-    return SegmentEvent(values[0], values[1], values[2], values[3], bool(values[4]))
+    try:
+        return SegmentEvent(values[0], values[1], values[2], values[3], bool(values[4]))
+    except (BadRecord, TypeError):
+        return None
+
+
+def words_of(value: object) -> str:
+    """Return the server's words in a row of a refused segment: none where they are damaged."""
+    return value if isinstance(value, str) else ""
 
 
 def insert_service(db: sqlite3.Connection, service_id: int, state: SessionState) -> None:

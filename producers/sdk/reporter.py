@@ -154,7 +154,9 @@ class Reporter:
     def _sync(self) -> None:
         try:
             self._spool.sync()
-        except ProducerError as error:
+        except Exception as error:
+            if not isinstance(error, ProducerError):
+                log.exception("what was stored could not be synced")
             self._tell(error)
 
     def _due(self) -> list[Service]:

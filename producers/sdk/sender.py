@@ -108,18 +108,29 @@ class Sender:
         while not self._stop.is_set():
             try:
                 result = self._send_oldest()
-                if result is None:  # nothing to do
-                    continue
             except Exception as error:
                 if self._stop.is_set():  # closed while a request was under way: it is sent again
                     return
-                if not isinstance(error, ProducerError):  # an uplink's fault, or ours
-                    log.exception("sending failed, it is tried again")
-                self._tell(error)
+                self._tell_failure(error)
                 result = SendResult()
+            if result is None:  # nothing to do
+                continue
             if result.problem is not None:
                 self._tell(result.problem)
             self._pause(result)
+
+    def _look(self, now_s: float) -> None:
+        """Tell what gets in danger; a disk that fails meanwhile stops no sending."""
+        try:
+            self._standing.look(now_s)
+        except Exception as error:
+            if not self._stop.is_set():
+                self._tell_failure(error)
+
+    def _tell_failure(self, error: Exception) -> None:
+        if not isinstance(error, ProducerError):  # an uplink's fault, or ours
+            log.error("sending failed, it is tried again", exc_info=error)
+        self._tell(error)
 
     def _send_oldest(self) -> SendResult | None:
         self._work.clear()
@@ -127,9 +138,9 @@ class Sender:
             self._nudge.clear()
             self._holds.release()
         if self._services() and self._time.should_ask():
-            self._ask_time()
+            _ask_time(self._time, self._uplink)
         now_s = time.monotonic()
-        self._standing.look(now_s)
+        self._look(now_s)
         held = self._holds.held(now_s)
         batch = self._spool.oldest(REQUEST_SEGMENTS_MAX, without=held)
         if not batch:
@@ -159,12 +170,6 @@ class Sender:
         self._settle(batch, result, settled)
         self._follow_up(result)
         return result
-
-    def _ask_time(self) -> None:
-        """Ask the server's time: no upload has told it lately. Nothing depends on the answer."""
-        asked_us = self._time.tick_us()
-        with suppress(UplinkUnavailable, UplinkRefused):
-            self._time.learn(asked_us, self._uplink.server_time(timeout_s=_TIME_TIMEOUT_S))
 
     def _settle(self, batch: list[SpooledSegment], result: SendResult, settled: set[int]) -> None:
         """Store what the server has said of segments, as it comes; `settled` are done already."""
@@ -223,7 +228,7 @@ class Sender:
         if result.problem is not None or not (has_done_something or result.failed):
             wish_s = result.problem.retry_after_s if result.problem is not None else None
             pause_s = self._pace.after_failure_s(wish_s, self._interval_s())
-            _sleep(self._nudge if wish_s is None else self._stop, pause_s, self._standing.look)
+            _sleep(self._nudge if wish_s is None else self._stop, pause_s, self._look)
         elif has_done_something and self._pace.is_catching_up:
             if self._spool.pending() <= REQUEST_SEGMENTS_MAX:
                 self._pace.drained()
@@ -233,6 +238,13 @@ class Sender:
 
     def _interval_s(self) -> float:
         return self._spool.report_interval_ms() / 1000
+
+
+def _ask_time(timekeeper: Timekeeper, uplink: Uplink) -> None:
+    """Ask the server's time: no upload has told it lately. Nothing depends on the answer."""
+    asked_us = timekeeper.tick_us()
+    with suppress(UplinkUnavailable, UplinkRefused):
+        timekeeper.learn(asked_us, uplink.server_time(timeout_s=_TIME_TIMEOUT_S))
 
 
 def _sleep(until: threading.Event, pause_s: float, look: Callable[[float], None]) -> None:

@@ -42,8 +42,8 @@ _TIME_TIMEOUT_S = 5.0
 class Sender:
     """Sends what is in the spool. `run` is the body of its thread; the rest is for any thread.
 
-    `tell` is told of all trouble; `changed` when segments were sent or refused; `services` says
-    how many are metered.
+    `tell` is told of all trouble, and `tell_waiting` tells what came up under locks; `changed` is
+    called when segments were sent or refused; `services` says how many are metered.
     """
 
     def __init__(
@@ -57,12 +57,14 @@ class Sender:
         services: Callable[[], int],
         standing: Standing,
         timekeeper: Timekeeper,
+        tell_waiting: Callable[[], None],
     ) -> None:
         self._spool = spool
         self._uplink = uplink
         self._backoff = backoff
         self._dice = dice
         self._tell = tell
+        self._tell_waiting = tell_waiting
         self._changed = changed
         self._services = services
         self._standing = standing
@@ -113,6 +115,7 @@ class Sender:
                     return
                 self._tell_failure(error)
                 result = SendResult()
+            self._tell_waiting()
             if result is None:  # nothing to do
                 continue
             if result.problem is not None:
@@ -126,6 +129,7 @@ class Sender:
         except Exception as error:
             if not self._stop.is_set():
                 self._tell_failure(error)
+        self._tell_waiting()
 
     def _tell_failure(self, error: Exception) -> None:
         if not isinstance(error, ProducerError):  # an uplink's fault, or ours

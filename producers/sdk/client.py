@@ -237,6 +237,11 @@ class Client:
         self._spool.append_all([Entry([], session.state)], durable=False)
         return self._run(session)
 
+    def let_go(self, service: Service) -> None:
+        """Meter a service no longer, without an end: it is one of `unfinished()` again."""
+        service.let_go()
+        self._reporter.remove(service.service_order_number)
+
     @_then_told
     def rejected(self) -> list[RejectedSegment]:
         """Return the segments that were set aside, of all orders, oldest first.

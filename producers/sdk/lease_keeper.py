@@ -6,7 +6,8 @@ that it never gave such a lease (it has lost its keys, say), its order is sent w
 that asks for leases says so, and then the order waits. The lease is kept all the same.
 
 A server that fails for one order may do so for that one alone; one that fails for several in a row,
-or for all, is away.
+or for all, is away. One that refuses several in a row, or knows the client no longer, refuses all.
+A renewal in time that fails is not asked for again at once: there is time.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,6 +15,7 @@ from collections.abc import Collection, Iterable
 from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.standing import ServerNow
 from durabill.producers.sdk.uplink import (
+    OrderFailed,
     Renewing,
     Uplink,
     UplinkError,
@@ -25,6 +27,9 @@ from durabill.producers.sdk.uplink import (
 _REMEMBERED_MAX = 1_000
 _FAILED_MAX = 3  # in a row
 _IN_TIME_AT_ONCE_MAX = 20  # those that have ended have no such limit
+_IN_TIME_PAUSE_MS = 60_000  # after one that failed
+_ABOUT_ALL = {"UNAUTHORIZED", "INSUFFICIENT_SCOPE", "CROSS_ORIGIN", "HOST_NOT_ALLOWED"}
+"""Reasons of 401 and 403 that are about the client, not about one of its orders."""
 
 
 class LeaseKeeper:
@@ -39,6 +44,7 @@ class LeaseKeeper:
         self._now = now
         self.stale: set[str] = set()
         self.bare: set[str] = set()
+        self._in_time_from_ms = 0
 
     def renew(
         self, numbers: Collection[str]
@@ -55,10 +61,10 @@ class LeaseKeeper:
         for number in numbers:
             terms = self._spool.terms(number)
             is_over = number in self.stale or (terms.lease_expires_ms or now_ms) < now_ms
-            is_due = in_time < _IN_TIME_AT_ONCE_MAX and (terms.renew_from_ms or now_ms) < now_ms
+            is_due = self._has_time(now_ms, in_time) and (terms.renew_from_ms or now_ms) < now_ms
             if number in self.bare and number in self.stale:
                 self.bare.discard(number)
-                stalled[number] = UplinkUnavailable(f"order {number!r}: no lease that holds")
+                stalled[number] = OrderFailed(f"order {number!r}: no lease that holds")
                 continue
             if number in self.bare or not terms.lease or not (is_over or is_due):
                 continue
@@ -66,20 +72,27 @@ class LeaseKeeper:
             try:
                 self._renew(self._uplink, number, terms.lease, now_ms)
                 in_a_row = 0
-            except UplinkRefused as error:
-                in_a_row = 0
-                if error.reason == "LEASE_INVALID":
+            except UplinkError as error:
+                reason = error.reason if isinstance(error, UplinkRefused) else ""
+                if reason == "LEASE_INVALID":
+                    in_a_row = 0
                     self.bare.add(number)
                     self.stale.discard(number)
-                elif is_over:
-                    stalled[number] = error
-            except UplinkUnavailable as error:
-                in_time, in_a_row = _IN_TIME_AT_ONCE_MAX, in_a_row + is_over
-                if is_over:
-                    stalled[number] = error
-                if in_a_row in (_FAILED_MAX, len(numbers)):
-                    return stalled, error
+                    continue
+                if not is_over:
+                    self._in_time_from_ms = now_ms + _IN_TIME_PAUSE_MS
+                    continue
+                stalled[number] = error
+                in_a_row += 1
+                are_all = in_a_row == len(numbers) and not reason
+                if in_a_row == _FAILED_MAX or are_all or reason in _ABOUT_ALL:
+                    return stalled, _as_problem(error)
         return stalled, None
+
+    def _has_time(self, now_ms: int, in_time: int) -> bool:
+        """Tell whether one more lease may be renewed in time. (The clock may have been set.)"""
+        wait_ms = self._in_time_from_ms - now_ms
+        return in_time < _IN_TIME_AT_ONCE_MAX and not 0 < wait_ms <= _IN_TIME_PAUSE_MS
 
     def _renew(self, uplink: Renewing, number: str, lease: str, now_ms: int) -> None:
         renewed = with_renewal(uplink.renew(number, lease), now_ms)
@@ -95,3 +108,9 @@ class LeaseKeeper:
         """Return the leases that uploads of these orders show."""
         leases = {each: self._spool.terms(each).lease for each in numbers if each not in self.bare}
         return {number: lease for number, lease in leases.items() if lease}
+
+
+def _as_problem(error: UplinkError) -> UplinkUnavailable:
+    if isinstance(error, UplinkUnavailable):
+        return error
+    return UplinkUnavailable(f"leases are not renewed: {error}")

@@ -24,6 +24,7 @@ from durabill.producers.sdk.standing import ServerNow, Standing
 from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
+    OrderFailed,
     SendNotes,
     SendResult,
     Uplink,
@@ -37,6 +38,7 @@ REQUEST_SEGMENTS_MAX = 1_000
 _LOOK_EVERY_S = 30.0
 _IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
 _TIME_TIMEOUT_S = 5.0
+_LEASE_DOUBLINGS_MAX = 3  # of the pause of an order that has no lease: each round is two requests
 
 
 class Sender:
@@ -157,12 +159,12 @@ class Sender:
         if problem is not None:
             return SendResult(problem=problem)
         for number, error in stalled.items():
-            self._hold(number, error if isinstance(error, UplinkUnavailable) else None)
+            self._hold(number, error)
             self._tell(error)
         if stalled:
             batch = [each for each in batch if each.segment.service_order_number not in stalled]
-            if not batch:
-                return None  # they wait by themselves now
+            if not batch:  # they wait by themselves now
+                return SendResult(failed={each: OrderFailed("no lease") for each in stalled})
         leases = self._leases.shown(numbers - stalled.keys())
         settled: set[int] = set()
         notes = SendNotes(
@@ -201,7 +203,7 @@ class Sender:
             # They stay in the queue, and must not hold up what is behind them.
             self._tell(error)
             for number in {batch[at].segment.service_order_number for at in refused}:
-                self._hold(number, None)
+                self._hold(number, error)
             return
         for why in refused.values():
             self._standing.was_refused(why)
@@ -222,14 +224,19 @@ class Sender:
         if changed:
             self._spool.keep_terms(changed)
 
-    def _hold(self, number: str, problem: UplinkUnavailable | None) -> None:
-        wish_s = problem.retry_after_s if problem is not None else None
-        pause_s = self._backoff.pause_s(self._holds.failed(number), self._dice(), wish_s)
+    def _hold(self, number: str, why: Exception) -> None:
+        wish_s = why.retry_after_s if isinstance(why, UplinkUnavailable) else None
+        failures = self._holds.failed(number)
+        pause_s = self._backoff.pause_s(failures, self._dice(), wish_s)
+        if number in self._leases.stale:
+            pause_s *= 2 ** min(failures // 2, _LEASE_DOUBLINGS_MAX)
         self._holds.hold(number, time.monotonic() + pause_s, is_wish=wish_s is not None)
 
     def _pause(self, result: SendResult) -> None:
         has_done_something = bool(result.accepted or result.refused)
-        if result.problem is not None or not (has_done_something or result.failed):
+        if result.failed and not has_done_something and result.problem is None:
+            _sleep(self._nudge, self._pace.in_vain_s(result.failed.keys()), self._look)
+        elif result.problem is not None or not has_done_something:
             wish_s = result.problem.retry_after_s if result.problem is not None else None
             pause_s = self._pace.after_failure_s(wish_s, self._interval_s())
             _sleep(self._nudge if wish_s is None else self._stop, pause_s, self._look)

@@ -3,18 +3,21 @@
 In time is the last third of a lease's life, by the server's clock. One that has ended, or that the
 server doesn't take any more, has to be renewed before its order can be sent. Where the server says
 that it never gave such a lease (it has lost its keys, say), its order is sent without: a server
-that asks for leases says so, and then the order waits. The lease is kept all the same.
+that asks for leases says so, and then the order waits. The lease is kept all the same. What would
+be too late without a lease is not sent so, since that would be final: it waits for a lease, of a
+server that has found its keys again.
 
 A server that fails for one order may do so for that one alone; one that fails for several in a row,
 or for all, is away. One that refuses several in a row, or knows the client no longer, refuses all.
 A renewal in time that fails is not asked for again at once: there is time.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from durabill.producers.sdk.spool import Spool
+from durabill.producers.sdk.spool import Spool, SpooledSegment
 from durabill.producers.sdk.standing import ServerNow
 from durabill.producers.sdk.uplink import (
+    AtRisk,
     OrderFailed,
     Renewing,
     Uplink,
@@ -28,6 +31,7 @@ _REMEMBERED_MAX = 1_000
 _FAILED_MAX = 3  # in a row
 _IN_TIME_AT_ONCE_MAX = 20  # those that have ended have no such limit
 _IN_TIME_PAUSE_MS = 60_000  # after one that failed
+_LATE_MARGIN_MAX_MS = 60_000  # for the way to the server, and its clock
 _ABOUT_ALL = {"UNAUTHORIZED", "INSUFFICIENT_SCOPE", "CROSS_ORIGIN", "HOST_NOT_ALLOWED"}
 """Reasons of 401 and 403 that are about the client, not about one of its orders."""
 
@@ -99,6 +103,27 @@ class LeaseKeeper:
         self._spool.keep_terms({number: renewed})
         self.stale.discard(number)
 
+    def without_late(
+        self, batch: Sequence[SpooledSegment]
+    ) -> tuple[list[SpooledSegment], list[AtRisk]]:
+        """Leave out what a server that doesn't take the order's lease would call too late.
+
+        Returns the rest, and of what is left out: its lease is asked for anew after the pause.
+        """
+        now_ms, kept, late = self._now.now_ms(), list[SpooledSegment](), dict[str, list[int]]()
+        for entry in batch:
+            number, end_ms = entry.segment.service_order_number, entry.segment.end_ms
+            window_ms = self._spool.terms(number).correction_window_ms
+            if number not in self.bare or window_ms is None or _is_soon(now_ms, end_ms, window_ms):
+                kept.append(entry)
+            else:
+                late.setdefault(number, []).append(end_ms + window_ms)
+        going = {entry.segment.service_order_number for entry in kept}
+        for number in late.keys() - going:
+            self.bare.discard(number)
+            self.stale.add(number)
+        return kept, [AtRisk(n, len(ends), min(ends)) for n, ends in late.items() if n not in going]
+
     def _forget_old(self) -> None:
         if len(self.stale) + len(self.bare) > _REMEMBERED_MAX:  # most of them are over by now
             self.stale = {each for each in self.stale if self._spool.pending(each)}
@@ -114,3 +139,8 @@ def _as_problem(error: UplinkError) -> UplinkUnavailable:
     if isinstance(error, UplinkUnavailable):
         return error
     return UplinkUnavailable(f"leases are not renewed: {error}")
+
+
+def _is_soon(now_ms: int, end_ms: int, window_ms: int) -> bool:
+    """Tell whether a segment that is sent now is surely in time without a lease."""
+    return now_ms <= end_ms + window_ms - min(window_ms // 4, _LATE_MARGIN_MAX_MS)

@@ -161,11 +161,17 @@ class Sender:
         for number, error in stalled.items():
             self._hold(number, error)
             self._tell(error)
-        if stalled:
-            batch = [each for each in batch if each.segment.service_order_number not in stalled]
-            if not batch:  # they wait by themselves now
-                return SendResult(failed={each: OrderFailed("no lease") for each in stalled})
-        leases = self._leases.shown(numbers - stalled.keys())
+        batch = [each for each in batch if each.segment.service_order_number not in stalled]
+        if self._leases.bare and not self._time.is_known:  # what is too late depends on it
+            _ask_time(self._time, self._uplink)
+        batch, late = self._leases.without_late(batch)
+        for danger in late:
+            self._hold(danger.service_order_number, danger)
+            self._tell(danger)
+        if not batch:  # they wait by themselves now
+            waiting = [*stalled, *(danger.service_order_number for danger in late)]
+            return SendResult(failed={each: OrderFailed("no lease") for each in waiting})
+        leases = self._leases.shown({each.segment.service_order_number for each in batch})
         settled: set[int] = set()
         notes = SendNotes(
             leases, self._standing.report(), lambda part: self._settle(batch, part, settled)

@@ -11,7 +11,7 @@ server has something takes none: ten thousand may await their `end` at once.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +89,7 @@ class AsyncClient:
         """Open the spool, and begin to send what is in it."""
         if self._opened is None:
             loop = asyncio.get_running_loop()
-            self._opened = await self._run(self._make)
+            self._opened = await self._kept(self._make, lambda made: made.close(timeout_s=0.0))
 
             def changed() -> None:
                 with suppress(RuntimeError):  # the loop is closed: nobody waits
@@ -111,9 +111,11 @@ class AsyncClient:
         Where it is cancelled, an order that the server grants all the same is ended at once.
         """
         client = self._client()
-        return await self._started(
-            lambda: client.start(service_order_number, grant=grant, timeout_s=timeout_s)
+        service = await self._kept(
+            lambda: client.start(service_order_number, grant=grant, timeout_s=timeout_s),
+            lambda started: started.end(timeout_s=0.0),
         )
+        return AsyncService(self, service)
 
     async def unfinished(self) -> list[SessionState]:
         """Return the services that an earlier client on this spool left running."""
@@ -127,15 +129,19 @@ class AsyncClient:
         server_timestamp_ms: int | None = None,
         timeout_s: float = 10.0,
     ) -> AsyncService:
-        """Carry on a service of `unfinished()`, as `Client.resume`."""
+        """Carry on a service of `unfinished()`, as `Client.resume`.
+
+        Where it is cancelled, the service stays unfinished, or is so again.
+        """
         client = self._client()
-        service = await self._run(
+        service = await self._kept(
             lambda: client.resume(
                 service_order_number,
                 count_gap=count_gap,
                 server_timestamp_ms=server_timestamp_ms,
                 timeout_s=timeout_s,
-            )
+            ),
+            client.let_go,
         )
         return AsyncService(self, service)
 
@@ -171,7 +177,7 @@ class AsyncClient:
         if client is None:
             return
         try:
-            await self._run(lambda: client.close(timeout_s))
+            await asyncio.shield(self._run(lambda: client.close(timeout_s)))
         finally:
             await self._watch.aclose()
             if self._check is not None:
@@ -200,13 +206,14 @@ class AsyncClient:
     async def _run(self, act: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, act)
 
-    async def _started(self, start: Callable[[], Service]) -> AsyncService:
-        asked = self._threads.submit(start)
+    async def _kept(self, make: Callable[[], T], undo: Callable[[T], object]) -> T:
+        """Return what a thread makes; where we are cancelled, undo what it makes all the same."""
+        asked = self._threads.submit(make)
         try:
-            return AsyncService(self, await asyncio.wrap_future(asked))
+            return await asyncio.wrap_future(asked)
         except asyncio.CancelledError:
-            # Nobody would ever end it; in the thread that started it, or in this one if it has.
-            asked.add_done_callback(lambda done: None if done.cancelled() else _end_quietly(done))
+            # Nobody would ever have it; in the thread that makes it, or in this one if it has.
+            asked.add_done_callback(lambda done: _undo_quietly(done, undo))
             raise
 
     async def _end(self, service: Service, timeout_s: float) -> EndReceipt:
@@ -255,6 +262,7 @@ class AsyncClient:
                     future.set_result(None)
 
 
-def _end_quietly(started: Any) -> None:
-    with suppress(Exception):  # it could not be started, or will be unfinished: nothing is lost
-        started.result().end(timeout_s=0.0)
+def _undo_quietly(made: Future[T], undo: Callable[[T], object]) -> None:
+    with suppress(Exception):  # it could not be made, or will be unfinished: nothing is lost
+        if not made.cancelled():
+            undo(made.result())

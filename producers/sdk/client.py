@@ -24,9 +24,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.sender import Sender
@@ -42,6 +43,7 @@ from durabill.producers.sdk.spool import (
 )
 from durabill.producers.sdk.standing import ClientStats, Standing
 from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
+from durabill.producers.sdk.teller import Teller
 from durabill.producers.sdk.timekeeper import ABSENT_US, Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
@@ -56,6 +58,7 @@ from durabill.schemas import SegmentEvent, check_order_number
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 CLIENT_NAME_CHARS_MAX = 64
 
@@ -67,6 +70,21 @@ class ClientStopped(ProducerError):
     """
 
 
+def _then_told(
+    method: Callable[Concatenate["Client", P], T],
+) -> Callable[Concatenate["Client", P], T]:
+    """Have a method tell what came up meanwhile, once no lock is held any more."""
+
+    @wraps(method)
+    def called(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._teller.tell_waiting()
+
+    return called
+
+
 class Client:
     """Meters services on one uplink and one spool file. Safe for several threads.
 
@@ -76,9 +94,11 @@ class Client:
     (`Clocks`). `dice` gives 0 <= x < 1. `on_error` is called with what goes wrong in the background
     (SpoolFull, SpoolDamaged and other trouble of the spool, UplinkUnavailable, UplinkRefused for
     each refused segment, WillNotCount for each that the server has in vain), with AtRisk, and with
-    every ClockNotice; by default it is logged, as is what `on_error` raises itself. Should a thread
-    die all the same, ClientStopped is told, and raised by every later call. `client_name` (64
-    characters at most) is what those who run the server see. The uplink belongs to the client and
+    every ClockNotice; by default it is logged, as is what `on_error` raises itself. It may use the
+    client and its services, and close it; in a thread of the client's own nothing waits for the
+    server, so `end` and `flush` return at once there. Should a thread die all the same,
+    ClientStopped is told, and raised by every later call. `client_name` (64 characters at most)
+    is what those who run the server see. The uplink belongs to the client and
     is closed with it. A damaged spool is put aside and told: metering starts anyway. Raises
     SpoolBusy, SpoolBroken for what can't be a spool, and ValueError for a policy, a drift or a name
     that can't be meant.
@@ -100,12 +120,16 @@ class Client:
     ) -> None:
         check_client_name(client_name)
         self._uplink = uplink
+        self._teller = Teller(on_error)
         self._backoff = Backoff() if backoff is None else backoff
         self._time = Timekeeper(
-            clock, suspends=suspends, drift_ppm=drift_ppm, absent_us=ABSENT_US, tell=self._trouble
+            clock,
+            suspends=suspends,
+            drift_ppm=drift_ppm,
+            absent_us=ABSENT_US,
+            tell=self._teller.later,
         )
         self._dice = dice
-        self._on_error = on_error
         self._changed = threading.Condition()  # something was sent or refused, or has died
         self._listeners: set[Callable[[], None]] = set()
         self._stopping = False
@@ -113,26 +137,34 @@ class Client:
         self._damages: list[SpoolDamaged] = []  # found before anybody could be told
         self._standing: Standing | None = None
         self._spool = Spool(spool_path, limit_bytes=spool_limit_bytes, on_damage=self._damaged)
-        self._standing = Standing(self._spool, self._time, client_name, self._trouble)
+        self._standing = Standing(self._spool, self._time, client_name, self._teller.now)
         self._sender = Sender(
             self._spool,
             uplink,
             self._backoff,
             dice,
-            self._trouble,
+            self._teller.now,
             self._notify,
             lambda: len(self._reporter),
             self._standing,
             self._time,
+            self._teller.tell_waiting,
         )
         self._reporter = Reporter(
-            lambda: self._time.read().now_ms, self._spool, self._sender.wake, self._trouble
+            lambda: self._time.read().now_ms,
+            self._spool,
+            self._sender.wake,
+            self._teller.now,
+            self._teller.tell_waiting,
         )
         self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
         for damage in self._damages:
             self._damaged(damage)
+        self._threads: list[threading.Thread] = []
+        self._teller.tell_waiting()
         self._threads = self._started()
 
+    @_then_told
     def start(
         self,
         service_order_number: str | None = None,
@@ -172,6 +204,7 @@ class Client:
             if state.service_order_number not in self._reporter
         ]
 
+    @_then_told
     def resume(
         self,
         service_order_number: str,
@@ -204,6 +237,12 @@ class Client:
         self._spool.append_all([Entry([], session.state)], durable=False)
         return self._run(session)
 
+    def let_go(self, service: Service) -> None:
+        """Meter a service no longer, without an end: it is one of `unfinished()` again."""
+        service.let_go()
+        self._reporter.remove(service.service_order_number)
+
+    @_then_told
     def rejected(self) -> list[RejectedSegment]:
         """Return the segments that were set aside, of all orders, oldest first.
 
@@ -211,21 +250,25 @@ class Client:
         """
         return self._spool.rejected()
 
+    @_then_told
     def retry_rejected(self) -> int:
         """Send the refused segments once more (whatever was wrong has been mended): how many."""
         count = self._spool.retry_rejected()
         self._sender.wake()
         return count
 
+    @_then_told
     def discard_rejected(self, service_order_number: str | None = None) -> int:
         """Drop the refused segments (of one order): they take room in the spool. Say how many."""
         return self._spool.discard_rejected(service_order_number)
 
+    @_then_told
     def stats(self) -> ClientStats:
         """Return how the client stands: what waits, was refused, is at risk, and so on."""
         assert self._standing is not None
         return self._standing.stats()
 
+    @_then_told
     def receipts(self, service_order_number: str | None = None) -> list[str]:
         """Return the server's receipts that name an order, or all that are kept, oldest first.
 
@@ -234,6 +277,7 @@ class Client:
         """
         return self._spool.receipts(service_order_number)
 
+    @_then_told
     def flush(self, timeout_s: float = 30.0) -> int:
         """Wait until all that is stored has been sent or refused; return how much still waits.
 
@@ -262,6 +306,7 @@ class Client:
         self._check_running()
         return {number: self._spool.pending(number) for number in numbers}
 
+    @_then_told
     def close(self, timeout_s: float = 5.0) -> None:
         """Store what is due, give the sender `timeout_s`, stop. Unsent segments stay on disk.
 
@@ -276,7 +321,8 @@ class Client:
         if self._dead() is None:
             self._reporter.report(self._reporter.services())
             self._wait_sent(None, timeout_s)
-        self._stop()
+        if not self._stopping:  # else whoever was told meanwhile has closed it
+            self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -356,7 +402,7 @@ class Client:
             self._died = name, error
             dead = self._dead()
             assert dead is not None
-            self._trouble(dead)
+            self._teller.now(dead)
             self._notify()  # whoever waits would wait in vain
 
     def _notify(self) -> None:
@@ -372,7 +418,7 @@ class Client:
         self._reporter.stop()
         self._sender.stop()
         for thread in self._threads:
-            if thread.ident is not None:
+            if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(timeout=1.0)
         self._uplink.close()  # ends a request that is still under way
         self._spool.close()
@@ -386,6 +432,7 @@ class Client:
         self._spool.append(segments, state)
         self._sender.wake()
 
+    @_then_told
     def _finish(self, service: Service, timeout_s: float) -> EndReceipt:
         number = service.service_order_number
         self._reporter.remove(number)
@@ -405,6 +452,8 @@ class Client:
         )
 
     def _wait_sent(self, number: str | None, timeout_s: float) -> int:
+        if threading.current_thread() in self._threads:  # it would wait for itself
+            return self._spool.pending(number)
         until_s = time.monotonic() + timeout_s
         with self._sender.waited_for(), self._changed:
             while True:
@@ -427,21 +476,12 @@ class Client:
                     raise
                 time.sleep(pause_s)
 
-    def _trouble(self, error: Exception) -> None:
-        if self._on_error is None:
-            log.warning("%s: %s", type(error).__name__, error)
-            return
-        try:
-            self._on_error(error)
-        except Exception:
-            log.exception("on_error raised; it was told of %s: %s", type(error).__name__, error)
-
     def _damaged(self, damage: SpoolDamaged) -> None:
         if self._standing is None:
             self._damages.append(damage)
             return
         self._standing.damages += 1
-        self._trouble(damage)
+        self._teller.later(damage)
 
 
 def check_client_name(name: str) -> None:

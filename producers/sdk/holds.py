@@ -2,8 +2,11 @@
 
 Each has pauses of its own, so that one which the server can't take holds no other order up. When
 several pauses are over, one order tries at a time: many that fail in a row would look as if the
-server failed for all. Pure: the time and the length of a pause are arguments.
+server failed for all. Once such orders work again, more try: one more for each that has worked.
+Pure: the time and the length of a pause are arguments.
 """
+
+import heapq
 
 
 class Holds:
@@ -13,9 +16,11 @@ class Holds:
         self._failures: dict[str, int] = {}
         self._until_s: dict[str, float] = {}
         self._wished: set[str] = set()
+        self._at_once = 1
 
     def failed(self, number: str) -> int:
         """Note that an order has failed; return how often it has by now, in a row."""
+        self._at_once = 1
         self._failures[number] = self._failures.get(number, 0) + 1
         return self._failures[number]
 
@@ -29,7 +34,7 @@ class Holds:
 
     def worked(self, number: str) -> None:
         """Note that the server has taken something of the order's, or refused it for good."""
-        self._failures.pop(number, None)
+        self._at_once += self._failures.pop(number, 0) > 0
         self._until_s.pop(number, None)
         self._wished.discard(number)
 
@@ -39,12 +44,11 @@ class Holds:
             self._until_s[number] = float("-inf")
 
     def held(self, now_s: float) -> list[str]:
-        """Return the orders that wait now; the one whose turn it is does so no longer."""
-        if self._until_s:
-            number = min(self._until_s, key=self._until_s.__getitem__)
-            if self._until_s[number] <= now_s:
-                del self._until_s[number]
-                self._wished.discard(number)
+        """Return the orders that wait now; those whose turn it is do so no longer."""
+        over = [number for number, until_s in self._until_s.items() if until_s <= now_s]
+        for number in heapq.nsmallest(self._at_once, over, key=self._until_s.__getitem__):
+            del self._until_s[number]
+            self._wished.discard(number)
         return list(self._until_s)
 
     def wait_s(self, now_s: float) -> float | None:

@@ -9,16 +9,20 @@ is long enough to be spread, and drawn by each client for itself:
   that the dice gave it. So whenever the server comes back, the clients' next tries are spread
   evenly over a report interval, also where all of them failed in one moment, and an outage is
   asked no more often than a server that works.
+- Orders that fail by themselves have pauses of their own (`holds`). Where several do, and nothing
+  works in between, it is the server that fails, one order at a time: then all wait, half a minute
+  at most, since it may be those orders after all.
 - A server's wish (Retry-After) is never undercut, and what was said above is added to it.
 - After an outage a client that has more waiting than a request takes sends a few requests a report
   interval, not all at once: a few times what it measures meanwhile, or one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from durabill.producers.sdk.uplink import WISH_MAX_S, Backoff
 
 OUTAGE_FAILURES = 2
+IN_VAIN_ORDERS = 3
 _WANDER = 0.1  # of a pause
 _SPREAD_MIN_S = 1.0
 CATCH_UP = 4
@@ -32,6 +36,8 @@ class Pace:
         self._backoff = backoff
         self._dice = dice
         self._failures = 0
+        self._in_vain: set[str] = set()
+        self._tries_in_vain = 0
         self.is_catching_up = False
         """Whether an outage has left more than a request takes."""
 
@@ -47,9 +53,19 @@ class Pace:
             return least_s + self._dice() * spread_s
         return max(least_s, spread_s) * (1.0 + self._dice() * _WANDER)
 
+    def in_vain_s(self, numbers: Collection[str]) -> float:
+        """Return the pause after a try that failed for these orders, and worked for none."""
+        if len(self._in_vain) < IN_VAIN_ORDERS:
+            self._in_vain.update(numbers)
+        if len(self._in_vain) < IN_VAIN_ORDERS:
+            return 0.0
+        self._tries_in_vain += 1
+        return self._backoff.pause_s(self._tries_in_vain, self._dice())
+
     def worked(self) -> None:
         """Note that the server has taken, or refused for good, something."""
-        self._failures = 0
+        self._failures = self._tries_in_vain = 0
+        self._in_vain.clear()
 
     def drained(self) -> None:
         """Note that no more waits than one request takes: nothing is left of an outage."""

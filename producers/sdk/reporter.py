@@ -33,7 +33,8 @@ class Reporter:
     """Reports for all running services of a client. `run` is the body of its thread.
 
     `now_ms` is the clock of the services' `due_at_ms`; `spool` keeps segments, `stored` is called
-    when there are new ones; `tell` is told of all trouble. It also sees to it that what was stored
+    when there are new ones; `tell` is told of all trouble, and `tell_waiting` tells what came up
+    under locks. It also sees to it that what was stored
     without waiting for the disk (a service's start) soon survives a power cut.
     """
 
@@ -43,11 +44,13 @@ class Reporter:
         spool: Spool,
         stored: Callable[[], None],
         tell: Callable[[Exception], None],
+        tell_waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self._now_ms = now_ms
         self._spool = spool
         self._stored = stored
         self._tell = tell
+        self._tell_waiting = tell_waiting
         self._changed = threading.Condition()
         self._reporting = threading.Lock()
         self._running: dict[str, Service] = {}
@@ -99,6 +102,7 @@ class Reporter:
                 for service in due:
                     if service is self._running.get(service.service_order_number):
                         self._push(service)
+            self._tell_waiting()
 
     def report(self, services: Sequence[Service]) -> None:
         """Cut and store what is due of these services."""
@@ -154,7 +158,9 @@ class Reporter:
     def _sync(self) -> None:
         try:
             self._spool.sync()
-        except ProducerError as error:
+        except Exception as error:
+            if not isinstance(error, ProducerError):
+                log.exception("what was stored could not be synced")
             self._tell(error)
 
     def _due(self) -> list[Service]:
@@ -163,7 +169,7 @@ class Reporter:
         if abs(now_ms - heaped_ms - (now_s - heaped_s) * 1000) > _STEP_MS:
             self._heap.clear()  # the clock was set: all services are due at other instants
             self._heaped_at = now_ms, now_s
-            for service in self._running.values():
+            for service in list(self._running.values()):
                 self._push(service)
         due: list[Service] = []
         while self._heap and self._heap[0][0] <= now_ms:

@@ -24,6 +24,7 @@ from durabill.producers.sdk.standing import ServerNow, Standing
 from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
+    OrderFailed,
     SendNotes,
     SendResult,
     Uplink,
@@ -37,13 +38,14 @@ REQUEST_SEGMENTS_MAX = 1_000
 _LOOK_EVERY_S = 30.0
 _IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
 _TIME_TIMEOUT_S = 5.0
+_LEASE_DOUBLINGS_MAX = 3  # of the pause of an order that has no lease: each round is two requests
 
 
 class Sender:
     """Sends what is in the spool. `run` is the body of its thread; the rest is for any thread.
 
-    `tell` is told of all trouble; `changed` when segments were sent or refused; `services` says
-    how many are metered.
+    `tell` is told of all trouble, and `tell_waiting` tells what came up under locks; `changed` is
+    called when segments were sent or refused; `services` says how many are metered.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class Sender:
         services: Callable[[], int],
         standing: Standing,
         timekeeper: Timekeeper,
+        tell_waiting: Callable[[], None],
     ) -> None:
         self._spool = spool
         self._uplink = uplink
         self._backoff = backoff
         self._dice = dice
         self._tell = tell
+        self._tell_waiting = tell_waiting
         self._changed = changed
         self._services = services
         self._standing = standing
@@ -108,18 +112,31 @@ class Sender:
         while not self._stop.is_set():
             try:
                 result = self._send_oldest()
-                if result is None:  # nothing to do
-                    continue
             except Exception as error:
                 if self._stop.is_set():  # closed while a request was under way: it is sent again
                     return
-                if not isinstance(error, ProducerError):  # an uplink's fault, or ours
-                    log.exception("sending failed, it is tried again")
-                self._tell(error)
+                self._tell_failure(error)
                 result = SendResult()
+            self._tell_waiting()
+            if result is None:  # nothing to do
+                continue
             if result.problem is not None:
                 self._tell(result.problem)
             self._pause(result)
+
+    def _look(self, now_s: float) -> None:
+        """Tell what gets in danger; a disk that fails meanwhile stops no sending."""
+        try:
+            self._standing.look(now_s)
+        except Exception as error:
+            if not self._stop.is_set():
+                self._tell_failure(error)
+        self._tell_waiting()
+
+    def _tell_failure(self, error: Exception) -> None:
+        if not isinstance(error, ProducerError):  # an uplink's fault, or ours
+            log.error("sending failed, it is tried again", exc_info=error)
+        self._tell(error)
 
     def _send_oldest(self) -> SendResult | None:
         self._work.clear()
@@ -127,9 +144,9 @@ class Sender:
             self._nudge.clear()
             self._holds.release()
         if self._services() and self._time.should_ask():
-            self._ask_time()
+            _ask_time(self._time, self._uplink)
         now_s = time.monotonic()
-        self._standing.look(now_s)
+        self._look(now_s)
         held = self._holds.held(now_s)
         batch = self._spool.oldest(REQUEST_SEGMENTS_MAX, without=held)
         if not batch:
@@ -142,13 +159,19 @@ class Sender:
         if problem is not None:
             return SendResult(problem=problem)
         for number, error in stalled.items():
-            self._hold(number, error if isinstance(error, UplinkUnavailable) else None)
+            self._hold(number, error)
             self._tell(error)
-        if stalled:
-            batch = [each for each in batch if each.segment.service_order_number not in stalled]
-            if not batch:
-                return None  # they wait by themselves now
-        leases = self._leases.shown(numbers - stalled.keys())
+        batch = [each for each in batch if each.segment.service_order_number not in stalled]
+        if self._leases.bare and not self._time.is_known:  # what is too late depends on it
+            _ask_time(self._time, self._uplink)
+        batch, late = self._leases.without_late(batch)
+        for danger in late:
+            self._hold(danger.service_order_number, danger)
+            self._tell(danger)
+        if not batch:  # they wait by themselves now
+            waiting = [*stalled, *(danger.service_order_number for danger in late)]
+            return SendResult(failed={each: OrderFailed("no lease") for each in waiting})
+        leases = self._leases.shown({each.segment.service_order_number for each in batch})
         settled: set[int] = set()
         notes = SendNotes(
             leases, self._standing.report(), lambda part: self._settle(batch, part, settled)
@@ -159,12 +182,6 @@ class Sender:
         self._settle(batch, result, settled)
         self._follow_up(result)
         return result
-
-    def _ask_time(self) -> None:
-        """Ask the server's time: no upload has told it lately. Nothing depends on the answer."""
-        asked_us = self._time.tick_us()
-        with suppress(UplinkUnavailable, UplinkRefused):
-            self._time.learn(asked_us, self._uplink.server_time(timeout_s=_TIME_TIMEOUT_S))
 
     def _settle(self, batch: list[SpooledSegment], result: SendResult, settled: set[int]) -> None:
         """Store what the server has said of segments, as it comes; `settled` are done already."""
@@ -192,7 +209,7 @@ class Sender:
             # They stay in the queue, and must not hold up what is behind them.
             self._tell(error)
             for number in {batch[at].segment.service_order_number for at in refused}:
-                self._hold(number, None)
+                self._hold(number, error)
             return
         for why in refused.values():
             self._standing.was_refused(why)
@@ -213,17 +230,22 @@ class Sender:
         if changed:
             self._spool.keep_terms(changed)
 
-    def _hold(self, number: str, problem: UplinkUnavailable | None) -> None:
-        wish_s = problem.retry_after_s if problem is not None else None
-        pause_s = self._backoff.pause_s(self._holds.failed(number), self._dice(), wish_s)
+    def _hold(self, number: str, why: Exception) -> None:
+        wish_s = why.retry_after_s if isinstance(why, UplinkUnavailable) else None
+        failures = self._holds.failed(number)
+        pause_s = self._backoff.pause_s(failures, self._dice(), wish_s)
+        if number in self._leases.stale:
+            pause_s *= 2 ** min(failures // 2, _LEASE_DOUBLINGS_MAX)
         self._holds.hold(number, time.monotonic() + pause_s, is_wish=wish_s is not None)
 
     def _pause(self, result: SendResult) -> None:
         has_done_something = bool(result.accepted or result.refused)
-        if result.problem is not None or not (has_done_something or result.failed):
+        if result.failed and not has_done_something and result.problem is None:
+            _sleep(self._nudge, self._pace.in_vain_s(result.failed.keys()), self._look)
+        elif result.problem is not None or not has_done_something:
             wish_s = result.problem.retry_after_s if result.problem is not None else None
             pause_s = self._pace.after_failure_s(wish_s, self._interval_s())
-            _sleep(self._nudge if wish_s is None else self._stop, pause_s, self._standing.look)
+            _sleep(self._nudge if wish_s is None else self._stop, pause_s, self._look)
         elif has_done_something and self._pace.is_catching_up:
             if self._spool.pending() <= REQUEST_SEGMENTS_MAX:
                 self._pace.drained()
@@ -233,6 +255,13 @@ class Sender:
 
     def _interval_s(self) -> float:
         return self._spool.report_interval_ms() / 1000
+
+
+def _ask_time(timekeeper: Timekeeper, uplink: Uplink) -> None:
+    """Ask the server's time: no upload has told it lately. Nothing depends on the answer."""
+    asked_us = timekeeper.tick_us()
+    with suppress(UplinkUnavailable, UplinkRefused):
+        timekeeper.learn(asked_us, uplink.server_time(timeout_s=_TIME_TIMEOUT_S))
 
 
 def _sleep(until: threading.Event, pause_s: float, look: Callable[[float], None]) -> None:

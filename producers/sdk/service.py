@@ -56,6 +56,7 @@ class Service:
         self._owner = owner
         self._session = session
         self._retry_at_ms: int | None = None  # set while something keeps us from reporting
+        self._is_let_go = False
         self._mutex = threading.Lock()
 
     @property
@@ -83,6 +84,11 @@ class Service:
                 self._keep(self._session.end, self._owner.read())
         return self._owner.finish(self, timeout_s)
 
+    def let_go(self) -> None:
+        """Cut nothing any more, without an end; what is being stored is stored by then."""
+        with self._mutex:
+            self._is_let_go = True
+
     def __enter__(self) -> Self:
         return self
 
@@ -109,7 +115,8 @@ class Service:
         before, reading, cut = self._session.state, None, None
         try:
             reading = self._owner.read()
-            if not before.ended and reading.now_ms >= self.due_at_ms():
+            is_over = before.ended or self._is_let_go
+            if not is_over and reading.now_ms >= self.due_at_ms():
                 segments = self._session.report(reading)
                 if segments:
                     cut = Cut(self, reading.now_ms, before, segments, self._session.state)

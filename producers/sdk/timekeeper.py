@@ -65,9 +65,9 @@ class Timekeeper:
     """The server's time for all services of a client.
 
     `clock` is the local clock in ns, or a pair; by default the system's. `tell` is told of each
-    ClockNotice, by the thread that came upon it, after the locks are free. `absent_us`: after so
-    long without a look it waits for a server, as after a suspend; None where nobody looks
-    regularly. Raises ValueError for a policy or a drift that can't be meant.
+    ClockNotice, by the thread that came upon it, after this object's lock is free. `absent_us`:
+    after so long without a look it waits for a server, as after a suspend; None where nobody
+    looks regularly. Raises ValueError for a policy or a drift that can't be meant.
     """
 
     def __init__(

@@ -1,14 +1,18 @@
 """The SDK under asyncio: the same answers, and a loop that is never blocked."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from durabill.producers.sdk.async_client import AsyncClient
-from durabill.producers.sdk.client import ClientStopped
+from durabill.producers.sdk.client import Client, ClientStopped
+from durabill.producers.sdk.server_clock import ServerStamps
+from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.uplink import NO_NOTES, Grant, SendNotes, SendResult
 from durabill.schemas import SegmentEvent
 from tests.broker.test_client import NOW_MS, Uplink, check_whole
@@ -26,6 +30,14 @@ class Slow(Uplink):
     def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         time.sleep(0.2)
         return super().send(segments, notes)
+
+
+class SlowToSayItsTime(Uplink):
+    """A server that takes its time for that alone."""
+
+    def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        time.sleep(0.2)
+        return super().server_time(timeout_s=timeout_s)
 
 
 def test_service_from_start_to_end(tmp_path: Path) -> None:
@@ -116,3 +128,61 @@ def test_end_gives_up_in_time_and_start_that_is_cancelled_meters_nothing(tmp_pat
     asyncio.run(run())
     ghost = [each for each in uplink.got if each.service_order_number == "ghost"]
     assert ghost[-1].end_identifier
+
+
+def test_resume_that_is_cancelled_leaves_the_service_unfinished(tmp_path: Path) -> None:
+    """Its thread is at work and goes on: nobody else could ever end it."""
+    uplink = SlowToSayItsTime()
+
+    async def run() -> None:
+        async with AsyncClient(uplink, tmp_path / "spool") as client:
+            await client.start("SO1")
+            await client.close(timeout_s=0)
+        async with AsyncClient(uplink, tmp_path / "spool") as client:
+            resuming = asyncio.create_task(client.resume("SO1"))
+            await asyncio.sleep(0.05)  # its thread asks for the time
+            resuming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await resuming
+            await asyncio.to_thread(client._threads.shutdown)
+            assert len(client._client()._reporter) == 0
+            client._threads = ThreadPoolExecutor(2)
+            assert [each.service_order_number for each in await client.unfinished()] == ["SO1"]
+            service = await client.resume("SO1")
+            assert (await service.end()).acknowledged
+            assert await client.unfinished() == []
+
+    asyncio.run(run())
+    numbers = [each.business_data_number for each in uplink.got]
+    assert sorted(set(numbers)) == list(range(1, max(numbers) + 1))
+
+
+def test_open_that_is_cancelled_holds_no_spool(tmp_path: Path) -> None:
+    async def run() -> None:
+        client = AsyncClient(Uplink(), tmp_path / "spool")
+        make, began = client._make, threading.Event()
+
+        def slow() -> Client:
+            began.set()
+            time.sleep(0.1)
+            return make()
+
+        client._make = slow
+        opening = asyncio.create_task(client.open())
+        await asyncio.to_thread(began.wait, 30)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await asyncio.to_thread(client._threads.shutdown)
+        Spool(tmp_path / "spool").close()
+
+    asyncio.run(run())
+
+
+def test_service_that_was_let_go_cuts_nothing(tmp_path: Path) -> None:
+    with Client(Uplink(), tmp_path / "spool") as client:
+        service = client.start("SO1", grant=Grant("SO1", NOW_MS, 86_400_000))
+        client.let_go(service)
+        assert service.cut() is None
+        assert [each.service_order_number for each in client.unfinished()] == ["SO1"]
+        assert client.resume("SO1").end().acknowledged

@@ -42,6 +42,7 @@ LONG_FILES = {
 }
 LONG_CLASSES = {
     "Client": "the public class of the SDK, mostly docstrings",
+    "Sender": "the loop that sends: what it asks, stores, tells and waits for",
     "Spool": "one file and all that is done to it",
     "Order": "the life of an order",
     "ColumnTable": "the batch path's flow: records, what is deferred, time, questions",

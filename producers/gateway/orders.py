@@ -211,7 +211,7 @@ class OrderDesk:
                 await self._publisher.publish(number.encode(), [value])
             self._lookup.is_stored(number, caller.tenant)
         except (ApiError, Overloaded, BackendUnavailable) as error:
-            quotas.ended(caller, number)
+            quotas.not_opened(caller, number)
             raise _told(error) from error
 
     def _told(self, token: str, lease: Lease) -> OrderGrant:

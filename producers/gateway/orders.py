@@ -53,6 +53,10 @@ _CLOCK_WRONG_MS = 2_000
 made by a clock that had not learned the broker's yet."""
 
 
+_Starter = tuple[tuple[str, str, str | None], bytes]
+"""Which start has opened an order: whose key it had, and the digest of what it asked for."""
+
+
 class _Kept(NamedTuple):
     digest: bytes
     grant: "asyncio.Future[OrderGrant]"
@@ -78,6 +82,7 @@ class OrderDesk:
         self._correction_window_ms = correction_window_ms
         self._entropy = entropy
         self._kept: dict[tuple[str, str, str | None], _Kept] = {}
+        self._opened_by: dict[str, _Starter] = {}  # by the number of the client's own
 
     async def start(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
@@ -142,7 +147,9 @@ class OrderDesk:
         if in_use is None:
             return None
         opened = in_use.opened
-        if opened is None or not _is_repeat(wanted, in_use):
+        # Which key an order was opened with isn't in the log: this process may remember.
+        is_anothers = self._opened_by.get(number, _starter(wanted)) != _starter(wanted)
+        if opened is None or is_anothers or not _is_repeat(wanted, in_use):
             raise ApiError(409, "ORDER_IN_USE", f"order {plain(number)} is in use; choose another")
         token, lease = self._authority.leases.mint(
             number,
@@ -178,6 +185,10 @@ class OrderDesk:
             lease.accept_until_ms,
         )
         await self._append(caller, opened, now_ms)
+        if wanted.number is not None:
+            if len(self._opened_by) >= _KEPT_MAX:
+                del self._opened_by[next(iter(self._opened_by))]
+            self._opened_by[number] = _starter(wanted)
         return self._told(token, lease)
 
     async def _open_again(self, caller: Caller, lease: Lease) -> None:
@@ -224,6 +235,10 @@ class OrderDesk:
             token,
             lease.expires_ms,
         )
+
+
+def _starter(wanted: Start) -> _Starter:
+    return wanted.kept_as, wanted.digest
 
 
 def _is_repeat(wanted: Start, in_use: InUse) -> bool:

@@ -1,4 +1,4 @@
-"""Renewals of leases whose order may be forgotten by then: it is opened again, or nothing is."""
+"""Renewals of leases whose order may be forgotten by then; repeats of starts with own numbers."""
 
 import asyncio
 import json
@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
+from durabill.producers.gateway.api import OrderGrant, OrderRequest
 from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller, set_caller
 from durabill.producers.gateway.kafka import BackendUnavailable
+from durabill.producers.gateway.lookup import InUse
 from durabill.producers.gateway.orders import OrderDesk
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.quotas import QuotaLimits
+from durabill.producers.gateway.starts import checked
 from durabill.schemas import SegmentEvent
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, SEGMENT_LENGTH_MAX_MS
+from durabill.schemas.order_state import Opened as OpenedState
 from durabill.stream_processors.core.admission import (
     Fate,
     Known,
@@ -42,6 +46,7 @@ class Stand:
     """An order desk at a time, with an order that was opened at NOW_MS."""
 
     def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
         self.values: list[bytes] = []
         self.is_away = False
         clock = BrokerClock(lambda: now_ms * 1_000_000, lambda: 0)
@@ -65,6 +70,17 @@ class Stand:
             correction_window_ms=WINDOW_MS,
             entropy=os.urandom,
         )
+
+    async def in_use(self, _number: str) -> InUse | None:
+        until_ms = self.now_ms + LEASE_MS
+        opened = OpenedState(
+            tenant="acme", client="anna", server_timestamp_ms=self.now_ms, accept_until_ms=until_ms
+        )
+        return InUse(opened, has_segments=False) if self.values else None
+
+    async def start(self, key: str | None, **asked: str) -> OrderGrant:
+        wanted = checked(ANNA, OrderRequest(service_order_number="7", **asked), key)
+        return await self.desk._grant(wanted)
 
     async def publish(self, _key: bytes, values: list[bytes]) -> None:
         if self.is_away:
@@ -142,3 +158,16 @@ def test_without_kafkas_word_no_lease_is_given() -> None:
     stand.is_away = True
     with pytest.raises(ApiError, match="KAFKA_UNAVAILABLE"):
         stand.renew()
+
+
+def test_a_number_of_ones_own_is_given_again_to_the_key_that_opened_it() -> None:
+    """Where this gateway has opened it; another doesn't know the key."""
+    stand, other = Stand(NOW_MS), Stand(NOW_MS)
+    grant = asyncio.run(stand.start("key"))
+    assert asyncio.run(stand.start("key")) == grant
+    assert len(stand.values) == 1
+    other.values = stand.values
+    assert asyncio.run(other.start("key")).server_timestamp_ms == grant.server_timestamp_ms
+    for key, service in (("another", ""), (None, ""), ("key", "another")):
+        with pytest.raises(ApiError, match="ORDER_IN_USE"):
+            asyncio.run(stand.start(key, service=service))

@@ -235,6 +235,6 @@ def _values(records: Sequence[Held], left_out: set[int]) -> bytes:
     return b"".join(each.value or b"" for at, each in enumerate(records) if at not in left_out)
 
 
-def _are_all(upload: ReceiptUpload, numbers: set[int]) -> bool:
+def _are_all(upload: ReceiptUpload, numbers: set[int | None]) -> bool:
     wanted = sum(last - first + 1 for first, last in upload.num)
     return len(numbers) == wanted  # each is within the ranges already

@@ -26,6 +26,7 @@ def check_gateway(settings: "Settings") -> None:
 
     access, tls = access_of(settings), tls_of(settings)
     check_access(access, settings.gateway_host)
+    are_leases_required(settings)
     open_access(access)
     if tls is not None:
         ServedTls(tls)
@@ -59,9 +60,21 @@ def access_of(settings: "Settings") -> "AccessConfig":
 
 
 def are_leases_required(settings: "Settings") -> bool:
-    """Tell whether every upload has to show a lease: with authentication, where nobody says."""
+    """Tell whether every upload has to show a lease.
+
+    Where nobody says: with authentication, and where orders have to be opened. Raises SettingsError
+    where none is asked for, and segments of orders that nobody opened count for nothing.
+    """
+    if settings.opened_only and settings.leases == "optional":
+        raise SettingsError(
+            [
+                "DURABILL_LEASES=optional doesn't go with DURABILL_OPENED_ONLY=true: the gateway"
+                " would take segments of orders that were not opened, and that don't count. Say"
+                " auto or required"
+            ]
+        )
     if settings.leases == "auto":
-        return access_of(settings).knows_callers
+        return settings.opened_only or access_of(settings).knows_callers
     return settings.leases == "required"
 
 

@@ -139,6 +139,7 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     "gateway_address_connections",
     "gateway_clock_offset_max_s",
     "report_interval_s",
+    "opened_only",
     "leases",
     "lease_s",
     "lease_keys_file",

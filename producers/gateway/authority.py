@@ -64,7 +64,10 @@ class Authority:
         self.clock = ServedClock(broker_clock, monotonic_ns, entropy)
         self._lease_keys = WatchedKeys(config.lease_keys_file, Kind.LEASE)
         self.leases = LeaseBook(
-            self._lease_keys, lease_ms=config.lease_ms, is_required=config.are_leases_required
+            self._lease_keys,
+            lease_ms=config.lease_ms,
+            is_required=config.are_leases_required,
+            correction_window_ms=correction_window_ms,
         )
         receipt_keys = WatchedKeys(config.receipt_keys_file, Kind.RECEIPT)
         self.receipts = ReceiptSigner(receipt_keys, topic, self.clock.now_ms)

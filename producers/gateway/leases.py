@@ -25,11 +25,14 @@ from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.key_files import WatchedKeys
 from durabill.producers.gateway.key_sets import Jwk, decode64, encode64
 from durabill.producers.gateway.problems import ApiError
+from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 
 LEASE_CHARS_MAX = 1_024
 """Of a token. The longest that we make has fewer: number, tenant and client are bounded."""
 _CACHED_MAX = 20_000
 _DIGEST = "sha256"
+_EDGE_MS = FUTURE_TOLERANCE_MS
+"""So long after `accept_until_ms` a worker forgets a settled order that was opened."""
 
 
 class Lease(NamedTuple):
@@ -57,6 +60,11 @@ class _Payload(msgspec.Struct, frozen=True):
 
 
 _PAYLOAD = msgspec.json.Decoder(_Payload)
+
+
+def outlives_opening(lease: Lease) -> bool:
+    """Tell whether a lease holds for longer than the order's opening, which may be forgotten."""
+    return lease.expires_ms > lease.accept_until_ms
 
 
 def rules_under(lease: Lease | None, rules: TimeRules) -> TimeRules:
@@ -87,12 +95,22 @@ def bounds_for(lease: Lease | None, rules: TimeRules) -> Bounds:
 class LeaseBook:
     """Makes and checks leases. `is_required`: an upload without one is refused.
 
-    `lease_ms` is how long a lease holds. Belongs to one event loop.
+    `lease_ms` is how long a lease holds, from the order's opening on, or from a renewal that opens
+    it anew; then no longer than a settled order is known. Belongs to one event loop.
     """
 
-    def __init__(self, keys: WatchedKeys, *, lease_ms: int, is_required: bool) -> None:
+    def __init__(
+        self,
+        keys: WatchedKeys,
+        *,
+        lease_ms: int,
+        is_required: bool,
+        correction_window_ms: int | None = None,
+    ) -> None:
         self._watched = keys
-        self._lease_ms = lease_ms
+        self.lease_ms = lease_ms
+        window_ms = lease_ms if correction_window_ms is None else correction_window_ms
+        self._renewed_ms = min(lease_ms, max(window_ms, _EDGE_MS))
         self.is_required = is_required
         self._cache: dict[str, Lease] = {}
         self._heads: dict[str, Jwk] = {}
@@ -114,9 +132,11 @@ class LeaseBook:
 
         The order is opened now, unless it is said when it was and until when it may be late.
         """
-        until_ms = now_ms + self._lease_ms
         opened_ms = now_ms if opened_ms is None else opened_ms
-        accept_until_ms = until_ms if accept_until_ms is None else accept_until_ms
+        if accept_until_ms is None:
+            until_ms = accept_until_ms = now_ms + self.lease_ms
+        else:
+            until_ms = self._holds_until_ms(accept_until_ms, now_ms)
         times_ms = opened_ms, interval_ms, until_ms, accept_until_ms
         lease = Lease(number, tenant, client, now_ms, *times_ms)
         return self._sign(lease, now_ms), lease
@@ -127,15 +147,29 @@ class LeaseBook:
         """Return a lease that holds anew, for one that may have expired. Raises as `check`.
 
         When the order was opened, and until when its segments may be late, stays as it is in the
-        log.
+        log. Where `outlives_opening`, the order has to be opened again before the lease is given.
         """
         if not token:
             raise _refused("LEASE_MISSING", "the lease that is to be renewed has to be shown")
         known = self._shown(token, number, caller)
         lease = known._replace(
-            issued_ms=now_ms, expires_ms=max(known.expires_ms, now_ms + self._lease_ms)
+            issued_ms=now_ms,
+            expires_ms=max(known.expires_ms, self._holds_until_ms(known.accept_until_ms, now_ms)),
         )
         return self._sign(lease, now_ms), lease
+
+    def _holds_until_ms(self, accept_until_ms: int, now_ms: int) -> int:
+        """Return until when the worker certainly knows the order, so that its segments go to it.
+
+        Up to `accept_until_ms` it does. From then on the order is opened again; where it is known
+        still, that changes nothing, and it is known for a correction window after it settles. At
+        the edge it may be known at the opening and forgotten right after it.
+        """
+        if now_ms <= accept_until_ms:
+            return accept_until_ms
+        if now_ms <= accept_until_ms + 2 * _EDGE_MS:
+            return now_ms + _EDGE_MS
+        return now_ms + self._renewed_ms
 
     def check(self, token: str | None, number: str, caller: Caller, now_ms: int) -> Lease | None:
         """Return what the lease of an upload for order `number` says; None where none is needed.

@@ -13,6 +13,9 @@ A crash between 4 and 5 leaves an order that is opened, and never reported: `dur
 of it, unless its start is repeated with the same Idempotency-Key. Two starts with one number at the
 same time may both get past 2. The log decides then: the opening with the lower offset holds, the
 other becomes a dead letter, or is passed over where both are of one client.
+
+A lease that is renewed when its order's opening has lapsed takes steps 3 and 4 as well: a worker
+that has forgotten the order opens it anew, for the same tenant.
 """
 
 import asyncio
@@ -26,7 +29,7 @@ from durabill.producers.gateway.authority import Authority
 from durabill.producers.gateway.caller import Caller, caller_of
 from durabill.producers.gateway.checks import json_answer, read_body
 from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
-from durabill.producers.gateway.leases import Lease
+from durabill.producers.gateway.leases import Lease, outlives_opening
 from durabill.producers.gateway.lookup import InUse, Lookup, number_of
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
 from durabill.producers.gateway.starts import (
@@ -37,6 +40,11 @@ from durabill.producers.gateway.starts import (
     repeated_order_number,
 )
 from durabill.schemas.errors import BadRecord
+from durabill.schemas.limits import (
+    FUTURE_TOLERANCE_MS,
+    OPENING_SPAN_MAX_MS,
+    SEGMENT_LENGTH_MAX_MS,
+)
 from durabill.schemas.order_opened import OrderOpened, encode_opening
 from durabill.schemas.text import plain
 
@@ -45,6 +53,10 @@ _KEPT_MAX = 10_000
 _CLOCK_WRONG_MS = 2_000
 """Of a server timestamp and the broker's time of its record: a start whose time is further off was
 made by a clock that had not learned the broker's yet."""
+
+
+_Starter = tuple[tuple[str, str, str | None], bytes]
+"""Which start has opened an order: whose key it had, and the digest of what it asked for."""
 
 
 class _Kept(NamedTuple):
@@ -72,6 +84,7 @@ class OrderDesk:
         self._correction_window_ms = correction_window_ms
         self._entropy = entropy
         self._kept: dict[tuple[str, str, str | None], _Kept] = {}
+        self._opened_by: dict[str, _Starter] = {}  # by the number of the client's own
 
     async def start(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
@@ -88,6 +101,7 @@ class OrderDesk:
         token, lease = self._authority.leases.renew(
             request.headers.get(LEASE_HEADER), number, caller, now_ms
         )
+        await self._open_again(caller, lease)
         return json_answer(self._told(token, lease))
 
     async def _grant_once(self, wanted: Start) -> OrderGrant:
@@ -143,7 +157,9 @@ class OrderDesk:
         if in_use is None:
             return None
         opened = in_use.opened
-        if opened is None or not _is_repeat(wanted, in_use):
+        # Which key an order was opened with isn't in the log: this process may remember.
+        is_anothers = self._opened_by.get(number, _starter(wanted)) != _starter(wanted)
+        if opened is None or is_anothers or not _is_repeat(wanted, in_use):
             raise ApiError(409, "ORDER_IN_USE", f"order {plain(number)} is in use; choose another")
         token, lease = self._authority.leases.mint(
             number,
@@ -154,6 +170,7 @@ class OrderDesk:
             opened_ms=opened.server_timestamp_ms,
             accept_until_ms=opened.accept_until_ms,
         )
+        await self._open_again(wanted.caller, lease)
         return self._told(token, lease)
 
     async def _open(self, wanted: Start, number: str) -> OrderGrant:
@@ -177,19 +194,46 @@ class OrderDesk:
             lease.interval_ms,
             lease.accept_until_ms,
         )
+        await self._append(caller, opened, now_ms)
+        if wanted.number is not None:
+            if len(self._opened_by) >= _KEPT_MAX:
+                del self._opened_by[next(iter(self._opened_by))]
+            self._opened_by[number] = _starter(wanted)
+        return self._told(token, lease)
+
+    async def _open_again(self, caller: Caller, lease: Lease) -> None:
+        """Append an opening for a lease that outlives the order's, which may be forgotten by now.
+
+        Where the order is known still, it is passed over. Its time begins before all that may count
+        under the lease, and not earlier: what was billed in a life before can't come again.
+        """
+        if not outlives_opening(lease):
+            return
+        now_ms, window_ms = lease.issued_ms, self._correction_window_ms
+        until_ms = now_ms + self._authority.leases.lease_ms
+        begin_ms = max(lease.opened_ms, until_ms - OPENING_SPAN_MAX_MS)
+        if window_ms is not None:
+            oldest_ms = now_ms - window_ms - SEGMENT_LENGTH_MAX_MS - FUTURE_TOLERANCE_MS
+            begin_ms = max(begin_ms, oldest_ms)
+        who = lease.number, lease.tenant, lease.client
+        opened = OrderOpened(*who, "", (), min(begin_ms, now_ms), lease.interval_ms, until_ms)
+        await self._append(caller, opened, now_ms)
+
+    async def _append(self, caller: Caller, opened: OrderOpened, now_ms: int) -> None:
+        """Append an opening, and wait for Kafka's acknowledgement; raise ApiError without."""
+        number, quotas = opened.service_order_number, self._authority.quotas
         try:
             value = encode_opening(opened)
         except BadRecord as error:
             raise refusal(error) from error
-        authority.quotas.opens(caller, number, now_ms, lease.accept_until_ms)
+        quotas.opens(caller, number, now_ms, opened.accept_until_ms)
         try:
-            with authority.quotas.segments(caller, 1):
+            with quotas.segments(caller, 1):
                 await self._publisher.publish(number.encode(), [value])
             self._lookup.is_stored(number, caller.tenant)
         except (ApiError, Overloaded, BackendUnavailable) as error:
-            authority.quotas.ended(caller, number)
+            quotas.not_opened(caller, number)
             raise _told(error) from error
-        return self._told(token, lease)
 
     def _told(self, token: str, lease: Lease) -> OrderGrant:
         return OrderGrant(
@@ -201,6 +245,10 @@ class OrderDesk:
             token,
             lease.expires_ms,
         )
+
+
+def _starter(wanted: Start) -> _Starter:
+    return wanted.kept_as, wanted.digest
 
 
 def _is_repeat(wanted: Start, in_use: InUse) -> bool:

@@ -85,6 +85,11 @@ class PendingUpload:
                 self._lease = lease
                 self._bounds = bounds_for(lease, self._rules)
 
+    @property
+    def is_leased(self) -> bool:
+        """Tell whether a lease says that the order was opened."""
+        return self._lease is not None
+
     def sift(self) -> None:
         """Give their verdict to rows that the compiled pass can't read; make whole floats ints."""
         rows, at = [], []

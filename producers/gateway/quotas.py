@@ -6,12 +6,14 @@ and as much as each of the flooding ones has is always left for who comes next. 
 counted for that, and nothing is set aside for tenants that are silent. On top of it stand fixed
 limits of a client's and of a tenant's.
 
+Orders count as long as their worker certainly keeps them, or for some minutes where nobody knows.
+
 Without authentication nobody says whose he is: an address stands for the tenant then. All counts
 are of this gateway alone, and a count that has come back to nothing takes no memory.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +23,11 @@ from durabill.producers.gateway.problems import ApiError, try_later
 
 _RETRY_AFTER_S = 1
 _ORDERS_RETRY_AFTER_S = 60
+ENDED_KEPT_MS = 180_000
+"""So long an order still counts after its end was stored: its worker keeps it for longer."""
+UNOPENED_KEPT_MS = 600_000
+"""So long a number that nobody opened counts after the last segments that came with it."""
+_SWEEP_EVERY_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,7 @@ class Quotas:
         self._segments: Counter[_Who] = Counter()
         self._in_flight = 0
         self._orders: dict[_Who, OpenOrders] = {}
+        self._swept_ms = 0
 
     @contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
@@ -120,55 +128,109 @@ class Quotas:
             raise try_later("OVERLOADED", f"{self._in_flight} segments wait for Kafka")
 
     def opens(self, caller: Caller, number: str, now_ms: int, until_ms: int) -> None:
-        """Count an order as open until its end comes, or `until_ms`.
+        """Count an order as open until some time after its end, or until `until_ms`.
 
         Raises ApiError(429 QUOTA_ORDERS). One that is counted already isn't counted again.
         """
-        who = _tenant(caller)
-        orders = self._orders.setdefault(who, OpenOrders())
-        orders.forget(now_ms)
-        if len(orders) >= self.limits.tenant_orders_max and number not in orders:
-            detail = f"{len(orders)} orders of this tenant are open; end some of them first"
-            raise _over("QUOTA_ORDERS", detail, _ORDERS_RETRY_AFTER_S)
-        orders.add(number, until_ms)
+        self._orders_for(caller, {number}, now_ms).open(number, until_ms)
 
-    def ended(self, caller: Caller, number: str) -> None:
-        """Note that an order's end is stored, or that its opening wasn't."""
-        who = _tenant(caller)
-        orders = self._orders.get(who)
+    def sees(self, caller: Caller, numbers: Set[str], now_ms: int) -> None:
+        """Count orders that segments come for without a lease: nobody may have opened them.
+
+        Raises ApiError(429 QUOTA_ORDERS), and counts none of them then.
+        """
+        orders = self._orders_for(caller, numbers, now_ms)
+        for each in numbers:
+            orders.see(each, now_ms)
+
+    def _orders_for(self, caller: Caller, numbers: Set[str], now_ms: int) -> "OpenOrders":
+        """Return a tenant's orders, where there is room for these."""
+        self._sweep(now_ms)
+        orders = self._orders.setdefault(_tenant(caller), OpenOrders())
+        orders.forget(now_ms)
+        limit = self.limits.tenant_orders_max
+        count = len(orders)
+        if count + len(numbers) > limit and (
+            count + sum([each not in orders for each in numbers]) > limit
+        ):
+            detail = f"{count} orders of this tenant are open, or ended a moment ago"
+            raise _over("QUOTA_ORDERS", detail, _ORDERS_RETRY_AFTER_S)
+        return orders
+
+    def ended(self, caller: Caller, number: str, now_ms: int) -> None:
+        """Note that an order's end is stored. Whether it counts is for its worker to say."""
+        orders = self._orders.get(_tenant(caller))
+        if orders is not None:
+            orders.end(number, now_ms)
+
+    def not_opened(self, caller: Caller, number: str) -> None:
+        """Note that an order's opening isn't stored."""
+        orders = self._orders.get(_tenant(caller))
         if orders is not None:
             orders.discard(number)
+
+    def _sweep(self, now_ms: int) -> None:
+        """Forget what has lapsed of tenants that never come back, now and then."""
+        if abs(now_ms - self._swept_ms) < _SWEEP_EVERY_MS:
+            return
+        self._swept_ms = now_ms
+        for who, orders in list(self._orders.items()):
+            orders.forget(now_ms)
             if not orders:
                 del self._orders[who]
 
 
 class OpenOrders:
-    """The orders that one tenant has opened and not ended, by the hash of their numbers."""
+    """The orders of one tenant that count, by the hash of their numbers, and until when.
+
+    An order is open, ended or only seen; each kind is in about the sequence of being forgotten.
+    """
 
     def __init__(self) -> None:
-        self._until_ms: dict[int, int] = {}  # in the order of opening: about that of forgetting
+        self._open: dict[int, int] = {}
+        self._ended: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._until_ms)
+        return len(self._open) + len(self._ended) + len(self._seen)
 
     def __contains__(self, number: str) -> bool:
-        return hash(number) in self._until_ms
+        key = hash(number)
+        return key in self._open or key in self._ended or key in self._seen
 
-    def add(self, number: str, until_ms: int) -> None:
-        """Take one in."""
-        self._until_ms[hash(number)] = until_ms
+    def open(self, number: str, until_ms: int) -> None:
+        """Take in one that is opened."""
+        key = hash(number)
+        self.discard(number)
+        self._open[key] = until_ms
+
+    def see(self, number: str, now_ms: int) -> None:
+        """Take in one that nobody may have opened."""
+        key = hash(number)
+        if key not in self._open and key not in self._ended:
+            self._seen.pop(key, None)
+            self._seen[key] = now_ms + UNOPENED_KEPT_MS
+
+    def end(self, number: str, now_ms: int) -> None:
+        """Keep one that is counted for a while longer, but not for longer than if it were open."""
+        key = hash(number)
+        until_ms = self._open.pop(key, None) or self._seen.pop(key, None)
+        if until_ms is not None:
+            self._ended[key] = min(until_ms, now_ms + ENDED_KEPT_MS)
 
     def discard(self, number: str) -> None:
         """Leave one out."""
-        self._until_ms.pop(hash(number), None)
+        for each in (self._open, self._ended, self._seen):
+            each.pop(hash(number), None)
 
     def forget(self, now_ms: int) -> None:
-        """Leave out those whose time has passed, the longest open first."""
-        while self._until_ms:
-            first = next(iter(self._until_ms))
-            if self._until_ms[first] > now_ms:
-                break
-            del self._until_ms[first]
+        """Leave out those whose time has passed, the longest known first."""
+        for each in (self._open, self._ended, self._seen):
+            while each:
+                first = next(iter(each))
+                if each[first] > now_ms:
+                    break
+                del each[first]
 
 
 def _less(counts: Counter[_Who], who: _Who, count: int) -> None:

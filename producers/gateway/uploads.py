@@ -113,6 +113,9 @@ class UploadDesk:
         for each in pending:
             each.admit(authority.leases, caller, now_ms)
         self._encode(pending, is_odd=asked.is_odd)
+        unopened = {each.number for each in pending if each.delivery and not each.is_leased}
+        if unopened:
+            authority.quotas.sees(caller, unopened, now_ms)
         await self._deliver(caller, pending)
         stored = [said for each in pending if (said := each.receipt()) is not None]
         receipt = authority.receipts.sign(caller, stored) if stored else None
@@ -177,9 +180,12 @@ class UploadDesk:
         authority.quotas.check_segments(caller)  # before anything is read
         number = number_of(request)
         token, now_ms = request.headers.get(LEASE_HEADER), int(came.stamp_ms)
-        rules = rules_under(authority.leases.check(token, number, caller, now_ms), self._rules())
+        lease = authority.leases.check(token, number, caller, now_ms)
+        rules = rules_under(lease, self._rules())
         requests = read_segments(await read_body(request))
         segments, values = self._checked(number, requests, rules)
+        if lease is None:
+            authority.quotas.sees(caller, {number}, now_ms)
         with _unavailable(), authority.quotas.segments(caller, len(values)):
             stored = await self._publisher.publish(number.encode(), values)
         self._watch_clock()
@@ -226,7 +232,7 @@ class UploadDesk:
     def _stored(self, caller: Caller, number: str, *, has_end: bool) -> None:
         self._lookup.is_stored(number, caller.tenant)
         if has_end:
-            self._authority.quotas.ended(caller, number)
+            self._authority.quotas.ended(caller, number, self._authority.clock.now_ms())
 
     def _rules(self) -> TimeRules:
         """Return the rules about times as of now, with what is known of the broker's clock."""

@@ -13,9 +13,11 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from durabill.schemas.codec import decode_segment
+from durabill.schemas.codec import FRAMING_SIZE, MARKER, decode_segment
 from durabill.schemas.errors import BadRecord, DurabillError
+from durabill.schemas.order_opened import is_opening
 from durabill.schemas.upload_receipt import ReceiptUpload
+from durabill.schemas.wire import read_segment_body
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_range
 from durabill.stream_processors.settings import Settings
@@ -160,8 +162,22 @@ def prove(log: Log, upload: ReceiptUpload) -> Proof:
 
 
 def compare(upload: ReceiptUpload, records: Iterable[Held]) -> str:
-    """Return why the records aren't those of the receipt, "" where they are. Raises CannotTell."""
-    able = list(_able(upload, records))
+    """Return why the records aren't those of the receipt, "" where they are. Raises CannotTell.
+
+    Where there are records of the order that can't be read, it is proven or can't be told: any of
+    them might be the receipt's.
+    """
+    able, unread = _able(upload, records)
+    why_not = _compare(upload, able)
+    if why_not and unread:
+        raise CannotTell(
+            f"{unread} records of its order between its offsets can't be read by our schema, so it"
+            f" can't be told whether they are its own; of the others {why_not}"
+        )
+    return why_not
+
+
+def _compare(upload: ReceiptUpload, able: Sequence[Held]) -> str:
     surplus = len(able) - upload.count
     if surplus < 0:
         return f"{len(able)} of its {upload.count} records are there"
@@ -181,28 +197,44 @@ def compare(upload: ReceiptUpload, records: Iterable[Held]) -> str:
     return "the records at its offsets are others: their digest is another"
 
 
-def _able(upload: ReceiptUpload, records: Iterable[Held]) -> Iterator[Held]:
-    """Yield the records that the receipt can be of."""
+def _able(upload: ReceiptUpload, records: Iterable[Held]) -> tuple[list[Held], int]:
+    """Return the records that the receipt can be of, and how many of its order can't be read."""
     key = upload.ord.encode()
+    able, unread = [], 0
     for each in records:
-        if each.key == key and any(first <= _number(each) <= last for first, last in upload.num):
-            yield each
+        if each.key != key or not _is_candidate(each.value):
+            continue
+        number = _number(each)
+        if number is None:
+            unread += 1
+        elif any(first <= number <= last for first, last in upload.num):
+            able.append(each)
+    return able, unread
 
 
-def _number(record: Held) -> int:
-    """Return a segment's business data number, 0 where it is none that the gateway writes."""
-    if record.value is None:
-        return 0
+def _is_candidate(value: bytes | None) -> bool:
+    """Tell whether a value may be a segment of a gateway's, of this version or another."""
+    return value is not None and value.startswith((b"\0", MARKER)) and not is_opening(value)
+
+
+def _number(record: Held) -> int | None:
+    """Return a segment's business data number, None where it can't be read.
+
+    A registry's framing is the gateway's own, so the body is read by our schema, whatever its id.
+    """
+    value = record.value or b""
     try:
-        return decode_segment(record.value).business_data_number
+        if value[:1] == b"\0":
+            return read_segment_body(value, FRAMING_SIZE)[1]
+        return decode_segment(value).business_data_number
     except BadRecord:
-        return 0
+        return None
 
 
 def _values(records: Sequence[Held], left_out: set[int]) -> bytes:
     return b"".join(each.value or b"" for at, each in enumerate(records) if at not in left_out)
 
 
-def _are_all(upload: ReceiptUpload, numbers: set[int]) -> bool:
+def _are_all(upload: ReceiptUpload, numbers: set[int | None]) -> bool:
     wanted = sum(last - first + 1 for first, last in upload.num)
     return len(numbers) == wanted  # each is within the ranges already

@@ -26,6 +26,7 @@ from durabill.schemas.codec import FRAMING_SIZE
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, ORDER_PIECES_MAX, SEGMENT_LENGTH_MAX_MS
 from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.admission import Place
+from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import SETTLEMENTS_MAX, Order, Policy
 from durabill.stream_processors.engine.batch import (
     CODEC_MASK,
@@ -274,6 +275,11 @@ class ColumnTable(IntervalTable):
     def _known(self, number: str) -> Order | None:
         slot = self._store.find_order(number.encode("utf-8", "surrogatepass"))
         return self._plain.slots.get(number) if slot < 0 else self._spills.order_at(slot)
+
+    def _opening_of(self, number: str) -> Opened | None:
+        # Without the order's pieces, which may be many.
+        slot = self._store.find_order(number.encode("utf-8", "surrogatepass"))
+        return super()._opening_of(number) if slot < 0 else self._store.openings.at(slot)
 
     def warm_up(self) -> None:
         """Have everything compiled: fold, settle, checkpoint and restore one order of its own."""

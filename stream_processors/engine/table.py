@@ -197,6 +197,20 @@ class IntervalTable(ChunkFolder):
             return describe_opening(number, opening, self.place.partition)
         return None if order is None else describe_order(order, self.policy, limit)
 
+    def opened_by(self, number: str) -> str | None:
+        """Return the tenant that opened an order, as `describe` tells it.
+
+        That takes as long for an order of many pieces as for one that isn't there.
+        """
+        opening = self._plain.waiting.at(number, LONG_MAX, self.clock_ms)
+        if opening is not None:
+            order = self._known(number)
+            if order is not None and not order.is_forgotten(self.clock_ms):
+                opening = order.opening
+        else:
+            opening = self._opening_of(number)
+        return None if opening is None else opening.tenant
+
     def _opening_of(self, number: str) -> Opened | None:
         order = self._known(number)
         return None if order is None else order.opening

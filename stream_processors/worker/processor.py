@@ -395,6 +395,13 @@ class Processor:
                 return state
         return None
 
+    def opened_by(self, number: str) -> str | None:
+        """Return the tenant that opened an order in one of our partitions, None if nobody did."""
+        for task in self.tasks.values():
+            if not task.is_broken and (tenant := task.table.opened_by(number)) is not None:
+                return tenant
+        return None
+
     def lag(self, partition: int) -> int:
         """Return how many records of a partition of ours wait, by the broker's last answer."""
         log_end = self.runtime.log_end(partition)

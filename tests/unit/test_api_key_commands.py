@@ -17,7 +17,7 @@ from durabill.deploy.commands.gateway_config import are_leases_required, check_g
 from durabill.producers.gateway.auth.api_keys import ApiKeyError, ApiKeyFile
 from durabill.producers.gateway.auth.key_book import KeyBook
 from durabill.producers.gateway.auth.key_changes import create, revoke
-from durabill.schemas.errors import DurabillError
+from durabill.schemas.errors import DurabillError, SettingsError
 from durabill.stream_processors.settings import load_settings
 
 NOW_MS = 1_900_000_000_000
@@ -247,3 +247,17 @@ def test_leases_are_required_where_callers_are_known(
 ) -> None:
     settings = load_settings({}, leases=leases, gateway_auth=auth)
     assert are_leases_required(settings) == required
+
+
+@pytest.mark.parametrize("leases", ["auto", "required"])
+def test_leases_are_required_where_orders_have_to_be_opened(leases: str) -> None:
+    """Without one, segments would be acknowledged as counting that are NOT_OPENED."""
+    settings = load_settings({"DURABILL_OPENED_ONLY": "true"}, leases=leases, gateway_auth="none")
+    check_gateway(settings)
+    assert are_leases_required(settings)
+
+
+def test_leases_that_may_be_missing_dont_go_with_orders_that_have_to_be_opened() -> None:
+    settings = load_settings({"DURABILL_OPENED_ONLY": "true"}, leases="optional")
+    with pytest.raises(SettingsError, match="DURABILL_LEASES"):
+        check_gateway(settings)

@@ -186,6 +186,28 @@ def test_an_opening_without_segments_is_forgotten_and_gives_nothing(kind: str) -
 
 
 @KINDS
+def test_who_opened_an_order_is_told_as_its_description_has_it(kind: str) -> None:
+    """Also of an opening whose order has not begun, of a forgotten one, and of one without."""
+    partition = Partition(kind)
+    until_ms = 2_000
+
+    def told() -> list[str | None]:
+        table = partition.table
+        names = "SO1", "SO2", "SO3", "nobody's"
+        states = {name: table.describe(name) for name in names}
+        opened = {name: None if state is None else state.opened for name, state in states.items()}
+        tenants = [table.opened_by(name) for name in names]
+        assert tenants == [None if each is None else each.tenant for each in opened.values()]
+        return tenants
+
+    partition.fold(0, opening(until_ms), segment(0, 1, end=True))
+    partition.fold(1, opening(until_ms, number="SO2"), segment(0, 1, order="SO3"))
+    assert told() == ["t", "t", None, None]
+    partition.fold(500_000, opening(600_000, 500_000, tenant="umbra"))
+    assert told()[:2] == ["umbra", None]
+
+
+@KINDS
 def test_opened_orders_only(kind: str) -> None:
     partition = Partition(kind)
     partition.fold(0, segment(-5, 0), segment(-5, 0, 1, "SO2"))

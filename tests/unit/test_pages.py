@@ -47,9 +47,15 @@ class Stand:
         self.runtime.ends = dict.fromkeys(OURS, 100)
         self.states: dict[str, OrderState] = {}
         self.stuck: list[str] = []
+        self.described: list[str] = []
 
     def describe(self, number: str) -> OrderState | None:
+        self.described.append(number)
         return self.states.get(number)
+
+    def opened_by(self, number: str) -> str | None:
+        state = self.states.get(number)
+        return None if state is None or state.opened is None else state.opened.tenant
 
     def lag(self, partition: int) -> int:
         return self.lags[partition]
@@ -136,7 +142,9 @@ def test_an_order_is_told_to_its_tenant_alone(stand: Stand, port: int) -> None:
         assert unknown[0] == (503 if lag else 404)
         stand.states = {ours: msgspec.structs.replace(a_state(ours), opened=opened)}
         assert get(port, mine)[0] == get(port, f"/orders/{ours}")[0] == 200
+        stand.described.clear()
         assert get(port, nobodys) == unknown
+        assert not stand.described  # it would take the longer, the larger the other's order is
         stand.states = {ours: a_state(ours)}  # opened by nobody: the default tenant's
         assert get(port, f"/orders/{ours}?tenant=default")[0] == 200
         assert get(port, mine) == unknown

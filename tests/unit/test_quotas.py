@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.problems import ApiError
-from durabill.producers.gateway.quotas import QuotaLimits, Quotas
+from durabill.producers.gateway.quotas import (
+    ENDED_KEPT_MS,
+    UNOPENED_KEPT_MS,
+    QuotaLimits,
+    Quotas,
+)
 
 ROOM = 1_000
 
@@ -85,7 +90,14 @@ def test_what_has_come_back_takes_no_memory() -> None:
         with counts.request(of(f"t{at}")), counts.segments(of(f"t{at}"), 3):
             assert (len(counts._requests), len(counts._segments)) == (1, 2)
         counts.opens(of(f"t{at}"), "SO1", 0, 10)
-        counts.ended(of(f"t{at}"), "SO1")
+        counts.sees(of(f"t{at}"), {"SO2"}, 0)
+    # The tenants never come back; whoever comes next has what has lapsed of them forgotten.
+    counts.opens(of("next"), "SO1", UNOPENED_KEPT_MS, 2 * UNOPENED_KEPT_MS)
+    assert [who.tenant for who in counts._orders] == ["next"]
+    counts.not_opened(of("next"), "SO1")
+    counts.sees(of("later"), {"SO1"}, 2 * UNOPENED_KEPT_MS)
+    assert [who.tenant for who in counts._orders] == ["later"]
+    counts._sweep(3 * UNOPENED_KEPT_MS)
     assert not counts._requests
     assert not counts._segments
     assert not counts._orders
@@ -154,14 +166,48 @@ def test_open_orders_end_by_their_end_or_by_their_time() -> None:
         counts.opens(of("a"), "SO3", 50, 150)
     assert (error.value.status, error.value.reason) == (429, "QUOTA_ORDERS")
     counts.opens(of("b"), "SO3", 50, 150)
-    counts.ended(of("b"), "SO0")  # it isn't b's
+    counts.not_opened(of("b"), "SO0")  # it isn't b's
     with pytest.raises(ApiError):
         counts.opens(of("a"), "SO3", 50, 150)
-    counts.ended(of("a"), "SO0")
+    counts.not_opened(of("a"), "SO0")
     counts.opens(of("a"), "SO3", 50, 150)
     with pytest.raises(ApiError):
         counts.opens(of("a"), "SO4", 100, 200)
     counts.opens(of("a"), "SO4", 150, 250)  # the others' times have passed
+
+
+def test_an_ended_order_counts_for_some_minutes_more() -> None:
+    """Its worker keeps it, whether or not the end counts: ends alone free nothing."""
+    counts = quotas(tenant_orders_max=3)
+    far_ms = 10 * ENDED_KEPT_MS
+    counts.opens(of("a"), "long", 0, far_ms)  # what was opened earlier and stays holds up nothing
+    counts.opens(of("a"), "lapses", 0, 10)
+    counts.opens(of("a"), "SO1", 0, far_ms)
+    counts.ended(of("a"), "SO1", 5)
+    counts.ended(of("a"), "lapses", 5)
+    with pytest.raises(ApiError, match="QUOTA_ORDERS"):
+        counts.opens(of("a"), "SO2", 9, far_ms)
+    counts.ended(of("a"), "SO1", 9)  # another end changes nothing
+    counts.opens(of("a"), "SO1", 9, far_ms)  # it is counted already
+    counts.ended(of("a"), "SO1", 9)
+    counts.opens(of("a"), "SO2", ENDED_KEPT_MS + 9, far_ms)
+    counts.opens(of("a"), "SO3", ENDED_KEPT_MS + 9, far_ms)
+    with pytest.raises(ApiError, match="QUOTA_ORDERS"):
+        counts.opens(of("a"), "SO4", ENDED_KEPT_MS + 9, far_ms)
+
+
+def test_numbers_that_nobody_opened_count_too() -> None:
+    counts = quotas(tenant_orders_max=3)
+    counts.sees(of("a"), {"SO1", "SO2"}, 0)
+    counts.sees(of("a"), {"SO1", "SO2"}, 5)
+    counts.opens(of("a"), "SO1", 5, 10_000_000)
+    with pytest.raises(ApiError, match="QUOTA_ORDERS"):
+        counts.sees(of("a"), {"SO3", "SO4"}, 5)
+    counts.sees(of("a"), {"SO1", "SO3"}, 6)
+    with pytest.raises(ApiError, match="QUOTA_ORDERS"):
+        counts.opens(of("a"), "SO4", 6, 100)
+    counts.sees(of("b"), {"SO4"}, 6)
+    counts.sees(of("a"), {"SO4"}, 5 + UNOPENED_KEPT_MS)  # SO2 didn't come again
 
 
 @pytest.mark.parametrize("name", ["client_segments_max", "tenant_orders_max"])

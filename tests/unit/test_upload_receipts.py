@@ -177,6 +177,35 @@ def test_numbers_that_the_records_dont_have() -> None:
     assert compare(lying, own()) == "its records have other numbers"
 
 
+FRAMING = b"\0\0\0\0\x07"
+
+
+def framed(number: int, length_ms: int = 10) -> bytes:
+    event = SegmentEvent("SO1", number, NOW_MS, NOW_MS + length_ms, False)
+    return encode_segment(event, FRAMING)
+
+
+def framed_upload() -> ReceiptUpload:
+    numbers = (1, 2, 3)
+    return upload_of("SO1", 2, (7, 9), numbers, [framed(each) for each in numbers])
+
+
+def test_records_in_a_registrys_framing_prove_it_as_well() -> None:
+    records = held(*((6 + at, framed(at), "SO1") for at in (1, 2, 3)))
+    assert compare(framed_upload(), records) == ""
+    records[1] = records[1]._replace(value=framed(2, length_ms=999))
+    assert "digest" in compare(framed_upload(), records)
+
+
+@pytest.mark.parametrize("value", [FRAMING + b"\xff" * 9, b"\xc3\x01 of another schema", b"\0"])
+def test_what_cant_be_read_disproves_nothing(value: bytes) -> None:
+    records = own()
+    assert compare(_to(10), [*records[:2], *held((9, value, "SO1"), (10, segment(3), "SO1"))]) == ""
+    records[1] = records[1]._replace(value=value)
+    with pytest.raises(CannotTell, match=r"1 records of its order .* can't be read"):
+        compare(upload(), records)
+
+
 def test_too_many_repeats_to_be_told_apart() -> None:
     many = [Held(8 + at, b"SO1", segment(2, length_ms=at + 20)) for at in range(40)]
     records = [own()[0], *many, *held((48, segment(2), "SO1"), (49, segment(3), "SO1"))]

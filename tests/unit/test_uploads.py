@@ -19,7 +19,7 @@ from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.delivery import Delivery
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.gateway.problems import ApiError
-from durabill.producers.gateway.quotas import QuotaLimits
+from durabill.producers.gateway.quotas import QuotaLimits, Quotas
 from durabill.producers.gateway.upload_shapes import UploadAnswer, UploadsAnswer
 from durabill.producers.gateway.uploads import UploadDesk
 from durabill.producers.sdk.stored import Stored
@@ -132,6 +132,21 @@ def found(answer: UploadAnswer) -> list[tuple[int, int, str, bool, bool]]:
         (each.index, each.business_data_number, each.reason, each.final, each.stored)
         for each in answer.errors
     ]
+
+
+def test_numbers_that_nobody_opened_are_within_the_quota_of_orders(stand: Stand) -> None:
+    """Under a lease they are counted where they were opened."""
+    stand.authority.quotas = Quotas(QuotaLimits(tenant_orders_max=1))
+    mine = [[1, NOW_MS - 9, NOW_MS, True]]
+    token, _ = stand.authority.leases.mint(
+        "SO9", "default", "", now_ms=NOW_MS - 9, interval_ms=10_000
+    )
+    assert not stand.post({"uploads": [upload("SO1", mine), upload("SO1", mine)]}).uploads[0].errors
+    assert not stand.post({"uploads": [upload("SO9", mine, lease=token)]}).uploads[0].errors
+    before = len(stand.kafka.values)
+    with pytest.raises(ApiError, match="QUOTA_ORDERS"):
+        stand.post({"uploads": [upload("SO1", mine), upload("SO2", mine)]})
+    assert len(stand.kafka.values) == before
 
 
 def test_many_orders_in_one_request(stand: Stand) -> None:

@@ -33,12 +33,14 @@ from durabill.producers.sdk.spool_tables import (
 from durabill.producers.sdk.uplink import OrderTerms
 
 _STEP_MAX = 4_096
+_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter of names in a damaged schema
 _SYSTEMS = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CANTOPEN,
 }
+_PASSED_OVER = (sqlite3.SQLITE_IOERR,)  # one page that the disk doesn't give is no more than that
 _HEADER = b"SQLite format 3\0"
 
 
@@ -131,7 +133,7 @@ def _read(uri: str) -> Salvaged | None:
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
             names = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             if _is_the_systems(error):
                 raise
             return None
@@ -164,12 +166,12 @@ def _read(uri: str) -> Salvaged | None:
         return left
 
 
-def _is_the_systems(error: sqlite3.Error) -> bool:
+def _is_the_systems(error: Exception, *but: int) -> bool:
     """Tell whether an error says nothing about the file: no room, no memory, a disk that fails."""
     code = getattr(error, "sqlite_errorcode", 0)
     if code == sqlite3.SQLITE_IOERR_SHORT_READ:
         return False
-    return code & 0xFF in _SYSTEMS
+    return code & 0xFF in _SYSTEMS.difference(but)
 
 
 def _rows(db: sqlite3.Connection, table: str, names: str, left: Salvaged) -> list[Row]:
@@ -182,9 +184,12 @@ def _rows(db: sqlite3.Connection, table: str, names: str, left: Salvaged) -> lis
         try:
             for row in db.execute(query, (after,)):
                 found[row[0]] = row
-                after, step = row[0], 1
+                if row[0] > after:  # pages may name each other in a circle
+                    after, step = row[0], 1
             break
-        except sqlite3.Error:
+        except _ERRORS as error:
+            if _is_the_systems(error, *_PASSED_OVER):
+                raise
             if last is None or after >= min(last, ID_MAX):
                 break
             after, step = after + step, min(step * 2, _STEP_MAX)
@@ -197,7 +202,7 @@ def _ends(db: sqlite3.Connection, table: str) -> int | None:
     """Return the last id of a table, as far as that can be told."""
     try:
         (last,) = db.execute(f"SELECT max(id) FROM {table}").fetchone()
-    except sqlite3.Error:
+    except _ERRORS:
         return None
     return last if isinstance(last, int) else None
 

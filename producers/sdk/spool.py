@@ -630,7 +630,7 @@ class Spool:
 
         aside = replace_damaged(self.path, fill)
         self._is_replaced = True
-        self._untold.append(SpoolDamaged(left.told(error, aside, 0 if known else lost)))
+        self._untold.append(SpoolDamaged(left.told(error, aside, lost)))
 
     def _segment(self, row: Sequence[Any]) -> SegmentEvent:
         segment = segment_of(row, may_lack_sum=self._file.may_lack_sums)

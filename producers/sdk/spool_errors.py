@@ -38,6 +38,8 @@ def translated(path: Path) -> Iterator[None]:
     """Have SQLite's errors, and those of the operating system, come as ours."""
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite's words hold a damaged name
+        raise SpoolDamaged(f"{path}: {error}") from error
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise SpoolFull(f"{path}: {error}; free some space") from error

@@ -13,7 +13,7 @@ import pytest
 
 from durabill.producers.sdk import spool_swap
 from durabill.producers.sdk.reserve import Reserve
-from durabill.producers.sdk.salvage import read_what_is_left
+from durabill.producers.sdk.salvage import Salvaged, _rows, read_what_is_left
 from durabill.producers.sdk.spool import (
     Entry,
     RejectedSegment,
@@ -186,6 +186,7 @@ def test_no_room_for_a_new_file_holds_the_running_services(
     made(path)
     with healed(path, told) as spool:
         spool._file.db.execute("UPDATE pending SET end_ms = end_ms + 1 WHERE id = 5")
+        spool._file.db.execute("UPDATE services SET sum = NULL")
         with monkeypatch.context() as patch:
             patch.setattr(spool_swap, "open_private", no_room)
             for _ in range(2):
@@ -198,6 +199,7 @@ def test_no_room_for_a_new_file_holds_the_running_services(
         assert numbers(spool) == [3, 4, 6, 7, 8, 9, 10, 11, 12, 13]
         assert spool.terms("SO1") == TERMS
     assert len(told) == 1
+    assert "1 running services go on from memory" in str(told)
 
 
 def test_no_room_to_save_a_removed_file_keeps_it_open(
@@ -328,3 +330,27 @@ def test_reserve_that_somebody_removed_can_shrink(tmp_path: Path) -> None:
     (tmp_path / "reserve").unlink()
     reserve.shrink()
     assert reserve.size_bytes > 0
+
+
+class _Circle:
+    """A damaged table that gives a row again, and then fails: its pages name each other."""
+
+    def execute(self, query: str, values: tuple[int, ...] = ()) -> Any:
+        if "max(id)" in query:
+            return _One()
+        return self._rows()
+
+    def _rows(self) -> Any:
+        yield (1,)
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+
+class _One:
+    def fetchone(self) -> tuple[int]:
+        return (3,)
+
+
+def test_pages_in_a_circle_come_to_an_end() -> None:
+    left = Salvaged()
+    assert _rows(_Circle(), "pending", "id", left) == [(1,)]  # type: ignore[arg-type]
+    assert left.unread == 1

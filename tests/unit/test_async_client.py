@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -160,7 +160,8 @@ def test_resume_that_is_cancelled_leaves_the_service_unfinished(tmp_path: Path) 
 def test_open_that_is_cancelled_holds_no_spool(tmp_path: Path) -> None:
     async def run() -> None:
         client = AsyncClient(Uplink(), tmp_path / "spool")
-        make, began = client._make, threading.Event()
+        make: Callable[[], Client] = client._make
+        began = threading.Event()
 
         def slow() -> Client:
             began.set()

@@ -78,7 +78,7 @@ class Stand:
         )
         return InUse(opened, has_segments=False) if self.values else None
 
-    async def start(self, key: str | None, **asked: str) -> OrderGrant:
+    async def start(self, key: str | None, **asked: Any) -> OrderGrant:
         wanted = checked(ANNA, OrderRequest(service_order_number="7", **asked), key)
         return await self.desk._grant(wanted)
 

@@ -211,7 +211,10 @@ class Histories(RuleBasedStateMachine):
             next_offset = step.next_offset
             self.sent.add(step.effects)
         self.log.append(chunk)
-        cut = Cut(self.position, self.columns.clock_ms, self.columns.take_changed())
+        # One that was begun before has not been written, so what it noted is to be written now.
+        begun = [] if self.cut is None else self.cut.changed
+        changed = [*begun, *(each for each in self.columns.take_changed() if each not in begun)]
+        cut = Cut(self.position, self.columns.clock_ms, changed)
         self.sent.commit()
         store = self.store.torn(self._snapshots(cut), 1_000 if written is None else written)
         if written is None:

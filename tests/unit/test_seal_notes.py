@@ -119,8 +119,7 @@ def test_what_is_no_key_is_told_without_the_key(tmp_path: Path) -> None:
     path = tmp_path / "seal.key"
     make_key_file(path)
     text = path.read_text()
-    secret = text.strip().rpartition("+")[2]
-    path.write_text(text.replace(secret[5:9], secret[5:9][::-1]))
+    secret = text.strip().split("+", 4)[4]  # base64 has a "+" as well
     for content in (text.replace("PRIVATE+KEY+", ""), text[:-9] + "\n", "", text.replace("+", " ")):
         path.write_text(content)
         with pytest.raises(KeyFileError) as raised:

@@ -229,7 +229,12 @@ class ConsumerThread(PatientConsumerThread):
         fetch = fetcher._proc_fetch_request
 
         async def fetch_and_note(assignment: Any, node_id: int, request: Any) -> Any:
-            fetched = await fetch(assignment, node_id, request)
+            try:
+                fetched = await fetch(assignment, node_id, request)
+            except asyncio.CancelledError:
+                # Only `close` cancels it, and waits for it as if that couldn't raise. It does where
+                # a fetch has just failed: then a worker that is told to stop ended as by a fault.
+                return False
             self._note_lost_place(assignment, request)
             self._note_log_ends(assignment, request)
             return fetched

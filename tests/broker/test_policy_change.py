@@ -157,7 +157,7 @@ def clocks_off(bootstrap_servers: str, folder: Path) -> None:
             late_ms = each.timestamp()[1] - decode_total(each.value()).settled_at_ms
             assert 0 <= late_ms < LATE_MS_MAX, decode_total(each.value())
         for worker in trio:
-            assert worker.stop() == 0
+            assert worker.ends_as_told()
         assert deployed.differences() == []
 
 

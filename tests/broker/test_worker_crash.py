@@ -60,7 +60,7 @@ def check_totals(deployed: Deployment) -> None:
     deployed.wait_for_truth()
     for worker in deployed.workers:
         if worker.process.poll() is None:
-            assert worker.stop() == 0
+            assert worker.ends_as_told()
     assert not deployed.differences()
     assert deployed.committed() == deployed.ends()
     messages = deployed.found_totals()

@@ -192,6 +192,11 @@ class Worker:
         self.signal(signal.SIGTERM)
         return self.wait()
 
+    def ends_as_told(self) -> bool:
+        """Asks it to stop; tells whether it did: one that has just begun takes no signals yet."""
+        code = self.stop()
+        return code == 0 or (code == -signal.SIGTERM and "ready:" not in self.log())
+
     def kill(self) -> None:
         """Ends it at once (SIGKILL), also where it is frozen or has ended already."""
         self.process.kill()

@@ -29,6 +29,7 @@ _PAUSE_S = 0.2
 
 _PASSING = {
     KafkaError._TRANSPORT,
+    KafkaError._DESTROY_BROKER,  # a broker that was asked has left the client's list meanwhile
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._RESOLVE,
     KafkaError._TIMED_OUT,

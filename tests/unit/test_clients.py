@@ -46,7 +46,7 @@ def failing(*codes: int) -> Callable[[float], str]:
     return ask
 
 
-@pytest.mark.parametrize("code", COORDINATOR)
+@pytest.mark.parametrize("code", [*COORDINATOR, KafkaError._DESTROY_BROKER])
 def test_a_coordinator_that_loads_or_moves_is_waited_for_with_a_word(
     code: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,22 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 
 from durabill.schemas.errors import FencedError, UnreachableError
 from durabill.stream_processors.kafka.errors import Right, judged
-from durabill.stream_processors.kafka.fencing import close_producer, open_producer
+from durabill.stream_processors.kafka.fencing import FENCED, close_producer, open_producer
 
 GIVE_UP_S = 120.0
 """For how long brokers may be gone before a command gives up; what it has committed stays."""
 
 _ASK_S = 1.0
 _ATTEMPTS_MAX = 3
-_FENCED = (
-    KafkaError._FENCED,
-    KafkaError.PRODUCER_FENCED,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-)
 
 
 class NewRecord(NamedTuple):
@@ -60,7 +55,7 @@ class Appender:
                 return
             except KafkaException as error:
                 cause = error.args[0]
-                if cause.code() in _FENCED:
+                if cause.code() in FENCED:
                     raise FencedError(
                         f"another program has taken over the transactional id {self._id}: a worker"
                         " was started meanwhile, or this command was. What was committed stays;"

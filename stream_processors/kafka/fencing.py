@@ -4,10 +4,17 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import transactional_producer
+
+FENCED = (
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+)
+"""The codes by which a producer learns that another one of its id has been opened."""
 
 
 def open_producer(kafka: Mapping[str, Any], transactional_id: str) -> Producer:

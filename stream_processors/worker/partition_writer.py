@@ -28,7 +28,7 @@ from durabill.schemas.errors import OWN_APPLICATION_ID, FencedError, ForeignTota
 from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET
 from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.table import Total
-from durabill.stream_processors.kafka.fencing import close_producer
+from durabill.stream_processors.kafka.fencing import FENCED, close_producer
 from durabill.stream_processors.worker.output_topic import OutputTopic
 from durabill.stream_processors.worker.ports import Ends, Entry, WriterClosed
 
@@ -48,11 +48,6 @@ GIVE_UP_S = 120.0
 RETRY_PAUSE_S = 0.2
 ATTEMPTS_MAX = 3
 FULL_PAUSE_S = 0.005
-_FENCED = (
-    KafkaError._FENCED,
-    KafkaError.PRODUCER_FENCED,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-)
 
 
 class Run(NamedTuple):
@@ -330,7 +325,7 @@ class KafkaPartitionWriter:
 
     def _explain(self, error: BaseException) -> BaseException:
         fault = error.args[0] if isinstance(error, KafkaException) else None
-        if isinstance(fault, KafkaError) and fault.code() in _FENCED:
+        if isinstance(fault, KafkaError) and fault.code() in FENCED:
             return FencedError(
                 f"partition {self.partition} has been taken over by another worker of this"
                 " application id, while this one was frozen or cut off; it stops, nothing is lost."

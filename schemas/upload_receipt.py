@@ -1,28 +1,47 @@
 """The receipt of an upload: what the gateway says Kafka has, signed for anybody to check.
 
-A compact JWS (RFC 7515), header {"alg":"Ed25519","kid":…,"typ":"receipt+jwt"}. Its payload:
+    <signed>~<statement>~<step>~<step>…
+
+`signed` is a compact JWS (RFC 7515), header {"alg":"Ed25519","kid":…,"typ":"receipt+jwt"}, payload
 
     iat_ms  when the gateway signed, after Kafka's acknowledgement
+    root    the hash, base64url, of all statements that were signed with this one
+
+The statement is base64url of JSON, and this receipt's own:
+
     ten     the tenant · cli the client · topic the topic
     uploads [{ord number · par partition · off [first, last offset] · num [[first, last], …] the
             business data numbers, both included, in order and united · sha256 hex of the records'
             values, as they are in Kafka, one after the other in the order of their offsets · cnt
             how many records that are}, …]
+    salt    unguessable, so that nobody can find out by the hashes what others' statements say
 
 Between the first and the last offset there may be records of others: those of the receipt have the
 order number as their key, and one of the numbers.
+
+Theory: a signature costs more than all else of a small request. So one is made of all requests that
+Kafka has acknowledged at the same moment, over the root of a hash tree of their statements, as
+Roughtime does (draft-ietf-ntp-roughtime), with the hashes of RFC 9162, section 2.1.1: of a
+statement SHA-256(00 ‖ its JSON), of two hashes SHA-256(01 ‖ left ‖ right). The steps lead from the
+statement to the root: each is R or L, for the side on which the other hash stands, and that hash,
+base64url. A statement that was signed alone has none. The parts' form is that of an SD-JWT
+(RFC 9901), whose statements are salted for the same reason.
 """
 
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from durabill.schemas.errors import DurabillError
+from durabill.schemas.merkle import leaf_hash, node_hash
 
 _CHARS_MAX = 1_000_000
+_STEPS_MAX = 32
+_STEP_CHARS = 44
 
 
 class NoReceipt(DurabillError):
@@ -52,14 +71,29 @@ class ReceiptUpload(msgspec.Struct, frozen=True):
         return self.cnt or sum(last - first + 1 for first, last in self.num)
 
 
+class Statement(msgspec.Struct, frozen=True):
+    """What a receipt says of one request."""
+
+    ten: str
+    cli: str
+    topic: str
+    uploads: tuple[ReceiptUpload, ...]
+    salt: str
+
+
 class UploadReceipt(msgspec.Struct, frozen=True):
-    """What a receipt says."""
+    """What a receipt says, and when it was signed."""
 
     iat_ms: int
     ten: str
     cli: str
     topic: str
     uploads: tuple[ReceiptUpload, ...]
+
+
+class _Signed(msgspec.Struct, frozen=True):
+    iat_ms: int
+    root: str
 
 
 class PublicKey(msgspec.Struct, frozen=True):
@@ -109,10 +143,45 @@ def digest_of(values: bytes) -> str:
     return hashlib.sha256(values).hexdigest()
 
 
-def receipt_head(kid: str) -> str:
-    """Return the first part of a receipt that key `kid` signs."""
+def receipts_of(
+    statements: Sequence[Statement], iat_ms: int, kid: str, sign: Callable[[bytes], bytes]
+) -> list[str]:
+    """Return the receipts of some statements, signed together with key `kid`."""
+    bodies = [msgspec.json.encode(each) for each in statements]
+    steps, root = _tree([leaf_hash(body) for body in bodies])
     head = b'{"alg":"Ed25519","kid":"%b","typ":"receipt+jwt"}' % kid.encode()
-    return base64.urlsafe_b64encode(head).rstrip(b"=").decode()
+    payload = msgspec.json.encode(_Signed(iat_ms, _encode64(root)))
+    signed = f"{_encode64(head)}.{_encode64(payload)}"
+    token = f"{signed}.{_encode64(sign(signed.encode()))}"
+    return [
+        f"{token}~{_encode64(body)}{''.join(each)}"
+        for body, each in zip(bodies, steps, strict=True)
+    ]
+
+
+def _tree(hashes: list[bytes]) -> tuple[list[list[str]], bytes]:
+    """Return the steps from each hash to the root, and the root.
+
+    A hash without another one beside it moves up as it is, which is the shape of RFC 9162.
+    """
+    steps: list[list[str]] = [[] for _ in hashes]
+    below = [range(at, at + 1) for at in range(len(hashes))]
+    while len(hashes) > 1:
+        above, spans = [], []
+        for at in range(0, len(hashes) - 1, 2):
+            left, right = hashes[at], hashes[at + 1]
+            to_right, to_left = f"~R{_encode64(right)}", f"~L{_encode64(left)}"
+            for index in below[at]:
+                steps[index].append(to_right)
+            for index in below[at + 1]:
+                steps[index].append(to_left)
+            above.append(node_hash(left, right))
+            spans.append(range(below[at].start, below[at + 1].stop))
+        if len(hashes) % 2:
+            above.append(hashes[-1])
+            spans.append(below[-1])
+        hashes, below = above, spans
+    return steps, hashes[0]
 
 
 def read_public_keys(content: bytes) -> dict[str, bytes]:
@@ -136,17 +205,15 @@ def read_upload_receipt(text: str, keys: dict[str, bytes]) -> UploadReceipt:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    token = text.strip()
-    if len(token) > _CHARS_MAX or token.count(".") != 2 or not token.isascii():
-        raise NoReceipt("it is no receipt of an upload: three parts with points between them")
-    signed, _, signature = token.rpartition(".")
-    head_part, _, body = signed.partition(".")
+    parts = _parts(text)
+    signed, _, signature = parts.token.rpartition(".")
+    head_part, _, payload_part = signed.partition(".")
     try:
         head = msgspec.json.decode(_decode64(head_part), type=_Head)
-        receipt = msgspec.json.decode(_decode64(body), type=UploadReceipt)
-        proof = _decode64(signature)
+        payload = msgspec.json.decode(_decode64(payload_part), type=_Signed)
+        root, proof = _decode64(payload.root), _decode64(signature)
     except (msgspec.DecodeError, ValueError) as error:
-        raise NoReceipt("it is no receipt of an upload: its parts can't be read") from error
+        raise NoReceipt(_UNREADABLE) from error
     if (head.alg, head.typ) != ("Ed25519", "receipt+jwt"):
         raise NoReceipt(f"it is signed as {head.alg[:20]!r}, {head.typ[:20]!r}: no receipt of ours")
     key = keys.get(head.kid)
@@ -156,7 +223,45 @@ def read_upload_receipt(text: str, keys: dict[str, bytes]) -> UploadReceipt:
         Ed25519PublicKey.from_public_bytes(key).verify(proof, signed.encode())
     except (InvalidSignature, ValueError) as error:
         raise NotSigned(f"key {head.kid!r} has not signed it: it was changed, or forged") from error
-    return receipt
+    if parts.root != root:
+        raise NotSigned("what it says is not among what was signed: it was changed, or forged")
+    said = parts.statement
+    return UploadReceipt(payload.iat_ms, said.ten, said.cli, said.topic, said.uploads)
+
+
+class _Parts(NamedTuple):
+    """A receipt as it was read: `root` follows from the statement and the steps."""
+
+    token: str
+    statement: Statement
+    root: bytes
+
+
+def _parts(text: str) -> _Parts:
+    token, *rest = text.strip().split("~", 2 + _STEPS_MAX)
+    is_whole = token.count(".") == 2 and 1 <= len(rest) <= 1 + _STEPS_MAX
+    if not is_whole or len(text) > _CHARS_MAX or not text.isascii():
+        raise NoReceipt("it is no receipt of an upload: a JWS, a statement, steps, with ~ between")
+    body_part, *steps = rest
+    try:
+        body = _decode64(body_part)
+        statement = msgspec.json.decode(body, type=Statement)
+        found = leaf_hash(body)
+        for step in steps:
+            beside = _decode64(step[1:])
+            if len(step) != _STEP_CHARS or step[0] not in "LR":
+                raise NoReceipt(_UNREADABLE)
+            found = node_hash(beside, found) if step[0] == "L" else node_hash(found, beside)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise NoReceipt(_UNREADABLE) from error
+    return _Parts(token, statement, found)
+
+
+_UNREADABLE = "it is no receipt of an upload: its parts can't be read"
+
+
+def _encode64(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
 def _decode64(text: str) -> bytes:

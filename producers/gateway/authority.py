@@ -70,7 +70,7 @@ class Authority:
             correction_window_ms=correction_window_ms,
         )
         receipt_keys = WatchedKeys(config.receipt_keys_file, Kind.RECEIPT)
-        self.receipts = ReceiptSigner(receipt_keys, topic, self.clock.now_ms)
+        self.receipts = ReceiptSigner(receipt_keys, topic, self.clock.now_ms, entropy)
         self.quotas = Quotas(limits)
         self.client_reports = ClientReports(
             taken_for_ms=correction_window_ms, interval_ms=report_interval_ms

@@ -118,7 +118,7 @@ class UploadDesk:
             authority.quotas.sees(caller, unopened, now_ms)
         await self._deliver(caller, pending)
         stored = [said for each in pending if (said := each.receipt()) is not None]
-        receipt = authority.receipts.sign(caller, stored) if stored else None
+        receipt = await authority.receipts.sign(caller, stored) if stored else None
         return UploadsAnswer(
             *self._stamps(came), uploads=[each.answer() for each in pending], receipt=receipt
         )
@@ -201,7 +201,7 @@ class UploadDesk:
         answer = SegmentsAnswer(accepted, receipts, results)
         places = stored[0].offset, stored[-1].offset
         said = upload_of(number, stored[0].partition, places, numbers, values)
-        answer.receipt = authority.receipts.sign(caller, [said])
+        answer.receipt = await authority.receipts.sign(caller, [said])
         answer.received_ms, answer.sent_ms, answer.clock_id = self._stamps(came)
         return json_answer(answer)
 

@@ -69,7 +69,8 @@ class Stored(NamedTuple):
         (own,) = self.said.uploads
         other = msgspec.structs.replace(own, **changes)
         path = self.receipt.with_suffix(".other")
-        path.write_text(self.signer.sign(Caller("default", "", ALL_SCOPES), [other]))
+        statement = self.signer.statement(Caller("default", "", ALL_SCOPES), [other])
+        path.write_text(self.signer.sign_together([statement])[0])
         return path
 
 

@@ -1,5 +1,7 @@
 """Receipts of uploads: who has signed them, and whether the log has what they say."""
 
+import asyncio
+import hashlib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,9 +16,17 @@ from joserfc.jwk import KeySet as JwkSet
 
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.key_files import WatchedKeys, make_keys, read_keys, replace_keys
-from durabill.producers.gateway.key_sets import HAND_OVER_MS, Kind, encode64, new_keys, rotated
+from durabill.producers.gateway.key_sets import (
+    HAND_OVER_MS,
+    Kind,
+    decode64,
+    encode64,
+    new_keys,
+    rotated,
+)
 from durabill.producers.gateway.receipts import ReceiptSigner
 from durabill.schemas import SegmentEvent, encode_segment
+from durabill.schemas.merkle import leaf_hash, node_hash
 from durabill.schemas.upload_receipt import (
     NoReceipt,
     NotSigned,
@@ -45,13 +55,26 @@ def signer(path: Path | None = None, now_ms: int = NOW_MS) -> ReceiptSigner:
     return ReceiptSigner(WatchedKeys(path, Kind.RECEIPT), "billing.segments", lambda: now_ms)
 
 
+def sign(made: ReceiptSigner, *uploads: ReceiptUpload) -> str:
+    (receipt,) = made.sign_together([made.statement(ANNA, uploads or [upload()])])
+    return receipt
+
+
+def root_of(hashes: Sequence[bytes]) -> bytes:
+    """RFC 9162's MTH, as its text has it."""
+    if len(hashes) == 1:
+        return hashes[0]
+    half = 1 << (len(hashes) - 1).bit_length() - 1
+    return node_hash(root_of(hashes[:half]), root_of(hashes[half:]))
+
+
 def public(made: ReceiptSigner) -> bytes:
     return msgspec.json.encode(made.public_keys())
 
 
 def test_a_receipt_says_what_was_signed() -> None:
     made = signer()
-    receipt = read_upload_receipt(made.sign(ANNA, [upload()]), read_public_keys(public(made)))
+    receipt = read_upload_receipt(sign(made), read_public_keys(public(made)))
     assert receipt.uploads == (upload(),)
     told = receipt.iat_ms, receipt.ten, receipt.cli, receipt.topic
     assert told == (NOW_MS, "acme", "anna", "billing.segments")
@@ -60,10 +83,70 @@ def test_a_receipt_says_what_was_signed() -> None:
 def test_somebody_elses_jws_library_checks_it() -> None:
     made = signer()
     keys = JwkSet.import_key_set(json.loads(public(made)))
-    token = made.sign(ANNA, [upload()])
+    token, statement = sign(made).split("~")
     found = jws.deserialize_compact(token, keys, algorithms=["Ed25519"])
     assert found.headers()["typ"] == "receipt+jwt"
-    assert json.loads(found.payload)["uploads"][0]["off"] == [7, 9]
+    body = decode64(statement)
+    assert json.loads(body)["uploads"][0]["off"] == [7, 9]
+    root = encode64(hashlib.sha256(b"\0" + body).digest())
+    assert json.loads(found.payload) == {"iat_ms": NOW_MS, "root": root}
+
+
+@pytest.mark.parametrize("count", [*range(1, 10), 31, 32, 33])
+def test_requests_that_are_signed_together(count: int) -> None:
+    """Each has its own receipt, over the tree of RFC 9162."""
+    made = signer()
+    statements = [made.statement(ANNA, [upload(first=at)]) for at in range(count)]
+    receipts = made.sign_together(statements)
+    keys = read_public_keys(public(made))
+    read = [read_upload_receipt(each, keys).uploads[0].off[0] for each in receipts]
+    assert read == list(range(count))
+    assert len({each.partition("~")[0] for each in receipts}) == 1
+    bodies = [decode64(each.split("~")[1]) for each in receipts]
+    payload = json.loads(decode64(receipts[0].split(".")[1]))
+    assert payload["root"] == encode64(root_of([leaf_hash(each) for each in bodies]))
+    assert max(len(each.split("~")) for each in receipts) == 2 + (count - 1).bit_length()
+
+
+def test_a_receipt_says_nothing_of_the_others_that_it_was_signed_with() -> None:
+    """Not even to somebody who guesses what their statements say: these are salted."""
+    made = signer()
+    statements = [made.statement(ANNA, [upload()]) for _ in range(8)]
+    receipts = made.sign_together(statements)
+    hashes = [{step[1:] for step in each.split("~")[2:]} for each in receipts]
+    assert len(hashes[0] | hashes[1]) == 4
+    assert len({each.salt for each in statements}) == 8
+    assert all(len(each.salt) == 32 for each in statements)
+
+
+def test_what_waits_at_the_same_moment_is_signed_together() -> None:
+    made = signer()
+
+    async def ask() -> list[str | BaseException]:
+        asked = [asyncio.ensure_future(made.sign(ANNA, [upload(first=at)])) for at in range(3)]
+        await asyncio.sleep(0)
+        asked[1].cancel()
+        first = await asyncio.gather(*asked, return_exceptions=True)
+        return [*first, await made.sign(ANNA, [upload(first=9)])]
+
+    first, gone, third, later = asyncio.run(ask())
+    assert isinstance(gone, asyncio.CancelledError)
+    keys = read_public_keys(public(made))
+    told = [
+        read_upload_receipt(str(each), keys).uploads[0].off[0] for each in (first, third, later)
+    ]
+    assert told == [0, 2, 9]
+    assert str(first).partition("~")[0] == str(third).partition("~")[0]
+
+
+def test_keys_that_cant_sign_fail_each_request_that_waits() -> None:
+    made = ReceiptSigner(WatchedKeys(None, Kind.RECEIPT), "t", lambda: 1 // 0)
+
+    async def ask() -> list[str | BaseException]:
+        asked = [made.sign(ANNA, [upload()]) for _ in range(2)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    assert [type(each) for each in asyncio.run(ask())] == [ZeroDivisionError] * 2
 
 
 def test_what_was_signed_with_an_older_key_holds_for_good(tmp_path: Path) -> None:
@@ -71,7 +154,7 @@ def test_what_was_signed_with_an_older_key_holds_for_good(tmp_path: Path) -> Non
     make_keys(path, new_keys(Kind.RECEIPT))
     tokens, now_ms = [], NOW_MS
     for _ in range(4):
-        tokens.append(signer(path, now_ms).sign(ANNA, [upload()]))
+        tokens.append(sign(signer(path, now_ms)))
         replace_keys(path, rotated(read_keys(path, Kind.RECEIPT), now_ms))
         now_ms += HAND_OVER_MS
     keys = read_public_keys(public(signer(path)))
@@ -92,25 +175,47 @@ def test_public_keys_are_public_alone() -> None:
 
 def test_what_was_changed_or_signed_by_others_proves_nothing() -> None:
     made, other = signer(), signer()
-    token = made.sign(ANNA, [upload()])
-    head, body, signature = token.split(".")
+    statements = [made.statement(ANNA, [upload(first=at)]) for at in range(3)]
+    receipt, neighbour, third = (each.split("~") for each in made.sign_together(statements))
+    token, body, *steps = receipt
+    head, payload, signature = token.split(".")
     keys = read_public_keys(public(made))
-    changed = body[:-4] + ("AAAA" if body[-4:] != "AAAA" else "BBBB")
-    payload = json.loads(jws.extract_compact(token.encode()).payload)
-    payload["uploads"][0]["num"] = [[1, 99]]
-    forged = encode64(json.dumps(payload).encode())
-    for text in (
-        other.sign(ANNA, [upload()]),
-        f"{head}.{forged}.{signature}",
-        f"{head}.{body}.{encode64(bytes(64))}",
-        f"{head}.{body}.{encode64(b'')}",
+    said = json.loads(decode64(body))
+    said["uploads"][0]["num"] = [[1, 99]]
+    forged = encode64(json.dumps(said).encode())
+    rooted = encode64(b"%s" % decode64(payload).replace(b'"root":"', b'"root":"A')[:-3] + b'"}')
+    pair = encode64(b"\1" + decode64(steps[0][1:]) + decode64(steps[1][1:]))
+    for parts in (
+        sign(other).split("~"),
+        [token, forged, *steps],
+        [token, body, *steps[:1]],
+        [token, body, *reversed(steps)],
+        [token, body, *steps, steps[0]],
+        [token, body, "L" + steps[0][1:], *steps[1:]],
+        [token, body, *neighbour[2:]],
+        [token, third[1], *steps],
+        [f"{head}.{rooted}.{signature}", body, *steps],
+        [f"{head}.{payload}.{encode64(bytes(64))}", body, *steps],
+        [f"{head}.{payload}.{encode64(b'')}", body, *steps],
     ):
         with pytest.raises(NotSigned):
-            read_upload_receipt(text, keys)
+            read_upload_receipt("~".join(parts), keys)
     none = encode64(b'{"alg":"none","kid":"x","typ":"receipt+jwt"}')
-    for text in ("", "x", "a.b", "a.b.c.d", f"{none}.{body}.", f"{head}.{changed}é.x", token[:40]):
+    for text in (
+        *("", "x", "~", "a.b.c", "a.b.c~", "a.b~c", token, token[:40]),
+        f"a.b.c.d~{body}",
+        f"{none}.{payload}.~{body}",
+        f"{token}~{body[:-4]}é",
+        f"{token}~{pair}",
+        f"{token}~{body}~",
+        f"{token}~{body}~X{steps[0][1:]}",
+        f"{token}~{body}~{steps[0]}AAAA",
+        "~".join([token, body, *(steps[:1] * 33)]),
+        f"{token}~{body}{' ' * 1_000_000}~",
+    ):
         with pytest.raises(NoReceipt):
             read_upload_receipt(text, keys)
+    assert read_upload_receipt("~".join(receipt) + "\n", keys).uploads == (upload(first=0),)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"keys":[]}', b'{"keys":[{"kty":"oct"}]}'])

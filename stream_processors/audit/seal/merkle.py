@@ -9,6 +9,9 @@ of such a subtree (`NodeReader`) gives every root and every proof; see `tiles`.
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
+from durabill.schemas.merkle import leaf_hash as leaf_hash
+from durabill.schemas.merkle import node_hash
+
 HASH_BYTES = 32
 EMPTY_ROOT = sha256(b"").digest()
 
@@ -18,16 +21,6 @@ NodeReader = Callable[[int, int], bytes]
 
 class ProofError(Exception):
     """A proof doesn't prove what it is presented for; the message says why."""
-
-
-def leaf_hash(entry: bytes) -> bytes:
-    """Return the hash of a leaf."""
-    return sha256(b"\x00" + entry).digest()
-
-
-def node_hash(left: bytes, right: bytes) -> bytes:
-    """Return the hash of a node by those of its children."""
-    return sha256(b"\x01" + left + right).digest()
 
 
 def perfect_hash(hashes: Sequence[bytes]) -> bytes:

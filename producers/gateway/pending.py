@@ -17,9 +17,10 @@ from durabill.producers.gateway.api import (
 )
 from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.delivery import Delivery
-from durabill.producers.gateway.encode_pass import Encoded, Row, Wanted
+from durabill.producers.gateway.encode_pass import Encoded, Wanted
 from durabill.producers.gateway.leases import Lease, LeaseBook, bounds_for, rules_under
 from durabill.producers.gateway.problems import ApiError
+from durabill.producers.gateway.rows import Row
 from durabill.producers.gateway.upload_shapes import (
     AskedUpload,
     BadRow,

@@ -1,7 +1,8 @@
 """POST /v1/segments: the shapes of requests and answers, and how a request is read.
 
-A request that has the contract's shape is read by one typed decoder. One that hasn't is read again
-with its parts left as they are, so that only the segment that is wrong is set aside: nobody's batch
+A request in the form that clients write is read by a pass of its own, see `read_pass`; any other of
+the contract's shape by one typed decoder. One that hasn't is read again with its parts left as they
+are, so that only the segment that is wrong is set aside: nobody's batch
 hangs on one segment. What can't be told apart by segments (no JSON, an upload without a number) is
 refused as a whole.
 """
@@ -16,6 +17,7 @@ from msgspec.structs import astuple
 from durabill.producers.gateway.api import SEGMENTS_MAX, shape_error, unreadable
 from durabill.producers.gateway.client_reports import ClientReport
 from durabill.producers.gateway.problems import ApiError
+from durabill.producers.gateway.read_pass import read_rows
 from durabill.schemas.limits import LONG_MAX
 from durabill.schemas.text import plain
 
@@ -137,6 +139,17 @@ class Asked(NamedTuple):
     is_odd: bool = False
 
 
+class _PackedUpload(Struct):
+    service_order_number: str
+    segments: msgspec.Raw
+    lease: str | None = None
+
+
+class _PackedRequest(Struct):
+    uploads: list[_PackedUpload]
+    client: ClientReport | None = None
+
+
 class _LooseUpload(Struct):
     service_order_number: str
     segments: list[msgspec.Raw]
@@ -148,6 +161,7 @@ class _LooseRequest(Struct):
     client: msgspec.Raw = msgspec.Raw(b"null")
 
 
+_PACKED = msgspec.json.Decoder(_PackedRequest)
 _REQUEST = msgspec.json.Decoder(UploadRequest)
 _LOOSE = msgspec.json.Decoder(_LooseRequest)
 _SEGMENT: msgspec.json.Decoder[UploadSegment | Compact] = msgspec.json.Decoder(
@@ -159,6 +173,9 @@ _NUMBER_AT = "business_data_number"
 
 def read_uploads(body: bytes | bytearray) -> Asked:
     """Return what is asked; raise ApiError(400 or 413) for what isn't of the contract's shape."""
+    packed = _read_packed(body)
+    if packed is not None:
+        return packed
     try:
         request = _REQUEST.decode(body)
     except msgspec.ValidationError:
@@ -175,6 +192,25 @@ def read_uploads(body: bytes | bytearray) -> Asked:
         for each in request.uploads
     ]
     return Asked(uploads, request.client)
+
+
+def _read_packed(body: bytes | bytearray) -> Asked | None:
+    """Return what is asked in the form that clients write, None for any other."""
+    try:
+        request = _PACKED.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    uploads = request.uploads
+    if len(uploads) > SEGMENTS_MAX:
+        return None
+    rows = read_rows([each.segments for each in uploads], SEGMENTS_MAX)
+    if rows is None:
+        return None
+    asked = [
+        AskedUpload(each.service_order_number, each.lease, own)
+        for each, own in zip(uploads, rows, strict=True)
+    ]
+    return Asked(asked, request.client)
 
 
 def _read_loosely(body: bytes | bytearray) -> Asked:

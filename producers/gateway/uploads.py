@@ -35,7 +35,7 @@ from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.caller import Caller, caller_of
 from durabill.producers.gateway.checks import json_answer, read_body
 from durabill.producers.gateway.damping import Damper
-from durabill.producers.gateway.encode_pass import Encoder, Row, Wanted
+from durabill.producers.gateway.encode_pass import Encoder, Wanted
 from durabill.producers.gateway.kafka import (
     BackendUnavailable,
     Overloaded,
@@ -46,6 +46,7 @@ from durabill.producers.gateway.lookup import Lookup, number_of
 from durabill.producers.gateway.orders import LEASE_HEADER
 from durabill.producers.gateway.pending import PendingUpload
 from durabill.producers.gateway.problems import try_later
+from durabill.producers.gateway.rows import Row
 from durabill.producers.gateway.upload_shapes import UploadsAnswer, read_uploads
 from durabill.schemas import SEGMENT_HEADER, SegmentEvent, encode_segment
 from durabill.schemas.upload_receipt import upload_of

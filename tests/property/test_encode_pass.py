@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durabill.producers.gateway.api import SEGMENTS_MAX
-from durabill.producers.gateway.encode_pass import Encoder, Row, Wanted
+from durabill.producers.gateway.encode_pass import Encoder, Wanted
+from durabill.producers.gateway.rows import Row
 from durabill.schemas import BadRecord, SegmentEvent, encode_segment
 from durabill.schemas.limits import LONG_MAX, LONG_MIN, SEGMENT_LENGTH_MAX_MS
 

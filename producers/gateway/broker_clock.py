@@ -13,11 +13,12 @@ KEPT_MS = 60_000
 minute at worst. So long after the last acknowledgement nobody is refused by the estimate: this
 machine may have slept, or the broker's clock been set."""
 
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
 
 def awake_or_asleep_ns() -> int:
     """Return a clock without steps that counts suspends too, where the platform has one."""
-    boottime = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic_ns() if boottime is None else time.clock_gettime_ns(boottime)
+    return time.monotonic_ns() if _BOOTTIME is None else time.clock_gettime_ns(_BOOTTIME)
 
 
 class BrokerClock:
@@ -53,9 +54,14 @@ class BrokerClock:
 
     def now_ms(self) -> int:
         """Return the broker's time, or this machine's if nothing has been learned yet."""
+        return self.at_ms(self.tick_ms())
+
+    def at_ms(self, tick_ms: int) -> int:
+        """Return that time as of a tick, which is now."""
         if self._bounds_ms is None:
             return self._wall_ns() // 1_000_000
-        return self.tick_ms() + sum(self._bounds_ms) // 2
+        low, high = self._bounds_ms
+        return tick_ms + (low + high) // 2
 
     def offset_ms(self) -> int | None:
         """Return how far the broker's clock is ahead of this machine's; None if unknown."""
@@ -65,7 +71,11 @@ class BrokerClock:
 
     def error_ms(self) -> int | None:
         """Return how far `now_ms` may be off; None if nothing has been learned of late."""
-        if self._bounds_ms is None or self.tick_ms() - self._heard_ms > KEPT_MS:
+        return self.error_at_ms(self.tick_ms())
+
+    def error_at_ms(self, tick_ms: int) -> int | None:
+        """Return that as of a tick, which is now."""
+        if self._bounds_ms is None or tick_ms - self._heard_ms > KEPT_MS:
             return None
         low, high = self._bounds_ms
         return (high - low + 1) // 2 + 1

@@ -31,7 +31,7 @@ class ServedClock:
         self._monotonic_ns = monotonic_ns
         self._process = entropy(_ID_BYTES).hex()
         self._steps = 0
-        self._moved_ms = self._tick_ms()
+        self._moved_ms = monotonic_ns() / 1_000_000
         self._ahead_ms = broker.now_ms() - self._moved_ms
         self.clock_id = f"{self._process}.0"
 
@@ -41,8 +41,9 @@ class ServedClock:
 
     def stamp_ms(self) -> float:
         """Return the time, exact to a microsecond."""
-        tick_ms = self._tick_ms()
-        wrong_ms = self._broker.now_ms() - tick_ms - self._ahead_ms
+        tick_ns = self._monotonic_ns()
+        tick_ms = tick_ns / 1_000_000
+        wrong_ms = self._broker.at_ms(tick_ns // 1_000_000) - tick_ms - self._ahead_ms
         if abs(wrong_ms) > STEP_MS:
             self._ahead_ms += wrong_ms
             self._steps += 1
@@ -51,7 +52,4 @@ class ServedClock:
             most_ms = (tick_ms - self._moved_ms) * SLEW_PPM / 1_000_000
             self._ahead_ms += max(-most_ms, min(wrong_ms, most_ms))
         self._moved_ms = tick_ms
-        return round(tick_ms + self._ahead_ms, 3)
-
-    def _tick_ms(self) -> float:
-        return self._monotonic_ns() / 1_000_000
+        return int((tick_ms + self._ahead_ms) * 1_000) / 1_000

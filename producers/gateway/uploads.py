@@ -15,8 +15,7 @@ The older route takes one order's segments, all or nothing: one wrong segment re
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from aiohttp import web
@@ -153,7 +152,7 @@ class UploadDesk:
         if not deliveries:
             return
         with (
-            _unavailable(),
+            _AS_ANSWERS,
             self._authority.quotas.segments(caller, sum([len(each.values) for each in deliveries])),
         ):
             await self._publisher.deliver(deliveries)
@@ -187,7 +186,7 @@ class UploadDesk:
         segments, values = self._checked(number, requests, rules)
         if lease is None:
             authority.quotas.sees(caller, {number}, now_ms)
-        with _unavailable(), authority.quotas.segments(caller, len(values)):
+        with _AS_ANSWERS, authority.quotas.segments(caller, len(values)):
             stored = await self._publisher.publish(number.encode(), values)
         self._watch_clock()
         has_end = any(segment.end_identifier for segment in segments)
@@ -237,8 +236,8 @@ class UploadDesk:
 
     def _rules(self) -> TimeRules:
         """Return the rules about times as of now, with what is known of the broker's clock."""
-        window_ms, now_ms = self._correction_window_ms, self._clock.now_ms()
-        error_ms = self._clock.error_ms()
+        window_ms, tick_ms = self._correction_window_ms, self._clock.tick_ms()
+        now_ms, error_ms = self._clock.at_ms(tick_ms), self._clock.error_at_ms(tick_ms)
         if error_ms is None:
             return TimeRules.at_any_time(window_ms, now_ms)
         error_ms += CLOCK_WANDER_MS
@@ -253,12 +252,17 @@ class UploadDesk:
             self._damper.warning("clock", text, abs(offset_ms), side)
 
 
-@contextmanager
-def _unavailable() -> Iterator[None]:
-    """Turn what Kafka's producer raises into answers."""
-    try:
-        yield
-    except Overloaded as error:
-        raise try_later("OVERLOADED", str(error)) from error
-    except BackendUnavailable as error:
-        raise try_later("KAFKA_UNAVAILABLE", str(error)) from error
+class _Unavailable:
+    """Turns what Kafka's producer raises into answers."""
+
+    def __enter__(self) -> None:
+        """Nothing is held."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Overloaded):
+            raise try_later("OVERLOADED", str(error)) from error
+        if isinstance(error, BackendUnavailable):
+            raise try_later("KAFKA_UNAVAILABLE", str(error)) from error
+
+
+_AS_ANSWERS = _Unavailable()

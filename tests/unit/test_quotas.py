@@ -62,7 +62,7 @@ def test_alone_a_tenant_gets_half_and_two_a_third_each() -> None:
     with ExitStack() as stack:
         found = {tried(stack, counts, of(tenant), 1) for _ in range(ROOM) for tenant in ("a", "b")}
         assert {error.reason for error in found if error is not None} == {"QUOTA_SEGMENTS"}
-        assert counts._in_flight in range(2 * ROOM // 3, 2 * ROOM // 3 + 3)
+        assert counts.in_flight in range(2 * ROOM // 3, 2 * ROOM // 3 + 3)
 
 
 @given(
@@ -81,27 +81,27 @@ def test_whoever_comes_next_finds_room(asked: list[tuple[str, int]], tenants: in
         least = ROOM // (tenants + 1) - 50 * tenants
         if least > 0:
             with counts.segments(of("newcomer"), least):
-                assert counts._in_flight <= ROOM
+                assert counts.in_flight <= ROOM
 
 
 def test_what_has_come_back_takes_no_memory() -> None:
     counts = quotas()
     for at in range(100):
         with counts.request(of(f"t{at}")), counts.segments(of(f"t{at}"), 3):
-            assert (len(counts._requests), len(counts._segments)) == (1, 2)
+            assert (len(counts._requests), len(counts._segments)) == (1, 3)
         counts.opens(of(f"t{at}"), "SO1", 0, 10)
         counts.sees(of(f"t{at}"), {"SO2"}, 0)
     # The tenants never come back; whoever comes next has what has lapsed of them forgotten.
     counts.opens(of("next"), "SO1", UNOPENED_KEPT_MS, 2 * UNOPENED_KEPT_MS)
-    assert [who.tenant for who in counts._orders] == ["next"]
+    assert [tenant for tenant, _ in counts._orders] == ["next"]
     counts.not_opened(of("next"), "SO1")
     counts.sees(of("later"), {"SO1"}, 2 * UNOPENED_KEPT_MS)
-    assert [who.tenant for who in counts._orders] == ["later"]
+    assert [tenant for tenant, _ in counts._orders] == ["later"]
     counts._sweep(3 * UNOPENED_KEPT_MS)
     assert not counts._requests
     assert not counts._segments
     assert not counts._orders
-    assert counts._in_flight == 0
+    assert counts.in_flight == 0
 
 
 def test_places_come_back_from_requests_that_fail() -> None:

@@ -153,34 +153,28 @@ def receipts_of(
     payload = msgspec.json.encode(_Signed(iat_ms, _encode64(root)))
     signed = f"{_encode64(head)}.{_encode64(payload)}"
     token = f"{signed}.{_encode64(sign(signed.encode()))}"
-    return [
-        f"{token}~{_encode64(body)}{''.join(each)}"
-        for body, each in zip(bodies, steps, strict=True)
-    ]
+    return [f"{token}~{_encode64(body)}{each}" for body, each in zip(bodies, steps, strict=True)]
 
 
-def _tree(hashes: list[bytes]) -> tuple[list[list[str]], bytes]:
+def _tree(hashes: list[bytes]) -> tuple[list[str], bytes]:
     """Return the steps from each hash to the root, and the root.
 
     A hash without another one beside it moves up as it is, which is the shape of RFC 9162.
     """
-    steps: list[list[str]] = [[] for _ in hashes]
-    below = [range(at, at + 1) for at in range(len(hashes))]
+    levels = [hashes]
     while len(hashes) > 1:
-        above, spans = [], []
-        for at in range(0, len(hashes) - 1, 2):
-            left, right = hashes[at], hashes[at + 1]
-            to_right, to_left = f"~R{_encode64(right)}", f"~L{_encode64(left)}"
-            for index in below[at]:
-                steps[index].append(to_right)
-            for index in below[at + 1]:
-                steps[index].append(to_left)
-            above.append(node_hash(left, right))
-            spans.append(range(below[at].start, below[at + 1].stop))
+        above = [node_hash(*pair) for pair in zip(hashes[::2], hashes[1::2], strict=False)]
         if len(hashes) % 2:
             above.append(hashes[-1])
-            spans.append(below[-1])
-        hashes, below = above, spans
+        hashes = above
+        levels.append(hashes)
+    steps = [""]
+    for below in levels[-2::-1]:  # from the root down: a step is that of its place above, and one
+        above_steps, steps = steps, []
+        for left, right, onwards in zip(below[::2], below[1::2], above_steps, strict=False):
+            steps += f"~R{_encode64(right)}{onwards}", f"~L{_encode64(left)}{onwards}"
+        if len(below) % 2:
+            steps.append(above_steps[-1])
     return steps, hashes[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numba
 
 
-def compiled(signature: str) -> Any:
+def compiled(signature: Any) -> Any:
     """Compile with numba, for these types alone; cached where any folder can be written."""
 
     def decorate(function: Any) -> Any:

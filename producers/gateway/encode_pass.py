@@ -7,6 +7,7 @@ buffer. It only tells *that* a segment breaks a rule; which one, and in what wor
 whose bytes and verdicts these are (a property test compares the two).
 """
 
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -141,6 +142,7 @@ class Encoder:
         self._heads: Any = np.zeros(segments_max * _HEAD_BYTES_MAX, np.uint8)
         self._out = np.zeros(segments_max * _RECORD_BYTES_MAX, np.uint8)
         self._heads_view = self._heads.data
+        self._wanted_view = self._wanted.view(np.uint8).data
         self._rows_view = self._rows.view(np.uint8).data
         self._ends = np.zeros(segments_max, np.int64)
         self._found = np.zeros(segments_max * _FOUND, np.int64)
@@ -159,7 +161,7 @@ class Encoder:
             rows_end += len(rows)
             wanted += heads_end, rows_end, earliest_start_ms, earliest_end_ms, latest_end_ms
         self._heads_view[:heads_end] = b"".join(heads)
-        self._wanted[: len(wanted)] = wanted
+        self._wanted_view[: len(wanted) * 8] = struct.pack(f"={len(wanted)}q", *wanted)
         self._rows_view[: rows_end * ROW_BYTES] = b"".join(packed)
         _encode(
             self._rows,

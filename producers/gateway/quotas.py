@@ -157,7 +157,10 @@ class Quotas:
     def _orders_for(self, caller: Caller, numbers: Set[str], now_ms: int) -> "OpenOrders":
         """Return a tenant's orders, where there is room for these."""
         self._sweep(now_ms)
-        orders = self._orders.setdefault(_tenant(caller), OpenOrders())
+        who = _tenant(caller)
+        orders = self._orders.get(who)
+        if orders is None:
+            orders = self._orders[who] = OpenOrders()
         orders.forget(now_ms)
         limit = self.limits.tenant_orders_max
         count = len(orders)

@@ -15,57 +15,80 @@ from typing import Any
 
 import numpy as np
 from msgspec import Raw
+from numba import types
 
 from durabill.producers.gateway.compiling import compiled
 from durabill.producers.gateway.rows import ROW_BYTES, ROW_NUMBERS, PackedRows
 
 _NO = -1  # it is left to msgspec
 _DIGITS_MAX = 18
-_NAMES: Any = np.frombuffer(b"business_data_numberstart_msend_msend_identifier", np.uint8)
-_WORDS: Any = np.frombuffer(b"falsetrue", np.uint8)
-_QUOTE, _COLON, _COMMA, _ZERO, _NINE = (np.uint8(ord(each)) for each in '":,09')
+_PAD_BYTES = 32
+"""So many zeros follow the text: they end whatever is read, and eight bytes are read at once."""
+_PAD = bytes(_PAD_BYTES)
+
+
+def _word(text: bytes) -> np.uint64:
+    """Return up to eight bytes as they are found in `words`."""
+    return np.uint64(int.from_bytes(text, "little"))
+
+
+_BUSINESS, _DATA_NU, _NUMBER = _word(b"business"), _word(b"_data_nu"), _word(b'_number"')
+_START_MS, _END_MS = _word(b"start_ms"), _word(b'end_ms"')
+_END_IDEN, _NTIFIER = _word(b"end_iden"), _word(b'ntifier"')
+_FALS, _TRUE = _word(b"fals"), _word(b"true")
+_SEVEN_BYTES, _FOUR_BYTES = np.uint64(2**56 - 1), np.uint64(2**32 - 1)
+_QUOTE, _COLON, _COMMA, _ZERO, _NINE, _E = (np.uint8(ord(each)) for each in '":,09e')
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = (np.uint8(ord(each)) for each in "[]{}")
 _SPACE, _TAB, _LINE, _RETURN = (np.uint8(ord(each)) for each in " \t\n\r")
-_TRUE_BEGINS = np.uint8(ord("t"))
+_HIGH, _ZEROS, _SIXES = (np.uint64(each * (2**64 // 255)) for each in (0xF0, 0x30, 0x06))
+_PAIRS, _EIGHT, _TEN = np.uint64(0x000000FF000000FF), np.uint64(8), np.uint64(10)
+_HUNDREDS, _UNITS = np.uint64(100 + (1_000_000 << 32)), np.uint64(1 + (10_000 << 32))
+_SIXTEEN, _HALF = np.uint64(16), np.uint64(32)
+
+_BYTES = types.Array(types.uint8, 1, "C")
+_WORDS = types.Array(types.uint64, 1, "A", aligned=False)
+"""The eight bytes from each position on, as one number: an array whose items overlap."""
+_LONGS = types.Array(types.int64, 1, "C")
+_LONG = types.int64
 
 
-@compiled("int64(uint8[::1], int64)")
+@compiled(_LONG(_BYTES, _LONG))
 def _skip(text: Any, at: int) -> int:
-    """Return the position of the first that is no white space. The text ends with none."""
+    """Return the position of the first byte that is no white space."""
     while text[at] == _SPACE or text[at] == _LINE or text[at] == _RETURN or text[at] == _TAB:
         at += 1
     return at
 
 
-@compiled("int64(uint8[::1], int64, int64, int64)")
-def _name(text: Any, at: int, size: int, seen: int) -> int:
-    """Return which of the fields has its name after a quote at `at` - 1; -1 if none, or again."""
-    begin = at
-    while at < size and text[at] != _QUOTE:
-        at += 1
-    length = at - begin
-    if length == 20:
-        field, name = 0, 0
-    elif length == 8:
-        field, name = 1, 20
-    elif length == 6:
-        field, name = 2, 28
-    elif length == 14:
-        field, name = 3, 34
-    else:
-        return _NO
-    if seen & (1 << field):
-        return _NO
-    for index in range(length):
-        if text[begin + index] != _NAMES[name + index]:
-            return _NO
-    return field
+@compiled(_LONG(_BYTES, _WORDS, _LONG))
+def _name(text: Any, words: Any, at: int) -> int:
+    """Return which of the fields has its name at `at`, with a quote behind it; -1 if none has."""
+    first = words[at]
+    if first == _START_MS:
+        return 1 if text[at + 8] == _QUOTE else _NO
+    if first & _SEVEN_BYTES == _END_MS:
+        return 2
+    if first == _BUSINESS:
+        return 0 if words[at + 8] == _DATA_NU and words[at + 13] == _NUMBER else _NO
+    if first == _END_IDEN:
+        return 3 if words[at + 7] == _NTIFIER else _NO
+    return _NO
 
 
-@compiled("int64(uint8[::1], int64, int64[::1], int64)")
-def _number(text: Any, at: int, rows: Any, cell: int) -> int:
-    """Read a whole number into `cell`; return the position after it, -1 for what is none."""
+@compiled(_LONG(_BYTES, _WORDS, _LONG, _LONGS, _LONG))
+def _number(text: Any, words: Any, at: int, rows: Any, cell: int) -> int:
+    """Read a whole number into `cell`; return the position after it, -1 for what is none.
+
+    Eight digits at once, by D. Lemire's way ("Quickly parsing eight digits", 2018).
+    """
     begin, value = at, 0
+    eight = words[at]
+    if (eight & _HIGH) == _ZEROS and ((eight + _SIXES) & _HIGH) == _ZEROS:
+        eight -= _ZEROS
+        eight = eight * _TEN + (eight >> _EIGHT)
+        low, high = eight & _PAIRS, (eight >> _SIXTEEN) & _PAIRS
+        value = np.int64((low * _HUNDREDS + high * _UNITS) >> _HALF)
+        at += 8
     while _ZERO <= text[at] <= _NINE:
         if at - begin == _DIGITS_MAX:
             return _NO
@@ -77,23 +100,21 @@ def _number(text: Any, at: int, rows: Any, cell: int) -> int:
     return at
 
 
-@compiled("int64(uint8[::1], int64, int64, int64[::1], int64)")
-def _truth(text: Any, at: int, size: int, rows: Any, cell: int) -> int:
+@compiled(_LONG(_BYTES, _WORDS, _LONG, _LONGS, _LONG))
+def _truth(text: Any, words: Any, at: int, rows: Any, cell: int) -> int:
     """Read true or false into `cell`; return the position after it, -1 for what is neither."""
-    begin, length, value = 0, 5, 0
-    if text[at] == _TRUE_BEGINS:
-        begin, length, value = 5, 4, 1
-    if at + length > size:
-        return _NO
-    for index in range(length):
-        if text[at + index] != _WORDS[begin + index]:
-            return _NO
-    rows[cell] = value
-    return at + length
+    four = words[at] & _FOUR_BYTES
+    if four == _TRUE:
+        rows[cell] = 1
+        return at + 4
+    if four == _FALS and text[at + 4] == _E:
+        rows[cell] = 0
+        return at + 5
+    return _NO
 
 
-@compiled("int64(uint8[::1], int64, int64, int64[::1], int64)")
-def _row(text: Any, at: int, size: int, rows: Any, row: int) -> int:
+@compiled(_LONG(_BYTES, _WORDS, _LONG, _LONGS, _LONG))
+def _row(text: Any, words: Any, at: int, rows: Any, row: int) -> int:
     """Read a segment into its row; return the position after it, -1 if that can't be done."""
     is_object = text[at] == _OPEN_OBJECT
     if not is_object and text[at] != _OPEN_LIST:
@@ -107,8 +128,8 @@ def _row(text: Any, at: int, size: int, rows: Any, row: int) -> int:
         if is_object:
             if text[at] != _QUOTE:
                 return _NO
-            which = _name(text, at + 1, size, seen)
-            if which == _NO:
+            which = _name(text, words, at + 1)
+            if which == _NO or seen & (1 << which):
                 return _NO
             seen |= 1 << which
             at = _skip(text, at + 2 + (20, 8, 6, 14)[which])
@@ -116,7 +137,10 @@ def _row(text: Any, at: int, size: int, rows: Any, row: int) -> int:
                 return _NO
             at = _skip(text, at + 1)
         cell = row * ROW_NUMBERS + which
-        at = _truth(text, at, size, rows, cell) if which == 3 else _number(text, at, rows, cell)
+        if which == 3:
+            at = _truth(text, words, at, rows, cell)
+        else:
+            at = _number(text, words, at, rows, cell)
         if at == _NO:
             return _NO
         at = _skip(text, at)
@@ -126,14 +150,13 @@ def _row(text: Any, at: int, size: int, rows: Any, row: int) -> int:
     return at
 
 
-@compiled("int64(uint8[::1], int64[::1], int64[::1])")
-def _read(text: Any, rows: Any, ends: Any) -> int:
+@compiled(_LONG(_BYTES, _WORDS, _LONGS, _LONGS))
+def _read(text: Any, words: Any, rows: Any, ends: Any) -> int:
     """Read lists of segments that stand one after the other; return how many segments, or -1.
 
-    `text` ends with a byte that is in no list. `ends` gets the number of rows up to each list's
-    end.
+    `ends` gets the number of rows up to each list's end.
     """
-    at, row, size, rows_max = 0, 0, text.size - 1, rows.size // ROW_NUMBERS
+    at, row, size, rows_max = 0, 0, text.size - _PAD_BYTES, rows.size // ROW_NUMBERS
     for index in range(ends.size):
         if text[at] != _OPEN_LIST:
             return _NO
@@ -144,7 +167,7 @@ def _read(text: Any, rows: Any, ends: Any) -> int:
             while True:
                 if row == rows_max:
                     return _NO
-                at = _row(text, at, size, rows, row)
+                at = _row(text, words, at, rows, row)
                 if at == _NO:
                     return _NO
                 row += 1
@@ -164,10 +187,12 @@ def read_rows(lists: Sequence[Raw], rows_max: int) -> list[PackedRows] | None:
 
     So it is where there are more than `rows_max` rows in all.
     """
-    text = np.frombuffer(bytearray().join([*lists, b"\0"]), np.uint8)
+    content = bytearray().join([*lists, _PAD])
+    text = np.frombuffer(content, np.uint8)
+    words = np.ndarray((len(content) - 7,), np.uint64, content, 0, (1,))
     rows = np.empty(rows_max * ROW_NUMBERS, np.int64)
     ends = np.empty(len(lists), np.int64)
-    count = _read(text, rows, ends)
+    count = _read(text, words, rows, ends)
     if count == _NO:
         return None
     packed = rows[: count * ROW_NUMBERS].tobytes()

@@ -46,8 +46,8 @@ def verify_receipt(
     numbers, and the digest of their bytes. Without Kafka's address the archive is all there is.
     Exit code 0 if it is proven, 1 if it isn't, 2 if nobody can tell.
 
-        durabill verify-receipt receipt.jws --keys https://billing.example/v1/receipt-keys
-        durabill verify-receipt receipt.jws --keys keys.json --archive /srv/archive --json
+        durabill verify-receipt receipt.txt --keys https://billing.example/v1/receipt-keys
+        durabill verify-receipt receipt.txt --keys keys.json --archive /srv/archive --json
     """
     from durabill.schemas.errors import DurabillError
     from durabill.schemas.upload_receipt import NotSigned, read_public_keys, read_upload_receipt

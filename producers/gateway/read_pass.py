@@ -81,7 +81,8 @@ def _number(text: Any, words: Any, at: int, rows: Any, cell: int) -> int:
 
     Eight digits at once, by D. Lemire's way ("Quickly parsing eight digits", 2018).
     """
-    begin, value = at, 0
+    begin = at
+    value: Any = 0
     eight = words[at]
     if (eight & _HIGH) == _ZEROS and ((eight + _SIXES) & _HIGH) == _ZEROS:
         eight -= _ZEROS

@@ -112,7 +112,7 @@ class UploadsAnswer(Struct, omit_defaults=True):
     clock_id: Annotated[str, Meta(description="another one: the server's clock was set")]
     uploads: list[UploadAnswer]
     receipt: Annotated[
-        str | None, Meta(description="signed: what of the request is stored (compact JWS)")
+        str | None, Meta(description="signed: what of the request is stored, see docs/http.md")
     ] = None
 
 

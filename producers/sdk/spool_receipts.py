@@ -1,6 +1,6 @@
 """The server's receipts, kept in the spool for a while: proofs that it took segments.
 
-A receipt is a compact JWS (docs/contract.md); who made it is for `durabill verify-receipt` to say.
+What a receipt is stands in docs/http.md; who made it is for `durabill verify-receipt` to say.
 Here it is kept and found again: for `KEPT_MS`, in which an order that has ended gets its total, and
 in a part of the spool's room, the oldest going first. The client's own clock has no say.
 """
@@ -83,12 +83,9 @@ class ReceiptBox:
 
 def orders_of(receipt: str) -> set[str]:
     """Return the orders that a receipt names: none for what is no receipt."""
-    parts = receipt.split(".")
-    if len(parts) != 3:
-        return set()
     try:
-        padded = parts[1] + "=" * (-len(parts[1]) % 4)
-        payload = json.loads(base64.urlsafe_b64decode(padded))
-        return {str(each["ord"]) for each in payload["uploads"]}
-    except (ValueError, KeyError, TypeError):
+        statement = receipt.split("~", 2)[1]
+        said = json.loads(base64.urlsafe_b64decode(statement + "=" * (-len(statement) % 4)))
+        return {str(each["ord"]) for each in said["uploads"]}
+    except (IndexError, ValueError, KeyError, TypeError):
         return set()

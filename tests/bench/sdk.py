@@ -24,7 +24,7 @@ import msgspec
 from tests.bench.sdk_client import INTERVAL_S, Metered
 
 SERVICES = (1, 100, 10_000)
-RECEIPT = "e30." + "A" * 60 + "." + "B" * 86
+RECEIPT = "e30." + "A" * 60 + "." + "B" * 86 + "~e30~R" + "C" * 43
 
 
 def measure(seconds: float = INTERVAL_S) -> list[Metered]:

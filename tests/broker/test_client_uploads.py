@@ -439,7 +439,7 @@ def test_server_that_is_away_is_not_asked_for_each_lease(tmp_path: Path) -> None
 def test_receipts_are_kept_and_found(tmp_path: Path) -> None:
     payload = base64.urlsafe_b64encode(json.dumps({"uploads": [{"ord": "SO1"}]}).encode())
     with playing() as gateway:
-        gateway.receipt = f"head.{payload.decode().rstrip('=')}.sign"
+        gateway.receipt = f"head.time.sign~{payload.decode().rstrip('=')}"
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:
             assert client.start("SO1").end().acknowledged
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:

@@ -93,7 +93,7 @@ def stored(bootstrap_servers: str, topics: Topics, tmp_path: Path) -> Iterator[S
         keys = tmp_path / "keys.json"
         keys.write_text(json.dumps(call(url, "GET", "/v1/receipt-keys")[1]))
         said = read_upload_receipt(answer["receipt"], read_public_keys(keys.read_bytes()))
-        receipt = tmp_path / "receipt.jws"
+        receipt = tmp_path / "receipt.txt"
         receipt.write_text(answer["receipt"] + "\n")
         signer = ReceiptSigner(WatchedKeys(file, Kind.RECEIPT), topics.segments, lambda: at_ms)
         yield Stored(receipt, keys, said, signer, url)

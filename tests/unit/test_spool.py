@@ -405,7 +405,7 @@ def test_one_that_does_not_fit_spoils_no_other(tmp_path: Path) -> None:
 def test_receipts_have_their_bounds(tmp_path: Path) -> None:
     def receipt(order: str, size: int) -> str:
         payload = json.dumps({"uploads": [{"ord": order}], "fill": "x" * size}).encode()
-        return f"h.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}.s"
+        return f"h.p.s~{base64.urlsafe_b64encode(payload).decode().rstrip('=')}~R"
 
     day_ms = 86_400_000
     with Spool(tmp_path / "spool", limit_bytes=128 * 1024) as spool:

@@ -1,5 +1,6 @@
 """The committed test vectors are what the plain core says, and what others say of their bytes."""
 
+import base64
 import hashlib
 import io
 import json
@@ -8,6 +9,9 @@ from typing import Any
 import fastavro
 import kafka.partitioner.default
 import pytest
+from joserfc import jws
+from joserfc.errors import BadSignatureError
+from joserfc.jwk import KeySet as JwkSet
 
 from durabill.schemas import CLOCK_MARK_SCHEMA, SEGMENT_SCHEMA, TOTAL_SCHEMA
 from durabill.schemas.order_opened import OPENING_SCHEMA
@@ -60,6 +64,36 @@ def test_fastavro_reads_openings_and_clock_marks_so() -> None:
         assert avro(OPENING_SCHEMA, each["value_hex"]) == each["opening"]
     for each in vectors("clock_marks.json")["clock_marks"]:
         assert avro(CLOCK_MARK_SCHEMA, each["value_hex"]) == each["clock_mark"]
+
+
+def signed_root(receipt: str, keys: JwkSet) -> tuple[str, str]:
+    """Return what a receipt's signature is of, and what its statement comes to: docs/http.md."""
+    token, statement, *steps = receipt.split("~")
+    payload = json.loads(jws.deserialize_compact(token, keys, algorithms=["Ed25519"]).payload)
+    found = hashlib.sha256(b"\0" + from64(statement)).digest()
+    for step in steps:
+        left, right = (from64(step[1:]), found) if step[0] == "L" else (found, from64(step[1:]))
+        found = hashlib.sha256(b"\1" + left + right).digest()
+    return payload["root"], base64.urlsafe_b64encode(found).rstrip(b"=").decode()
+
+
+def from64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def test_receipts_are_checked_as_the_contract_says() -> None:
+    file = vectors("receipts.json")
+    keys = JwkSet.import_key_set(file["keys"])
+    for each in file["receipts"]:
+        root, found = signed_root(each["receipt"], keys)
+        assert found == root
+        assert json.loads(from64(each["receipt"].split("~")[1])) == each["statement"]
+    for each in file["not_signed"]:
+        try:
+            root, found = signed_root(each["receipt"], keys)
+        except BadSignatureError:
+            continue
+        assert found != root, each["says"]
 
 
 HISTORIES = vectors("orders.json")["histories"]

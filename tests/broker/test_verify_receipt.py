@@ -167,8 +167,8 @@ def test_what_the_log_doesnt_have_is_not_proven(
 def test_what_the_gateway_has_not_signed_is_not_proven(
     stored: Stored, command: Command, on_kafka: None
 ) -> None:
-    head, body, signature = stored.receipt.read_text().strip().split(".")
-    stored.receipt.write_text(f"{head}.{body}.{signature[:-4]}AAAA")
+    token, statement = stored.receipt.read_text().strip().split("~")
+    stored.receipt.write_text(f"{token[:-4]}AAAA~{statement}")
     code, told, errors = command(
         "verify-receipt", str(stored.receipt), "--keys", str(stored.keys), "--json"
     )

@@ -289,7 +289,8 @@ class History:
         """Tell whether all that will ever be sent has been taken in and settled."""
         alive = [worker for worker in self._workers.values() if not worker.dead]
         owned = sum(len(worker.processor.tasks) for worker in alive)
-        return owned == self._plan.partitions and all(
+        is_silent = not self._broker.appends_on_the_way
+        return is_silent and owned == self._plan.partitions and all(
             worker.processor.is_assigned
             and self._group.has(worker, worker.processor.tasks)
             and worker.has_published()

@@ -46,6 +46,11 @@ def test_histories(part: int) -> None:
         assert not problems, "\n".join([f"replay it: make sim SEED={seed}", *problems])
 
 
+@pytest.mark.parametrize("seed", [426, 1022])
+def test_a_history_ends_when_no_clock_mark_is_on_its_way(seed: int) -> None:
+    assert not run_seed(seed).problems
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
 def test_a_broken_engine_is_noticed(mutation: Mutation) -> None:
     found = caught_at(mutation, [NOTICED_BY.get(mutation.name, 0), *range(SEEDS_MAX)])

@@ -76,6 +76,8 @@ class PartitionAccount:
     openings_proven: int = 0
     """Those of them that the log gives, byte for byte."""
     openings_not_yet_published: int = 0
+    openings_of_other_logs: int = 0
+    """Records of the orders topic from before the segments topic was made anew: not compared."""
     archived_to: int | None = None
     """Up to this offset the records came from the archive; None: from Kafka alone."""
     policies: tuple[dict[str, Any], ...] = ()
@@ -207,6 +209,7 @@ class AuditResult:
             "openings": self.openings,
             "openings_proven": self.openings_proven,
             "openings_not_yet_published": self._sum("openings_not_yet_published"),
+            "openings_of_other_logs": self._sum("openings_of_other_logs"),
             "dead_letters": self._sum("dead_letters"),
             "forwarded": self._sum("forwarded"),
             "clock_marks": self._sum("clock_marks"),

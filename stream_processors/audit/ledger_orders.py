@@ -2,7 +2,8 @@
 
 As `ledger_rows` does it for totals: both are streams in the order of the topic's offsets, and the
 snapshot of the database is older than the end of the topic. A record can lack a row of its own
-rightly: where it repeats an opening that is recorded already.
+rightly: where it repeats an opening that is recorded already, or where another one (of another log)
+is recorded under its order and place, so that it was set aside.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ _ROWS = (
 _SAME_KEY = (
     f"SELECT {', '.join(COLUMNS)} FROM orders WHERE service_order_number = %s"
     " AND source_offset = %s"
+)
+_SET_ASIDE = (
+    "SELECT 1 FROM unreadable_totals"
+    " WHERE totals_topic = %s AND totals_partition = %s AND totals_offset = %s"
 )
 _AT_ONCE = 2_000
 
@@ -122,12 +127,18 @@ class OrderRows:
             key = (expected[_NUMBER_AT], expected[COLUMNS.index("source_offset")])
             row = self._connection.execute(_SAME_KEY, key).fetchone()
             # An opening that is there twice has one row, at the place that was read first.
-            if row is None or row[2:] != expected[2:]:
+            if row is None or (row[2:] != expected[2:] and not self._is_set_aside(expected[0])):
                 place = f"{self.topic}/{self.partition}/{expected[0]}"
                 tenant = f"an opening by {expected[COLUMNS.index('tenant')]}"
                 self.findings.append(
                     Finding(Kind.MISSING_ROW, key[0], None, "", tenant, "no row", place)
                 )
+
+    def _is_set_aside(self, offset: int) -> bool:
+        """Tell whether the ledger has kept a record as it came, beside what stands."""
+        assert self._connection is not None, "it is open"
+        which = (self.topic, self.partition, offset)
+        return self._connection.execute(_SET_ASIDE, which).fetchone() is not None
 
     def _row_of(self, record: Published) -> Row | None:
         """Return the row that a record must have, None where it is no opening."""

@@ -48,6 +48,8 @@ class PartitionJob:
     """What the orders topic held when its end was taken."""
     has_orders: bool = False
     """Whether there is an orders topic that may be read."""
+    log_id: str = ""
+    """The id of the segments topic, "" where the broker has none."""
 
 
 @dataclass(slots=True)

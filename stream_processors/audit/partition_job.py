@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 from durabill.schemas import Reason
 from durabill.stream_processors.audit.findings import Finding, PartitionAccount
-from durabill.stream_processors.audit.ledger_rows import LedgerView
+from durabill.stream_processors.audit.ledger_walk import LedgerView
 from durabill.stream_processors.audit.replay import Engine, LogSource, PartitionTerms
 from durabill.stream_processors.audit.scope import EVERYTHING, TotalsScope
 from durabill.stream_processors.core.admission import Place

@@ -137,6 +137,8 @@ class AuditResult:
     findings: tuple[Finding, ...] = ()
     ledger: LedgerAccount | None = None
     orders_topic: str = ""
+    sealed: int | None = None
+    """How many totals the sealed log has, None where it was not checked."""
     notes: tuple[str, ...] = ()
     """What could not be decided, or was assumed; in words."""
 
@@ -213,6 +215,7 @@ class AuditResult:
             "dead_letters": self._sum("dead_letters"),
             "forwarded": self._sum("forwarded"),
             "clock_marks": self._sum("clock_marks"),
+            "sealed": self.sealed,
             "ledger": None if self.ledger is None else asdict(self.ledger),
             "notes": list(self.notes),
             "segments_topic": self.segments_topic,

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from durabill.schemas.errors import StateError
+from durabill.schemas.text import counted
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.matching import Grounds, Matcher, judge
 from durabill.stream_processors.audit.partition_job import print_of
@@ -87,7 +88,7 @@ class Pass:
             first = found[0]
             raise AuditError(
                 f"{first.place}: the totals topic holds what the log doesn't give"
-                f" ({len(found):,} differences, the first: {first.kind.value}"
+                f" ({counted(len(found), 'difference')}, the first: {first.kind.value}"
                 f" {first.field}). A checkpoint on top of it would hide that. `durabill audit` says"
                 " what differs. Nothing was written"
             )
@@ -178,7 +179,7 @@ class PublishedOpenings:
             topic, partition = self._job.settings.orders_topic, self._job.place.partition
             raise AuditError(
                 f"{topic}/{partition}/{wrong[0][0]}: the orders topic holds what the log doesn't"
-                f" give ({len(wrong):,} records). A checkpoint on top of it would hide that."
+                f" give ({counted(len(wrong), 'record')}). A checkpoint on top of it would hide that."
                 " `durabill audit` says what differs. Nothing was written"
             )
 

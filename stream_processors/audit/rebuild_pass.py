@@ -179,8 +179,8 @@ class PublishedOpenings:
             topic, partition = self._job.settings.orders_topic, self._job.place.partition
             raise AuditError(
                 f"{topic}/{partition}/{wrong[0][0]}: the orders topic holds what the log doesn't"
-                f" give ({counted(len(wrong), 'record')}). A checkpoint on top of it would hide that."
-                " `durabill audit` says what differs. Nothing was written"
+                f" give ({counted(len(wrong), 'record')}). A checkpoint on top of it would hide"
+                " that. `durabill audit` says what differs. Nothing was written"
             )
 
     def orders_offset(self, next_offset: int) -> int:

@@ -76,6 +76,8 @@ class PartitionAccount:
     openings_proven: int = 0
     """Those of them that the log gives, byte for byte."""
     openings_not_yet_published: int = 0
+    openings_of_other_logs: int = 0
+    """Records of the orders topic from before the segments topic was made anew: not compared."""
     archived_to: int | None = None
     """Up to this offset the records came from the archive; None: from Kafka alone."""
     policies: tuple[dict[str, Any], ...] = ()
@@ -135,6 +137,8 @@ class AuditResult:
     findings: tuple[Finding, ...] = ()
     ledger: LedgerAccount | None = None
     orders_topic: str = ""
+    sealed: int | None = None
+    """How many totals the sealed log has, None where it was not checked."""
     notes: tuple[str, ...] = ()
     """What could not be decided, or was assumed; in words."""
 
@@ -207,9 +211,11 @@ class AuditResult:
             "openings": self.openings,
             "openings_proven": self.openings_proven,
             "openings_not_yet_published": self._sum("openings_not_yet_published"),
+            "openings_of_other_logs": self._sum("openings_of_other_logs"),
             "dead_letters": self._sum("dead_letters"),
             "forwarded": self._sum("forwarded"),
             "clock_marks": self._sum("clock_marks"),
+            "sealed": self.sealed,
             "ledger": None if self.ledger is None else asdict(self.ledger),
             "notes": list(self.notes),
             "segments_topic": self.segments_topic,

@@ -238,6 +238,10 @@ def _undecided(result: AuditResult) -> list[Markup]:
             "openings that the workers have yet to pass on",
         ),
         (
+            f"{together('openings_of_other_logs'):,}",
+            "openings of a segments topic before this one, which can't be compared",
+        ),
+        (
             f"{together('unprovable_totals'):,}",
             "totals of orders that may have begun in a part of the log that is gone",
         ),

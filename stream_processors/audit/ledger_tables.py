@@ -11,7 +11,7 @@ from typing import LiteralString
 import psycopg
 
 from durabill.stream_processors.audit.findings import Finding, Kind
-from durabill.stream_processors.audit.ledger_rows import Connection
+from durabill.stream_processors.audit.ledger_walk import Connection
 
 TABLES = ("order_totals", "set_aside_totals", "ledger_offsets", "unreadable_totals", "orders")
 _TIMES_MAX = 1_000

@@ -10,8 +10,8 @@ import psycopg
 from durabill.schemas.text import counted
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.findings import Finding, Kind
-from durabill.stream_processors.audit.ledger_rows import Connection, LedgerView
 from durabill.stream_processors.audit.ledger_tables import table_findings, unguarded
+from durabill.stream_processors.audit.ledger_walk import Connection, LedgerView
 from durabill.stream_processors.dsn import connect, shown_dsn
 
 _OFFSETS = "SELECT partition, next_offset FROM ledger_offsets WHERE topic = %s"

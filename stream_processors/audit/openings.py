@@ -4,14 +4,19 @@ Theory of operation. Both are streams in the order of the log, and each record o
 says in a header where its opening lies. So they are matched as they pass by, and only what is not
 the same is kept. What is left over at the end is judged: a record can be newer than the end of the
 replay, an opening can be one that workers have yet to publish.
+
+Where the segments topic was deleted and made anew, the orders topic has openings of logs that are
+gone. A record names its log; one of another log is counted, and told. No worker writes such a
+record once our log has one in the partition: what says so behind it is forged.
 """
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from durabill.schemas.text import counted
+from durabill.schemas.text import counted, shown
 from durabill.stream_processors.audit.findings import Finding, Kind
 from durabill.stream_processors.audit.ledger_orders import OrderRows
 from durabill.stream_processors.audit.partition_job import PartitionJob, PartitionOutcome
@@ -32,8 +37,20 @@ class OpeningsOutcome:
     newer: int = 0
     not_yet_published: int = 0
     unprovable: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+    """Id of another log -> how many of its openings there are."""
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Return what the partition's account has of it."""
+        of_other_logs = sum(self.others.values())
+        return {
+            "openings": self.published - self.newer - of_other_logs,
+            "openings_proven": self.proven,
+            "openings_not_yet_published": self.not_yet_published,
+            "openings_of_other_logs": of_other_logs,
+        }
 
 
 class OpeningsAudit:
@@ -47,6 +64,8 @@ class OpeningsAudit:
         self._given: dict[int, Opening] = {}
         self._published: dict[int | None, list[Published]] = {}
         self._matched: array[int] = array("q")
+        self._own_from: int | None = None
+        """Where the first record is that names our log."""
         self._counted = [0, 0]
         """How many the log has given, and how many have been read of the topic."""
         self._log = OrdersLog(self._kafka, self._topic, job.place.partition, *job.orders)
@@ -89,6 +108,8 @@ class OpeningsAudit:
 
     def _read(self) -> None:
         for record in self._log.read():
+            if self._own_from is None and record.log_id and record.log_id == self._job.log_id:
+                self._own_from = record.offset
             if not self._job.scope.has_record(record.key):
                 continue
             self._counted[1] += 1
@@ -148,6 +169,11 @@ class OpeningsAudit:
                 f"{self._topic}/{partition}: {counted(outcome.unprovable, 'opening')} can't be"
                 " proven: a part of the log, or of the policies, is missing"
             )
+        outcome.notes += (
+            f"{self._topic}/{partition}: {counted(count, 'opening')} of another log, of the"
+            f" segments topic with the id {shown(log_id)}: not compared"
+            for log_id, count in sorted(outcome.others.items())
+        )
         total.findings += outcome.findings
         total.notes += outcome.notes
         if self.rows is not None:
@@ -160,6 +186,8 @@ class OpeningsAudit:
             for each in records:
                 if source is None:
                     self._find(Kind.OPENING_WITHOUT_EVIDENCE, each, "a header with its place")
+                elif each.log_id and self._job.log_id not in ("", each.log_id):
+                    self._judge_other(each)
                 elif source >= end_offset:
                     newer.append(each)
                 elif self._was_matched(source):
@@ -181,6 +209,14 @@ class OpeningsAudit:
                     self._find(Kind.OPENING_WITHOUT_EVIDENCE, each, expected)
                 else:
                     outcome.newer += 1
+
+    def _judge_other(self, record: Published) -> None:
+        """Judge a record that names another log than ours, and that ours doesn't give."""
+        if self._own_from is None or record.offset < self._own_from:
+            self.outcome.others[record.log_id] += 1
+        else:
+            expected = f"no other log's behind offset {self._own_from}, where this one's begin"
+            self._find(Kind.OPENING_WITHOUT_EVIDENCE, record, expected)
 
     def _judge_given(self, published_to: int, *, is_whole: bool) -> None:
         outcome, topic = self.outcome, self._job.settings.segments_topic
@@ -209,6 +245,8 @@ class OpeningsAudit:
         partition = self._job.place.partition
         number = (record.key or b"").decode("utf-8", "replace")
         found = "no header" if record.source_offset is None else f"offset {record.source_offset}"
+        if record.log_id and record.log_id != self._job.log_id:
+            found += f" of the log {shown(record.log_id)}"
         place = f"{self._topic}/{partition}/{record.offset}"
         self.outcome.findings.append(Finding(kind, number, None, "", expected, found, place))
 

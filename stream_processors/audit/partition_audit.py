@@ -194,7 +194,6 @@ class PartitionAudit:
 
     def _sum_up(self, source: LogSource, judgement: Judgement) -> None:
         job, outcome, matcher = self._job, self._outcome, self._matcher
-        openings = self._openings.outcome
         partition, topic = job.place.partition, job.settings.segments_topic
         outcome.findings += judgement.findings
         outcome.findings += matcher.out_of_order(f"{self._topic}/{partition}")
@@ -227,9 +226,7 @@ class PartitionAudit:
             not_yet_published=judgement.not_yet_published,
             unprovable_totals=judgement.unprovable,
             open_orders=self._replay.table.unsettled(),
-            openings=openings.published - openings.newer,
-            openings_proven=openings.proven,
-            openings_not_yet_published=openings.not_yet_published,
+            **self._openings.outcome.counts(),
             archived_to=getattr(source, "archived_to", None),
             policies=tuple(describe_history(job.terms.history)),
             policy_assumed_because=job.terms.assumed_because,

@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 from durabill.schemas import Reason
 from durabill.stream_processors.audit.findings import Finding, PartitionAccount
-from durabill.stream_processors.audit.ledger_rows import LedgerView
+from durabill.stream_processors.audit.ledger_walk import LedgerView
 from durabill.stream_processors.audit.replay import Engine, LogSource, PartitionTerms
 from durabill.stream_processors.audit.scope import EVERYTHING, TotalsScope
 from durabill.stream_processors.core.admission import Place
@@ -48,6 +48,8 @@ class PartitionJob:
     """What the orders topic held when its end was taken."""
     has_orders: bool = False
     """Whether there is an orders topic that may be read."""
+    log_id: str = ""
+    """The id of the segments topic, "" where the broker has none."""
 
 
 @dataclass(slots=True)

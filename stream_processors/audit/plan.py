@@ -15,6 +15,7 @@ from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import offsets_since, partition_count, read_bounds
+from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.settings import Settings
 
 Bounds = dict[int, tuple[int, int]]
@@ -91,6 +92,7 @@ class AuditPlan:
             orders = read_bounds(self._kafka, LOOK_GROUP, settings.orders_topic, wanted)
         segments = read_bounds(self._kafka, LOOK_GROUP, settings.segments_topic, wanted)
         ends = self._ends(segments, archive)
+        log_id = find_topic_ids(self._kafka, settings.segments_topic)[settings.segments_topic]
         recorded = RecordedTerms(settings, wanted, progress)
         return [
             PartitionJob(
@@ -109,6 +111,7 @@ class AuditPlan:
                 from_archive=options.from_archive and each in archive.usable,
                 orders=orders.get(each, (0, 0)),
                 has_orders=self.has_orders,
+                log_id=log_id,
             )
             for each in wanted
         ]

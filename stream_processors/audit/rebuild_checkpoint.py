@@ -24,8 +24,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from confluent_kafka.admin import AdminClient
-
 from durabill.stream_processors.audit import stopped
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.pool import Progress, Tell, audit_errors, run_jobs
@@ -49,9 +47,8 @@ from durabill.stream_processors.engine.policies import POLICY, decode_history, e
 from durabill.stream_processors.engine.table import IntervalTable
 from durabill.stream_processors.engine.verdicts import SCHEMAS
 from durabill.stream_processors.kafka.appending import Appender, NewRecord
-from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import quiet
-from durabill.stream_processors.kafka.topic_ids import topic_ids
+from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.settings import Settings
 
 Entry = tuple[bytes, bytes | None]
@@ -104,14 +101,16 @@ def rebuild_checkpoint(
         partitions = segments_partitions(settings)
         stopped.make_sure(settings, partitions, dry_run=dry_run)
         jobs = rebuild_jobs(settings, partitions, engine, progress, with_totals=True)
-        ids = _topic_ids(settings)
+        ids = find_topic_ids(
+            settings.librdkafka(), settings.segments_topic, settings.checkpoint_topic
+        )
         letters = _letters(settings)
         jobs = [
             replace(
                 job,
                 letters=frozenset(letters.get(job.place.partition, ())),
-                topic_id=ids[0],
-                checkpoint_id=ids[1],
+                topic_id=ids[settings.segments_topic],
+                checkpoint_id=ids[settings.checkpoint_topic],
                 dry_run=dry_run,
             )
             for job in jobs
@@ -121,16 +120,6 @@ def rebuild_checkpoint(
             # It only follows the checkpoint, as it does where a worker writes one.
             stopped.commit(settings, {each.partition: each.next_offset for each in done})
         return RebuiltCheckpoint(tuple(done), tuple(notes_of(jobs)))
-
-
-def _topic_ids(settings: Settings) -> tuple[str, str]:
-    """Return the ids of the segments and of the checkpoint topic."""
-    kafka = quiet(settings.librdkafka())
-    admin = AdminClient(kafka)
-    names = (settings.segments_topic, settings.checkpoint_topic)
-    rights = (Right("Describe", "topic", each) for each in names)
-    ids = patiently(lambda s: topic_ids(admin, names, s), "the ids of the topics", kafka, *rights)
-    return ids[names[0]], ids[names[1]]
 
 
 def _letters(settings: Settings) -> dict[int, set[int]]:

@@ -13,17 +13,15 @@ from itertools import islice
 from typing import Any
 
 from confluent_kafka import Message
-from confluent_kafka.admin import AdminClient
 
 from durabill.schemas.errors import AccessError
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.pool import Progress, audit_errors
 from durabill.stream_processors.dsn import connect, connect_to_write, shown_dsn
-from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.openings import source_offset_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
-from durabill.stream_processors.kafka.topic_ids import topic_ids
+from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.ledger.lookups import Connection
 from durabill.stream_processors.ledger.openings import RecordedOpening, read_opened
 from durabill.stream_processors.ledger.records import (
@@ -128,11 +126,7 @@ class _Source:
 
     def topic_id(self) -> str | None:
         """Return Kafka's id of the topic, None where it has none."""
-        admin = AdminClient(dict(self.kafka))
-        right = Right("Describe", "topic", self.topic)
-        what = "the topic's id"
-        ids = patiently(lambda s: topic_ids(admin, [self.topic], s), what, self.kafka, right)
-        return ids[self.topic] or None
+        return find_topic_ids(self.kafka, self.topic)[self.topic] or None
 
     def batches(self, partition: int, start: int, end: int) -> Iterator[Batch]:
         """Yield what a partition holds from `start` on, as the ledger writes it.

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from durabill.schemas.errors import StateError
+from durabill.schemas.text import counted
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.matching import Grounds, Matcher, judge
 from durabill.stream_processors.audit.partition_job import print_of
@@ -17,7 +18,7 @@ from durabill.stream_processors.audit.totals_log import TotalsLog
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.engine.batch import Chunk, headers_in
 from durabill.stream_processors.engine.effects import Opening
-from durabill.stream_processors.kafka.openings import read_openings
+from durabill.stream_processors.kafka.openings import FoundOpening, read_openings
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
 
@@ -87,7 +88,7 @@ class Pass:
             first = found[0]
             raise AuditError(
                 f"{first.place}: the totals topic holds what the log doesn't give"
-                f" ({len(found):,} differences, the first: {first.kind.value}"
+                f" ({counted(len(found), 'difference')}, the first: {first.kind.value}"
                 f" {first.field}). A checkpoint on top of it would hide that. `durabill audit` says"
                 " what differs. Nothing was written"
             )
@@ -143,34 +144,49 @@ class PublishedOpenings:
         self._end = job.orders[1]
         kafka = quiet(job.settings.librdkafka())
         found, _ = read_openings(kafka, LOOK_GROUP, topic, {partition: job.orders[0]})[partition]
-        self._published = {each[1]: each for each in found if each[0] < self._end}
-        self._unjustified = dict(self._published)
+        self._published: dict[int, list[FoundOpening]] = {}
+        for each in found:
+            if each[0] < self._end:
+                self._published.setdefault(each[1], []).append(each)
+        self._justified: set[int] = set()
+        """Where in the orders topic the records are that the log gives."""
 
     def take(self, openings: Iterable[Opening]) -> None:
         """Take in what the log gives."""
         for each in openings:
             self.given += 1
-            known = self._published.get(each.offset)
-            if known is None:
+            known = self._published.get(each.offset, ())
+            same = [one[0] for one in known if one[2:4] == (each.key, each.value)]
+            if same:
+                self._justified.add(same[0])
+            elif not any(map(self._is_ours, known)):
                 self.missing.append(each.offset)
-            elif known[2:4] == (each.key, each.value):
-                del self._unjustified[each.offset]
+
+    def _is_ours(self, found: FoundOpening) -> bool:
+        """Tell whether a record doesn't name another log: those are openings of logs before."""
+        return not found[4] or self._job.topic_id in ("", found[4])
 
     def check(self, next_offset: int) -> None:
         """Raise AuditError if one was published that the log before an offset doesn't give."""
-        wrong = [each for each in self._unjustified.values() if each[1] < next_offset]
+        wrong = [
+            each
+            for source_offset, known in self._published.items()
+            if source_offset < next_offset
+            for each in known
+            if self._is_ours(each) and each[0] not in self._justified
+        ]
         if wrong:
             topic, partition = self._job.settings.orders_topic, self._job.place.partition
             raise AuditError(
                 f"{topic}/{partition}/{wrong[0][0]}: the orders topic holds what the log doesn't"
-                f" give ({len(wrong):,} records). A checkpoint on top of it would hide that."
-                " `durabill audit` says what differs. Nothing was written"
+                f" give ({counted(len(wrong), 'record')}). A checkpoint on top of it would hide"
+                " that. `durabill audit` says what differs. Nothing was written"
             )
 
     def orders_offset(self, next_offset: int) -> int:
         """Return from where on the openings are that a replay from an offset gives once more."""
-        offsets = (each[0] for each in self._published.values() if each[1] >= next_offset)
-        return min(offsets, default=self._end)
+        waiting = (known for at, known in self._published.items() if at >= next_offset)
+        return min((each[0] for known in waiting for each in known), default=self._end)
 
 
 def batches_of(chunk: Chunk) -> Iterator[Chunk]:

@@ -23,7 +23,6 @@ from durabill.schemas.text import shown
 from durabill.stream_processors.audit.archive_check import ArchiveCheck, check_archive
 from durabill.stream_processors.audit.findings import (
     AuditResult,
-    Finding,
     LedgerAccount,
     Scope,
     in_order,
@@ -34,7 +33,7 @@ from durabill.stream_processors.audit.partition_audit import audit_partition
 from durabill.stream_processors.audit.partition_job import PartitionJob, PartitionOutcome
 from durabill.stream_processors.audit.plan import AuditPlan
 from durabill.stream_processors.audit.pool import Progress, audit_errors, run_jobs
-from durabill.stream_processors.audit.seal_check import check_sealed
+from durabill.stream_processors.audit.seal_check import Sealed, check_sealed
 from durabill.stream_processors.audit.side_audit import SideAudit
 from durabill.stream_processors.audit.side_checks import LetterCheck
 from durabill.stream_processors.audit.terms import RecordedTerms, are_other
@@ -90,7 +89,8 @@ class Audit:
                 findings += ledger.as_a_whole(order)
                 self._notes += ledger.notes(settings.totals_topic, others)
                 account = self._ledger_account(ledger)
-            findings += self._sealed()
+            sealed = self._check_seal()
+            findings += sealed.findings
         own_s = time.process_time() - own_s
         return AuditResult(
             segments_topic=settings.segments_topic,
@@ -107,6 +107,7 @@ class Audit:
             partitions=tuple(each.account for each in self._outcomes.values()),
             findings=tuple(in_order(findings)),
             ledger=account,
+            sealed=sealed.totals,
             notes=tuple(self._all_notes(side)),
         )
 
@@ -155,14 +156,11 @@ class Audit:
             if are_other(job.terms, now.terms, job.end_offset)
         ]
 
-    def _sealed(self) -> list[Finding]:
-        """Return what is wrong with the sealed log, where there is one to check."""
+    def _check_seal(self) -> Sealed:
         options = self._options
-        found, notes = check_sealed(
-            self._settings, options.seal_key, options.trusted, self._progress
-        )
-        self._notes += notes
-        return found
+        sealed = check_sealed(self._settings, options.seal_key, options.trusted, self._progress)
+        self._notes += sealed.notes
+        return sealed
 
     def _is_there(self, topic: str) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from durabill.schemas.text import counted
 from durabill.stream_processors.audit.errors import AuditError
@@ -11,10 +12,18 @@ from durabill.stream_processors.kafka.reading import Progress
 from durabill.stream_processors.settings import Settings
 
 
+class Sealed(NamedTuple):
+    """What came of the check. `totals` is how many are sealed, None where nothing was checked."""
+
+    findings: list[Finding]
+    notes: list[str]
+    totals: int | None = None
+
+
 def check_sealed(
     settings: Settings, key: str, trusted: Sequence[Path], progress: Progress
-) -> tuple[list[Finding], list[str]]:
-    """Return what is wrong with the sealed log of the totals, and notes.
+) -> Sealed:
+    """Check the sealed log of the totals, where there is one and a key.
 
     `key` is the public key, or a file with it; empty: that of the settings' key file. `trusted` are
     checkpoints or receipts that somebody kept. Raises AuditError where such a one can't be checked
@@ -25,10 +34,10 @@ def check_sealed(
         if trusted:
             raise AuditError("--trusted needs the sealer's public key: give --seal-key")
         if folder.exists():
-            return [], [f"the sealed log in {folder} is not checked: give --seal-key"]
-        return [], []
+            return Sealed([], [f"the sealed log in {folder} is not checked: give --seal-key"])
+        return Sealed([], [])
     if not folder.exists() and not trusted and not key:
-        return [], []
+        return Sealed([], [])
     # Signatures are an extra's, for those who have a sealed log.
     from durabill.stream_processors.audit.seal.check_all import check_seal
     from durabill.stream_processors.audit.seal.source import sealed_topic
@@ -43,7 +52,7 @@ def check_sealed(
     checked = check_seal(folder if folder.exists() else None, topic, keys, witnessed)
     unsealed = sum(each.unsealed for each in checked.logs)
     notes = [f"{counted(unsealed, 'total')} not sealed yet"] if unsealed else []
-    return [
+    findings = [
         Finding(
             Kind.SEAL_INCONSISTENT,
             each.service_order_number,
@@ -54,4 +63,5 @@ def check_sealed(
             each.place,
         )
         for each in checked.findings
-    ], notes
+    ]
+    return Sealed(findings, notes, checked.size)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from durabill.stream_processors.kafka.errors import Right, patiently
-from durabill.stream_processors.kafka.openings import source_offset_of
+from durabill.stream_processors.kafka.openings import source_offset_of, topic_id_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, assigned_consumer
 
 PATIENCE_S = 30.0
@@ -23,6 +23,8 @@ class Published(NamedTuple):
     append_ms: int = 0
     source_offset: int | None = None
     """Of the orders topic: where the opening lies in the log, by the record's header."""
+    log_id: str = ""
+    """Of the orders topic: the id of the segments topic that has it, "" if none is named."""
 
 
 class TotalsLog:
@@ -120,8 +122,11 @@ class OrdersLog(TotalsLog):
     """The same of the orders topic, whose records say where in the log they come from."""
 
     def _published(self, offset: int, message: Message) -> Published:
-        source_offset = source_offset_of(message)
-        return super()._published(offset, message)._replace(source_offset=source_offset)
+        return (
+            super()
+            ._published(offset, message)
+            ._replace(source_offset=source_offset_of(message), log_id=topic_id_of(message))
+        )
 
 
 def _bytes(content: str | bytes | None) -> bytes | None:

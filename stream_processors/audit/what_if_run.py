@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
-from confluent_kafka.admin import AdminClient
-
 from durabill.schemas import decode_total
 from durabill.schemas.headers import WHAT_IF_DURATION, WHAT_IF_RUN
 from durabill.stream_processors.audit.archive_check import ArchiveCheck
@@ -32,10 +30,9 @@ from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.what_if import WhatIf
 from durabill.stream_processors.engine.policies import describe_history
 from durabill.stream_processors.engine.table import Total
-from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import partition_count, read_bounds
-from durabill.stream_processors.kafka.topic_ids import topic_ids
+from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.settings import Settings
 
 
@@ -195,10 +192,8 @@ def _run_id(settings: Settings, what_if: WhatIf, terms: Mapping[int, PartitionTe
 
     The log may have grown since: a later run goes on with what an earlier one has written.
     """
-    kafka, topic = quiet(settings.librdkafka()), settings.segments_topic
-    admin = AdminClient(kafka)
-    right = Right("Describe", "topic", topic)
-    ids = patiently(lambda s: topic_ids(admin, [topic], s), "the topic's id", kafka, right)
+    topic = settings.segments_topic
+    ids = find_topic_ids(settings.librdkafka(), topic)
     said = {
         "policy": what_if.as_json(),
         "segments": [topic, ids[topic], len(terms)],

@@ -5,19 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import faust
-from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from durabill.schemas import TOTAL_HEADER
 from durabill.schemas.errors import ForeignTotals
 from durabill.stream_processors.engine.checkpoint import SegmentsTopic
-from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.fencing import open_producer
 from durabill.stream_processors.kafka.group_offsets import read_group_offsets
 from durabill.stream_processors.kafka.openings import read_openings
-from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.kafka.reading import read_bounds, read_tails
-from durabill.stream_processors.kafka.topic_ids import topic_ids
+from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.settings import Settings, checkpoint_topic
 from durabill.stream_processors.worker.clock import elapsed_s
 from durabill.stream_processors.worker.driver import Consumer
@@ -209,10 +206,6 @@ def _latest(tails: Mapping[int, Tail]) -> dict[bytes, bytes]:
 
 def find_segments_topic(settings: Settings, partitions: int) -> SegmentsTopic:
     """Return the segments topic as checkpoints name it, with the topic ids that the broker has."""
-    kafka = settings.librdkafka()
-    admin = AdminClient(quiet(kafka))
-    names = [settings.segments_topic, settings.checkpoint_topic]
-    rights = (Right("Describe", "topic", each) for each in names)
-    what = "the ids of the topics"
-    ids = patiently(lambda s: topic_ids(admin, names, s), what, kafka, *rights)
+    names = settings.segments_topic, settings.checkpoint_topic
+    ids = find_topic_ids(settings.librdkafka(), *names)
     return SegmentsTopic(names[0], ids[names[0]], partitions, ids[names[1]])

@@ -38,7 +38,8 @@ class PublishedOpenings:
         self._topic_id = topic_id
         waiting: dict[int, tuple[PublishedOpening, ...]] = {}
         for each in found:
-            if partition_for(each.key, place.partitions) != place.partition:
+            is_ours = topic_id in ("", each.topic_id) or not each.topic_id
+            if is_ours and partition_for(each.key, place.partitions) != place.partition:
                 raise StateError(
                     f"the orders topic has order {shown(each.key.decode('utf-8', 'replace'))} in"
                     f" partition {place.partition}, where it doesn't belong: it was filled while"

@@ -16,6 +16,7 @@ from durabill.stream_processors.ledger.openings import (
     read_opened,
 )
 from durabill.stream_processors.ledger.records import RawRecord
+from durabill.stream_processors.ledger.store import Batch, LedgerStore
 from tests.broker.ledger_kit import new_ledger_dsn
 from tests.broker.opening_kit import opened
 
@@ -123,6 +124,23 @@ def test_a_table_as_it_is_written(dsn: str) -> None:
     again = RECORDS[1]._replace(offset=5)  # its row has the place that was read first
     stranger = Published(5, b"SO1", b"junk", 5, 77)
     assert found(dsn, [*RECORDS, again, stranger]) == []
+
+
+def test_an_opening_of_another_log_in_anothers_place_was_set_aside(dsn: str) -> None:
+    """The segments topic was made anew, and gave a number again, at the same offset."""
+    value = encode_opening(opened("SO2", "next"))
+    other = RECORDS[1]._replace(offset=5, value=value, log_id="another")
+    assert found(dsn, [*RECORDS, other]) == [("missing_row", "SO2", "")]
+    raw = RawRecord(0, other.offset, other.append_ms, other.key, other.value)
+    read = read_opened(raw, other.source_offset)
+    assert isinstance(read, RecordedOpening)
+    with closing(LedgerStore(psycopg.connect(dsn))) as store:
+        written = store.write(Batch(TOPIC, {0: (END, END)}, (), (), [read]))
+    assert [each.reason for each in written.unreadable] == ["OTHER_OPENING"]
+    assert found(dsn, [*RECORDS, other]) == []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DELETE FROM orders WHERE service_order_number = 'SO2'")
+    assert found(dsn, [*RECORDS, other]) == [("missing_row", "SO2", "")] * 2
 
 
 @pytest.mark.parametrize("how", FALSIFICATIONS)

@@ -9,8 +9,9 @@ import pytest
 
 from durabill.schemas import OrderTotal, encode_total
 from durabill.stream_processors.audit.findings import Kind
-from durabill.stream_processors.audit.ledger_rows import LedgerRows, LedgerView
+from durabill.stream_processors.audit.ledger_rows import LedgerRows
 from durabill.stream_processors.audit.ledger_view import open_ledger
+from durabill.stream_processors.audit.ledger_walk import LedgerView
 from durabill.stream_processors.audit.totals_log import Published
 from durabill.stream_processors.ledger.records import (
     RawRecord,

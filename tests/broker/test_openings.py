@@ -11,8 +11,10 @@ from confluent_kafka.admin import AdminClient
 
 from durabill.schemas import encode_opening
 from durabill.schemas.errors import AccessError
-from durabill.schemas.headers import SOURCE_OFFSET
+from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET
+from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.findings import Kind
+from durabill.stream_processors.audit.rebuild_checkpoint import rebuild_checkpoint
 from durabill.stream_processors.audit.replay import Engine
 from durabill.stream_processors.engine.checkpoint import META
 from tests.broker.audit_kit import Copier, Record, audited, settings_of, told
@@ -120,9 +122,18 @@ def falsified(how: str, records: list[Record]) -> list[Record]:
     if how == "without a place":
         return [*records, (partition, key, value, [])]
     (_, source), *of = headers
+    if how == "of another log, behind ours":
+        return [*records, of_another_log(records[at])]
     # Each opening is sent twice: the next record is no opening that counts.
     places = {"of a repeat": str(int(source or b"") + 1), "of the future": str(10**15)}
     return [*records, (partition, key, value, [(SOURCE_OFFSET, places[how]), *of])]
+
+
+def of_another_log(record: Record) -> Record:
+    """A record as it was passed on from the segments topic of before."""
+    partition, key, _, headers = record
+    other = [(SEGMENTS_TOPIC_ID, b"a-log-that-is-gone")]
+    return partition, key, encode_opening(opened("SO-3", "before")), [headers[0], *other]
 
 
 EXPECTED = {
@@ -132,6 +143,7 @@ EXPECTED = {
     "without a place": Kind.OPENING_WITHOUT_EVIDENCE,
     "of a repeat": Kind.OPENING_WITHOUT_EVIDENCE,
     "of the future": Kind.OPENING_WITHOUT_EVIDENCE,
+    "of another log, behind ours": Kind.OPENING_WITHOUT_EVIDENCE,
 }
 
 
@@ -141,6 +153,40 @@ def test_a_falsified_orders_topic_is_found(deployed: Deployment, how: str) -> No
         result = audited(settings_of(deployed, orders_topic=orders))
     kinds = [(each.kind, each.service_order_number) for each in result.findings]
     assert kinds == [(EXPECTED[how], "SO-3")]
+
+
+def test_openings_of_a_log_before_are_told_and_no_findings(deployed: Deployment) -> None:
+    """The segments topic was deleted and made anew; one opening is the same in both logs."""
+
+    def with_old(records: list[Record]) -> list[Record]:
+        mine = [each for each in records if each[1] in (b"SO-3", b"SO-4")]
+        other = of_another_log(mine[0])
+        restored = (*mine[1][:3], [mine[1][3][0], *other[3][1:]])
+        far = (*other[:3], [(SOURCE_OFFSET, b"1000000"), *other[3][1:]])
+        return [other, far, restored, *(each for each in records if each is not mine[1])]
+
+    with Copier(deployed).copy(deployed.orders, with_old) as orders:
+        settings = settings_of(deployed, orders_topic=orders)
+        result = audited(settings)
+        rebuilt = rebuild_checkpoint(settings, lambda *_: None, dry_run=True)
+    assert told(result) == []
+    assert (result.openings, result.openings_proven) == (ORDERS, ORDERS)
+    assert result.as_json()["openings_of_other_logs"] == 2
+    (note,) = result.notes
+    assert "2 openings of another log" in note
+    assert "a-log-that-is-gone" in note
+    assert sum(each.openings for each in rebuilt.partitions) == ORDERS
+    assert sum(each.unpublished for each in rebuilt.partitions) == 0
+
+
+@pytest.mark.parametrize("how", ["twice", "of a repeat"])
+def test_no_checkpoint_is_rebuilt_on_a_falsified_orders_topic(
+    deployed: Deployment, how: str
+) -> None:
+    with Copier(deployed).copy(deployed.orders, lambda each: falsified(how, each)) as orders:
+        settings = settings_of(deployed, orders_topic=orders)
+        with pytest.raises(AuditError, match="orders topic holds what the log doesn't give"):
+            rebuild_checkpoint(settings, lambda *_: None, dry_run=True)
 
 
 def test_leakage_and_order_tell_of_them(deployed: Deployment, dsn: str, tmp_path: Path) -> None:

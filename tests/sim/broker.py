@@ -192,6 +192,8 @@ class Broker:
         self.changelog = [TopicLog("changelog", each) for each in partitions]
         self.coordinators = [Coordinator(self, each) for each in partitions]
         self.letters: list[Entry] = []
+        self.appends_on_the_way = 0
+        """Copies and clock marks that somebody has sent, dead or alive, and that will be there."""
         self.skew_ms = [0] * plan.partitions
         """Of each partition's append clock."""
         self.stalled_until_s = [0.0] * plan.partitions
@@ -284,6 +286,7 @@ class Broker:
         host = HOST.get()
         assert host is not None
         self.on_request(host, what)
+        self.appends_on_the_way += isinstance(action, AckedAppend)
         answer = self.loop.create_future()
         self.later(self._arrive, what, action, arguments, answer, host, copy_context())
         result: T = await answer
@@ -313,6 +316,7 @@ class Broker:
             return
         except (GaveUp, Fenced) as refusal:
             error = refusal
+        self.appends_on_the_way -= isinstance(action, AckedAppend)
         if self.trace is not None and what != "fetch":
             self.trace(
                 f"  {what} of {host.name}: {error!r}" if error else f"  {what} of {host.name}"

@@ -289,16 +289,21 @@ class History:
         """Tell whether all that will ever be sent has been taken in and settled."""
         alive = [worker for worker in self._workers.values() if not worker.dead]
         owned = sum(len(worker.processor.tasks) for worker in alive)
-        return owned == self._plan.partitions and all(
-            worker.processor.is_assigned
-            and self._group.has(worker, worker.processor.tasks)
-            and worker.has_published()
+        is_silent = not self._broker.appends_on_the_way
+        return (
+            is_silent
+            and owned == self._plan.partitions
             and all(
-                task.next_offset == self._broker.segments[partition].log_end
-                and task.table.oldest_deadline_ms() is None
-                for partition, task in worker.processor.tasks.items()
+                worker.processor.is_assigned
+                and self._group.has(worker, worker.processor.tasks)
+                and worker.has_published()
+                and all(
+                    task.next_offset == self._broker.segments[partition].log_end
+                    and task.table.oldest_deadline_ms() is None
+                    for partition, task in worker.processor.tasks.items()
+                )
+                for worker in alive
             )
-            for worker in alive
         )
 
     async def _stop_all(self) -> None:

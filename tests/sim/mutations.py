@@ -28,7 +28,7 @@ from tests.sim.broker import Coordinator
 from tests.sim.history import Verdict, run_seed
 from tests.sim.ports import SimPartitionWriter, SimRuntime
 
-SEEDS_MAX = 500
+SEEDS_MAX = 510
 """So many histories at the most it takes to notice any of the mutations."""
 
 

@@ -125,6 +125,11 @@ def test_the_same_bytes_in_the_same_place_are_not_published_twice(theirs: str, o
     assert known.not_among([given(12, opening("A"))]) == []
 
 
+def test_another_log_may_have_had_other_partitions() -> None:
+    found = [published(5, each, opening("A"), "before") for each in (1, 2)]
+    assert len(PublishedOpenings(found, Place(1, 64), 0, "id")) == 2
+
+
 def test_openings_of_other_partitions_are_refused() -> None:
     with pytest.raises(StateError, match="another number of partitions"):
         PublishedOpenings([published(5, each, opening("A")) for each in (1, 2)], Place(1, 64), 0)

@@ -10,14 +10,12 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from durabill.producers.gateway.api import OrderGrant, OrderRequest
-from durabill.producers.gateway.authority import Authority, AuthorityConfig
-from durabill.producers.gateway.broker_clock import BrokerClock
+from durabill.producers.gateway.authority import AuthorityConfig
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller, set_caller
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.gateway.lookup import InUse
 from durabill.producers.gateway.orders import OrderDesk
 from durabill.producers.gateway.problems import ApiError
-from durabill.producers.gateway.quotas import QuotaLimits
 from durabill.producers.gateway.starts import checked
 from durabill.schemas import SegmentEvent
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, SEGMENT_LENGTH_MAX_MS
@@ -32,6 +30,7 @@ from durabill.stream_processors.core.admission import (
 )
 from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import Policy
+from tests.unit.authority_kit import authority_of, stopped_clock
 
 NOW_MS = 1_800_000_000_000
 DAY_MS = 86_400_000
@@ -49,17 +48,8 @@ class Stand:
         self.now_ms = now_ms
         self.values: list[bytes] = []
         self.is_away = False
-        clock = BrokerClock(lambda: now_ms * 1_000_000, lambda: 0)
-        clock.learn(0, 0, now_ms)
-        self.authority = Authority(
-            AuthorityConfig(lease_ms=LEASE_MS),
-            QuotaLimits(),
-            topic="segments",
-            broker_clock=clock,
-            monotonic_ns=lambda: 0,
-            entropy=os.urandom,
-            report_interval_ms=10_000,
-            correction_window_ms=WINDOW_MS,
+        self.authority = authority_of(
+            stopped_clock(now_ms), WINDOW_MS, AuthorityConfig(lease_ms=LEASE_MS)
         )
         surroundings: Any = self
         self.desk = OrderDesk(

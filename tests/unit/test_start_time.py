@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 
 from durabill.producers.gateway.api import OrderGrant
-from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.broker_clock import KEPT_MS, BrokerClock
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.kafka import BackendUnavailable, SegmentProducer
 from durabill.producers.gateway.orders import OrderDesk
 from durabill.producers.gateway.problems import ApiError
-from durabill.producers.gateway.quotas import QuotaLimits
 from durabill.producers.gateway.starts import Start
 from durabill.producers.sdk.stored import Stored
 from durabill.schemas.clock_mark import is_clock_mark
 from durabill.schemas.order_opened import is_opening, read_opening
+from tests.unit.authority_kit import authority_of
 
 NOW_MS = 1_800_000_000_000
 WRONG_MS = 120_000
@@ -56,16 +55,7 @@ class Stand:
             lambda: (NOW_MS + wrong_ms) * 1_000_000, lambda: self.tick_ms * 1_000_000
         )
         self.kafka = Producer(clock)
-        authority = Authority(
-            AuthorityConfig(),
-            QuotaLimits(),
-            topic="segments",
-            broker_clock=clock,
-            monotonic_ns=lambda: self.tick_ms * 1_000_000,
-            entropy=os.urandom,
-            report_interval_ms=10_000,
-            correction_window_ms=None,
-        )
+        authority = authority_of(clock, None, monotonic_ns=lambda: self.tick_ms * 1_000_000)
         surroundings: Any = self
         self.desk = OrderDesk(
             authority,

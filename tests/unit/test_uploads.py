@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -13,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durabill.producers.gateway.api import SEGMENTS_MAX, SegmentRequest, TimeRules, check_segments
-from durabill.producers.gateway.authority import Authority, AuthorityConfig
-from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.delivery import Delivery
 from durabill.producers.gateway.kafka import BackendUnavailable
@@ -26,6 +23,7 @@ from durabill.producers.sdk.stored import Stored
 from durabill.schemas import SegmentEvent, decode_segment, encode_segment
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX
 from durabill.schemas.upload_receipt import digest_of, read_public_keys, read_upload_receipt
+from tests.unit.authority_kit import authority_of, stopped_clock
 
 NOW_MS = 1_800_000_000_000
 WINDOW_MS = 86_400_000
@@ -70,22 +68,10 @@ class Stand:
     """A desk with its surroundings; its clock stands still, and is the broker's too."""
 
     def __init__(self, *, knows_broker: bool = True) -> None:
-        clock = BrokerClock(lambda: NOW_MS * 1_000_000, lambda: 0)
-        if knows_broker:
-            clock.learn(0, 0, NOW_MS)
-        self.clock = clock
+        self.clock = clock = stopped_clock(NOW_MS, knows_broker=knows_broker)
         self.kafka = Kafka()
         self.stored: list[str] = []
-        self.authority = Authority(
-            AuthorityConfig(),
-            QuotaLimits(),
-            topic="segments",
-            broker_clock=clock,
-            monotonic_ns=lambda: 0,
-            entropy=os.urandom,
-            report_interval_ms=10_000,
-            correction_window_ms=WINDOW_MS,
-        )
+        self.authority = authority_of(clock, WINDOW_MS)
         surroundings: Any = self
         self.desk = UploadDesk(
             self.authority,

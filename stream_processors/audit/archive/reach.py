@@ -15,7 +15,7 @@ from durabill.stream_processors.audit.archive.manifest import LOG_FIELDS, Archiv
 from durabill.stream_processors.kafka.errors import Right, patiently
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
-from durabill.stream_processors.kafka.topic_ids import topic_ids
+from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.settings import Settings
 
 OFFSETS_PER_FILE = 1_000_000
@@ -30,9 +30,6 @@ def live_log(settings: Settings, offsets_per_file: int = OFFSETS_PER_FILE) -> Ar
     metadata = patiently(
         lambda timeout_s: admin.list_topics(topic, timeout=timeout_s), "the cluster", kafka, right
     )
-    ids = patiently(
-        lambda timeout_s: topic_ids(admin, [topic], timeout_s), f"the id of {topic}", kafka, right
-    )
     if not metadata.cluster_id:
         raise ContractError(
             "this Kafka doesn't tell its cluster's id, by which logs are told apart"
@@ -40,7 +37,7 @@ def live_log(settings: Settings, offsets_per_file: int = OFFSETS_PER_FILE) -> Ar
     return ArchiveOf(
         cluster_id=metadata.cluster_id,
         topic=topic,
-        topic_id=ids[topic],
+        topic_id=find_topic_ids(kafka, topic)[topic],
         partitions=len(metadata.topics[topic].partitions),
         offsets_per_file=offsets_per_file,
     )

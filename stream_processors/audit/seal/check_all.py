@@ -58,6 +58,11 @@ class SealCheck:
         """Return all findings."""
         return [*self.others, *(each for log in self.logs for each in log.findings)]
 
+    @property
+    def size(self) -> int:
+        """Return how many totals the logs hold, by their newest checkpoints."""
+        return sum(0 if each.checkpoint is None else each.checkpoint.size for each in self.logs)
+
 
 def check_seal(
     folder: Path | None,

@@ -244,6 +244,19 @@ def take_listed(
 
 
 @compiled
+def list_inline(order: Any, row: Any) -> None:
+    """Put a row's interval and range into `row`, in the layout of a piece list."""
+    row[0] = 0
+    if order.start_ms < order.end_ms:
+        row[0] = 1
+        row[INTERVALS] = order.start_ms
+        row[INTERVALS + 1] = order.end_ms
+    row[1] = 1
+    row[NUMBERS] = order.first_number
+    row[NUMBERS + 1] = order.last_number + 1
+
+
+@compiled
 def give_list(arrays: Any, slot: int) -> bool:
     """Move a row's interval and range into a piece list; False if none is free."""
     if arrays.counters[LISTS_FREE] > 0:
@@ -254,16 +267,7 @@ def give_list(arrays: Any, slot: int) -> bool:
         arrays.counters[LISTS_USED] += 1
     else:
         return False
-    order = arrays.orders[slot]
-    row = arrays.lists[at]
-    row[0] = 0
-    if order.start_ms < order.end_ms:
-        row[0] = 1
-        row[INTERVALS] = order.start_ms
-        row[INTERVALS + 1] = order.end_ms
-    row[1] = 1
-    row[NUMBERS] = order.first_number
-    row[NUMBERS + 1] = order.last_number + 1
+    list_inline(arrays.orders[slot], arrays.lists[at])
     arrays.orders[slot].list_at = at
     return True
 

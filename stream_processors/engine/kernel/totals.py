@@ -15,6 +15,7 @@ from durabill.stream_processors.engine.kernel.rows import (
     LIST_SIZE,
     NUMBERS,
     PIECES_MAX,
+    list_inline,
 )
 
 TEXT_FIRST_LINE = np.frombuffer(b"durabill-evidence-1\n", np.uint8)
@@ -50,14 +51,7 @@ def pieces_of(order: Any, settled_lists: Any, row: Any) -> None:
         for i in range(LIST_SIZE):
             row[i] = settled_lists[order.list_at, i]
         return
-    row[0] = 0
-    if order.start_ms < order.end_ms:
-        row[0] = 1
-        row[INTERVALS] = order.start_ms
-        row[INTERVALS + 1] = order.end_ms
-    row[1] = 1
-    row[NUMBERS] = order.first_number
-    row[NUMBERS + 1] = order.last_number + 1
+    list_inline(order, row)
 
 
 @compiled

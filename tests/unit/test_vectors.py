@@ -74,16 +74,7 @@ def test_totals_are_what_the_segments_come_to(history: Any) -> None:
         covered: set[int] = set()
         numbers: set[int] = set()
         ends: set[int] = set()
-        refused = {each["offset"] for each in history["dead_letters"]}
-        first = 0
-        if history["name"] == "forgotten" and given is history["totals"][1]:
-            first = 2  # the records of its first life are no longer the order's
-        for record in history["records"][first : total["source_offset"] + 1]:
-            if record["key_hex"] is None or record["offset"] in refused:
-                continue
-            if record["value_hex"].startswith(vectors("openings.json")["header_hex"]):
-                continue
-            segment = avro(SEGMENT_SCHEMA, record["value_hex"])
+        for segment in own_segments(history, total):
             covered |= set(range(segment["start_ms"], segment["end_ms"]))
             numbers.add(segment["business_data_number"])
             if segment["end_identifier"]:
@@ -91,6 +82,21 @@ def test_totals_are_what_the_segments_come_to(history: Any) -> None:
         assert total["duration_ms"] == len(covered)
         assert total["segments"] == len(numbers)
         assert total["digest"] == digest(total, covered, numbers, ends)
+
+
+def own_segments(history: Any, total: Any) -> list[Any]:
+    """Return the accepted segments that a total has seen: of its order's life then."""
+    key = total["service_order_number"].encode().hex()
+    opening = vectors("openings.json")["header_hex"]
+    refused = {each["offset"] for each in history["dead_letters"]}
+    accepted = [
+        avro(SEGMENT_SCHEMA, each["value_hex"])
+        for each in history["records"][: total["source_offset"] + 1]
+        if each["key_hex"] == key
+        and each["offset"] not in refused
+        and not each["value_hex"].startswith(opening)
+    ]
+    return accepted[-(total["segments"] + total["duplicates"]) :]  # before them: lives forgotten
 
 
 def ranges(members: set[int]) -> list[tuple[int, int]]:

@@ -8,6 +8,9 @@ from typing import Any
 import fastavro
 import kafka.partitioner.default
 import pytest
+from joserfc import jws
+from joserfc.errors import BadSignatureError
+from joserfc.jwk import KeySet
 
 from durabill.schemas import CLOCK_MARK_SCHEMA, SEGMENT_SCHEMA, TOTAL_SCHEMA
 from durabill.schemas.order_opened import OPENING_SCHEMA
@@ -120,6 +123,33 @@ def digest(total: Any, covered: set[int], numbers: set[int], ends: set[int]) -> 
         str(max(ends)) if ends else "-",
     ]
     return hashlib.sha256("".join(f"{each}\n" for each in lines).encode()).hexdigest()
+
+
+RECEIPTS = vectors("receipts.json")
+
+
+@pytest.mark.parametrize("case", RECEIPTS["receipts"], ids=lambda each: each["what"])
+def test_somebody_elses_library_says_the_same_of_receipts(case: Any) -> None:
+    keys = KeySet.import_key_set(RECEIPTS["keys"])
+    try:
+        signed = jws.deserialize_compact(case["receipt"], keys, algorithms=["Ed25519"])
+    except BadSignatureError:
+        assert case["verdict"] == "NOT_SIGNED"
+        return
+    assert json.loads(signed.payload) == case["payload"]
+    (upload,) = case["payload"]["uploads"]
+    key = upload["ord"].encode().hex()
+    values = [
+        bytes.fromhex(each["value_hex"])
+        for each in case["records"]
+        if each["key_hex"] == key and upload["off"][0] <= each["offset"] <= upload["off"][1]
+    ]
+    is_right = hashlib.sha256(b"".join(values)).hexdigest() == upload["sha256"]
+    assert case["verdict"] == ("PROVEN" if is_right else "NOT_PROVEN")
+    if is_right:
+        found = {avro(SEGMENT_SCHEMA, each.hex())["business_data_number"] for each in values}
+        assert [list(each) for each in ranges(found)] == upload["num"]
+        assert len(values) == upload["cnt"]
 
 
 def test_every_kind_of_end_and_every_reason_of_a_record_is_there() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vectors.histories import orders_file
+from tests.vectors.receipts import receipts_file
 from tests.vectors.records import clock_marks_file, openings_file, segments_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "vectors"
@@ -21,6 +22,7 @@ def files() -> Mapping[str, str]:
         "clock_marks.json": clock_marks_file(),
         "openings.json": openings_file(),
         "orders.json": orders_file(),
+        "receipts.json": receipts_file(),
     }
     return {
         name: json.dumps(content, indent=1, ensure_ascii=False) + "\n"

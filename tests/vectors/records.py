@@ -160,8 +160,8 @@ def clock_marks_file() -> dict[str, Any]:
     for mark in marks:
         assert read_clock_mark(None, encode_clock_mark(mark)) == mark
     return {
-        "about": "Clock marks in the segments topic, without a key. Workers and gateways write them, "
-        "nobody else.",
+        "about": "Clock marks in the segments topic, without a key. Workers and gateways write "
+        "them, nobody else.",
         "header_hex": CLOCK_MARK_HEADER.hex(),
         "clock_marks": [
             {"clock_mark": each._asdict(), "value_hex": encode_clock_mark(each).hex()}

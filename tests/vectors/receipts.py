@@ -1,0 +1,116 @@
+"""Receipts of uploads, signed by a key that anybody may know, and the records that they are of."""
+
+import json
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from durabill.producers.gateway.key_sets import decode64, encode64
+from durabill.schemas import (
+    ClockMark,
+    SegmentEvent,
+    decode_segment,
+    encode_clock_mark,
+    encode_segment,
+)
+from durabill.schemas.upload_receipt import (
+    NotSigned,
+    ReceiptUpload,
+    UploadReceipt,
+    read_public_keys,
+    read_upload_receipt,
+    receipt_head,
+    upload_of,
+)
+from durabill.stream_processors.audit.upload_proof import Held, compare
+from tests.vectors.orders import T0_MS, S
+
+_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+_KID = "vectors"
+PROVEN, NOT_PROVEN, NOT_SIGNED = "PROVEN", "NOT_PROVEN", "NOT_SIGNED"
+
+
+def _signed(*uploads: ReceiptUpload) -> str:
+    receipt = UploadReceipt(T0_MS, "acme", "meter-7", "billing.segments", uploads)
+    signed = f"{receipt_head(_KID)}.{encode64(msgspec.json.encode(receipt))}"
+    return f"{signed}.{encode64(_KEY.sign(signed.encode()))}"
+
+
+def _held(offset: int, order: str, number: int, length_s: int = 10) -> Held:
+    start_ms = T0_MS + number * 10 * S
+    event = SegmentEvent(order, number, start_ms, start_ms + length_s * S, False)
+    return Held(offset, order.encode(), encode_segment(event))
+
+
+def _upload(*records: Held, order: str = "SO1") -> ReceiptUpload:
+    values = [each.value or b"" for each in records]
+    numbers = [decode_segment(each).business_data_number for each in values]
+    return upload_of(order, 0, (records[0].offset, records[-1].offset), numbers, values)
+
+
+def receipts_file() -> dict[str, Any]:
+    """Receipts with what lies between their offsets, and whether it is proven."""
+    public = _KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    keys = {
+        "keys": [
+            {
+                "kid": _KID,
+                "kty": "OKP",
+                "crv": "Ed25519",
+                "alg": "Ed25519",
+                "use": "sig",
+                "x": encode64(public),
+            }
+        ]
+    }
+    return {
+        "about": "Receipts of uploads, the keys, and the records of partition 0 from the first to "
+        "the last offset of a receipt. `verdict`: PROVEN, NOT_PROVEN where the records are others, "
+        "NOT_SIGNED where no key has signed it.",
+        "keys": keys,
+        "receipts": [_case(json.dumps(keys).encode(), *each) for each in _cases()],
+    }
+
+
+def _cases() -> list[tuple[str, str, list[Held]]]:
+    three = [_held(7, "SO1", 3), _held(8, "SO1", 1), _held(9, "SO1", 2)]
+    others = [_held(8, "SO2", 1), Held(9, None, encode_clock_mark(ClockMark("durabill", T0_MS)))]
+    apart = [three[0], *others, _held(10, "SO1", 5)]
+    twice = [_held(7, "SO1", 1), _held(8, "SO1", 1)]
+    head, body, signature = _signed(_upload(*three)).split(".")
+    forged = encode64(msgspec.json.encode(UploadReceipt(T0_MS, "acme", "", "t", ())))
+    return [
+        ("three records, their numbers united", _signed(_upload(*three)), three),
+        ("records of others between", _signed(_upload(apart[0], apart[-1])), apart),
+        ("one number twice", _signed(_upload(*twice)), twice),
+        ("another length", _signed(_upload(*three)), [*three[:2], _held(9, "SO1", 2, 11)]),
+        ("a record is not there", _signed(_upload(*three)), three[:2]),
+        ("of another order", _signed(_upload(*three)), [*three[:2], _held(9, "SO2", 2)]),
+        ("another payload", f"{head}.{forged}.{signature}", three),
+        ("another signature", f"{head}.{body}.{encode64(bytes(64))}", three),
+    ]
+
+
+def _case(keys: bytes, what: str, receipt: str, records: list[Held]) -> dict[str, Any]:
+    try:
+        (upload,) = read_upload_receipt(receipt, read_public_keys(keys)).uploads
+        verdict = NOT_PROVEN if compare(upload, records) else PROVEN
+    except NotSigned:
+        verdict = NOT_SIGNED
+    payload = json.loads(decode64(receipt.split(".")[1]))
+    return {
+        "what": what,
+        "receipt": receipt,
+        "payload": payload,
+        "records": [
+            {
+                "offset": each.offset,
+                "key_hex": None if each.key is None else each.key.hex(),
+                "value_hex": (each.value or b"").hex(),
+            }
+            for each in records
+        ],
+        "verdict": verdict,
+    }

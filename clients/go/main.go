@@ -1,111 +1,60 @@
-// A client of Durabill in Go, written from docs/contract.md and docs/http.md alone.
+// A client of Durabill over HTTP, in Go, written from docs/http.md and docs/clients.md alone.
 //
-//	client http       BASE_URL, ORDERS, SEGMENTS, INTERVAL_MS, TOKEN_FILE: over HTTP
-//	client kafka      BOOTSTRAP_SERVERS, TOPIC, ORDERS, SEGMENTS, INTERVAL_MS: into Kafka
-//	client vectors F  encodes the segments of vectors/segments.json
+//	client http   BASE_URL, ORDERS, SEGMENTS, INTERVAL_MS, TOKEN_FILE: runs services, and reports them
+//	client kafka, client vectors FILE: see kafka.go
 //
 // It keeps unsent segments in memory; a client that may be killed keeps them on disk.
 package main
 
 import (
 	"bytes"
-	"context"
-	crand "crypto/rand"
-	"encoding/binary"
-	"encoding/hex"
+	"crypto/rand"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log"
-	"math/rand/v2"
-	"mime"
+	random "math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
-	"sort"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
-
-	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Segment is one segment of business data: [StartMs, EndMs) on the server's time.
-type Segment struct {
-	order   string
-	Number  int64 `json:"business_data_number"`
-	StartMs int64 `json:"start_ms"`
-	EndMs   int64 `json:"end_ms"`
-	IsLast  bool  `json:"end_identifier"`
+// Service is one that runs; what isn't marked "-" is as the gateway grants it.
+type Service struct {
+	Order      string    `json:"service_order_number"`
+	BaseMs     int64     `json:"server_timestamp_ms"`
+	IntervalMs int64     `json:"report_interval_ms"`
+	Lease      string    `json:"lease"`
+	began      time.Time // by the monotonic clock: the wall clock may be wrong
+	cut        int64     // so many segments so far
+	waiting    []Segment
 }
 
-// -- the contract in bytes: Avro's single-object encoding, and the partition of a key
-
-var header, _ = hex.DecodeString("c301ba627070e049bb87")
-
-func encode(s Segment) []byte {
-	out := binary.AppendVarint(bytes.Clone(header), int64(len(s.order))) // Go's varint is zigzag too
-	out = append(out, s.order...)
-	for _, number := range []int64{s.Number, s.StartMs, s.EndMs} {
-		out = binary.AppendVarint(out, number)
-	}
-	if s.IsLast {
-		return append(out, 1)
-	}
-	return append(out, 0)
+type Segment struct { // [StartMs, EndMs) on the server's time
+	Order   string `json:"-"`
+	Number  int64  `json:"business_data_number"`
+	StartMs int64  `json:"start_ms"`
+	EndMs   int64  `json:"end_ms"`
+	IsLast  bool   `json:"end_identifier"`
 }
 
-func murmur2(key []byte) uint32 {
-	const m = 0x5bd1e995
-	h := 0x9747b28c ^ uint32(len(key))
-	for ; len(key) >= 4; key = key[4:] {
-		k := binary.LittleEndian.Uint32(key) * m
-		k = (k ^ k>>24) * m
-		h = h*m ^ k
-	}
-	if len(key) > 0 {
-		for at := len(key) - 1; at >= 0; at-- {
-			h ^= uint32(key[at]) << (8 * at)
-		}
-		h *= m
-	}
-	h = (h ^ h>>13) * m
-	return h ^ h>>15
-}
-
-// -- over HTTP
-
-type grant struct {
-	Number     string `json:"service_order_number"`
-	BaseMs     int64  `json:"server_timestamp_ms"`
-	IntervalMs int64  `json:"report_interval_ms"`
-	Lease      string `json:"lease"`
-	began      time.Time
-}
-
-type upload struct {
-	Number   string    `json:"service_order_number"`
+type Upload struct { // what is sent of a service, and what is said of it
+	Order    string    `json:"service_order_number"`
 	Lease    string    `json:"lease,omitempty"`
-	Segments []Segment `json:"segments"`
+	Segments []Segment `json:"segments,omitempty"`
+	Count    int       `json:"count,omitempty"`
+	Errors   []struct {
+		Index  int
+		Reason string
+		Final  bool
+	} `json:"errors,omitempty"`
 }
 
-type uploadAnswer struct {
-	Number string `json:"service_order_number"`
-	Count  int    `json:"count"`
-	Errors []struct {
-		Index  int    `json:"index"`
-		Number int64  `json:"business_data_number"`
-		Reason string `json:"reason"`
-		Final  bool   `json:"final"`
-	} `json:"errors"`
-}
-
-// Without an answer, or with one that breaks off, status is 0. body is nil unless it is JSON.
-type answer struct {
-	status int
-	body   []byte
-	wish   *time.Duration
+type Uploads struct {
+	Uploads []Upload       `json:"uploads"`
+	Client  map[string]any `json:"client,omitempty"`
 }
 
 var client = http.Client{
@@ -113,284 +62,159 @@ var client = http.Client{
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-func post(path string, body any, headers ...string) answer {
+// post reads JSON into answer. It returns the status, 0 without a whole answer, and the server's wish to wait.
+func post(path string, body, answer any, header, value string) (int, time.Duration) {
 	content, _ := json.Marshal(body)
 	request, err := http.NewRequest("POST", os.Getenv("BASE_URL")+path, bytes.NewReader(content))
 	if err != nil {
 		log.Fatal(err)
 	}
-	request.GetBody = nil // Go would send a request again by itself, without a pause
+	request.GetBody = nil // else Go sends a request again by itself, without a pause
 	request.Header.Set("Content-Type", "application/json")
-	if file := os.Getenv("TOKEN_FILE"); file != "" {
-		token, _ := os.ReadFile(file) // at each request: it may be renewed
+	request.Header.Set(header, value)
+	if token, err := os.ReadFile(os.Getenv("TOKEN_FILE")); err == nil { // at each request: it may be renewed
 		request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	}
-	for at := 0; at+1 < len(headers); at += 2 {
-		request.Header.Set(headers[at], headers[at+1])
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return answer{}
+		return 0, 0
 	}
 	defer response.Body.Close()
-	content, err = io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	if err != nil {
-		return answer{}
+	if content, err = io.ReadAll(io.LimitReader(response.Body, 1<<20)); err != nil {
+		return 0, 0
 	}
-	kind, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
-	if kind != "application/json" && !strings.HasSuffix(kind, "+json") {
-		content = nil
+	isJSON := strings.HasPrefix(response.Header.Get("Content-Type"), "application/json")
+	if response.StatusCode < 300 && (!isJSON || json.Unmarshal(content, answer) != nil) {
+		return 0, 0 // a login page, say
 	}
-	return answer{response.StatusCode, content, wishOf(response.Header)}
+	return response.StatusCode, wishOf(response.Header)
 }
 
-func wishOf(headers http.Header) *time.Duration {
-	said := headers.Get("Retry-After")
-	if seconds, err := strconv.ParseUint(said, 10, 31); err == nil {
-		wish := time.Duration(seconds) * time.Second
-		return &wish
+func wishOf(headers http.Header) time.Duration {
+	if seconds, err := strconv.ParseUint(headers.Get("Retry-After"), 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
 	}
-	until, err := http.ParseTime(said)
-	if err != nil {
-		return nil
+	until, err := http.ParseTime(headers.Get("Retry-After"))
+	now, odd := http.ParseTime(headers.Get("Date")) // by the server's clock: ours may be wrong
+	if err != nil || odd != nil {
+		return 0
 	}
-	now, err := http.ParseTime(headers.Get("Date")) // by the server's clock: ours may be wrong
-	if err != nil {
-		now = time.Now()
-	}
-	wish := max(until.Sub(now), 0)
-	return &wish
+	return max(until.Sub(now), 0)
 }
 
-// The server's wish with a jitter on top, else longer and longer: never less than the wish.
-func pause(failures int, wish *time.Duration) {
-	full := min(100*time.Millisecond<<min(failures, 20), 30*time.Second)
-	if wish == nil {
-		time.Sleep(full/2 + rand.N(full/2))
-	} else {
-		time.Sleep(*wish + rand.N(max(full, *wish/2)))
-	}
+// pause waits for the server's wish, else longer and longer, with a jitter on top.
+func pause(failures int, wish time.Duration) {
+	least := max(wish, min(100*time.Millisecond<<min(failures, 9), 30*time.Second)/2)
+	time.Sleep(least + random.N(least))
 }
 
-func start() *grant {
-	key := crand.Text() // the same for every try: a lost answer opens no second order
+func start() *Service {
+	var service Service
+	key := rand.Text() // the same for every try: a lost answer opens no second order
 	for failures := 0; ; failures++ {
-		said := post("/v1/orders", struct{}{}, "Idempotency-Key", key)
-		order := grant{began: time.Now()}
-		if said.status == 201 && json.Unmarshal(said.body, &order) == nil && order.Number != "" {
-			return &order
+		status, wish := post("/v1/orders", struct{}{}, &service, "Idempotency-Key", key)
+		if service.began = time.Now(); status == 201 && service.Order != "" {
+			return &service
 		}
-		pause(failures, said.wish)
+		pause(failures, wish)
 	}
 }
 
-// measure cuts a segment every interval, by the monotonic clock alone: the wall clock may be wrong.
-func measure(order *grant, count int64, out func(Segment)) {
-	at := order.BaseMs
-	for number := int64(1); number <= count; number++ {
-		due := time.Duration(number*order.IntervalMs) * time.Millisecond
-		time.Sleep(due - time.Since(order.began))
-		end := at + order.IntervalMs
-		if number == count {
-			end = order.BaseMs + time.Since(order.began).Milliseconds()
-		}
-		out(Segment{order.Number, number, at, end, number == count})
-		at = end
+// measure cuts the segments that are due, each from where the one before ended.
+func (s *Service) measure(count int64) {
+	passedMs := time.Since(s.began).Milliseconds()
+	for ; s.cut < count && passedMs >= (s.cut+1)*s.IntervalMs; s.cut++ {
+		at := s.BaseMs + s.cut*s.IntervalMs
+		s.waiting = append(s.waiting, Segment{s.Order, s.cut + 1, at, at + s.IntervalMs, s.cut+1 == count})
 	}
 }
 
-// judged says of each segment sent whether it is settled; false for what is no gateway's answer.
-func judged(said answer, sent []upload) (map[Segment]bool, []uploadAnswer, bool) {
-	var body struct {
-		Uploads []uploadAnswer `json:"uploads"`
-	}
-	if said.status != 200 || json.Unmarshal(said.body, &body) != nil || len(body.Uploads) != len(sent) {
-		return nil, nil, false
-	}
-	settled := map[Segment]bool{}
-	for at, each := range body.Uploads {
-		if each.Number != sent[at].Number || each.Count != len(sent[at].Segments) {
-			return nil, nil, false
+// settle keeps what is to be sent again; it returns how much that is.
+func (s *Service) settle(said Upload) int {
+	var kept []Segment
+	isOver := false
+	for _, wrong := range said.Errors {
+		each, isLease := s.waiting[wrong.Index], strings.HasPrefix(wrong.Reason, "LEASE_")
+		isOver = isOver || isLease
+		if wrong.Final && !isLease {
+			log.Printf("%s/%d was refused: %s", each.Order, each.Number, wrong.Reason)
+		} else {
+			kept = append(kept, each)
 		}
-		for _, segment := range sent[at].Segments {
-			settled[segment] = true
+	}
+	s.waiting = append(kept, s.waiting[said.Count:]...)
+	if isOver {
+		var renewed Service
+		path := "/v1/orders/" + url.PathEscape(s.Order) + "/lease"
+		if status, _ := post(path, struct{}{}, &renewed, "Lease", s.Lease); status == 200 && renewed.Lease != "" {
+			s.Lease = renewed.Lease
+		}
+	}
+	return len(kept)
+}
+
+// isAnswer says whether it is a gateway's answer to what was sent.
+func isAnswer(said, sent []Upload) bool {
+	if len(said) != len(sent) {
+		return false
+	}
+	for at, each := range said {
+		if each.Order != sent[at].Order || each.Count != len(sent[at].Segments) {
+			return false
 		}
 		for _, wrong := range each.Errors {
-			if wrong.Index < 0 || wrong.Index >= each.Count || sent[at].Segments[wrong.Index].Number != wrong.Number {
-				return nil, nil, false
-			}
-			settled[sent[at].Segments[wrong.Index]] = wrong.Final
-			if wrong.Final {
-				log.Printf("%s/%d was refused: %s", each.Number, wrong.Number, wrong.Reason)
+			if wrong.Index < 0 || wrong.Index >= each.Count {
+				return false
 			}
 		}
 	}
-	return settled, body.Uploads, true
-}
-
-func renew(orders map[string]*grant, uploads []uploadAnswer) {
-	for _, each := range uploads {
-		for _, wrong := range each.Errors {
-			if !strings.HasPrefix(wrong.Reason, "LEASE_") {
-				continue
-			}
-			var renewed grant
-			order := orders[each.Number]
-			said := post("/v1/orders/"+url.PathEscape(order.Number)+"/lease", struct{}{}, "Lease", order.Lease)
-			if said.status < 300 && json.Unmarshal(said.body, &renewed) == nil && renewed.Lease != "" {
-				order.Lease = renewed.Lease
-			}
-			break
-		}
-	}
-}
-
-func byOrder(segments []Segment, orders map[string]*grant) []upload {
-	at := map[string]int{}
-	var uploads []upload
-	for _, each := range segments {
-		if _, known := at[each.order]; !known {
-			at[each.order] = len(uploads)
-			uploads = append(uploads, upload{each.order, orders[each.order].Lease, nil})
-		}
-		own := &uploads[at[each.order]]
-		own.Segments = append(own.Segments, each)
-	}
-	return uploads
+	return true
 }
 
 func overHTTP(orderCount, segmentCount int64) {
-	var lock sync.Mutex // guards waiting and measuring
-	var waiting []Segment
-	measuring := orderCount
-	orders := map[string]*grant{}
+	services := map[string]*Service{}
 	for range orderCount {
-		order := start()
-		orders[order.Number] = order
-		go func() {
-			measure(order, segmentCount, func(each Segment) {
-				lock.Lock()
-				defer lock.Unlock()
-				waiting = append(waiting, each)
-				if each.IsLast {
-					measuring--
-				}
-			})
-		}()
+		service := start()
+		services[service.Order] = service
 	}
 	for limit, failures := 500, 0; ; {
-		lock.Lock()
-		batch, pending, isOver := append([]Segment{}, waiting[:min(limit, len(waiting))]...), len(waiting), measuring == 0
-		lock.Unlock()
-		if len(batch) == 0 {
-			if isOver {
-				return
+		sent, count, pending, isRunning := []Upload{}, 0, 0, false
+		for _, each := range services {
+			each.measure(segmentCount)
+			isRunning = isRunning || each.cut < segmentCount
+			pending += len(each.waiting)
+			if some := min(len(each.waiting), limit-count); some > 0 {
+				sent = append(sent, Upload{Order: each.Order, Lease: each.Lease, Segments: each.waiting[:some]})
+				count += some
 			}
+		}
+		if count == 0 && !isRunning {
+			return
+		} else if count == 0 {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		sent := byOrder(batch, orders)
+		var said Uploads
 		report := map[string]any{"name": "go", "pending": pending}
-		said := post("/v1/segments", map[string]any{"uploads": sent, "client": report})
-		settled, uploads, isOurs := judged(said, sent)
-		if said.status == 413 && limit > 1 { // whoever says so
-			limit = max(1, len(batch)/2)
-			continue
-		}
-		if !isOurs {
-			pause(failures, said.wish)
+		status, wish := post("/v1/segments", Uploads{sent, report}, &said, "Accept", "application/json")
+		if status == 413 && count > 1 { // whoever says so
+			limit = count / 2
+		} else if status != 200 || !isAnswer(said.Uploads, sent) { // it says nothing about a segment
+			pause(failures, wish)
 			failures++
-			continue
-		}
-		lock.Lock()
-		var left []Segment
-		for _, each := range waiting {
-			if !settled[each] {
-				left = append(left, each)
+		} else {
+			kept := 0
+			for _, each := range said.Uploads {
+				kept += services[each.Order].settle(each)
+			}
+			limit, failures = min(500, limit*2), failures+1
+			if kept < count {
+				failures = 0
+			}
+			if kept > 0 {
+				pause(failures, 0)
 			}
 		}
-		hasProgress := len(left) < len(waiting)
-		waiting = left
-		lock.Unlock()
-		limit, failures = min(500, limit*2), failures+1
-		if hasProgress {
-			failures = 0
-		}
-		renew(orders, uploads)
-		if len(settled) > 0 && anyLeft(settled) {
-			pause(failures, nil)
-		}
-	}
-}
-
-func anyLeft(settled map[Segment]bool) bool {
-	for _, isSettled := range settled {
-		if !isSettled {
-			return true
-		}
-	}
-	return false
-}
-
-// -- into Kafka
-
-func intoKafka(orderCount, segmentCount, intervalMs int64) {
-	// The default partitioner is Java's for keys: murmur2. All in-sync replicas acknowledge.
-	kafka, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(os.Getenv("BOOTSTRAP_SERVERS"), ",")...))
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer kafka.Close()
-	began := time.Now().UnixMilli() - segmentCount*intervalMs
-	for range orderCount {
-		order := "GO-" + crand.Text()
-		var records []*kgo.Record
-		for at := range segmentCount {
-			start := began + at*intervalMs
-			value := encode(Segment{order, at + 1, start, start + intervalMs, at+1 == segmentCount})
-			records = append(records, &kgo.Record{Topic: os.Getenv("TOPIC"), Key: []byte(order), Value: value})
-		}
-		if err := kafka.ProduceSync(context.Background(), records...).FirstErr(); err != nil {
-			log.Fatal(err)
-		}
-		fmt.Println(order)
-	}
-}
-
-// -- against the vectors
-
-func vectors(path string) {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		log.Fatal(err)
-	}
-	var file struct {
-		Segments []struct {
-			Segment struct {
-				Order string `json:"service_order_number"`
-				Segment
-			} `json:"segment"`
-			Partitions map[string]int `json:"partitions"`
-		} `json:"segments"`
-	}
-	if err := json.Unmarshal(content, &file); err != nil {
-		log.Fatal(err)
-	}
-	for _, each := range file.Segments {
-		segment := each.Segment.Segment
-		segment.order = each.Segment.Order
-		hash := murmur2([]byte(segment.order))
-		line := fmt.Sprintf("%x %08x", encode(segment), hash)
-		var counts []int
-		for count := range each.Partitions {
-			number, _ := strconv.Atoi(count)
-			counts = append(counts, number)
-		}
-		sort.Ints(counts)
-		for _, count := range counts {
-			line += fmt.Sprintf(" %d", int(hash&0x7fffffff)%count)
-		}
-		fmt.Println(line)
 	}
 }
 
@@ -399,10 +223,10 @@ func main() {
 		value, _ := strconv.ParseInt(os.Getenv(name), 10, 64)
 		return value
 	}
-	switch {
-	case len(os.Args) == 2 && os.Args[1] == "http":
+	switch mode := strings.Join(os.Args[1:], " "); {
+	case mode == "http":
 		overHTTP(number("ORDERS"), number("SEGMENTS"))
-	case len(os.Args) == 2 && os.Args[1] == "kafka":
+	case mode == "kafka":
 		intoKafka(number("ORDERS"), number("SEGMENTS"), number("INTERVAL_MS"))
 	case len(os.Args) == 3 && os.Args[1] == "vectors":
 		vectors(os.Args[2])

@@ -31,6 +31,8 @@ class Feature:
     is_required: bool = True
 
 
+_NO_WISH = ("cut", "login", "strange", "proxy_json", "proxy_page")
+
 FEATURES: tuple[Feature, ...] = (
     Feature("form", "Requests have the contract's form", judge.form),
     Feature(
@@ -41,7 +43,11 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("numbers", "Segments are numbered 1, 2, 3 … without holes", judge.numbers),
     Feature("end", "The last segment alone has the end identifier", judge.end),
-    Feature("times", "Times begin with the order and stay within the server's clock", judge.times),
+    Feature(
+        "times",
+        "Times begin with the order, don't overlap, and stay within the server's clock",
+        judge.times,
+    ),
     Feature("gapless", "A segment starts where the one before ended", judge.gapless, (), False),
     Feature(
         "clock_step",
@@ -74,9 +80,9 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "strange_200",
-        "A 200 of another form, or about fewer segments, is no acknowledgement",
-        judge_trouble.sent_again("strange", "short"),
-        ("strange", "short"),
+        "A 200 of another form, or about other or fewer segments, is no acknowledgement",
+        judge_trouble.sent_again("strange", "mixed", "short"),
+        ("strange", "mixed", "short"),
     ),
     Feature(
         "proxy_error",
@@ -96,6 +102,12 @@ FEATURES: tuple[Feature, ...] = (
         "Retry-After as a date is kept to",
         judge_trouble.waits("busy_date"),
         ("busy_date",),
+    ),
+    Feature(
+        "pauses",
+        "What has failed isn't sent again at once, whoever said so",
+        judge_trouble.pauses(*_NO_WISH),
+        _NO_WISH,
     ),
     Feature(
         "jitter",

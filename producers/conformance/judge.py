@@ -7,6 +7,7 @@ first thing that was wrong, for people. What is judged by the script's trouble s
 
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 
 from durabill.producers.conformance.exchange import Kind, Log, Sent
 
@@ -56,13 +57,15 @@ def end(log: Log) -> Finding:
     orders = _by_order(log)
     for order, segments in orders.items():
         ends = {each.number for each in segments if each.is_last}
-        if ends != {max(each.number for each in segments)}:
-            return f"order {order}: the end identifier is on {sorted(ends) or 'no segment'}"
+        last = max(each.number for each in segments)
+        if ends != {last}:
+            on = ", ".join(map(str, sorted(ends))) or "no segment"
+            return f"order {order}: the end identifier is on {on}, and the last number is {last}"
     return "" if orders else None
 
 
 def times(log: Log) -> Finding:
-    """Nothing begins before the order, ends after now, or comes to more than has passed."""
+    """Nothing begins before the order, ends after now, overlaps, or is more than has passed."""
     if not log.uploads:
         return None
     for each in log.uploads:
@@ -79,7 +82,17 @@ def times(log: Log) -> Finding:
                 latest_ms += max(log.step_ms, 0)
             if segment.end_ms > latest_ms:
                 return f"{said}: ends {segment.end_ms - latest_ms:.0f} ms too late to have been"
-    return _too_much(log)
+    return _overlap(log) or _too_much(log)
+
+
+def _overlap(log: Log) -> str:
+    for order, segments in _by_order(log).items():
+        unique = sorted({(each.start_ms, each.end_ms, each.number) for each in segments})
+        for (_, end_ms, before), (start_ms, _, number) in pairwise(unique):
+            if start_ms < end_ms and before != number:
+                within = f"{end_ms - start_ms} ms before {before} ends"
+                return f"order {order}: number {number} starts {within}"
+    return ""
 
 
 def clock_step(log: Log) -> Finding:

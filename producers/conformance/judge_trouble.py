@@ -6,6 +6,8 @@ from durabill.producers.conformance.exchange import Exchange, Kind, Log, Sent, T
 from durabill.producers.conformance.judge import EARLY_S, Finding, Judge
 
 JITTER_MIN_S = 0.01
+PAUSE_MIN_S = 0.02
+"""No client that waits does so for less; a request and its answer take a tenth of it."""
 _JITTER_WAITS = 3
 
 
@@ -48,6 +50,22 @@ def redirect(log: Log) -> Finding:
     if any(each.kind is Kind.ELSEWHERE for each in log.exchanges):
         return "it was followed"
     return sent_again("redirect")(log)
+
+
+def pauses(*faults: str) -> Judge:
+    """Return the judge of this: after each of these faults the client doesn't come at once.
+
+    It is measured from the request on, so a busy machine makes nobody look hasty.
+    """
+
+    def judge(log: Log) -> Finding:
+        for each in log.with_fault(*faults):
+            again = log.next_with(each, each.keys)
+            if again is not None and again.came_s - each.came_s < PAUSE_MIN_S:
+                return f"after `{each.fault}` it was sent again at once"
+        return _if_all_seen(log, faults)
+
+    return judge
 
 
 def waits(*faults: str) -> Judge:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from durabill.producers.conformance.answers import ELSEWHERE, Answer, Cut, of_json, problem
-from durabill.producers.conformance.clock import PlayedClock
+from durabill.producers.conformance.clock import WISH_S, PlayedClock
 from durabill.producers.conformance.exchange import Exchange, Kind, Log, Opened
 from durabill.producers.conformance.script import Script
 from durabill.producers.conformance.shapes import (
     Bad,
+    bearer_of,
     check_head,
+    one_order,
     order_in,
     read_single,
     read_start,
@@ -65,7 +67,7 @@ class Player:
     ) -> tuple[Exchange, Answer]:
         """Return what was written down of a request, and its answer. Names in `headers` are low."""
         exchange = Exchange(Kind.OTHER, self._clock.monotonic_s())
-        exchange.token = headers.get("authorization", "").removeprefix("Bearer ")
+        exchange.token = bearer_of(headers.get("authorization", ""))
         exchange.idempotency_key = headers.get("idempotency-key", "")
         self._log.exchanges.append(exchange)
         try:
@@ -86,6 +88,8 @@ class Player:
             exchange.kind = Kind.TIME
             return self._time(exchange)
         known = order_in(path)
+        if method == "GET" and (answer := self._looked(path)):
+            return answer
         if method != "POST" or not (path in ("/v1/orders", "/v1/segments") or known):
             return problem(404, "NOT_FOUND", "there is no such route")
         if self._rules.has_tokens and exchange.token != self._token:
@@ -109,6 +113,17 @@ class Player:
     def _time(self, exchange: Exchange) -> Answer:
         now_ms = int(self._clock.now_ms())
         return of_json({"server_timestamp_ms": now_ms, **self._clock.stamps(exchange)})
+
+    @staticmethod
+    def _looked(path: str) -> Answer | None:
+        """Return what a client finds that looks around first, None where there is no such route."""
+        if path in ("/healthz", "/readyz"):
+            return of_json({"status": "ok"})
+        if path == "/v1/receipt-keys":
+            return of_json({"keys": []})
+        if one_order(path):
+            return problem(503, "CONFORMANCE", "no worker is played", retry_after=str(WISH_S))
+        return None
 
     # -- tokens
 

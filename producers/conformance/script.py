@@ -23,6 +23,7 @@ UPLOAD_FAULTS = {
     "too_large": "413 with a proxy's page, until half as much comes",
     "login": "200 with a login page; nothing is stored",
     "strange": "200 with JSON of somebody else; nothing is stored",
+    "mixed": "200 in the contract's form, but about another order; nothing is stored",
     "short": "200 in the contract's form, but about fewer segments; nothing is stored",
     "proxy_json": "422 with a proxy's JSON; nothing is stored",
     "proxy_page": "502 with a proxy's page; nothing is stored",
@@ -33,7 +34,8 @@ UPLOAD_FAULTS = {
 }
 """What may become of an upload."""
 
-_NEED_SEVERAL = ("too_large", "short")
+_NEED_SEVERAL = ("too_large", "short", "mixed")
+"""Shows more where several segments come; one who only ever sends one gets it at last."""
 _FIRST = "step"
 """Comes while clients still measure: what they make of it shows in the segments after it."""
 _NEEDS_FRESH = "refused"
@@ -49,6 +51,7 @@ class Script:
         dice.shuffle(self._uploads)
         self._uploads.sort(key=lambda each: each != _FIRST)
         self._is_quiet = True  # the next upload goes well
+        self._segments_max = 0
 
     @property
     def is_over(self) -> bool:
@@ -64,16 +67,22 @@ class Script:
 
         `is_fresh`: some of them aren't stored yet.
         """
-        if self._is_quiet:
+        self._segments_max = max(self._segments_max, segments)
+        if self._is_quiet or not segments:
             self._is_quiet = False
             return ""
+        is_enough = segments > 1 or self._has_only_singles()
         fitting = [
             each
             for each in self._uploads
-            if (segments > 1 or each not in _NEED_SEVERAL) and (is_fresh or each != _NEEDS_FRESH)
+            if (is_enough or each not in _NEED_SEVERAL) and (is_fresh or each != _NEEDS_FRESH)
         ]
         if not fitting:
             return ""
         self._uploads.remove(fitting[0])
         self._is_quiet = True
         return fitting[0]
+
+    def _has_only_singles(self) -> bool:
+        """Tell whether nothing is left but what needs several, of one who never sent several."""
+        return self._segments_max == 1 and not set(self._uploads) - set(_NEED_SEVERAL)

@@ -24,6 +24,8 @@ GRACE_S = 0.5
 _END_S = 5.0
 """After that the client has that long to end."""
 _BODY_BYTES_MAX = 1 << 20
+_STDERR = 2
+"""Where a client's own output goes: standard output has the matrix alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ async def _with_client(
     stop: asyncio.Event,
 ) -> None:
     try:
-        client = await asyncio.create_subprocess_exec(*command, env={**os.environ, **variables})
+        environment = {**os.environ, **variables}
+        client = await asyncio.create_subprocess_exec(*command, env=environment, stdout=_STDERR)
     except OSError:
         stop.set()
         await serving
@@ -156,7 +159,7 @@ class Stage:
             site = web.TCPSite(runner, host, port)
             await site.start()
             bound: int = runner.addresses[0][1]
-            on_ready(f"http://{host}:{bound}")
+            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
             waits = [asyncio.create_task(each.wait()) for each in (stop, self._done)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if not stop.is_set():

@@ -1,7 +1,7 @@
 """Requests as the contract has them, read without anything of the gateway's code. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -27,27 +27,35 @@ class Start(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /v1/orders."""
 
     service_order_number: str | None = None
-    service: str = ""
-    attributes: dict[str, str] = {}
+    service: str | None = None
+    attributes: dict[str, str] | None = None
+
+
+_Whole = int | float
+"""A whole number, which JSON may have as 2 or as 2.0."""
 
 
 class _Segment(msgspec.Struct, forbid_unknown_fields=True):
-    business_data_number: int
-    start_ms: int
-    end_ms: int
+    business_data_number: _Whole
+    start_ms: _Whole
+    end_ms: _Whole
     end_identifier: bool
     service_order_number: str | None = None
 
 
-class _Upload(msgspec.Struct, forbid_unknown_fields=True):
+_InShort = tuple[_Whole, _Whole, _Whole, bool]
+"""A segment as a list of its four values."""
+
+
+class _Upload(msgspec.Struct):
     service_order_number: str
-    segments: list[_Segment]
+    segments: list[_Segment | _InShort]
     lease: str | None = None
 
 
-class _Uploads(msgspec.Struct, forbid_unknown_fields=True):
+class _Uploads(msgspec.Struct):
     uploads: list[_Upload]
-    client: dict[str, Any] | None = None
+    client: Any = None
 
 
 class Upload(NamedTuple):
@@ -64,6 +72,17 @@ class Request(NamedTuple):
     uploads: tuple[Upload, ...]
     is_single: bool
     has_report: bool
+
+
+def bearer_of(authorization: str) -> str:
+    """Return the token of an Authorization, "" where it has none; the scheme is of any case."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def one_order(path: str) -> bool:
+    """Tell whether a path is an order's own, where it is asked how it stands."""
+    return re.fullmatch(r"/v1/orders/[^/]+", path) is not None
 
 
 def order_in(path: str) -> tuple[str, str] | None:
@@ -90,6 +109,8 @@ def read_single(order: str, lease: str | None, body: bytes) -> Request:
     """Return an upload to the route for one order: one segment, or a list; raise Bad."""
     found = _decoded(body, _Segment | list[_Segment])
     segments = found if isinstance(found, list) else [found]
+    if not segments:
+        raise Bad(400, "BAD_SHAPE", "an upload without a segment")
     return Request((_upload(order, lease, segments),), is_single=True, has_report=False)
 
 
@@ -99,34 +120,32 @@ def read_uploads(body: bytes) -> Request:
     uploads = tuple(
         _upload(each.service_order_number, each.lease, each.segments) for each in found.uploads
     )
-    numbers = [each.order for each in uploads]
-    if len(set(numbers)) < len(numbers):
-        raise Bad(400, "BAD_SHAPE", "one order is in two uploads of a request")
     if sum(len(each.segments) for each in uploads) > SEGMENTS_MAX:
         raise Bad(413, "TOO_MANY_SEGMENTS", f"more than {SEGMENTS_MAX} segments")
-    return Request(uploads, is_single=False, has_report=found.client is not None)
+    return Request(uploads, is_single=False, has_report=isinstance(found.client, dict))
 
 
-def _upload(order: str, lease: str | None, segments: list[_Segment]) -> Upload:
-    if not segments:
-        raise Bad(400, "BAD_SHAPE", "an upload without a segment")
+def _upload(order: str, lease: str | None, segments: Sequence[_Segment | _InShort]) -> Upload:
     sent = []
     for each in segments:
+        if isinstance(each, tuple):
+            each = _Segment(*each)
         if each.service_order_number not in (None, order):
             raise Bad(422, "KEY_MISMATCH", "a segment of another order than its upload's")
-        known = Sent(
-            order,
-            each.business_data_number,
-            each.start_ms,
-            each.end_ms,
-            each.end_identifier,
-        )
+        numbers = map(_whole, (each.business_data_number, each.start_ms, each.end_ms))
+        known = Sent(order, *numbers, each.end_identifier)
         try:
             SegmentEvent(*known)
         except BadRecord as error:
             raise Bad(422, error.reason, error.detail) from error
         sent.append(known)
     return Upload(order, lease, tuple(sent))
+
+
+def _whole(number: _Whole) -> int:
+    if number != int(number):
+        raise Bad(400, "BAD_SHAPE", f"{number} is no whole number")
+    return int(number)
 
 
 def _decoded(body: bytes, shape: Any) -> Any:

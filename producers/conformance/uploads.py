@@ -8,7 +8,12 @@ from durabill.producers.conformance.clock import PlayedClock
 from durabill.producers.conformance.exchange import Exchange, Kind, Log, Told
 from durabill.producers.conformance.script import Script
 from durabill.producers.conformance.shapes import Bad, Request
-from durabill.producers.conformance.verdicts import about_fewer, refused_single, told_of_all
+from durabill.producers.conformance.verdicts import (
+    about_another,
+    about_fewer,
+    refused_single,
+    told_of_all,
+)
 
 PACED_SEGMENTS = 2
 """So many new segments are taken of an upload that goes well, until all trouble has come."""
@@ -95,6 +100,8 @@ class Uploads:
                 return page(200, "Please log in")
             case "strange":
                 return of_json({"status": "ok"})
+            case "mixed":
+                return about_another(exchange, request, self._clock.stamps(exchange))
             case "short":
                 return about_fewer(exchange, request, self._clock.stamps(exchange))
             case "proxy_json":

@@ -66,9 +66,21 @@ def about_fewer(exchange: Exchange, request: Request, stamps: Stamps) -> Answer:
     if request.is_single:
         body["accepted"] -= 1
         del body["receipts"][-1], body["segments"][-1]
-    elif body["uploads"][-1]["count"] == 1:
+    elif body["uploads"][-1]["count"] <= 1:
         del body["uploads"][-1]
     else:
         body["uploads"][-1]["count"] -= 1
         body["uploads"][-1]["stored"] -= 1
+    return of_json(body)
+
+
+def about_another(exchange: Exchange, request: Request, stamps: Stamps) -> Answer:
+    """Speak of another order, or of another segment, as if all was well."""
+    told = [Told.STORED] * len(exchange.segments)
+    body = json.loads(told_of_all(exchange, request, told, stamps).body)
+    if request.is_single:
+        for each in (body["receipts"][-1], body["segments"][-1]):
+            each["business_data_number"] += 1
+    else:
+        body["uploads"][-1]["service_order_number"] += "-ANOTHER"
     return of_json(body)

@@ -23,6 +23,7 @@ class ModelClient:
     """Runs services against a played gateway until all is settled, or after many requests.
 
     `flaws` are words that the methods below look for. `is_single`: by the route for one order.
+    `is_short`: segments are lists. A request has at most `batch_max` of them.
     """
 
     def __init__(
@@ -33,9 +34,13 @@ class ModelClient:
         orders: int = 2,
         segments: int = 30,
         is_single: bool = False,
+        is_short: bool = False,
+        batch_max: int = 500,
     ) -> None:
         self._flaws = flaws
         self._is_single = is_single
+        self._is_short = is_short
+        self._batch_max = batch_max
         self._segments = segments
         self._dice = Random(seed)
         self._now_s = 1_000.0
@@ -44,7 +49,7 @@ class ModelClient:
         self._cut = dict[str, int]()  # order -> segments cut so far
         self._orders = dict[str, dict[str, Any]]()
         self._waiting = list[Sent]()
-        self._limit = 500
+        self._limit = batch_max
         self._failures = 0
         self._said_too_late = 0
         self.log = Log(orders)
@@ -79,11 +84,11 @@ class ModelClient:
         self._token = token
         self._first_token = self._first_token or token
 
-    def _ask(self, path: str, body: Any, **headers: str) -> tuple[Exchange, Answer | None]:
+    def ask(self, path: str, body: Any, **headers: str) -> tuple[Exchange, Answer | None]:
         """Return what became of a request; no answer where the connection was cut."""
         token = self._first_token if "old_token" in self._flaws else self._token
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        named |= {"content-type": "application/json", "authorization": f"Bearer {token}"}
+        named |= {"content-type": "application/json", "authorization": f"bearer {token}"}
         exchange, answer = self._player.answer("POST", path, named, json.dumps(body).encode())
         exchange.answered_s = self._now_s + answer.delay_s
         self.answers.append((path, exchange, answer))
@@ -94,9 +99,15 @@ class ModelClient:
         is_lost = answer.cut is not Cut.NEVER and "trusts_cut" not in self._flaws
         return exchange, None if is_lost else answer
 
+    def look(self, path: str) -> Answer:
+        """Return what a GET is answered, without a token."""
+        return self._player.answer("GET", path, {}, b"")[1]
+
     def _pause(self, answer: Answer | None) -> None:
         self._failures += 1
         said = None if answer is None else answer.headers.get("retry-after")
+        if said is None and "hammers" in self._flaws:
+            return
         jitter_s = 0.0 if "no_jitter" in self._flaws else self._dice.random() * 0.5
         if said is None or "hasty" in self._flaws:
             self._now_s += 0.1 + jitter_s
@@ -113,7 +124,7 @@ class ModelClient:
         while True:
             if "new_key" in self._flaws:
                 key = f"key-{self._dice.random()}"
-            _, answer = self._ask("/v1/orders", {}, idempotency_key=key)
+            _, answer = self.ask("/v1/orders", {}, idempotency_key=key)
             if answer is not None and answer.status == 201 and answer.cut is Cut.NEVER:
                 grant = json.loads(answer.body)
                 self._orders[grant["service_order_number"]] = {**grant, "at_s": self._now_s}
@@ -136,6 +147,8 @@ class ModelClient:
             start_ms -= 500
         if "gap" in self._flaws and number == 3:
             start_ms += 1
+        if "overlap" in self._flaws and number == 3:
+            start_ms -= 1
         if "too_fast" in self._flaws:
             end_ms += number * 1_000
         if "follows_step" in self._flaws and self.log.step_ms:
@@ -156,7 +169,7 @@ class ModelClient:
             batch = [each._replace(end_ms=each.end_ms + 1) for each in batch]
         exchange, answer = self._sent(batch)
         if answer is not None and answer.status == 307 and "follows" in self._flaws:
-            self._ask(answer.headers["location"], {})
+            self.ask(answer.headers["location"], {})
         is_too_much = answer is not None and answer.status == 413 and len(batch) > 1
         if is_too_much and "no_halving" not in self._flaws:
             self._limit = len(batch) // 2
@@ -167,7 +180,7 @@ class ModelClient:
                 self._waiting = []
             self._pause(answer)
             return
-        self._limit = 500
+        self._limit = self._batch_max
         self._failures = 0
         again = batch[:1] if "sends_twice" in self._flaws else []
         gone = {batch[at].key for at in settled}
@@ -181,7 +194,7 @@ class ModelClient:
             self._pause(None)
 
     def _sent(self, batch: list[Sent]) -> tuple[Exchange, Answer | None]:
-        orders: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        orders: dict[str, list[Any]] = defaultdict(list)
         for each in batch:
             fields: dict[str, Any] = {
                 "business_data_number": each.number,
@@ -191,10 +204,10 @@ class ModelClient:
             }
             if "odd_form" in self._flaws:
                 fields["end_ms"] = str(each.end_ms)
-            orders[each.order].append(fields)
+            orders[each.order].append(list(fields.values()) if self._is_short else fields)
         lease = "" if "no_lease" in self._flaws else self._orders[batch[0].order]["lease"]
         if self._is_single:
-            return self._ask(
+            return self.ask(
                 f"/v1/orders/{batch[0].order}/segments", orders[batch[0].order], lease=lease
             )
         uploads: list[dict[str, Any]] = [
@@ -204,12 +217,12 @@ class ModelClient:
             if lease:
                 known = self._orders[each_upload["service_order_number"]]
                 each_upload["lease"] = known["lease"]
-        return self._ask("/v1/segments", {"uploads": uploads, "client": {"name": "model"}})
+        return self.ask("/v1/segments", {"uploads": uploads, "client": {"name": "model"}})
 
     def _renew(self, exchange: Exchange) -> None:
         for order in exchange.orders if "no_renewal" not in self._flaws else ():
             lease = self._orders[order]["lease"]
-            _, answer = self._ask(f"/v1/orders/{order}/lease", {}, lease=lease)
+            _, answer = self.ask(f"/v1/orders/{order}/lease", {}, lease=lease)
             assert answer is not None
             self._orders[order]["lease"] = json.loads(answer.body)["lease"]
 
@@ -236,6 +249,8 @@ class ModelClient:
         by_order: dict[str, list[int]] = defaultdict(list)
         for at, each in enumerate(batch):
             by_order[each.order].append(at)
+        if list(by_order) != [each["service_order_number"] for each in body["uploads"]]:
+            return everything if "trusts_mixed" in self._flaws else None
         left = set[int]()
         for upload in body["uploads"]:
             for error in upload.get("errors", ()):

@@ -7,6 +7,7 @@ import json
 import re
 from email.utils import parsedate_to_datetime
 from random import Random
+from typing import Any
 
 import jsonschema_rs
 import pytest
@@ -48,6 +49,52 @@ def test_so_does_one_that_sends_each_order_by_itself(seed: int) -> None:
     assert matrix.conforms
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("is_single", [False, True])
+def test_so_does_one_that_sends_each_segment_by_itself(seed: int, is_single: bool) -> None:
+    matrix = ModelClient(seed=seed, is_single=is_single, batch_max=1).run()
+    odd = [row for row in matrix.rows if row.verdict is not Verdict.PASS]
+    assert {row.feature.name for row in odd} <= {"batches", "many_orders", "report"}
+    assert matrix.conforms
+
+
+def test_so_does_one_that_sends_lists() -> None:
+    assert ModelClient(is_short=True).run().conforms
+
+
+SEGMENT = {"business_data_number": 1.0, "start_ms": 0, "end_ms": 5, "end_identifier": True}
+ODD_UPLOADS: dict[str, Any] = {
+    "nothing": {"uploads": []},
+    "an upload without a segment": {"uploads": [{"service_order_number": "A", "segments": []}]},
+    "one order twice, as object and as list": {
+        "uploads": [
+            {"service_order_number": "A", "lease": "lease-of-A-1", "segments": [SEGMENT]},
+            {"service_order_number": "A", "lease": None, "segments": [[2, 5, 6.0, False]]},
+        ]
+    },
+    "fields that aren't ours": {"uploads": [], "client": 5, "more": {}},
+}
+
+
+@pytest.mark.parametrize("body", ODD_UPLOADS.values(), ids=ODD_UPLOADS)
+def test_what_a_gateway_takes_is_no_odd_form(body: dict[str, Any]) -> None:
+    client = ModelClient()
+    start = {"service_order_number": "A", "service": None, "attributes": None}
+    for path, content, status in (("/v1/orders", start, 201), ("/v1/segments", body, 200)):
+        for _ in range(3):  # the start's answer may be lost
+            exchange, answer = client.ask(path, content, idempotency_key="once")
+            assert not exchange.wrong
+        assert answer is not None
+        assert answer.status == status
+
+
+def test_who_looks_around_first_finds_a_gateway() -> None:
+    client = ModelClient()
+    for path, status in (("healthz", 200), ("readyz", 200), ("v1/receipt-keys", 200)):
+        assert client.look(f"/{path}").status == status
+    assert client.look("/v1/orders/A").status == 503
+
+
 FLAWS = {
     "odd_form": "form",
     "new_key": "start_again",
@@ -55,6 +102,9 @@ FLAWS = {
     "no_end": "end",
     "early": "times",
     "too_fast": "times",
+    "overlap": "times",
+    "hammers": "pauses",
+    "trusts_mixed": "strange_200",
     "gap": "gapless",
     "follows_step": "clock_step",
     "gives_up": "no_loss",

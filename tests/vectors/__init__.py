@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.vectors.orders import orders_file
+from tests.vectors.histories import orders_file
 from tests.vectors.receipts import receipts_file
 from tests.vectors.records import clock_marks_file, openings_file, segments_file
 

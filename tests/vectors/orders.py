@@ -1,6 +1,5 @@
 """Logs of a partition, and what comes of them: totals with bytes and digests, dead letters."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from durabill.schemas import (
@@ -90,11 +89,19 @@ class History:
         """Append a clock mark: time goes on."""
         self.add(at_s, None, encode_clock_mark(ClockMark("durabill", T0_MS)))
 
-    def opening(self, at_s: float, until_s: float, client: str = "bike-7") -> None:
-        """Append an opening of SO1 that begins at its arrival."""
+    def opening(
+        self,
+        at_s: float,
+        until_s: float,
+        client: str = "bike-7",
+        *,
+        tenant: str = "acme",
+        order: str = "SO1",
+    ) -> None:
+        """Append an opening of an order that begins at its arrival."""
         begin_ms, until_ms = T0_MS + round(at_s * S), T0_MS + round(until_s * S)
-        opened = OrderOpened("SO1", "acme", client, "ride", (), begin_ms, 10 * S, until_ms)
-        self.add(at_s, b"SO1", encode_opening(opened))
+        opened = OrderOpened(order, tenant, client, "ride", (), begin_ms, 10 * S, until_ms)
+        self.add(at_s, order.encode(), encode_opening(opened))
 
     def as_json(self) -> dict[str, Any]:
         """Return the log and all that it gives."""
@@ -118,94 +125,3 @@ class History:
 def _total(offset: int, value: bytes) -> dict[str, Any]:
     decode_total(value)  # its fields fit together
     return {"given_at_offset": offset, "total": total_record(value), "value_hex": value.hex()}
-
-
-def orders_file() -> dict[str, Any]:
-    """Return all histories."""
-    return {
-        "about": "Logs of partition 0 of 1. `given_at_offset` is the record at whose arrival a "
-        "total is given; a deadline that has come is settled before the record that brings it.",
-        "histories": [each.as_json() for each in _histories()],
-    }
-
-
-def _histories() -> Iterator[History]:
-    yield from _of_segments()
-    yield from _of_openings()
-
-
-def _of_segments() -> Iterator[History]:
-    log = History("complete", "Out of order and repeated: COMPLETE when the last number is there")
-    log.segment(21, 2, 10, 20)
-    log.segment(22, 1, 0, 10)
-    log.segment(23, 2, 10, 20)
-    log.segment(31, 3, 20, 25.5, end=True)
-    yield log
-
-    log = History("empty end", "The last segment may be of zero length, and the only one")
-    log.segment(1, 1, 0, 0, end=True)
-    yield log
-
-    log = History("incomplete", "Number 2 never comes: INCOMPLETE a grace after the end")
-    log.segment(11, 1, 0, 10)
-    log.segment(31, 3, 20, 30, end=True)
-    log.mark(60.999)
-    log.mark(61)
-    yield log
-
-    log = History("abandoned", "No end comes: ABANDONED when nothing new came for the timeout")
-    log.segment(11, 1, 0, 10)
-    log.segment(200, 1, 0, 10)
-    log.mark(311)
-    yield log
-
-    log = History("corrected", "What was missing comes late: a second revision")
-    log.segment(11, 1, 0, 10)
-    log.segment(31, 3, 20, 30, end=True)
-    log.mark(61)
-    log.segment(100, 2, 10, 20)
-    log.mark(130)
-    yield log
-
-    log = History("overlap and gap", "Time in two segments counts once; numbers after the end tell")
-    log.segment(11, 1, 0, 10)
-    log.segment(21, 2, 5, 15)
-    log.segment(41, 9, 60, 70)
-    log.segment(51, 3, 30, 40, end=True)
-    log.mark(81)
-    yield log
-
-    log = History("interim", "An order that goes on gives a RUNNING total each interval")
-    for number in range(1, 8):
-        log.segment(number * 120, number, (number - 1) * 120, number * 120)
-    yield log
-
-    log = History("forgotten", "After the correction window the number begins a new order")
-    log.segment(11, 1, 0, 10, end=True)
-    log.mark(4_000)
-    log.segment(4_001, 1, 3_990, 4_000, end=True)
-    yield log
-
-
-def _of_openings() -> Iterator[History]:
-    log = History("opened", "An opening: nothing begins before it, and lateness is by its promise")
-    log.opening(0, 10_000)
-    log.opening(1, 10_000)
-    log.opening(2, 10_000, client="bike-8")
-    log.segment(3, 1, -1, 3)
-    log.segment(9_000, 1, 0, 10)
-    log.segment(9_001, 2, 10, 20, end=True)
-    yield log
-
-    only = Policy(
-        POLICY.settle_grace_ms,
-        POLICY.idle_timeout_ms,
-        POLICY.correction_window_ms,
-        POLICY.interim_interval_ms,
-        opened_only=True,
-    )
-    log = History("opened only", "Where only opened orders are taken", only)
-    log.segment(11, 1, 0, 10, end=True)
-    log.opening(20, 10_000)
-    log.segment(31, 1, 20, 30, end=True)
-    yield log

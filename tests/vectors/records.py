@@ -1,6 +1,5 @@
 """Single records: what their fields are, and exactly which bytes they have."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from durabill.schemas import (
@@ -20,15 +19,18 @@ from durabill.schemas.order_opened import (
     read_opening,
 )
 from durabill.schemas.partitioner import murmur2, partition_for
-from durabill.schemas.wire import zigzag
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.core.order import Policy
+from tests.vectors.cases import COUNTS, DAY_MS, Case, judged, raw_opening, raw_segment
+from tests.vectors.edges import (
+    openings_that_count,
+    openings_that_do_not,
+    segments_that_count,
+    segments_that_do_not,
+)
 from tests.vectors.orders import T0_MS, fold_one
 
-DAY_MS = 86_400_000
 LONG_MAX = 2**63 - 1
-COUNTS = "COUNTS"
-"""The verdict on a record that is no dead letter; else it is the reason."""
 PARTITION_COUNTS = (1, 4, 12, 100)
 """Partitions of the topics that the vectors speak of."""
 
@@ -47,11 +49,6 @@ _ORDERS = (
 )
 
 
-def hexed(content: bytes | None) -> str | None:
-    """Return bytes as hex, None as None."""
-    return None if content is None else content.hex()
-
-
 def segments_file() -> dict[str, Any]:
     """Segments that count, and records that don't, each with the first rule that it breaks."""
     good = [
@@ -66,7 +63,8 @@ def segments_file() -> dict[str, Any]:
     return {
         "about": "Values of the segments topic, keyed by the order number. All times are ms since "
         "the epoch. `murmur2` is of the key; `partitions` has the partition by how many there are. "
-        "`verdict` is COUNTS, or why a record that comes at `arrival_ms` is a dead letter.",
+        "`verdict` is COUNTS, or why a record that comes at `arrival_ms` is a dead letter. What is "
+        "`odd` counts all the same.",
         "header_hex": SEGMENT_HEADER.hex(),
         "segments": [_segment(each) for each in good],
         "beyond_2_53": {
@@ -82,7 +80,8 @@ def segments_file() -> dict[str, Any]:
                 SegmentEvent("SO1", LONG_MAX, T0_MS, T0_MS + 1, True)
             ).hex(),
         },
-        "bad": _bad(_bad_segments()),
+        "odd": judged(segments_that_count(), counts=True),
+        "bad": judged([*_bad_segments(), *segments_that_do_not()]),
     }
 
 
@@ -107,21 +106,11 @@ def _segment(each: SegmentEvent) -> dict[str, Any]:
     }
 
 
-Bad = tuple[str, bytes | None, bytes | None]
-"""What is wrong, key, value."""
-
-
-def _raw(order: bytes, number: int, start_ms: int, end_ms: int, end: int = 0) -> bytes:
-    """Return a segment's value, however wrong it is."""
-    body = zigzag(len(order)) + order + zigzag(number) + zigzag(start_ms) + zigzag(end_ms)
-    return SEGMENT_HEADER + body + bytes([end])
-
-
-def _bad_segments() -> list[Bad]:
+def _bad_segments() -> list[Case]:
     key, end_ms = b"SO1", T0_MS + 10
-    fine = _raw(key, 1, T0_MS, end_ms)
+    fine = raw_segment(key, 1, T0_MS, end_ms)
     head = SEGMENT_HEADER
-    cases: list[Bad] = [
+    cases: list[Case] = [
         ("no value", key, None),
         ("an empty value", key, b""),
         ("the marker alone", key, head[:2]),
@@ -135,15 +124,15 @@ def _bad_segments() -> list[Bad]:
         ("another fingerprint", key, fine[:2] + bytes.fromhex("0123456789abcdef") + fine[10:]),
         ("no key", None, fine),
         ("another order's key", b"SO2", fine),
-        ("an order number of no characters", b"", _raw(b"", 1, T0_MS, end_ms)),
-        ("an order number of 65 bytes", b"x" * 65, _raw(b"x" * 65, 1, T0_MS, end_ms)),
-        ("a line feed in the order number", b"a\nb", _raw(b"a\nb", 1, T0_MS, end_ms)),
-        ("U+0085 in the order number", b"\xc2\x85", _raw(b"\xc2\x85", 1, T0_MS, end_ms)),
-        ("an order number that is no UTF-8", b"\xff", _raw(b"\xff", 1, T0_MS, end_ms)),
+        ("an order number of no characters", b"", raw_segment(b"", 1, T0_MS, end_ms)),
+        ("an order number of 65 bytes", b"x" * 65, raw_segment(b"x" * 65, 1, T0_MS, end_ms)),
+        ("a line feed in the order number", b"a\nb", raw_segment(b"a\nb", 1, T0_MS, end_ms)),
+        ("U+0085 in the order number", b"\xc2\x85", raw_segment(b"\xc2\x85", 1, T0_MS, end_ms)),
+        ("an order number that is no UTF-8", b"\xff", raw_segment(b"\xff", 1, T0_MS, end_ms)),
         (
             "a surrogate in the order number",
             b"\xed\xa0\x80",
-            _raw(b"\xed\xa0\x80", 1, T0_MS, end_ms),
+            raw_segment(b"\xed\xa0\x80", 1, T0_MS, end_ms),
         ),
     ]
     sequences = {
@@ -156,34 +145,14 @@ def _bad_segments() -> list[Bad]:
         "a segment of 24 h and 1 ms": (1, T0_MS - DAY_MS - 1, T0_MS),
         "an end a window and 1 ms before the arrival": (1, T0_MS - DAY_MS - 9, T0_MS - DAY_MS - 1),
     }
-    return [*cases, *((name, key, _raw(key, *each)) for name, each in sequences.items())]
-
-
-def _bad(cases: Sequence[Bad]) -> list[dict[str, Any]]:
-    """Say of each record for which reason it is a dead letter where it arrives at T0."""
-    place, policy = Place(0, 1), Policy(correction_window_ms=DAY_MS)
-    out = []
-    for name, key, value in cases:
-        effects = fold_one(place, policy, T0_MS, key, value)
-        (letter,) = effects.dead_letters
-        out.append(
-            {
-                "what": name,
-                "arrival_ms": T0_MS,
-                "correction_window_ms": DAY_MS,
-                "key_hex": hexed(key),
-                "value_hex": hexed(value),
-                "verdict": letter.reason.value,
-            }
-        )
-    return out
+    return [*cases, *((name, key, raw_segment(key, *each)) for name, each in sequences.items())]
 
 
 def clock_marks_file() -> dict[str, Any]:
     """Clock marks, which producers never write and consumers pass over."""
     marks = [ClockMark("durabill", T0_MS), ClockMark("ü", 0)]
     fine = encode_clock_mark(marks[0])
-    bad: list[Bad] = [
+    bad: list[Case] = [
         ("a clock mark with a key", b"SO1", fine),
         ("a clock mark that is cut off", None, fine[:-1]),
         ("a byte after a clock mark", None, fine + b"\x00"),
@@ -191,13 +160,14 @@ def clock_marks_file() -> dict[str, Any]:
     for mark in marks:
         assert read_clock_mark(None, encode_clock_mark(mark)) == mark
     return {
-        "about": "Clock marks in the segments topic, without a key. Workers alone write them.",
+        "about": "Clock marks in the segments topic, without a key. Workers and gateways write "
+        "them, nobody else.",
         "header_hex": CLOCK_MARK_HEADER.hex(),
         "clock_marks": [
             {"clock_mark": each._asdict(), "value_hex": encode_clock_mark(each).hex()}
             for each in marks
         ],
-        "bad": _bad(bad),
+        "bad": judged(bad),
     }
 
 
@@ -219,19 +189,21 @@ def openings_file() -> dict[str, Any]:
         assert read_opening(key, encode_opening(each)) == each
     fine = encode_opening(full)
     key = full.service_order_number.encode()
-    bad: list[Bad] = [
+    bad: list[Case] = [
         ("no key", None, fine),
         ("another order's key", b"SO1", fine),
         ("an opening that is cut off", key, fine[:-1]),
         ("a byte after an opening", key, fine + b"\x00"),
         *_bad_openings(bare),
+        *openings_that_do_not(),
     ]
     return {
         "about": "Openings of orders, in the segments topic under the order's key. Attributes are "
-        "written in the order of their keys, in one block.",
+        "written in the order of their keys, in one block; what is `odd` counts all the same.",
         "header_hex": OPENING_HEADER.hex(),
         "openings": [_opening(each) for each in (full, bare)],
-        "bad": _bad(bad),
+        "odd": judged(openings_that_count(), counts=True),
+        "bad": judged(bad),
     }
 
 
@@ -243,7 +215,7 @@ def _opening(opened: OrderOpened) -> dict[str, Any]:
     }
 
 
-def _bad_openings(bare: OrderOpened) -> list[Bad]:
+def _bad_openings(bare: OrderOpened) -> list[Case]:
     """Return openings that break a rule by a field, as their own bytes."""
     wrong = {
         "a tenant of no characters": bare._replace(tenant=""),
@@ -253,25 +225,11 @@ def _bad_openings(bare: OrderOpened) -> list[Bad]:
         "accepted until before it begins": bare._replace(server_timestamp_ms=5),
         "an attribute without a key": bare._replace(attributes=(("", "x"),)),
     }
-    out: list[Bad] = []
+    out: list[Case] = []
     for name, each in wrong.items():
         try:
             encode_opening(each)
         except BadRecord:
-            out.append((name, each.service_order_number.encode(), _raw_opening(each)))
+            out.append((name, each.service_order_number.encode(), raw_opening(each)))
     assert len(out) == len(wrong)
     return out
-
-
-def _raw_opening(opened: OrderOpened) -> bytes:
-    def text(content: str) -> bytes:
-        encoded = content.encode()
-        return zigzag(len(encoded)) + encoded
-
-    texts = opened.service_order_number, opened.tenant, opened.client, opened.service
-    out = OPENING_HEADER + b"".join(map(text, texts))
-    if opened.attributes:
-        out += zigzag(len(opened.attributes))
-        out += b"".join(text(each) for pair in opened.attributes for each in pair)
-    times_ms = opened.server_timestamp_ms, opened.report_interval_ms, opened.accept_until_ms
-    return out + zigzag(0) + b"".join(map(zigzag, times_ms))

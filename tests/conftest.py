@@ -35,8 +35,8 @@ JARS_DIR = PROJECT_DIR / ".durabill" / "jars"
 _FOLDER_PREFIX = "durabill-test-"
 
 SHORT_LIVED_JAVA = "-XX:TieredStopAtLevel=1"
-"""Java's second compiler pays off after minutes, and no broker of the tests lives for so long: without
-it, one takes half the processor time, for its start and for what it is asked."""
+"""Java's second compiler pays off after minutes, and no broker of the tests lives for so long:
+without it, one takes half the processor time, for its start and for what it is asked."""
 
 
 @dataclass(frozen=True)

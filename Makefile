@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNEL := $(VENV)/.kernel
+TESTERS ?= 3
 
 # PostgreSQL's files may lie elsewhere than in .durabill, when root made them: remove() knows where.
 define STOP_STACK
@@ -24,7 +26,7 @@ export STOP_STACK
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
-venv: $(STAMP) ## .venv with everything that Durabill and its tests need
+venv: $(KERNEL) ## .venv with everything that Durabill and its tests need
 
 # Brought up to date when pyproject.toml changed; made when it is not there, or its Python is gone by then.
 $(STAMP): pyproject.toml
@@ -32,33 +34,40 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "No virtual environment could be made. On Debian: apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Beforehand, for else each process that is started meanwhile compiles it for itself.
+$(KERNEL): $(STAMP) $(wildcard stream_processors/engine/kernel/*.py)
 	@echo "compiling the kernel (once, about half a minute)"
-	$(BIN)/python -c 'from durabill.stream_processors.engine.columns import compile_kernel; compile_kernel()'
+	@$(BIN)/python -c 'from durabill.stream_processors.engine.columns import compile_kernel; compile_kernel()'
 	@touch $@
 
 # Without what starts servers, and without tests marked slow.
-check: lint ## the inner loop, under two minutes: lint, unit and property tests, 20 s of simulation
+check: lint $(KERNEL) ## the inner loop, under two minutes: lint, unit and property tests, 20 s of simulation
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/unit tests/property $(ARGS)
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.sim --seconds 20
 
-test: lint ## lint, then every test, against a real Kafka and PostgreSQL
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+# One tester more than two cores: most tests wait for a broker. The longest files come first, so that
+# none is left alone at the end; the order is that of testpaths in pyproject.toml.
+test: $(STAMP) ## lint, then every test, against a real Kafka and PostgreSQL
+	+@$(MAKE) --no-print-directory --output-sync=target -j 2 $(KERNEL) lint
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p durabill -p tests
 
-demo: $(STAMP) ## the whole engine with a fleet of faulty clients; ARGS="--json" and so on
+demo: $(KERNEL) ## the whole engine with a fleet of faulty clients; ARGS="--json" and so on
 	$(BIN)/durabill demo $(ARGS)
 
-chaos: $(STAMP) ## kills, freezes and cuts off everything, then audits (tests/chaos); ARGS="--seed 7" and so on
+chaos: $(KERNEL) ## kills, freezes and cuts off everything, then audits (tests/chaos); ARGS="--seed 7" and so on
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-sim: $(STAMP) ## the engine on simulated brokers (tests/sim): histories for a minute; SEED=17 prints one, ARGS=--mutations
+sim: $(KERNEL) ## the engine on simulated brokers (tests/sim): histories for a minute; SEED=17 prints one, ARGS=--mutations
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(STAMP) ## measurements beside Kafka Streams and others (tests/bench); ARGS="--quick" and so on
+bench: $(KERNEL) ## measurements beside Kafka Streams and others (tests/bench); ARGS="--quick" and so on
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean: ## stops the local stack, then removes its data, .venv and caches

@@ -34,6 +34,10 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 JARS_DIR = PROJECT_DIR / ".durabill" / "jars"
 _FOLDER_PREFIX = "durabill-test-"
 
+SHORT_LIVED_JAVA = "-XX:TieredStopAtLevel=1"
+"""Java's second compiler pays off after minutes, and no broker of the tests lives for so long:
+without it, one takes half the processor time, for its start and for what it is asked."""
+
 
 @dataclass(frozen=True)
 class Topics(TopicNames):
@@ -45,6 +49,8 @@ class Topics(TopicNames):
 def pytest_configure() -> None:
     # Without this, a CI system's SIGTERM ends pytest at once and its servers stay.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
+    # For every Java that is started from here, by whichever process.
+    os.environ.setdefault("JDK_JAVA_OPTIONS", SHORT_LIVED_JAVA)
     # A run in the background of a script ignores Ctrl-C, and all that it starts would do so too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

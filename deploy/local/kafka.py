@@ -110,6 +110,8 @@ class LocalKafka:
         if self._home.exists():
             with self._state.lock():
                 *others, last = self.nodes()
+                for node in (*others, last):
+                    node.wake()  # a frozen one would be asked in vain by those that stop before it
                 for node in others:
                     node.halt()
                 if others:

@@ -181,6 +181,13 @@ class KafkaNode:
         layout = self._layout()
         self._daemon.wait_until_ready(lambda: self._answers(layout, members), READY_TIMEOUT_S)
 
+    def wake(self) -> None:
+        """Let it go on if it is frozen; nothing happens when it isn't, or doesn't run."""
+        pid = self.pid()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGCONT)
+
     def halt(self, grace_s: float = _GRACE_S) -> None:
         """Stop the process, a frozen one too; kill it when it hasn't stopped in time."""
         steps = ((signal.SIGCONT, 0.0), (signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_S))

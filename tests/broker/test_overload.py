@@ -16,13 +16,13 @@ from durabill.stream_processors.engine.columns import ColumnTable
 fold = ColumnTable.fold
 def slowly(self, chunk):
     is_flooded = os.path.exists({flooding!r})
-    time.sleep(len(chunk.data) / (10e6 if is_flooded else 60e6))
+    time.sleep(len(chunk.data) / (10e6 if is_flooded else 150e6))
     return fold(self, chunk)
 ColumnTable.fold = slowly
 """
-"""10 MB a second while the flood comes, which is less than any machine sends; then 60."""
+"""10 MB a second while the flood comes, which is less than any machine sends; then 150."""
 
-BACKLOG_BYTES = 600_000_000
+BACKLOG_BYTES = 450_000_000
 GROWTH_BYTES_MAX = 250_000_000
 """What the worker may take more: 16 chunks of 4 MiB queued, a fetch of each partition, and copies
 of both. 120 MB were measured, and more than the backlog where something kept fetches alive."""

@@ -17,8 +17,8 @@ def url_of(worker: Worker) -> str:
     return f"http://127.0.0.1:{worker.port}"
 
 
-def status(deployed: Deployment, *workers: Worker) -> tuple[int, dict[str, Any], str]:
-    """Exit code, JSON and text of `durabill status`."""
+def status(deployed: Deployment, *arguments: str, of: tuple[Worker, ...]) -> tuple[int, str]:
+    """Exit code and output of `durabill status`."""
     settings = {
         "bootstrap_servers": deployed.bootstrap_servers,
         "application_id": deployed.name,
@@ -26,24 +26,35 @@ def status(deployed: Deployment, *workers: Worker) -> tuple[int, dict[str, Any],
         "totals_topic": deployed.totals,
         "orders_topic": deployed.orders,
         "dead_letters_topic": deployed.dead_letters,
-        "worker_urls": ",".join(map(url_of, workers)),
+        "worker_urls": ",".join(map(url_of, of)),
         "data_dir": str(deployed.folder),
     }
-    ran, shown = run("status", "--json", **settings), run("status", **settings)
-    assert ran.stderr + shown.stderr == ""
-    return ran.returncode, json.loads(ran.stdout), shown.stdout
+    ran = run("status", *arguments, **settings)
+    assert ran.stderr == ""
+    return ran.returncode, ran.stdout
+
+
+def shown(deployed: Deployment, *workers: Worker) -> str:
+    """The text of `durabill status`."""
+    return status(deployed, of=workers)[1]
+
+
+def told(deployed: Deployment, *workers: Worker) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON of `durabill status`."""
+    code, output = status(deployed, "--json", of=workers)
+    return code, json.loads(output)
 
 
 def is_only_told(deployed: Deployment, problem: str, *workers: Worker) -> bool:
     """Whether this is the one problem; a busy worker may stand still for a moment."""
-    problems = status(deployed, *workers)[1]["problems"]
+    problems = told(deployed, *workers)[1]["problems"]
     return len(problems) == 1 and problem in problems[0]
 
 
 def is_well(deployed: Deployment, *workers: Worker) -> bool:
     """Whether there is none."""
-    code, told, _ = status(deployed, *workers)
-    return (code, told["problems"]) == (0, [])
+    code, answer = told(deployed, *workers)
+    return (code, answer["problems"]) == (0, [])
 
 
 def graces_ms(worker: Worker) -> dict[int, list[int]]:
@@ -71,7 +82,7 @@ def test_two_policies_are_told_by_both_and_by_status(
     with deployment(bootstrap_servers, tmp_path) as deployed:
         short = deployed.start_and_wait(**SHORT)
         wait_until(lambda: is_well(deployed, short), "all is well")
-        assert SHORT_WORDS in status(deployed, short)[2]
+        assert SHORT_WORDS in shown(deployed, short)
 
         long = deployed.start(**LONG)
         deployed.wait_for_owners(short, long)
@@ -79,15 +90,15 @@ def test_two_policies_are_told_by_both_and_by_status(
         for worker, grace_ms in ((short, 3_000), (long, 5_000)):
             wait_until(lambda: own_graces_ms(worker) == {grace_ms}, "it bills by its own")  # noqa: B023
         wait_until(lambda: is_only_told(deployed, DIFFERENT, short, long), "all rests")
-        code, told, shown = status(deployed, short, long)
+        code, answer = told(deployed, short, long)
         assert code == 1
-        (problem,) = told["problems"]
+        (problem,) = answer["problems"]
         assert DIFFERENT in problem
         assert f"{url_of(short)} by {SHORT_WORDS}" in problem
         assert f"{url_of(long)} by {LONG_WORDS}" in problem
-        assert DIFFERENT in " ".join(shown.split())
-        assert {url_of(short), url_of(long)} == {each["owner"] for each in told["partitions"]}
-        for each in told["partitions"]:
+        assert DIFFERENT in " ".join(shown(deployed, short, long).split())
+        assert {url_of(short), url_of(long)} == {each["owner"] for each in answer["partitions"]}
+        for each in answer["partitions"]:
             grace_ms = 3_000 if each["owner"] == url_of(short) else 5_000
             assert grace_ms == each["policy"][-1]["terms"]["policy"]["settle_grace_ms"]
 
@@ -97,5 +108,5 @@ def test_two_policies_are_told_by_both_and_by_status(
         deployed.wait_for_owners(long)
         wait_until(lambda: all_by(long, 5_000), "all partitions are billed by the other's")
         wait_until(lambda: is_well(deployed, long), "all is well again")
-        assert status(deployed, long)[2].count(LONG_WORDS) == 4
+        assert shown(deployed, long).count(LONG_WORDS) == 4
         assert "from offset" in long.log()

@@ -19,10 +19,18 @@ NOTICED_BY = {
     "an opening leaves its entry with its order's first segment": 51,
     "slots are given back as of now": 254,
     "a chunk is folded while barriers are set": 52,
-    "totals not yet repeated are left out of the meta": 2,
+    "totals not yet repeated are left out of the meta": 72,
     "a block goes on changing until it is packed": 413,
     "copies that come again count": 500,
     "a total is complete without the numbers after its end": 76,
+    "a late repeat doesn't keep its order": 87,
+    "openings not yet repeated are left out of the meta": 79,
+    "interim totals count as settlements": 59,
+    "another policy holds for the tail as well": 25,
+    "the clock goes back with the broker's": 21,
+    "fenced after reading": 20,
+    "the meta is that of the writing": 13,
+    "an opening is passed on behind the totals of its order": 13,
 }
 """Seeds to try first, only to save time: where one has come to mean another history, all are."""
 

@@ -128,7 +128,9 @@ def asyncapi(topics: Topics) -> dict[str, Any]:
             "title": "Durabill",
             "version": "1",
             "description": "Takes the segments of metered services from Kafka, and writes their "
-            "totals to it. docs/contract.md has the rules.",
+            "totals to it. docs/contract.md has the rules. A value is the bytes of `x-header-hex`, "
+            "then its Avro body. A record's partition is (murmur2(key) & 0x7fffffff) % partitions, "
+            "as in Kafka's Java client.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "avro/binary",

@@ -14,7 +14,7 @@ from durabill.schemas.web import Page, cut_page
 
 
 class Phase(StrEnum):
-    """Where an order stands; `core.order` says what each phase means."""
+    """Where an order stands; docs/settling.md says what each phase means."""
 
     OPEN = "OPEN"
     ENDED = "ENDED"

@@ -132,8 +132,13 @@ def _upload(order: str, lease: str | None, segments: Sequence[_Segment | _InShor
             each = _Segment(*each)
         if each.service_order_number not in (None, order):
             raise Bad(422, "KEY_MISMATCH", "a segment of another order than its upload's")
-        numbers = map(_whole, (each.business_data_number, each.start_ms, each.end_ms))
-        known = Sent(order, *numbers, each.end_identifier)
+        known = Sent(
+            order,
+            _whole(each.business_data_number),
+            _whole(each.start_ms),
+            _whole(each.end_ms),
+            each.end_identifier,
+        )
         try:
             SegmentEvent(*known)
         except BadRecord as error:

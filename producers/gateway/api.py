@@ -90,7 +90,7 @@ class OrderGrant(Struct):
         int | None,
         Meta(description="so old a segment may be afterwards; null where nobody knows"),
     ]
-    lease: Annotated[str, Meta(description="show it with each upload, as the header Lease")]
+    lease: Annotated[str, Meta(description="show it with each upload")]
     lease_expires_ms: Annotated[int, Meta(description="renew it before")]
 
 

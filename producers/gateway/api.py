@@ -78,7 +78,10 @@ class OrderRequest(Struct, forbid_unknown_fields=True):
 
 
 class OrderGrant(Struct):
-    """The server's go: the service begins at this server timestamp. Kafka has the opening."""
+    """The server's go: the service begins at this server timestamp. Kafka has the opening.
+
+    A start that is repeated gets the timestamp of the first one; the stamps are of this answer.
+    """
 
     service_order_number: str
     server_timestamp_ms: Annotated[int, Meta(description="ms since the epoch")]
@@ -92,6 +95,9 @@ class OrderGrant(Struct):
     ]
     lease: Annotated[str, Meta(description="show it with each upload, as the header Lease")]
     lease_expires_ms: Annotated[int, Meta(description="renew it before")]
+    received_ms: Annotated[float, _told(_RECEIVED)] = 0.0
+    sent_ms: Annotated[float, _told(_SENT)] = 0.0
+    clock_id: Annotated[str, _told(_CLOCK_ID)] = ""
 
 
 class SegmentRequest(Struct, forbid_unknown_fields=True):

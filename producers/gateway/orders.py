@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from durabill.producers.gateway.api import OrderGrant, read_order
 from durabill.producers.gateway.authority import Authority
@@ -32,6 +33,7 @@ from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, Seg
 from durabill.producers.gateway.leases import Lease, outlives_opening
 from durabill.producers.gateway.lookup import InUse, Lookup, number_of
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
+from durabill.producers.gateway.served_clock import Came
 from durabill.producers.gateway.starts import (
     Start,
     checked,
@@ -88,21 +90,28 @@ class OrderDesk:
 
     async def start(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
-        caller = caller_of(request)
+        caller, came = caller_of(request), self._authority.clock.came()
         key = key_of(request)
         wanted = checked(caller, read_order(await read_body(request)), key)
         grant = await (self._grant(wanted) if key is None else self._grant_once(wanted))
-        return json_answer(grant, status=201)
+        return self._answer(grant, came, 201)
 
     async def renew(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/lease"""
         caller, number = caller_of(request), number_of(request)
-        now_ms = self._authority.clock.now_ms()
+        came = self._authority.clock.came()
+        now_ms = int(came.stamp_ms)
         token, lease = self._authority.leases.renew(
             request.headers.get(LEASE_HEADER), number, caller, now_ms
         )
         await self._open_again(caller, lease)
-        return json_answer(self._told(token, lease))
+        return self._answer(self._told(token, lease), came, 200)
+
+    def _answer(self, grant: OrderGrant, came: Came, status: int) -> web.Response:
+        """Return a grant with the time of this very answer: several may wait for one grant."""
+        received_ms, sent_ms, clock_id = self._authority.clock.stamps(came)
+        stamped = replace(grant, received_ms=received_ms, sent_ms=sent_ms, clock_id=clock_id)
+        return json_answer(stamped, status=status)
 
     async def _grant_once(self, wanted: Start) -> OrderGrant:
         """Return the grant that an Idempotency-Key has got, or gets now.

@@ -10,12 +10,21 @@ a client knows that nothing it has learned before holds any more. So it is after
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from durabill.producers.gateway.broker_clock import BrokerClock
 
 SLEW_PPM = 100
 STEP_MS = 500.0
 _ID_BYTES = 6
+
+
+class Came(NamedTuple):
+    """When a request came: by the server's time, on the scale of that name, and by our ticks."""
+
+    stamp_ms: float
+    clock_id: str
+    tick_ms: float
 
 
 class ServedClock:
@@ -52,6 +61,19 @@ class ServedClock:
             self._ahead_ms += max(-most_ms, min(wrong_ms, most_ms))
         self._moved_ms = tick_ms
         return round(tick_ms + self._ahead_ms, 3)
+
+    def came(self) -> Came:
+        """Return the time at which a request comes."""
+        stamp_ms = self.stamp_ms()
+        return Came(stamp_ms, self.clock_id, self._moved_ms)
+
+    def stamps(self, came: Came) -> tuple[float, float, str]:
+        """Return when a request came and when its answer goes, on one scale, and the scale's id."""
+        sent_ms = self.stamp_ms()
+        if self.clock_id == came.clock_id:
+            return came.stamp_ms, sent_ms, self.clock_id
+        # The scale has stepped meanwhile: the time between the two is what is known.
+        return round(sent_ms - (self._moved_ms - came.tick_ms), 3), sent_ms, self.clock_id
 
     def _tick_ms(self) -> float:
         return self._monotonic_ns() / 1_000_000

@@ -230,9 +230,8 @@ class Gateway:
     async def get_time(self, _: web.Request) -> web.Response:
         """GET /v1/time"""
         clock = self.authority.clock
-        received_ms = clock.stamp_ms()
-        sent_ms = clock.stamp_ms()
-        return json_answer(ServerTime(int(sent_ms), received_ms, sent_ms, clock.clock_id))
+        received_ms, sent_ms, clock_id = clock.stamps(clock.came())
+        return json_answer(ServerTime(int(sent_ms), received_ms, sent_ms, clock_id))
 
     async def get_health(self, _: web.Request) -> web.Response:
         """GET /healthz"""

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from durabill.producers.gateway.problems import ApiError, ItemError, refusal
 from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
 from durabill.schemas.limits import (
+    ARRIVES_UNTIL_MS,
     ATTRIBUTES_MAX,
     FUTURE_TOLERANCE_MS,
     LONG_MAX,
@@ -19,8 +20,8 @@ from durabill.schemas.order_state import OrderState
 from durabill.schemas.text import plain
 from durabill.schemas.units import refused_time, unit_hint
 
-ARRIVES_FROM_MS, ARRIVES_UNTIL_MS = 1_577_836_800_000, 4_102_444_800_000
-"""2020 and 2100: between them a record arrives, whatever is wrong with this machine's clock. The
+ARRIVES_FROM_MS = 1_577_836_800_000
+"""2020: between it and ARRIVES_UNTIL_MS a record arrives, whatever this machine's clock says. The
 rules about lateness and the future speak of the broker's append time. While the gateway hasn't
 learned of late what that is, it refuses beforehand only what can't count at any of these times
 (seconds and microseconds, say); all else goes to Kafka, whose acknowledgement judges it, and

@@ -39,6 +39,7 @@ from durabill.producers.sdk.uploads import (
     segment_fields,
 )
 from durabill.schemas import SegmentEvent
+from durabill.schemas.records import comes_later
 
 REQUEST_SEGMENTS_MAX = 1_000
 REQUEST_BYTES_MAX = 512 * 1024
@@ -225,6 +226,9 @@ class SegmentSender:
                 raise unexpected(self._base_url, path, answer, kind)
             refused = found
         by_index = {group.indices[at]: why for at, why in refused.items()}
+        ahead = [at for at, why in by_index.items() if comes_later(why.reason, segments[at].end_ms)]
+        for index in ahead:
+            result.failed[group.number] = OrderFailed(str(by_index.pop(index)))
         self._take(SendResult(accepted, by_index), notes, result)
 
 

@@ -16,6 +16,7 @@ from durabill.schemas.limits import (
     FUTURE_TOLERANCE_MS,
     LONG_MAX,
     ORDER_NUMBER_BYTES_MAX,
+    SEGMENT_LENGTH_MAX_MS,
 )
 from durabill.schemas.units import refused_time
 
@@ -101,12 +102,14 @@ class SegmentEvent:
         return None
 
 
-def comes_later(reason: str, end_ms: float) -> bool:
+def comes_later(reason: str, start_ms: float, end_ms: float) -> bool:
     """Tell whether a segment that doesn't count for `reason` will, once its end has come.
 
     So it is where the server's clock was set back after its client had asked for the time.
     """
-    return reason == Reason.IN_THE_FUTURE and end_ms <= ARRIVES_UNTIL_MS + FUTURE_TOLERANCE_MS
+    is_legal = end_ms - start_ms <= SEGMENT_LENGTH_MAX_MS
+    is_ever = end_ms <= ARRIVES_UNTIL_MS + FUTURE_TOLERANCE_MS
+    return reason == Reason.IN_THE_FUTURE and is_legal and is_ever
 
 
 def _number(value: int) -> str:

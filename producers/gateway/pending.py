@@ -154,7 +154,7 @@ class PendingUpload:
             refused = next((each for each in judged if not each.counts), None)
             if refused is not None:
                 reason, detail = refused.reason or "", refused.detail or ""
-                may_count = any(each.counts for each in judged) or comes_later(reason, row[2])
+                may_count = any(each.counts for each in judged) or comes_later(reason, *row[1:3])
                 self._say(index, row[0], reason, detail, is_final=not may_count, is_stored=True)
 
     def answer(self) -> UploadAnswer:
@@ -205,12 +205,14 @@ class PendingUpload:
     def _checked(self, index: int, row: Sequence[float]) -> SegmentEvent | None:
         """Return a row's segment by the rules of `schemas`, None after giving it its verdict."""
         number, start_ms, end_ms, is_end = row
+        rules = rules_under(self._lease, self._rules)
         asked = SegmentRequest(number, start_ms, end_ms, bool(is_end))
         try:
             segment = segment_of(self.number, index, asked)
-            rules_under(self._lease, self._rules).check(segment)
+            rules.check(segment)
         except (BadRecord, ApiError) as bad:
-            is_final = not comes_later(bad.reason, end_ms)
+            is_early = start_ms < rules.opened_ms
+            is_final = is_early or not comes_later(bad.reason, start_ms, end_ms)
             self._say(index, number_shown(number), bad.reason, bad.detail, is_final=is_final)
             return None
         return segment

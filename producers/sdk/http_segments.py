@@ -226,8 +226,7 @@ class SegmentSender:
                 raise unexpected(self._base_url, path, answer, kind)
             refused = found
         by_index = {group.indices[at]: why for at, why in refused.items()}
-        ahead = [at for at, why in by_index.items() if comes_later(why.reason, segments[at].end_ms)]
-        for index in ahead:
+        for index in [at for at, why in by_index.items() if _comes_later(why, segments[at])]:
             result.failed[group.number] = OrderFailed(str(by_index.pop(index)))
         self._take(SendResult(accepted, by_index), notes, result)
 
@@ -266,3 +265,7 @@ def is_about_all(answer: HttpAnswer) -> bool:
     """Tell whether an answer that isn't 200 is surely about more than single orders."""
     is_ours = answer.status == 403 and read_refusal(answer) is not None
     return answer.status < 400 or answer.status in {401, *BUSY_STATUS} or is_ours
+
+
+def _comes_later(why: UplinkRefused, segment: SegmentEvent) -> bool:
+    return comes_later(why.reason, segment.start_ms, segment.end_ms)

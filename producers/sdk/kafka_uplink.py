@@ -194,7 +194,7 @@ class KafkaUplink:
         after_ms = segment.end_ms - append_ms
         if after_ms > FUTURE_TOLERANCE_MS:
             why = WillNotCount(Reason.IN_THE_FUTURE, f"ends {after_ms} ms after it was stored")
-            if not comes_later(why.reason, segment.end_ms):
+            if not comes_later(why.reason, segment.start_ms, segment.end_ms):
                 return why
             # Each try is a dead letter, so the next one comes when it counts.
             wait_ms = after_ms - FUTURE_TOLERANCE_MS + _CLOCKS_APART_MS

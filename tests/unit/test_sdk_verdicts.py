@@ -64,7 +64,7 @@ def test_what_lies_ahead_waits_also_by_the_older_route(
             return HttpAnswer(404, "text/html", b"")
         return HttpAnswer(status, kind, json.dumps(bodies[status]).encode())
 
-    ahead = replace(SEGMENT, end_ms=end_ms)
+    ahead = replace(SEGMENT, start_ms=end_ms - 9, end_ms=end_ms)
     result = SegmentSender("http://gateway", post).send([ahead], NO_NOTES)
     assert (set(result.failed), len(result.refused)) == (({"SO1"}, 0) if waits else (set(), 1))
     assert (result.accepted, result.problem) == ([], None)

@@ -37,6 +37,7 @@ from durabill.producers.gateway.served_clock import Came
 from durabill.producers.gateway.starts import (
     Start,
     checked,
+    client_of,
     key_of,
     new_order_number,
     repeated_order_number,
@@ -99,11 +100,9 @@ class OrderDesk:
     async def renew(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/lease"""
         caller, number = caller_of(request), number_of(request)
-        came = self._authority.clock.came()
-        now_ms = int(came.stamp_ms)
-        token, lease = self._authority.leases.renew(
-            request.headers.get(LEASE_HEADER), number, caller, now_ms
-        )
+        came, shown = self._authority.clock.came(), request.headers.get(LEASE_HEADER)
+        renew = self._authority.leases.renew
+        token, lease = await self._in_time(lambda now_ms: renew(shown, number, caller, now_ms))
         await self._open_again(caller, lease)
         return self._answer(self._told(token, lease), came, 200)
 
@@ -151,6 +150,14 @@ class OrderDesk:
                 break  # else the clock has learned better by the very acknowledgement
         return grant
 
+    async def _in_time(self, give: Callable[[int], tuple[str, Lease]]) -> tuple[str, Lease]:
+        """Return a lease as of now; if it is to open its order again, by the broker's time."""
+        token, lease = give(self._authority.clock.now_ms())
+        if outlives_opening(lease):
+            await self._learn_time()
+            token, lease = give(self._authority.clock.now_ms())
+        return token, lease
+
     async def _learn_time(self) -> None:
         try:
             await self._publisher.learn_time()
@@ -170,14 +177,16 @@ class OrderDesk:
         is_anothers = self._opened_by.get(number, _starter(wanted)) != _starter(wanted)
         if opened is None or is_anothers or not _is_repeat(wanted, in_use):
             raise ApiError(409, "ORDER_IN_USE", f"order {plain(number)} is in use; choose another")
-        token, lease = self._authority.leases.mint(
-            number,
-            wanted.caller.tenant,
-            _client_of(wanted.caller),
-            now_ms=self._authority.clock.now_ms(),
-            interval_ms=self._report_interval_ms,
-            opened_ms=opened.server_timestamp_ms,
-            accept_until_ms=opened.accept_until_ms,
+        mint, who = self._authority.leases.mint, (wanted.caller.tenant, client_of(wanted.caller))
+        token, lease = await self._in_time(
+            lambda now_ms: mint(
+                number,
+                *who,
+                now_ms=now_ms,
+                interval_ms=self._report_interval_ms,
+                opened_ms=opened.server_timestamp_ms,
+                accept_until_ms=opened.accept_until_ms,
+            )
         )
         await self._open_again(wanted.caller, lease)
         return self._told(token, lease)
@@ -189,7 +198,7 @@ class OrderDesk:
         token, lease = authority.leases.mint(
             number,
             caller.tenant,
-            _client_of(caller),
+            client_of(caller),
             now_ms=now_ms,
             interval_ms=self._report_interval_ms,
         )
@@ -267,7 +276,7 @@ def _is_repeat(wanted: Start, in_use: InUse) -> bool:
     start is taken for a repeat only where it has a key, and nothing was reported yet.
     """
     opened = in_use.opened
-    whose = wanted.caller.tenant, _client_of(wanted.caller)
+    whose = wanted.caller.tenant, client_of(wanted.caller)
     if wanted.key is None or opened is None or (opened.tenant, opened.client) != whose:
         return False
     return wanted.number is None or not in_use.has_segments
@@ -288,11 +297,3 @@ def _told(error: Exception) -> Exception:
     if isinstance(error, BackendUnavailable):
         return try_later("KAFKA_UNAVAILABLE", str(error))
     return error
-
-
-def _client_of(caller: Caller) -> str:
-    """Return the client that an opening names: none where only an address is known of it.
-
-    An address changes, and a start that is repeated from another one is the same client's.
-    """
-    return caller.client if caller.is_known else ""

@@ -8,8 +8,9 @@ for like the drift of its own crystal. Where the two are further apart than half
 broker's clock was set, or this machine slept: then it steps, and has another `clock_id`, by which
 a client knows that nothing it has learned before holds any more. So it is after a restart.
 
-What was told before the first acknowledgement was this machine's own time. So 10 ms are enough for
-a step then: else the scale would be slow or fast for up to 83 minutes, and bills with it.
+What was told before the first acknowledgement was this machine's own time. So 10 ms more
+than the acknowledgement took are a step then: else the scale would be slow or fast for up to 83
+minutes, and bills with it.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class ServedClock:
         wrong_ms = self._broker.now_ms() - tick_ms - self._ahead_ms
         step_ms = STEP_MS
         if not self._is_learned and self._broker.is_known:
-            self._is_learned, step_ms = True, FIRST_STEP_MS
+            self._is_learned, step_ms = True, FIRST_STEP_MS + (self._broker.error_ms() or 0)
         if abs(wrong_ms) > step_ms:
             self._ahead_ms += wrong_ms
             self._steps += 1

@@ -248,6 +248,16 @@ def test_resume_never_counts_twice_where_the_server_is_behind(count_gap: bool) -
     assert spans(service.end(Reading(17, 17, 0))) == [(2, 5_000, 5_010, True)]
 
 
+@pytest.mark.parametrize("count_gap", [False, True])
+def test_a_server_that_was_set_back_meanwhile_is_within_the_bound(count_gap: bool) -> None:
+    """Two hours of service, of which one lies before what was reported already: it isn't billed."""
+    state = reported(at(7_200_000))
+    service = Session.resume(state, at(3_600_000), count_gap=count_gap)
+    billed_ms = sum(each.end_ms - each.start_ms for each in service.end(at(10_800_000)))
+    assert billed_ms == 3_600_000
+    assert 7_200_000 - billed_ms <= service.state.clock_bound_ms
+
+
 def test_an_ended_session_can_not_be_resumed() -> None:
     with pytest.raises(ValueError, match="has ended"):
         Session.resume(SessionState("SO1", 1_000, 3, SERVER_MS, ended=True), at(0))

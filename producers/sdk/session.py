@@ -152,9 +152,8 @@ class Session:
         and of now, and by how far two servers may be apart: `clock_bound_ms` says all of it.
 
         Where the server's time lies before what was reported already, the next segment starts at
-        what was reported, so nothing is counted twice, and `clock_bound_ms` says by how much too
-        little may be counted for it. Raises ValueError if the session has ended,
-        and for a gap of over a year that is to be counted: it would be thousands of segments.
+        what was reported: nothing is counted twice, and `clock_bound_ms` says what may be missing.
+        Raises ValueError if the session has ended, and for a gap of over a year that is to count.
         """
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
@@ -168,15 +167,14 @@ class Session:
         at_ms = session._time_ms(reading)
         gap_ms = at_ms - state.reported_until_ms
         if count_gap and gap_ms > GAP_MAX_MS:
-            said = f"the server's time is {gap_ms} ms after the last report, at most a year counts"
+            said = f"{gap_ms} ms since the last report, at most a year counts"
             raise ValueError(f"order {state.service_order_number!r}: {said}")
         if session._own_time and gap_ms < 0:
             session._ahead_ms, gap_ms = session._ahead_ms - gap_ms, 0
         unsure_ms = state.clock_bound_ms + (APART_US // 1_000 if count_gap else reading.bound_ms)
         unsure_ms += max(-gap_ms, 0)  # a time that was told then, or is now, was wrong by so much
         if not count_gap:
-            at_ms = max(at_ms, state.reported_until_ms)
-            state = replace(state, reported_until_ms=at_ms)
+            state = replace(state, reported_until_ms=max(at_ms, state.reported_until_ms))
         session._begin(
             replace(state, clock_bound_ms=unsure_ms + reading.bound_ms), reading, unsure_ms
         )

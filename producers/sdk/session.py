@@ -157,13 +157,10 @@ class Session:
         """
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
-        session = cls(
-            state.service_order_number,
-            reading.now_ms if server_timestamp_ms is None else server_timestamp_ms,
-            state.report_interval_ms,
-            reading,
-            own_time=server_timestamp_ms is not None,
-        )
+        own_time = server_timestamp_ms is not None
+        begun_ms = reading.now_ms if server_timestamp_ms is None else server_timestamp_ms
+        number, interval_ms = state.service_order_number, state.report_interval_ms
+        session = cls(number, begun_ms, interval_ms, reading, own_time=own_time)
         at_ms = session._time_ms(reading)
         gap_ms = at_ms - state.reported_until_ms
         if count_gap and gap_ms > GAP_MAX_MS:
@@ -175,9 +172,8 @@ class Session:
         unsure_ms += max(-gap_ms, 0)  # a time that was told then, or is now, was wrong by so much
         if not count_gap:
             state = replace(state, reported_until_ms=max(at_ms, state.reported_until_ms))
-        session._begin(
-            replace(state, clock_bound_ms=unsure_ms + reading.bound_ms), reading, unsure_ms
-        )
+        state = replace(state, clock_bound_ms=unsure_ms + reading.bound_ms)
+        session._begin(state, reading, unsure_ms)
         return session
 
     def _begin(self, state: SessionState, reading: Reading, unsure_ms: int) -> None:
@@ -216,7 +212,10 @@ class Session:
 
     def bound_ms(self, reading: Reading) -> int:
         """Return how far the time billed may be off if the session ended at `reading`."""
-        return self._unsure_ms + reading.doubt_ms + reading.unsettled_ms + reading.bound_ms
+        # What was cut by a worse estimate stands, though it may lie ahead by now.
+        ahead_ms = max(self._state.reported_until_ms - self._time_ms(reading), 0)
+        unsure_ms = self._unsure_ms + reading.doubt_ms + reading.unsettled_ms
+        return unsure_ms + reading.bound_ms + ahead_ms
 
     def report(self, reading: Reading) -> list[SegmentEvent]:
         """Return the segments that are due: whole intervals only, an empty list before `due_at`.

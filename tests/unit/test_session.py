@@ -53,6 +53,14 @@ def test_end_gives_the_rest_with_the_end_identifier() -> None:
     assert service.state.ended
 
 
+def test_an_end_that_a_better_estimate_leaves_ahead_is_within_the_bound() -> None:
+    """It was cut two seconds ahead while nobody knew better; right after that somebody does."""
+    service = session()
+    service.report(at(5_000, bound_ms=3_000))  # it is 3,000 in truth
+    service.end(Reading(5_001, SERVER_MS + 3_010, 20))
+    assert service.state.reported_until_ms - SERVER_MS - 3_010 <= service.state.clock_bound_ms
+
+
 def test_end_right_after_a_report_is_of_zero_length() -> None:
     service = session()
     service.report(at(1_000))
@@ -73,7 +81,7 @@ def test_first_segment_starts_at_the_servers_timestamp_though_the_estimate_is_be
     service = session(reading=at(-400, bound_ms=500))
     assert service.report(at(-100)) == []
     assert spans(service.end(at(-50, bound_ms=500))) == [(1, 0, 0, True)]
-    assert service.state.clock_bound_ms == 400 + 500 + 500
+    assert service.state.clock_bound_ms == 400 + 500 + 500 + 50  # which lie ahead at the end
 
 
 def test_what_happened_to_the_clock_while_the_server_was_asked_is_in_doubt() -> None:

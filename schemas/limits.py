@@ -16,6 +16,9 @@ APPLICATION_ID_BYTES_MAX = 100
 FUTURE_TOLERANCE_MS = 60_000
 """How far a segment's end may lie after its arrival; also what forgetting waits for on top."""
 
+ARRIVES_UNTIL_MS = 4_102_444_800_000
+"""2100: until then a record may arrive. What ends later, and the tolerance after, never counts."""
+
 SEGMENT_LENGTH_MAX_MS = 86_400_000
 """Of one segment's time sequence."""
 

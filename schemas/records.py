@@ -11,7 +11,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from durabill.schemas.errors import BadRecord, BadTotal, Reason
-from durabill.schemas.limits import LONG_MAX, ORDER_NUMBER_BYTES_MAX
+from durabill.schemas.limits import (
+    ARRIVES_UNTIL_MS,
+    FUTURE_TOLERANCE_MS,
+    LONG_MAX,
+    ORDER_NUMBER_BYTES_MAX,
+    SEGMENT_LENGTH_MAX_MS,
+)
 from durabill.schemas.units import refused_time
 
 
@@ -94,6 +100,16 @@ class SegmentEvent:
         if self.start_ms == self.end_ms and not self.end_identifier:
             return "is empty without the end identifier"
         return None
+
+
+def comes_later(reason: str, start_ms: float, end_ms: float) -> bool:
+    """Tell whether a segment that doesn't count for `reason` will, once its end has come.
+
+    So it is where the server's clock was set back after its client had asked for the time.
+    """
+    is_legal = end_ms - start_ms <= SEGMENT_LENGTH_MAX_MS
+    is_ever = end_ms <= ARRIVES_UNTIL_MS + FUTURE_TOLERANCE_MS
+    return reason == Reason.IN_THE_FUTURE and is_legal and is_ever
 
 
 def _number(value: int) -> str:

@@ -101,7 +101,7 @@ class Player:
             return self._start(exchange, read_start(body).service_order_number)
         if known is not None and known[1] == "lease":
             exchange.kind = Kind.LEASE
-            return self._renew(known[0], headers.get("lease"))
+            return self._renew(exchange, known[0], headers.get("lease"))
         check_head(headers)
         request = (
             read_uploads(body)
@@ -161,12 +161,12 @@ class Player:
             now_ms = int(self._clock.now_ms())
             opened = Opened(order, now_ms, exchange.came_s, key, f"lease-of-{order}-1")
             self._log.orders[order] = opened
-        answer = of_json(self._grant(opened), 201)
+        answer = of_json(self._grant(opened, exchange), 201)
         if fault == "start_lost":
             return Answer(answer.status, answer.body, cut=Cut.BEFORE)
         return answer
 
-    def _grant(self, opened: Opened) -> dict[str, object]:
+    def _grant(self, opened: Opened, exchange: Exchange) -> dict[str, object]:
         until_ms = opened.server_timestamp_ms + LEASE_MS
         return {
             "service_order_number": opened.order,
@@ -176,9 +176,10 @@ class Player:
             "correction_window_ms": LEASE_MS,
             "lease": opened.lease,
             "lease_expires_ms": until_ms,
+            **self._clock.stamps(exchange),
         }
 
-    def _renew(self, order: str, shown: str | None) -> Answer:
+    def _renew(self, exchange: Exchange, order: str, shown: str | None) -> Answer:
         opened = self._log.orders.get(order)
         if opened is None:
             return problem(404, "UNKNOWN_ORDER", "there is no such order")
@@ -187,4 +188,4 @@ class Player:
         opened.leases_given += 1
         opened.lease = f"lease-of-{order}-{opened.leases_given}"
         opened.is_lease_over = False
-        return of_json(self._grant(opened))
+        return of_json(self._grant(opened, exchange))

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from durabill.producers.gateway.problems import ApiError, ItemError, refusal
 from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
 from durabill.schemas.limits import (
+    ARRIVES_UNTIL_MS,
     ATTRIBUTES_MAX,
     FUTURE_TOLERANCE_MS,
     LONG_MAX,
@@ -19,8 +20,8 @@ from durabill.schemas.order_state import OrderState
 from durabill.schemas.text import plain
 from durabill.schemas.units import refused_time, unit_hint
 
-ARRIVES_FROM_MS, ARRIVES_UNTIL_MS = 1_577_836_800_000, 4_102_444_800_000
-"""2020 and 2100: between them a record arrives, whatever is wrong with this machine's clock. The
+ARRIVES_FROM_MS = 1_577_836_800_000
+"""2020: between it and ARRIVES_UNTIL_MS a record arrives, whatever this machine's clock says. The
 rules about lateness and the future speak of the broker's append time. While the gateway hasn't
 learned of late what that is, it refuses beforehand only what can't count at any of these times
 (seconds and microseconds, say); all else goes to Kafka, whose acknowledgement judges it, and
@@ -78,7 +79,10 @@ class OrderRequest(Struct, forbid_unknown_fields=True):
 
 
 class OrderGrant(Struct):
-    """The server's go: the service begins at this server timestamp. Kafka has the opening."""
+    """The server's go: the service begins at this server timestamp. Kafka has the opening.
+
+    A start that is repeated gets the timestamp of the first one; the stamps are of this answer.
+    """
 
     service_order_number: str
     server_timestamp_ms: Annotated[int, Meta(description="ms since the epoch")]
@@ -92,6 +96,9 @@ class OrderGrant(Struct):
     ]
     lease: Annotated[str, Meta(description="show it with each upload")]
     lease_expires_ms: Annotated[int, Meta(description="renew it before")]
+    received_ms: Annotated[float, _told(_RECEIVED)] = 0.0
+    sent_ms: Annotated[float, _told(_SENT)] = 0.0
+    clock_id: Annotated[str, _told(_CLOCK_ID)] = ""
 
 
 class SegmentRequest(Struct, forbid_unknown_fields=True):

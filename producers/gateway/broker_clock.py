@@ -35,6 +35,11 @@ class BrokerClock:
         self._learned_ms = 0
         self._heard_ms = 0
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything has been learned yet."""
+        return self._bounds_ms is not None
+
     def tick_ms(self) -> int:
         """Return the monotonic clock; `learn` takes two of these."""
         return self._monotonic_ns() // 1_000_000

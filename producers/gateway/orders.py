@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from durabill.producers.gateway.api import OrderGrant, read_order
 from durabill.producers.gateway.authority import Authority
@@ -32,9 +33,11 @@ from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, Seg
 from durabill.producers.gateway.leases import Lease, outlives_opening
 from durabill.producers.gateway.lookup import InUse, Lookup, number_of
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
+from durabill.producers.gateway.served_clock import Came
 from durabill.producers.gateway.starts import (
     Start,
     checked,
+    client_of,
     key_of,
     new_order_number,
     repeated_order_number,
@@ -88,21 +91,26 @@ class OrderDesk:
 
     async def start(self, request: web.Request) -> web.Response:
         """POST /v1/orders"""
-        caller = caller_of(request)
+        caller, came = caller_of(request), self._authority.clock.came()
         key = key_of(request)
         wanted = checked(caller, read_order(await read_body(request)), key)
         grant = await (self._grant(wanted) if key is None else self._grant_once(wanted))
-        return json_answer(grant, status=201)
+        return self._answer(grant, came, 201)
 
     async def renew(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/lease"""
         caller, number = caller_of(request), number_of(request)
-        now_ms = self._authority.clock.now_ms()
-        token, lease = self._authority.leases.renew(
-            request.headers.get(LEASE_HEADER), number, caller, now_ms
-        )
+        came, shown = self._authority.clock.came(), request.headers.get(LEASE_HEADER)
+        renew = self._authority.leases.renew
+        token, lease = await self._in_time(lambda now_ms: renew(shown, number, caller, now_ms))
         await self._open_again(caller, lease)
-        return json_answer(self._told(token, lease))
+        return self._answer(self._told(token, lease), came, 200)
+
+    def _answer(self, grant: OrderGrant, came: Came, status: int) -> web.Response:
+        """Return a grant with the time of this very answer: several may wait for one grant."""
+        received_ms, sent_ms, clock_id = self._authority.clock.stamps(came)
+        stamped = replace(grant, received_ms=received_ms, sent_ms=sent_ms, clock_id=clock_id)
+        return json_answer(stamped, status=status)
 
     async def _grant_once(self, wanted: Start) -> OrderGrant:
         """Return the grant that an Idempotency-Key has got, or gets now.
@@ -142,6 +150,14 @@ class OrderDesk:
                 break  # else the clock has learned better by the very acknowledgement
         return grant
 
+    async def _in_time(self, give: Callable[[int], tuple[str, Lease]]) -> tuple[str, Lease]:
+        """Return a lease as of now; if it is to open its order again, by the broker's time."""
+        token, lease = give(self._authority.clock.now_ms())
+        if outlives_opening(lease):
+            await self._learn_time()
+            token, lease = give(self._authority.clock.now_ms())
+        return token, lease
+
     async def _learn_time(self) -> None:
         try:
             await self._publisher.learn_time()
@@ -161,14 +177,16 @@ class OrderDesk:
         is_anothers = self._opened_by.get(number, _starter(wanted)) != _starter(wanted)
         if opened is None or is_anothers or not _is_repeat(wanted, in_use):
             raise ApiError(409, "ORDER_IN_USE", f"order {plain(number)} is in use; choose another")
-        token, lease = self._authority.leases.mint(
-            number,
-            wanted.caller.tenant,
-            _client_of(wanted.caller),
-            now_ms=self._authority.clock.now_ms(),
-            interval_ms=self._report_interval_ms,
-            opened_ms=opened.server_timestamp_ms,
-            accept_until_ms=opened.accept_until_ms,
+        mint, who = self._authority.leases.mint, (wanted.caller.tenant, client_of(wanted.caller))
+        token, lease = await self._in_time(
+            lambda now_ms: mint(
+                number,
+                *who,
+                now_ms=now_ms,
+                interval_ms=self._report_interval_ms,
+                opened_ms=opened.server_timestamp_ms,
+                accept_until_ms=opened.accept_until_ms,
+            )
         )
         await self._open_again(wanted.caller, lease)
         return self._told(token, lease)
@@ -180,7 +198,7 @@ class OrderDesk:
         token, lease = authority.leases.mint(
             number,
             caller.tenant,
-            _client_of(caller),
+            client_of(caller),
             now_ms=now_ms,
             interval_ms=self._report_interval_ms,
         )
@@ -258,7 +276,7 @@ def _is_repeat(wanted: Start, in_use: InUse) -> bool:
     start is taken for a repeat only where it has a key, and nothing was reported yet.
     """
     opened = in_use.opened
-    whose = wanted.caller.tenant, _client_of(wanted.caller)
+    whose = wanted.caller.tenant, client_of(wanted.caller)
     if wanted.key is None or opened is None or (opened.tenant, opened.client) != whose:
         return False
     return wanted.number is None or not in_use.has_segments
@@ -279,11 +297,3 @@ def _told(error: Exception) -> Exception:
     if isinstance(error, BackendUnavailable):
         return try_later("KAFKA_UNAVAILABLE", str(error))
     return error
-
-
-def _client_of(caller: Caller) -> str:
-    """Return the client that an opening names: none where only an address is known of it.
-
-    An address changes, and a start that is repeated from another one is the same client's.
-    """
-    return caller.client if caller.is_known else ""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import cast
 
 from durabill.producers.gateway.api import (
-    ARRIVES_UNTIL_MS,
     DETAIL_CHARS_MAX,
     Bounds,
     SegmentRequest,
@@ -28,13 +27,13 @@ from durabill.producers.gateway.upload_shapes import (
     UploadAnswer,
     number_shown,
 )
-from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
+from durabill.schemas import BadRecord, SegmentEvent, check_order_number
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX
+from durabill.schemas.records import comes_later
 from durabill.schemas.text import plain
 from durabill.schemas.upload_receipt import ReceiptUpload, digest_of, ranges_of
 
 _NO_BYTES = Encoded([], b"", [], 0, 0, False, True)
-_NEVER_MS = ARRIVES_UNTIL_MS + FUTURE_TOLERANCE_MS
 _NO_ROWS: Sequence[Row] = ()
 
 
@@ -156,8 +155,8 @@ class PendingUpload:
             refused = next((each for each in judged if not each.counts), None)
             if refused is not None:
                 reason, detail = refused.reason or "", refused.detail or ""
-                is_final = not any(each.counts for each in judged)
-                self._say(index, row[0], reason, detail, is_final=is_final, is_stored=True)
+                may_count = any(each.counts for each in judged) or comes_later(reason, *row[1:3])
+                self._say(index, row[0], reason, detail, is_final=not may_count, is_stored=True)
 
     def answer(self) -> UploadAnswer:
         """Return what became of it."""
@@ -207,13 +206,14 @@ class PendingUpload:
     def _checked(self, index: int, row: Sequence[float]) -> SegmentEvent | None:
         """Return a row's segment by the rules of `schemas`, None after giving it its verdict."""
         number, start_ms, end_ms, is_end = row
+        rules = rules_under(self._lease, self._rules)
         asked = SegmentRequest(number, start_ms, end_ms, bool(is_end))
         try:
             segment = segment_of(self.number, index, asked)
-            rules_under(self._lease, self._rules).check(segment)
+            rules.check(segment)
         except (BadRecord, ApiError) as bad:
-            # What lies ahead counts once it has come, unless that is never.
-            is_final = bad.reason != Reason.IN_THE_FUTURE or end_ms > _NEVER_MS
+            is_early = start_ms < rules.opened_ms
+            is_final = is_early or not comes_later(bad.reason, start_ms, end_ms)
             self._say(index, number_shown(number), bad.reason, bad.detail, is_final=is_final)
             return None
         return segment

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("durabill.access")  # by this name it is not damped
 access_log.addFilter(NoSecrets())
 
+_HEAR_S = 1.0  # so long a client waits for its time while the broker hasn't been heard
+_HEAR_AGAIN_S = 10.0
 _COLLECT_AFTER = 20_000
 """So many more containers than before make Python look for cycles."""
 
@@ -137,6 +139,8 @@ class Gateway:
         self._openapi = msgspec.json.encode(openapi())
         self._docs = docs_page().encode()
         self._clock = BrokerClock(config.clock, config.monotonic)
+        self._hearing: asyncio.Task[None] | None = None
+        self._heard_s = 0.0
         self.authority = Authority(
             config.authority,
             config.quotas,
@@ -202,6 +206,8 @@ class Gateway:
             delivery_timeout_ms=config.delivery_timeout_ms,
         )
         yield
+        if self._hearing is not None:
+            self._hearing.cancel()
         await self.publisher.close(config.shutdown_timeout_s)
         await workers.close()
         await ledger.close()
@@ -228,11 +234,36 @@ class Gateway:
         return json_answer(await self.lookup.order(request))
 
     async def get_time(self, _: web.Request) -> web.Response:
-        """GET /v1/time"""
+        """GET /v1/time: the broker is asked first where it has never been heard."""
         clock = self.authority.clock
-        received_ms = clock.stamp_ms()
-        sent_ms = clock.stamp_ms()
-        return json_answer(ServerTime(int(sent_ms), received_ms, sent_ms, clock.clock_id))
+        came = clock.came()
+        if not self._clock.is_known:
+            await self._hear_broker()
+        received_ms, sent_ms, clock_id = clock.stamps(came)
+        return json_answer(ServerTime(int(sent_ms), received_ms, sent_ms, clock_id))
+
+    async def _hear_broker(self) -> None:
+        """Learn the broker's time, within a second; where Kafka is away, the machine's has to do.
+
+        Else a gateway that was just started would tell a wrong clock's time, and gaps that a client
+        counts by it (`resume`) would be billed.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if self._hearing is None or (
+            self._hearing.done() and now_s >= self._heard_s + _HEAR_AGAIN_S
+        ):
+            self._heard_s = now_s
+            self._hearing = asyncio.ensure_future(self._learn_time())
+            self._hearing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        left_s = self._heard_s + _HEAR_S - now_s
+        if left_s > 0:
+            await asyncio.wait({self._hearing}, timeout=left_s)
+
+    async def _learn_time(self) -> None:
+        if (
+            await self.publisher.not_ready() is None
+        ):  # else a mark would wait for a Kafka that is away
+            await self.publisher.learn_time()
 
     async def get_health(self, _: web.Request) -> web.Response:
         """GET /healthz"""

@@ -32,13 +32,21 @@ def new_order_number(now_ms: int, entropy: Callable[[int], bytes]) -> str:
     return _crockford(now_ms << 80 | int.from_bytes(entropy(10), "big"))
 
 
+def client_of(caller: Caller) -> str:
+    """Return the client that an opening names: none where only an address is known of it.
+
+    An address changes, and a start that is repeated from another one is the same client's.
+    """
+    return caller.client if caller.is_known else ""
+
+
 def repeated_order_number(secret: bytes, caller: Caller, key: str) -> str:
     """Return the number that an Idempotency-Key of a caller always has: 128 bits of an HMAC.
 
     So all gateways with the same secret agree, and none has to remember it. Another tenant's key,
     and that of another client where clients say who they are, gives another number.
     """
-    who = f"{caller.tenant}\0{caller.client if caller.is_known else ''}\0{key}"
+    who = f"{caller.tenant}\0{client_of(caller)}\0{key}"
     digest = hmac.digest(secret, who.encode(), "sha256")
     return _crockford(int.from_bytes(digest[:16], "big"))
 
@@ -67,7 +75,7 @@ class Start(NamedTuple):
     def kept_as(self) -> tuple[str, str, str | None]:
         """Return whose key it is."""
         caller = self.caller
-        return caller.tenant, caller.client if caller.is_known else "", self.key
+        return caller.tenant, client_of(caller), self.key
 
 
 def key_of(request: web.Request) -> str | None:

@@ -16,7 +16,7 @@ The older route takes one order's segments, all or nothing: one wrong segment re
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from aiohttp import web
 
@@ -46,6 +46,7 @@ from durabill.producers.gateway.orders import LEASE_HEADER
 from durabill.producers.gateway.pending import PendingUpload
 from durabill.producers.gateway.problems import try_later
 from durabill.producers.gateway.rows import Row
+from durabill.producers.gateway.served_clock import Came
 from durabill.producers.gateway.upload_shapes import UploadsAnswer, read_uploads
 from durabill.schemas import SEGMENT_HEADER, SegmentEvent, encode_segment
 from durabill.schemas.upload_receipt import upload_of
@@ -55,14 +56,6 @@ log = logging.getLogger(__name__)
 CLOCK_WANDER_MS = 1_000
 """How far broker's clocks may differ among each other, or wander until the next acknowledgement."""
 CLOCK_OFFSET_TOLD_MS = 2_000
-
-
-class Came(NamedTuple):
-    """When a request came: by the server's time, on the scale of that name, and by our ticks."""
-
-    stamp_ms: float
-    clock_id: str
-    tick_ms: int
 
 
 class UploadDesk:
@@ -97,8 +90,7 @@ class UploadDesk:
 
     def now(self) -> Came:
         """Return the time at which a request comes."""
-        clock = self._authority.clock
-        return Came(clock.stamp_ms(), clock.clock_id, self._clock.tick_ms())
+        return self._authority.clock.came()
 
     async def take(self, caller: Caller, body: bytes | bytearray, came: Came) -> UploadsAnswer:
         """Take segments of many orders; return what became of each upload. Raises ApiError."""
@@ -119,18 +111,8 @@ class UploadDesk:
         await self._deliver(caller, pending)
         stored = [said for each in pending if (said := each.receipt()) is not None]
         receipt = await authority.receipts.sign(caller, stored) if stored else None
-        return UploadsAnswer(
-            *self._stamps(came), uploads=[each.answer() for each in pending], receipt=receipt
-        )
-
-    def _stamps(self, came: Came) -> tuple[float, float, str]:
-        """Return when a request came and when its answer goes, on one scale, and the scale's id."""
-        clock = self._authority.clock
-        sent_ms = clock.stamp_ms()
-        if clock.clock_id == came.clock_id:
-            return came.stamp_ms, sent_ms, clock.clock_id
-        # The scale has stepped meanwhile: the time between the two is what is known.
-        return sent_ms - (self._clock.tick_ms() - came.tick_ms), sent_ms, clock.clock_id
+        answers = [each.answer() for each in pending]
+        return UploadsAnswer(*authority.clock.stamps(came), uploads=answers, receipt=receipt)
 
     def _encode(self, pending: Sequence[PendingUpload], *, is_odd: bool) -> None:
         """Have the good segments of all uploads encoded, and what is wrong with the others said."""
@@ -202,7 +184,7 @@ class UploadDesk:
         places = stored[0].offset, stored[-1].offset
         said = upload_of(number, stored[0].partition, places, numbers, values)
         answer.receipt = await authority.receipts.sign(caller, [said])
-        answer.received_ms, answer.sent_ms, answer.clock_id = self._stamps(came)
+        answer.received_ms, answer.sent_ms, answer.clock_id = authority.clock.stamps(came)
         return json_answer(answer)
 
     def _checked(

@@ -182,7 +182,7 @@ class Client:
         self._check_running()
         if service_order_number is not None:
             check_order_number(service_order_number)
-        asked = None
+        asked, own_time = None, grant is not None
         if grant is None:
             asked, grant = self._granted(service_order_number, time.monotonic() + timeout_s)
         reading = self._time.read()
@@ -190,7 +190,6 @@ class Client:
         if self._spool.session(number) is not None:
             raise ValueError(f"order {number!r} is in use here already, resume it")
         start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
-        own_time = asked is None
         session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
         terms = with_renewal(grant.terms, start_ms)
         self._spool.append_all([Entry([], session.state, terms)], durable=False)
@@ -335,8 +334,11 @@ class Client:
     ) -> None:
         self.close()
 
-    def _granted(self, service_order_number: str | None, until_s: float) -> tuple[Reading, Grant]:
-        if not self._time.is_known or self._time.read().unsettled_ms:  # who knows how late it is
+    def _granted(
+        self, service_order_number: str | None, until_s: float
+    ) -> tuple[Reading | None, Grant]:
+        """Return the server's grant, and the time before it was asked, where that was known."""
+        if self._time.is_known and self._time.read().unsettled_ms:  # who knows how late it is
             self._ask_time(until_s)
         uplink, key = self._uplink, uuid.uuid4().hex
 
@@ -349,7 +351,11 @@ class Client:
             self._time.learn(asked_us, grant.stamps)
             return grant
 
-        return self._time.read(), self._patiently(ask, until_s)
+        asked = self._time.read() if self._time.is_known else None
+        grant = self._patiently(ask, until_s)
+        if not self._time.is_known:  # an older gateway, whose grant hasn't the answer's own time
+            self._ask_time(until_s)
+        return asked, grant
 
     def _ask_time(self, until_s: float) -> None:
         def ask(left_s: float) -> None:

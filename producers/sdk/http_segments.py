@@ -39,6 +39,7 @@ from durabill.producers.sdk.uploads import (
     segment_fields,
 )
 from durabill.schemas import SegmentEvent
+from durabill.schemas.records import comes_later
 
 REQUEST_SEGMENTS_MAX = 1_000
 REQUEST_BYTES_MAX = 512 * 1024
@@ -225,6 +226,8 @@ class SegmentSender:
                 raise unexpected(self._base_url, path, answer, kind)
             refused = found
         by_index = {group.indices[at]: why for at, why in refused.items()}
+        for index in [at for at, why in by_index.items() if _comes_later(why, segments[at])]:
+            result.failed[group.number] = OrderFailed(str(by_index.pop(index)))
         self._take(SendResult(accepted, by_index), notes, result)
 
 
@@ -262,3 +265,7 @@ def is_about_all(answer: HttpAnswer) -> bool:
     """Tell whether an answer that isn't 200 is surely about more than single orders."""
     is_ours = answer.status == 403 and read_refusal(answer) is not None
     return answer.status < 400 or answer.status in {401, *BUSY_STATUS} or is_ours
+
+
+def _comes_later(why: UplinkRefused, segment: SegmentEvent) -> bool:
+    return comes_later(why.reason, segment.start_ms, segment.end_ms)

@@ -18,6 +18,7 @@ from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
 from durabill.producers.sdk.uplink import (
     NO_NOTES,
     Grant,
+    OrderFailed,
     SendNotes,
     SendResult,
     StartingOnce,
@@ -35,12 +36,14 @@ from durabill.schemas import (
     encode_segment,
 )
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
+from durabill.schemas.records import comes_later
 
 KafkaConfig = Mapping[str, str]
 """librdkafka client configuration: `bootstrap.servers` and, where needed, security settings."""
 
 BROKERS_CLOCK_ID = "kafka"
 """The clock of the append times, whichever broker they are of."""
+_CLOCKS_APART_MS = 1_000
 
 _REFUSED_BY_BROKER = (  # only these speak of the record itself; the rest is worth a retry
     KafkaError.MSG_SIZE_TOO_LARGE,
@@ -80,11 +83,11 @@ class KafkaUplink:
 
     Kafka can't say go: `orders` is the uplink (an HttpUplink, usually) that is asked for
     orders and for the time. Without one, `Client.start` and `resume` need explicit
-    values. The broker's append times tell which segments will not count: IN_THE_FUTURE, and
-    TOO_LATE where the stream processor's correction window is given. `framing` is what values
-    begin with: by default the contract's header; where the deployment reads a registry's framing,
-    `schemas.registry_framing` of the id that `billing.SegmentEvent` has there. Raises
-    KafkaException for a wrong configuration.
+    values. The broker's append times tell which segments will not count: TOO_LATE, where the
+    stream processor's correction window is given, and IN_THE_FUTURE, which are sent again when they
+    will. `framing` is what values begin with: by default the contract's header; where the
+    deployment reads a registry's framing, `schemas.registry_framing` of the id that
+    `billing.SegmentEvent` has there. Raises KafkaException for a wrong configuration.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class KafkaUplink:
 
     def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         """Produce all segments and wait for every delivery report."""
-        result = SendResult()
+        result, ahead = SendResult(), dict[str, OrderFailed]()
         fatal = False
         numbers = [segment.service_order_number for segment in segments]
 
@@ -138,8 +141,10 @@ class KafkaUplink:
                     in_vain = self._in_vain(segments[index], message)
                     if in_vain is None:
                         result.accepted.append(index)
-                    else:
+                    elif isinstance(in_vain, WillNotCount):
                         result.refused[index] = in_vain
+                    else:
+                        ahead[numbers[index]] = in_vain
                 elif error.code() in _REFUSED_BY_BROKER:
                     result.refused[index] = UplinkRefused(error.name(), error.str())
                 else:
@@ -164,6 +169,7 @@ class KafkaUplink:
         self._wait(lambda: fatal)
         if result.failed and not result.accepted:
             result.problem = next(iter(result.failed.values()))
+        result.failed |= ahead
         if fatal:  # librdkafka's word for "this producer will never send again"
             self._producer = Producer(self._config)
         return result
@@ -180,13 +186,19 @@ class KafkaUplink:
         while len(self._producer) > 0 and not is_over() and time.monotonic() < until_s:
             self._producer.flush(0.5)
 
-    def _in_vain(self, segment: SegmentEvent, stored: Message) -> WillNotCount | None:
+    def _in_vain(self, segment: SegmentEvent, stored: Message) -> WillNotCount | OrderFailed | None:
+        """Return why a stored segment doesn't count; OrderFailed where it is to come again."""
         kind, append_ms = stored.timestamp()
         if kind != TIMESTAMP_LOG_APPEND_TIME:
             return None
         after_ms = segment.end_ms - append_ms
         if after_ms > FUTURE_TOLERANCE_MS:
-            return WillNotCount(Reason.IN_THE_FUTURE, f"ends {after_ms} ms after it was stored")
+            why = WillNotCount(Reason.IN_THE_FUTURE, f"ends {after_ms} ms after it was stored")
+            if not comes_later(why.reason, segment.start_ms, segment.end_ms):
+                return why
+            # Each try is a dead letter, so the next one comes when it counts.
+            wait_ms = after_ms - FUTURE_TOLERANCE_MS + _CLOCKS_APART_MS
+            return OrderFailed(f"order {segment.service_order_number!r}: {why}", wait_ms / 1000)
         window_ms = self._correction_window_ms
         if window_ms is not None and -after_ms > window_ms:
             return WillNotCount(Reason.TOO_LATE, f"ended {-after_ms} ms before it was stored")

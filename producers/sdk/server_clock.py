@@ -37,6 +37,7 @@ _UNHEARD_SAMPLES_MAX = 16
 _UNHEARD_MAX_US = 120_000_000
 _NOISE_HALVES_US = 3_600_000_000
 _AHEAD_MAX_US = (FUTURE_TOLERANCE_MS - 10_000) * 1_000
+_COMPARED_US = 3_000_000  # of drift: a source that was heard so long ago is not comparable
 _ROUNDED_US = 2  # what our own integers may be off by
 
 
@@ -252,8 +253,12 @@ class ServerClock:
                 continue
             pair = frozenset((clock_id, other_id))
             near_us = max(self._gap_us(heard, other, local_us), 0)
-            far_us = min(self._far_us(heard, other, local_us), self._apart_us)
-            known_us = self._links_us.get(pair, far_us)
+            far_us = self._far_us(heard, other, local_us)
+            known_us = self._links_us.get(pair)
+            if known_us is None:
+                known_us = far_us
+                if self._grown_us(local_us) - self._grown_us(other.heard_us) > _COMPARED_US:
+                    known_us = min(far_us, self._apart_us)  # an assumption, by now
             self.doubt_us += max(near_us - known_us, 0)  # they move away from each other
             self._links_us[pair] = max(min(known_us, far_us), near_us)
 

@@ -152,32 +152,28 @@ class Session:
         and of now, and by how far two servers may be apart: `clock_bound_ms` says all of it.
 
         Where the server's time lies before what was reported already, the next segment starts at
-        what was reported, so nothing is counted twice. Raises ValueError if the session has ended,
-        and for a gap of over a year that is to be counted: it would be thousands of segments.
+        what was reported: nothing is counted twice, and `clock_bound_ms` says what may be missing.
+        Raises ValueError if the session has ended, and for a gap of over a year that is to count.
         """
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
-        session = cls(
-            state.service_order_number,
-            reading.now_ms if server_timestamp_ms is None else server_timestamp_ms,
-            state.report_interval_ms,
-            reading,
-            own_time=server_timestamp_ms is not None,
-        )
+        own_time = server_timestamp_ms is not None
+        begun_ms = reading.now_ms if server_timestamp_ms is None else server_timestamp_ms
+        number, interval_ms = state.service_order_number, state.report_interval_ms
+        session = cls(number, begun_ms, interval_ms, reading, own_time=own_time)
         at_ms = session._time_ms(reading)
         gap_ms = at_ms - state.reported_until_ms
         if count_gap and gap_ms > GAP_MAX_MS:
-            said = f"the server's time is {gap_ms} ms after the last report, at most a year counts"
+            said = f"{gap_ms} ms since the last report, at most a year counts"
             raise ValueError(f"order {state.service_order_number!r}: {said}")
         if session._own_time and gap_ms < 0:
-            session._ahead_ms -= gap_ms
+            session._ahead_ms, gap_ms = session._ahead_ms - gap_ms, 0
         unsure_ms = state.clock_bound_ms + (APART_US // 1_000 if count_gap else reading.bound_ms)
+        unsure_ms += max(-gap_ms, 0)  # a time that was told then, or is now, was wrong by so much
         if not count_gap:
-            at_ms = max(at_ms, state.reported_until_ms)
-            state = replace(state, reported_until_ms=at_ms)
-        session._begin(
-            replace(state, clock_bound_ms=unsure_ms + reading.bound_ms), reading, unsure_ms
-        )
+            state = replace(state, reported_until_ms=max(at_ms, state.reported_until_ms))
+        state = replace(state, clock_bound_ms=unsure_ms + reading.bound_ms)
+        session._begin(state, reading, unsure_ms)
         return session
 
     def _begin(self, state: SessionState, reading: Reading, unsure_ms: int) -> None:
@@ -216,7 +212,10 @@ class Session:
 
     def bound_ms(self, reading: Reading) -> int:
         """Return how far the time billed may be off if the session ended at `reading`."""
-        return self._unsure_ms + reading.doubt_ms + reading.unsettled_ms + reading.bound_ms
+        # What was cut by a worse estimate stands, though it may lie ahead by now.
+        ahead_ms = max(self._state.reported_until_ms - self._time_ms(reading), 0)
+        unsure_ms = self._unsure_ms + reading.doubt_ms + reading.unsettled_ms
+        return unsure_ms + reading.bound_ms + ahead_ms
 
     def report(self, reading: Reading) -> list[SegmentEvent]:
         """Return the segments that are due: whole intervals only, an empty list before `due_at`.

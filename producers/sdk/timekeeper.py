@@ -163,6 +163,7 @@ class Timekeeper:
         raw_us, slept_us = self._meter.look()
         if raw_us < self._raw_us:
             self._notices.append(ClockSetBack((self._raw_us - raw_us) // 1_000))
+            self._clock.loosen(SLEPT_ERROR_US)  # nobody knows how long ago the last look was
         else:
             self._latest_us += raw_us - self._raw_us
         self._raw_us = raw_us

@@ -43,11 +43,15 @@ def make_api_keys(path: Path, *whose: str) -> Keys:
     return Keys(path, shown)
 
 
+STAMPS = {"received_ms", "sent_ms", "clock_id"}
+"""What is of one answer alone, and not of the order."""
+
+
 def start(url: str, headers: dict[str, str] | None = None, **body: object) -> dict[str, Any]:
-    """An order that was opened."""
+    """An order that was opened, without the answer's stamps."""
     status, grant, _ = call(url, "POST", "/v1/orders", body or None, headers)
     assert status == 201, grant
-    return dict(grant)
+    return {name: value for name, value in grant.items() if name not in STAMPS}
 
 
 def segment(

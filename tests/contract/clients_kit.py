@@ -103,14 +103,8 @@ def java_client() -> list[str]:
     path = os.pathsep.join(map(str, jars))
 
     def make(folder: Path) -> None:
-<<<<<<< HEAD
-        run(
-            [javac, "-Xlint:all,-path", "-Werror", "-cp", path, "Client.java", "Kafka.java"], folder
-        )
-=======
         files = "Client.java", "Kafka.java"
         run([javac, "-Xlint:all,-path", "-Werror", "-cp", path, *files], folder)
->>>>>>> h/contract
 
     folder = built(SOURCES / "java", _version([javac, "-version"]), make)
     options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # it lives for seconds

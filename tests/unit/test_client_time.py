@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.server_clock import APART_US, ServerStamps
 from durabill.producers.sdk.suspends import Clocks
@@ -23,6 +25,7 @@ class Server:
     def __init__(self, machine: "Machine | None" = None) -> None:
         self._machine = Machine() if machine is None else machine
         self.ahead_ms = 0.0
+        self.stamps_grants, self.asked = False, 0
         self.got: list[SegmentEvent] = []
         self.reports: list[ClientReport] = []
         self._begun_s = time.monotonic()
@@ -34,9 +37,12 @@ class Server:
     def start(
         self, service_order_number: str | None = None, *, timeout_s: float | None = None
     ) -> Grant:
-        return Grant(service_order_number or "SO1", int(self.now_ms()), 20)
+        now_ms = self.now_ms()
+        stamps = ServerStamps(now_ms, now_ms, "a") if self.stamps_grants else None
+        return Grant(service_order_number or "SO1", int(now_ms), 20, stamps=stamps)
 
     def server_time(self, *, timeout_s: float | None = None) -> ServerStamps:
+        self.asked += 1
         return ServerStamps(self.now_ms(), self.now_ms(), "a")
 
     def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
@@ -84,6 +90,21 @@ def test_uploads_keep_a_bad_crystal_on_the_servers_time(tmp_path: Path) -> None:
     assert all(one.end_ms == other.start_ms for one, other in pairwise(server.got))
     assert {each.suspends for each in server.reports} == {0}
     assert all(each.clock_bound_ms is not None for each in server.reports)
+
+
+@pytest.mark.parametrize("stamps_grants", [True, False])
+def test_a_start_asks_for_the_time_only_where_its_answer_does_not_say_it(
+    tmp_path: Path, *, stamps_grants: bool
+) -> None:
+    server = Server()
+    server.stamps_grants = stamps_grants
+    with Client(server, tmp_path / "spool") as client:
+        begun_ms = server.now_ms()
+        service = client.start()
+        taken_ms = server.now_ms() - begun_ms
+        assert server.asked == (not stamps_grants)
+        assert client.stats().clock_bound_ms is not None
+        assert service.state.clock_bound_ms <= 3 * taken_ms + 50
 
 
 def test_a_suspend_is_left_out_told_and_reported(tmp_path: Path) -> None:

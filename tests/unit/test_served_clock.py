@@ -1,5 +1,6 @@
 """The time that clients are told goes evenly, and says when it doesn't."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,7 @@ def test_it_begins_with_the_machines_time() -> None:
 @given(st.lists(st.tuples(st.floats(0, 20_000), st.integers(-200, 200)), max_size=30))
 def test_it_never_goes_back_and_its_scale_is_even(steps: list[tuple[float, int]]) -> None:
     machine = Machine()
+    machine.learns(0)
     told_ms, clock_id = machine.clock.stamp_ms(), machine.clock.clock_id
     for span_ms, ahead_ms in steps:
         machine.passes(span_ms)
@@ -48,6 +50,8 @@ def test_it_never_goes_back_and_its_scale_is_even(steps: list[tuple[float, int]]
 
 def test_it_comes_to_the_brokers_time_slowly() -> None:
     machine = Machine()
+    machine.learns(0)
+    machine.clock.stamp_ms()
     machine.learns(100)
     for _ in range(110):
         machine.passes(10_000)
@@ -65,6 +69,19 @@ def test_a_step_is_told_by_another_clock_id() -> None:
         assert abs(machine.clock.stamp_ms() - machine.wall_ms - ahead_ms) < 2
         ids.append(machine.clock.clock_id)
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("ahead_ms", [-300, 12, 300])
+def test_what_was_told_before_the_first_acknowledgement_is_another_scale(ahead_ms: int) -> None:
+    """Else the scale would come to the broker's slowly, and an order would be billed by it."""
+    machine = Machine()
+    came = machine.clock.came()
+    machine.passes(20)
+    machine.learns(ahead_ms)
+    received_ms, sent_ms, clock_id = machine.clock.stamps(came)
+    assert clock_id != came.clock_id
+    assert abs(sent_ms - machine.wall_ms - ahead_ms) < 1
+    assert abs(sent_ms - received_ms - 20) < 1
 
 
 def test_setting_the_wall_clock_is_no_step_once_the_broker_is_known() -> None:

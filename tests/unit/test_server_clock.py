@@ -152,6 +152,22 @@ def test_another_server_so_far_away_is_a_step_as_well() -> None:
     assert learn(clock, S, MS, MS, ahead_us=APART_US + 5 * MS, clock_id="b") is not None
 
 
+@pytest.mark.parametrize("pause_s", [10, 9_000])
+def test_a_step_that_an_answer_on_its_way_hides_is_within_the_bound(pause_s: int) -> None:
+    """A gateway was set by two seconds; its first answer took one, so it shows one and a bit."""
+    clock = ServerClock(0)
+    learn(clock, 0, 0, 0)
+    begun_us, begun_bound_us, doubt_us = ahead_us(clock, 0), bound_us(clock, 0), clock.doubt_us
+    at_us = 600 * S
+    assert learn(clock, at_us, 0, S, ahead_us=2 * S, clock_id="b") is None
+    for _ in range(20):
+        at_us += pause_s * S
+        assert learn(clock, at_us, 0, 0, ahead_us=2 * S, clock_id="b") is None
+    error_us = ahead_us(clock, at_us) - begun_us
+    bound = begun_bound_us + bound_us(clock, at_us) + clock.doubt_us - doubt_us
+    assert error_us <= bound
+
+
 def test_uneven_stamps_are_trusted_less_and_it_is_no_step() -> None:
     clock = clock_without_drift()
     learn(clock, 0, 0, 0)

@@ -53,6 +53,14 @@ def test_end_gives_the_rest_with_the_end_identifier() -> None:
     assert service.state.ended
 
 
+def test_an_end_that_a_better_estimate_leaves_ahead_is_within_the_bound() -> None:
+    """It was cut two seconds ahead while nobody knew better; right after that somebody does."""
+    service = session()
+    service.report(at(5_000, bound_ms=3_000))  # it is 3,000 in truth
+    service.end(Reading(5_001, SERVER_MS + 3_010, 20))
+    assert service.state.reported_until_ms - SERVER_MS - 3_010 <= service.state.clock_bound_ms
+
+
 def test_end_right_after_a_report_is_of_zero_length() -> None:
     service = session()
     service.report(at(1_000))
@@ -73,7 +81,7 @@ def test_first_segment_starts_at_the_servers_timestamp_though_the_estimate_is_be
     service = session(reading=at(-400, bound_ms=500))
     assert service.report(at(-100)) == []
     assert spans(service.end(at(-50, bound_ms=500))) == [(1, 0, 0, True)]
-    assert service.state.clock_bound_ms == 400 + 500 + 500
+    assert service.state.clock_bound_ms == 400 + 500 + 500 + 50  # which lie ahead at the end
 
 
 def test_what_happened_to_the_clock_while_the_server_was_asked_is_in_doubt() -> None:
@@ -246,6 +254,16 @@ def test_resume_never_counts_twice_where_the_server_is_behind(count_gap: bool) -
         state, Reading(7, 7, 0), count_gap=count_gap, server_timestamp_ms=SERVER_MS + 4_000
     )
     assert spans(service.end(Reading(17, 17, 0))) == [(2, 5_000, 5_010, True)]
+
+
+@pytest.mark.parametrize("count_gap", [False, True])
+def test_a_server_that_was_set_back_meanwhile_is_within_the_bound(count_gap: bool) -> None:
+    """Two hours of service, of which one lies before what was reported already: it isn't billed."""
+    state = reported(at(7_200_000))
+    service = Session.resume(state, at(3_600_000), count_gap=count_gap)
+    billed_ms = sum(each.end_ms - each.start_ms for each in service.end(at(10_800_000)))
+    assert billed_ms == 3_600_000
+    assert 7_200_000 - billed_ms <= service.state.clock_bound_ms
 
 
 def test_an_ended_session_can_not_be_resumed() -> None:

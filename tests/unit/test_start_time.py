@@ -1,15 +1,17 @@
 """The server timestamp of a start whose number is bound to it, before the time is known."""
 
 import asyncio
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from durabill.producers.gateway.api import OrderGrant
 from durabill.producers.gateway.broker_clock import KEPT_MS, BrokerClock
-from durabill.producers.gateway.caller import ALL_SCOPES, Caller
+from durabill.producers.gateway.caller import ALL_SCOPES, Caller, set_caller
 from durabill.producers.gateway.kafka import BackendUnavailable, SegmentProducer
 from durabill.producers.gateway.orders import OrderDesk
 from durabill.producers.gateway.problems import ApiError
@@ -21,6 +23,7 @@ from tests.unit.authority_kit import authority_of
 
 NOW_MS = 1_800_000_000_000
 WRONG_MS = 120_000
+DAY_MS = 86_400_000
 NOBODY = Caller("default", "192.0.2.1", ALL_SCOPES)
 
 
@@ -56,6 +59,7 @@ class Stand:
         )
         self.kafka = Producer(clock)
         authority = authority_of(clock, None, monotonic_ns=lambda: self.tick_ms * 1_000_000)
+        self.authority = authority
         surroundings: Any = self
         self.desk = OrderDesk(
             authority,
@@ -117,6 +121,21 @@ def test_a_topic_without_the_brokers_time_is_asked_once() -> None:
         assert stand.kinds() == "moo"
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("wrong_ms", [8 * DAY_MS, 80 * DAY_MS])
+def test_a_renewal_opens_nothing_at_a_wrong_time(wrong_ms: int) -> None:
+    """A gateway that has just been started, with a clock that is days ahead."""
+    stand = Stand(wrong_ms)
+    leases = stand.authority.leases
+    token, lease = leases.mint("SO1", "default", "", now_ms=NOW_MS, interval_ms=10_000)
+    request = make_mocked_request("POST", "/v1/orders/SO1/lease", {"lease": token})
+    set_caller(request, NOBODY)
+    answer = asyncio.run(stand.desk.renew(request))
+    assert isinstance(answer.body, bytes)
+    said = json.loads(answer.body)
+    assert (said["lease_expires_ms"], stand.kinds()) == (lease.expires_ms, "m")
+    assert abs(said["sent_ms"] - NOW_MS) < 1
 
 
 def test_while_the_time_cannot_be_learned_nothing_is_opened() -> None:

@@ -218,6 +218,7 @@ def test_a_local_clock_that_is_set_back_has_stood_still() -> None:
     assert isinstance(notice, ClockSetBack)
     assert (notice.by_ms, after.local_ms - before.local_ms) == (3_600_000, 5_000)
     assert after.now_ms - before.now_ms == 5_000
+    assert after.bound_ms - before.bound_ms >= 1_000  # for the time since the look before it
 
 
 def test_a_local_clock_that_jumps_forwards_is_not_believed_before_a_server_was_heard() -> None:

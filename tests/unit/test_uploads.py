@@ -403,7 +403,7 @@ def test_what_is_stored_is_judged_by_its_arrival(knows_broker: bool) -> None:
     ahead_ms = NOW_MS + FUTURE_TOLERANCE_MS
     rows = [item(1), item(2, NOW_MS, ahead_ms), item(3, NOW_MS, ahead_ms + 1)]
     answer = stand.post_one(rows)
-    assert (answer.stored, found(answer)) == (3, [(2, 3, "IN_THE_FUTURE", True, True)])
+    assert (answer.stored, found(answer)) == (3, [(2, 3, "IN_THE_FUTURE", False, True)])
     late_ms = NOW_MS - WINDOW_MS
     answer = stand.post_one([item(1), item(2, 5, late_ms), item(3, late_ms - 9, late_ms - 1)])
     assert found(answer)[-1] == (2, 3, "TOO_LATE", True, True)
@@ -442,7 +442,7 @@ def test_each_segment_is_judged_by_its_own_arrival(stand: Stand) -> None:
     certain is to be sent again."""
     rows = [item(number, NOW_MS, NOW_MS + FUTURE_TOLERANCE_MS + 5) for number in (1, 2, 3)]
     for forgets, expected in (
-        (False, [(0, 1, "IN_THE_FUTURE", True, True)]),
+        (False, [(0, 1, "IN_THE_FUTURE", False, True)]),
         (True, [(at, at + 1, "IN_THE_FUTURE", False, True) for at in range(3)]),
     ):
         arrivals = iter([NOW_MS, NOW_MS + 5, NOW_MS + 9])

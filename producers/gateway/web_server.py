@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from durabill.producers.gateway.damping import Damper
-from durabill.schemas.web import PROBLEM, problem
+from durabill.schemas.web import PROBLEM, problem, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ not read our answer otherwise. Beyond that the connection is cut."""
 DISCARD_S_MAX = 3.0
 SWEEP_S = 1.0
 LISTEN_BACKLOG = 1_024
-_NO_HTTP = json.dumps(problem(400, "BAD_HTTP", "this is no HTTP request")).encode()
 OTHER_FILES = 256
 """File descriptors that are left for Kafka, workers, the ledger and the log."""
 
@@ -239,17 +238,37 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no HTTP. That is the client's mistake, so the log has nothing of it."""
-        if not isinstance(exc, HttpProcessingError):
-            return super().handle_error(request, status, exc, message)
+        if isinstance(exc, HttpProcessingError):
+            response = _said(400, "BAD_HTTP", "this is no HTTP request")
+        elif hdrs.EXPECT in request.headers and isinstance(exc, UnicodeEncodeError):
+            response = _unexpected()  # aiohttp's own answer would repeat what is no text
+        else:
+            super().handle_error(request, status, exc, message)  # tells the log
+            response = _said(500, "INTERNAL", "this is our fault, the log knows more")
         self.request_ends(has_unread_body=True)
-        response = web.Response(
-            body=_NO_HTTP,
-            status=400,
-            content_type=PROBLEM,
-            headers={"server": SERVER_NAME},
-        )
         response.force_close()
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer. aiohttp gives one by itself to an `Expect` where there is no route."""
+        if isinstance(resp, web.HTTPException):
+            resp = _unexpected()
+            self.request_ends(has_unread_body=True)
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
+
+
+def _said(status: int, reason: str, detail: str) -> web.Response:
+    """Return the answer to what came to no route, in the form of all errors."""
+    body = json.dumps(problem(status, reason, detail)).encode()
+    headers = {hdrs.SERVER: SERVER_NAME}
+    return web.Response(body=body, status=status, content_type=PROBLEM, headers=headers)
+
+
+def _unexpected() -> web.Response:
+    return _said(417, reason_of(417), "only 100-continue can be expected")
 
 
 def _too_large(limit: int) -> BodyFailed:

@@ -1,12 +1,14 @@
 """The worker's web server on its own: its pages, who may ask, and how large orders are told."""
 
 import asyncio
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +22,8 @@ from durabill.schemas.order_state import Opened, OrderState
 from durabill.stream_processors.settings import Settings, load_settings
 from durabill.stream_processors.worker.pages import Pages, check_access
 from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.web_port import CONNECTIONS_MAX
+from tests.broker.gateway_kit import exchange
 from tests.state_kit import a_state
 
 PARTITIONS = 4
@@ -304,6 +308,43 @@ def test_a_token_may_be_in_a_file(tmp_path: Any) -> None:
     assert load_settings({"DURABILL_WORKER_TOKEN_FILE": str(path)}).worker_token == TOKEN
     with pytest.raises(SettingsError, match="can't be read"):
         load_settings({"DURABILL_WORKER_TOKEN_FILE": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "reason"),
+    [
+        ("no http\r\n\r\n", 400, "BAD_HTTP"),
+        ("GET /status HTTP/1.1\r\nhost: localhost\r\norigin: http://[::1\r\n", 403, "CROSS_ORIGIN"),
+        ("GET /status HTTP/1.1\r\nhost: localhost\r\nexpect: x\r\n", 417, "EXPECTATION_FAILED"),
+        ("GET /none HTTP/1.1\r\nhost: localhost\r\nexpect: \xff\r\n", 417, "EXPECTATION_FAILED"),
+    ],
+)
+def test_what_is_odd_gets_a_problem_and_leaves_no_trace(
+    port: int, sent: str, status: int, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = f"{sent}connection: close\r\n\r\n".encode("latin-1")
+    head, _, body = exchange(f"http://127.0.0.1:{port}", whole).partition(b"\r\n\r\n")
+    assert f" {status} ".encode() in head[:14]
+    assert b"aiohttp" not in head
+    assert json.loads(body)["reason"] == reason
+    assert caplog.messages == []
+
+
+def test_strangers_that_hold_connections_keep_out_nobody(port: int) -> None:
+    """Nor do they take the files that Kafka's clients need."""
+    with ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            for _ in range(CONNECTIONS_MAX + 20)
+        ]
+        assert get(port, "/health/live")[0] == 200
+        for each in held[:20]:
+            each.settimeout(30)
+            with contextlib.suppress(ConnectionError):
+                assert each.recv(1) == b""  # ended, the longest silent first
+        held[-1].sendall(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        held[-1].settimeout(30)
+        assert held[-1].recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_port_in_use_is_told() -> None:

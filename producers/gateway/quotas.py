@@ -12,10 +12,11 @@ Without authentication nobody says whose he is: an address stands for the tenant
 are of this gateway alone, and a count that has come back to nothing takes no memory.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Set
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from durabill.producers.gateway.caller import Caller
@@ -28,6 +29,8 @@ ENDED_KEPT_MS = 180_000
 UNOPENED_KEPT_MS = 600_000
 """So long a number that nobody opened counts after the last segments that came with it."""
 _SWEEP_EVERY_MS = 60_000
+LOOKUPS_AT_ONCE = 4
+"""Of one tenant. They take a worker's or the ledger's time one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,14 @@ def _tenant(caller: Caller) -> _Who:
     return _Who(caller.tenant, None if caller.is_known else caller.client)
 
 
+@dataclass(slots=True)
+class _Lookups:
+    """Places for the lookups of one tenant, and how many have one or wait for one."""
+
+    count: int = 0
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOKUPS_AT_ONCE))
+
+
 class Quotas:
     """Counts what is under way. Belongs to one event loop."""
 
@@ -75,6 +86,7 @@ class Quotas:
         self._segments: Counter[_Who] = Counter()
         self._in_flight = 0
         self._orders: dict[_Who, OpenOrders] = {}
+        self._lookups: dict[_Who, _Lookups] = {}
         self._swept_ms = 0
 
     @contextmanager
@@ -89,6 +101,23 @@ class Quotas:
             yield
         finally:
             _less(self._requests, who, 1)
+
+    @asynccontextmanager
+    async def lookup(self, caller: Caller) -> AsyncIterator[None]:
+        """Ask for an order: few of one tenant at once, for workers and ledger serve all in turn.
+
+        More of them wait for each other, so one tenant's reading doesn't hold up another's.
+        """
+        who = _tenant(caller)
+        own = self._lookups.setdefault(who, _Lookups())
+        own.count += 1
+        try:
+            async with own.places:
+                yield
+        finally:
+            own.count -= 1
+            if not own.count:
+                del self._lookups[who]
 
     def check_segments(self, caller: Caller) -> None:
         """Raise ApiError(429 QUOTA_SEGMENTS) where not one more would be taken; before a body."""

@@ -24,7 +24,7 @@ from aiohttp import hdrs, web
 
 from durabill.schemas import BadRecord, partition_for
 from durabill.schemas.errors import SettingsError
-from durabill.schemas.order_state import page_of
+from durabill.schemas.order_state import listed_for, page_of
 from durabill.schemas.tenants import tenant_of
 from durabill.schemas.web import (
     AllowedHosts,
@@ -36,6 +36,7 @@ from durabill.schemas.web import (
 )
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.turns import Turns
 from durabill.stream_processors.worker.web_port import WebPort, error_page
 
 log = logging.getLogger("durabill.worker")
@@ -92,6 +93,7 @@ class Pages:
         self._token = settings.worker_token.encode()
         self._hosts = AllowedHosts(self._host)
         self._web: WebPort | None = None
+        self._turns = Turns()
 
     async def start(self) -> None:
         """Listen. Raises SettingsError where the address can't be had."""
@@ -142,14 +144,14 @@ class Pages:
         asks_for = request.query.get("tenant")
         # Whose it is comes first: how long another's takes to be described is nobody's business.
         is_seen = asks_for in (None, tenant_of(number, processor.opened_by(number)))
-        state = processor.describe(number) if is_seen else None
+        state = processor.describe(number, listed_for(page)) if is_seen else None
         lag = self._lag(partition)
         if lag is None or (state is None and lag):
             return error_page(
                 503, "CATCHING_UP", f"partition {partition} has not been read to its end"
             )
         if state is not None:
-            return _json(msgspec.to_builtins(page_of(state, page, lag)))
+            return _json(page_of(state, page, lag))
         return error_page(404, "UNKNOWN_ORDER", "no open order, and none that settled lately")
 
     def _lag(self, partition: int) -> int | None:
@@ -174,8 +176,11 @@ class Pages:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             try:
-                refused = self._refuse(request)
-                return await handler(request) if refused is None else refused
+                async with self._turns:
+                    if request.transport is None:  # it has gone meanwhile: nobody waits for it
+                        return error_page(503, "GONE", "the client has not waited for the answer")
+                    refused = self._refuse(request)
+                    return await handler(request) if refused is None else refused
             except web.HTTPException as error:
                 return error_page(error.status, reason_of(error.status), error.reason)
             except Exception:
@@ -212,4 +217,5 @@ def _local_address(request: web.Request) -> str:
 
 
 def _json(value: object, status: int = 200) -> web.Response:
-    return web.json_response(value, status=status)
+    body = msgspec.json.encode(value)
+    return web.Response(body=body, status=status, content_type="application/json")

@@ -53,7 +53,7 @@ class Stand:
         self.stuck: list[str] = []
         self.described: list[str] = []
 
-    def describe(self, number: str) -> OrderState | None:
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
         self.described.append(number)
         return self.states.get(number)
 
@@ -163,13 +163,13 @@ def test_an_orders_page_byte_for_byte(stand: Stand, port: int) -> None:
         body = response.read().decode()
     stand.lags[0] = 0
     assert body == (
-        f'{{"service_order_number": "{number}", "phase": "OPEN", "duration_ms": 2,'
-        ' "intervals": [[0, 1]], "started_ms": 0, "ended_ms": 3, "end_number": null,'
-        ' "missing_numbers": [[2, 2]], "segments": 2, "duplicates": 0, "overlap_ms": 0,'
-        ' "gap_ms": 1, "numbers_after_end": 0, "revision": 0, "deadline_ms": 300000,'
-        ' "interim_deadline_ms": null, "source_partition": 0, "source_offset": 4,'
-        ' "intervals_count": 2, "missing_numbers_count": 1, "opened": null, "interval_count": 2,'
-        ' "missing_range_count": 1, "next": "0.2", "lag": 3}'
+        f'{{"service_order_number":"{number}","phase":"OPEN","duration_ms":2,'
+        '"intervals":[[0,1]],"started_ms":0,"ended_ms":3,"end_number":null,'
+        '"missing_numbers":[[2,2]],"segments":2,"duplicates":0,"overlap_ms":0,'
+        '"gap_ms":1,"numbers_after_end":0,"revision":0,"deadline_ms":300000,'
+        '"interim_deadline_ms":null,"source_partition":0,"source_offset":4,'
+        '"intervals_count":2,"missing_numbers_count":1,"opened":null,"interval_count":2,'
+        '"missing_range_count":1,"next":"0.2","lag":3}'
     )
 
 

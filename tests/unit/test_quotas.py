@@ -1,5 +1,6 @@
 """Quotas: what one tenant may have under way, and what is left for the others."""
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
@@ -10,6 +11,7 @@ from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.quotas import (
     ENDED_KEPT_MS,
+    LOOKUPS_AT_ONCE,
     UNOPENED_KEPT_MS,
     QuotaLimits,
     Quotas,
@@ -214,3 +216,25 @@ def test_numbers_that_nobody_opened_count_too() -> None:
 def test_quotas_of_nothing_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         quotas(**{name: 0})
+
+
+def test_who_reads_much_holds_up_nobody_elses_reading() -> None:
+    """The ledger and an order's worker serve one question after the other."""
+    served: list[str] = []
+
+    async def ask(counts: Quotas, ledger: asyncio.Lock, tenant: str) -> None:
+        async with counts.lookup(of(tenant)), ledger:
+            await asyncio.sleep(0)
+            served.append(tenant)
+
+    async def read() -> None:
+        counts, ledger = quotas(), asyncio.Lock()
+        greedy = [asyncio.create_task(ask(counts, ledger, "greedy")) for _ in range(100)]
+        await asyncio.sleep(0)
+        await ask(counts, ledger, "good")
+        await asyncio.gather(*greedy)
+        assert not counts._lookups  # it takes no memory any more
+
+    asyncio.run(read())
+    assert len(served) == 101
+    assert served.index("good") <= LOOKUPS_AT_ONCE

@@ -24,6 +24,7 @@ from typing import Any
 
 from durabill.producers.gateway.web_server import (
     LISTEN_BACKLOG,
+    SEND_BUFFER_BYTES,
     Connection,
     Connections,
     client_of,
@@ -177,6 +178,7 @@ def _listening(family: int, address: Any) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setblocking(False)
@@ -194,7 +196,7 @@ class Greeter:
     def __init__(self, owner: Connections, accepted: socket.socket, address: str) -> None:
         self.client = client_of(address)
         self.waits_until_s: float | None = None
-        self.body_bytes = 0
+        self.body_bytes = self.unread_bytes = 0
         self._owner = owner
         self._socket: socket.socket | None = accepted  # None once somebody else closes it
         self._task: asyncio.Task[None] | None = None

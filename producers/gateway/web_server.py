@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import resource
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -33,6 +34,8 @@ not read our answer otherwise. Beyond that the connection is cut."""
 DISCARD_S_MAX = 3.0
 SWEEP_S = 1.0
 LISTEN_BACKLOG = 1_024
+SEND_BUFFER_BYTES = 64 * 1024
+"""Of an answer so much waits in the kernel, which would take megabytes for each slow reader."""
 OTHER_FILES = 256
 """File descriptors that are left for Kafka, workers, the ledger and the log."""
 
@@ -53,6 +56,7 @@ class Limits:
     keepalive_s: float = 75.0
     body_bytes_max: int = 1024 * 1024
     bodies_bytes_max: int = 64 * 1024 * 1024
+    answers_bytes_max: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         counts = (
@@ -60,6 +64,7 @@ class Limits:
             self.connections_per_address_max,
             self.body_bytes_max,
             self.bodies_bytes_max,
+            self.answers_bytes_max,
         )
         if min(counts) < 1 or min(self.head_timeout_s, self.body_timeout_s, self.keepalive_s) <= 0:
             raise ValueError("limits of connections, bytes (body_bytes_max) and times: 1 or more")
@@ -111,6 +116,8 @@ class Held(Protocol):
     client: str
     waits_until_s: float | None
     body_bytes: int
+    unread_bytes: int
+    """Of answers that its client hasn't read."""
 
     @property
     def is_there(self) -> bool:
@@ -153,6 +160,12 @@ class Connection(web.RequestHandler):
     def is_there(self) -> bool:
         """Whether it has not ended."""
         return self.transport is not None
+
+    @property
+    def unread_bytes(self) -> int:
+        """Of answers that its client hasn't read."""
+        transport = cast(asyncio.WriteTransport | None, self.transport)
+        return 0 if transport is None else transport.get_write_buffer_size()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
@@ -252,11 +265,15 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer. aiohttp gives one by itself to an `Expect` where there is no route."""
+        """Send an answer, within limits.
+
+        aiohttp gives one by itself to an `Expect` where there is no route.
+        """
         if isinstance(resp, web.HTTPException):
             resp = _unexpected()
             self.request_ends(has_unread_body=True)
             resp.force_close()
+        self._owner.answers(resp.content_length or 0)
         return await super().finish_response(request, resp, start_time)
 
 
@@ -294,6 +311,8 @@ class Connections:
         self._clients: dict[str, _Group] = {}
         self._known: set[Held] = set()
         self._body_bytes = 0
+        self._answer_bytes = 0
+        """Of answers that are not read yet, at most."""
 
     def add(self, new: Held) -> None:
         """Take a new connection; at a limit, end the one that has kept us waiting longest for it.
@@ -366,6 +385,25 @@ class Connections:
         """Note that a connection holds no body any more."""
         self._body_bytes -= reader.body_bytes
         reader.body_bytes = 0
+
+    def answers(self, answer_bytes: int) -> None:
+        """Note that an answer goes out now; cut off who reads the slowest if all are too much."""
+        self._answer_bytes += answer_bytes
+        limit = self.limits.answers_bytes_max
+        if self._answer_bytes <= limit:
+            return
+        # Most of it has been read by now. What is left is halved, so this comes seldom.
+        unread = {each: each.unread_bytes for each in self._all.waiting}
+        left = sum(unread.values())
+        if left > limit // 2:
+            text = "answers of over %d bytes wait for their readers; the slowest go"
+            self._damper.warning("answers", text, limit // 2)
+        for each in [each for each, size in unread.items() if size]:
+            if left <= limit // 2:
+                break
+            left -= unread[each]
+            each.cut_off()
+        self._answer_bytes = left + answer_bytes
 
     def end_greetings(self) -> None:
         """Cut off whatever has no requests yet: nobody else would end it."""
@@ -444,6 +482,8 @@ class BoundedServer:
             self._listening = await loop.create_server(
                 connect, host or None, port, backlog=LISTEN_BACKLOG
             )
+            for each in self._listening.sockets:  # what it takes is as it is
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             bound = self._listening.sockets[0].getsockname()[1]
         self.sweeper = asyncio.create_task(connections.sweep_forever())
         return bound

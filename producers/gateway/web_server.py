@@ -116,8 +116,10 @@ class Held(Protocol):
     client: str
     waits_until_s: float | None
     body_bytes: int
-    unread_bytes: int
-    """Of answers that its client hasn't read."""
+
+    @property
+    def unread_bytes(self) -> int:
+        """Of answers that its client hasn't read."""
 
     @property
     def is_there(self) -> bool:

@@ -84,9 +84,11 @@ def test_odd_heads_are_told_as_problems_and_are_nobodys_fault(
     assert [each for each in caplog.records if each.exc_info] == []
 
 
-def test_the_server_names_no_version(url: str) -> None:
+def test_the_server_names_no_version_and_no_cache_keeps_its_answers(url: str) -> None:
     for method, path in (("GET", "/v1/time"), ("GET", "/none"), ("PUT", "/v1/orders")):
-        assert call(url, method, path)[2]["server"] == "durabill"
+        headers = call(url, method, path)[2]
+        assert headers["server"] == "durabill"
+        assert headers["cache-control"] == "no-store"
     assert b"server: durabill\r\n" in exchange(url, b"no http\r\n\r\n").lower()
 
 

@@ -31,6 +31,7 @@ UNOPENED_KEPT_MS = 600_000
 _SWEEP_EVERY_MS = 60_000
 LOOKUPS_AT_ONCE = 4
 """Of one tenant. They take a worker's or the ledger's time one after the other."""
+LOOKUP_WAITS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,18 @@ class _Lookups:
     count: int = 0
     places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOKUPS_AT_ONCE))
 
+    async def enter(self) -> None:
+        """Take a place, or raise ApiError(429 QUOTA_REQUESTS)."""
+        if not self.places.locked():
+            await self.places.acquire()  # at once
+            return
+        try:
+            async with asyncio.timeout(LOOKUP_WAITS_S):
+                await self.places.acquire()
+        except TimeoutError as error:
+            detail = f"{self.count} questions about orders of this tenant wait; ask fewer at once"
+            raise _over("QUOTA_REQUESTS", detail) from error
+
 
 class Quotas:
     """Counts what is under way. Belongs to one event loop."""
@@ -106,14 +119,18 @@ class Quotas:
     async def lookup(self, caller: Caller) -> AsyncIterator[None]:
         """Ask for an order: few of one tenant at once, for workers and ledger serve all in turn.
 
-        More of them wait for each other, so one tenant's reading doesn't hold up another's.
+        More of them wait for each other, so one tenant's reading doesn't hold up another's. Raises
+        ApiError(429 QUOTA_REQUESTS) where that takes too long: who waits holds a connection.
         """
         who = _tenant(caller)
         own = self._lookups.setdefault(who, _Lookups())
         own.count += 1
         try:
-            async with own.places:
+            await own.enter()
+            try:
                 yield
+            finally:
+                own.places.release()
         finally:
             own.count -= 1
             if not own.count:

@@ -238,3 +238,27 @@ def test_who_reads_much_holds_up_nobody_elses_reading() -> None:
     asyncio.run(read())
     assert len(served) == 101
     assert served.index("good") <= LOOKUPS_AT_ONCE
+
+
+def test_who_reads_too_much_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its requests, which wait, would take all connections."""
+    monkeypatch.setattr("durabill.producers.gateway.quotas.LOOKUP_WAITS_S", 0.01)
+    answered = asyncio.Event()
+
+    async def ask(counts: Quotas) -> None:
+        async with counts.lookup(of("greedy")):
+            await answered.wait()
+
+    async def read() -> None:
+        counts = quotas()
+        first = [asyncio.create_task(ask(counts)) for _ in range(LOOKUPS_AT_ONCE)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError) as refused:
+            await ask(counts)
+        assert (refused.value.status, refused.value.reason) == (429, "QUOTA_REQUESTS")
+        answered.set()
+        await asyncio.gather(*first)
+        await ask(counts)
+        assert not counts._lookups
+
+    asyncio.run(read())

@@ -94,6 +94,7 @@ class Pages:
         self._hosts = AllowedHosts(self._host)
         self._web: WebPort | None = None
         self._turns = Turns()
+        self._described = Turns()  # apart: who asks for health doesn't wait for large orders
 
     async def start(self) -> None:
         """Listen. Raises SettingsError where the address can't be had."""
@@ -123,6 +124,12 @@ class Pages:
             await self._web.stop()
 
     async def _order(self, request: web.Request) -> web.Response:
+        async with self._described:
+            if request.transport is None:  # it has gone meanwhile: nobody waits for it
+                return error_page(503, "GONE", "the client has not waited for the answer")
+            return self._page_of(request)
+
+    def _page_of(self, request: web.Request) -> web.Response:
         try:
             number = number_in_path(request.rel_url.raw_path, "/orders/")
         except BadRecord as error:
@@ -161,7 +168,8 @@ class Pages:
         return self._processor.lag(partition)
 
     async def _status(self, _: web.Request) -> web.Response:
-        return _json(self._processor.status())
+        async with self._described:
+            return _json(self._processor.status())
 
     async def _live(self, _: web.Request) -> web.Response:
         problems = self._health.problems()
@@ -177,10 +185,8 @@ class Pages:
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             try:
                 async with self._turns:
-                    if request.transport is None:  # it has gone meanwhile: nobody waits for it
-                        return error_page(503, "GONE", "the client has not waited for the answer")
                     refused = self._refuse(request)
-                    return await handler(request) if refused is None else refused
+                return await handler(request) if refused is None else refused
             except web.HTTPException as error:
                 return error_page(error.status, reason_of(error.status), error.reason)
             except Exception:

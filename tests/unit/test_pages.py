@@ -22,6 +22,7 @@ from durabill.schemas.order_state import Opened, OrderState
 from durabill.stream_processors.settings import Settings, load_settings
 from durabill.stream_processors.worker.pages import Pages, check_access
 from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.turns import Turns
 from durabill.stream_processors.worker.web_port import CONNECTIONS_MAX
 from tests.broker.gateway_kit import exchange
 from tests.state_kit import a_state
@@ -345,6 +346,29 @@ def test_strangers_that_hold_connections_keep_out_nobody(port: int) -> None:
         held[-1].sendall(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n")
         held[-1].settimeout(30)
         assert held[-1].recv(12) == b"HTTP/1.1 200"
+
+
+def test_who_asks_for_health_does_not_wait_for_large_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_over = threading.Event()
+
+    class Busy(Turns):
+        async def __aenter__(self) -> None:
+            while not is_over.is_set():
+                await asyncio.sleep(0.01)
+            await super().__aenter__()
+
+    turns = iter([Turns, Busy])
+    monkeypatch.setattr("durabill.stream_processors.worker.pages.Turns", lambda: next(turns)())
+    stand, number = Stand(), in_partition(0)
+    stand.states = {number: a_state(number)}
+    with served(stand) as port, socket.create_connection(("127.0.0.1", port), 30) as waiting:
+        waiting.sendall(f"GET /orders/{number} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        assert get(port, "/health/live")[0] == 200
+        assert stand.described == []
+        is_over.set()
+        assert waiting.recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_port_in_use_is_told() -> None:

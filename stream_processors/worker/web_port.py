@@ -1,9 +1,9 @@
 """Connections to the worker's web server: few enough, and every error in our form.
 
 Theory: who connects is nobody yet, and every connection takes a file descriptor, which Kafka's
-clients need as well. So there is a limit. A request is answered within a moment, so at the limit
-the connection that has been silent longest has nothing under way, or doesn't read its answer. It
-goes, and whoever comes next is served: strangers who hold connections keep out nobody.
+clients need as well. So there is a limit. At the limit the connection goes that has been silent
+longest, of those that wait for nothing of ours: it has asked nothing, or doesn't read its answer.
+So whoever comes next is served: strangers who hold connections keep out nobody.
 """
 
 import asyncio
@@ -54,6 +54,11 @@ class Connection(web.RequestHandler):
         if data:
             self._owner.hears(self)
         super().data_received(data)
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether its client waits for us."""
+        return self._current_request is not None
 
     def cut_off(self) -> None:
         """End it now, whatever is under way on it."""
@@ -112,7 +117,8 @@ class Connections:
         self.forget(connection)
         self._heard[connection] = None
         if len(self._heard) > self._max:
-            silent = next(iter(self._heard))
+            first = next(iter(self._heard))
+            silent = next((each for each in self._heard if not each.has_asked), first)
             self.forget(silent)
             silent.cut_off()
 

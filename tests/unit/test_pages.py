@@ -363,10 +363,14 @@ def test_who_asks_for_health_does_not_wait_for_large_orders(
     monkeypatch.setattr("durabill.stream_processors.worker.pages.Turns", lambda: next(turns)())
     stand, number = Stand(), in_partition(0)
     stand.states = {number: a_state(number)}
-    with served(stand) as port, socket.create_connection(("127.0.0.1", port), 30) as waiting:
+    with served(stand) as port, ExitStack() as stack:
+        waiting = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
         waiting.sendall(f"GET /orders/{number} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
         assert get(port, "/health/live")[0] == 200
         assert stand.described == []
+        for _ in range(CONNECTIONS_MAX):  # strangers don't push out who waits for an answer
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        assert get(port, "/health/live")[0] == 200
         is_over.set()
         assert waiting.recv(12) == b"HTTP/1.1 200"
 

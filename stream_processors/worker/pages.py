@@ -188,7 +188,10 @@ class Pages:
                     refused = self._refuse(request)
                 return await handler(request) if refused is None else refused
             except web.HTTPException as error:
-                return error_page(error.status, reason_of(error.status), error.reason)
+                page = error_page(error.status, reason_of(error.status), error.reason)
+                if isinstance(error, web.HTTPMethodNotAllowed):
+                    page.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+                return page
             except Exception:
                 log.exception("%s %s failed", request.method, request.rel_url.raw_path)
                 return error_page(500, "INTERNAL", "this is our fault, the log knows more")

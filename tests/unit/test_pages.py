@@ -264,6 +264,10 @@ def test_health_and_nothing_else(stand: Stand, port: int) -> None:
     ):
         assert reason(get(port, path)) == (404, "NOT_FOUND")
     assert reason(get(port, "/status", method="POST")) == (405, "METHOD_NOT_ALLOWED")
+    refused = exchange(
+        f"http://127.0.0.1:{port}", b"PUT /status HTTP/1.0\r\nhost: localhost\r\n\r\n"
+    )
+    assert b"\r\nallow: get,head\r\n" in refused.lower()
 
 
 def test_web_pages_of_others_are_refused(port: int) -> None:

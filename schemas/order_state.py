@@ -75,6 +75,19 @@ class OrderState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def page_of(state: OrderState, page: Page, lag: int) -> OrderState:
-    """Return what a worker answers: a page of the state, and the lag of the order's partition."""
+    """Return what a worker answers: a page of the state, and the lag of the order's partition.
+
+    The state's lists may be cut short, where they have one more than the page.
+    """
     lists = {"intervals": state.intervals, "missing_numbers": state.missing_numbers}
-    return msgspec.structs.replace(state, **cut_page(lists, page), lag=lag)
+    cut = cut_page(lists, page) | {
+        "interval_count": state.intervals_count,
+        "missing_range_count": state.missing_numbers_count,
+    }
+    return msgspec.structs.replace(state, **cut, lag=lag)
+
+
+def listed_for(page: Page) -> int | None:
+    """Return how many of an order's intervals a page can be cut of, from the first; None: all."""
+    is_first = page == Page(page.limit)
+    return page.limit + 1 if is_first else None

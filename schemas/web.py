@@ -113,7 +113,10 @@ class AllowedHosts:
 
 def is_same_origin(origin: str, host: str) -> bool:
     """Tell whether a browser's `Origin` is the server that it names as the host."""
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     port = _DEFAULT_PORTS.get(parts.scheme)
     if port is None:
         return False

@@ -41,12 +41,12 @@ def json_answer(value: Any, status: int = 200) -> web.Response:
 
 
 def error_answer(error: ApiError) -> web.Response:
-    """Return an error in the form of all errors."""
+    """Return an error in the form of all errors, which no cache on the way may keep either."""
     return web.Response(
         body=msgspec.json.encode(error.problem),
         status=error.status,
         content_type=PROBLEM,
-        headers=error.headers,
+        headers=_NO_STORE | error.headers,
     )
 
 

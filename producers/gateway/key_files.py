@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from durabill.producers.gateway.auth.watched_file import without_waiting
 from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.key_sets import (
     Jwk,
@@ -40,9 +41,9 @@ _LOOK_AT_UNKNOWN_S = 0.1
 def read_keys(path: Path, kind: Kind) -> KeySet:
     """Return what a file holds. Raises SigningKeyError unless it is right and private."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             found = os.fstat(file.fileno())
-            content = file.read(_FILE_BYTES_MAX)
+            content = file.read(_FILE_BYTES_MAX) if stat.S_ISREG(found.st_mode) else b""
     except OSError as error:
         hint = f"; durabill keys make {path} --kind {kind} makes one"
         hint = hint if isinstance(error, FileNotFoundError) else ""

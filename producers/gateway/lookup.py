@@ -10,6 +10,7 @@ nobody has.
 """
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from aiohttp import web
@@ -25,7 +26,8 @@ from durabill.schemas.order_state import Opened, Phase
 from durabill.schemas.web import Page, cut_page, number_in_path, read_page
 
 _STORED_KEPT_S = 2.0
-_STORED_MAX = 20_000
+_STORED_MAX = 50_000
+"""Twice as many are known at most: more than a gateway takes in that time."""
 _PREFIX = "/v1/orders/"
 
 
@@ -48,17 +50,28 @@ class InUse(NamedTuple):
 class Lookup:
     """Asks the workers and the ledger for orders."""
 
-    def __init__(self, workers: WorkerPool, ledger: TotalsReader) -> None:
+    def __init__(
+        self,
+        workers: WorkerPool,
+        ledger: TotalsReader,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._workers = workers
         self._ledger = ledger
-        # Order -> when segments of it were acknowledged, and whose they were.
+        self._clock_s = clock_s
+        # Order -> when segments of it were acknowledged, and whose they were; those of before lapse
+        # all at once, so nobody's are looked through.
         self._stored: dict[str, tuple[float, str]] = {}
+        self._stored_before: dict[str, tuple[float, str]] = {}
+        self._stored_since_s = clock_s()
 
     def is_stored(self, number: str, tenant: str = DEFAULT_TENANT) -> None:
         """Note that Kafka has segments of a tenant's order: its worker reads them in a moment."""
-        if len(self._stored) >= _STORED_MAX:
-            self._stored.clear()
-        self._stored[number] = time.monotonic(), tenant
+        now_s = self._clock_s()
+        if now_s - self._stored_since_s >= _STORED_KEPT_S or len(self._stored) >= _STORED_MAX:
+            self._stored, self._stored_before = {}, self._stored
+            self._stored_since_s = now_s
+        self._stored[number] = now_s, tenant
 
     async def order(self, request: web.Request) -> OrderAnswer:
         """Return what is known of an order; raise ApiError(404, 422 or 503)."""
@@ -110,8 +123,9 @@ class Lookup:
 
     def _was_stored_just_now(self, number: str, tenant: str | None = None) -> bool:
         """Tell whether segments of an order were; with a tenant, whether they were that one's."""
-        stored_s, owner = self._stored.get(number, (-_STORED_KEPT_S, ""))
-        return tenant in (None, owner) and time.monotonic() - stored_s < _STORED_KEPT_S
+        found = self._stored.get(number) or self._stored_before.get(number)
+        stored_s, owner = found or (float("-inf"), "")
+        return tenant in (None, owner) and self._clock_s() - stored_s < _STORED_KEPT_S
 
     async def _add_total(self, answer: OrderAnswer, page: Page, tenant: str | None) -> None:
         try:

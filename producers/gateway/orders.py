@@ -169,7 +169,8 @@ class OrderDesk:
 
         Raises ApiError(409 ORDER_IN_USE).
         """
-        in_use = await self._lookup.in_use(number)
+        async with self._authority.quotas.lookup(wanted.caller):
+            in_use = await self._lookup.in_use(number)
         if in_use is None:
             return None
         opened = in_use.opened

@@ -12,10 +12,11 @@ Without authentication nobody says whose he is: an address stands for the tenant
 are of this gateway alone, and a count that has come back to nothing takes no memory.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Set
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Set
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 
 from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.problems import ApiError, try_later
@@ -27,6 +28,9 @@ ENDED_KEPT_MS = 180_000
 UNOPENED_KEPT_MS = 600_000
 """So long a number that nobody opened counts after the last segments that came with it."""
 _SWEEP_EVERY_MS = 60_000
+LOOKUPS_AT_ONCE = 4
+"""Of one tenant. They take a worker's or the ledger's time one after the other."""
+LOOKUP_WAITS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,26 @@ class _Counted:
                 del self._counts[each]
 
 
+@dataclass(slots=True)
+class _Lookups:
+    """Places for the lookups of one tenant, and how many have one or wait for one."""
+
+    count: int = 0
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOKUPS_AT_ONCE))
+
+    async def enter(self) -> None:
+        """Take a place, or raise ApiError(429 QUOTA_REQUESTS)."""
+        if not self.places.locked():
+            await self.places.acquire()  # at once
+            return
+        try:
+            async with asyncio.timeout(LOOKUP_WAITS_S):
+                await self.places.acquire()
+        except TimeoutError as error:
+            detail = f"{self.count} questions about orders of this tenant wait; ask fewer at once"
+            raise _over("QUOTA_REQUESTS", detail) from error
+
+
 class Quotas:
     """Counts what is under way. Belongs to one event loop."""
 
@@ -95,6 +119,7 @@ class Quotas:
         self._requests: Counter[_Who] = Counter()
         self._segments: Counter[_Who] = Counter()
         self._orders: dict[_Who, OpenOrders] = {}
+        self._lookups: dict[_Who, _Lookups] = {}
         self._swept_ms = 0
 
     @property
@@ -109,6 +134,27 @@ class Quotas:
             detail = f"{limit} requests of this tenant may be under way at once"
             raise _over("QUOTA_REQUESTS", detail)
         return _Counted(self._requests, {who}, 1)
+
+    @asynccontextmanager
+    async def lookup(self, caller: Caller) -> AsyncIterator[None]:
+        """Ask for an order: few of one tenant at once, for workers and ledger serve all in turn.
+
+        More of them wait for each other, so one tenant's reading doesn't hold up another's. Raises
+        ApiError(429 QUOTA_REQUESTS) where that takes too long: who waits holds a connection.
+        """
+        who = _tenant(caller)
+        own = self._lookups.setdefault(who, _Lookups())
+        own.count += 1
+        try:
+            await own.enter()
+            try:
+                yield
+            finally:
+                own.places.release()
+        finally:
+            own.count -= 1
+            if not own.count:
+                del self._lookups[who]
 
     def check_segments(self, caller: Caller) -> None:
         """Raise ApiError(429 QUOTA_SEGMENTS) where not one more would be taken; before a body."""

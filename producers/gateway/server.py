@@ -26,6 +26,7 @@ from durabill.producers.gateway.auth.config import AccessConfig, check_access, o
 from durabill.producers.gateway.authority import Authority, AuthorityConfig
 from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.broker_clock import BrokerClock, awake_or_asleep_ns
+from durabill.producers.gateway.caller import caller_of
 from durabill.producers.gateway.checks import Gate, json_answer
 from durabill.producers.gateway.damping import NoSecrets
 from durabill.producers.gateway.kafka import SegmentProducer
@@ -231,7 +232,10 @@ class Gateway:
 
     async def get_order(self, request: web.Request) -> web.Response:
         """GET /v1/orders/{number}: of the worker while it knows the order, else of the ledger."""
-        return json_answer(await self.lookup.order(request))
+        async with self.authority.quotas.lookup(caller_of(request)):
+            if request.transport is None:  # it has gone meanwhile: nobody waits for it
+                raise try_later("GONE", "the client has not waited for the answer")
+            return json_answer(await self.lookup.order(request))
 
     async def get_time(self, _: web.Request) -> web.Response:
         """GET /v1/time: the broker is asked first where it has never been heard."""

@@ -2,9 +2,9 @@
 
 Theory: a context that serves can't be given another certificate safely, for one of another kind of
 key would stand beside the old one. So a new context is made of the files, and only when that has
-worked is it handed out: OpenSSL asks for it at each handshake, whether a client names a server or
-not. What can't be loaded (a certificate without its key, which may just be on its way) changes
-nothing but the log.
+worked are connections taken with it. It knows no session of the one before, or a client could go
+on with one although its certificate isn't taken any more. What can't be loaded (a certificate
+without its key, which may just be on its way) changes nothing but the log.
 
 A handshake costs more than any request, and its client is nobody yet. So connections are counted,
 and bounded in number and time, from their first byte: a `Greeter` stands for one until its
@@ -24,6 +24,7 @@ from typing import Any
 
 from durabill.producers.gateway.web_server import (
     LISTEN_BACKLOG,
+    SEND_BUFFER_BYTES,
     Connection,
     Connections,
     client_of,
@@ -68,20 +69,19 @@ def load_context(files: TlsFiles) -> ssl.SSLContext:
 
 
 class ServedTls:
-    """The context that connections are taken with. Raises SettingsError for files of no use."""
+    """The `context` that connections are taken with. Raises SettingsError for files of no use."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._stamps = [_stamp_of(each) for each in files.paths]
         try:
-            self.context, self._current = load_context(files), load_context(files)
+            self.context = load_context(files)
         except OSError as error:
             raise SettingsError([f"DURABILL_GATEWAY_TLS_…: {_why(files, error)}"]) from error
-        self.context.sni_callback = self._choose
 
     def listener(self) -> "TlsListener":
         """Return what takes connections."""
-        return TlsListener(self.context)
+        return TlsListener(lambda: self.context)
 
     def reload_soon(self) -> None:
         """Have the files read at the next look, whether they have changed or not. For SIGHUP."""
@@ -99,17 +99,12 @@ class ServedTls:
     async def reload(self) -> None:
         """Take what the files have now; where that is of no use, what was there goes on."""
         try:
-            self._current = await asyncio.to_thread(load_context, self._files)
+            self.context = await asyncio.to_thread(load_context, self._files)
         except OSError as error:
             text = "the TLS certificate is not changed: %s. The one before goes on"
             log.error(text, _why(self._files, error))
             return
         log.info("the TLS certificate %s has been read", self._files.certificate)
-
-    def _choose(
-        self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _: ssl.SSLContext
-    ) -> None:
-        connection.context = self._current
 
 
 def _stamp_of(path: Path) -> _Stamp:
@@ -127,9 +122,12 @@ def _why(files: TlsFiles, error: OSError) -> str:
 
 
 class TlsListener:
-    """Takes connections from `start` to `close`, and has each shake hands within the limits."""
+    """Takes connections from `start` to `close`, and has each shake hands within the limits.
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    `context` is asked for each of them what it is to be taken with.
+    """
+
+    def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
         self._context = context
         self._sockets: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -173,13 +171,14 @@ class TlsListener:
                     log.warning("a connection can't be taken: %s", error.strerror or error)
                     await asyncio.sleep(_NO_FILES_PAUSE_S)
                 continue
-            Greeter(owner, accepted, address[0]).begin(self._context, connect)
+            Greeter(owner, accepted, address[0]).begin(self._context(), connect)
 
 
 def _listening(family: int, address: Any) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setblocking(False)
@@ -197,7 +196,7 @@ class Greeter:
     def __init__(self, owner: Connections, accepted: socket.socket, address: str) -> None:
         self.client = client_of(address)
         self.waits_until_s: float | None = None
-        self.body_bytes = 0
+        self.body_bytes = self.unread_bytes = 0
         self._owner = owner
         self._socket: socket.socket | None = accepted  # None once somebody else closes it
         self._task: asyncio.Task[None] | None = None

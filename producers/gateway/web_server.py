@@ -12,15 +12,16 @@ import ipaddress
 import json
 import logging
 import resource
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from durabill.producers.gateway.damping import Damper
-from durabill.schemas.web import PROBLEM, problem
+from durabill.schemas.web import PROBLEM, problem, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ not read our answer otherwise. Beyond that the connection is cut."""
 DISCARD_S_MAX = 3.0
 SWEEP_S = 1.0
 LISTEN_BACKLOG = 1_024
-_NO_HTTP = json.dumps(problem(400, "BAD_HTTP", "this is no HTTP request")).encode()
+SEND_BUFFER_BYTES = 64 * 1024
+"""Of an answer so much waits in the kernel, which would take megabytes for each slow reader."""
 OTHER_FILES = 256
 """File descriptors that are left for Kafka, workers, the ledger and the log."""
 
@@ -54,6 +56,7 @@ class Limits:
     keepalive_s: float = 75.0
     body_bytes_max: int = 1024 * 1024
     bodies_bytes_max: int = 64 * 1024 * 1024
+    answers_bytes_max: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         counts = (
@@ -61,6 +64,7 @@ class Limits:
             self.connections_per_address_max,
             self.body_bytes_max,
             self.bodies_bytes_max,
+            self.answers_bytes_max,
         )
         if min(counts) < 1 or min(self.head_timeout_s, self.body_timeout_s, self.keepalive_s) <= 0:
             raise ValueError("limits of connections, bytes (body_bytes_max) and times: 1 or more")
@@ -114,6 +118,10 @@ class Held(Protocol):
     body_bytes: int
 
     @property
+    def unread_bytes(self) -> int:
+        """Of answers that its client hasn't read."""
+
+    @property
     def is_there(self) -> bool:
         """Whether it has not ended."""
 
@@ -154,6 +162,12 @@ class Connection(web.RequestHandler):
     def is_there(self) -> bool:
         """Whether it has not ended."""
         return self.transport is not None
+
+    @property
+    def unread_bytes(self) -> int:
+        """Of answers that its client hasn't read."""
+        transport = cast(asyncio.WriteTransport | None, self.transport)
+        return 0 if transport is None else transport.get_write_buffer_size()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
@@ -239,17 +253,41 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no HTTP. That is the client's mistake, so the log has nothing of it."""
-        if not isinstance(exc, HttpProcessingError):
-            return super().handle_error(request, status, exc, message)
+        if isinstance(exc, HttpProcessingError):
+            response = _said(400, "BAD_HTTP", "this is no HTTP request")
+        elif hdrs.EXPECT in request.headers and isinstance(exc, UnicodeEncodeError):
+            response = _unexpected()  # aiohttp's own answer would repeat what is no text
+        else:
+            super().handle_error(request, status, exc, message)  # tells the log
+            response = _said(500, "INTERNAL", "this is our fault, the log knows more")
         self.request_ends(has_unread_body=True)
-        response = web.Response(
-            body=_NO_HTTP,
-            status=400,
-            content_type=PROBLEM,
-            headers={"server": SERVER_NAME},
-        )
         response.force_close()
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer, within limits.
+
+        aiohttp gives one by itself to an `Expect` where there is no route.
+        """
+        if isinstance(resp, web.HTTPException):
+            resp = _unexpected()
+            self.request_ends(has_unread_body=True)
+            resp.force_close()
+        self._owner.answers(resp.content_length or 0)
+        return await super().finish_response(request, resp, start_time)
+
+
+def _said(status: int, reason: str, detail: str) -> web.Response:
+    """Return the answer to what came to no route, in the form of all errors."""
+    body = json.dumps(problem(status, reason, detail)).encode()
+    headers = {hdrs.SERVER: SERVER_NAME}
+    return web.Response(body=body, status=status, content_type=PROBLEM, headers=headers)
+
+
+def _unexpected() -> web.Response:
+    return _said(417, reason_of(417), "only 100-continue can be expected")
 
 
 def _too_large(limit: int) -> BodyFailed:
@@ -275,6 +313,8 @@ class Connections:
         self._clients: dict[str, _Group] = {}
         self._known: set[Held] = set()
         self._body_bytes = 0
+        self._answer_bytes = 0
+        """Of answers that are not read yet, at most."""
 
     def add(self, new: Held) -> None:
         """Take a new connection; at a limit, end the one that has kept us waiting longest for it.
@@ -347,6 +387,25 @@ class Connections:
         """Note that a connection holds no body any more."""
         self._body_bytes -= reader.body_bytes
         reader.body_bytes = 0
+
+    def answers(self, answer_bytes: int) -> None:
+        """Note that an answer goes out now; cut off who reads the slowest if all are too much."""
+        self._answer_bytes += answer_bytes
+        limit = self.limits.answers_bytes_max
+        if self._answer_bytes <= limit:
+            return
+        # Most of it has been read by now. What is left is halved, so this comes seldom.
+        unread = {each: each.unread_bytes for each in self._all.waiting}
+        left = sum(unread.values())
+        if left > limit // 2:
+            text = "answers of over %d bytes wait for their readers; the slowest go"
+            self._damper.warning("answers", text, limit // 2)
+        for each in [each for each, size in unread.items() if size]:
+            if left <= limit // 2:
+                break
+            left -= unread[each]
+            each.cut_off()
+        self._answer_bytes = left + answer_bytes
 
     def end_greetings(self) -> None:
         """Cut off whatever has no requests yet: nobody else would end it."""
@@ -425,6 +484,8 @@ class BoundedServer:
             self._listening = await loop.create_server(
                 connect, host or None, port, backlog=LISTEN_BACKLOG
             )
+            for each in self._listening.sockets:  # what it takes is as it is
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             bound = self._listening.sockets[0].getsockname()[1]
         self.sweeper = asyncio.create_task(connections.sweep_forever())
         return bound

@@ -24,29 +24,27 @@ from aiohttp import hdrs, web
 
 from durabill.schemas import BadRecord, partition_for
 from durabill.schemas.errors import SettingsError
-from durabill.schemas.order_state import page_of
+from durabill.schemas.order_state import listed_for, page_of
 from durabill.schemas.tenants import tenant_of
 from durabill.schemas.web import (
-    PROBLEM,
     AllowedHosts,
     is_loopback,
     is_same_origin,
     number_in_path,
-    problem,
     read_page,
     reason_of,
 )
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.turns import Turns
+from durabill.stream_processors.worker.web_port import WebPort, error_page
 
 log = logging.getLogger("durabill.worker")
 
-SERVER_NAME = "durabill"
 KEEPALIVE_S = 75.0
 SHUTDOWN_S = 2.0
 TOKEN_CHARS_MIN = 16
 OPEN_PATH = "/health/live"
-_RETRY_AFTER_S = "1"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -94,28 +92,21 @@ class Pages:
         self._host, self._port = settings.worker_host, port
         self._token = settings.worker_token.encode()
         self._hosts = AllowedHosts(self._host)
-        self._runner: web.AppRunner | None = None
+        self._web: WebPort | None = None
+        self._turns = Turns()
+        self._described = Turns()  # apart: who asks for health doesn't wait for large orders
 
     async def start(self) -> None:
         """Listen. Raises SettingsError where the address can't be had."""
         app = web.Application(middlewares=[self._guard])
-        app.on_response_prepare.append(_name_server)
         # Without a pattern of its own aiohttp's `{number}` takes no braces.
         app.router.add_get("/orders/{number:[^/]+}", self._order)
         app.router.add_get("/status", self._status)
         app.router.add_get(OPEN_PATH, self._live)
         app.router.add_get("/health/ready", self._ready)
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            shutdown_timeout=SHUTDOWN_S,
-            keepalive_timeout=KEEPALIVE_S,
-            auto_decompress=False,
-            lingering_time=0,
-        )
-        await self._runner.setup()
+        self._web = WebPort(app, keepalive_s=KEEPALIVE_S, shutdown_s=SHUTDOWN_S)
         try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
+            await self._web.start(self._host, self._port)
         except OSError as error:
             where = f"{self._host}:{self._port}"
             why = error.strerror or str(error)
@@ -125,41 +116,50 @@ class Pages:
     @property
     def port(self) -> int | None:
         """Return the port that it listens on, None before it does."""
-        addresses = [] if self._runner is None else self._runner.addresses
-        return addresses[0][1] if addresses else None
+        return None if self._web is None else self._web.port
 
     async def stop(self) -> None:
         """Answer nobody any more."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._web is not None:
+            await self._web.stop()
 
     async def _order(self, request: web.Request) -> web.Response:
+        async with self._described:
+            if request.transport is None:  # it has gone meanwhile: nobody waits for it
+                return error_page(503, "GONE", "the client has not waited for the answer")
+            return self._page_of(request)
+
+    def _page_of(self, request: web.Request) -> web.Response:
         try:
             number = number_in_path(request.rel_url.raw_path, "/orders/")
         except BadRecord as error:
-            return _error(422, error.reason, error.detail)
+            return error_page(422, error.reason, error.detail)
         try:
             page = read_page(request.query)
         except ValueError as error:
-            return _error(422, "BAD_PAGE", str(error))
+            return error_page(422, "BAD_PAGE", str(error))
         processor = self._processor
         if not processor.is_assigned:
-            return _error(503, "NOT_READY", "it has no partitions yet, or no more")
+            return error_page(503, "NOT_READY", "it has no partitions yet, or no more")
         partition = partition_for(number.encode(), self._partitions)
         if partition not in processor.tasks:
-            return _error(421, "NOT_OWNED", f"partition {partition} is not this worker's")
+            return error_page(421, "NOT_OWNED", f"partition {partition} is not this worker's")
         if processor.tasks[partition].is_broken:
-            return _error(503, "CATCHING_UP", f"partition {partition} is stopped by a bug of ours")
+            return error_page(
+                503, "CATCHING_UP", f"partition {partition} is stopped by a bug of ours"
+            )
         asks_for = request.query.get("tenant")
         # Whose it is comes first: how long another's takes to be described is nobody's business.
         is_seen = asks_for in (None, tenant_of(number, processor.opened_by(number)))
-        state = processor.describe(number) if is_seen else None
+        state = processor.describe(number, listed_for(page)) if is_seen else None
         lag = self._lag(partition)
         if lag is None or (state is None and lag):
-            return _error(503, "CATCHING_UP", f"partition {partition} has not been read to its end")
+            return error_page(
+                503, "CATCHING_UP", f"partition {partition} has not been read to its end"
+            )
         if state is not None:
-            return _json(msgspec.to_builtins(page_of(state, page, lag)))
-        return _error(404, "UNKNOWN_ORDER", "no open order, and none that settled lately")
+            return _json(page_of(state, page, lag))
+        return error_page(404, "UNKNOWN_ORDER", "no open order, and none that settled lately")
 
     def _lag(self, partition: int) -> int | None:
         """Return how many records wait; None while the broker has not told where the log ends."""
@@ -168,7 +168,8 @@ class Pages:
         return self._processor.lag(partition)
 
     async def _status(self, _: web.Request) -> web.Response:
-        return _json(self._processor.status())
+        async with self._described:
+            return _json(self._processor.status())
 
     async def _live(self, _: web.Request) -> web.Response:
         problems = self._health.problems()
@@ -182,16 +183,18 @@ class Pages:
     def _guard(self) -> Any:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            refused = self._refuse(request)
-            if refused is not None:
-                return refused
             try:
-                return await handler(request)
+                async with self._turns:
+                    refused = self._refuse(request)
+                return await handler(request) if refused is None else refused
             except web.HTTPException as error:
-                return _error(error.status, reason_of(error.status), error.reason)
+                page = error_page(error.status, reason_of(error.status), error.reason)
+                if isinstance(error, web.HTTPMethodNotAllowed):
+                    page.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+                return page
             except Exception:
                 log.exception("%s %s failed", request.method, request.rel_url.raw_path)
-                return _error(500, "INTERNAL", "this is our fault, the log knows more")
+                return error_page(500, "INTERNAL", "this is our fault, the log knows more")
 
         return guard
 
@@ -199,17 +202,19 @@ class Pages:
         host = request.headers.get(hdrs.HOST, "")
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and not is_same_origin(origin, host):
-            return _error(403, "CROSS_ORIGIN", "web pages of others may not use this server")
+            return error_page(403, "CROSS_ORIGIN", "web pages of others may not use this server")
         if not self._token:
             if not self._hosts.allows(host, _local_address(request)):
-                return _error(403, "HOST_NOT_ALLOWED", "this server has another name")
+                return error_page(403, "HOST_NOT_ALLOWED", "this server has another name")
             return None
         given = request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")
         if request.rel_url.raw_path == OPEN_PATH or hmac.compare_digest(
             given, b"Bearer " + self._token
         ):
             return None
-        refused = _error(401, "TOKEN_NEEDED", "say Authorization: Bearer, and the worker's token")
+        refused = error_page(
+            401, "TOKEN_NEEDED", "say Authorization: Bearer, and the worker's token"
+        )
         refused.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
         return refused
 
@@ -221,16 +226,5 @@ def _local_address(request: web.Request) -> str:
 
 
 def _json(value: object, status: int = 200) -> web.Response:
-    return web.json_response(value, status=status)
-
-
-def _error(status: int, reason: str, detail: str) -> web.Response:
-    body = problem(status, reason, detail)
-    response = web.json_response(body, status=status, content_type=PROBLEM)
-    if status == 503:
-        response.headers[hdrs.RETRY_AFTER] = _RETRY_AFTER_S
-    return response
-
-
-async def _name_server(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers[hdrs.SERVER] = SERVER_NAME
+    body = msgspec.json.encode(value)
+    return web.Response(body=body, status=status, content_type="application/json")

@@ -388,10 +388,13 @@ class Processor:
 
     # -- questions ----------------------------------------------------------------------------
 
-    def describe(self, number: str) -> OrderState | None:
-        """Return the live state of an order in one of our partitions, None if unknown."""
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
+        """Return the live state of an order in one of our partitions, None if unknown.
+
+        At most `limit` intervals and ranges of missing numbers are listed, the first ones.
+        """
         for task in self.tasks.values():
-            if not task.is_broken and (state := task.table.describe(number)) is not None:
+            if not task.is_broken and (state := task.table.describe(number, limit)) is not None:
                 return state
         return None
 

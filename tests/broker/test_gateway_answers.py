@@ -63,9 +63,32 @@ def test_what_breaks_off_or_is_no_http_leaves_no_traceback(
     assert call(url, "GET", "/healthz")[0] == 200
 
 
-def test_the_server_names_no_version(url: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "odd", "reason"),
+    [
+        ("/v1/time", "origin: http://[::1", "CROSS_ORIGIN"),
+        ("/v1/time", "origin: http://a\u2100b", "CROSS_ORIGIN"),
+        ("/none", "expect: x", "EXPECTATION_FAILED"),
+        ("/v1/orders", "expect: x", "EXPECTATION_FAILED"),  # of no method of its route
+        ("/none", "expect: \udcff", "EXPECTATION_FAILED"),
+    ],
+)
+def test_odd_heads_are_told_as_problems_and_are_nobodys_fault(
+    url: str, path: str, odd: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"GET {path} HTTP/1.1\r\nhost: localhost\r\n{odd}\r\nconnection: close\r\n\r\n"
+    told, _, body = exchange(url, head.encode("utf-8", "surrogateescape")).partition(b"\r\n\r\n")
+    assert json.loads(body)["reason"] == reason
+    assert b"application/problem+json" in told
+    assert b"aiohttp" not in told
+    assert [each for each in caplog.records if each.exc_info] == []
+
+
+def test_the_server_names_no_version_and_no_cache_keeps_its_answers(url: str) -> None:
     for method, path in (("GET", "/v1/time"), ("GET", "/none"), ("PUT", "/v1/orders")):
-        assert call(url, method, path)[2]["server"] == "durabill"
+        headers = call(url, method, path)[2]
+        assert headers["server"] == "durabill"
+        assert headers["cache-control"] == "no-store"
     assert b"server: durabill\r\n" in exchange(url, b"no http\r\n\r\n").lower()
 
 

@@ -107,6 +107,29 @@ def test_who_does_not_read_the_answers_is_cut_off() -> None:
             connection.sendall(requests)  # a TimeoutError is none
 
 
+def test_answers_that_nobody_reads_are_bounded_together() -> None:
+    """Of ten with 900 kB each, less the kernel's part, some are too much; a reader is served."""
+    body = b'{"uploads": [{"service_order_number": "%s", "segments": [[1, 1, 2, false]]}]}'
+    body %= b"x" * 900_000
+    head = HEAD.replace(b"/v1/orders", b"/v1/segments") + b"content-length: %d\r\n\r\n" % len(body)
+    with limited(answers_bytes_max=4_000_000) as url, ExitStack() as stack:
+        slow = []
+        for _ in range(10):
+            slow.append(stack.enter_context(socket.socket()))
+            slow[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            slow[-1].settimeout(30)
+            slow[-1].connect((urlsplit(url).hostname, urlsplit(url).port))
+            slow[-1].sendall(head + body)
+            assert slow[-1].recv(12) == b"HTTP/1.1 200"  # it begins, and is read no further
+        rest = 0
+        with contextlib.suppress(ConnectionError):
+            while chunk := slow[0].recv(65_536):
+                rest += len(chunk)
+        assert rest < 900_000, "the first went: its answer breaks off"
+        answer = call(url, "POST", "/v1/segments", body)[1]
+        assert len(answer["uploads"][0]["service_order_number"]) == 900_000
+
+
 def test_idle_connections_are_kept_for_a_while() -> None:
     with limited(head_timeout_s=0.5, keepalive_s=4.0) as url, connect(url) as connection:
         for _ in range(2):

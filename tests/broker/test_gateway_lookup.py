@@ -6,13 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from durabill.producers.gateway.backends import TotalsReader, WorkerPool
+from durabill.producers.gateway.lookup import Lookup
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas.web import problem
 from tests.broker.gateway_kit import answer, call, gateway, serving
@@ -192,6 +194,25 @@ def test_what_was_stored_a_moment_ago_is_not_denied(
         assert call(url, "GET", "/v1/orders/SO2")[0] == 404
         monkeypatch.setattr(moment_s, 0.0)  # it has been read by now: it was a dead letter
         assert call(url, "GET", "/v1/orders/SO1")[0] == 404
+
+
+def test_a_flood_of_others_orders_makes_nobodys_forgotten() -> None:
+    now_s = [100.0]
+    lookup = Lookup(cast(WorkerPool, None), cast(TotalsReader, None), lambda: now_s[0])
+    lookup.is_stored("SO1", "acme")
+    for at in range(60_000):
+        lookup.is_stored(f"flood-{at}", "greedy")
+    assert lookup._was_stored_just_now("SO1", "acme")
+    assert not lookup._was_stored_just_now("SO1", "greedy")
+    for at in range(200_000):
+        lookup.is_stored(f"flood-{at}", "greedy")
+    assert len(lookup._stored) + len(lookup._stored_before) <= 100_000
+    lookup.is_stored("SO1", "acme")
+    now_s[0] += 1.9
+    lookup.is_stored("SO2", "acme")
+    assert lookup._was_stored_just_now("SO1", None)
+    now_s[0] += 0.2
+    assert not lookup._was_stored_just_now("SO1", None)
 
 
 def test_a_settled_state_of_a_worker_that_lags_is_doubted() -> None:

@@ -56,6 +56,18 @@ def shaken(url: str, context: ssl.SSLContext) -> ssl.SSLSocket:
         raise
 
 
+def session_of(
+    url: str, context: ssl.SSLContext, before: ssl.SSLSession | None
+) -> tuple[ssl.SSLSession | None, bool]:
+    """The session of a connection that is answered, and whether it is the one of `before`."""
+    plain = socket.create_connection((HOST, urlsplit(url).port), timeout=30)
+    with plain, context.wrap_socket(plain, server_hostname=HOST, session=before) as connection:
+        connection.sendall(b"GET /v1/time HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        if not connection.recv(1):  # with TLS 1.3 a client learns only now that it is refused
+            raise ConnectionResetError
+        return connection.session, bool(connection.session_reused)
+
+
 def serial_of(url: str, context: ssl.SSLContext) -> str:
     with shaken(url, context) as connection:
         found = connection.getpeercert()
@@ -138,6 +150,9 @@ def test_clients_show_certificates_where_they_have_to(tmp_path: Path) -> None:
         for context in (wrong, client_context(root)):
             with pytest.raises(OSError):  # noqa: PT011 — an SSLError, or a reset
                 get(url, context)
+        before, is_reused = session_of(url, good, None)
+        assert not is_reused
+        assert session_of(url, good, before)[1]
         # Another authority from now on.
         assert files.client_ca is not None
         os.replace(other_ca.root(tmp_path), files.client_ca)
@@ -148,6 +163,8 @@ def test_clients_show_certificates_where_they_have_to(tmp_path: Path) -> None:
             return False
 
         wait_until(takes_the_other, "the other authority is known")
+        with pytest.raises(OSError):  # noqa: PT011 — a session of before opens nothing
+            session_of(url, good, before)
 
 
 @LOOPS
@@ -226,14 +243,14 @@ def test_a_key_with_a_password_is_refused_and_asks_nobody(tmp_path: Path) -> Non
 
 def test_a_signal_has_the_files_read_at_the_next_look(tmp_path: Path) -> None:
     served = ServedTls(TlsFiles(*CA.certificate(tmp_path, "server")))
-    before = served._current
+    before = served.context
 
     async def look() -> None:
         watching = asyncio.ensure_future(served.watch(0.01))
         await asyncio.sleep(0.1)
-        assert served._current is before
+        assert served.context is before
         served.reload_soon()
-        while served._current is before:
+        while served.context is before:
             await asyncio.sleep(0.01)
         watching.cancel()
 

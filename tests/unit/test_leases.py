@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,22 @@ def test_a_file_that_is_damaged_changes_nothing(file: Path, content: bytes) -> N
     file.unlink()
     ticks.now_s += 2
     assert leases.check(token, "SO1", ANNA, NOW_MS)
+
+
+def test_a_pipe_in_its_place_holds_up_nobody(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    told: list[str] = []
+
+    def read() -> None:
+        with pytest.raises(SigningKeyError) as refused:
+            read_keys(file, Kind.LEASE)
+        told.append(str(refused.value))
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(30)
+    assert told == [f"{file} is no file of lease keys"]
 
 
 def test_a_file_that_others_can_read_is_refused(file: Path) -> None:

@@ -1,12 +1,14 @@
 """The worker's web server on its own: its pages, who may ask, and how large orders are told."""
 
 import asyncio
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +22,9 @@ from durabill.schemas.order_state import Opened, OrderState
 from durabill.stream_processors.settings import Settings, load_settings
 from durabill.stream_processors.worker.pages import Pages, check_access
 from durabill.stream_processors.worker.processor import Processor
+from durabill.stream_processors.worker.turns import Turns
+from durabill.stream_processors.worker.web_port import CONNECTIONS_MAX
+from tests.broker.gateway_kit import exchange
 from tests.state_kit import a_state
 
 PARTITIONS = 4
@@ -49,7 +54,7 @@ class Stand:
         self.stuck: list[str] = []
         self.described: list[str] = []
 
-    def describe(self, number: str) -> OrderState | None:
+    def describe(self, number: str, limit: int | None = None) -> OrderState | None:
         self.described.append(number)
         return self.states.get(number)
 
@@ -159,13 +164,13 @@ def test_an_orders_page_byte_for_byte(stand: Stand, port: int) -> None:
         body = response.read().decode()
     stand.lags[0] = 0
     assert body == (
-        f'{{"service_order_number": "{number}", "phase": "OPEN", "duration_ms": 2,'
-        ' "intervals": [[0, 1]], "started_ms": 0, "ended_ms": 3, "end_number": null,'
-        ' "missing_numbers": [[2, 2]], "segments": 2, "duplicates": 0, "overlap_ms": 0,'
-        ' "gap_ms": 1, "numbers_after_end": 0, "revision": 0, "deadline_ms": 300000,'
-        ' "interim_deadline_ms": null, "source_partition": 0, "source_offset": 4,'
-        ' "intervals_count": 2, "missing_numbers_count": 1, "opened": null, "interval_count": 2,'
-        ' "missing_range_count": 1, "next": "0.2", "lag": 3}'
+        f'{{"service_order_number":"{number}","phase":"OPEN","duration_ms":2,'
+        '"intervals":[[0,1]],"started_ms":0,"ended_ms":3,"end_number":null,'
+        '"missing_numbers":[[2,2]],"segments":2,"duplicates":0,"overlap_ms":0,'
+        '"gap_ms":1,"numbers_after_end":0,"revision":0,"deadline_ms":300000,'
+        '"interim_deadline_ms":null,"source_partition":0,"source_offset":4,'
+        '"intervals_count":2,"missing_numbers_count":1,"opened":null,"interval_count":2,'
+        '"missing_range_count":1,"next":"0.2","lag":3}'
     )
 
 
@@ -259,6 +264,10 @@ def test_health_and_nothing_else(stand: Stand, port: int) -> None:
     ):
         assert reason(get(port, path)) == (404, "NOT_FOUND")
     assert reason(get(port, "/status", method="POST")) == (405, "METHOD_NOT_ALLOWED")
+    refused = exchange(
+        f"http://127.0.0.1:{port}", b"PUT /status HTTP/1.0\r\nhost: localhost\r\n\r\n"
+    )
+    assert b"\r\nallow: get,head\r\n" in refused.lower()
 
 
 def test_web_pages_of_others_are_refused(port: int) -> None:
@@ -304,6 +313,70 @@ def test_a_token_may_be_in_a_file(tmp_path: Any) -> None:
     assert load_settings({"DURABILL_WORKER_TOKEN_FILE": str(path)}).worker_token == TOKEN
     with pytest.raises(SettingsError, match="can't be read"):
         load_settings({"DURABILL_WORKER_TOKEN_FILE": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "reason"),
+    [
+        ("no http\r\n\r\n", 400, "BAD_HTTP"),
+        ("GET /status HTTP/1.1\r\nhost: localhost\r\norigin: http://[::1\r\n", 403, "CROSS_ORIGIN"),
+        ("GET /status HTTP/1.1\r\nhost: localhost\r\nexpect: x\r\n", 417, "EXPECTATION_FAILED"),
+        ("GET /none HTTP/1.1\r\nhost: localhost\r\nexpect: \xff\r\n", 417, "EXPECTATION_FAILED"),
+    ],
+)
+def test_what_is_odd_gets_a_problem_and_leaves_no_trace(
+    port: int, sent: str, status: int, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = f"{sent}connection: close\r\n\r\n".encode("latin-1")
+    head, _, body = exchange(f"http://127.0.0.1:{port}", whole).partition(b"\r\n\r\n")
+    assert f" {status} ".encode() in head[:14]
+    assert b"aiohttp" not in head
+    assert json.loads(body)["reason"] == reason
+    assert caplog.messages == []
+
+
+def test_strangers_that_hold_connections_keep_out_nobody(port: int) -> None:
+    """Nor do they take the files that Kafka's clients need."""
+    with ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            for _ in range(CONNECTIONS_MAX + 20)
+        ]
+        assert get(port, "/health/live")[0] == 200
+        for each in held[:20]:
+            each.settimeout(30)
+            with contextlib.suppress(ConnectionError):
+                assert each.recv(1) == b""  # ended, the longest silent first
+        held[-1].sendall(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        held[-1].settimeout(30)
+        assert held[-1].recv(12) == b"HTTP/1.1 200"
+
+
+def test_who_asks_for_health_does_not_wait_for_large_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_over = threading.Event()
+
+    class Busy(Turns):
+        async def __aenter__(self) -> None:
+            while not is_over.is_set():
+                await asyncio.sleep(0.01)
+            await super().__aenter__()
+
+    turns = iter([Turns, Busy])
+    monkeypatch.setattr("durabill.stream_processors.worker.pages.Turns", lambda: next(turns)())
+    stand, number = Stand(), in_partition(0)
+    stand.states = {number: a_state(number)}
+    with served(stand) as port, ExitStack() as stack:
+        waiting = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+        waiting.sendall(f"GET /orders/{number} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        assert get(port, "/health/live")[0] == 200
+        assert stand.described == []
+        for _ in range(CONNECTIONS_MAX):  # strangers don't push out who waits for an answer
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        assert get(port, "/health/live")[0] == 200
+        is_over.set()
+        assert waiting.recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_port_in_use_is_told() -> None:

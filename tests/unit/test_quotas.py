@@ -1,5 +1,6 @@
 """Quotas: what one tenant may have under way, and what is left for the others."""
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
@@ -10,6 +11,7 @@ from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.quotas import (
     ENDED_KEPT_MS,
+    LOOKUPS_AT_ONCE,
     UNOPENED_KEPT_MS,
     QuotaLimits,
     Quotas,
@@ -214,3 +216,49 @@ def test_numbers_that_nobody_opened_count_too() -> None:
 def test_quotas_of_nothing_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         quotas(**{name: 0})
+
+
+def test_who_reads_much_holds_up_nobody_elses_reading() -> None:
+    """The ledger and an order's worker serve one question after the other."""
+    served: list[str] = []
+
+    async def ask(counts: Quotas, ledger: asyncio.Lock, tenant: str) -> None:
+        async with counts.lookup(of(tenant)), ledger:
+            await asyncio.sleep(0)
+            served.append(tenant)
+
+    async def read() -> None:
+        counts, ledger = quotas(), asyncio.Lock()
+        greedy = [asyncio.create_task(ask(counts, ledger, "greedy")) for _ in range(100)]
+        await asyncio.sleep(0)
+        await ask(counts, ledger, "good")
+        await asyncio.gather(*greedy)
+        assert not counts._lookups  # it takes no memory any more
+
+    asyncio.run(read())
+    assert len(served) == 101
+    assert served.index("good") <= LOOKUPS_AT_ONCE
+
+
+def test_who_reads_too_much_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its requests, which wait, would take all connections."""
+    monkeypatch.setattr("durabill.producers.gateway.quotas.LOOKUP_WAITS_S", 0.01)
+    answered = asyncio.Event()
+
+    async def ask(counts: Quotas) -> None:
+        async with counts.lookup(of("greedy")):
+            await answered.wait()
+
+    async def read() -> None:
+        counts = quotas()
+        first = [asyncio.create_task(ask(counts)) for _ in range(LOOKUPS_AT_ONCE)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError) as refused:
+            await ask(counts)
+        assert (refused.value.status, refused.value.reason) == (429, "QUOTA_REQUESTS")
+        answered.set()
+        await asyncio.gather(*first)
+        await ask(counts)
+        assert not counts._lookups
+
+    asyncio.run(read())

@@ -87,6 +87,8 @@ def test_which_addresses_are_for_this_machine_alone(host: str, expected: bool) -
         ("", "localhost", False),
         ("file://", "localhost", False),
         ("chrome-extension://localhost", "localhost", False),
+        ("http://[::1", "localhost", False),
+        ("http://a\u2100b", "localhost", False),
     ],
 )
 def test_same_origin(origin: str, host: str, expected: bool) -> None:

@@ -95,7 +95,7 @@ class WatchedFile(Generic[T]):
 
     def _read(self) -> tuple[bytes, _Stamp]:
         # Not blocking: it may be a pipe, which would have us wait for a writer.
-        with open(self._path, "rb", opener=_without_waiting) as file:
+        with open(self._path, "rb", opener=without_waiting) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise UnsafeFile("it is no file")
@@ -118,7 +118,8 @@ class WatchedFile(Generic[T]):
             self._told, self._told_s = why, now_s
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file as `open` does, but wait for no writer where it is a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

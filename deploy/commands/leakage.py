@@ -126,10 +126,10 @@ def _order_of(letter: "DeadLetter") -> tuple[str | None, int]:
 def _add_topic(settings: "Settings", found: "Leakage", progress: Progress) -> int:
     """Take in the totals of a topic, partition by partition; return how many can't be read."""
     from durabill.schemas import BadTotal, decode_total
-    from durabill.stream_processors.kafka.reading import partition_count, read_topic
+    from durabill.stream_processors.kafka.reading import common_partition_count, read_topic
 
     kafka, topic, unreadable = quiet_kafka(settings), settings.totals_topic, 0
-    for partition in range(partition_count(kafka, topic)):
+    for partition in range(common_partition_count(kafka, topic, settings.orders_topic)):
         mine = frozenset({partition})
         for opened in _openings(settings, partition, progress):
             found.unreported.add_opening(opened)

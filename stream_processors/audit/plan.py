@@ -14,7 +14,11 @@ from durabill.stream_processors.audit.scope import TotalsScope
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
-from durabill.stream_processors.kafka.reading import offsets_since, partition_count, read_bounds
+from durabill.stream_processors.kafka.reading import (
+    common_partition_count,
+    offsets_since,
+    read_bounds,
+)
 from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.settings import Settings
 
@@ -22,7 +26,7 @@ Bounds = dict[int, tuple[int, int]]
 
 
 class AuditPlan:
-    """The jobs of one audit. Raises AuditError where the topics don't fit together."""
+    """The jobs of one audit. Raises ContractError where the topics don't fit together."""
 
     def __init__(self, settings: Settings, options: AuditOptions) -> None:
         self._settings = settings
@@ -33,27 +37,15 @@ class AuditPlan:
 
     def _partition_count(self) -> int:
         settings = self._settings
-        counts = {
-            topic: partition_count(self._kafka, topic)
-            for topic in (settings.segments_topic, settings.totals_topic)
-        }
-        if len(set(counts.values())) != 1:
-            told = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
-            raise AuditError(f"the topics must have as many partitions each: {told}")
-        return counts[settings.segments_topic]
+        return common_partition_count(self._kafka, settings.segments_topic, settings.totals_topic)
 
     def _has_orders(self) -> bool:
         """Tell whether there is an orders topic: a deployment from before has none."""
-        topic = self._settings.orders_topic
+        settings = self._settings
         try:
-            count = partition_count(self._kafka, topic)
+            common_partition_count(self._kafka, settings.orders_topic, settings.segments_topic)
         except AccessError:
             return False
-        if count != self.partitions:
-            raise AuditError(
-                f"the topics must have as many partitions each: {topic} has {count}, the segments"
-                f" {self.partitions}"
-            )
         return True
 
     def wanted(self) -> list[int]:

@@ -22,7 +22,11 @@ from durabill.stream_processors.audit.sources import open_source
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import Place
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
-from durabill.stream_processors.kafka.reading import partition_count, read_bounds
+from durabill.stream_processors.kafka.reading import (
+    common_partition_count,
+    partition_count,
+    read_bounds,
+)
 from durabill.stream_processors.settings import Settings
 
 
@@ -82,6 +86,9 @@ def rebuild_jobs(
         )
     totals = orders = dict.fromkeys(partitions, (0, 0))
     if with_totals:
+        common_partition_count(
+            kafka, settings.segments_topic, settings.totals_topic, settings.orders_topic
+        )
         orders = read_bounds(kafka, LOOK_GROUP, settings.orders_topic, partitions)
         totals = read_bounds(kafka, LOOK_GROUP, settings.totals_topic, partitions)
     segments = read_bounds(kafka, LOOK_GROUP, settings.segments_topic, partitions)

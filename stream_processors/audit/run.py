@@ -187,12 +187,13 @@ class Audit:
         )
 
     def _all_notes(self, side: SideAudit) -> list[str]:
-        return [
+        notes = [
             *self._notes,
             *side.notes,
             *(note for each in self._outcomes.values() for note in each.notes),
             *self._without_totals(),
         ]
+        return list(dict.fromkeys(notes))  # what holds for all partitions is told once
 
     def _without_totals(self) -> Iterator[str]:
         """Yield a note where nothing was proven of an order, because there is nothing of it."""

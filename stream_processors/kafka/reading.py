@@ -19,7 +19,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from durabill.schemas.errors import START_ANEW, StateError
+from durabill.schemas.errors import START_ANEW, ContractError, StateError
 from durabill.stream_processors.kafka.errors import (
     PATIENCE_S,
     Right,
@@ -212,6 +212,15 @@ def partition_count(kafka: Mapping[str, Any], topic: str, *, group: str = LOOK_G
     """Return how many partitions a topic has; raise AccessError if it is not there."""
     with _reader(kafka, group) as consumer:
         return len(_partitions(consumer, kafka, topic, LOOK_PATIENCE_S))
+
+
+def common_partition_count(kafka: Mapping[str, Any], *topics: str) -> int:
+    """Return how many partitions the topics have; raise ContractError where they differ in it."""
+    counts = {topic: partition_count(kafka, topic) for topic in topics}
+    if len(set(counts.values())) != 1:
+        told = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+        raise ContractError(f"the topics must have as many partitions each: {told}")
+    return counts[topics[0]]
 
 
 def offsets_since(

@@ -78,6 +78,7 @@ class Fate(Enum):
     FORWARDED = "its order lives in another partition, where it is sent"
     OPENS = "it opens its order, which is not known, or forgotten"
     OPENED_BEFORE = "it opens its order again, for the same client: nothing changes"
+    EXTENDS = "it opens its order again, for the same client and for longer"
 
 
 class Admission(NamedTuple):
@@ -190,11 +191,18 @@ def accept_opening(key: bytes | None, value: bytes, clock_ms: int) -> OrderOpene
 
 
 def admit_opening(
-    record: LogRecord, opened: OrderOpened, known: Known, place: Place, clock_ms: int
+    record: LogRecord,
+    opened: OrderOpened,
+    known: Known,
+    place: Place,
+    clock_ms: int,
+    *,
+    extends: bool = True,
 ) -> Admission:
     """Return what becomes of a record that holds an accepted opening.
 
-    `known` is as `admit` has it. Raises BadRecord(WRONG_PARTITION or ALREADY_OPENED).
+    `known` is as `admit` has it; `extends` tells whether an opening can be extended at all, which
+    it couldn't by the rules of before. Raises BadRecord(WRONG_PARTITION or ALREADY_OPENED).
     """
     source = source_of(record.headers, place)
     order, opening = known.life(clock_ms)
@@ -207,7 +215,8 @@ def admit_opening(
     if not opening.is_of(opened):
         detail = f"its order was opened by another client, at offset {opening.offset}"
         raise BadRecord(Reason.ALREADY_OPENED, detail)
-    return Admission(Fate.OPENED_BEFORE, place.partition, source)
+    fate = Fate.EXTENDS if extends and opening.is_longer(opened) else Fate.OPENED_BEFORE
+    return Admission(fate, place.partition, source)
 
 
 def _elsewhere(record: LogRecord, place: Place, source: Source | None) -> Admission | None:

@@ -8,7 +8,6 @@ from typing import Final
 
 from durabill.schemas import (
     BadRecord,
-    OrderOpened,
     OrderTotal,
     WriterSchemas,
     encode_total,
@@ -133,13 +132,9 @@ class PlainOrders:
         if self.knows_opening(number, offset):
             return  # a replay brings it again
         known = self._known(number, offset, clock_ms)
+        extends = self._writers.extends_openings
         fate, partition, _ = admit_opening(
-            record,
-            opened,
-            known,
-            self._place,
-            clock_ms,
-            extends=self._writers.extends_openings,
+            record, opened, known, self._place, clock_ms, extends=extends
         )
         if fate is Fate.FORWARDED:
             self._forward(record, partition, effects)
@@ -147,7 +142,14 @@ class PlainOrders:
             self.openings_repeated += 1
         elif fate is Fate.EXTENDS:
             self.openings_extended += 1
-            self._extend(known, opened, offset, clock_ms, effects)
+            order, opening = known.life(clock_ms)
+            assert opening is not None
+            extended = opening.extended_by(opened, offset)
+            if order is None:
+                self.waiting.extend(extended)
+            else:
+                order.extend(extended)
+                self._note([], order, effects)
         else:
             assert record.key is not None
             self.waiting.add(number, Opened.by(opened, offset))
@@ -162,19 +164,6 @@ class PlainOrders:
         """Tell whether a state of the number is ahead of the record at an offset."""
         is_before = order is not None and offset <= order.last_offset
         return is_before or self.waiting.is_ahead(number, offset)
-
-    def _extend(
-        self, known: Known, record: OrderOpened, offset: int, clock_ms: int, effects: Effects
-    ) -> None:
-        """Have what is known of an order accept segments for longer."""
-        order, opening = known.life(clock_ms)
-        assert opening is not None
-        extended = opening.extended_by(record, offset)
-        if order is None:
-            self.waiting.extend(extended)
-        else:
-            order.extend(extended)
-            self._note([], order, effects)
 
     def _forward(self, record: Record, partition: int, effects: Effects) -> None:
         source = f"{self._place.partition}/{record.offset}".encode()

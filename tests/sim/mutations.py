@@ -425,24 +425,12 @@ OPENINGS = (
         "record.accept_until_ms != self.accept_until_ms",
     ),
     _one(
-        "what was too late is judged again by what extended a waiting opening since",
-        PlainOrders, "_has_taken", "return is_before or self", "return is_before or False and self",
-    ),
-    _one(
-        "what was too late is judged again by what extended its order's opening since",
-        PlainOrders, "_has_taken", "offset <= order.last_offset", "offset <= order.source_offset",
-    ),
-    _one(
         "a waiting opening's extension is lost in a checkpoint",
         WaitingOpenings, "extend", "self._changed.add(place // ENTRY_PLACES)", "pass",
     ),
     _one(
         "an order's extension is lost in a checkpoint",
         PlainOrders, "_fold_opening", "self._note([], order, effects)", "pass",
-    ),
-    _one(
-        "a settled order is forgotten though its opening was extended",
-        Order, "extend", "if self.phase is Phase.SETTLED:", "if False:",
     ),
     _one(
         "an extended opening is given up when it would have been forgotten",

@@ -103,6 +103,20 @@ class Known(NamedTuple):
         """Tell whether neither is known, so that the record may be in a wrong partition."""
         return self.order is None and self.opening is None
 
+    def is_ahead_of(self, offset: int) -> bool:
+        """Tell whether what is known has taken in the record at an offset: a replay brings it.
+
+        An opening that was extended behind the record holds for it, so it is the one here.
+        """
+        order, opening = self
+        if order is not None:
+            if offset <= order.source_offset:
+                return True
+            begun_by = order.opening
+            if begun_by is not None and offset <= begun_by.extended_at:
+                return True
+        return opening is not None and offset <= opening.extended_at
+
     def life(self, clock_ms: int) -> tuple[Order | None, Opened | None]:
         """Return the order that goes on, None where it would begin, and the opening it has."""
         order = self.order

@@ -219,7 +219,7 @@ class Order:
         """
         assert not self.accepted or self.is_settled() or arrival_ms < self.next_due_ms(policy)
         assert not self.is_forgotten(arrival_ms)
-        assert offset > self.last_offset
+        assert offset > self.source_offset
         if not self.accepted:
             self.unbilled_since_ms = arrival_ms
         if source is not None:

@@ -93,7 +93,7 @@ class PlainOrders:
             segment = accept(raw, record.key, clock_ms)
             number = segment.service_order_number
             known = self._known(number, record.offset, clock_ms)
-            if self._has_taken(known.order, number, record.offset):
+            if known.is_ahead_of(record.offset):
                 return  # a replay brings it again
             order = known.order
             assert order is None or not order.is_due(clock_ms, self.policy)
@@ -157,13 +157,9 @@ class PlainOrders:
 
     def knows_opening(self, number: str, offset: int) -> bool:
         """Tell whether a replay passes over the opening at an offset; see `IntervalTable`."""
-        is_here = self.waiting.has(offset)
-        return is_here or self._has_taken(self.slots.get(number), number, offset)
-
-    def _has_taken(self, order: Order | None, number: str, offset: int) -> bool:
-        """Tell whether a state of the number is ahead of the record at an offset."""
-        is_before = order is not None and offset <= order.last_offset
-        return is_before or self.waiting.is_ahead(number, offset)
+        order, waiting = self.slots.get(number), self.waiting
+        is_waiting = waiting.has(offset) or waiting.is_ahead(number, offset)
+        return is_waiting or (order is not None and offset <= order.last_offset)
 
     def _forward(self, record: Record, partition: int, effects: Effects) -> None:
         source = f"{self._place.partition}/{record.offset}".encode()

@@ -158,8 +158,9 @@ class LeaseBook:
         correction window as of now, may not come again. The lease says so.
 
         A renewal that would move that instant by less than an eighth of a lease's life opens
-        nothing, and holds as long as the one before: who renews every second fills no log, and the
-        table of no worker.
+        nothing, and holds as long as the one before: so who renews every second adds eight records
+        in a lease's life. Who means harm can show his oldest lease each time. That costs what a
+        segment costs, a record under the limits of rate: a worker keeps the latest instant alone.
         """
         until_ms = now_ms + self.lease_ms
         if until_ms - known.accept_until_ms < max(1, self.lease_ms // _EXTENSIONS_MAX):

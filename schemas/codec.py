@@ -97,6 +97,8 @@ class WriterSchemas:
         self._registry = registry
         self.reads_openings = True
         """Whether a `billing.OrderOpened` among the segments is one; else its schema is unknown."""
+        self.extends_openings = True
+        """Whether one that comes again can have its order's segments accepted for longer."""
 
     def add(self, schema: Mapping[str, Any]) -> None:
         """Accept bodies written with `schema`; raise ValueError if they can't become ours."""

@@ -104,7 +104,7 @@ SETTING_HELP = {
     "gateway_clock_offset_max_s": "Further off the broker's clock the gateway is not ready.",
     "report_interval_s": "How often clients are told to report.",
     "leases": "required, optional, or auto: required with authentication or opened orders only.",
-    "lease_s": "How long a lease holds, and how long after its opening an order may report late.",
+    "lease_s": "How long a lease holds from a start or renewal on: its order may report late then.",
     "lease_keys_file": "File of the keys that sign leases. Default: made in the data folder.",
     "receipt_key_file": "File of the keys that sign receipts. Default: made in the data folder.",
     "ledger_dsn": "The ledger's PostgreSQL: postgresql://user@host:port/database; or by `…_FILE`.",

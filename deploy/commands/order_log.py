@@ -24,7 +24,7 @@ from durabill.stream_processors.audit.story import Basis, Story
 from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import LogRecord, Place
-from durabill.stream_processors.core.explain import IsOpening, PolicyAt, Read, explain
+from durabill.stream_processors.core.explain import Extends, IsOpening, PolicyAt, Read, explain
 from durabill.stream_processors.dead_letters.letters import (
     DeadLetter,
     headers_of,
@@ -92,7 +92,11 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
         place, policy_at = Place(partition, partitions), _policy_at(basis.history)
         read = recorded.reader_of(partition, basis)
         is_read = _is_opening_at(basis.history)
-        story.add(partition, explain(number, log, place, policy_at, read, is_opening_at=is_read))
+        extends = _extends_at(basis.history)
+        happened = explain(
+            number, log, place, policy_at, read, is_opening_at=is_read, extends_at=extends
+        )
+        story.add(partition, happened)
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
     return story
@@ -124,6 +128,10 @@ def _policy_at(history: History) -> PolicyAt:
 
 def _is_opening_at(history: History) -> IsOpening:
     return lambda value, offset: is_opening(value) and in_force(history, offset).reads_openings
+
+
+def _extends_at(history: History) -> Extends:
+    return lambda offset: in_force(history, offset).extends_openings
 
 
 class _Recorded:

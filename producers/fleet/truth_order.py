@@ -331,13 +331,24 @@ class OrderHistory:
         return life.opening if life.records else self._waiting
 
     def open(self, opening: Opening, now_ms: int) -> Fate | Reason:
-        """Open the order, if it is not known; else see whether this only comes again."""
+        """Open the order, if it is not known; else see whether it is its client's who opens again.
+
+        Then its segments are taken for longer, or nothing changes.
+        """
         known = self.opening_at(now_ms)
         if known is None and not self._life.records:
             self._waiting = opening
             return Fate.ACCEPTED
-        is_again = known is not None and known.owner == opening.owner
-        return Fate.PASSED_OVER if is_again else Reason.ALREADY_OPENED
+        if known is None or known.owner != opening.owner:
+            return Reason.ALREADY_OPENED
+        longer = known._replace(until_ms=max(known.until_ms, opening.until_ms))
+        if self._life.records:
+            self._life.opening = longer
+            opened_until_ms = longer.until_ms + FORGET_MARGIN_MS
+            self._life.kept_until_ms = max(self._life.kept_until_ms, opened_until_ms)
+        else:
+            self._waiting = longer
+        return Fate.PASSED_OVER
 
     def take(self, record: Arrived, origin: bytes | None = None) -> Fate | Reason:
         """Take in the next record of the log; `origin` is where it was sent on from, if it was."""

@@ -266,7 +266,7 @@ class TimeRules:
     Beforehand it is some time from `now_ms` - `late_margin_ms` to `now_ms` + `early_margin_ms`.
     Without a `correction_window_ms` nothing is TOO_LATE as far as we know. Of an order that is
     known to be opened, nothing begins before `opened_ms`, nor is TOO_LATE that arrives until
-    `accept_until_ms`.
+    `accept_until_ms`, unless it ended before `oldest_ms`.
     """
 
     correction_window_ms: int | None
@@ -275,6 +275,7 @@ class TimeRules:
     late_margin_ms: int = 0
     opened_ms: int = 0
     accept_until_ms: int = -1
+    oldest_ms: int = 0
 
     @classmethod
     def at_any_time(cls, correction_window_ms: int | None, now_ms: int) -> "TimeRules":
@@ -288,7 +289,7 @@ class TimeRules:
         is_late = window_ms is not None and arrives_ms > self.accept_until_ms
         earliest_ms = arrives_ms - window_ms if is_late and window_ms is not None else 0
         latest_ms = self.now_ms + FUTURE_TOLERANCE_MS + self.early_margin_ms
-        return Bounds(self.opened_ms, earliest_ms, latest_ms)
+        return Bounds(self.opened_ms, max(earliest_ms, self.oldest_ms), latest_ms)
 
     def check(self, segment: SegmentEvent) -> None:
         """Raise BadRecord for a segment that is certain not to count, whenever it arrives."""

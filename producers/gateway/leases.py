@@ -8,7 +8,8 @@ at. The signature is made and checked with the standard library's HMAC.
     header   {"alg":"HS256","kid":…,"typ":"lease+jwt"}
     payload  ord number · ten tenant · cli client · iat_ms issued · opn_ms opened (the server
              timestamp) · int_ms report interval · exp_ms no upload is taken under it from then on ·
-             acc_ms until when the order's segments may be late
+             acc_ms until when the order's segments may be late · svc service, where it has one ·
+             old_ms no segment that ended earlier is taken, where the order may have been forgotten
 
 Whether a token is genuine is kept for a while, as long as the keys stay the same; whether it is
 expired, and whose it is, is looked at each time, so a step of the clock needs no more care.
@@ -25,18 +26,20 @@ from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.key_files import WatchedKeys
 from durabill.producers.gateway.key_sets import Jwk, decode64, encode64
 from durabill.producers.gateway.problems import ApiError
-from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 
-LEASE_CHARS_MAX = 1_024
-"""Of a token. The longest that we make has fewer: number, tenant and client are bounded."""
+LEASE_CHARS_MAX = 1_280
+"""Of a token. The longest that we make has fewer: all texts in it are bounded."""
 _CACHED_MAX = 20_000
 _DIGEST = "sha256"
-_EDGE_MS = FUTURE_TOLERANCE_MS
-"""So long after `accept_until_ms` a worker forgets a settled order that was opened."""
+_EXTENSIONS_MAX = 8
+"""For how many records of the log the renewals of a lease's whole life may be, see `renewed`."""
 
 
 class Lease(NamedTuple):
-    """What a lease says. `opened_ms` is the order's server timestamp, and stays in a renewal."""
+    """What a lease says. `opened_ms` is the order's server timestamp, and stays in a renewal.
+
+    No segment that ended before `oldest_ms` is taken: it may be of a life that is forgotten.
+    """
 
     number: str
     tenant: str
@@ -46,9 +49,11 @@ class Lease(NamedTuple):
     interval_ms: int
     expires_ms: int
     accept_until_ms: int
+    service: str = ""
+    oldest_ms: int = 0
 
 
-class _Payload(msgspec.Struct, frozen=True):
+class _Payload(msgspec.Struct, frozen=True, omit_defaults=True):
     ord: str
     ten: str
     cli: str
@@ -57,14 +62,11 @@ class _Payload(msgspec.Struct, frozen=True):
     int_ms: int
     exp_ms: int
     acc_ms: int
+    svc: str = ""
+    old_ms: int = 0
 
 
 _PAYLOAD = msgspec.json.Decoder(_Payload)
-
-
-def outlives_opening(lease: Lease) -> bool:
-    """Tell whether a lease holds for longer than the order's opening, which may be forgotten."""
-    return lease.expires_ms > lease.accept_until_ms
 
 
 def rules_under(lease: Lease | None, rules: TimeRules) -> TimeRules:
@@ -75,7 +77,12 @@ def rules_under(lease: Lease | None, rules: TimeRules) -> TimeRules:
     """
     if lease is None:
         return rules
-    return replace(rules, opened_ms=lease.opened_ms, accept_until_ms=lease.accept_until_ms)
+    return replace(
+        rules,
+        opened_ms=lease.opened_ms,
+        accept_until_ms=lease.accept_until_ms,
+        oldest_ms=lease.oldest_ms,
+    )
 
 
 def bounds_for(lease: Lease | None, rules: TimeRules) -> Bounds:
@@ -86,17 +93,18 @@ def bounds_for(lease: Lease | None, rules: TimeRules) -> Bounds:
     # As of the rules under the lease, without making them: an upload is quicker so.
     arrives_ms = rules.now_ms - rules.late_margin_ms
     is_late = arrives_ms > lease.accept_until_ms
+    window_from_ms = bounds.earliest_end_ms if is_late else 0
     return bounds._replace(
         earliest_start_ms=lease.opened_ms,
-        earliest_end_ms=bounds.earliest_end_ms if is_late else 0,
+        earliest_end_ms=max(window_from_ms, lease.oldest_ms),
     )
 
 
 class LeaseBook:
     """Makes and checks leases. `is_required`: an upload without one is refused.
 
-    `lease_ms` is how long a lease holds, from the order's opening on, or from a renewal that opens
-    it anew; then no longer than a settled order is known. Belongs to one event loop.
+    `lease_ms` is how long a lease holds, from the order's opening or a renewal on. Belongs to one
+    event loop.
     """
 
     def __init__(
@@ -109,8 +117,7 @@ class LeaseBook:
     ) -> None:
         self._watched = keys
         self.lease_ms = lease_ms
-        window_ms = lease_ms if correction_window_ms is None else correction_window_ms
-        self._renewed_ms = min(lease_ms, max(window_ms, _EDGE_MS))
+        self._correction_window_ms = correction_window_ms
         self.is_required = is_required
         self._cache: dict[str, Lease] = {}
         self._heads: dict[str, Jwk] = {}
@@ -122,54 +129,50 @@ class LeaseBook:
         number: str,
         tenant: str,
         client: str,
+        service: str = "",
         *,
         now_ms: int,
         interval_ms: int,
-        opened_ms: int | None = None,
-        accept_until_ms: int | None = None,
     ) -> tuple[str, Lease]:
-        """Return the lease of an order, as a token and as what it says.
-
-        The order is opened now, unless it is said when it was and until when it may be late.
-        """
-        opened_ms = now_ms if opened_ms is None else opened_ms
-        if accept_until_ms is None:
-            until_ms = accept_until_ms = now_ms + self.lease_ms
-        else:
-            until_ms = self._holds_until_ms(accept_until_ms, now_ms)
-        times_ms = opened_ms, interval_ms, until_ms, accept_until_ms
-        lease = Lease(number, tenant, client, now_ms, *times_ms)
+        """Return the lease of an order that is opened now, as a token and as what it says."""
+        until_ms = now_ms + self.lease_ms
+        times_ms = now_ms, now_ms, interval_ms, until_ms, until_ms
+        lease = Lease(number, tenant, client, *times_ms, service)
         return self._sign(lease, now_ms), lease
 
     def renew(
         self, token: str | None, number: str, caller: Caller, now_ms: int
-    ) -> tuple[str, Lease]:
-        """Return a lease that holds anew, for one that may have expired. Raises as `check`.
-
-        When the order was opened, and until when its segments may be late, stays as it is in the
-        log. Where `outlives_opening`, the order has to be opened again before the lease is given.
-        """
+    ) -> tuple[str, Lease, bool]:
+        """Return `renewed` of a lease that may have expired. Raises as `check`."""
         if not token:
             raise _refused("LEASE_MISSING", "the lease that is to be renewed has to be shown")
-        known = self._shown(token, number, caller)
-        lease = known._replace(
-            issued_ms=now_ms,
-            expires_ms=max(known.expires_ms, self._holds_until_ms(known.accept_until_ms, now_ms)),
-        )
-        return self._sign(lease, now_ms), lease
+        return self.renewed(self._shown(token, number, caller), now_ms)
 
-    def _holds_until_ms(self, accept_until_ms: int, now_ms: int) -> int:
-        """Return until when the worker certainly knows the order, so that its segments go to it.
+    def renewed(self, known: Lease, now_ms: int) -> tuple[str, Lease, bool]:
+        """Return a lease that holds anew, and whether the order has to be opened again for it.
 
-        Up to `accept_until_ms` it does. From then on the order is opened again; where it is known
-        still, that changes nothing, and it is known for a correction window after it settles. At
-        the edge it may be known at the opening and forgotten right after it.
+        Then its opening has to be in the log before the lease is given: segments are accepted for
+        as long as the lease holds, `lease_ms` from now on. An order that is known still, as it is
+        up to `accept_until_ms`, is extended by it. Later it may have been forgotten, and begins
+        anew: then what may have been billed in the life before, all that ended before the
+        correction window as of now, may not come again. The lease says so.
+
+        A renewal that would move that instant by less than an eighth of a lease's life opens
+        nothing, and holds as long as the one before: so who renews every second adds eight records
+        in a lease's life. Who means harm can show his oldest lease each time. That costs what a
+        segment costs, a record under the limits of rate: a worker keeps the latest instant alone.
         """
-        if now_ms <= accept_until_ms:
-            return accept_until_ms
-        if now_ms <= accept_until_ms + 2 * _EDGE_MS:
-            return now_ms + _EDGE_MS
-        return now_ms + self._renewed_ms
+        until_ms = now_ms + self.lease_ms
+        if until_ms - known.accept_until_ms < max(1, self.lease_ms // _EXTENSIONS_MAX):
+            lease = known._replace(
+                issued_ms=now_ms, expires_ms=max(known.expires_ms, known.accept_until_ms)
+            )
+            return self._sign(lease, now_ms), lease, False
+        lease = known._replace(issued_ms=now_ms, expires_ms=until_ms, accept_until_ms=until_ms)
+        window_ms = self._correction_window_ms
+        if now_ms > known.accept_until_ms and window_ms is not None:
+            lease = lease._replace(oldest_ms=max(known.oldest_ms, now_ms - window_ms))
+        return self._sign(lease, now_ms), lease, True
 
     def check(self, token: str | None, number: str, caller: Caller, now_ms: int) -> Lease | None:
         """Return what the lease of an upload for order `number` says; None where none is needed.

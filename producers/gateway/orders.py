@@ -14,8 +14,9 @@ of it, unless its start is repeated with the same Idempotency-Key. Two starts wi
 same time may both get past 2. The log decides then: the opening with the lower offset holds, the
 other becomes a dead letter, or is passed over where both are of one client.
 
-A lease that is renewed when its order's opening has lapsed takes steps 3 and 4 as well: a worker
-that has forgotten the order opens it anew, for the same tenant.
+A lease that is renewed takes steps 4 and 5, where it moves the instant until which segments are
+accepted by enough. By such an opening the worker extends the order that it knows, and opens the one
+that it has forgotten anew, for the same tenant.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ from durabill.producers.gateway.authority import Authority
 from durabill.producers.gateway.caller import Caller, caller_of
 from durabill.producers.gateway.checks import json_answer, read_body
 from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
-from durabill.producers.gateway.leases import Lease, outlives_opening
+from durabill.producers.gateway.leases import Lease
 from durabill.producers.gateway.lookup import InUse, Lookup, number_of
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
 from durabill.producers.gateway.served_clock import Came
@@ -102,8 +103,9 @@ class OrderDesk:
         caller, number = caller_of(request), number_of(request)
         came, shown = self._authority.clock.came(), request.headers.get(LEASE_HEADER)
         renew = self._authority.leases.renew
-        token, lease = await self._in_time(lambda now_ms: renew(shown, number, caller, now_ms))
-        await self._open_again(caller, lease)
+        token, lease = await self._renewed(
+            caller, lambda now_ms: renew(shown, number, caller, now_ms)
+        )
         return self._answer(self._told(token, lease), came, 200)
 
     def _answer(self, grant: OrderGrant, came: Came, status: int) -> web.Response:
@@ -150,12 +152,16 @@ class OrderDesk:
                 break  # else the clock has learned better by the very acknowledgement
         return grant
 
-    async def _in_time(self, give: Callable[[int], tuple[str, Lease]]) -> tuple[str, Lease]:
-        """Return a lease as of now; if it is to open its order again, by the broker's time."""
-        token, lease = give(self._authority.clock.now_ms())
-        if outlives_opening(lease):
+    async def _renewed(
+        self, caller: Caller, give: Callable[[int], tuple[str, Lease, bool]]
+    ) -> tuple[str, Lease]:
+        """Return a lease as of now; if it opens its order again, by the broker's time, in the log."""
+        token, lease, is_longer = give(self._authority.clock.now_ms())
+        if is_longer:
             await self._learn_time()
-            token, lease = give(self._authority.clock.now_ms())
+            token, lease, is_longer = give(self._authority.clock.now_ms())
+        if is_longer:
+            await self._open_again(caller, lease)
         return token, lease
 
     async def _learn_time(self) -> None:
@@ -178,18 +184,12 @@ class OrderDesk:
         is_anothers = self._opened_by.get(number, _starter(wanted)) != _starter(wanted)
         if opened is None or is_anothers or not _is_repeat(wanted, in_use):
             raise ApiError(409, "ORDER_IN_USE", f"order {plain(number)} is in use; choose another")
-        mint, who = self._authority.leases.mint, (wanted.caller.tenant, client_of(wanted.caller))
-        token, lease = await self._in_time(
-            lambda now_ms: mint(
-                number,
-                *who,
-                now_ms=now_ms,
-                interval_ms=self._report_interval_ms,
-                opened_ms=opened.server_timestamp_ms,
-                accept_until_ms=opened.accept_until_ms,
-            )
-        )
-        await self._open_again(wanted.caller, lease)
+        now_ms, until_ms = self._authority.clock.now_ms(), opened.accept_until_ms
+        who = number, wanted.caller.tenant, client_of(wanted.caller)
+        times_ms = opened.server_timestamp_ms, self._report_interval_ms, until_ms, until_ms
+        known = Lease(*who, now_ms, *times_ms, wanted.service)
+        renewed = self._authority.leases.renewed
+        token, lease = await self._renewed(wanted.caller, lambda now_ms: renewed(known, now_ms))
         return self._told(token, lease)
 
     async def _open(self, wanted: Start, number: str) -> OrderGrant:
@@ -200,6 +200,7 @@ class OrderDesk:
             number,
             caller.tenant,
             client_of(caller),
+            wanted.service,
             now_ms=now_ms,
             interval_ms=self._report_interval_ms,
         )
@@ -221,25 +222,29 @@ class OrderDesk:
         return self._told(token, lease)
 
     async def _open_again(self, caller: Caller, lease: Lease) -> None:
-        """Append an opening for a lease that outlives the order's, which may be forgotten by now.
+        """Append an opening for a lease that was renewed for longer.
 
-        Where the order is known still, it is passed over. Its time begins before all that may count
-        under the lease, and not earlier: what was billed in a life before can't come again.
+        An order that is known is extended by it, and only that counts of it. For one that has been
+        forgotten by now its time begins before all that may count under the lease.
         """
-        if not outlives_opening(lease):
-            return
         now_ms, window_ms = lease.issued_ms, self._correction_window_ms
-        until_ms = now_ms + self._authority.leases.lease_ms
+        until_ms = lease.accept_until_ms
         begin_ms = max(lease.opened_ms, until_ms - OPENING_SPAN_MAX_MS)
         if window_ms is not None:
             oldest_ms = now_ms - window_ms - SEGMENT_LENGTH_MAX_MS - FUTURE_TOLERANCE_MS
             begin_ms = max(begin_ms, oldest_ms)
         who = lease.number, lease.tenant, lease.client
-        opened = OrderOpened(*who, "", (), min(begin_ms, now_ms), lease.interval_ms, until_ms)
-        await self._append(caller, opened, now_ms)
+        times_ms = min(begin_ms, now_ms), lease.interval_ms, until_ms
+        opened = OrderOpened(*who, lease.service, (), *times_ms)
+        await self._append(caller, opened, now_ms, is_known=True)
 
-    async def _append(self, caller: Caller, opened: OrderOpened, now_ms: int) -> None:
-        """Append an opening, and wait for Kafka's acknowledgement; raise ApiError without."""
+    async def _append(
+        self, caller: Caller, opened: OrderOpened, now_ms: int, *, is_known: bool = False
+    ) -> None:
+        """Append an opening, and wait for Kafka's acknowledgement; raise ApiError without.
+
+        An order that is known already is open without it, too.
+        """
         number, quotas = opened.service_order_number, self._authority.quotas
         try:
             value = encode_opening(opened)
@@ -251,7 +256,8 @@ class OrderDesk:
                 await self._publisher.publish(number.encode(), [value])
             self._lookup.is_stored(number, caller.tenant)
         except (ApiError, Overloaded, BackendUnavailable) as error:
-            quotas.not_opened(caller, number)
+            if not is_known:
+                quotas.not_opened(caller, number)
             raise _told(error) from error
 
     def _told(self, token: str, lease: Lease) -> OrderGrant:

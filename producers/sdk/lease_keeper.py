@@ -1,6 +1,6 @@
 """Leases of orders that are about to be sent: renewed in time, or before they are shown again.
 
-In time is the last third of a lease's life, by the server's clock. One that has ended, or that the
+In time is the second half of a lease's life, by the server's clock. One that has ended, or that the
 server doesn't take any more, has to be renewed before its order can be sent. Where the server says
 that it never gave such a lease (it has lost its keys, say), its order is sent without: a server
 that asks for leases says so, and then the order waits. The lease is kept all the same. What would

@@ -118,11 +118,12 @@ class OrderTerms:
 def with_renewal(terms: OrderTerms, now_ms: int) -> OrderTerms:
     """Return the terms with the instant from which their lease is to be renewed.
 
-    That is the last third of its life. `now_ms` is the server's time when it gave the lease.
+    That is the second half of its life: so whoever goes offline has half of it left, at least.
+    `now_ms` is the server's time when it gave the lease.
     """
     if terms.lease_expires_ms is None:
         return terms
-    return replace(terms, renew_from_ms=now_ms + (terms.lease_expires_ms - now_ms) * 2 // 3)
+    return replace(terms, renew_from_ms=now_ms + (terms.lease_expires_ms - now_ms) // 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,7 @@ class Replay:
             self.table.set_policy(terms.policy)
             self._schemas.reads_ids = terms.registry
             self._schemas.reads_openings = terms.reads_openings
+            self._schemas.extends_openings = terms.extends_openings
 
 
 def new_table(

@@ -136,8 +136,9 @@ class Life:
 class Opening:
     """An opening of the order's number, and what became of it: `reason` says why it was refused.
 
-    `repeats` counts how often the same client opened the order once more. Where no segment came in
-    time, it has lapsed at `lapsed_at_ms`.
+    `repeats` counts how often the same client opened the order once more without a change,
+    `extensions` how often it did so for longer: the last time until `accept_until_ms`. Where no
+    segment came in time, it has lapsed at `lapsed_at_ms`.
     """
 
     partition: int
@@ -147,6 +148,10 @@ class Opening:
     reason: str | None
     detail: str
     repeats: int = 0
+    extensions: int = 0
+    accept_until_ms: int | None = None
+    """Where it was extended until; None: it wasn't."""
+
     lapsed_at_ms: int | None = None
 
 
@@ -208,6 +213,10 @@ class Story:
         if verdict.fate is Fate.OPENED_BEFORE:
             accepted = [each for each in self.openings if each.reason is None]
             accepted[-1].repeats += 1
+        elif verdict.fate is Fate.EXTENDS:
+            accepted = [each for each in self.openings if each.reason is None]
+            accepted[-1].extensions += 1
+            accepted[-1].accept_until_ms = opened.accept_until_ms
         elif verdict.fate in (Fate.OPENS, None):
             place = partition, verdict.record.offset
             self.openings.append(

@@ -58,6 +58,8 @@ def openings(story: Story) -> list[dict[str, Any]]:
             "reason": each.reason,
             "detail": each.detail,
             "repeats": each.repeats,
+            "extensions": each.extensions,
+            "accept_until_ms": each.accept_until_ms or each.opened.accept_until_ms,
             "lapsed_at_ms": each.lapsed_at_ms,
         }
         for each in story.openings

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from durabill.schemas import Interval
 from durabill.schemas.headers import RESENT_FROM
-from durabill.schemas.text import human_ms, shown
+from durabill.schemas.text import human_ms, human_time, shown
 from durabill.stream_processors.core.admission import Fate
 from durabill.stream_processors.core.explain import Verdict
 from durabill.stream_processors.core.intervals import IntervalSet
@@ -107,6 +107,9 @@ def words_of(verdict: Verdict) -> str:
         return "passed over, came before"
     if verdict.fate is Fate.OPENED_BEFORE:
         return "opened before, for the same client"
+    if verdict.fate is Fate.EXTENDS:
+        assert verdict.opened is not None
+        return f"extends its opening until {human_time(verdict.opened.accept_until_ms)}"
     if verdict.fate is Fate.OPENS:
         assert verdict.opened is not None
         client = f", client {shown(verdict.opened.client)}" if verdict.opened.client else ""

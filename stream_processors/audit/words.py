@@ -72,6 +72,11 @@ def opening_lines(story: Story) -> list[str]:
             lines.append(f"  attributes: {', '.join(pairs)}")
         if each.repeats:
             lines.append(f"  opened again by the same client {each.repeats:,} times: no matter")
+        if each.accept_until_ms is not None:
+            lines.append(
+                f"  extended {counted(each.extensions, 'time')} by renewed leases: accepted until"
+                f" {human_time(each.accept_until_ms)}"
+            )
         if each.lapsed_at_ms is not None:
             lapsed = human_time(each.lapsed_at_ms)
             lines.append(f"  no record of it counted in time: forgotten after {lapsed}")

@@ -78,6 +78,7 @@ class Fate(Enum):
     FORWARDED = "its order lives in another partition, where it is sent"
     OPENS = "it opens its order, which is not known, or forgotten"
     OPENED_BEFORE = "it opens its order again, for the same client: nothing changes"
+    EXTENDS = "it opens its order again, for the same client and for longer"
 
 
 class Admission(NamedTuple):
@@ -101,6 +102,20 @@ class Known(NamedTuple):
     def is_nothing(self) -> bool:
         """Tell whether neither is known, so that the record may be in a wrong partition."""
         return self.order is None and self.opening is None
+
+    def is_ahead_of(self, offset: int) -> bool:
+        """Tell whether what is known has taken in the record at an offset: a replay brings it.
+
+        An opening that was extended behind the record holds for it, so it is the one here.
+        """
+        order, opening = self
+        if order is not None:
+            if offset <= order.source_offset:
+                return True
+            begun_by = order.opening
+            if begun_by is not None and offset <= begun_by.extended_at:
+                return True
+        return opening is not None and offset <= opening.extended_at
 
     def life(self, clock_ms: int) -> tuple[Order | None, Opened | None]:
         """Return the order that goes on, None where it would begin, and the opening it has."""
@@ -190,11 +205,18 @@ def accept_opening(key: bytes | None, value: bytes, clock_ms: int) -> OrderOpene
 
 
 def admit_opening(
-    record: LogRecord, opened: OrderOpened, known: Known, place: Place, clock_ms: int
+    record: LogRecord,
+    opened: OrderOpened,
+    known: Known,
+    place: Place,
+    clock_ms: int,
+    *,
+    extends: bool = True,
 ) -> Admission:
     """Return what becomes of a record that holds an accepted opening.
 
-    `known` is as `admit` has it. Raises BadRecord(WRONG_PARTITION or ALREADY_OPENED).
+    `known` is as `admit` has it; `extends` tells whether an opening can be extended at all, which
+    it couldn't by the rules of before. Raises BadRecord(WRONG_PARTITION or ALREADY_OPENED).
     """
     source = source_of(record.headers, place)
     order, opening = known.life(clock_ms)
@@ -207,7 +229,8 @@ def admit_opening(
     if not opening.is_of(opened):
         detail = f"its order was opened by another client, at offset {opening.offset}"
         raise BadRecord(Reason.ALREADY_OPENED, detail)
-    return Admission(Fate.OPENED_BEFORE, place.partition, source)
+    fate = Fate.EXTENDS if extends and opening.is_longer(opened) else Fate.OPENED_BEFORE
+    return Admission(fate, place.partition, source)
 
 
 def _elsewhere(record: LogRecord, place: Place, source: Source | None) -> Admission | None:

@@ -57,6 +57,9 @@ Read = Callable[[bytes | None, int], RawSegment]
 IsOpening = Callable[[bytes | None, int], bool]
 """Tells whether the value at an offset claims to be an opening, and openings are read there."""
 
+Extends = Callable[[int], bool]
+"""Tells whether the opening at an offset may extend one before it, by the rules in force there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -155,6 +158,7 @@ def explain(
     read: Read,
     *,
     is_opening_at: IsOpening = always_opening,
+    extends_at: Extends = lambda offset: True,
     pieces_max: int = ORDER_PIECES_MAX,
 ) -> Iterator[Happening]:
     """Yield what happened to an order in a partition, in the sequence of its time.
@@ -162,7 +166,8 @@ def explain(
     `log` is every record of the partition from its start on; a `Standing` comes last. Nothing is
     kept but the order, however many records there are.
     """
-    return _Replay(number, place, policy_at, read, is_opening_at, pieces_max).run(log)
+    replay = _Replay(number, place, policy_at, read, is_opening_at, extends_at, pieces_max)
+    return replay.run(log)
 
 
 class _Replay:
@@ -175,6 +180,7 @@ class _Replay:
         policy_at: PolicyAt,
         read: Read,
         is_opening_at: IsOpening,
+        extends_at: Extends,
         pieces_max: int,
     ) -> None:
         self._number = number
@@ -183,6 +189,7 @@ class _Replay:
         self._policy_at = policy_at
         self._read = read
         self._is_opening_at = is_opening_at
+        self._extends_at = extends_at
         self._pieces_max = pieces_max
         self._policy = policy_at(0)
         self._clock_ms = 0
@@ -250,7 +257,12 @@ class _Replay:
             yield from self._pass_time()
             known = Known(self._order, self._opening)
             fate, partition, source = admit_opening(
-                record, opened, known, self._place, self._clock_ms
+                record,
+                opened,
+                known,
+                self._place,
+                self._clock_ms,
+                extends=self._extends_at(record.offset),
             )
         except BadRecord as error:
             if record.key == self._key:
@@ -261,8 +273,19 @@ class _Replay:
             return
         if fate is Fate.OPENS:
             self._opening = Opened.by(opened, record.offset)
+        elif fate is Fate.EXTENDS:
+            self._extend(opened, record.offset)
         where = partition if fate is Fate.FORWARDED else None
         yield self._verdict(record, None, fate=fate, partition=where, source=source, opened=opened)
+
+    def _extend(self, opened: OrderOpened, offset: int) -> None:
+        order = self._order
+        if order is not None:
+            assert order.opening is not None
+            order.extend(order.opening.extended_by(opened, offset))
+        else:
+            assert self._opening is not None
+            self._opening = self._opening.extended_by(opened, offset)
 
     def _admitted(
         self, record: LogRecord, raw: RawSegment, event: SegmentEvent, admission: Admission

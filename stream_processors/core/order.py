@@ -19,8 +19,8 @@ An order is in one of four phases, and four things can happen to it. What then h
     REOPENED  taken in, no more          counted  RUNNING, and the  by its state then
                                                   phase stays       -> SETTLED
 
-An order that was opened ahead of its segments is forgotten no earlier than its opening says; see
-`opening`, which has all that an opening changes.
+An order that was opened ahead of its segments is forgotten no earlier than its opening says, also
+where that was extended after it settled; see `opening`, which has all that an opening changes.
 
 An order is complete when an end and every number from 1 to the greatest have been seen.
 
@@ -185,7 +185,23 @@ class Order:
             return "ranges of business data numbers"
         return None
 
+    @property
+    def last_offset(self) -> int:
+        """Return up to which offset it has taken in what there is of its number."""
+        return max(self.source_offset, -1 if self.opening is None else self.opening.extended_at)
+
     # -- what happens to an order -------------------------------------------------------------
+
+    def extend(self, opening: Opened) -> None:
+        """Have its opening be this one, which has just been extended.
+
+        The order is known and not forgotten. One that has settled is known for longer from now on.
+        """
+        assert self.opening is not None
+        assert opening.extended_at > self.last_offset
+        self.opening = opening
+        if self.phase is Phase.SETTLED:
+            self.deadline_ms = max(self.deadline_ms, opening.known_until_ms)
 
     def apply(
         self,
@@ -253,6 +269,8 @@ class Order:
         self.accepted += 1
         self.length_sum_ms += event.end_ms - event.start_ms
         self.source_offset = offset
+        if self.opening is not None and self.opening.extended_at >= 0:
+            self.opening = self.opening._replace(extended_at=-1)
         return bool(gained_ms or gained_number or later_end)
 
     def _status(self) -> Status:
@@ -343,6 +361,8 @@ class Order:
         if self.opening is not None:
             assert self.opening.offset < self.source_offset
             assert self.opening.begin_ms <= self.started_ms
+            extended_at = self.opening.extended_at
+            assert extended_at == -1 or extended_at > self.source_offset
 
 
 def evidence_digest(

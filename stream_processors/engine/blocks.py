@@ -6,8 +6,9 @@ they lie in memory (little-endian), the slots that they belong in, the piece lis
 to, and in the form of version 3 those orders that are no rows. Version 5 is a list as in version 3,
 of one large order, and the whole entry is that order's own. The column table reads all versions;
 the plain table has no rows to put one in. Version 6 is the openings that wait for their orders'
-first segments; see `openings`. Fields that an older version 3, 4 or 5 lacks stand at the end: an
-order's opening, and after a block's orders the openings that its rows have. Versions 1 and 2 are 3
+first segments; see `openings`. Fields that an older entry of the same version lacks stand at the
+end: an order's opening, where that or one that waits was extended, and after a block's orders the
+openings that its rows have. Versions 1 and 2 are 3
 and 4 without what interim totals and gathered corrections need. They are read, and not written any
 more: see `_bring_up_to_date` and `kernel.upgrade`.
 
@@ -62,6 +63,7 @@ class _OrderState(_OldOrderState, array_like=True, forbid_unknown_fields=True):
     unbilled_since_ms: int
     settlements: int
     opening: tuple[int, int, int, str, str] | None = None
+    extended_at: int = -1
 
 
 class WaitingState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -74,6 +76,7 @@ class WaitingState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     offset: int
     tenant: str
     client: str
+    extended_at: int = -1
 
 
 class RowOpenings(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -230,6 +233,8 @@ def _state_of(slot: int, order: Order) -> _OrderState:
     # What is packed beside the stream must not go on with it: the block would know of a copy
     # that it has not taken in, and the replay would pass it over.
     fields["forwarded"] = dict(order.forwarded)
+    if order.opening is not None:
+        *fields["opening"], fields["extended_at"] = order.opening
     return _OrderState(slot=slot, **fields)
 
 
@@ -241,7 +246,7 @@ def _order_of(state: _OldOrderState) -> tuple[int, Order]:
     if not isinstance(state, _OrderState):
         _bring_up_to_date(order)
     elif state.opening is not None:
-        order.opening = Opened(*state.opening)
+        order.opening = Opened(*state.opening, state.extended_at)
     order.check()
     return state.slot, order
 

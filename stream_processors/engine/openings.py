@@ -7,7 +7,8 @@ Entries are of different age where a crash tore a checkpoint, and blocks are enc
 stream goes on. So an opening stays in its place after its order has begun, until a recovery can't
 replay the record that began it: else a restore could find neither the order nor its opening. One
 that is forgotten stays as long, for the records that a replay judges again, also where another has
-opened the number since. So a number can have several here; `at` tells which holds for a record.
+opened the number since. So a number can have several here; `at` tells which holds for a record. One
+that is extended stays the same one, in its place.
 """
 
 import heapq
@@ -66,6 +67,14 @@ class WaitingOpenings:
         """Tell whether the opening at an offset is here."""
         return offset in self._place_of
 
+    def is_ahead(self, number: str, offset: int) -> bool:
+        """Tell whether an opening here was extended at an offset or later, and opened before it.
+
+        Then a replay brings the record there again; see `core.opening`.
+        """
+        known = self._by_number.get(number, ())
+        return any(each.offset < offset <= each.extended_at for each in known)
+
     # -- what happens -------------------------------------------------------------------------
 
     def add(self, number: str, opened: Opened) -> None:
@@ -86,6 +95,15 @@ class WaitingOpenings:
         heapq.heappush(self._forgotten, (opened.known_until_ms, opened.offset))
         self._note(number, 1)
 
+    def extend(self, extended: Opened) -> None:
+        """Have an opening that waits be what it was extended to."""
+        place = self._place_of[extended.offset]
+        number, opened = self._places[place]
+        known = self._by_number[number]
+        known[known.index(opened)] = extended
+        self._places[place] = (number, extended)
+        self._changed.add(place // ENTRY_PLACES)
+
     def take(self, number: str, opened: Opened, clock_ms: int) -> None:
         """Note that the order of an opening has begun, at this clock."""
         if opened.offset not in self._taken:
@@ -99,10 +117,19 @@ class WaitingOpenings:
             if self._begun and self._begun[0][0] < clock_ms:
                 self._drop(self._begun.popleft()[1])
             elif self._forgotten and self._forgotten[0][0] < clock_ms:
-                self._drop(heapq.heappop(self._forgotten)[1])
+                self._forget(heapq.heappop(self._forgotten)[1], clock_ms)
             else:
                 return False
         return True
+
+    def _forget(self, offset: int, clock_ms: int) -> None:
+        """Drop an opening whose time was over at this clock, unless it has been extended."""
+        place = self._place_of.get(offset)
+        opened = None if place is None else self._places[place][1]
+        if opened is not None and opened.known_until_ms >= clock_ms:
+            heapq.heappush(self._forgotten, (opened.known_until_ms, offset))
+        else:
+            self._drop(offset)
 
     def _drop(self, offset: int) -> None:
         place = self._place_of.pop(offset, None)
@@ -160,7 +187,12 @@ class WaitingOpenings:
         """
         for each in states:
             opened = Opened(
-                each.begin_ms, each.accept_until_ms, each.offset, each.tenant, each.client
+                each.begin_ms,
+                each.accept_until_ms,
+                each.offset,
+                each.tenant,
+                each.client,
+                each.extended_at,
             )
             begun = opening_of(each.number)
             self._used = max(self._used, each.place + 1)

@@ -68,6 +68,8 @@ class PlainOrders:
         """Clock marks folded in this process's life."""
         self.openings_repeated = 0
         """Openings that only came again, in this process's life."""
+        self.openings_extended = 0
+        """Openings that extended the one before, in this process's life."""
         self._place = place
         self._writers = writers
         self._pieces_max = pieces_max
@@ -91,9 +93,9 @@ class PlainOrders:
             segment = accept(raw, record.key, clock_ms)
             number = segment.service_order_number
             known = self._known(number, record.offset, clock_ms)
-            order = known.order
-            if order is not None and record.offset <= order.source_offset:
+            if known.is_ahead_of(record.offset):
                 return  # a replay brings it again
+            order = known.order
             assert order is None or not order.is_due(clock_ms, self.policy)
             fate, partition, source = admit(
                 record, segment, known, self._place, clock_ms, self.policy, self._pieces_max
@@ -130,11 +132,24 @@ class PlainOrders:
         if self.knows_opening(number, offset):
             return  # a replay brings it again
         known = self._known(number, offset, clock_ms)
-        fate, partition, _ = admit_opening(record, opened, known, self._place, clock_ms)
+        extends = self._writers.extends_openings
+        fate, partition, _ = admit_opening(
+            record, opened, known, self._place, clock_ms, extends=extends
+        )
         if fate is Fate.FORWARDED:
             self._forward(record, partition, effects)
         elif fate is Fate.OPENED_BEFORE:
             self.openings_repeated += 1
+        elif fate is Fate.EXTENDS:
+            self.openings_extended += 1
+            order, opening = known.life(clock_ms)
+            assert opening is not None
+            extended = opening.extended_by(opened, offset)
+            if order is None:
+                self.waiting.extend(extended)
+            else:
+                order.extend(extended)
+                self._note([], order, effects)
         else:
             assert record.key is not None
             self.waiting.add(number, Opened.by(opened, offset))
@@ -142,8 +157,9 @@ class PlainOrders:
 
     def knows_opening(self, number: str, offset: int) -> bool:
         """Tell whether a replay passes over the opening at an offset; see `IntervalTable`."""
-        order = self.slots.get(number)
-        return self.waiting.has(offset) or (order is not None and offset <= order.source_offset)
+        order, waiting = self.slots.get(number), self.waiting
+        is_waiting = waiting.has(offset) or waiting.is_ahead(number, offset)
+        return is_waiting or (order is not None and offset <= order.last_offset)
 
     def _forward(self, record: Record, partition: int, effects: Effects) -> None:
         source = f"{self._place.partition}/{record.offset}".encode()

@@ -21,11 +21,14 @@ from durabill.schemas.errors import StateError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk, headers_in
 
-RULES = 3
+RULES = 4
 """The version of the rules of billing in this program; 1 was never recorded."""
 
-RULES_READ = (2, 3)
-"""The versions that this program bills by where they are recorded. 2 reads no openings."""
+RULES_READ = (2, 3, 4)
+"""The versions that this program bills by where they are recorded.
+
+2 reads no openings. 3 passes over those that come again, though they accept segments for longer.
+"""
 
 POLICY = "policy"
 """The name of the entry."""
@@ -43,6 +46,11 @@ class Terms(msgspec.Struct, frozen=True):
     def reads_openings(self) -> bool:
         """Tell whether openings count; before version 3 their schema was unknown."""
         return self.rules > 2
+
+    @property
+    def extends_openings(self) -> bool:
+        """Tell whether an opening that comes again can extend the one before; from version 4 on."""
+        return self.rules > 3
 
 
 class PolicyRecord(msgspec.Struct, frozen=True):

@@ -12,7 +12,11 @@ _FLAGS = {phase: flag for flag, phase in _PHASES.items()}
 
 
 def fits_row(order: Order) -> bool:
-    """Tell whether an order can be a row; see `kernel.rows`."""
+    """Tell whether an order can be a row; see `kernel.rows`.
+
+    One whose opening was extended since its last segment can't: only the plain core passes over
+    what a replay brings of between the two. So the kernel has nothing to know of extensions.
+    """
     return (
         len(order.service_order_number.encode()) <= rows.KEY_BYTES_MAX
         and (order.revision == 0 or order.phase is Phase.SETTLED)
@@ -22,6 +26,7 @@ def fits_row(order: Order) -> bool:
         and order.numbers.last() <= rows.NUMBER_MAX
         and order.accepted < rows.ACCEPTED_MAX
         and not order.forwarded
+        and (order.opening is None or order.opening.extended_at < 0)
     )
 
 

@@ -30,6 +30,7 @@ class OpeningsOfRows:
     def put(self, slot: int, opened: Opened) -> None:
         """Give a row's order an opening."""
         self._arrays.orders[slot]["key_size"] |= rows.OPENED
+        assert opened.extended_at < 0, "such an order doesn't fit a row"
         self._arrays.openings[slot] = opened[:3]
         self._owners[slot] = f"{opened.tenant}\0{opened.client}".encode()
 

@@ -75,6 +75,11 @@ class IntervalTable(ChunkFolder):
         return self._plain.openings_repeated
 
     @property
+    def openings_extended(self) -> int:
+        """Return how many openings have extended the one before in this process's life."""
+        return self._plain.openings_extended
+
+    @property
     def openings_waiting(self) -> int:
         """Return how many openings are known whose orders have no segment, or none for long."""
         return len(self._plain.waiting)
@@ -163,12 +168,13 @@ class IntervalTable(ChunkFolder):
         """
 
     def knows_opening(self, key: bytes, offset: int) -> bool:
-        """Tell whether a replay passes over the opening at an offset: it has been passed on.
+        """Tell whether a replay passes over the opening at an offset: it has been passed on, say.
 
         Where it doesn't, a replay that brings the record gives the opening among its effects.
         """
         age = self.age_of(key)
-        return self._plain.waiting.has(offset) or (age is not None and offset <= age[0])
+        is_past = age is not None and offset <= age[0]
+        return is_past or self._plain.knows_opening(key.decode("utf-8", "replace"), offset)
 
     @abstractmethod
     def oldest_deadline_ms(self) -> int | None:

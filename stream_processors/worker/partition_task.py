@@ -156,6 +156,7 @@ class PartitionTask:
             self.table.set_policy(terms.policy)
             self.schemas.reads_ids = terms.registry
             self.schemas.reads_openings = terms.reads_openings
+            self.schemas.extends_openings = terms.extends_openings
 
     def undecided_ids(self, chunk: Chunk) -> list[int]:
         """Return the registry ids in a chunk that nobody has decided on yet.

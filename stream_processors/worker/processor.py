@@ -428,6 +428,7 @@ class Processor:
                     "clock_marks": task.table.clock_marks,
                     "openings_waiting": task.table.openings_waiting,
                     "openings_repeated": task.table.openings_repeated,
+                    "openings_extended": task.table.openings_extended,
                     "held": task.held or None,
                     "is_broken": task.is_broken,
                     "waiting_for_transaction_s": round(

@@ -287,7 +287,8 @@ def test_the_readmes_producer_is_billed_and_shown(deployment: Deployment) -> Non
     assert run("order", "never-seen", **deployment.settings).returncode == 1
     with psycopg.connect(deployment.settings["ledger_dsn"]) as connection:
         rows = connection.execute("SELECT status, orders FROM ledger_status").fetchall()
-    assert dict(rows)["COMPLETE"] >= len(orders)
+    counts: dict[str, int] = dict(rows)
+    assert counts["COMPLETE"] >= len(orders)
     told = eventually("all is well", partial(told_well, deployment))
     assert (told["ok"], told["problems"], told["partition_count"]) == (True, [], 4)
     assert {each["url"] for each in deployment.workers} == {

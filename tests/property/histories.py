@@ -119,6 +119,26 @@ def opened_histories(draw: st.DrawFn, size_max: int = 30) -> list[Entry]:
 
 
 @st.composite
+def extended_histories(draw: st.DrawFn, size_max: int = 9) -> list[Entry]:
+    """A log of one order that is opened again and again, with segments at the edge of too late."""
+    log: list[Entry] = []
+    append_ms = BASE_MS
+    for offset in range(draw(st.integers(3, size_max))):
+        append_ms += draw(st.sampled_from([0, 1, 5, 30, 61] * 3 + [60_100]))
+        if not log or draw(st.sampled_from([True, False])):
+            until_ms = append_ms + draw(st.sampled_from([0, 5, 40, 100]))
+            owner = draw(st.sampled_from([("a", "x")] * 7 + [("a", "y")]))
+            opening = Opening("SO1", owner, append_ms - 200, until_ms)
+            log.append(Entry(offset, append_ms, b"SO1", None, opening=opening))
+        else:
+            end_ms = append_ms - draw(st.sampled_from([0, 59, 61, 61, 80, 120, 190]))
+            number, is_end = draw(st.integers(1, 3)), draw(st.booleans())
+            segment = Segment("SO1", number, end_ms - draw(st.integers(1, 9)), end_ms, is_end)
+            log.append(Entry(offset, append_ms, b"SO1", segment))
+    return log
+
+
+@st.composite
 def sudden_histories(draw: st.DrawFn) -> list[Entry]:
     """Legal records of a few orders that all arrive at one instant: before any deadline."""
     found = draw(st.lists(segments(BASE_MS, 2), min_size=1, max_size=14))

@@ -5,7 +5,7 @@ accepted record of an order and works each total out of all of them anew.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from durabill.schemas import Interval, NumberRange, OrderTotal, Status
 
@@ -56,6 +56,7 @@ class Times:
     interim_ms: int = 0
     pieces_max: int = 10_000
     opened_only: bool = False
+    extends: bool = True
 
 
 @dataclass
@@ -299,6 +300,12 @@ def answer(log: list[Entry], times: Times) -> Answer:
                 opened.append(entry.offset)
             elif known is None or known.owner != found.owner:
                 dead_letters.append((entry.offset, "ALREADY_OPENED"))
+            elif times.extends and found.until_ms > known.until_ms:
+                longer = replace(known, until_ms=found.until_ms)
+                if life is None:
+                    waiting[order] = longer
+                else:
+                    life.opening = longer
             continue
         begun = life or Life(order, opening=waiting.get(order))
         if why := order_reason(found, begun, arrival_ms, times):

@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from durabill.producers.fleet.truth import LogRecord, read_log
@@ -25,6 +25,7 @@ from tests.property.histories import (
     TIMES,
     by_order,
     chunk_of,
+    extended_histories,
     opened_histories,
     value_of,
 )
@@ -171,6 +172,23 @@ class Worker:
 def test_crashes_change_nothing(
     kind: str, log: list[Entry], opened_only: bool, lives: list[Life]
 ) -> None:
+    check_lives(kind, log, opened_only, lives)
+
+
+AHEAD = st.builds(Life, st.integers(2, 8), st.just(0), st.sampled_from([1, 1, 2, None]), st.just(9))
+
+
+@KINDS
+@settings(max_examples=150)
+@given(extended_histories(), st.tuples(AHEAD, AHEAD))
+def test_states_that_are_ahead_change_nothing_about_extensions(
+    kind: str, log: list[Entry], lives: tuple[Life, Life]
+) -> None:
+    """Each record is judged by the extensions before it, though the state has later ones."""
+    check_lives(kind, log, False, list(lives))
+
+
+def check_lives(kind: str, log: list[Entry], opened_only: bool, lives: list[Life]) -> None:
     policy = replace(POLICY, opened_only=opened_only)
     undisturbed = PlainTable(Place(0, 1), policy, WriterSchemas(), pieces_max=9)
     expected = sent_by(undisturbed.fold(chunk_of(log))) | sent_by(undisturbed.tick(FAR_FUTURE_MS))

@@ -416,6 +416,27 @@ OPENINGS = (
         blocks, "_order_of", "elif state.opening is not None:", "elif False:",
     ),
     _one(
+        "an opening can't be extended",
+        Opened, "is_longer", "record.accept_until_ms > self.accept_until_ms", "False",
+    ),
+    _one(
+        "an opening can be shortened",
+        Opened, "is_longer", "record.accept_until_ms > self.accept_until_ms",
+        "record.accept_until_ms != self.accept_until_ms",
+    ),
+    _one(
+        "a waiting opening's extension is lost in a checkpoint",
+        WaitingOpenings, "extend", "self._changed.add(place // ENTRY_PLACES)", "pass",
+    ),
+    _one(
+        "an order's extension is lost in a checkpoint",
+        PlainOrders, "_fold_opening", "self._note([], order, effects)", "pass",
+    ),
+    _one(
+        "an extended opening is given up when it would have been forgotten",
+        WaitingOpenings, "_forget", "opened is not None and", "False and",
+    ),
+    _one(
         "published openings are passed on again",
         PartitionTask, "openings_not_yet_published", "if self.openings is None", "if True",
     ),

@@ -17,6 +17,11 @@ from tests.sim.mutations import MUTATIONS, SEEDS_MAX, Mutation, caught_at
 
 NOTICED_BY = {
     "an opening leaves its entry with its order's first segment": 51,
+    "a waiting opening's extension is lost in a checkpoint": 181,
+    "an order's extension is lost in a checkpoint": 268,
+    "an extended opening is given up when it would have been forgotten": 183,
+    "an opening can't be extended": 16,
+    "an opening can be shortened": 35,
     "slots are given back as of now": 254,
     "a chunk is folded while barriers are set": 52,
     "totals not yet repeated are left out of the meta": 72,

@@ -35,13 +35,14 @@ def segment(at_ms: int) -> tuple[int, bytes]:
     return at_ms, encode_segment(SegmentEvent("SO1", 1, NOW_MS, NOW_MS + 1_000, True))
 
 
-def story_of(*records: tuple[int, bytes]) -> Story:
+def story_of(*records: tuple[int, bytes], **more: Any) -> Story:
     log = [
         Record(at, NOW_MS + at_ms, b"SO1", value, ()) for at, (at_ms, value) in enumerate(records)
     ]
     log.append(Record(len(log), NOW_MS + 200_000, b"other", b"garbage", ()))
     story = Story("SO1", 0, Basis((PolicyRecord(0, Terms(POLICY)),)))
-    story.add(0, explain("SO1", log, Place(0, 2), lambda _: POLICY, OWN_SCHEMA_ONLY.read))
+    happened = explain("SO1", log, Place(0, 2), lambda _: POLICY, OWN_SCHEMA_ONLY.read, **more)
+    story.add(0, happened)
     return story
 
 
@@ -65,6 +66,28 @@ def test_the_opening_is_told_once_and_refusals_each() -> None:
     text = "\n".join(lines_of(REPORTED, 0, None))
     assert "an opening\n      dead letter: ALREADY_OPENED (its order was opened by another" in text
     assert "not legible" not in text
+
+
+def test_what_a_renewed_lease_has_extended_is_told() -> None:
+    longer = (opening(20, accept_until_ms=NOW_MS + at_ms) for at_ms in (90_000, 120_000))
+    story = story_of(opening(0), *longer, segment(2_000))
+    assert opening_lines(story)[2:] == [
+        "  extended 2 times by renewed leases: accepted until 2026-01-01 10:02:00.000"
+    ]
+    assert "extends its opening until 2026-01-01 10:01:30.000" in "\n".join(
+        lines_of(story, 0, None)
+    )
+    (told,) = explained(story, "billing.segments", None)["openings"]
+    assert (told["extensions"], told["repeats"]) == (2, 0)
+    assert told["accept_until_ms"] == NOW_MS + 120_000
+
+
+def test_by_the_rules_of_before_it_only_came_again() -> None:
+    story = story_of(
+        opening(0), opening(20, accept_until_ms=NOW_MS + 90_000), extends_at=lambda _: False
+    )
+    (told,) = explained(story, "billing.segments", None)["openings"]
+    assert (told["extensions"], told["repeats"]) == (0, 1)
 
 
 def test_one_that_nobody_reported_has_lapsed() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import OctKey
@@ -100,16 +100,21 @@ def test_somebody_elses_jws_library_reads_it(file: Path) -> None:
     st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=64),
     st.text("abc._-", min_size=1, max_size=64),
     st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=64),
+    st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=64),
 )
-def test_any_names_come_back_and_fit(number: str, tenant: str, client: str) -> None:
-    number, client = _cut(number) or "x", _cut(client)
-    leases = book(None)
+@example('"' * 64, "t" * 64, "\\" * 64, '"' * 64)
+def test_any_names_come_back_and_fit(number: str, tenant: str, client: str, service: str) -> None:
+    number, client, service = _cut(number) or "x", _cut(client), _cut(service)
+    watched = WatchedKeys(None, Kind.LEASE, Ticks())
+    leases = LeaseBook(watched, lease_ms=LEASE_MS, is_required=True, correction_window_ms=0)
     caller = Caller(tenant, client, ALL_SCOPES, "k")
-    token = mint(leases, caller, number)
+    who = number, caller.tenant, caller.client
+    token, _ = leases.mint(*who, service, now_ms=NOW_MS, interval_ms=86_400_000)
+    token, _, _ = leases.renew(token, number, caller, NOW_MS + 2 * LEASE_MS)
     assert len(token) <= LEASE_CHARS_MAX
     lease = leases.check(token, number, caller, NOW_MS)
     assert lease is not None
-    assert lease[:3] == (number, tenant, client)
+    assert (*lease[:3], lease.service) == (number, tenant, client, service)
 
 
 def _cut(text: str) -> str:
@@ -199,17 +204,51 @@ def test_it_ends_and_can_be_renewed() -> None:
     leases = book(None)
     token, until_ms = mint(leases), NOW_MS + LEASE_MS
     assert refused(leases, token, at_ms=until_ms) == (401, "LEASE_EXPIRED")
-    renewed, lease = leases.renew(token, "SO1", ANNA, until_ms + DAY_MS)
-    assert leases.check(renewed, "SO1", ANNA, until_ms + DAY_MS) == lease
-    assert (lease.opened_ms, lease.accept_until_ms) == (NOW_MS, until_ms)
-    assert lease.expires_ms == until_ms + DAY_MS + LEASE_MS
+    now_ms = until_ms + DAY_MS
+    renewed, lease, is_longer = leases.renew(token, "SO1", ANNA, now_ms)
+    assert is_longer
+    assert leases.check(renewed, "SO1", ANNA, now_ms) == lease
+    assert (lease.opened_ms, lease.issued_ms) == (NOW_MS, now_ms)
+    assert lease.expires_ms == lease.accept_until_ms == now_ms + LEASE_MS
 
 
 def test_a_renewal_never_shortens_it() -> None:
     leases = book(None)
     token = mint(leases)
-    _, lease = leases.renew(token, "SO1", ANNA, NOW_MS - DAY_MS)
-    assert lease.expires_ms == NOW_MS + LEASE_MS
+    _, lease, is_longer = leases.renew(token, "SO1", ANNA, NOW_MS - DAY_MS)
+    assert not is_longer
+    assert lease.expires_ms == lease.accept_until_ms == NOW_MS + LEASE_MS
+
+
+def test_who_renews_every_second_extends_his_order_eight_times_in_a_leases_life() -> None:
+    leases = book(None)
+    token, extended = mint(leases), 0
+    for now_ms in range(NOW_MS, NOW_MS + LEASE_MS + 1, LEASE_MS // 1_000):
+        token, lease, is_longer = leases.renew(token, "SO1", ANNA, now_ms)
+        extended += is_longer
+        assert lease.expires_ms == lease.accept_until_ms >= now_ms + LEASE_MS * 7 // 8
+        assert lease.oldest_ms == 0
+    assert extended == 8
+
+
+@pytest.mark.parametrize(("after_ms", "is_over"), [(0, False), (1, True), (9 * DAY_MS, True)])
+def test_where_its_order_may_have_been_forgotten_what_was_billed_stays_so(
+    after_ms: int, is_over: bool
+) -> None:
+    """A segment that was in time in the life before can't come again; later ones can, late."""
+    watched = WatchedKeys(None, Kind.LEASE, Ticks())
+    leases = LeaseBook(
+        watched, lease_ms=LEASE_MS, is_required=True, correction_window_ms=2 * DAY_MS
+    )
+    now_ms = NOW_MS + LEASE_MS + after_ms
+    token, lease, _ = leases.renew(mint(leases), "SO1", ANNA, now_ms)
+    oldest_ms = now_ms - 2 * DAY_MS if is_over else 0
+    assert lease.oldest_ms == oldest_ms
+    rules = TimeRules(2 * DAY_MS, now_ms + 5 * DAY_MS)
+    assert bounds_for(lease, rules) == rules_under(lease, rules).bounds_ms()
+    assert bounds_for(lease, rules).earliest_end_ms == oldest_ms
+    _, lease, _ = leases.renew(token, "SO1", ANNA, now_ms + DAY_MS)
+    assert lease.oldest_ms == oldest_ms
 
 
 @pytest.mark.parametrize("token", [None, "", "x.y.z"])

@@ -1,4 +1,4 @@
-"""Renewals of leases whose order may be forgotten by then; repeats of starts with own numbers."""
+"""Renewals of leases, also of orders that are forgotten by then; repeats of own numbers' starts."""
 
 import asyncio
 import json
@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from durabill.producers.gateway.api import OrderGrant, OrderRequest
+from durabill.producers.gateway.api import OrderGrant, OrderRequest, TimeRules
 from durabill.producers.gateway.authority import AuthorityConfig
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller, set_caller
 from durabill.producers.gateway.kafka import BackendUnavailable
+from durabill.producers.gateway.leases import bounds_for
 from durabill.producers.gateway.lookup import InUse
 from durabill.producers.gateway.orders import OrderDesk
 from durabill.producers.gateway.problems import ApiError
@@ -85,7 +86,7 @@ class Stand:
 
     def renew(self) -> dict[str, Any]:
         token, _ = self.authority.leases.mint(
-            "SO1", "acme", "anna", now_ms=NOW_MS, interval_ms=10_000
+            "SO1", "acme", "anna", "bike", now_ms=NOW_MS, interval_ms=10_000
         )
         request = make_mocked_request("POST", "/v1/orders/SO1/lease", {"lease": token})
         set_caller(request, ANNA)
@@ -95,55 +96,53 @@ class Stand:
         return said
 
 
-@pytest.mark.parametrize("after_ms", [0, 5 * DAY_MS, LEASE_MS])
-def test_while_its_order_is_surely_known_nothing_is_opened(after_ms: int) -> None:
+@pytest.mark.parametrize("after_ms", [0, LEASE_MS // 8 - 1])
+def test_where_it_would_gain_little_nothing_is_opened(after_ms: int) -> None:
     stand = Stand(NOW_MS + after_ms)
-    assert stand.renew()["lease_expires_ms"] == NOW_MS + LEASE_MS
+    said = stand.renew()
+    assert said["lease_expires_ms"] == said["accept_until_ms"] == NOW_MS + LEASE_MS
     assert stand.values == []
 
 
-@pytest.mark.parametrize(
-    ("after_ms", "holds_ms"),
-    [
-        (1, FUTURE_TOLERANCE_MS),
-        (2 * FUTURE_TOLERANCE_MS, FUTURE_TOLERANCE_MS),
-        (DAY_MS, WINDOW_MS),
-        (300 * DAY_MS, WINDOW_MS),
-    ],
-)
-def test_a_forgotten_orders_new_life_is_opened_for_all_that_may_count(
-    after_ms: int, holds_ms: int
-) -> None:
+@pytest.mark.parametrize("after_ms", [LEASE_MS // 8, LEASE_MS // 2, LEASE_MS])
+def test_an_order_that_is_known_is_extended_for_as_long_as_the_lease_holds(after_ms: int) -> None:
+    stand = Stand(NOW_MS + after_ms)
+    said = stand.renew()
+    assert said["server_timestamp_ms"] == NOW_MS
+    assert said["lease_expires_ms"] == said["accept_until_ms"] == stand.now_ms + LEASE_MS
+    (value,) = stand.values
+    opened = accept_opening(b"SO1", value, stand.now_ms)
+    assert opened.service == "bike"
+    first = Opened(NOW_MS, NOW_MS + LEASE_MS, 1, "acme", "anna")
+    record: Any = SimpleNamespace(key=b"SO1", headers=(), size=100)
+    admitted = admit_opening(record, opened, Known(None, first), ONLY, stand.now_ms)
+    assert admitted.fate is Fate.EXTENDS
+    assert first.extended_by(opened, 2).accept_until_ms == said["accept_until_ms"]
+
+
+@pytest.mark.parametrize("after_ms", [1, 2 * FUTURE_TOLERANCE_MS, DAY_MS, 300 * DAY_MS])
+def test_a_forgotten_orders_new_life_is_opened_for_all_that_may_count(after_ms: int) -> None:
     """By the engine's own rules, where only opened orders are taken."""
     now_ms = NOW_MS + LEASE_MS + after_ms
     stand = Stand(now_ms)
     said = stand.renew()
-    assert said["lease_expires_ms"] == now_ms + holds_ms
-    assert said["accept_until_ms"] == NOW_MS + LEASE_MS
+    assert said["lease_expires_ms"] == said["accept_until_ms"] == now_ms + LEASE_MS
     assert said["server_timestamp_ms"] == NOW_MS
     (value,) = stand.values
     record: Any = SimpleNamespace(key=b"SO1", headers=(), size=100)
     opened = accept_opening(b"SO1", value, now_ms)
-    assert (opened.tenant, opened.client) == ("acme", "anna")
+    assert (opened.tenant, opened.client, opened.service) == ("acme", "anna", "bike")
     assert admit_opening(record, opened, Known(None, None), ONLY, now_ms).fate is Fate.OPENS
     opening = Opened.by(opened, 7)
-    assert opening.accept_until_ms >= said["lease_expires_ms"]
+    lease = stand.authority.leases.check(said["lease"], "SO1", ANNA, now_ms)
     for arrives_ms in (now_ms, said["lease_expires_ms"]):
-        end_ms = arrives_ms - WINDOW_MS
-        start_ms = max(NOW_MS, end_ms - SEGMENT_LENGTH_MAX_MS)
+        bounds = bounds_for(lease, TimeRules(WINDOW_MS, arrives_ms))
+        end_ms = bounds.earliest_end_ms
+        assert end_ms == now_ms - WINDOW_MS
+        start_ms = max(bounds.earliest_start_ms, end_ms - SEGMENT_LENGTH_MAX_MS)
         segment = SegmentEvent("SO1", 1, start_ms, end_ms, False)
         admitted = admit(record, segment, Known(None, opening), ONLY, arrives_ms, POLICY)
         assert admitted.fate is Fate.BEGINS
-
-
-def test_an_order_that_is_known_still_takes_it_for_a_repeat() -> None:
-    stand = Stand(NOW_MS + LEASE_MS + DAY_MS)
-    stand.renew()
-    opened = accept_opening(b"SO1", stand.values[0], NOW_MS + LEASE_MS + DAY_MS)
-    first = Opened(NOW_MS, NOW_MS + LEASE_MS, 1, "acme", "anna")
-    record: Any = SimpleNamespace(key=b"SO1", headers=(), size=100)
-    admitted = admit_opening(record, opened, Known(None, first), ONLY, NOW_MS)
-    assert admitted.fate is Fate.OPENED_BEFORE
 
 
 def test_without_kafkas_word_no_lease_is_given() -> None:

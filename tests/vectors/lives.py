@@ -48,6 +48,19 @@ def of_openings() -> Iterator[History]:
     log.segment(9_001, 2, 10, 20, end=True)
     yield log
 
+    log = History("extended", "Opened again for longer by the same client, late and settled")
+    log.opening(0, 5_000)
+    log.segment(5_001, 1, 0, 10, end=True)
+    log.opening(5_002, 5_010)
+    log.segment(5_003, 1, 0, 10, end=True)
+    log.opening(5_060, 20_000)
+    log.opening(5_061, 10_000)
+    log.opening(5_062, 30_000, client="bike-8")
+    log.segment(19_999, 2, 10, 20, end=True)
+    log.mark(20_060)
+    log.segment(20_061, 3, 20, 30, end=True)
+    yield log
+
     log = History("opened only", "Where only opened orders are taken", _ONLY)
     log.segment(11, 1, 0, 10, end=True)
     log.opening(20, 10_000)

@@ -89,8 +89,8 @@ def _cases() -> list[tuple[str, str, list[Held]]]:
     others_steps = second.split("~")[2:]
     return [
         ("three records, their numbers united", alone, three),
-        ("records of others between", *_signed(_upload(apart[0], apart[-1])), apart),
-        ("one number twice", *_signed(_upload(*twice)), twice),
+        ("records of others between", _signed(_upload(apart[0], apart[-1]))[0], apart),
+        ("one number twice", _signed(_upload(*twice))[0], twice),
         ("another length", alone, [*three[:2], _held(9, "SO1", 2, 11)]),
         ("a record is not there", alone, three[:2]),
         ("of another order", alone, [*three[:2], _held(9, "SO2", 2)]),

@@ -349,7 +349,7 @@ class Spool:
         """
         self._locked(lambda: self._in_pieces(entry_ids, self._remove))
         if receipt is not None:
-            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms))
+            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms, self._orders))
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
         """Set segments that were refused for good aside, with the server's words."""

@@ -113,7 +113,7 @@ class _Disk:
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
             raise error
-        return self._db.execute(query, values)  # type: ignore[arg-type]
+        return self._db.execute(query, values)
 
 
 def test_what_could_not_be_fsynced_is_written_anew_before_more_is_stored(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_could_not_be_fsynced_is_written_anew_before_more_is_stored(tmp_pat
         assert "PRAGMA wal_autocheckpoint=0" in disk.ran, "nobody would hear that it failed"
         disk.failures = 1
         spool.append([segment(2)], state(3))
-        assert spool._file.db is not disk
+        assert not isinstance(spool._file.db, _Disk)
         assert len(told) == 1
         assert numbers(spool) == [1, 2]
         assert {each.service_order_number for each in spool.sessions()} == {"SO1", "other"}

@@ -155,7 +155,7 @@ class OrderDesk:
     async def _renewed(
         self, caller: Caller, give: Callable[[int], tuple[str, Lease, bool]]
     ) -> tuple[str, Lease]:
-        """Return a lease as of now; if it opens its order again, by the broker's time, in the log."""
+        """Return a lease as of now; one that opens its order again, once that is in the log."""
         token, lease, is_longer = give(self._authority.clock.now_ms())
         if is_longer:
             await self._learn_time()

@@ -15,7 +15,10 @@ _PART_BYTES = 256 * 1024
 
 
 class Reserve:
-    """A reserve in the file `path`: as much of `RESERVE_BYTES` as there was room for."""
+    """A reserve in the file `path`: as much of `RESERVE_BYTES` as there was room for.
+
+    It is there to help and never in the way: whatever the disk says to it, nothing is raised.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,24 +33,30 @@ class Reserve:
         except OSError as error:  # no room for an empty file, or somebody else's has the name
             log.debug("no reserve: %s", error)
             return
-        try:
-            self.size_bytes = _grown(handle)
-        finally:
-            os.close(handle)
+        self.size_bytes = 0
+        with suppress(OSError):
+            try:
+                self.size_bytes = _grown(handle)
+            finally:
+                os.close(handle)
         if not self.size_bytes:
-            self._path.unlink(missing_ok=True)
+            self._remove()
 
     def shrink(self) -> None:
         """Make room by a quarter of a whole reserve, unless that little is left."""
         if self.size_bytes >= 2 * _PART_BYTES:
             self.size_bytes -= _PART_BYTES
-            with suppress(FileNotFoundError):  # somebody has removed it
+            with suppress(OSError):  # somebody has removed it, say
                 os.truncate(self._path, self.size_bytes)
 
     def give_up(self) -> None:
         """Make room by all of it."""
         self.size_bytes = 0
-        self._path.unlink(missing_ok=True)
+        self._remove()
+
+    def _remove(self) -> None:
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 def _grown(handle: int) -> int:

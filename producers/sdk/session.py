@@ -44,7 +44,8 @@ class ProducerError(DurabillError):
     │   ├── SpoolFull        the limit or the disk; nothing was stored, nothing was lost
     │   ├── SpoolBusy        another process holds the file
     │   └── SpoolBroken      the file is no spool, or its disk fails
-    │       └── SpoolDamaged     it was one: put aside, and metering goes on in a new one
+    │       ├── SpoolDamaged     it was one: put aside, and metering goes on in a new one
+    │       └── SpoolUnsynced    spool_errors.py: what was written last may be gone
     ├── AtRisk               uplink.py: segments that wait will be too late soon
     ├── ClientStopped        client.py: closed, or a thread of it has died; make a new one
     ├── UplinkError          uplink.py

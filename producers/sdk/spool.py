@@ -15,7 +15,8 @@ oldest go first. Nothing has to be restarted for a full disk or a full spool to 
 
 What is asked often is known in memory: the services, and how much of each waits. All methods may
 be called by any thread. A file that turns out to be damaged is put aside (see `salvage`), if the
-spool was told whom to tell; else SpoolDamaged is raised.
+spool was told whom to tell; else SpoolDamaged is raised. So it goes with a file that could not be
+synced: what is after it in the log might be lost with it, so all of it is written anew.
 """
 
 import sqlite3
@@ -37,6 +38,7 @@ from durabill.producers.sdk.spool_errors import (
     SpoolDamaged,
     SpoolError,
     SpoolFull,
+    SpoolUnsynced,
     translated,
 )
 from durabill.producers.sdk.spool_file import SpoolFile
@@ -44,7 +46,9 @@ from durabill.producers.sdk.spool_receipts import ReceiptBox
 from durabill.producers.sdk.spool_swap import (
     finish_swap,
     forget_swap,
-    replace_damaged,
+    prepare_new,
+    put_new,
+    remove,
     restore_removed,
 )
 from durabill.producers.sdk.spool_tables import (
@@ -80,6 +84,9 @@ T = TypeVar("T")
 
 LIMIT_BYTES_DEFAULT = 64 * 1024 * 1024
 _UNSYNCED_MAX_S = 0.1
+_SYNC_RETRY_S = 1.0
+_HEAL_QUICK_S = 0.1  # a new file that can't be made in this time is tried again after a pause
+_HEAL_PAUSE = 10.0  # so many times as long as it took
 _WORDS_MAX = 100  # of a refusal that has room where a longer one hasn't
 _AT_ONCE_MAX = 500  # values in one query; old versions of SQLite take 999
 
@@ -156,7 +163,9 @@ class Spool:
         self._orders: dict[str, _Order] = {}
         self._pending = self._next_id = self._next_service_id = 0
         self._unsynced_at_s: float | None = None
-        self._is_hurt = self._is_replaced = False
+        self._hurt_by: SpoolBroken | None = None  # the file is not to be used any more
+        self._is_replaced = False
+        self._heal_from_s = float("-inf")
         self._untold: list[SpoolDamaged] = []  # what was put aside, until the new file is open
         self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
         self._receipts = ReceiptBox(limit_bytes // 8)
@@ -270,10 +279,15 @@ class Spool:
         return None if at_s is None else max(0.0, at_s + _UNSYNCED_MAX_S - time.monotonic())
 
     def sync(self) -> None:
-        """Have all that was stored survive a power cut."""
-        self._unsynced_at_s = None
+        """Have all that was stored survive a power cut. Where it fails, it is due again soon."""
+
+        def sync() -> None:
+            self._file.sync()
+            self._unsynced_at_s = None
+
+        self._unsynced_at_s = time.monotonic() + _SYNC_RETRY_S - _UNSYNCED_MAX_S
         with suppress(SpoolFull):  # the next segments say so
-            self._locked(self._file.sync)
+            self._locked(sync)
 
     def _update_service(self, service_id: int, state: SessionState) -> None:
         names = ", ".join(f"{each.strip()} = ?" for each in SERVICE_NAMES.split(",")[1:])
@@ -335,7 +349,7 @@ class Spool:
         """
         self._locked(lambda: self._in_pieces(entry_ids, self._remove))
         if receipt is not None:
-            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms))
+            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms, self._orders))
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
         """Set segments that were refused for good aside, with the server's words."""
@@ -524,7 +538,7 @@ class Spool:
         return aside is not None
 
     def _tell(self) -> None:
-        self._is_hurt = self._is_replaced = False
+        self._hurt_by, self._is_replaced = None, False
         told, self._untold = self._untold, []
         for each in told:
             if self._on_damage is not None:
@@ -581,45 +595,59 @@ class Spool:
     def _guarded(self, act: Callable[[], T]) -> T:
         """Do something with the file; where it turns out to be damaged, with a new one."""
         try:
-            if self._is_hurt:
-                raise SpoolDamaged(f"{self.path}: could not be put aside yet")
+            if self._hurt_by is not None:
+                raise type(self._hurt_by)(str(self._hurt_by))
             with translated(self.path):
                 return act()
-        except SpoolDamaged as error:
+        except (SpoolDamaged, SpoolUnsynced) as error:
             if self._on_damage is None:
                 raise
             self._heal(error)
             with translated(self.path):
                 return act()
 
-    def _heal(self, error: SpoolDamaged) -> None:
-        """Go on in a new file with what can be read of the damaged one, which is put aside.
+    def _heal(self, error: SpoolBroken) -> None:
+        """Go on in a new file with what can be read of this one, which is put aside.
 
-        Where that can't be done now, SpoolFull or SpoolBroken says so, and the next call tries.
+        Where that can't be done now, SpoolFull or SpoolBroken says so, and a later call tries: the
+        next one, or one after a pause, where it takes long.
         """
-        self._is_hurt = True
-        with translated(self.path):
-            self._is_replaced = self._is_replaced or self._finish_swap()
-            if hasattr(self, "_file"):
+        self._hurt_by = error
+        began_s = time.monotonic()
+        if began_s < self._heal_from_s:
+            raise SpoolBroken(f"{error}; a new file could not be made yet, it is tried again soon")
+        try:
+            with translated(self.path):
+                self._is_replaced = self._is_replaced or self._finish_swap()
+                if hasattr(self, "_file"):
+                    if not self._is_replaced:
+                        restore_removed(self._file.db, self.path)
+                    if self._is_replaced or not isinstance(error, SpoolUnsynced):
+                        self._file.close()
                 if not self._is_replaced:
-                    restore_removed(self._file.db, self.path)
-                self._file.close()
-            if not self._is_replaced:
-                self._replace(error)
-            try:
-                self._open()
-            except SpoolDamaged:  # the new one as well
-                self._is_replaced = False
-                raise
+                    self._replace(error)
+                try:
+                    self._open()
+                except SpoolDamaged:  # the new one as well
+                    self._is_replaced = False
+                    raise
+        except BaseException:
+            now_s = time.monotonic()
+            self._heal_from_s = now_s + _HEAL_PAUSE * max(0.0, now_s - began_s - _HEAL_QUICK_S)
+            raise
         self._tell()
 
-    def _replace(self, error: SpoolDamaged) -> None:
+    def _replace(self, error: SpoolBroken) -> None:
         left = read_what_is_left(self.path)
         states = dict(left.states)
         known = {n: o.state for n, o in self._orders.items() if o.state is not None}
         lost = len(known.keys() - states.keys())
         states.update(known)  # memory knows better
         terms = {**left.terms, **{number: order.terms for number, order in self._orders.items()}}
+        # What a call had written that failed was not stored: its numbers are given again.
+        left.pending = [
+            row for row in left.pending if row[1] not in known or row[2] < known[row[1]].next_number
+        ]
 
         def fill(db: sqlite3.Connection) -> None:
             for service_id, (number, state) in enumerate(states.items(), 1):
@@ -628,9 +656,15 @@ class Spool:
                 db.execute("INSERT INTO terms VALUES (?, ?)", row)
             left.write(db)
 
-        aside = replace_damaged(self.path, fill)
+        prepare_new(self.path, fill)
+        if hasattr(self, "_file"):  # only now: to close it is to write, maybe what is gone
+            self._file.close()
+        aside = put_new(self.path)
         self._is_replaced = True
         self._untold.append(SpoolDamaged(left.told(error, aside, lost)))
+        if isinstance(error, SpoolUnsynced) and not left.unread:  # a disk may fail so again
+            with suppress(OSError):
+                remove(aside)
 
     def _segment(self, row: Sequence[Any]) -> SegmentEvent:
         segment = segment_of(row, may_lack_sum=self._file.may_lack_sums)

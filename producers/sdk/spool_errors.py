@@ -33,6 +33,10 @@ class SpoolDamaged(SpoolBroken):
     """The file isn't what was written. Told by a client that has put it aside and goes on."""
 
 
+class SpoolUnsynced(SpoolBroken):
+    """The disk could not be synced: what was written last may be gone, though it can be read."""
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Have SQLite's errors, and those of the operating system, come as ours."""
@@ -54,6 +58,8 @@ def translated(path: Path) -> Iterator[None]:
         # Text that is no UTF-8 has no code.
         if code in _DAMAGED or (code == 0 and "UTF-8" in str(error)):
             raise SpoolDamaged(text) from error
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+            raise SpoolUnsynced(f"{text}: it could not be synced") from error
         if code == sqlite3.SQLITE_ERROR and any(each in str(error) for each in _LOST):
             raise SpoolDamaged(f"{text}: it has lost a part") from error
         raise SpoolBroken(text) from error

@@ -3,7 +3,10 @@
 What survives what: a durable commit is fsynced (`synchronous=FULL`), so it survives a kill -9, a
 kernel panic and a power cut. Others (what the server has may be sent again) are fsynced with the
 next durable one. A torn tail, a write that was cut off, is cut away by SQLite's own checksums
-when the file is opened again.
+when the file is opened again. After an fsync that fails nothing is known of what it was for: the
+kernel may have forgotten it, and say yes the next time. Then SpoolUnsynced says so, and the file is
+not to be written again (see `Spool`). For the same reason SQLite, which tells nobody of a failure
+then, works its log into the file only after commits that were fsynced.
 
 A full disk: to remove something, SQLite has to write. So that a disk that the spool itself has
 filled doesn't stay full, a file beside it (`-reserve`) keeps room for that, and is given up for
@@ -21,7 +24,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,7 @@ LIMIT_BYTES_MIN = 64 * 1024
 SUFFIXES = ("-wal", "-shm", "-journal")
 _LOCK_WAIT_S = 0.2
 _LOG_BYTES = 512 * 1024  # the write-ahead log is worked into the file when it is as long
+_UNSYNCED_COMMITS_MAX = 8  # in a row: only then may the log be worked into the file
 _OPENING = threading.Lock()  # see create_private: no other spool may lock the file meanwhile
 _PART_BYTES_MIN = 32 * 1024
 
@@ -64,6 +68,7 @@ class SpoolFile:
         self._log_pages = 0
         self._fsync = fsync
         self._is_full_sync = fsync
+        self._unsynced_commits = 0
         self._pid = os.getpid()
         with _OPENING:
             try:
@@ -95,7 +100,7 @@ class SpoolFile:
             if version not in (0, 1, FORMAT):
                 wrong = f"format {version}, this version knows {FORMAT}"
                 raise SpoolBroken(f"{self.path}: {wrong}")
-        self._tighten()
+        _tighten(map(self._beside, ("", *SUFFIXES)))
         if version == 0:
             self.commit(lambda: make_tables(self.db))
         elif version == 1:
@@ -135,14 +140,17 @@ class SpoolFile:
 
     def commit(self, change: Callable[[], None], *, durable: bool = True) -> None:
         """Make a change, all of it or nothing."""
+        durable = durable or self._unsynced_commits >= _UNSYNCED_COMMITS_MAX
         with self.errors():
             if self._fsync and durable != self._is_full_sync:
-                self.db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._is_full_sync = durable
+                self.db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._set_log_pages()
             with self._transaction():
                 change()
         self.commits += 1
         self.durable_commits += durable
+        self._unsynced_commits = 0 if durable else self._unsynced_commits + 1
 
     def sync(self) -> None:
         """Have every commit survive a power cut. (An empty one would not touch the disk.)"""
@@ -208,19 +216,18 @@ class SpoolFile:
         log_bytes = min(_LOG_BYTES, self._reserve.size_bytes // 2)
         pages = max(1, log_bytes // self._page_bytes)
         if pages != self._log_pages:
-            with self.errors():
-                self.db.execute(f"PRAGMA wal_autocheckpoint={pages}")
             self._log_pages = pages
+            with self.errors():
+                self._set_log_pages()
+
+    def _set_log_pages(self) -> None:
+        is_synced = self._is_full_sync or not self._fsync
+        self.db.execute(f"PRAGMA wal_autocheckpoint={self._log_pages if is_synced else 0}")
 
     def _empty_log(self) -> None:
         """Work the log into the file, as far as there is room for that, and cut it off."""
         with suppress(SpoolFull), self.errors():
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _tighten(self) -> None:
-        for path in map(self._beside, ("", *SUFFIXES)):
-            if not make_private(path):
-                log.warning("others may read %s: it isn't ours to change that", path)
 
     def _beside(self, suffix: str) -> Path:
         return self.real_path.with_name(f"{self.real_path.name}{suffix}")
@@ -243,6 +250,12 @@ class SpoolFile:
             raise SpoolBusy(f"{self.path}: this process is a fork of the one that has it open")
         with translated(self.path):
             yield
+
+
+def _tighten(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if not make_private(path):
+            log.warning("others may read %s: it isn't ours to change that", path)
 
 
 _FILES: "weakref.WeakSet[SpoolFile]" = weakref.WeakSet()

@@ -1,13 +1,15 @@
 """The server's receipts, kept in the spool for a while: proofs that it took segments.
 
 What a receipt is stands in docs/http.md; who made it is for `durabill verify-receipt` to say.
-Here it is kept and found again: for `KEPT_MS`, in which an order that has ended gets its total, and
-in a part of the spool's room, the oldest going first. The client's own clock has no say.
+Here it is kept and found again: as long as one of its orders runs or waits here, and for `KEPT_MS`
+at least, in which an order that has ended gets its total; but in a part of the spool's room alone,
+the oldest going first. The client's own clock has no say.
 """
 
 import base64
 import json
 from collections import deque
+from collections.abc import Container
 
 from durabill.producers.sdk.spool_errors import SpoolFull
 from durabill.producers.sdk.spool_file import SpoolFile
@@ -38,11 +40,14 @@ class ReceiptBox:
         ids = {row[0] for row in whole}
         self._damaged = [row[0] for row in rows if row[0] not in ids]
 
-    def keep(self, file: SpoolFile, receipt: str, kept_ms: int) -> None:
-        """Keep one more, as of the server's time; nothing is kept where there is no room."""
+    def keep(self, file: SpoolFile, receipt: str, kept_ms: int, living: Container[str]) -> None:
+        """Keep one more, as of the server's time; nothing is kept where there is no room.
+
+        None of an order that is `living` is too old.
+        """
         if len(receipt) > self._bytes_max:
             return
-        over = self._outdated(len(receipt), kept_ms)
+        over = self._outdated(file, len(receipt), kept_ms, living)
         receipt_id = self._kept[-1][0] + 1 if self._kept else 1
 
         def change() -> None:
@@ -69,16 +74,25 @@ class ReceiptBox:
             return found
         return [each for each in found if service_order_number in orders_of(each)]
 
-    def _outdated(self, room_bytes: int, now_ms: int) -> list[int]:
+    def _outdated(
+        self, file: SpoolFile, room_bytes: int, now_ms: int, living: Container[str]
+    ) -> list[int]:
         over: list[int] = []
         bytes_left = self._bytes + room_bytes
         for receipt_id, kept_ms, size_bytes in self._kept:
             is_old = now_ms - kept_ms > KEPT_MS and len(over) < _PRUNED_AT_ONCE
-            if bytes_left <= self._bytes_max and not is_old:
+            if bytes_left <= self._bytes_max and not (
+                is_old and self._is_over(file, receipt_id, living)
+            ):
                 break
             over.append(receipt_id)
             bytes_left -= size_bytes
         return over
+
+    def _is_over(self, file: SpoolFile, receipt_id: int, living: Container[str]) -> bool:
+        rows = file.rows("SELECT content FROM receipts WHERE id = ?", (receipt_id,))
+        found = [row[0] for row in rows if isinstance(row[0], str)]
+        return not any(number in living for each in found for number in orders_of(each))
 
 
 def orders_of(receipt: str) -> set[str]:

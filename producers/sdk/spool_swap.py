@@ -23,11 +23,10 @@ from durabill.producers.sdk.spool_tables import PAGE_BYTES, make_tables
 _DAMAGED = ".damaged-"
 
 
-def replace_damaged(path: Path, fill: Callable[[sqlite3.Connection], None]) -> Path:
-    """Put a spool's file aside, and one that `fill` has filled in its place; return the old one.
+def prepare_new(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
+    """Make the file that is to take the place of a spool's: on the disk, filled by `fill`.
 
-    Nobody may have it open. Where this fails, SpoolFull and SpoolBroken say so, and the damaged
-    file has its name still.
+    Where this fails, SpoolFull and SpoolBroken say so, and nothing has changed.
     """
     real_path = real(path)
     part = _beside(real_path, ".part")
@@ -43,7 +42,15 @@ def replace_damaged(path: Path, fill: Callable[[sqlite3.Connection], None]) -> P
             raise
         os.replace(part, _beside(real_path, ".new"))
         _sync_folder(real_path)
-        return _swap(real_path)
+
+
+def put_new(path: Path) -> Path:
+    """Put a spool's file aside, and what `prepare_new` made in its place; return the old one.
+
+    Nobody may have it open. Raises as `prepare_new` does; then `finish_swap` may do the rest.
+    """
+    with translated(path):
+        return _swap(real(path))
 
 
 def finish_swap(path: Path) -> Path | None:

@@ -40,6 +40,9 @@ Judge = Callable[[str, dict[str, Any]], dict[str, Any] | None]
 """What is wrong with a segment of an order: fields of its error, or None."""
 
 
+SEGMENT_NAMES = ("business_data_number", "start_ms", "end_ms", "end_identifier")
+
+
 class Played:
     """A gateway that plays the contract, as the test bends it; keeps what it was sent."""
 
@@ -58,8 +61,10 @@ class Played:
     def uploaded(self, body: dict[str, Any]) -> dict[str, Any]:
         uploads = []
         for upload in body["uploads"]:
+            assert all(isinstance(each, list) for each in upload["segments"]), "in short"
             order, errors = upload["service_order_number"], []
-            for index, each in enumerate(upload["segments"]):
+            for index, values in enumerate(upload["segments"]):
+                each = dict(zip(SEGMENT_NAMES, values, strict=True))
                 number = each["business_data_number"]
                 wrong = self.judge_lease(upload.get("lease")) or self.judge(order, each)
                 if wrong is not None:
@@ -321,7 +326,7 @@ def test_bad_segment_is_found_and_holds_up_no_other(status: int, content_type: s
         requests += 1
         for upload in body["uploads"]:
             for each in upload["segments"]:
-                if (upload["service_order_number"], each["business_data_number"]) == bad:
+                if (upload["service_order_number"], each[0]) == bad:
                     answer(asked, status, problem(status), content_type)
                     return True
         return False

@@ -21,6 +21,7 @@ from durabill.producers.sdk.spool import (
     SpoolBusy,
     SpoolFull,
 )
+from durabill.producers.sdk.spool_receipts import KEPT_MS
 from durabill.producers.sdk.uplink import OrderTerms
 from durabill.schemas import SegmentEvent
 from tests.broker.ledger_kit import wait_until
@@ -421,6 +422,21 @@ def test_receipts_have_their_bounds(tmp_path: Path) -> None:
         assert len(spool.receipts("new")) == 1
     with Spool(tmp_path / "spool", limit_bytes=128 * 1024) as spool:
         assert len(spool.receipts()) == 7
+
+
+def test_receipts_of_an_order_that_runs_are_not_too_old(tmp_path: Path) -> None:
+    def receipt(order: str) -> str:
+        payload = json.dumps({"uploads": [{"ord": order}]}).encode()
+        return f"h.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}.s"
+
+    with Spool(tmp_path / "spool", fsync=False) as spool:
+        spool.append([segment(1)], state(2))
+        spool.acknowledge([1], receipt("SO1"), kept_ms=0)
+        spool.acknowledge([], receipt("other"), kept_ms=2 * KEPT_MS)
+        assert len(spool.receipts("SO1")) == 1
+        spool.append([segment(2)], state(3, ended=True))
+        spool.acknowledge([2], receipt("other"), kept_ms=3 * KEPT_MS)
+        assert spool.receipts("SO1") == []
 
 
 def test_lease_stays_until_the_last_segment_is_gone(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ def names(folder: Path) -> set[str]:
     return {each.name for each in folder.iterdir()} - {"spool-reserve"}
 
 
+@pytest.fixture(autouse=True)
+def _tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durabill.producers.sdk.spool._HEAL_PAUSE", 0.0)
+
+
 def test_heal_that_fails_once_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

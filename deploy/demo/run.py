@@ -159,9 +159,11 @@ class _Meter(threading.Thread):
             Client(HttpUplink(url), folder / "meter-http.spool") as over_http,
             Client(direct, folder / "meter-kafka.spool") as over_kafka,
         ):
-            running = [over_http.start() for _ in range(SERVICES_OVER_HTTP)]
-            running += [over_kafka.start() for _ in range(SERVICES_OVER_KAFKA)]
-            started_ms = [service.state.reported_until_ms for service in running]
+            running, started_ms = [], []
+            for client in [over_http] * SERVICES_OVER_HTTP + [over_kafka] * SERVICES_OVER_KAFKA:
+                running.append(client.start())
+                # At once: while others start, it may have reported its first segment.
+                started_ms.append(running[-1].state.reported_until_ms)
             time.sleep(SERVICE_S)
             live = [self._live(service.service_order_number) for service in running]
             for service, start_ms, seen in zip(running, started_ms, live, strict=True):

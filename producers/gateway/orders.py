@@ -39,6 +39,7 @@ from durabill.producers.gateway.starts import (
     Start,
     checked,
     client_of,
+    grant_of,
     key_of,
     new_order_number,
     repeated_order_number,
@@ -106,7 +107,7 @@ class OrderDesk:
         token, lease = await self._renewed(
             caller, lambda now_ms: renew(shown, number, caller, now_ms)
         )
-        return self._answer(self._told(token, lease), came, 200)
+        return self._answer(grant_of(token, lease, self._correction_window_ms), came, 200)
 
     def _answer(self, grant: OrderGrant, came: Came, status: int) -> web.Response:
         """Return a grant with the time of this very answer: several may wait for one grant."""
@@ -190,7 +191,7 @@ class OrderDesk:
         known = Lease(*who, now_ms, *times_ms, wanted.service)
         renewed = self._authority.leases.renewed
         token, lease = await self._renewed(wanted.caller, lambda now_ms: renewed(known, now_ms))
-        return self._told(token, lease)
+        return grant_of(token, lease, self._correction_window_ms)
 
     async def _open(self, wanted: Start, number: str) -> OrderGrant:
         """Append an opening; return what to answer once Kafka has it."""
@@ -219,7 +220,7 @@ class OrderDesk:
             if len(self._opened_by) >= _KEPT_MAX:
                 del self._opened_by[next(iter(self._opened_by))]
             self._opened_by[number] = _starter(wanted)
-        return self._told(token, lease)
+        return grant_of(token, lease, self._correction_window_ms)
 
     async def _open_again(self, caller: Caller, lease: Lease) -> None:
         """Append an opening for a lease that was renewed for longer.
@@ -259,17 +260,6 @@ class OrderDesk:
             if not is_known:
                 quotas.not_opened(caller, number)
             raise _told(error) from error
-
-    def _told(self, token: str, lease: Lease) -> OrderGrant:
-        return OrderGrant(
-            lease.number,
-            lease.opened_ms,
-            lease.interval_ms,
-            lease.accept_until_ms,
-            self._correction_window_ms,
-            token,
-            lease.expires_ms,
-        )
 
 
 def _starter(wanted: Start) -> _Starter:

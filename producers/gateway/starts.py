@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 import msgspec
 from aiohttp import web
 
-from durabill.producers.gateway.api import OrderRequest, check_number
+from durabill.producers.gateway.api import OrderGrant, OrderRequest, check_number
 from durabill.producers.gateway.caller import Caller
+from durabill.producers.gateway.leases import Lease
 from durabill.producers.gateway.problems import ApiError
 from durabill.schemas.limits import (
     ATTRIBUTE_KEY_BYTES_MAX,
@@ -132,3 +133,16 @@ def _wrong_text(text: str, bytes_max: int) -> str:
         return f"has {size} UTF-8 bytes, {bytes_max} are allowed"
     has_control = any(char < " " or "\x7f" <= char <= "\x9f" for char in text)
     return "holds a control character" if has_control else ""
+
+
+def grant_of(token: str, lease: Lease, correction_window_ms: int | None) -> OrderGrant:
+    """Return what a client is told of its lease."""
+    return OrderGrant(
+        lease.number,
+        lease.opened_ms,
+        lease.interval_ms,
+        lease.accept_until_ms,
+        correction_window_ms,
+        token,
+        lease.expires_ms,
+    )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SpoolDamaged,
         SpoolError,
         SpoolFull,
+        SpoolUnsynced,
     )
     from durabill.producers.sdk.standing import ClientStats
     from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
@@ -87,6 +88,7 @@ __all__ = [
     "SpoolDamaged",
     "SpoolError",
     "SpoolFull",
+    "SpoolUnsynced",
     "SuspendPolicy",
     "UplinkError",
     "UplinkRefused",
@@ -109,6 +111,7 @@ _MODULES = {
         "SpoolDamaged",
         "SpoolError",
         "SpoolFull",
+        "SpoolUnsynced",
     ),
     "producers.sdk.standing": ("ClientStats",),
     "producers.sdk.server_clock": ("ServerStamps",),

@@ -75,15 +75,10 @@ def engine_says(case: Case, arrival_ms: int) -> str | None:
 def lease_of(stand: Stand, case: Case) -> tuple[str, Lease] | None:
     if case.opened_ms is None:
         return None
-    return stand.authority.leases.mint(
-        "SO1",
-        "default",
-        "",
-        now_ms=NOW_MS,
-        interval_ms=10_000,
-        opened_ms=case.opened_ms,
-        accept_until_ms=case.accept_until_ms,
-    )
+    leases = stand.authority.leases
+    times_ms = case.opened_ms, 10_000, NOW_MS + leases.lease_ms, case.accept_until_ms
+    lease = Lease("SO1", "default", "", NOW_MS, *times_ms)
+    return leases._sign(lease, NOW_MS), lease
 
 
 def check(case: Case, *, is_final: bool, is_stored: bool, counts: bool) -> None:

@@ -427,7 +427,7 @@ def test_receipts_have_their_bounds(tmp_path: Path) -> None:
 def test_receipts_of_an_order_that_runs_are_not_too_old(tmp_path: Path) -> None:
     def receipt(order: str) -> str:
         payload = json.dumps({"uploads": [{"ord": order}]}).encode()
-        return f"h.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}.s"
+        return f"h.p.s~{base64.urlsafe_b64encode(payload).decode().rstrip('=')}"
 
     with Spool(tmp_path / "spool", fsync=False) as spool:
         spool.append([segment(1)], state(2))

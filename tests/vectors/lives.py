@@ -67,6 +67,10 @@ def of_openings() -> Iterator[History]:
     log.segment(31, 1, 20, 30, end=True)
     yield log
 
+    yield from _openings_by_others_and_late()
+
+
+def _openings_by_others_and_late() -> Iterator[History]:
     log = History("opened by others", "The first opening holds; a segment may have begun it")
     log.opening(0, 10_000)
     log.opening(1, 20_000, tenant="other")

@@ -77,6 +77,7 @@ __all__ = [
     "SpoolDamaged",
     "SpoolError",
     "SpoolFull",
+    "SpoolUnsynced",
     "SpooledSegment",
 ]
 

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
+from durabill.producers.gateway.open_orders import ENDED_KEPT_MS, UNOPENED_KEPT_MS
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.quotas import (
-    ENDED_KEPT_MS,
     LOOKUPS_AT_ONCE,
-    UNOPENED_KEPT_MS,
     QuotaLimits,
     Quotas,
 )

@@ -355,7 +355,7 @@ POLICIES = (
 RECORDS = (
     _one(
         "replayed records are taken in again",
-        PlainOrders, "fold_record", "record.offset <= order.source_offset", "False",
+        admission.Known, "is_ahead_of", "offset <= order.source_offset", "False",
     ),
     _one(
         "a piece more than the limit",

@@ -22,6 +22,7 @@ from durabill.producers.gateway.rows import ROW_BYTES, ROW_NUMBERS, PackedRows
 
 _NO = -1  # it is left to msgspec
 _DIGITS_MAX = 18
+_ROW_CHARS_MIN = len("[1,0,0,true]")
 _PAD_BYTES = 32
 """So many zeros follow the text: they end whatever is read, and eight bytes are read at once."""
 _PAD = bytes(_PAD_BYTES)
@@ -191,6 +192,7 @@ def read_rows(lists: Sequence[Raw], rows_max: int) -> list[PackedRows] | None:
     content = bytearray().join([*lists, _PAD])
     text = np.frombuffer(content, np.uint8)
     words = np.ndarray((len(content) - 7,), np.uint64, content, 0, (1,))
+    rows_max = min(rows_max, len(content) // _ROW_CHARS_MIN)  # untouched memory is slow
     rows = np.empty(rows_max * ROW_NUMBERS, np.int64)
     ends = np.empty(len(lists), np.int64)
     count = _read(text, words, rows, ends)

@@ -42,7 +42,7 @@ _EXTRA_OF_COMMAND = {
     "kafka": "local",
     "postgres": "local",
     "demo": ALL,
-    **dict.fromkeys(("seal", "keys", "receipt", "verify"), "audit"),
+    **dict.fromkeys(("seal", "keys", "receipt", "verify", "verify-receipt"), "audit"),
 }
 
 

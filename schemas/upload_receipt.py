@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from durabill.schemas.base64url import encode64
 from durabill.schemas.errors import DurabillError
 from durabill.schemas.merkle import leaf_hash, node_hash
 
@@ -150,10 +151,10 @@ def receipts_of(
     bodies = [msgspec.json.encode(each) for each in statements]
     steps, root = _tree([leaf_hash(body) for body in bodies])
     head = b'{"alg":"Ed25519","kid":"%b","typ":"receipt+jwt"}' % kid.encode()
-    payload = msgspec.json.encode(_Signed(iat_ms, _encode64(root)))
-    signed = f"{_encode64(head)}.{_encode64(payload)}"
-    token = f"{signed}.{_encode64(sign(signed.encode()))}"
-    return [f"{token}~{_encode64(body)}{each}" for body, each in zip(bodies, steps, strict=True)]
+    payload = msgspec.json.encode(_Signed(iat_ms, encode64(root)))
+    signed = f"{encode64(head)}.{encode64(payload)}"
+    token = f"{signed}.{encode64(sign(signed.encode()))}"
+    return [f"{token}~{encode64(body)}{each}" for body, each in zip(bodies, steps, strict=True)]
 
 
 def _tree(hashes: list[bytes]) -> tuple[list[str], bytes]:
@@ -172,7 +173,7 @@ def _tree(hashes: list[bytes]) -> tuple[list[str], bytes]:
     for below in levels[-2::-1]:  # from the root down: a step is that of its place above, and one
         above_steps, steps = steps, []
         for left, right, onwards in zip(below[::2], below[1::2], above_steps, strict=False):
-            steps += f"~R{_encode64(right)}{onwards}", f"~L{_encode64(left)}{onwards}"
+            steps += f"~R{encode64(right)}{onwards}", f"~L{encode64(left)}{onwards}"
         if len(below) % 2:
             steps.append(above_steps[-1])
     return steps, hashes[0]
@@ -252,10 +253,6 @@ def _parts(text: str) -> _Parts:
 
 
 _UNREADABLE = "it is no receipt of an upload: its parts can't be read"
-
-
-def _encode64(value: bytes) -> str:
-    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
 def _decode64(text: str) -> bytes:

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from durabill.schemas.base64url import encode64
 from durabill.schemas.errors import DurabillError
 
 SECRET_BYTES: Final = 32
@@ -101,11 +102,6 @@ def public_keys_of(keys: KeySet) -> ReceiptKeys:
     return ReceiptKeys(
         [ReceiptKey(each.kid, each.kty, each.crv, each.alg, each.use, each.x) for each in keys.keys]
     )
-
-
-def encode64(data: bytes) -> str:
-    """Return bytes in base64url without padding, as JOSE has it."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def decode64(text: str) -> bytes:

@@ -84,13 +84,9 @@ class UploadDesk:
 
     async def add(self, request: web.Request) -> web.Response:
         """POST /v1/segments"""
-        caller, came = caller_of(request), self.now()
+        caller, came = caller_of(request), self._authority.clock.came()
         self._authority.quotas.check_segments(caller)  # before anything is read
         return json_answer(await self.take(caller, await read_body(request), came))
-
-    def now(self) -> Came:
-        """Return the time at which a request comes."""
-        return self._authority.clock.came()
 
     async def take(self, caller: Caller, body: bytes | bytearray, came: Came) -> UploadsAnswer:
         """Take segments of many orders; return what became of each upload. Raises ApiError."""
@@ -158,7 +154,8 @@ class UploadDesk:
 
     async def add_of_one(self, request: web.Request) -> web.Response:
         """POST /v1/orders/{number}/segments"""
-        authority, caller, came = self._authority, caller_of(request), self.now()
+        authority, caller = self._authority, caller_of(request)
+        came = authority.clock.came()
         authority.quotas.check_segments(caller)  # before anything is read
         number = number_of(request)
         token, now_ms = request.headers.get(LEASE_HEADER), int(came.stamp_ms)

@@ -21,7 +21,6 @@ from durabill.producers.gateway.key_sets import (
     KeySet,
     Kind,
     SigningKeyError,
-    encode64,
     new_keys,
     rotated,
 )
@@ -34,6 +33,7 @@ from durabill.producers.gateway.leases import (
 )
 from durabill.producers.gateway.problems import ApiError
 from durabill.schemas import SegmentEvent
+from durabill.schemas.base64url import encode64
 from durabill.schemas.errors import BadRecord
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 

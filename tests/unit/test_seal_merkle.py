@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pymerkle import InclusionProof, InmemoryTree, verify_consistency, verify_inclusion
 
+from durabill.schemas.merkle import leaf_hash
 from durabill.stream_processors.audit.seal import merkle
-from durabill.stream_processors.audit.seal.merkle import EMPTY_ROOT, ProofError, leaf_hash
+from durabill.stream_processors.audit.seal.merkle import EMPTY_ROOT, ProofError
 from durabill.stream_processors.audit.seal.tiles import (
     Frontier,
     Tile,

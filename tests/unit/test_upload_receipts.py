@@ -20,12 +20,12 @@ from durabill.producers.gateway.key_sets import (
     HAND_OVER_MS,
     Kind,
     decode64,
-    encode64,
     new_keys,
     rotated,
 )
 from durabill.producers.gateway.receipts import ReceiptSigner
 from durabill.schemas import SegmentEvent, encode_segment
+from durabill.schemas.base64url import encode64
 from durabill.schemas.merkle import leaf_hash, node_hash
 from durabill.schemas.upload_receipt import (
     NoReceipt,

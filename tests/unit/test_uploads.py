@@ -87,7 +87,7 @@ class Stand:
 
     def post(self, body: object, caller: Caller = NOBODY) -> UploadsAnswer:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return asyncio.run(self.desk.take(caller, content, self.desk.now()))
+        return asyncio.run(self.desk.take(caller, content, self.authority.clock.came()))
 
     def post_one(self, segments: object, **more: object) -> UploadAnswer:
         (answer,) = self.post({"uploads": [upload("SO1", segments, **more)]}).uploads
@@ -301,7 +301,7 @@ def test_sizes(stand: Stand) -> None:
 def test_both_stamps_are_of_one_scale(stand: Stand) -> None:
     """Also where the server's clock is found to be wrong by the very acknowledgement."""
     before = stand.authority.clock.clock_id
-    came = stand.desk.now()
+    came = stand.authority.clock.came()
     stand.clock.learn(0, 0, NOW_MS - 10**7)
     answer = asyncio.run(stand.desk.take(NOBODY, b'{"uploads": []}', came))
     assert answer.clock_id != before

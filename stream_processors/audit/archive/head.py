@@ -11,9 +11,10 @@ import binascii
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from durabill.schemas.merkle import leaf_hash
 from durabill.stream_processors.audit.archive.manifest import ArchiveOf
 from durabill.stream_processors.audit.seal.errors import Unreadable
-from durabill.stream_processors.audit.seal.merkle import leaf_hash, perfect_hash, range_hash
+from durabill.stream_processors.audit.seal.merkle import perfect_hash, range_hash
 from durabill.stream_processors.audit.seal.notes import (
     PrivateKey,
     PublicKey,

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from durabill.schemas.merkle import leaf_hash
 from durabill.stream_processors.audit.seal.checkpoints import (
     RECORDS_LOST,
     RECREATED,
@@ -23,7 +24,7 @@ from durabill.stream_processors.audit.seal.folder import (
     logs_in,
 )
 from durabill.stream_processors.audit.seal.keys import KeyFile
-from durabill.stream_processors.audit.seal.merkle import EMPTY_ROOT, leaf_hash
+from durabill.stream_processors.audit.seal.merkle import EMPTY_ROOT
 from durabill.stream_processors.audit.seal.notes import parse_note
 from durabill.stream_processors.audit.seal.tiles import (
     WIDTH,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from durabill.schemas import BadTotal, OrderTotal, decode_total, partition_for
+from durabill.schemas.merkle import leaf_hash
 from durabill.stream_processors.audit.seal.checkpoints import Origin, read_checkpoint
 from durabill.stream_processors.audit.seal.entries import LARGE, entry_of, large_path
 from durabill.stream_processors.audit.seal.errors import SealError, Unreadable
@@ -11,7 +12,6 @@ from durabill.stream_processors.audit.seal.folder import CHECKPOINT, LogFolder, 
 from durabill.stream_processors.audit.seal.merkle import (
     ProofError,
     inclusion_proof,
-    leaf_hash,
     verify_inclusion,
 )
 from durabill.stream_processors.audit.seal.receipt import Receipt, make_receipt

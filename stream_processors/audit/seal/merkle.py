@@ -9,8 +9,7 @@ of such a subtree (`NodeReader`) gives every root and every proof; see `tiles`.
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
-from durabill.schemas.merkle import leaf_hash as leaf_hash
-from durabill.schemas.merkle import node_hash as node_hash
+from durabill.schemas.merkle import node_hash
 
 HASH_BYTES = 32
 EMPTY_ROOT = sha256(b"").digest()

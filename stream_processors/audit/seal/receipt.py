@@ -14,16 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from durabill.schemas import BadTotal, OrderTotal, decode_total
+from durabill.schemas.merkle import leaf_hash
 from durabill.schemas.text import shown
 from durabill.stream_processors.audit.seal.checkpoints import Checkpoint, parse_checkpoint
 from durabill.stream_processors.audit.seal.entries import entry_of
 from durabill.stream_processors.audit.seal.errors import NotVerified, Unreadable
-from durabill.stream_processors.audit.seal.merkle import (
-    HASH_BYTES,
-    ProofError,
-    leaf_hash,
-    verify_inclusion,
-)
+from durabill.stream_processors.audit.seal.merkle import HASH_BYTES, ProofError, verify_inclusion
 from durabill.stream_processors.audit.seal.notes import PublicKey, parse_note
 
 PROOF_HEAD = "c2sp.org/tlog-proof@v1"

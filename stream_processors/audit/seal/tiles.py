@@ -11,13 +11,8 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from durabill.stream_processors.audit.seal.merkle import (
-    EMPTY_ROOT,
-    HASH_BYTES,
-    leaf_hash,
-    node_hash,
-    perfect_hash,
-)
+from durabill.schemas.merkle import leaf_hash, node_hash
+from durabill.stream_processors.audit.seal.merkle import EMPTY_ROOT, HASH_BYTES, perfect_hash
 
 WIDTH = 256
 _TILE_LEVELS = 8  # of the tree, between one tile level and the next

@@ -24,7 +24,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 import tests.hypothesis_profiles  # noqa: F401 (for whoever draws examples, in any folder)
-from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.kafka import UNHURRIED, LocalKafka
 from durabill.deploy.local.postgres import LocalPostgres
 from durabill.deploy.local.stack import StackError
 from durabill.deploy.topics import create_topics
@@ -114,7 +114,7 @@ def bootstrap_servers(request: pytest.FixtureRequest) -> str:
     if given:
         return given
     folder: Path = request.getfixturevalue("session_data_dir")
-    return LocalKafka(folder, jars_dir=JARS_DIR).start()
+    return LocalKafka(folder, jars_dir=JARS_DIR, more=UNHURRIED).start()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from psycopg import sql
 
 from durabill.deploy.connect import await_kafka
 from durabill.deploy.files import data_folder, open_private, private_folder
-from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.kafka import UNHURRIED, LocalKafka
 from durabill.deploy.local.postgres import LocalPostgres
 from durabill.deploy.local.stack import Daemon, StackError, find_free_ports
 from durabill.deploy.migrate import migrate
@@ -110,7 +110,9 @@ class Stage:
         changes: dict[str, Any] = {"data_dir": str(self.folder)}
         if self.is_own_kafka:
             self._say("starting Kafka")
-            changes["bootstrap_servers"] = LocalKafka(self.folder, say=self._say).start()
+            changes["bootstrap_servers"] = LocalKafka(
+                self.folder, more=UNHURRIED, say=self._say
+            ).start()
         else:
             await_kafka(self.settings)
             run = f"durabill-demo-{secrets.token_hex(4)}"

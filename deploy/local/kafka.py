@@ -25,6 +25,11 @@ HEAP_MB = 768
 CLUSTER_HEAP_MB = 256
 """Of each node, where there are several: with what Java needs besides, some 350 MB in all."""
 
+UNHURRIED = {"broker.session.timeout.ms": 600_000}
+"""Settings (`more`) for a single broker on a machine that may be starved: by Kafka's default its
+own controller takes it for dead when 9 s pass without its heartbeat, and then no partition has a
+leader. Not for one that may be killed: its successor has to wait until the session is over."""
+
 BROKERS_MAX = 9
 _LAST_GRACE_S = 3.0
 

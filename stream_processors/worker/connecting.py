@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaConnectionError
 from faust.transport.drivers import aiokafka as base
 from faust.types import TP
@@ -21,15 +22,25 @@ CONNECT_PAUSE_S = 0.5
 WATCH_S = 1.0
 
 
-async def until_connected(start: Callable[[], Awaitable[None]], client: Callable[[], Any]) -> None:
+async def until_connected(
+    start: Callable[[], Awaitable[None]],
+    client: Callable[[], Any],
+    cluster: Callable[[], ClusterMetadata],
+) -> None:
     """Start an aiokafka client, and wait for a broker that has gone since we looked.
 
-    `client` returns the client that `start` made. Raises UnreachableError after CONNECT_PATIENCE_S.
+    `client` returns the client that `start` made, `cluster` what that one has learned. Raises
+    UnreachableError after CONNECT_PATIENCE_S.
     """
     started_s = time.monotonic()
     while True:
         try:
-            return await start()
+            await start()
+            if not cluster().brokers():
+                # Its controller has heard of no broker for so long that it took all for dead. A
+                # consumer would end its group's routine on that, and wait for ever.
+                raise KafkaConnectionError("it answers, but names no broker that is alive")
+            return
         except KafkaConnectionError as error:
             log.warning("waiting for Kafka: %s", error)
             await client().stop()
@@ -40,18 +51,30 @@ async def until_connected(start: Callable[[], Awaitable[None]], client: Callable
         await asyncio.sleep(CONNECT_PAUSE_S)
 
 
+def group_error(coordinator: Any) -> BaseException | None:
+    """Return what aiokafka's part in the group has failed of, by now."""
+    routine: asyncio.Task[None] = coordinator._coordination_task
+    ended = routine.exception() if routine.done() and not routine.cancelled() else None
+    pending: BaseException | None = coordinator._pending_exception
+    return ended or pending
+
+
 class PatientConsumerThread(base.AIOKafkaConsumerThread):
     """Faust's consumer thread, which also raises errors of the group.
 
-    aiokafka keeps such an error until the next fetch. Faust fetches nothing before it has
-    partitions, so it would wait forever.
+    aiokafka keeps such an error, and what ended its group's routine, until the next fetch. Faust
+    fetches nothing before it has partitions, so it would wait forever.
     """
 
     _watching: "asyncio.Task[None] | None" = None
 
     async def on_start(self) -> None:
         """Start the consumer, as soon as Kafka answers."""
-        await until_connected(super().on_start, lambda: self._consumer)
+        await until_connected(
+            super().on_start,
+            lambda: self._consumer,
+            lambda: self._ensure_consumer()._client.cluster,
+        )
         self._watching = asyncio.ensure_future(self._watch_group())
 
     async def on_thread_stop(self) -> None:
@@ -63,7 +86,7 @@ class PatientConsumerThread(base.AIOKafkaConsumerThread):
     async def _watch_group(self) -> None:
         while not self.should_stop:
             await asyncio.sleep(WATCH_S)
-            error = self._ensure_consumer()._coordinator._pending_exception
+            error = group_error(self._ensure_consumer()._coordinator)
             if error is not None:
                 await self.crash(error)
                 return
@@ -85,4 +108,8 @@ class PatientProducer(base.Producer):
 
     async def on_start(self) -> None:
         """Start it, as soon as Kafka answers."""
-        await until_connected(super().on_start, lambda: self._producer)
+
+        def cluster() -> ClusterMetadata:
+            return self._ensure_producer().client.cluster
+
+        await until_connected(super().on_start, lambda: self._producer, cluster)

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
 )
 
 from durabill.deploy.local.java import find_java
-from durabill.deploy.local.kafka import LocalKafka
+from durabill.deploy.local.kafka import UNHURRIED, LocalKafka
 from durabill.deploy.local.stack import HOST, find_free_ports
 from tests.conftest import JARS_DIR
 
@@ -130,6 +130,7 @@ class GuardedKafka:
             plain,
             jars_dir=JARS_DIR,
             more={
+                **UNHURRIED,
                 "listeners": f"{listeners},CONTROLLER://{HOST}:{controller}",
                 "advertised.listeners": listeners,
                 "controller.quorum.voters": f"1@{HOST}:{controller}",

@@ -77,6 +77,25 @@ def is_ready(worker: Worker) -> bool:
         return False
 
 
+NO_BROKERS = """
+from aiokafka.cluster import ClusterMetadata
+update = ClusterMetadata.update_metadata
+answers = []
+def update_metadata(self, metadata):
+    answers.append(metadata)
+    if len(answers) < 5:
+        metadata.brokers = []  # as a controller that has heard of none for a while
+    return update(self, metadata)
+ClusterMetadata.update_metadata = update_metadata
+"""
+
+ROUTINE_ENDS = """
+from aiokafka.client import AIOKafkaClient
+async def coordinator_lookup(self, *_):
+    raise AssertionError("made to fail")
+AIOKafkaClient.coordinator_lookup = coordinator_lookup
+"""
+
 FIRST_LOOK = """
 import sys
 from durabill.deploy.topics import check_group
@@ -134,6 +153,20 @@ def test_a_worker_that_nobody_gave_partitions_is_not_ready(
             return status == 503 and "nobody has 0, 1, 2, 3" in str(answer["problems"])
 
         wait_until(says_why, "it says that nobody has the partitions")
+
+
+def test_a_worker_that_is_told_of_no_broker_waits_for_one(
+    kafka: LocalKafka, tmp_path: Path
+) -> None:
+    with deployment(address_of(kafka), tmp_path) as deployed:
+        worker = deployed.start_and_wait(NO_BROKERS)
+        assert "waiting for Kafka: KafkaConnectionError: it answers" in worker.log()
+
+
+def test_a_worker_ends_when_its_part_in_the_group_does(kafka: LocalKafka, tmp_path: Path) -> None:
+    with deployment(address_of(kafka), tmp_path) as deployed:
+        assert deployed.start(ROUTINE_ENDS).wait(120) == 70
+        assert "made to fail" in deployed.workers[0].log()
 
 
 def lines_of(path: Path, after: int) -> list[str]:

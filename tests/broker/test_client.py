@@ -31,8 +31,8 @@ from durabill.producers.sdk.uplink import (
 )
 from durabill.schemas import SegmentEvent, partition_for
 from tests.broker.gateway_kit import gateway, number_in, read_topic, segments_of
-from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics
+from tests.waiting import wait_until
 
 QUICK = Backoff(first_s=0.02, max_s=0.1, spread_s=0.1)
 NOW_MS = 1_770_000_000_000

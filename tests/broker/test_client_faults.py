@@ -13,8 +13,8 @@ from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import NO_NOTES, SendNotes, SendResult, UplinkRefused
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import QUICK, Uplink, ignore
+from tests.waiting import HANG_S, wait_until
 
 
 def test_on_error_that_raises_stops_nothing(
@@ -58,7 +58,7 @@ def test_thread_that_dies_is_told_at_once_and_by_every_call(
         with pytest.raises(ClientStopped, match=r"reporter died of .*of the clock"):
             call()
     started_s = time.monotonic()
-    client.close(timeout_s=60)
+    client.close(timeout_s=HANG_S)
     assert time.monotonic() - started_s < 30  # there is nothing to wait for
     with pytest.raises(ClientStopped, match="closed"):
         client.start()

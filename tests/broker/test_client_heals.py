@@ -27,9 +27,9 @@ from durabill.producers.sdk.uplink import (
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM, problem
 from tests.broker.gateway_kit import answer, read_topic, segments_of, serving
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, ignore
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 REFUSAL = json.dumps(problem(422, "R", "d")).encode()
 NOT_NOW = json.dumps(problem(503, "R", "d")).encode()
@@ -67,7 +67,7 @@ def acknowledge(asked: Asked, segments: list[dict[str, Any]]) -> None:
 
 
 def sent_once(url: str, segments: Sequence[SegmentEvent]) -> SendResult:
-    uplink = HttpUplink(url, timeout_s=30)
+    uplink = HttpUplink(url, timeout_s=HANG_S)
     try:
         return uplink.send(segments)
     finally:
@@ -289,7 +289,7 @@ def test_nonsense_in_a_grant_is_refused_and_the_next_one_is_taken(tmp_path: Path
         with pytest.raises(UplinkUnavailable, match="no grant: report_interval_ms is 0"):
             uplink.start()
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
-            assert client.start(timeout_s=30).service_order_number == "SO1"
+            assert client.start(timeout_s=HANG_S).service_order_number == "SO1"
             client.close(timeout_s=0)
     assert grants == []
 
@@ -298,11 +298,11 @@ def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Pa
     is_over = threading.Event()
 
     def answers(*_: object) -> None:
-        is_over.wait(60)
+        is_over.wait(HANG_S)
 
     try:
         with answering(answers) as url:
-            client = Client(HttpUplink(url, timeout_s=60), tmp_path / "spool")
+            client = Client(HttpUplink(url, timeout_s=HANG_S), tmp_path / "spool")
             started_s = time.monotonic()
             with pytest.raises(UplinkUnavailable, match="no whole answer"):
                 client.start(timeout_s=0.3)

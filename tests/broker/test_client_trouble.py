@@ -18,9 +18,9 @@ from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import Backoff, Grant, OrderFailed, UplinkUnavailable
 from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, Uplink, check_whole, ignore
 from tests.conftest import Topics, fill_up
+from tests.waiting import wait_until
 
 SLOW = Backoff(first_s=30.0, max_s=30.0)
 

@@ -32,9 +32,9 @@ from durabill.producers.sdk.uplink import (
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM
 from tests.broker.gateway_kit import answer, serving
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, ignore
 from tests.unit.test_spool import segment, state
+from tests.waiting import HANG_S, wait_until
 
 Judge = Callable[[str, dict[str, Any]], dict[str, Any] | None]
 """What is wrong with a segment of an order: fields of its error, or None."""
@@ -140,7 +140,7 @@ def some(orders: int, each: int) -> list[SegmentEvent]:
 
 
 def sent(url: str, segments: list[SegmentEvent], notes: SendNotes | None = None) -> SendResult:
-    uplink = HttpUplink(url, timeout_s=30)
+    uplink = HttpUplink(url, timeout_s=HANG_S)
     try:
         return uplink.send(segments, notes or SendNotes())
     finally:
@@ -392,7 +392,7 @@ def test_server_that_has_lost_its_keys_gets_the_order_without(
             assert asks_for_leases != receipt.acknowledged
             assert receipt.rejected == ()
             keys_are_back.set()
-            assert service.end(timeout_s=60).acknowledged
+            assert service.end(timeout_s=HANG_S).acknowledged
 
 
 def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_server_that_is_away_is_not_asked_for_each_lease(tmp_path: Path) -> None
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             wait_until(lambda: len(asked) >= 3, "it has asked")
             is_away.clear()
-            assert client.flush(60) == 0
+            assert client.flush(HANG_S) == 0
     assert len(asked) == 3
     assert len(gateway.renewed) == 100
     assert len(gateway.bodies) == 1
@@ -504,7 +504,7 @@ def test_tokens_are_renewed_and_401_is_asked_again_once(tmp_path: Path) -> None:
         assert "UNAUTHENTICATED" in str(result.problem)
         assert len(gateway.headers) - before == 2
         with pytest.raises(UplinkRefused, match="UNAUTHENTICATED"):
-            uplink.start(timeout_s=30)
+            uplink.start(timeout_s=HANG_S)
         uplink.close()
 
 
@@ -568,8 +568,8 @@ def test_start_that_is_repeated_opens_one_order(tmp_path: Path) -> None:
     with playing() as gateway:
         gateway.first = first
         with Client(HttpUplink(gateway.url), tmp_path / "spool", backoff=QUICK) as client:
-            client.start(timeout_s=30)
-            client.start("SO2", timeout_s=30)
+            client.start(timeout_s=HANG_S)
+            client.start("SO2", timeout_s=HANG_S)
             client.close(timeout_s=0)
         keys = [each.get("idempotency-key", "") for each in gateway.headers]
     assert len(set(keys[:3])) == 1
@@ -585,7 +585,7 @@ def test_acknowledgements_are_stored_as_they_come(tmp_path: Path) -> None:
             answer(asked, 413, b"too large", "text/html")
             return True
         if body["uploads"][0]["service_order_number"] == "SO1":
-            hangs.wait(60)
+            hangs.wait(HANG_S)
         return False
 
     with Spool(tmp_path / "spool") as spool:

@@ -16,7 +16,7 @@ import pytest
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import Limits, client_of
 from tests.broker.gateway_kit import call, gateway
-from tests.broker.ledger_kit import wait_until
+from tests.waiting import wait_until
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
 HEAD = b"POST /v1/orders HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"

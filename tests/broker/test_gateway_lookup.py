@@ -21,6 +21,7 @@ from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
 from tests.conftest import Topics
 from tests.state_kit import a_state, as_json
+from tests.waiting import HANG_S
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 
@@ -247,7 +248,7 @@ def test_workers_and_ledger_may_come_later(postgres_dsn: str) -> None:
     with worker({"/orders/a%2Fb": LIVE}) as base, gateway(config) as url:
 
         def soon(number: str, expected: tuple[int, str | None]) -> None:
-            give_up_s = time.monotonic() + 60
+            give_up_s = time.monotonic() + HANG_S
             while True:
                 status, answer, _ = call(url, "GET", f"/v1/orders/{number}")
                 found = status, answer["reason"] if status >= 400 else None

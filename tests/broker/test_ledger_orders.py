@@ -15,10 +15,10 @@ from tests.broker.ledger_kit import (
     new_ledger_dsn,
     publish,
     running_ledger,
-    wait_until,
 )
 from tests.broker.opening_kit import opened, put
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 NOW = 1_800_000_000_000
 
@@ -104,4 +104,4 @@ def test_without_the_orders_topic_it_says_what_to_do(
         pytest.raises(LedgerError, match=f"{gone} does not exist.*durabill topics create"),
         running_ledger(kafka, topics.totals, dsn, ledger=ledger),
     ):
-        ledger.thread.join(60)
+        ledger.thread.join(HANG_S)

@@ -16,6 +16,7 @@ from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.uplink import NO_NOTES, Grant, SendNotes, SendResult
 from durabill.schemas import SegmentEvent
 from tests.broker.test_client import NOW_MS, Uplink, check_whole
+from tests.waiting import HANG_S
 
 
 class Slow(Uplink):
@@ -98,7 +99,7 @@ def test_many_wait_for_their_end_at_once(tmp_path: Path) -> None:
                 *(client.start(grant=Grant(name, NOW_MS, 10_000)) for name in names)
             )
             uplink.is_up = False
-            ending = [asyncio.create_task(each.end(60)) for each in services]
+            ending = [asyncio.create_task(each.end(HANG_S)) for each in services]
             await asyncio.sleep(0.1)
             uplink.is_up = True
             assert all(receipt.acknowledged for receipt in await asyncio.gather(*ending))
@@ -122,7 +123,7 @@ def test_end_gives_up_in_time_and_start_that_is_cancelled_meters_nothing(tmp_pat
             receipt = await service.end(timeout_s=0.3)
             assert (receipt.pending > 0, receipt.acknowledged) == (True, False)
             uplink.is_up = True
-            assert await client.flush(60) == 0
+            assert await client.flush(HANG_S) == 0
             assert await client.unfinished() == []
 
     asyncio.run(run())

@@ -16,9 +16,9 @@ from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.spool import Entry, Spool, SpoolBroken, SpoolDamaged, SpoolFull
 from durabill.producers.sdk.uplink import NO_NOTES, SendNotes, SendResult, UplinkUnavailable
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import QUICK, Uplink
 from tests.unit.test_spool import numbers, segment, state
+from tests.waiting import wait_until
 
 ERRORS = [SpoolBroken("no disk"), OSError("no disk"), sqlite3.OperationalError("no disk")]
 

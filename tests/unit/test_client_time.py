@@ -13,7 +13,7 @@ from durabill.producers.sdk.suspends import Clocks
 from durabill.producers.sdk.timekeeper import ClockStepped, MachineSlept
 from durabill.producers.sdk.uplink import NO_NOTES, ClientReport, Grant, SendNotes, SendResult
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
+from tests.waiting import wait_until
 
 NOW_MS = 1_770_000_000_000
 HOUR_MS = 3_600_000

@@ -26,6 +26,7 @@ from durabill.stream_processors.worker.turns import Turns
 from durabill.stream_processors.worker.web_port import CONNECTIONS_MAX
 from tests.broker.gateway_kit import exchange
 from tests.state_kit import a_state
+from tests.waiting import HANG_S
 
 PARTITIONS = 4
 OURS = (0, 1)
@@ -87,16 +88,16 @@ def served(stand: Stand, **settings: Any) -> Iterator[int]:
     try:
         yield pages.port
     finally:
-        asyncio.run_coroutine_threadsafe(pages.stop(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(pages.stop(), loop).result(HANG_S)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(HANG_S)
         loop.close()
 
 
 def get(
     port: int, path: str, headers: dict[str, str] | None = None, method: str = "GET"
 ) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
     try:
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()

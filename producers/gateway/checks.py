@@ -10,7 +10,6 @@ out who asks (`admission`), before a byte of the body is read:
 """
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -18,12 +17,12 @@ from aiohttp import HttpVersion10, hdrs, web
 
 from durabill.producers.gateway.admission import Admission
 from durabill.producers.gateway.problems import ApiError
+from durabill.producers.gateway.routes import Handler
 from durabill.producers.gateway.web_server import SERVER_NAME, BodyFailed, Connection
 from durabill.schemas.web import PROBLEM, AllowedHosts, is_same_origin, reason_of
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Response = web.StreamResponse
 
 _JSON = "application/json"

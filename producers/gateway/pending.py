@@ -124,7 +124,7 @@ class PendingUpload:
             wants_each = not self._is_certain(encoded)
             self.delivery = Delivery(self.key, encoded.values, wants_each=wants_each)
 
-    def is_not_stored(self, detail: str) -> None:
+    def note_not_stored(self, detail: str) -> None:
         """Note that Kafka has not acknowledged it."""
         for index, row in zip(self._at, self.rows, strict=True):
             self._say(index, row[0], "KAFKA_UNAVAILABLE", detail, is_final=False)

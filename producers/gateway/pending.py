@@ -12,6 +12,7 @@ from durabill.producers.gateway.api import (
     Bounds,
     SegmentRequest,
     TimeRules,
+    number_shown,
     segment_of,
 )
 from durabill.producers.gateway.caller import Caller
@@ -25,7 +26,6 @@ from durabill.producers.gateway.upload_shapes import (
     BadRow,
     SegmentVerdict,
     UploadAnswer,
-    number_shown,
 )
 from durabill.schemas import BadRecord, SegmentEvent, check_order_number
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX

@@ -66,6 +66,18 @@ def new_ledger_dsn(postgres_dsn: str) -> str:
     return dsn
 
 
+def forget_offsets(dsn: str, topic: str, partition: int | None = None) -> int:
+    """Does what the ledger tells an operator to do where offsets are gone: it reads them anew.
+
+    Returns how many partitions it reads from their first record again.
+    """
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(
+            "DELETE FROM ledger_offsets WHERE topic = %s AND partition = coalesce(%s, partition)",
+            (topic, partition),
+        ).rowcount
+
+
 def publish(
     kafka: Mapping[str, str], topic: str, totals: Iterable[OrderTotal], partitions: int = 4
 ) -> None:

@@ -7,11 +7,12 @@ import psycopg
 import pytest
 
 from durabill.schemas import OrderOpened, encode_opening, partition_for
-from durabill.stream_processors.ledger.lookups import forget_offsets, status
+from durabill.stream_processors.ledger.lookups import status
 from durabill.stream_processors.ledger.records import LedgerError
 from tests.broker.ledger_kit import (
     RunningLedger,
     a_total,
+    forget_offsets,
     new_ledger_dsn,
     publish,
     running_ledger,

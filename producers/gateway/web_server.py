@@ -334,7 +334,8 @@ class Connections:
         self._damper.warning(
             f"connections {what}",
             "the limit of %d connections %s is reached; the longest waiting go",
-            *(group.count, what),
+            group.count,
+            what,
         )
         next(iter(group.waiting), new).cut_off()
 

@@ -92,7 +92,7 @@ def write(kafka: dict[str, Any], topic: str, records: Iterable[Record], **more: 
         producer.produce(topic, value, key, partition, headers=[*headers])
     assert producer.flush(HANG_S) == 0
     if abort is not None:
-        (producer.abort_transaction if abort else producer.commit_transaction)(20)
+        (producer.abort_transaction if abort else producer.commit_transaction)(HANG_S)
 
 
 def _record(message: Message) -> Record:

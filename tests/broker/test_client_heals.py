@@ -133,7 +133,7 @@ def test_login_page_takes_nothing_out_of_the_spool(tmp_path: Path) -> None:
             assert (receipt.pending, receipt.acknowledged) == (1, False)
             assert "status 200, but no answer of a gateway" in str(trouble[0])
             has_logged_in.set()
-            assert service.end().acknowledged
+            assert service.end(HANG_S).acknowledged
     assert got == [1]
 
 
@@ -157,7 +157,7 @@ def test_what_will_not_count_is_told_and_not_acknowledged(tmp_path: Path) -> Non
     with answering(answers) as url:
         uplink = HttpUplink(url)
         with Client(uplink, tmp_path / "spool", on_error=trouble.append) as client:
-            receipt = client.resume("SO1", server_timestamp_ms=NOW_MS).end()
+            receipt = client.resume("SO1", server_timestamp_ms=NOW_MS).end(HANG_S)
             assert (receipt.pending, receipt.acknowledged) == (0, False)
             (rejected,) = receipt.rejected
             found = (rejected.segment.business_data_number, rejected.reason, rejected.detail)
@@ -252,7 +252,7 @@ def test_wish_of_a_server_is_kept_though_somebody_waits(tmp_path: Path) -> None:
             service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
             assert service.end(timeout_s=0.3).pending == 1
             assert service.end(timeout_s=0.1).pending == 1
-            assert service.end().acknowledged
+            assert service.end(HANG_S).acknowledged
     assert asked_s[1] - asked_s[0] >= 3.0
 
 
@@ -309,6 +309,6 @@ def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Pa
             assert 0.3 <= time.monotonic() - started_s < 20
             assert client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.2).pending == 1
             client.close(timeout_s=0)
-            wait_until(lambda: not any(t.is_alive() for t in client._threads), "it is over", 20)
+            wait_until(lambda: not any(t.is_alive() for t in client._threads), "it is over")
     finally:
         is_over.set()

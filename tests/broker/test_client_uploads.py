@@ -358,7 +358,7 @@ def test_leases_are_shown_kept_and_renewed(tmp_path: Path) -> None:
         uplink = HttpUplink(gateway.url)
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             service = client.resume("SO2", server_timestamp_ms=NOW_MS + 50_000)
-            receipt = service.end()
+            receipt = service.end(HANG_S)
             assert receipt.acknowledged
         assert gateway.renewed == [("SO2", "a.b.c")]
         assert gateway.bodies[-1]["uploads"][0]["lease"] == "new.SO2.x"
@@ -406,7 +406,7 @@ def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:
             spool.append_all([Entry([last], state(2, order, ended=True), terms)])
     with playing() as gateway:
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:
-            assert client.flush() == 0
+            assert client.flush(HANG_S) == 0
         shown = {u["service_order_number"]: u["lease"] for u in gateway.bodies[0]["uploads"]}
         assert sorted(gateway.renewed) == [("SO1", "old.x.y"), ("SO2", "soon.x.y")]
     assert shown == {"SO1": "new.SO1.x", "SO2": "new.SO2.x", "SO3": "good.x.y"}
@@ -446,7 +446,7 @@ def test_receipts_are_kept_and_found(tmp_path: Path) -> None:
     with playing() as gateway:
         gateway.receipt = f"head.time.sign~{payload.decode().rstrip('=')}"
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:
-            assert client.start("SO1").end().acknowledged
+            assert client.start("SO1").end(HANG_S).acknowledged
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:
             assert client.receipts("SO1") == [gateway.receipt]
             assert client.receipts() == [gateway.receipt]
@@ -598,6 +598,6 @@ def test_acknowledgements_are_stored_as_they_come(tmp_path: Path) -> None:
             with Client(uplink, tmp_path / "spool", on_error=ignore) as client:
                 wait_until(lambda: client.stats().pending == 1, "the first is gone")
                 hangs.set()
-                assert client.flush() == 0
+                assert client.flush(HANG_S) == 0
     finally:
         hangs.set()

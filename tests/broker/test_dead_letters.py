@@ -112,7 +112,7 @@ def test_markers_at_the_end_do_not_hang_and_aborted_letters_are_none(
         producer.produce(topics.dead_letters, b"x", b"SO1", partition)
         producer.flush(HANG_S)
         end(HANG_S)
-    letters = list(list_dead_letters(kafka, topics.dead_letters, answer_s=30))
+    letters = list(list_dead_letters(kafka, topics.dead_letters, answer_s=HANG_S))
     assert [(e.partition, e.offset, e.reason, e.origin) for e in letters] == [(0, 0, "", None)]
     with pytest.raises(DeadLetterError, match="no record at offset 1"):
         find_dead_letter(kafka, topics.dead_letters, 0, 1)

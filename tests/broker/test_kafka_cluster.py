@@ -53,7 +53,7 @@ def append(address: str, topic: str, value: bytes) -> None:
 def ends(address: str, topic: str) -> tuple[int, int]:
     consumer = Consumer({"bootstrap.servers": address, "group.id": "ends"})
     try:
-        found: tuple[int, int] = consumer.get_watermark_offsets(TopicPartition(topic, 0), 30)
+        found: tuple[int, int] = consumer.get_watermark_offsets(TopicPartition(topic, 0), HANG_S)
         return found
     finally:
         consumer.close()

@@ -355,7 +355,7 @@ class Deployment:
         consumer = Consumer({**self.kafka, "group.id": "unused"})
         try:
             return {
-                each: consumer.get_watermark_offsets(TopicPartition(self.segments, each), 20)[1]
+                each: consumer.get_watermark_offsets(TopicPartition(self.segments, each), HANG_S)[1]
                 for each in range(self.partitions)
             }
         finally:

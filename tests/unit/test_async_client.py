@@ -49,7 +49,7 @@ def test_service_from_start_to_end(tmp_path: Path) -> None:
             async with await client.start() as service:
                 while service.state.next_number < 4:
                     await asyncio.sleep(0.01)
-            assert await client.flush() == 0
+            assert await client.flush(HANG_S) == 0
             stats = await client.stats()
             assert (stats.pending, stats.refused) == (0, 0)
             await client.start("left")
@@ -171,7 +171,7 @@ def test_open_that_is_cancelled_holds_no_spool(tmp_path: Path) -> None:
 
         client._make = slow
         opening = asyncio.create_task(client.open())
-        await asyncio.to_thread(began.wait, 30)
+        await asyncio.to_thread(began.wait, HANG_S)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
@@ -187,4 +187,4 @@ def test_service_that_was_let_go_cuts_nothing(tmp_path: Path) -> None:
         client.let_go(service)
         assert service.cut() is None
         assert [each.service_order_number for each in client.unfinished()] == ["SO1"]
-        assert client.resume("SO1").end().acknowledged
+        assert client.resume("SO1").end(HANG_S).acknowledged

@@ -127,12 +127,8 @@ def create_topics(
     names = topics.by_role
     existing = _partition_counts(admin, kafka, names)
     missing = {role: name for role, name in names.items() if name not in existing}
-    if replication_factor is None:
-        replication_factor = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers))
-    settings = {role: topic_settings(role) for role in names}
-    if replication_factor >= 3:
-        for role in settings:
-            settings[role]["min.insync.replicas"] = "2"
+    replication_factor, in_sync = _replicas(admin, replication_factor)
+    settings = {role: {**topic_settings(role), **in_sync} for role in names}
     if alter:
         _alter(
             admin, kafka, {name: settings[role] for role, name in names.items() if name in existing}
@@ -159,9 +155,7 @@ def create_totals_topic(
     """
     admin = _admin(kafka)
     if name not in _partition_counts(admin, kafka, {"totals": name}):
-        if replication_factor is None:
-            replication_factor = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers))
-        in_sync = {"min.insync.replicas": "2"} if replication_factor >= 3 else {}
+        replication_factor, in_sync = _replicas(admin, replication_factor)
         config = {**topic_settings("totals"), **in_sync}
         new = NewTopic(name, partitions, replication_factor, config=config)
         _await_created(kafka, admin.create_topics([new], operation_timeout=TIMEOUT_S))
@@ -248,6 +242,12 @@ def _servers(kafka: Mapping[str, Any]) -> str:
 
 def _admin(kafka: Mapping[str, Any]) -> AdminClient:
     return AdminClient(quiet(kafka))
+
+
+def _replicas(admin: AdminClient, wanted: int | None) -> tuple[int, dict[str, str]]:
+    """Return how many replicas a topic gets, and the settings that it has for them."""
+    count = min(3, len(admin.list_topics(timeout=TIMEOUT_S).brokers)) if wanted is None else wanted
+    return count, {"min.insync.replicas": "2"} if count >= 3 else {}
 
 
 def _partition_counts(

@@ -1,4 +1,4 @@
-"""What both web servers, the gateway's and the worker's, have in common: names, paths, pages.
+"""What both web servers, the gateway's and the worker's, have in common: names, errors, pages.
 
 Which `Host` a server answers to: a web page of anybody can send requests to a server on the
 reader's own machine, and can even read the answers if a name of its own is made to point there
@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from durabill.schemas.errors import BadRecord, Reason
 from durabill.schemas.records import check_order_number
 
+SERVER_NAME = "durabill"
 PAGE_DEFAULT = 1_000
 PAGE_MAX = 10_000
 
@@ -33,6 +34,20 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/?#@\[\]]+)(?::(\d{0,5}))?")
 _CURSOR = re.compile(r"(-1|\d{1,19})\.(\d{1,19})")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _ANY = "*"
+
+
+class Fault(NamedTuple):
+    """What is wrong with a request, or with us."""
+
+    status: int
+    reason: str
+    detail: str
+
+
+BAD_HTTP = Fault(400, "BAD_HTTP", "this is no HTTP request")
+CROSS_ORIGIN = Fault(403, "CROSS_ORIGIN", "web pages of others may not use this server")
+UNEXPECTED = Fault(417, _REASONS[417], "only 100-continue can be expected")
+OUR_FAULT = Fault(500, "INTERNAL", "this is our fault, the log knows more")
 
 
 def reason_of(status: int) -> str:

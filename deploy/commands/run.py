@@ -99,10 +99,12 @@ def worker(settings: "Settings", as_json: AS_JSON = False) -> None:
     if as_json:
         emit({"started": "worker", "url": url, "pid": os.getpid(), "partitions": partitions})
     with registered(settings, url), stopping("worker"):
-        find_lost = partial(word_of_lost, settings)
         run_worker(
-            *(settings, partitions, port, WriterSchemas()),
-            find_lost=find_lost,
+            settings,
+            partitions,
+            port,
+            WriterSchemas(),
+            find_lost=partial(word_of_lost, settings),
             totals_framing=framing,
         )
 

@@ -48,7 +48,9 @@ FEATURES: tuple[Feature, ...] = (
         "Times begin with the order, don't overlap, and stay within the server's clock",
         judge.times,
     ),
-    Feature("gapless", "A segment starts where the one before ended", judge.gapless, (), False),
+    Feature(
+        "gapless", "A segment starts where the one before ended", judge.gapless, is_required=False
+    ),
     Feature(
         "clock_step",
         "A step of the server's clock adds no time to an order",
@@ -135,11 +137,14 @@ FEATURES: tuple[Feature, ...] = (
         judge_trouble.lease_renewed,
         ("lease_over",),
     ),
-    Feature("batches", "What waits goes in one request", judge.batches, (), False),
+    Feature("batches", "What waits goes in one request", judge.batches, is_required=False),
     Feature(
-        "many_orders", "One request has segments of several orders", judge.many_orders, (), False
+        "many_orders",
+        "One request has segments of several orders",
+        judge.many_orders,
+        is_required=False,
     ),
-    Feature("report", "Uploads say how the client stands", judge.report, (), False),
+    Feature("report", "Uploads say how the client stands", judge.report, is_required=False),
 )
 NAMES = tuple(each.name for each in FEATURES)
 

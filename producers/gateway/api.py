@@ -368,15 +368,20 @@ def check_segments(
                 rules.check(segment)
             segments.append(segment)
         except BadRecord as bad:
-            reported = int(max(-LONG_MAX, min(request.business_data_number, LONG_MAX)))
+            shown = number_shown(request.business_data_number)
             detail = plain(bad.detail)[:DETAIL_CHARS_MAX]
-            errors.append(ItemError(index, reported, bad.reason, detail))
+            errors.append(ItemError(index, shown, bad.reason, detail))
     if errors:
         detail = f"{len(errors)} of {len(requests)} segments break the rules; nothing was stored"
-        shown = errors[:ERRORS_MAX]
+        listed = errors[:ERRORS_MAX]
         status = BadRecord.http_status
-        raise ApiError(status, "BAD_SEGMENTS", detail, errors=shown, error_count=len(errors))
+        raise ApiError(status, "BAD_SEGMENTS", detail, errors=listed, error_count=len(errors))
     return segments
+
+
+def number_shown(number: float) -> int:
+    """Return a number as an answer can hold it."""
+    return int(max(-LONG_MAX, min(number, LONG_MAX)))
 
 
 def segment_of(number: str, index: int, request: SegmentRequest) -> SegmentEvent:

@@ -1,6 +1,6 @@
 """The session authority: what a gateway signs, counts and knows of its clients, in one place."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from durabill.producers.gateway.key_sets import Kind, decode64
 from durabill.producers.gateway.leases import LeaseBook
 from durabill.producers.gateway.quotas import QuotaLimits, Quotas
 from durabill.producers.gateway.receipts import ReceiptSigner
+from durabill.producers.gateway.routes import Handler
 from durabill.producers.gateway.served_clock import ServedClock
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LEASE_MS = 7 * 86_400_000
 """A long weekend offline, and some days for somebody to notice. A worker keeps every order for as

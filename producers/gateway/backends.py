@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import aiohttp
 import msgspec
@@ -26,8 +26,14 @@ from durabill.schemas.web import Page
 log = logging.getLogger(__name__)
 
 NONE_KNOWN = "no worker is known to the gateway"
+_CATCHING_UP = "the order's worker has not read all segments yet"
 _NO_TOKEN = "the workers don't take the gateway's token"
 _BROKEN = "a worker answered with an error"
+_NO_ANSWER = "a worker did not answer"
+_NOT_OWNED = "no worker that was asked owns the order's partition now"
+_TELLS_MOST_FIRST = (_CATCHING_UP, _NO_TOKEN, _BROKEN, _NO_ANSWER, _NOT_OWNED)
+"""Why workers couldn't say: of several reasons the first is told."""
+_Found = TypeVar("_Found")
 _STATE = msgspec.json.Decoder(OrderState)
 _FOUND_KEPT_S = 1.0
 _OTHERS_S = 0.1
@@ -47,22 +53,21 @@ class Live:
     unknown: str | None = None
 
 
-class Finder:
+class Finder(Generic[_Found]):
     """Looks something up that may appear, move or go: at most once a second, in a thread."""
 
-    def __init__(self, find: Callable[[], Any]) -> None:
+    def __init__(self, find: Callable[[], _Found]) -> None:
         self._find = find
         self._mutex = asyncio.Lock()
-        self._kept_until_s = float("-inf")
-        self._found: Any = None
+        self._kept: tuple[float, _Found] | None = None  # until when, and what was found
 
-    async def __call__(self) -> Any:
+    async def __call__(self) -> _Found:
         """Return what is there now, or was less than a second ago."""
         async with self._mutex:
-            if time.monotonic() >= self._kept_until_s:
-                self._found = await asyncio.to_thread(self._find)
-                self._kept_until_s = time.monotonic() + _FOUND_KEPT_S
-            return self._found
+            if self._kept is None or time.monotonic() >= self._kept[0]:
+                found = await asyncio.to_thread(self._find)
+                self._kept = time.monotonic() + _FOUND_KEPT_S, found
+            return self._kept[1]
 
 
 class WorkerPool:
@@ -123,7 +128,7 @@ class WorkerPool:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             cause = str(error) or type(error).__name__
             self._damper.warning(url, "the worker at %s can't be asked: %s", url, cause)
-            return Live(unknown="a worker did not answer")
+            return Live(unknown=_NO_ANSWER)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -146,9 +151,9 @@ def _judge(status: int, body: bytes) -> Live:
         case 404, "UNKNOWN_ORDER":
             return Live()
         case 421, "NOT_OWNED":
-            return Live(unknown="no worker that was asked owns the order's partition now")
+            return Live(unknown=_NOT_OWNED)
         case 503, "CATCHING_UP":
-            return Live(unknown="the order's worker has not read all segments yet")
+            return Live(unknown=_CATCHING_UP)
         case 401, _:
             return Live(unknown=_NO_TOKEN)
     return Live(unknown=_BROKEN)
@@ -163,9 +168,6 @@ def _own(live: Live, number: str, tenant: str | None) -> Live:
     return live if owner == tenant else Live()
 
 
-_WORST_FIRST = ("the order's worker", "the workers", "a worker", "no worker")
-
-
 def _best(answers: Sequence[Live]) -> Live:
     """Return the newest view; else that the owner knows none; else why nobody could say."""
     states = [each.state for each in answers if each.state is not None]
@@ -173,12 +175,8 @@ def _best(answers: Sequence[Live]) -> Live:
         return Live(state=max(states, key=lambda state: state.source_offset))
     if any(each.unknown is None for each in answers):
         return Live()
-    reasons = sorted({each.unknown or "" for each in answers}, key=_weight)
-    return Live(unknown=reasons[0] if reasons else "no worker answered")
-
-
-def _weight(reason: str) -> int:
-    return next(at for at, start in enumerate(_WORST_FIRST) if reason.startswith(start))
+    reasons = {each.unknown for each in answers}
+    return Live(unknown=next(each for each in _TELLS_MOST_FIRST if each in reasons))
 
 
 _FIELDS = sql.SQL(", ").join(sql.Identifier(each.name) for each in dataclasses.fields(OrderTotal))

@@ -10,7 +10,6 @@ out who asks (`admission`), before a byte of the body is read:
 """
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -18,12 +17,21 @@ from aiohttp import HttpVersion10, hdrs, web
 
 from durabill.producers.gateway.admission import Admission
 from durabill.producers.gateway.problems import ApiError
-from durabill.producers.gateway.web_server import SERVER_NAME, BodyFailed, Connection
-from durabill.schemas.web import PROBLEM, AllowedHosts, is_same_origin, reason_of
+from durabill.producers.gateway.routes import Handler
+from durabill.producers.gateway.web_server import BodyFailed, Connection
+from durabill.schemas.web import (
+    CROSS_ORIGIN,
+    OUR_FAULT,
+    PROBLEM,
+    SERVER_NAME,
+    UNEXPECTED,
+    AllowedHosts,
+    is_same_origin,
+    reason_of,
+)
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Response = web.StreamResponse
 
 _JSON = "application/json"
@@ -79,11 +87,11 @@ class Gate:
         self._check_host(request)
         origin = headers.get(hdrs.ORIGIN)
         if origin is not None and not is_same_origin(origin, headers.get(hdrs.HOST, "")):
-            raise ApiError(403, "CROSS_ORIGIN", "web pages of others may not use this server")
+            raise ApiError(*CROSS_ORIGIN)
         if request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
             return
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise ApiError(403, "CROSS_ORIGIN", "web pages of others may not use this server")
+            raise ApiError(*CROSS_ORIGIN)
         codings = headers.getall(hdrs.CONTENT_ENCODING, ())
         if codings and any(each.strip().lower() not in _PLAIN for each in codings):
             detail = "send the body as it is, without a content encoding"
@@ -117,7 +125,7 @@ class Gate:
             self.check(request)
             await self._admission.admit(request, connection_of(request).client)
             if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
-                raise ApiError(417, "EXPECTATION_FAILED", "only 100-continue can be expected")
+                raise ApiError(*UNEXPECTED)
         except ApiError as error:
             connection_of(request).request_ends(has_unread_body=True)
             response = error_answer(error)
@@ -160,8 +168,7 @@ class Gate:
             return _foreign(error)
         except Exception:
             log.exception("%s %s failed", request.method, request.rel_url.raw_path)
-            detail = "this is our fault, the log knows more"
-            return error_answer(ApiError(500, "INTERNAL", detail))
+            return error_answer(ApiError(*OUR_FAULT))
 
 
 def _is_json(content_type: str) -> bool:

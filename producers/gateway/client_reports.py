@@ -140,10 +140,8 @@ class ClientReports:
     def clients(self, now_ms: int) -> Iterator[SeenClient]:
         """Yield all clients as of now, in no order."""
         for tenant, clients in self._seen.items():
-            for (client, name), (report, seen_ms) in (
-                (key, (each.report, each.seen_ms)) for key, each in clients.items()
-            ):
-                silent_ms = max(0, now_ms - seen_ms)
+            for (client, name), seen in clients.items():
+                report, silent_ms = seen.report, max(0, now_ms - seen.seen_ms)
                 risk = risk_of(
                     report,
                     silent_ms,
@@ -155,7 +153,7 @@ class ClientReports:
                     client,
                     name,
                     risk,
-                    seen_ms,
+                    seen.seen_ms,
                     report.pending,
                     report.oldest_ms + silent_ms if report.pending else 0,
                     report.refused,

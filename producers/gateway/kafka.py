@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from durabill.producers.gateway.broker_clock import BrokerClock
 from durabill.producers.gateway.damping import Damper, DampingFilter
 from durabill.producers.gateway.delivery import Delivery
+from durabill.producers.gateway.problems import ApiError, try_later
 from durabill.producers.sdk.kafka_uplink import KafkaConfig, producer_config
 from durabill.producers.sdk.stored import Stored
 from durabill.schemas import ClockMark, encode_clock_mark
@@ -44,6 +45,12 @@ class Overloaded(Exception):
     """Too many segments wait for Kafka already; none of the request was sent."""
 
 
+def answer_to(error: BackendUnavailable | Overloaded) -> ApiError:
+    """Return what a client is told where Kafka has not taken its records."""
+    reason = "OVERLOADED" if isinstance(error, Overloaded) else "KAFKA_UNAVAILABLE"
+    return try_later(reason, str(error))
+
+
 def error_name(error: object) -> str:
     """Return the name of Kafka's error: its text may hold addresses."""
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else error
@@ -60,12 +67,12 @@ class _Request:
         self._waiting = count
         self._producer = producer
 
-    def is_done(self) -> None:
-        """Note that one delivery is."""
+    def note_delivered(self) -> None:
+        """Note that it is known of one delivery what became of it."""
         self._waiting -= 1
         if not self._waiting:
             self.acked_ms = self._producer.clock.tick_ms()
-            self._producer.is_finished(self)
+            self._producer.note_finished(self)
             if not self.done.done():  # else it was cancelled: nobody waits any more
                 self.done.set_result(None)
 
@@ -158,13 +165,13 @@ class SegmentProducer:
         self._pending.add(request)
         self.in_flight += count
         for each in deliveries:
-            each.produce(self._producer, self._topic, request.is_done)
+            each.produce(self._producer, self._topic, request.note_delivered)
         await request.done
         last = deliveries[-1].last
         if last is not None and last.append_ms is not None:
             self.clock.learn(sent_ms, request.acked_ms, last.append_ms)
 
-    def is_finished(self, request: _Request) -> None:
+    def note_finished(self, request: _Request) -> None:
         """Note that all reports of a request have come."""
         self.in_flight -= request.records
         self._pending.discard(request)

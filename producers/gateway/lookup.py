@@ -65,7 +65,7 @@ class Lookup:
         self._stored_before: dict[str, tuple[float, str]] = {}
         self._stored_since_s = clock_s()
 
-    def is_stored(self, number: str, tenant: str = DEFAULT_TENANT) -> None:
+    def note_stored(self, number: str, tenant: str = DEFAULT_TENANT) -> None:
         """Note that Kafka has segments of a tenant's order: its worker reads them in a moment."""
         now_s = self._clock_s()
         if now_s - self._stored_since_s >= _STORED_KEPT_S or len(self._stored) >= _STORED_MAX:

@@ -30,10 +30,15 @@ from durabill.producers.gateway.api import OrderGrant, read_order
 from durabill.producers.gateway.authority import Authority
 from durabill.producers.gateway.caller import Caller, caller_of
 from durabill.producers.gateway.checks import json_answer, read_body
-from durabill.producers.gateway.kafka import BackendUnavailable, Overloaded, SegmentProducer
+from durabill.producers.gateway.kafka import (
+    BackendUnavailable,
+    Overloaded,
+    SegmentProducer,
+    answer_to,
+)
 from durabill.producers.gateway.leases import Lease
 from durabill.producers.gateway.lookup import InUse, Lookup, number_of
-from durabill.producers.gateway.problems import ApiError, refusal, try_later
+from durabill.producers.gateway.problems import ApiError, refusal
 from durabill.producers.gateway.served_clock import Came
 from durabill.producers.gateway.starts import (
     Start,
@@ -169,7 +174,7 @@ class OrderDesk:
         try:
             await self._publisher.learn_time()
         except (Overloaded, BackendUnavailable) as error:
-            raise _told(error) from error
+            raise answer_to(error) from error
 
     async def _known(self, wanted: Start, number: str) -> OrderGrant | None:
         """Return the grant of an order that the same start has opened; None for a free number.
@@ -255,11 +260,13 @@ class OrderDesk:
         try:
             with quotas.segments(caller, 1):
                 await self._publisher.publish(number.encode(), [value])
-            self._lookup.is_stored(number, caller.tenant)
+            self._lookup.note_stored(number, caller.tenant)
         except (ApiError, Overloaded, BackendUnavailable) as error:
             if not is_known:
                 quotas.not_opened(caller, number)
-            raise _told(error) from error
+            if isinstance(error, ApiError):
+                raise
+            raise answer_to(error) from error
 
 
 def _starter(wanted: Start) -> _Starter:
@@ -286,11 +293,3 @@ def _is_over(grant: "asyncio.Future[OrderGrant]", now_ms: int) -> bool:
     if grant.cancelled() or grant.exception() is not None:
         return True
     return now_ms >= grant.result().lease_expires_ms
-
-
-def _told(error: Exception) -> Exception:
-    if isinstance(error, Overloaded):
-        return try_later("OVERLOADED", str(error))
-    if isinstance(error, BackendUnavailable):
-        return try_later("KAFKA_UNAVAILABLE", str(error))
-    return error

@@ -12,6 +12,7 @@ from durabill.producers.gateway.api import (
     Bounds,
     SegmentRequest,
     TimeRules,
+    number_shown,
     segment_of,
 )
 from durabill.producers.gateway.caller import Caller
@@ -25,7 +26,6 @@ from durabill.producers.gateway.upload_shapes import (
     BadRow,
     SegmentVerdict,
     UploadAnswer,
-    number_shown,
 )
 from durabill.schemas import BadRecord, SegmentEvent, check_order_number
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS, LONG_MAX
@@ -124,7 +124,7 @@ class PendingUpload:
             wants_each = not self._is_certain(encoded)
             self.delivery = Delivery(self.key, encoded.values, wants_each=wants_each)
 
-    def is_not_stored(self, detail: str) -> None:
+    def note_not_stored(self, detail: str) -> None:
         """Note that Kafka has not acknowledged it."""
         for index, row in zip(self._at, self.rows, strict=True):
             self._say(index, row[0], "KAFKA_UNAVAILABLE", detail, is_final=False)

@@ -264,10 +264,9 @@ class Gateway:
             await asyncio.wait({self._hearing}, timeout=left_s)
 
     async def _learn_time(self) -> None:
-        if (
-            await self.publisher.not_ready() is None
-        ):  # else a mark would wait for a Kafka that is away
-            await self.publisher.learn_time()
+        if await self.publisher.not_ready() is not None:
+            return  # a mark would wait for a Kafka that is away
+        await self.publisher.learn_time()
 
     async def get_health(self, _: web.Request) -> web.Response:
         """GET /healthz"""

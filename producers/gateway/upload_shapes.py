@@ -14,11 +14,10 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import astuple
 
-from durabill.producers.gateway.api import SEGMENTS_MAX, shape_error, unreadable
+from durabill.producers.gateway.api import SEGMENTS_MAX, number_shown, shape_error, unreadable
 from durabill.producers.gateway.client_reports import ClientReport
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.read_pass import read_rows
-from durabill.schemas.limits import LONG_MAX
 from durabill.schemas.text import plain
 
 Number = int | float
@@ -259,8 +258,3 @@ def _number_in(raw: msgspec.Raw) -> int:
     if isinstance(number, bool) or not isinstance(number, int | float):
         return 0
     return number_shown(number)
-
-
-def number_shown(number: Number) -> int:
-    """Return a number as an answer can hold it."""
-    return int(max(-LONG_MAX, min(number, LONG_MAX)))

@@ -39,12 +39,12 @@ from durabill.producers.gateway.kafka import (
     BackendUnavailable,
     Overloaded,
     SegmentProducer,
+    answer_to,
 )
 from durabill.producers.gateway.leases import rules_under
 from durabill.producers.gateway.lookup import Lookup, number_of
 from durabill.producers.gateway.orders import LEASE_HEADER
 from durabill.producers.gateway.pending import PendingUpload
-from durabill.producers.gateway.problems import try_later
 from durabill.producers.gateway.rows import Row
 from durabill.producers.gateway.served_clock import Came
 from durabill.producers.gateway.upload_shapes import UploadsAnswer, read_uploads
@@ -134,20 +134,15 @@ class UploadDesk:
             self._authority.quotas.segments(caller, sum([len(each.values) for each in deliveries])),
         ):
             await self._publisher.deliver(deliveries)
-            failed = {
-                each.key: self._publisher.told(each.error)
-                for each in deliveries
-                if not each.is_stored
-            }
-            if len(failed) == len(deliveries):
-                raise next(iter(failed.values()))
+            if not any(each.is_stored for each in deliveries):
+                raise self._publisher.told(deliveries[0].error)
         self._watch_clock()
         for each in pending:
             delivery = each.delivery
             if delivery is None:
                 continue
             if not delivery.is_stored:
-                each.is_not_stored(str(failed[delivery.key]))
+                each.note_not_stored(str(self._publisher.told(delivery.error)))
                 continue
             each.judge()
             self._stored(caller, each.number, has_end=each.encoded.has_end)
@@ -209,7 +204,7 @@ class UploadDesk:
         return segments, [encode_segment(segment, self._framing) for segment in segments]
 
     def _stored(self, caller: Caller, number: str, *, has_end: bool) -> None:
-        self._lookup.is_stored(number, caller.tenant)
+        self._lookup.note_stored(number, caller.tenant)
         if has_end:
             self._authority.quotas.ended(caller, number, self._authority.clock.now_ms())
 
@@ -238,10 +233,8 @@ class _Unavailable:
         """Nothing is held."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Overloaded):
-            raise try_later("OVERLOADED", str(error)) from error
-        if isinstance(error, BackendUnavailable):
-            raise try_later("KAFKA_UNAVAILABLE", str(error)) from error
+        if isinstance(error, Overloaded | BackendUnavailable):
+            raise answer_to(error) from error
 
 
 _AS_ANSWERS = _Unavailable()

@@ -21,11 +21,10 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from durabill.producers.gateway.damping import Damper
-from durabill.schemas.web import PROBLEM, problem, reason_of
+from durabill.schemas.web import BAD_HTTP, OUR_FAULT, PROBLEM, SERVER_NAME, UNEXPECTED, problem
 
 log = logging.getLogger(__name__)
 
-SERVER_NAME = "durabill"
 READ_BUFFER_BYTES = 32 * 1024
 WRITE_BUFFER_BYTES = 16 * 1024
 DISCARD_BYTES_MAX = 2 * 1024 * 1024
@@ -254,12 +253,12 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what is no HTTP. That is the client's mistake, so the log has nothing of it."""
         if isinstance(exc, HttpProcessingError):
-            response = _said(400, "BAD_HTTP", "this is no HTTP request")
+            response = _said(*BAD_HTTP)
         elif hdrs.EXPECT in request.headers and isinstance(exc, UnicodeEncodeError):
-            response = _unexpected()  # aiohttp's own answer would repeat what is no text
+            response = _said(*UNEXPECTED)  # aiohttp's own answer would repeat what is no text
         else:
             super().handle_error(request, status, exc, message)  # tells the log
-            response = _said(500, "INTERNAL", "this is our fault, the log knows more")
+            response = _said(*OUR_FAULT)
         self.request_ends(has_unread_body=True)
         response.force_close()
         return response
@@ -272,7 +271,7 @@ class Connection(web.RequestHandler):
         aiohttp gives one by itself to an `Expect` where there is no route.
         """
         if isinstance(resp, web.HTTPException):
-            resp = _unexpected()
+            resp = _said(*UNEXPECTED)
             self.request_ends(has_unread_body=True)
             resp.force_close()
         self._owner.answers(resp.content_length or 0)
@@ -284,10 +283,6 @@ def _said(status: int, reason: str, detail: str) -> web.Response:
     body = json.dumps(problem(status, reason, detail)).encode()
     headers = {hdrs.SERVER: SERVER_NAME}
     return web.Response(body=body, status=status, content_type=PROBLEM, headers=headers)
-
-
-def _unexpected() -> web.Response:
-    return _said(417, reason_of(417), "only 100-continue can be expected")
 
 
 def _too_large(limit: int) -> BodyFailed:
@@ -339,7 +334,8 @@ class Connections:
         self._damper.warning(
             f"connections {what}",
             "the limit of %d connections %s is reached; the longest waiting go",
-            *(group.count, what),
+            group.count,
+            what,
         )
         next(iter(group.waiting), new).cut_off()
 

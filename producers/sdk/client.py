@@ -141,14 +141,14 @@ class Client:
         self._sender = Sender(
             self._spool,
             uplink,
-            self._backoff,
-            dice,
-            self._teller.now,
-            self._notify,
-            lambda: len(self._reporter),
-            self._standing,
-            self._time,
-            self._teller.tell_waiting,
+            backoff=self._backoff,
+            dice=dice,
+            tell=self._teller.now,
+            changed=self._notify,
+            services=lambda: len(self._reporter),
+            standing=self._standing,
+            timekeeper=self._time,
+            tell_waiting=self._teller.tell_waiting,
         )
         self._reporter = Reporter(
             lambda: self._time.read().now_ms,

@@ -52,6 +52,7 @@ class Sender:
         self,
         spool: Spool,
         uplink: Uplink,
+        *,
         backoff: Backoff,
         dice: Callable[[], float],
         tell: Callable[[Exception], None],

@@ -64,13 +64,6 @@ class SuspendMeter:
         self._apart_ns: int | None = None  # at most so far was the counting clock ahead
         self.count = 0
         """How many suspends there were."""
-        self.suspended_us = 0
-        """How long they were, in all."""
-
-    @property
-    def sees_suspends(self) -> bool:
-        """Whether this system's clocks tell."""
-        return self._clocks.running_ns is not None
 
     def look(self) -> tuple[int, int]:
         """Return the counting clock, in us, and for how long the machine slept since last time.
@@ -89,7 +82,6 @@ class SuspendMeter:
         if self._apart_ns is not None and low_ns > self._apart_ns + _UNEVEN_NS:
             slept_us = (low_ns - self._apart_ns) // 1_000
             self.count += 1
-            self.suspended_us += slept_us
             self._apart_ns = None
         self._apart_ns = high_ns if self._apart_ns is None else min(self._apart_ns, high_ns)
         return counting_ns // 1_000, slept_us

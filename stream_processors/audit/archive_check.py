@@ -85,6 +85,7 @@ def archived_since(
     settings: Settings, manifest: Manifest, partition: int, since_ms: int
 ) -> int | None:
     """Return the first archived offset of a partition that was appended at an instant or later."""
+    # Parquet is an extra's, for those who have an archive.
     from durabill.stream_processors.audit.archive.files import ArchiveFile
 
     for entry in manifest.entries:

@@ -51,6 +51,7 @@ def open_source(
 
     if not settings.archive_dir or not (from_archive or wanted.first_offset > 0):
         return open_log(wanted.first_offset, end)
+    # Parquet is an extra's, for those who have an archive.
     from durabill.stream_processors.audit.archive.folder import ArchiveFolder
     from durabill.stream_processors.audit.archive.source import ArchivedLog, JoinedLog
 

@@ -104,6 +104,7 @@ class Log:
 
     def _archived(self, upload: ReceiptUpload, end: int) -> tuple[str, Iterator[Held]]:
         """Return the archive's records of [the upload's first offset, end)."""
+        # Parquet is an extra's, for those who have an archive.
         from durabill.stream_processors.audit.archive.folder import ArchiveFolder
         from durabill.stream_processors.audit.archive.manifest import LOG_FIELDS
         from durabill.stream_processors.audit.archive.source import ArchivedLog

@@ -49,13 +49,6 @@ class Recorded:
     last_recorded_at_ms: int | None
 
 
-def latest_total(where: str | Connection, order_number: str) -> OrderTotal | None:
-    """Return the order's greatest revision, None where there is none."""
-    newest = "WHERE service_order_number = %s ORDER BY revision DESC LIMIT 1"
-    with connected(where) as conn:
-        return next(iter(read_totals(conn, newest, (order_number,))), None)
-
-
 def revisions(where: str | Connection, order_number: str) -> list[OrderTotal]:
     """Return every recorded revision of the order, from the first to the latest."""
     with connected(where) as conn:
@@ -173,19 +166,6 @@ def recorded(where: str | Connection) -> Recorded:
         ).fetchone()
     assert row is not None, "the VALUES have one row"
     return Recorded(*row)
-
-
-def forget_offsets(where: str | Connection, topic: str, partition: int | None = None) -> int:
-    """Make the ledger read `topic` (or one partition) from its first record again.
-
-    Always safe: what is recorded stays, repeats change nothing, a running ledger notices and
-    follows. Returns how many partitions were forgotten.
-    """
-    with connected(where) as conn:
-        return conn.execute(
-            "DELETE FROM ledger_offsets WHERE topic = %s AND partition = coalesce(%s, partition)",
-            (topic, partition),
-        ).rowcount
 
 
 @contextmanager

@@ -83,11 +83,9 @@ class App(faust.App):
 
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Recover, before Faust looks at the changelog."""
-        segments = self.segments_topic_name
+        segments = [tp.partition for tp in assigned if tp.topic == self.segments_topic_name]
         try:
-            await self.processor.on_assigned(
-                tp.partition for tp in assigned if tp.topic == segments
-            )
+            await self.processor.on_assigned(segments)
         except Exception as error:
             self.die(error)
         await super()._on_partitions_assigned(assigned, generation_id)
@@ -261,7 +259,7 @@ async def _repeat(
         pause_s = max(interval_s, min(pause_s, PAUSE_S_MAX))
 
 
-def _die_of(args: threading.ExceptHookArgs) -> None:
+def _die_of_thread(args: threading.ExceptHookArgs) -> None:
     """End the process when a thread dies: a worker without it looks alive and does nothing."""
     die(args.exc_value or RuntimeError(f"thread {args.thread} died of {args.exc_type}"))
 
@@ -283,10 +281,15 @@ def run_worker(
     """
     IdScanner().warm_up()
     app = create_app(
-        *(settings, partitions, port, writer_schemas, on_step, find_lost),
+        settings,
+        partitions,
+        port,
+        writer_schemas,
+        on_step,
+        find_lost,
         totals_framing=totals_framing,
     )
-    threading.excepthook = _die_of
+    threading.excepthook = _die_of_thread
     # The objects of now stay, and later ones (chunks, totals) form no cycles: counting frees them.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)

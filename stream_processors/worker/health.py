@@ -95,7 +95,9 @@ class Health:
                 log.log(
                     logging.CRITICAL if task.is_broken else logging.WARNING,
                     "partition %d has been held for %.0f s: %s",
-                    *(partition, now_s - held.since_s, task.held),
+                    partition,
+                    now_s - held.since_s,
+                    task.held,
                 )
 
     def _watches(self) -> list[Watch]:

@@ -27,6 +27,8 @@ from durabill.schemas.errors import SettingsError
 from durabill.schemas.order_state import listed_for, page_of
 from durabill.schemas.tenants import tenant_of
 from durabill.schemas.web import (
+    CROSS_ORIGIN,
+    OUR_FAULT,
     AllowedHosts,
     is_loopback,
     is_same_origin,
@@ -194,7 +196,7 @@ class Pages:
                 return page
             except Exception:
                 log.exception("%s %s failed", request.method, request.rel_url.raw_path)
-                return error_page(500, "INTERNAL", "this is our fault, the log knows more")
+                return error_page(*OUR_FAULT)
 
         return guard
 
@@ -202,7 +204,7 @@ class Pages:
         host = request.headers.get(hdrs.HOST, "")
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and not is_same_origin(origin, host):
-            return error_page(403, "CROSS_ORIGIN", "web pages of others may not use this server")
+            return error_page(*CROSS_ORIGIN)
         if not self._token:
             if not self._hosts.allows(host, _local_address(request)):
                 return error_page(403, "HOST_NOT_ALLOWED", "this server has another name")

@@ -42,10 +42,9 @@ class CheckpointBarrier:
     def snapshots(
         self, count: int, weight_max: int
     ) -> Iterator[list[tuple[bytes, Snapshot | None]]]:
-        """Yield (entry key, content) of the entries, some at a time, each as of now.
+        """Yield (entry key, content) of the entries in lists, each entry as of now.
 
-        Yields at most `count` at a time, and no further one once `weight_max` is reached.
-
+        A list has at most `count` entries, and ends with the one that brings it to `weight_max`.
         An entry that is taken after the barrier holds orders that are ahead of it; a replay from
         the barrier passes over what they have seen.
         """

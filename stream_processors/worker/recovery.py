@@ -236,7 +236,11 @@ def _log_change(partition: int, before: PolicyRecord, now: PolicyRecord) -> None
     log.warning(
         "partition %d: from offset %d on it is billed by %s; so far, since offset %d, by %s. If"
         " this comes again and again, workers of this application id have different settings",
-        *(partition, now.from_offset, now.terms, before.from_offset, before.terms),
+        partition,
+        now.from_offset,
+        now.terms,
+        before.from_offset,
+        before.terms,
     )
 
 

@@ -36,7 +36,9 @@ class TransactionWatch:
             log.warning(
                 "partition %d has waited for %.0f s for the end of a client's transaction that"
                 " began at offset %d; it goes on by itself",
-                *(self._partition, now_s - self._since_s, self._at),
+                self._partition,
+                now_s - self._since_s,
+                self._at,
             )
 
     def waiting_s(self, now_s: float) -> float:

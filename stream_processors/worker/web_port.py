@@ -13,11 +13,19 @@ from typing import Any, cast
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from durabill.schemas.web import PROBLEM, problem, reason_of
+from durabill.schemas.web import (
+    BAD_HTTP,
+    OUR_FAULT,
+    PROBLEM,
+    SERVER_NAME,
+    UNEXPECTED,
+    Fault,
+    problem,
+    reason_of,
+)
 
 log = logging.getLogger("durabill.worker")
 
-SERVER_NAME = "durabill"
 CONNECTIONS_MAX = 250
 """A quarter of the files that a process may have open where nobody has said more (1,024)."""
 _RETRY_AFTER_S = "1"
@@ -78,12 +86,12 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("a part of an answer is out already")
         if isinstance(exc, HttpProcessingError):
-            response = error_page(400, "BAD_HTTP", "this is no HTTP request")
+            response = error_page(*BAD_HTTP)
         elif hdrs.EXPECT in request.headers and isinstance(exc, UnicodeEncodeError):
-            response = _unexpected()  # aiohttp's own answer would repeat what is no text
+            response = error_page(*UNEXPECTED)  # aiohttp's own answer would repeat what is no text
         else:
             log.error("a request failed", exc_info=exc)
-            response = error_page(500, "INTERNAL", "this is our fault, the log knows more")
+            response = error_page(*OUR_FAULT)
         response.force_close()
         return response
 
@@ -92,14 +100,10 @@ class Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer, in our form also where aiohttp gives one by itself: to an `Expect`."""
         if isinstance(resp, web.HTTPException):
-            is_odd = resp.status == 417
-            resp = _unexpected() if is_odd else error_page(resp.status, reason_of(resp.status), "")
+            fault = Fault(resp.status, reason_of(resp.status), "")
+            resp = error_page(*(UNEXPECTED if resp.status == UNEXPECTED.status else fault))
         resp.headers[hdrs.SERVER] = SERVER_NAME  # aiohttp would tell its version
         return await super().finish_response(request, resp, start_time)
-
-
-def _unexpected() -> web.Response:
-    return error_page(417, reason_of(417), "only 100-continue can be expected")
 
 
 class Connections:

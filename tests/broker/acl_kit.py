@@ -25,6 +25,7 @@ from durabill.deploy.local.java import find_java
 from durabill.deploy.local.kafka import UNHURRIED, LocalKafka
 from durabill.deploy.local.stack import HOST, find_free_ports
 from tests.conftest import JARS_DIR
+from tests.waiting import HANG_S
 
 PASSWORD = "correct-horse"
 """Of every user."""
@@ -167,7 +168,7 @@ class GuardedKafka:
         """Grant rights to a user; they are in force when this returns."""
         acls = [each.acl(user) for each in rights]
         for future in self._admin.create_acls(acls).values() if acls else ():
-            future.result(20)
+            future.result(HANG_S)
 
     def login(self, user: str, password: str = PASSWORD) -> dict[str, str]:
         """Return the settings by which a user of this broker's comes in."""

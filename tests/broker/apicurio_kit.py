@@ -21,10 +21,10 @@ from pathlib import Path
 from durabill.deploy.local.jars import MIRROR
 from durabill.deploy.local.stack import find_free_ports, locked, system_tools_allowed
 from tests.conftest import JARS_DIR
+from tests.waiting import HANG_S
 
 VERSION = "3.3.3"
 SHA256 = "8bc6751c76d963734224b01d5e7f84ccb3cb61c87d3bd77c36c35f10a5cbed63"
-START_S = 120.0
 _GROUP, _ARTIFACT = "io.apicurio", "apicurio-registry-app"
 _FETCH_S = 600
 
@@ -62,10 +62,10 @@ def apicurio(folder: Path) -> Iterator[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
-    until_s = time.monotonic() + START_S
+    until_s = time.monotonic() + HANG_S
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S / 2)
             with contextlib.closing(connection):
                 connection.request("GET", "/apis/ccompat/v7/subjects")
                 with connection.getresponse() as response:

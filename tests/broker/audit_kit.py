@@ -16,6 +16,7 @@ from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.order import evidence_digest
 from durabill.stream_processors.settings import Settings, load_settings
 from tests.broker.worker_kit import Deployment, read_committed
+from tests.waiting import HANG_S
 
 Headers = list[tuple[str, str | bytes | None]]
 Record = tuple[int, bytes | None, bytes | None, Headers]
@@ -69,12 +70,12 @@ class Copier:
         """A copy of a topic as the falsifier left it; deleted in the end."""
         name = f"{topic}-{uuid.uuid4().hex[:6]}"
         admin = AdminClient(self.deployed.kafka)
-        admin.create_topics([NewTopic(name, self.deployed.partitions, 1)])[name].result(20)
+        admin.create_topics([NewTopic(name, self.deployed.partitions, 1)])[name].result(HANG_S)
         try:
             write(self.deployed.kafka, name, falsify(self.records(topic)))
             yield name
         finally:
-            admin.delete_topics([name])[name].result(20)
+            admin.delete_topics([name])[name].result(HANG_S)
 
 
 def write(kafka: dict[str, Any], topic: str, records: Iterable[Record], **more: Any) -> None:
@@ -85,13 +86,13 @@ def write(kafka: dict[str, Any], topic: str, records: Iterable[Record], **more: 
         options["transactional.id"] = uuid.uuid4().hex
     producer = Producer(options)
     if abort is not None:
-        producer.init_transactions(20)
+        producer.init_transactions(HANG_S)
         producer.begin_transaction()
     for partition, key, value, headers in records:
         producer.produce(topic, value, key, partition, headers=[*headers])
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     if abort is not None:
-        (producer.abort_transaction if abort else producer.commit_transaction)(20)
+        (producer.abort_transaction if abort else producer.commit_transaction)(HANG_S)
 
 
 def _record(message: Message) -> Record:

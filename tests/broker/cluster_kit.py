@@ -13,12 +13,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from durabill.deploy.local.kafka import LocalKafka
 from durabill.schemas import PARTITIONER
 from tests.broker.traffic_kit import Pair
-from tests.broker.worker_kit import wait_until
 from tests.conftest import JARS_DIR
+from tests.waiting import HANG_S, wait_until
 
 INTERNAL = ("__consumer_offsets", "__transaction_state")
 _ONE_COORDINATOR = {"offsets.topic.num.partitions": 1, "transaction.state.log.num.partitions": 1}
-_ANSWER_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Replicated:
         admin = self._admin
         if self._away is not None:
             admin = AdminClient({**self._of_others(), "log_level": 0})
-        found = admin.list_topics(topic, timeout=_ANSWER_S).topics[topic].partitions
+        found = admin.list_topics(topic, timeout=HANG_S).topics[topic].partitions
         return {
             number: Partition(each.leader, frozenset(each.isrs)) for number, each in found.items()
         }
@@ -80,9 +79,9 @@ class Replicated:
     def coordinators(self) -> set[int]:
         """Return which brokers are coordinators of groups and of transactions."""
         consumer = Consumer({**self.config, "group.id": "anybody"})
-        consumer.committed([TopicPartition("anything", 0)], timeout=60)
+        consumer.committed([TopicPartition("anything", 0)], timeout=HANG_S)
         consumer.close()
-        Producer({**self.config, "transactional.id": "anybody"}).init_transactions(60)
+        Producer({**self.config, "transactional.id": "anybody"}).init_transactions(HANG_S)
         self.wait_in_sync(*INTERNAL)
         return {self.leader(topic) for topic in INTERNAL}
 
@@ -102,13 +101,13 @@ class Replicated:
             for name, settings in topics.items()
         ]
         for future in self._admin.create_topics(made).values():
-            future.result(_ANSWER_S)
+            future.result(HANG_S)
         self.wait_in_sync(*topics)
 
     def visible_until(self, topic: str, partition: int = 0) -> int:
         """Return the offset before which consumers see records: the high watermark."""
         place = TopicPartition(topic, partition)
-        found: int = self._watcher.get_watermark_offsets(place, timeout=_ANSWER_S)[1]
+        found: int = self._watcher.get_watermark_offsets(place, timeout=HANG_S)[1]
         return found
 
     def append(self, topic: str, records: list[Pair], partition: int = 0) -> list[int]:
@@ -125,7 +124,7 @@ class Replicated:
         producer = Producer({**self._of_others(), **conf})
         for key, value in records:
             producer.produce(topic, value, key, partition=partition, on_delivery=note)
-        assert producer.flush(_ANSWER_S) == 0
+        assert producer.flush(HANG_S) == 0
         return offsets
 
     @contextmanager

@@ -20,6 +20,7 @@ from durabill.schemas.clock_mark import is_clock_mark
 from durabill.schemas.order_opened import OrderOpened, is_opening, read_opening
 from durabill.schemas.web import PROBLEM
 from durabill.stream_processors.kafka.errors import patiently
+from tests.waiting import HANG_S
 
 
 def answer(
@@ -77,13 +78,13 @@ def gateway(
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(HANG_S)
         assert urls, "the gateway did not start"
         yield urls[0]
     finally:
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
-        thread.join(60)
+        thread.join(HANG_S)
         assert not thread.is_alive()
 
 
@@ -96,7 +97,7 @@ def call(
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     """One request, the path sent as it is; bytes as a body go out untouched, the rest as JSON."""
     url = urlsplit(base_url)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=HANG_S)
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     try:
         typed = {} if content is None else {"content-type": "application/json"}
@@ -133,12 +134,12 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
 
     records: list[Message] = []
     try:
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=HANG_S).topics[topic].partitions
         places = [TopicPartition(topic, partition, 0) for partition in partitions]
         ends = [end_of(place) for place in places]
         consumer.assign(places)
         while len(records) < sum(ends):
-            message = consumer.poll(30)
+            message = consumer.poll(HANG_S)
             assert message is not None
             assert message.error() is None
             records.append(message)
@@ -179,7 +180,7 @@ def exchange(
     """
     url = urlsplit(base_url)
     answer = b""
-    with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
+    with socket.create_connection((url.hostname, url.port), timeout=HANG_S) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(sent)
             if close_after:

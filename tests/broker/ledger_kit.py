@@ -1,7 +1,6 @@
 """What the ledger's tests share: totals that fit the contract, a ledger in a thread, waiting."""
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from durabill.deploy.migrate import migrate
 from durabill.schemas import Interval, NumberRange, OrderTotal, Status, encode_total, partition_for
 from durabill.stream_processors.ledger.consumer import LedgerStats, run_ledger
+from tests.waiting import HANG_S
 
 
 def a_total(order: str = "SO1", revision: int = 1, duration_ms: int = 1_000) -> OrderTotal:
@@ -66,6 +66,18 @@ def new_ledger_dsn(postgres_dsn: str) -> str:
     return dsn
 
 
+def forget_offsets(dsn: str, topic: str, partition: int | None = None) -> int:
+    """Does what the ledger tells an operator to do where offsets are gone: it reads them anew.
+
+    Returns how many partitions it reads from their first record again.
+    """
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(
+            "DELETE FROM ledger_offsets WHERE topic = %s AND partition = coalesce(%s, partition)",
+            (topic, partition),
+        ).rowcount
+
+
 def publish(
     kafka: Mapping[str, str], topic: str, totals: Iterable[OrderTotal], partitions: int = 4
 ) -> None:
@@ -75,15 +87,7 @@ def publish(
     for total in totals:
         key = total.service_order_number.encode()
         producer.produce(topic, encode_total(total), key, partition_for(key, partitions))
-    assert producer.flush(20) == 0
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Returns as soon as the condition holds; fails after `timeout_s`."""
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.02)
+    assert producer.flush(HANG_S) == 0
 
 
 class RunningLedger:
@@ -142,7 +146,7 @@ def running_ledger(
         yield ledger
     finally:
         ledger.stop.set()
-        ledger.thread.join(30)
+        ledger.thread.join(HANG_S)
         assert not ledger.thread.is_alive()
         if ledger.error is not None:  # also where it is why the block has failed
             raise ledger.error

@@ -8,6 +8,7 @@ from confluent_kafka import Message, Producer
 from durabill.schemas import OrderOpened, encode_opening, partition_for
 from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET
 from tests.broker.traffic_kit import Pair, now_ms
+from tests.waiting import HANG_S
 
 HOUR_MS = 3_600_000
 
@@ -43,4 +44,4 @@ def put(servers: str, topic: str, records: Iterable[tuple[bytes, bytes, int | No
     for key, value, source in records:
         headers: Any = [] if source is None else [(SOURCE_OFFSET, str(source).encode())]
         producer.produce(topic, value, key, partition_for(key, 4), headers=headers)
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0

@@ -13,7 +13,8 @@ from durabill.deploy.topics import create_topics
 from durabill.stream_processors.kafka.fencing import open_producer
 from durabill.stream_processors.worker.output_topic import finds_foreign
 from tests.broker.traffic_kit import now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment
+from tests.waiting import HANG_S, wait_until
 
 SECOND = "{name}-second"
 
@@ -100,7 +101,7 @@ def contradiction(bootstrap_servers: str, folder: Path) -> None:
         count = len(deployed.found_totals())
 
         refused = deployed.start(application_id=second, settle_grace_s=3600)
-        assert refused.wait(60) == 1
+        assert refused.wait(HANG_S) == 1
         assert "the log gives another total" in refused.log()
         assert "DURABILL_PREVIOUS_APPLICATION_ID" in refused.log()
         deployed.workers.remove(refused)
@@ -132,7 +133,7 @@ def test_what_hides_before_our_marker_is_found(bootstrap_servers: str, tmp_path:
 
         def say(producer: Producer) -> None:
             producer.produce(topic, b"total", b"order", partition=0)
-            assert producer.flush(20) == 0
+            assert producer.flush(HANG_S) == 0
 
         for producer in (ours, others):
             producer.begin_transaction()

@@ -35,9 +35,10 @@ from durabill.stream_processors.engine.batch import Record, records
 from durabill.stream_processors.settings import Settings
 from tests.broker.test_cli import COMMAND, environment
 from tests.broker.traffic_kit import now_ms, segment, traffic
-from tests.broker.worker_kit import read_committed, send, wait_until
+from tests.broker.worker_kit import read_committed, send
 from tests.conftest import Topics
 from tests.unit.archive_kit import contents
+from tests.waiting import HANG_S, wait_until
 
 TX_ORDER = b"SO-tx"
 
@@ -56,17 +57,17 @@ def transaction(settings: Settings, count: int, *, commit: bool) -> None:
             "partitioner": PARTITIONER,
         }
     )
-    producer.init_transactions(30)
+    producer.init_transactions(HANG_S)
     producer.begin_transaction()
     at_ms = now_ms()
     for number in range(1, count + 1):
         pair = segment(TX_ORDER.decode(), number, at_ms - 1_000, at_ms)
         producer.produce(settings.segments_topic, pair[1], pair[0])
-    producer.flush(30)
+    producer.flush(HANG_S)
     if commit:
-        producer.commit_transaction(30)
+        producer.commit_transaction(HANG_S)
     else:
-        producer.abort_transaction(30)
+        producer.abort_transaction(HANG_S)
 
 
 def once(settings: Settings, folder: ArchiveFolder, offsets_per_file: int = 1_000) -> None:
@@ -131,7 +132,7 @@ def test_an_archive_goes_on_and_joins_kafka_where_that_begins(
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     gone = [TopicPartition(topic, each, reach[each].next_offset // 2) for each in reach]
     for future in admin.delete_records(gone).values():
-        future.result(30)
+        future.result(HANG_S)
     kafka = live(settings)
     joined = []
     for partition in reach:
@@ -167,7 +168,7 @@ def test_records_that_were_deleted_before_they_were_archived(
     end = live(settings).bounds[0][1]
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     for future in admin.delete_records([TopicPartition(settings.segments_topic, 0, end)]).values():
-        future.result(30)
+        future.result(HANG_S)
     before = contents(tmp_path)
     with pytest.raises(ArchiveError, match="deleted before they were archived"):
         once(settings, folder)
@@ -284,7 +285,7 @@ def test_kill_9_leaves_an_archive_that_goes_on(settings: Settings, tmp_path: Pat
         assert running.stdout is not None
         assert json.loads(running.stdout.readline())["started"] == "archive"
         running.terminate()
-        assert running.wait(60) == 0
+        assert running.wait(HANG_S) == 0
     key = tmp_path / "archive.key"
     public = str(make_key_file(key, "archive"))
     code, answer = told(settings, root, "--once", "--key", str(key))

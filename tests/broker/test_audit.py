@@ -35,8 +35,9 @@ from tests.broker.audit_kit import (
 from tests.broker.ledger_kit import new_ledger_dsn, recorded, running_ledger
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.broker.worker_kit import Deployment, deployment
 from tests.seal_kit import new_keys
+from tests.waiting import HANG_S, wait_until
 
 PARTITIONS = 3
 
@@ -388,7 +389,7 @@ def test_the_sealed_log_is_checked_where_there_is_a_key(
 ) -> None:
     topic, keys = f"{deployed.name}.seal", new_keys(tmp_path)
     admin = AdminClient(deployed.kafka)
-    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(HANG_S)
     try:
         settings = settings_of(deployed, seal_dir=str(tmp_path / "seal"), seal_topic=topic)
         plan = SealPlan(deployed.kafka, deployed.totals, settings.seal_folder, keys, topic)
@@ -404,7 +405,7 @@ def test_the_sealed_log_is_checked_where_there_is_a_key(
         with pytest.raises(AuditError, match="--seal-key"):
             audited(settings, trusted=(tmp_path / "checkpoint",))
     finally:
-        admin.delete_topics([topic])[topic].result(20)
+        admin.delete_topics([topic])[topic].result(HANG_S)
 
 
 def test_what_cannot_be_audited_is_an_error(deployed: Deployment) -> None:
@@ -435,7 +436,7 @@ def test_a_log_without_its_head_is_told_and_the_archive_has_it(
     place = max(whole.partitions, key=lambda part: part.data).partition
     cut = TopicPartition(deployed.segments, place, deployed.ends()[place] // 2)
     admin = AdminClient(deployed.kafka)
-    admin.delete_records([cut])[cut].result(20)
+    admin.delete_records([cut])[cut].result(HANG_S)
 
     lost = audited(settings)
     assert [each.kind for each in lost.findings] == [Kind.LOG_HEAD_MISSING]

@@ -20,8 +20,9 @@ from durabill.stream_processors.dead_letters.resend import resend
 from durabill.stream_processors.engine.batch import BATCH_UNPACKED_BYTES_MAX, headers_in
 from tests.broker import raw_kit
 from tests.broker.traffic_kit import now_ms, segment
-from tests.broker.worker_kit import Deployment, deployment, verdict, wait_until
+from tests.broker.worker_kit import Deployment, deployment, verdict
 from tests.property.batches import Entry, encode_record
+from tests.waiting import HANG_S, wait_until
 
 SEGMENTS_BYTES_MAX = 1_048_588
 """Kafka's default for a batch, as it is compressed."""
@@ -231,11 +232,11 @@ def alter(deployed: Deployment, topic: str, **settings: str) -> None:
     ]
     resource = ConfigResource("topic", topic, incremental_configs=entries)
     admin = AdminClient(deployed.kafka)  # without a name it would be gone before its answer
-    admin.incremental_alter_configs([resource])[resource].result(20)
+    admin.incremental_alter_configs([resource])[resource].result(HANG_S)
 
     def are_known() -> bool:
         asked = ConfigResource("topic", topic)
-        found = admin.describe_configs([asked])[asked].result(20)
+        found = admin.describe_configs([asked])[asked].result(HANG_S)
         return all(found[key].value == value for key, value in wanted.items())
 
     wait_until(are_known, "the broker has the topic's settings")
@@ -300,5 +301,5 @@ def test_topics_too_small_for_what_a_worker_has_to_write(deployed: Deployment) -
     create_topics(deployed.kafka, deployed.topics, partitions=deployed.partitions, alter=True)
     resource = ConfigResource("topic", deployed.segments)
     admin = AdminClient(deployed.kafka)
-    kept = admin.describe_configs([resource])[resource].result(20)["max.message.bytes"]
+    kept = admin.describe_configs([resource])[resource].result(HANG_S)["max.message.bytes"]
     assert kept.value == "5000000"

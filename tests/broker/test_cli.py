@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from durabill.deploy.commands.cli import app
 from durabill.schemas import PARTITIONER, SegmentEvent, encode_segment
 from tests.unit.documents import python_block
+from tests.waiting import HANG_S
 
 COMMAND = (sys.executable, "-m", "durabill.deploy.commands.cli")
 PATIENCE_S = 180.0  # a worker may have to compile first
@@ -41,7 +42,7 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         env=environment(**settings),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=HANG_S,
         check=False,
     )
 
@@ -88,7 +89,7 @@ def start(
 
     def stop() -> None:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, log.read_text()
+        assert process.wait(HANG_S) == 0, log.read_text()
 
     stack.callback(stop)
 
@@ -104,7 +105,7 @@ def start(
 
 def answer_of(url: str) -> Any:
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=HANG_S / 2) as response:
             return json.load(response)
     except OSError:
         return None
@@ -130,10 +131,10 @@ def named(bootstrap_servers: str, folder: Path) -> Iterator[dict[str, str]]:
         yield settings
     finally:
         admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-        topics = admin.list_topics(timeout=15).topics
+        topics = admin.list_topics(timeout=HANG_S).topics
         present = [name for name in topics if name.startswith(mark)]
         for future in admin.delete_topics(present).values() if present else ():
-            future.result(timeout=15)
+            future.result(HANG_S)
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ def test_a_worker_refuses_topics_that_would_bill_by_the_clients_clock(
 
     wrong = f"{names['application_id']}.by-client"
     admin = AdminClient({"bootstrap.servers": names["bootstrap_servers"]})
-    admin.create_topics([NewTopic(wrong, 2, 1)])[wrong].result(timeout=15)
+    admin.create_topics([NewTopic(wrong, 2, 1)])[wrong].result(HANG_S)
     ran = run("worker", **{**names, "segments_topic": wrong})
     assert ran.returncode == 1
     assert "message.timestamp.type" in ran.stderr
@@ -331,7 +332,7 @@ def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None
     orders = f"{deployment.gateway['url']}/v1/orders"
     as_json = {"content-type": "application/json"}
     request = urllib.request.Request(orders, b"{}", as_json)
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=HANG_S) as response:
         grant = json.load(response)
     start_ms = grant["server_timestamp_ms"]
     segment = {
@@ -342,7 +343,7 @@ def test_the_gateway_finds_the_workers_beside_it(deployment: Deployment) -> None
     }
     url = f"{orders}/{grant['service_order_number']}"
     request = urllib.request.Request(f"{url}/segments", json.dumps(segment).encode(), as_json)
-    urllib.request.urlopen(request, timeout=10).close()
+    urllib.request.urlopen(request, timeout=HANG_S).close()
 
     def live() -> Any:
         """The order is shown once its opening was read; what is waited for is its segment."""
@@ -386,7 +387,7 @@ def test_a_dead_letter_is_listed_repaired_and_billed(deployment: Deployment) -> 
         {"bootstrap.servers": settings["bootstrap_servers"], "partitioner": PARTITIONER}
     )
     producer.produce(settings["segments_topic"], encode_segment(bad), b"letter-1")
-    assert producer.flush(15) == 0
+    assert producer.flush(HANG_S) == 0
     (letter,) = eventually("a dead letter", lambda: deployment.json_of("dead-letters"))
     assert ("IN_THE_FUTURE", encode_segment(bad).hex()) == (letter["reason"], letter["value"])
     assert deployment.json_of("dead-letters", "--reason", "TOO_LATE") == []

@@ -31,8 +31,8 @@ from durabill.producers.sdk.uplink import (
 )
 from durabill.schemas import SegmentEvent, partition_for
 from tests.broker.gateway_kit import gateway, number_in, read_topic, segments_of
-from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 QUICK = Backoff(first_s=0.02, max_s=0.1, spread_s=0.1)
 NOW_MS = 1_770_000_000_000
@@ -163,7 +163,7 @@ def test_kill_9_of_the_client_loses_no_segment(
             service = client.resume(number)
             assert client.unfinished() == []
             time.sleep(0.05)
-            assert service.end().acknowledged
+            assert service.end(HANG_S).acknowledged
     segments = segments_of(read_topic(bootstrap_servers, topics.segments), number)
     assert len(segments) >= state.next_number
     check_whole(segments, contiguous=False)  # the time in which the client was dead isn't counted
@@ -189,8 +189,8 @@ def test_segments_wait_for_a_gateway_that_is_down(
             client.start(timeout_s=0.1)
         again = replace(gateway_config, port=urlsplit(url).port or 0)
         with gateway(again):
-            assert service.end().acknowledged
-            assert client.flush() == 0
+            assert service.end(HANG_S).acknowledged
+            assert client.flush(HANG_S) == 0
     check_whole(segments_of(read_topic(bootstrap_servers, topics.segments)))
 
 
@@ -218,14 +218,14 @@ def test_refused_segments_are_kept_and_block_nobody(
             future = client.start(grant=Grant("future", far_ms, 1_000))
             good = client.start()
             refused = future.end()
-            assert good.end().acknowledged
+            assert good.end(HANG_S).acknowledged
             assert (refused.pending, refused.acknowledged) == (0, False)
             (rejected,) = refused.rejected
             assert (rejected.reason, rejected.segment.start_ms) == ("IN_THE_FUTURE", far_ms)
             assert client.rejected() == [rejected]
             assert "IN_THE_FUTURE" in str(trouble)
             assert client.retry_rejected() == 1
-            assert client.flush() == 0
+            assert client.flush(HANG_S) == 0
             assert [each.reason for each in client.rejected()] == ["IN_THE_FUTURE"]
     assert segments_of(read_topic(bootstrap_servers, topics.segments), "future") == []
 
@@ -288,8 +288,8 @@ def test_a_full_spool_is_told_and_the_time_is_not_lost(tmp_path: Path) -> None:
         with pytest.raises(SpoolFull, match="nothing was stored"):
             service.end()
         uplink.is_up = True
-        assert client.flush() == 0
-        assert service.end().acknowledged
+        assert client.flush(HANG_S) == 0
+        assert service.end(HANG_S).acknowledged
     got = {each for each in uplink.got if each.service_order_number == "SO1"}
     check_whole(sorted(got, key=lambda each: each.business_data_number))
     assert set(uplink.got) - got == set(other)
@@ -319,7 +319,7 @@ def test_refusals_of_one_order_do_not_stop_the_others(tmp_path: Path) -> None:
     with Client(uplink, tmp_path / "spool", on_error=ignore) as client:
         bad, good = client.start("bad"), client.start("good")
         wait_until(lambda: bad.state.next_number > 2, "it reports")
-        assert good.end().acknowledged
+        assert good.end(HANG_S).acknowledged
         assert len(bad.end().rejected) >= 2
     check_whole([each for each in uplink.got if each.service_order_number == "good"])
 
@@ -335,7 +335,7 @@ def test_an_uplink_that_raises_does_not_end_the_sender(tmp_path: Path) -> None:
     uplink, trouble = Broken(), list[Exception]()
     uplink.is_up = False
     with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=trouble.append) as client:
-        assert client.start().end().acknowledged
+        assert client.start().end(HANG_S).acknowledged
     assert [type(error) for error in trouble] == [RuntimeError]
 
 

@@ -13,8 +13,8 @@ from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import NO_NOTES, SendNotes, SendResult, UplinkRefused
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import QUICK, Uplink, ignore
+from tests.waiting import HANG_S, wait_until
 
 
 def test_on_error_that_raises_stops_nothing(
@@ -29,7 +29,7 @@ def test_on_error_that_raises_stops_nothing(
         service = client.start()
         wait_until(lambda: "on_error raised; it was told of UplinkUnavail" in caplog.text, "told")
         uplink.is_up = True
-        assert service.end().acknowledged
+        assert service.end(HANG_S).acknowledged
 
 
 class Clock:
@@ -58,13 +58,13 @@ def test_thread_that_dies_is_told_at_once_and_by_every_call(
         with pytest.raises(ClientStopped, match=r"reporter died of .*of the clock"):
             call()
     started_s = time.monotonic()
-    client.close(timeout_s=60)
+    client.close(timeout_s=HANG_S)
     assert time.monotonic() - started_s < 30  # there is nothing to wait for
     with pytest.raises(ClientStopped, match="closed"):
         client.start()
     uplink.is_up = True
     with Client(uplink, tmp_path / "spool") as client:  # carries on
-        assert client.resume("SO1").end().acknowledged
+        assert client.resume("SO1").end(HANG_S).acknowledged
 
 
 def test_whoever_waits_when_a_thread_dies_is_told(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_fault_with_one_service_stops_no_other(
             seen = good.state.next_number
             wait_until(lambda: good.state.next_number > seen + 2, "the other goes on")
         assert len(trouble) <= 1 + (time.monotonic() - began_s)  # a second apart
-        assert good.end().acknowledged
-        assert bad.end().acknowledged
+        assert good.end(HANG_S).acknowledged
+        assert bad.end(HANG_S).acknowledged
     ends = [each.service_order_number for each in uplink.got if each.end_identifier]
     assert ends == ["good", "bad"]
 
@@ -126,6 +126,6 @@ def test_refused_ones_without_room_hold_up_no_other(tmp_path: Path) -> None:
         wait_until(lambda: client._spool.pending("good") == 0, "the others are sent")
         uplink.refuses = set()  # what was wrong has been mended
         # One request may be under way, and be refused yet.
-        wait_until(lambda: client.retry_rejected() + client.flush() == 0, "all is sent")
+        wait_until(lambda: client.retry_rejected() + client.flush(HANG_S) == 0, "all is sent")
     assert sum(stored.values()) == len(set(uplink.got))
     assert min(stored["bad"] / 100, stored["good"]) > 2

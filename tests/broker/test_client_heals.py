@@ -27,9 +27,9 @@ from durabill.producers.sdk.uplink import (
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM, problem
 from tests.broker.gateway_kit import answer, read_topic, segments_of, serving
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, ignore
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 REFUSAL = json.dumps(problem(422, "R", "d")).encode()
 NOT_NOW = json.dumps(problem(503, "R", "d")).encode()
@@ -67,7 +67,7 @@ def acknowledge(asked: Asked, segments: list[dict[str, Any]]) -> None:
 
 
 def sent_once(url: str, segments: Sequence[SegmentEvent]) -> SendResult:
-    uplink = HttpUplink(url, timeout_s=30)
+    uplink = HttpUplink(url, timeout_s=HANG_S)
     try:
         return uplink.send(segments)
     finally:
@@ -133,7 +133,7 @@ def test_login_page_takes_nothing_out_of_the_spool(tmp_path: Path) -> None:
             assert (receipt.pending, receipt.acknowledged) == (1, False)
             assert "status 200, but no answer of a gateway" in str(trouble[0])
             has_logged_in.set()
-            assert service.end().acknowledged
+            assert service.end(HANG_S).acknowledged
     assert got == [1]
 
 
@@ -157,7 +157,7 @@ def test_what_will_not_count_is_told_and_not_acknowledged(tmp_path: Path) -> Non
     with answering(answers) as url:
         uplink = HttpUplink(url)
         with Client(uplink, tmp_path / "spool", on_error=trouble.append) as client:
-            receipt = client.resume("SO1", server_timestamp_ms=NOW_MS).end()
+            receipt = client.resume("SO1", server_timestamp_ms=NOW_MS).end(HANG_S)
             assert (receipt.pending, receipt.acknowledged) == (0, False)
             (rejected,) = receipt.rejected
             found = (rejected.segment.business_data_number, rejected.reason, rejected.detail)
@@ -252,7 +252,7 @@ def test_wish_of_a_server_is_kept_though_somebody_waits(tmp_path: Path) -> None:
             service = client.start(grant=Grant("SO1", NOW_MS, 10_000))
             assert service.end(timeout_s=0.3).pending == 1
             assert service.end(timeout_s=0.1).pending == 1
-            assert service.end().acknowledged
+            assert service.end(HANG_S).acknowledged
     assert asked_s[1] - asked_s[0] >= 3.0
 
 
@@ -289,7 +289,7 @@ def test_nonsense_in_a_grant_is_refused_and_the_next_one_is_taken(tmp_path: Path
         with pytest.raises(UplinkUnavailable, match="no grant: report_interval_ms is 0"):
             uplink.start()
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
-            assert client.start(timeout_s=30).service_order_number == "SO1"
+            assert client.start(timeout_s=HANG_S).service_order_number == "SO1"
             client.close(timeout_s=0)
     assert grants == []
 
@@ -298,17 +298,17 @@ def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Pa
     is_over = threading.Event()
 
     def answers(*_: object) -> None:
-        is_over.wait(60)
+        is_over.wait(HANG_S)
 
     try:
         with answering(answers) as url:
-            client = Client(HttpUplink(url, timeout_s=60), tmp_path / "spool")
+            client = Client(HttpUplink(url, timeout_s=HANG_S), tmp_path / "spool")
             started_s = time.monotonic()
             with pytest.raises(UplinkUnavailable, match="no whole answer"):
                 client.start(timeout_s=0.3)
             assert 0.3 <= time.monotonic() - started_s < 20
             assert client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.2).pending == 1
             client.close(timeout_s=0)
-            wait_until(lambda: not any(t.is_alive() for t in client._threads), "it is over", 20)
+            wait_until(lambda: not any(t.is_alive() for t in client._threads), "it is over")
     finally:
         is_over.set()

@@ -22,7 +22,7 @@ from durabill.producers.sdk.http_uplink import HttpUplink
 from durabill.producers.sdk.uplink import UplinkUnavailable
 from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
-from tests.broker.ledger_kit import wait_until
+from tests.waiting import HANG_S, wait_until
 
 TIMEOUT_S = 0.3
 LONG_S = 10.0
@@ -184,7 +184,7 @@ def test_name_server_that_stalls_costs_one_thread(monkeypatch: pytest.MonkeyPatc
             assert time.monotonic() - started_s < LONG_S
         assert asked == ["meter.test"]
         over.set()
-        assert http_.call("GET", "/", None, timeout_s=30).status == 200
+        assert http_.call("GET", "/", None, timeout_s=HANG_S).status == 200
 
 
 def test_name_that_is_unknown_is_told() -> None:
@@ -206,7 +206,7 @@ def test_name_that_is_unknown_is_told() -> None:
     ],
 )
 def test_endless_answer_is_not_read_to_its_end(script: Script) -> None:
-    with scripted(script) as served, caller(served.url, timeout_s=60) as http_:
+    with scripted(script) as served, caller(served.url, timeout_s=HANG_S) as http_:
         started_s = time.monotonic()
         with pytest.raises(UplinkUnavailable):
             http_.call("GET", "/", None)
@@ -221,7 +221,7 @@ def test_longest_answer(beyond: int, is_read: bool) -> None:
         head = OK + b"connection: close\r\n\r\n"
         sock.sendall(head + bytes(ANSWER_BYTES_MAX + beyond - len(head)))
 
-    with scripted(exact) as served, caller(served.url, timeout_s=60) as http_:
+    with scripted(exact) as served, caller(served.url, timeout_s=HANG_S) as http_:
         if is_read:
             assert len(http_.call("GET", "/", None).body) > ANSWER_BYTES_MAX - 200
         else:
@@ -233,7 +233,7 @@ def test_count_begins_anew_with_each_call() -> None:
     class Large(Whole):
         content = bytes(ANSWER_BYTES_MAX * 2 // 3)
 
-    with serving(Large) as url, caller(url, timeout_s=60) as http_:
+    with serving(Large) as url, caller(url, timeout_s=HANG_S) as http_:
         for _ in range(3):
             assert Large.content == http_.call("GET", "/", None).body
 
@@ -258,7 +258,7 @@ def test_answer_that_is_cut_off_or_no_http_is_none(said: bytes) -> None:
         sock.sendall(said)
 
     refused = pytest.raises(UplinkUnavailable, match=r"http://127\.0\.0\.1:\d+: \w+")
-    with scripted(run) as served, caller(served.url, timeout_s=30) as http_, refused:
+    with scripted(run) as served, caller(served.url, timeout_s=HANG_S) as http_, refused:
         http_.call("GET", "/", None)
 
 
@@ -284,7 +284,7 @@ def test_connections_are_kept_unless_something_is_wrong_with_them() -> None:
             sock.recv(65_536)
             sock.sendall(said)
 
-    with scripted(run) as served, caller(served.url, timeout_s=30) as http_:
+    with scripted(run) as served, caller(served.url, timeout_s=HANG_S) as http_:
         made = []
         for ended in (0, 1, 2, 3, 3, 4):
             assert http_.call("GET", "/", None).body == b"{}"
@@ -295,7 +295,7 @@ def test_connections_are_kept_unless_something_is_wrong_with_them() -> None:
 
 
 def test_closing_ends_a_call_that_is_under_way() -> None:
-    with scripted(silence) as served, caller(served.url, timeout_s=60) as http_:
+    with scripted(silence) as served, caller(served.url, timeout_s=HANG_S) as http_:
         threading.Timer(0.2, http_.close).start()
         started_s = time.monotonic()
         with pytest.raises(UplinkUnavailable):
@@ -397,15 +397,15 @@ def test_tls_keeps_its_connections_and_trusts_no_stranger(
     with serving(Encrypted) as url:
         url = url.replace("http:", "https:")
         mistrust = pytest.raises(UplinkUnavailable, match="CERTIFICATE_VERIFY_FAILED")
-        with caller(url, timeout_s=30) as http_, mistrust:
+        with caller(url, timeout_s=HANG_S) as http_, mistrust:
             http_.call("GET", "/", None)
         connections.clear()
-        trusting = BoundedHttp(url, timeout_s=30, headers={}, ca_file=path)
+        trusting = BoundedHttp(url, timeout_s=HANG_S, headers={}, ca_file=path)
         assert trusting.call("GET", "/", None).body == b"{}"
         trusting.close()
         connections.clear()
         monkeypatch.setenv("SSL_CERT_FILE", str(path))
-        with caller(url, timeout_s=30) as http_:
+        with caller(url, timeout_s=HANG_S) as http_:
             for _ in range(3):
                 assert http_.call("GET", "/", None).body == b"{}"
     assert len(connections) == 1

@@ -18,9 +18,9 @@ from durabill.producers.sdk.spool import Spool, SpoolFull
 from durabill.producers.sdk.uplink import Backoff, Grant, OrderFailed, UplinkUnavailable
 from durabill.schemas import SegmentEvent
 from tests.broker.gateway_kit import answer, serving
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, Uplink, check_whole, ignore
 from tests.conftest import Topics, fill_up
+from tests.waiting import HANG_S, wait_until
 
 SLOW = Backoff(first_s=30.0, max_s=30.0)
 
@@ -82,7 +82,7 @@ def test_order_that_the_gateway_fails_for_blocks_nobody(tmp_path: Path, status: 
             assert 1 <= asked.requests["poison"] <= 2  # it has pauses of its own
             assert any(f"orders/poison/segments: status {status}" in str(e) for e in trouble)
             asked.failing.clear()
-            assert client.flush() == 0
+            assert client.flush(HANG_S) == 0
             client.close(timeout_s=0)
 
 
@@ -159,9 +159,9 @@ def test_full_disk_is_told_and_no_time_is_lost(
         with pytest.raises(SpoolFull):
             service.end(timeout_s=0)
         down.is_up = True
-        assert client.flush() == 0  # what was stored is sent and removed without any room
+        assert client.flush(HANG_S) == 0  # what was stored is sent and removed without any room
         assert len(down.got) >= stored
         others.unlink()
-        receipt = service.end()
+        receipt = service.end(HANG_S)
         assert receipt.acknowledged
     check_whole(sorted(set(down.got), key=lambda each: each.business_data_number))

@@ -32,9 +32,9 @@ from durabill.producers.sdk.uplink import (
 from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM
 from tests.broker.gateway_kit import answer, serving
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, ignore
 from tests.unit.test_spool import segment, state
+from tests.waiting import HANG_S, wait_until
 
 Judge = Callable[[str, dict[str, Any]], dict[str, Any] | None]
 """What is wrong with a segment of an order: fields of its error, or None."""
@@ -140,7 +140,7 @@ def some(orders: int, each: int) -> list[SegmentEvent]:
 
 
 def sent(url: str, segments: list[SegmentEvent], notes: SendNotes | None = None) -> SendResult:
-    uplink = HttpUplink(url, timeout_s=30)
+    uplink = HttpUplink(url, timeout_s=HANG_S)
     try:
         return uplink.send(segments, notes or SendNotes())
     finally:
@@ -358,7 +358,7 @@ def test_leases_are_shown_kept_and_renewed(tmp_path: Path) -> None:
         uplink = HttpUplink(gateway.url)
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             service = client.resume("SO2", server_timestamp_ms=NOW_MS + 50_000)
-            receipt = service.end()
+            receipt = service.end(HANG_S)
             assert receipt.acknowledged
         assert gateway.renewed == [("SO2", "a.b.c")]
         assert gateway.bodies[-1]["uploads"][0]["lease"] == "new.SO2.x"
@@ -392,7 +392,7 @@ def test_server_that_has_lost_its_keys_gets_the_order_without(
             assert asks_for_leases != receipt.acknowledged
             assert receipt.rejected == ()
             keys_are_back.set()
-            assert service.end(timeout_s=60).acknowledged
+            assert service.end(timeout_s=HANG_S).acknowledged
 
 
 def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_old_leases_are_renewed_before_they_are_shown(tmp_path: Path) -> None:
             spool.append_all([Entry([last], state(2, order, ended=True), terms)])
     with playing() as gateway:
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:
-            assert client.flush() == 0
+            assert client.flush(HANG_S) == 0
         shown = {u["service_order_number"]: u["lease"] for u in gateway.bodies[0]["uploads"]}
         assert sorted(gateway.renewed) == [("SO1", "old.x.y"), ("SO2", "soon.x.y")]
     assert shown == {"SO1": "new.SO1.x", "SO2": "new.SO2.x", "SO3": "good.x.y"}
@@ -435,7 +435,7 @@ def test_server_that_is_away_is_not_asked_for_each_lease(tmp_path: Path) -> None
         with Client(uplink, tmp_path / "spool", backoff=QUICK, on_error=ignore) as client:
             wait_until(lambda: len(asked) >= 3, "it has asked")
             is_away.clear()
-            assert client.flush(60) == 0
+            assert client.flush(HANG_S) == 0
     assert len(asked) == 3
     assert len(gateway.renewed) == 100
     assert len(gateway.bodies) == 1
@@ -446,7 +446,7 @@ def test_receipts_are_kept_and_found(tmp_path: Path) -> None:
     with playing() as gateway:
         gateway.receipt = f"head.time.sign~{payload.decode().rstrip('=')}"
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:
-            assert client.start("SO1").end().acknowledged
+            assert client.start("SO1").end(HANG_S).acknowledged
         with Client(HttpUplink(gateway.url), tmp_path / "spool", on_error=ignore) as client:
             assert client.receipts("SO1") == [gateway.receipt]
             assert client.receipts() == [gateway.receipt]
@@ -504,7 +504,7 @@ def test_tokens_are_renewed_and_401_is_asked_again_once(tmp_path: Path) -> None:
         assert "UNAUTHENTICATED" in str(result.problem)
         assert len(gateway.headers) - before == 2
         with pytest.raises(UplinkRefused, match="UNAUTHENTICATED"):
-            uplink.start(timeout_s=30)
+            uplink.start(timeout_s=HANG_S)
         uplink.close()
 
 
@@ -568,8 +568,8 @@ def test_start_that_is_repeated_opens_one_order(tmp_path: Path) -> None:
     with playing() as gateway:
         gateway.first = first
         with Client(HttpUplink(gateway.url), tmp_path / "spool", backoff=QUICK) as client:
-            client.start(timeout_s=30)
-            client.start("SO2", timeout_s=30)
+            client.start(timeout_s=HANG_S)
+            client.start("SO2", timeout_s=HANG_S)
             client.close(timeout_s=0)
         keys = [each.get("idempotency-key", "") for each in gateway.headers]
     assert len(set(keys[:3])) == 1
@@ -585,7 +585,7 @@ def test_acknowledgements_are_stored_as_they_come(tmp_path: Path) -> None:
             answer(asked, 413, b"too large", "text/html")
             return True
         if body["uploads"][0]["service_order_number"] == "SO1":
-            hangs.wait(60)
+            hangs.wait(HANG_S)
         return False
 
     with Spool(tmp_path / "spool") as spool:
@@ -598,6 +598,6 @@ def test_acknowledgements_are_stored_as_they_come(tmp_path: Path) -> None:
             with Client(uplink, tmp_path / "spool", on_error=ignore) as client:
                 wait_until(lambda: client.stats().pending == 1, "the first is gone")
                 hangs.set()
-                assert client.flush() == 0
+                assert client.flush(HANG_S) == 0
     finally:
         hangs.set()

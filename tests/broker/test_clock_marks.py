@@ -11,7 +11,8 @@ from confluent_kafka import Message
 from durabill.schemas import Status, decode_total, partition_for
 from durabill.schemas.clock_mark import is_clock_mark
 from tests.broker.traffic_kit import Pair, now_ms, segment
-from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
+from tests.broker.worker_kit import Deployment, deployment, read_committed
+from tests.waiting import wait_until
 
 TRIES = 5
 """A machine that is busy with other things may be slow once; what is broken is so each time."""

@@ -17,6 +17,7 @@ from durabill.stream_processors.dead_letters.letters import (
 )
 from durabill.stream_processors.dead_letters.resend import Resent, resend
 from tests.conftest import Topics
+from tests.waiting import HANG_S
 
 SEGMENT = SegmentEvent("SO1", 3, 100, 200, True)
 
@@ -49,13 +50,13 @@ def bury(
     producer = Producer(kafka)
     for _ in range(times):
         producer.produce(topic, value, b"SO1", partition, headers=headers)
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 def read_one(kafka: dict[str, str], at: Resent) -> Message:
     consumer = Consumer({**kafka, "group.id": "read-one"})
     consumer.assign([TopicPartition(at.topic, at.partition, at.offset)])
-    message = consumer.poll(20)
+    message = consumer.poll(HANG_S)
     consumer.close()
     assert message is not None
     assert message.error() is None
@@ -105,13 +106,13 @@ def test_markers_at_the_end_do_not_hang_and_aborted_letters_are_none(
     kafka: dict[str, str], topics: Topics
 ) -> None:
     producer = Producer({**kafka, "transactional.id": uuid.uuid4().hex})
-    producer.init_transactions(30)
+    producer.init_transactions(HANG_S)
     for partition, end in ((0, producer.commit_transaction), (1, producer.abort_transaction)):
         producer.begin_transaction()
         producer.produce(topics.dead_letters, b"x", b"SO1", partition)
-        producer.flush(20)
-        end(20)
-    letters = list(list_dead_letters(kafka, topics.dead_letters, answer_s=30))
+        producer.flush(HANG_S)
+        end(HANG_S)
+    letters = list(list_dead_letters(kafka, topics.dead_letters, answer_s=HANG_S))
     assert [(e.partition, e.offset, e.reason, e.origin) for e in letters] == [(0, 0, "", None)]
     with pytest.raises(DeadLetterError, match="no record at offset 1"):
         find_dead_letter(kafka, topics.dead_letters, 0, 1)

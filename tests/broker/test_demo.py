@@ -14,6 +14,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import JARS_DIR
+from tests.waiting import HANG_S
 
 COMMAND = (sys.executable, "-m", "durabill.deploy.commands.cli", "demo")
 SMALL = ("--orders", "60", "--segments", "3000", "--seed", "11")
@@ -95,8 +96,8 @@ def test_a_demo_that_is_interrupted_stops_everything(
                 break
         assert len(left_over(with_jars)) >= 5, seen
         demo.send_signal(number)
-        assert demo.wait(timeout=120) == 128 + number
-    give_up_s = time.monotonic() + 60
+        assert demo.wait(HANG_S) == 128 + number
+    give_up_s = time.monotonic() + HANG_S
     while left_over(with_jars) and time.monotonic() < give_up_s:
         time.sleep(0.2)
     assert left_over(with_jars) == []
@@ -104,7 +105,8 @@ def test_a_demo_that_is_interrupted_stops_everything(
 
 def traces(bootstrap_servers: str, postgres_dsn: str) -> set[str]:
     """The names of topics and schemas that demos made in servers that aren't their own."""
-    topics = AdminClient({"bootstrap.servers": bootstrap_servers}).list_topics(timeout=15).topics
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    topics = admin.list_topics(timeout=HANG_S).topics
     with psycopg.connect(postgres_dsn) as connection:
         schemas = connection.execute("SELECT nspname FROM pg_namespace").fetchall()
     names = {*topics, *(name for (name,) in schemas)}

@@ -23,9 +23,10 @@ from durabill.stream_processors.worker.driver import (
     RawMemoryRecords,
 )
 from tests.broker.traffic_kit import now_ms, segment
-from tests.broker.worker_kit import Deployment, deployment, send, wait_until
+from tests.broker.worker_kit import Deployment, deployment, send
 from tests.conftest import Topics
 from tests.property.batches import CONTROL, LOG_APPEND_TIME, encode_batch
+from tests.waiting import HANG_S, wait_until
 
 TP = TopicPartition("segments", 3)
 TRANSACTIONAL = LOG_APPEND_TIME | 0x10
@@ -252,7 +253,7 @@ def corrupted(deployed: Deployment) -> int:
     broken = "import durabill.stream_processors.worker.driver as d; d.calc_crc32c = lambda _: 0"
     worker = deployed.start_and_wait(prelude=broken)
     deployed.send([segment("flipped", 1, now_ms() - 10, now_ms(), True)])
-    code = worker.wait(30)  # at once: a last checkpoint is not waited for
+    code = worker.wait(HANG_S)  # at once: a last checkpoint is not waited for
     assert "Invalid CRC" in worker.log()
     return code
 

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from durabill.schemas.headers import FORWARDED_FROM, RESENT_FROM
-from tests.broker.ledger_kit import new_ledger_dsn, running_ledger, wait_until
+from tests.broker.ledger_kit import new_ledger_dsn, running_ledger
 from tests.broker.test_cli import run
 from tests.broker.test_order import NUMBER, PARTITIONS, Log, letter_of, part
+from tests.waiting import wait_until
 
 
 @pytest.fixture

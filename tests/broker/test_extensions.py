@@ -13,7 +13,8 @@ from tests.broker.audit_kit import audited, settings_of, told
 from tests.broker.authority_kit import path_of, segment, start, upload
 from tests.broker.gateway_kit import call, gateway
 from tests.broker.traffic_kit import now_ms
-from tests.broker.worker_kit import deployment, wait_until
+from tests.broker.worker_kit import deployment
+from tests.waiting import wait_until
 
 SHORT_MS, LONG_MS, WINDOW_MS = 2_000, 3_600_000, 500
 

@@ -22,6 +22,7 @@ from tests.broker.test_cli import run, start
 from tests.broker.traffic_kit import now_ms, segment
 from tests.broker.worker_kit import send
 from tests.conftest import JARS_DIR
+from tests.waiting import HANG_S
 
 AS_ROOT = os.geteuid() == 0
 
@@ -77,18 +78,18 @@ def wrong_modes(folder: Path) -> list[str]:
 def work(address: str) -> None:
     """What leaves files of each kind: a transaction, a group, a topic."""
     admin = AdminClient({"bootstrap.servers": address})
-    admin.create_topics([NewTopic("modes", 1, 1)])["modes"].result(30)
+    admin.create_topics([NewTopic("modes", 1, 1)])["modes"].result(HANG_S)
     producer = Producer({"bootstrap.servers": address, "transactional.id": "modes"})
-    producer.init_transactions(30)
+    producer.init_transactions(HANG_S)
     producer.begin_transaction()
     producer.produce("modes", b"value", b"key")
-    producer.commit_transaction(30)
+    producer.commit_transaction(HANG_S)
     consumer = Consumer(
         {"bootstrap.servers": address, "group.id": "modes", "auto.offset.reset": "earliest"}
     )
     try:
         consumer.subscribe(["modes"])
-        message = consumer.poll(30)
+        message = consumer.poll(HANG_S)
         assert message is not None
         consumer.commit(message=message, asynchronous=False)
     finally:

@@ -1,7 +1,6 @@
 """The fleet against a real broker: receipts, the truth file, both ways in, and what stops it."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas import Reason, partition_for
 from tests.broker.gateway_kit import gateway, read_topic
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 POLICY = Policy(settle_grace_ms=300, idle_timeout_ms=800)
 EVERYTHING = FleetPlan(seed=3, orders=60, segments_per_order=25, faults=Faults.everything())
@@ -58,7 +58,7 @@ def forwarder(bootstrap_servers: str, topics: Topics) -> Iterator[None]:
                         partition=right,
                         headers={"forwarded_from": origin},
                     )
-                producer.flush(5)
+                producer.flush(HANG_S)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -66,7 +66,7 @@ def forwarder(bootstrap_servers: str, topics: Topics) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(HANG_S)
         consumer.close()
 
 
@@ -176,9 +176,8 @@ def test_topic_with_the_clients_time_is_refused(bootstrap_servers: str, tmp_path
     admin = AdminClient({**kafka})
     name = f"{tmp_path.name}.create-time"
     topic = NewTopic(name, 1, 1, config={"message.timestamp.type": "CreateTime"})
-    admin.create_topics([topic])[name].result(20)
-    while name not in admin.list_topics(timeout=20).topics:  # its creator knows it a little before
-        time.sleep(0.05)
+    admin.create_topics([topic])[name].result(HANG_S)
+    wait_until(lambda: name in admin.list_topics(timeout=HANG_S).topics, "the broker knows it")
     try:
         with pytest.raises(FleetError, match="LogAppendTime"):
             run_fleet(
@@ -189,7 +188,7 @@ def test_topic_with_the_clients_time_is_refused(bootstrap_servers: str, tmp_path
                 truth_path=tmp_path / "truth.jsonl",
             )
     finally:
-        admin.delete_topics([name])[name].result(20)
+        admin.delete_topics([name])[name].result(HANG_S)
 
 
 def test_missing_topic_is_an_error_that_names_it(bootstrap_servers: str, tmp_path: Path) -> None:

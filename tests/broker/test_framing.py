@@ -24,7 +24,8 @@ from durabill.stream_processors.worker.subjects import State, look_up, registere
 from tests.broker.apicurio_kit import apicurio
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import Pair, now_ms, segment
-from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.broker.worker_kit import Deployment, deployment
+from tests.waiting import wait_until
 
 OTHERS = {
     "type": "record",

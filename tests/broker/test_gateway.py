@@ -21,6 +21,7 @@ from durabill.schemas import SegmentEvent, partition_for
 from durabill.schemas.limits import ARRIVES_UNTIL_MS
 from tests.broker.gateway_kit import call, gateway, openings_of, read_topic, segments_of
 from tests.conftest import Topics
+from tests.waiting import HANG_S
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 
@@ -286,7 +287,7 @@ def test_sigterm_ends_it_cleanly(bootstrap_servers: str, topics: Topics) -> None
             body = [item(number, 0, 5) for number in range(1, 500)]
             assert call(url, "POST", "/v1/orders/SO1/segments", body)[0] == 200
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(HANG_S) == 0
         finally:
             process.kill()
     assert len(read_topic(bootstrap_servers, topics.segments)) == 499

@@ -16,11 +16,12 @@ from durabill.schemas.errors import SettingsError
 from durabill.schemas.order_state import Opened
 from tests.broker.access_kit import NOTHING_HERE, Keys
 from tests.broker.gateway_kit import call, exchange, gateway
-from tests.broker.ledger_kit import new_ledger_dsn, wait_until
+from tests.broker.ledger_kit import new_ledger_dsn
 from tests.broker.test_gateway_lookup import asked as asked_workers
 from tests.broker.test_gateway_lookup import insert_total, worker
 from tests.conftest import Topics
 from tests.state_kit import a_state, as_json
+from tests.waiting import wait_until
 
 Headers = dict[str, str]
 

@@ -15,8 +15,8 @@ from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import Limits
 from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
-from tests.broker.ledger_kit import wait_until
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 SEGMENTS = "/v1/orders/SO1/segments"
@@ -156,7 +156,7 @@ def test_one_client_may_not_fill_the_way_to_kafka(topics: Topics) -> None:
         head = f"POST {SEGMENTS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         many = b"[" + b",".join([BODY] * 2) + b"]"
         parts = urlsplit(url)
-        with socket.create_connection((parts.hostname, parts.port), timeout=60) as first:
+        with socket.create_connection((parts.hostname, parts.port), timeout=HANG_S) as first:
             first.sendall(f"{head}content-length: {len(many)}\r\n\r\n".encode() + many)
             time.sleep(0.5)
             status, answer, headers = call(url, "POST", SEGMENTS, many)

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError
 from durabill.producers.gateway.kafka import SegmentProducer
 from durabill.producers.gateway.server import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
 from tests.broker.gateway_kit import call
-from tests.broker.ledger_kit import wait_until
+from tests.waiting import HANG_S, wait_until
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
 ITEM = {"business_data_number": 1, "start_ms": 0, "end_ms": 5, "end_identifier": False}
@@ -41,7 +41,7 @@ run_gateway(GatewayConfig({"bootstrap.servers": "127.0.0.1:1"}))
 @pytest.mark.parametrize(("how", "why"), [("fatal", "fatal error"), ("death", "poll broke")])
 def test_the_process_ends_with_a_reason(how: str, why: str) -> None:
     command = [sys.executable, "-c", MAIN, how]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode not in (0, -6, -11)
     assert "GatewayFailed" in ran.stderr
     assert why in ran.stderr
@@ -68,7 +68,7 @@ def test_until_then_requests_and_health_say_so() -> None:
         waiting = asyncio.create_task(ask("waiting", "POST", "/v1/orders/SO1/segments", ITEM))
         await asyncio.sleep(0.3)
         publisher._on_error(KafkaError(KafkaError._FATAL, "the broker refused", fatal=True))
-        await asyncio.wait_for(waiting, 60)
+        await asyncio.wait_for(waiting, HANG_S)
         await ask("health", "GET", "/healthz")
         await ask("ready", "GET", "/readyz")
         await ask("later", "POST", "/v1/orders/SO1/segments", ITEM)
@@ -105,6 +105,6 @@ def test_other_errors_of_kafka_end_nothing(caplog: pytest.LogCaptureFixture) -> 
     wait_until(lambda: any("Connection refused" in each for each in caplog.messages), "it is told")
     assert thread.is_alive()
     loop.call_soon_threadsafe(stop.set)
-    thread.join(60)
+    thread.join(HANG_S)
     assert not thread.is_alive()
     assert seen == []

@@ -19,6 +19,7 @@ from tests.broker.gateway_kit import call
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import now_ms
 from tests.conftest import Topics
+from tests.waiting import wait_until
 
 SEGMENTS = "/v1/orders/SO1/segments"
 BODY_BYTES = 1_048_576
@@ -59,10 +60,7 @@ def process(bootstrap_servers: str, topics: Topics, folder: Path) -> Iterator[di
 
 def wait_until_taken(url: str) -> None:
     """The first segment finds the topic's leaders, which were chosen just now."""
-    until_s = time.monotonic() + 60
-    while call(url, "POST", SEGMENTS, batch(1))[0] != 200:
-        assert time.monotonic() < until_s
-        time.sleep(0.1)
+    wait_until(lambda: call(url, "POST", SEGMENTS, batch(1))[0] == 200, "segments are taken")
 
 
 def batch(count: int, **changes: object) -> bytes:

@@ -17,6 +17,7 @@ from durabill.producers.gateway.web_server import DISCARD_BYTES_MAX
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import BadRecord, check_order_number
 from tests.broker.gateway_kit import call, exchange, gateway
+from tests.waiting import HANG_S
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 SEGMENTS = "/v1/orders/SO1/segments"
@@ -114,7 +115,7 @@ def test_after_a_refusal_little_is_still_read(url: str) -> None:
     )
     parts = urlsplit(url)
     sent = 0
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=HANG_S) as connection:
         connection.sendall(head.encode())
         with contextlib.suppress(ConnectionError):
             while sent < 1_000_000_000:

@@ -16,7 +16,7 @@ import pytest
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.producers.gateway.web_server import Limits, client_of
 from tests.broker.gateway_kit import call, gateway
-from tests.broker.ledger_kit import wait_until
+from tests.waiting import HANG_S, wait_until
 
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
 HEAD = b"POST /v1/orders HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -117,7 +117,7 @@ def test_answers_that_nobody_reads_are_bounded_together() -> None:
         for _ in range(10):
             slow.append(stack.enter_context(socket.socket()))
             slow[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-            slow[-1].settimeout(30)
+            slow[-1].settimeout(HANG_S)
             slow[-1].connect((urlsplit(url).hostname, urlsplit(url).port))
             slow[-1].sendall(head + body)
             assert slow[-1].recv(12) == b"HTTP/1.1 200"  # it begins, and is read no further

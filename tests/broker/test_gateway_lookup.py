@@ -21,6 +21,7 @@ from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
 from tests.conftest import Topics
 from tests.state_kit import a_state, as_json
+from tests.waiting import HANG_S
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 
@@ -199,17 +200,17 @@ def test_what_was_stored_a_moment_ago_is_not_denied(
 def test_a_flood_of_others_orders_makes_nobodys_forgotten() -> None:
     now_s = [100.0]
     lookup = Lookup(cast(WorkerPool, None), cast(TotalsReader, None), lambda: now_s[0])
-    lookup.is_stored("SO1", "acme")
+    lookup.note_stored("SO1", "acme")
     for at in range(60_000):
-        lookup.is_stored(f"flood-{at}", "greedy")
+        lookup.note_stored(f"flood-{at}", "greedy")
     assert lookup._was_stored_just_now("SO1", "acme")
     assert not lookup._was_stored_just_now("SO1", "greedy")
     for at in range(200_000):
-        lookup.is_stored(f"flood-{at}", "greedy")
+        lookup.note_stored(f"flood-{at}", "greedy")
     assert len(lookup._stored) + len(lookup._stored_before) <= 100_000
-    lookup.is_stored("SO1", "acme")
+    lookup.note_stored("SO1", "acme")
     now_s[0] += 1.9
-    lookup.is_stored("SO2", "acme")
+    lookup.note_stored("SO2", "acme")
     assert lookup._was_stored_just_now("SO1", None)
     now_s[0] += 0.2
     assert not lookup._was_stored_just_now("SO1", None)
@@ -247,7 +248,7 @@ def test_workers_and_ledger_may_come_later(postgres_dsn: str) -> None:
     with worker({"/orders/a%2Fb": LIVE}) as base, gateway(config) as url:
 
         def soon(number: str, expected: tuple[int, str | None]) -> None:
-            give_up_s = time.monotonic() + 60
+            give_up_s = time.monotonic() + HANG_S
             while True:
                 status, answer, _ = call(url, "GET", f"/v1/orders/{number}")
                 found = status, answer["reason"] if status >= 400 else None

@@ -12,7 +12,8 @@ from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas import decode_total
 from tests.broker.authority_kit import Keys, make_api_keys, path_of, segment, start, upload
 from tests.broker.gateway_kit import call, gateway
-from tests.broker.worker_kit import deployment, wait_until
+from tests.broker.worker_kit import deployment
+from tests.waiting import wait_until
 
 GOOD = [f"good-{at}/meter" for at in range(9)]
 HOSTILE = "hostile/flood"

@@ -9,10 +9,10 @@ from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import call, gateway
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import now_ms
-from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.broker.worker_kit import Deployment, deployment
+from tests.waiting import wait_until
 
 ORDER = "/v1/orders/SO1"
-FOUND_S = 60.0
 """How soon a worker that has said that it starts is at work and found: it has to join first."""
 
 
@@ -92,9 +92,9 @@ def test_a_gateway_that_was_there_before_its_worker(bootstrap_servers: str, tmp_
         add(url, 1)
         assert reason(url) == (503, "NOT_CONFIGURED")
         start(stack, tmp_path, settings, "worker", "worker")
-        wait_until(lambda: live_ms(url) == 1_000, "the gateway finds it", FOUND_S)
+        wait_until(lambda: live_ms(url) == 1_000, "the gateway finds it")
         add(url, 2)
-        wait_until(lambda: live_ms(url) == 2_000, "and goes on asking it", FOUND_S)
+        wait_until(lambda: live_ms(url) == 2_000, "and goes on asking it")
 
 
 def reason(url: str) -> tuple[int, str]:

@@ -22,8 +22,8 @@ from durabill.producers.gateway.tls import ServedTls, TlsFiles
 from durabill.producers.gateway.web_server import Limits
 from durabill.schemas.errors import SettingsError
 from tests.broker.gateway_kit import exchange, gateway
-from tests.broker.ledger_kit import wait_until
 from tests.broker.tls_kit import HOST, Authority, client_context, pem_of
+from tests.waiting import HANG_S, wait_until
 
 CA = Authority()
 KAFKA = {"bootstrap.servers": "127.0.0.1:1"}
@@ -48,7 +48,7 @@ def get(url: str, context: ssl.SSLContext, path: str = "/v1/time") -> tuple[int,
 
 
 def shaken(url: str, context: ssl.SSLContext) -> ssl.SSLSocket:
-    plain = socket.create_connection((HOST, urlsplit(url).port), timeout=30)
+    plain = socket.create_connection((HOST, urlsplit(url).port), timeout=HANG_S)
     try:
         return context.wrap_socket(plain, server_hostname=HOST)
     except BaseException:
@@ -60,7 +60,7 @@ def session_of(
     url: str, context: ssl.SSLContext, before: ssl.SSLSession | None
 ) -> tuple[ssl.SSLSession | None, bool]:
     """The session of a connection that is answered, and whether it is the one of `before`."""
-    plain = socket.create_connection((HOST, urlsplit(url).port), timeout=30)
+    plain = socket.create_connection((HOST, urlsplit(url).port), timeout=HANG_S)
     with plain, context.wrap_socket(plain, server_hostname=HOST, session=before) as connection:
         connection.sendall(b"GET /v1/time HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         if not connection.recv(1):  # with TLS 1.3 a client learns only now that it is refused
@@ -174,9 +174,9 @@ def test_who_shakes_no_hands_is_cut_off(tmp_path: Path, new_loop: NewLoop) -> No
     files = TlsFiles(*CA.certificate(tmp_path, "server"))
     with gateway(config(files, head_timeout_s=0.5), new_loop) as url:
         address = (HOST, urlsplit(url).port)
-        with socket.create_connection(address, timeout=30) as silent:
+        with socket.create_connection(address, timeout=HANG_S) as silent:
             assert silent.recv(100) == b""
-        with socket.create_connection(address, timeout=30) as garbage:
+        with socket.create_connection(address, timeout=HANG_S) as garbage:
             garbage.sendall(b"\x16\x03\x01\xff\xff" + b"x" * 1_000)
             with contextlib.suppress(ConnectionError):
                 while garbage.recv(100):
@@ -184,7 +184,7 @@ def test_who_shakes_no_hands_is_cut_off(tmp_path: Path, new_loop: NewLoop) -> No
         assert get(url, context)[0] == 200
     with gateway(config(files, connections_per_address_max=3), new_loop) as url:
         address = (HOST, urlsplit(url).port)
-        silent_ones = [socket.create_connection(address, timeout=30) for _ in range(8)]
+        silent_ones = [socket.create_connection(address, timeout=HANG_S) for _ in range(8)]
         ended = 0
         for each in silent_ones[:5]:  # the longest waiting go
             with contextlib.suppress(ConnectionError):
@@ -206,7 +206,7 @@ def test_a_client_that_goes_in_the_middle_of_a_handshake_leaves_nothing(tmp_path
             handshake.do_handshake()
         hello = outgoing.read()
         for _ in range(10):
-            with socket.create_connection(address, timeout=30) as connection:
+            with socket.create_connection(address, timeout=HANG_S) as connection:
                 connection.sendall(hello)
                 assert connection.recv(10)
         assert get(url, context)[0] == 200

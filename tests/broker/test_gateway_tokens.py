@@ -7,9 +7,9 @@ from durabill.producers.gateway.auth.config import AccessConfig
 from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.access_kit import NOTHING_HERE
 from tests.broker.gateway_kit import call, gateway
-from tests.broker.ledger_kit import wait_until
 from tests.unit.issuer_kit import RULES, Issuer
 from tests.unit.test_issuer import Site
+from tests.waiting import wait_until
 
 PATH = "/v1/orders/a%0Ab"  # no order's number: who is let in is told so
 

@@ -10,7 +10,8 @@ import pytest
 
 from durabill.schemas.errors import StallError
 from tests.broker.traffic_kit import now_ms, segment, traffic
-from tests.broker.worker_kit import Worker, deployment, wait_until
+from tests.broker.worker_kit import Worker, deployment
+from tests.waiting import HANG_S, wait_until
 
 STALL_TIMEOUT_S = 4.0
 """Twice that ends a worker: so for four seconds anybody can read what hangs."""
@@ -90,7 +91,7 @@ def blocked_loop(bootstrap_servers: str, folder: Path) -> None:
     with deployment(bootstrap_servers, folder) as deployed:
         worker = deployed.start(BLOCKED_LOOP, stall_timeout_s=STALL_TIMEOUT_S)
         deployed.send([segment("any", 1, now_ms() - 10, now_ms())])
-        assert worker.wait(60) == StallError.exit_code
+        assert worker.wait(HANG_S) == StallError.exit_code
         assert "the event loop has hung" in worker.log()
         assert "in <lambda>" in worker.log()  # where it hangs
 

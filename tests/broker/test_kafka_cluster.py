@@ -17,9 +17,9 @@ from durabill.deploy.local.stack import StackError
 from durabill.deploy.topics import create_topics
 from durabill.schemas.topics import Topics
 from durabill.stream_processors.settings import Settings
-from tests.broker.worker_kit import wait_until
 from tests.chaos.cluster import process_state
 from tests.conftest import JARS_DIR, PROJECT_DIR
+from tests.waiting import HANG_S, wait_until
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def status_of(data_dir: Path) -> tuple[int, Any]:
 def append(address: str, topic: str, value: bytes) -> None:
     producer = Producer({"bootstrap.servers": address, "acks": "all"})
     producer.produce(topic, value, partition=0)
-    assert producer.flush(60) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 def ends(address: str, topic: str) -> tuple[int, int]:
     consumer = Consumer({"bootstrap.servers": address, "group.id": "ends"})
     try:
-        found: tuple[int, int] = consumer.get_watermark_offsets(TopicPartition(topic, 0), 30)
+        found: tuple[int, int] = consumer.get_watermark_offsets(TopicPartition(topic, 0), HANG_S)
         return found
     finally:
         consumer.close()
@@ -73,11 +73,10 @@ def test_three_brokers_keep_all_in_three_copies_whichever_of_them_is_away(
         Topics("t.segments", "t.totals", "t.dead-letters", "t.checkpoint", orders="t.orders"),
         partitions=2,
     )
-    for partition in admin.list_topics("t.segments", timeout=30).topics["t.segments"].partitions:
-        found = admin.list_topics("t.segments", timeout=30).topics["t.segments"]
-        assert sorted(found.partitions[partition].replicas) == [1, 2, 3]
+    segments = admin.list_topics("t.segments", timeout=HANG_S).topics["t.segments"]
+    assert [sorted(each.replicas) for each in segments.partitions.values()] == [[1, 2, 3]] * 2
     broker = ConfigResource(ResourceType.BROKER, "2")
-    settings = admin.describe_configs([broker])[broker].result(30)
+    settings = admin.describe_configs([broker])[broker].result(HANG_S)
     assert settings["default.replication.factor"].value == "3"
     assert settings["min.insync.replicas"].value == "2"
     assert settings["unclean.leader.election.enable"].value == "false"

@@ -7,18 +7,19 @@ import psycopg
 import pytest
 
 from durabill.schemas import OrderOpened, encode_opening, partition_for
-from durabill.stream_processors.ledger.lookups import forget_offsets, status
+from durabill.stream_processors.ledger.lookups import status
 from durabill.stream_processors.ledger.records import LedgerError
 from tests.broker.ledger_kit import (
     RunningLedger,
     a_total,
+    forget_offsets,
     new_ledger_dsn,
     publish,
     running_ledger,
-    wait_until,
 )
 from tests.broker.opening_kit import opened, put
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 NOW = 1_800_000_000_000
 
@@ -104,4 +105,4 @@ def test_without_the_orders_topic_it_says_what_to_do(
         pytest.raises(LedgerError, match=f"{gone} does not exist.*durabill topics create"),
         running_ledger(kafka, topics.totals, dsn, ledger=ledger),
     ):
-        ledger.thread.join(60)
+        ledger.thread.join(HANG_S)

@@ -19,10 +19,10 @@ from tests.broker.ledger_kit import (
     publish,
     recorded,
     running_ledger,
-    wait_until,
 )
 from tests.broker.test_ledger import caught_up, many
 from tests.conftest import Topics
+from tests.waiting import HANG_S, wait_until
 
 
 @pytest.fixture
@@ -123,6 +123,6 @@ def test_a_kafka_that_does_not_answer_is_told_and_waited_for(
         assert len(warnings_of(caplog)) <= 4 + (time.monotonic() - began_s)
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(HANG_S)
     assert not thread.is_alive()
     assert errors == []

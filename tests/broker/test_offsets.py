@@ -13,7 +13,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from durabill.deploy.topics import check_group
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment
+from tests.waiting import HANG_S, wait_until
 
 REFUSED = 1
 
@@ -22,7 +23,7 @@ def delete_records(deployed: Deployment, partition: int, offset: int) -> None:
     """Has Kafka forget what is below an offset, as it does by retention."""
     admin = AdminClient(deployed.kafka)
     place = TopicPartition(deployed.segments, partition, offset)
-    admin.delete_records([place])[place].result(20)
+    admin.delete_records([place])[place].result(HANG_S)
 
 
 def recreate(deployed: Deployment, topic: str) -> None:
@@ -33,8 +34,8 @@ def recreate(deployed: Deployment, topic: str) -> None:
 
 def delete(deployed: Deployment, topic: str) -> None:
     admin = AdminClient(deployed.kafka)
-    admin.delete_topics([topic])[topic].result(20)
-    wait_until(lambda: topic not in admin.list_topics(timeout=20).topics, "deleted")
+    admin.delete_topics([topic])[topic].result(HANG_S)
+    wait_until(lambda: topic not in admin.list_topics(timeout=HANG_S).topics, "deleted")
 
 
 def at_work(deployed: Deployment, seed: int = 1) -> Worker:
@@ -47,7 +48,7 @@ def at_work(deployed: Deployment, seed: int = 1) -> Worker:
 
 def assert_stopped(worker: Worker, *said: str) -> None:
     """It ends by itself, and says these things."""
-    assert worker.wait(60) == REFUSED
+    assert worker.wait(HANG_S) == REFUSED
     for each in said:
         assert each in worker.log()
 
@@ -151,7 +152,7 @@ def partitions_added(servers: str, folder: Path) -> None:
         worker = at_work(deployed)
         admin = AdminClient(deployed.kafka)
         added = NewPartitions(deployed.segments, 6)
-        admin.create_partitions([added])[deployed.segments].result(20)
+        admin.create_partitions([added])[deployed.segments].result(HANG_S)
         deployed.send([segment("SO1", 1, now_ms() - 10, now_ms(), True)])
         said = f"{deployed.segments} has 6 partitions now, and had 4"
         assert_stopped(worker, said, "another DURABILL_APPLICATION_ID")

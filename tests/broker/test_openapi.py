@@ -29,6 +29,7 @@ from durabill.producers.gateway.openapi import openapi
 from durabill.producers.gateway.routes import ROUTE_OF, Route
 from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.gateway_kit import gateway
+from tests.waiting import HANG_S
 
 EXAMPLES = 10
 CONFIG = SchemathesisConfig.from_dict(
@@ -50,12 +51,12 @@ def base_url(bootstrap_servers: str) -> Iterator[str]:
     kafka: dict[str, Any] = {"bootstrap.servers": bootstrap_servers}
     topic = f"{uuid.uuid4().hex[:8]}.segments"
     admin = AdminClient(kafka)
-    for made in admin.create_topics([NewTopic(topic, 4, 1)], operation_timeout=30).values():
-        made.result(30)
+    for made in admin.create_topics([NewTopic(topic, 4, 1)], operation_timeout=HANG_S).values():
+        made.result(HANG_S)
     with gateway(GatewayConfig(kafka, topic)) as url:
         yield url
     for gone in admin.delete_topics([topic]).values():
-        gone.result(30)
+        gone.result(HANG_S)
 
 
 def operations(document: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from tests.broker.ledger_kit import RunningLedger, new_ledger_dsn, running_ledge
 from tests.broker.opening_kit import opened, opening, source_of
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import Pair, now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
+from tests.broker.worker_kit import Deployment, deployment, read_committed
+from tests.waiting import HANG_S, wait_until
 
 PARTITIONS = 2
 ORDERS = 30
@@ -231,8 +232,8 @@ def test_a_deployment_from_before_needs_nothing_but_the_topic(
         old.wait_for_truth()
         assert worker.stop() == 0
         admin = AdminClient(old.kafka)
-        admin.delete_topics([old.orders])[old.orders].result(20)
-        wait_until(lambda: old.orders not in admin.list_topics(timeout=20).topics, "it is gone")
+        admin.delete_topics([old.orders])[old.orders].result(HANG_S)
+        wait_until(lambda: old.orders not in admin.list_topics(timeout=HANG_S).topics, "it is gone")
         _forget_orders_offsets(old)
         settings = flags_of(old, tmp_path)
         refused = run("worker", **settings)
@@ -259,4 +260,4 @@ def _forget_orders_offsets(deployed: Deployment) -> None:
             assert (fields[0], len(fields)) == (3, 9)
             old = msgspec.msgpack.encode([2, *fields[1:8]])
             producer.produce(deployed.checkpoint, old, key, message.partition() or 0)
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0

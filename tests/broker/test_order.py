@@ -31,9 +31,10 @@ from durabill.stream_processors.core.explain import Revision, explain
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.policies import PolicyRecord, Terms, encode_history
-from tests.broker.ledger_kit import new_ledger_dsn, recorded, running_ledger, wait_until
+from tests.broker.ledger_kit import new_ledger_dsn, recorded, running_ledger
 from tests.broker.test_cli import run
 from tests.broker.worker_kit import deployment
+from tests.waiting import HANG_S, wait_until
 
 PARTITIONS = 3
 NUMBER = "SO-1\u202e"
@@ -76,13 +77,13 @@ class Log:
         config = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
         topics = [NewTopic(name, PARTITIONS, 1, config=config) for name in names]
         for future in self._admin.create_topics(topics).values():
-            future.result(15)
+            future.result(HANG_S)
 
     def delete(self) -> None:
-        found = self._admin.list_topics(timeout=15).topics
+        found = self._admin.list_topics(timeout=HANG_S).topics
         ours = [name for name in found if name.startswith(self.mark)]
         for future in self._admin.delete_topics(ours).values():
-            future.result(15)
+            future.result(HANG_S)
 
     def segment(
         self,
@@ -116,11 +117,11 @@ class Log:
             timestamp=record.append_ms,
             headers=list(headers),
         )
-        assert self._producer.flush(15) == 0
+        assert self._producer.flush(HANG_S) == 0
 
     def put(self, topic: str, key: bytes, value: bytes, headers: Any = ()) -> None:
         self._producer.produce(topic, value, key, self.own, headers=list(headers))
-        assert self._producer.flush(15) == 0
+        assert self._producer.flush(HANG_S) == 0
 
     def totals(self) -> list[OrderTotal]:
         """Return what the log gives."""

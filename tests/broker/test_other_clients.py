@@ -22,6 +22,7 @@ from kafka import KafkaProducer
 from durabill.schemas import Reason, Status, decode_total
 from tests.broker.traffic_kit import now_ms
 from tests.broker.worker_kit import deployment, verdict
+from tests.waiting import HANG_S
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 MAX = 2**63 - 1
@@ -153,9 +154,9 @@ def by_kafka_python(servers: str, topic: str, codec: str, records: Sequence[Sent
             producer.send(topic, each.value, each.key, list(each.headers), each.partition)
             for each in records
         ]
-        producer.flush(30)
+        producer.flush(HANG_S)
         for each in sent:
-            each.get(30)
+            each.get(HANG_S)
     finally:
         producer.close(30)
 
@@ -197,7 +198,7 @@ def by_librdkafka(servers: str, topic: str, codec: str, records: Sequence[Sent])
     for each in records:
         place: Any = {} if each.partition is None else {"partition": each.partition}
         producer.produce(topic, each.value, each.key, headers=list(each.headers), **place)
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 CLIENTS: dict[str, Send] = {

@@ -25,8 +25,9 @@ from tests.broker.gateway_kit import gateway, read_topic
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import traffic
 from tests.broker.upload_kit import acknowledged, refused, uploading
-from tests.broker.worker_kit import Worker, deployment, wait_until
+from tests.broker.worker_kit import Worker, deployment
 from tests.conftest import JARS_DIR, PROJECT_DIR, make_data_dir, remove_data_dir
+from tests.waiting import HANG_S, wait_until
 
 OUTAGE_S = 10.0
 AWAY_S = 2.0
@@ -112,11 +113,11 @@ def test_the_first_look_at_a_cluster_just_made_waits_for_its_coordinator(
     kafka: LocalKafka,
 ) -> None:
     admin = AdminClient({"bootstrap.servers": address_of(kafka), "log_level": "0"})
-    admin.create_topics([NewTopic("other", 50, 1)])["other"].result(20)
+    admin.create_topics([NewTopic("other", 50, 1)])["other"].result(HANG_S)
     # In a process of its own, for it was SIGSEGV that ended it.
     command = [sys.executable, "-c", FIRST_LOOK, address_of(kafka)]
     looked = subprocess.run(
-        command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert looked.returncode == 0, looked.stderr
 

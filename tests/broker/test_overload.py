@@ -8,7 +8,8 @@ from confluent_kafka import Producer
 
 from durabill.schemas import PARTITIONER
 from tests.broker.traffic_kit import now_ms, segment
-from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment
+from tests.waiting import HANG_S, wait_until
 
 SLOWED = """
 import os, time
@@ -70,7 +71,7 @@ def flood(deployed: Deployment) -> None:
                     break
                 except BufferError:
                     producer.poll(0.05)
-    assert producer.flush(60) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 def test_small_worker_under_a_flood(bootstrap_servers: str, tmp_path: Path) -> None:

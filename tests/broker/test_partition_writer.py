@@ -13,8 +13,7 @@ from durabill.stream_processors.kafka.fencing import open_producer
 from durabill.stream_processors.worker.output_topic import OutputTopic
 from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter
 from tests.conftest import Topics
-
-PATIENCE_S = 60.0
+from tests.waiting import HANG_S
 
 
 def fence_in_a_transaction(kafka: dict[str, str], name: str, topic: str) -> Producer:
@@ -22,10 +21,10 @@ def fence_in_a_transaction(kafka: dict[str, str], name: str, topic: str) -> Prod
     producer = open_producer(kafka, name)
     producer.begin_transaction()
     producer.produce(topic, b"total", b"order", partition=0)
-    producer.flush(PATIENCE_S)
+    producer.flush(HANG_S)
     open_producer(kafka, name).close()
     with pytest.raises(KafkaException):
-        producer.commit_transaction(PATIENCE_S)
+        producer.commit_transaction(HANG_S)
     return producer
 
 
@@ -47,7 +46,7 @@ def test_a_writer_that_was_fenced_closes_without_a_fault(
             on_fatal=fatal.append,
         )
         writer.close()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(HANG_S):
             await writer.closed()
 
     before, threading.excepthook = threading.excepthook, uncaught.append

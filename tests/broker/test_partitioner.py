@@ -6,6 +6,7 @@ from typing import Any
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from durabill.schemas import PARTITIONER, partition_for
+from tests.waiting import HANG_S
 
 
 def test_keys_land_where_we_say(bootstrap_servers: str, topics: Any) -> None:
@@ -21,7 +22,7 @@ def test_keys_land_where_we_say(bootstrap_servers: str, topics: Any) -> None:
 
     for key in keys:
         producer.produce(topics.segments, key=key, value=b"x", on_delivery=note)
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     assert landed == {key: partition_for(key, topics.partitions) for key in keys}
 
 
@@ -29,12 +30,12 @@ def test_broker_stamps_the_time(bootstrap_servers: str, topics: Any) -> None:
     """The partitioner's topic is one of ours: what is read back carries the append time."""
     producer = Producer({"bootstrap.servers": bootstrap_servers, "partitioner": PARTITIONER})
     producer.produce(topics.segments, key=b"SO1", value=b"x", timestamp=1_000)
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     partition = partition_for(b"SO1", topics.partitions)
     consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": uuid.uuid4().hex})
     try:
         consumer.assign([TopicPartition(topics.segments, partition, 0)])
-        message = consumer.poll(30)
+        message = consumer.poll(HANG_S)
         assert message is not None
         assert message.key() == b"SO1"
         kind, append_ms = message.timestamp()

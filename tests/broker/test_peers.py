@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.broker.test_cli import run
-from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment
+from tests.waiting import wait_until
 
 SHORT: dict[str, Any] = {"settle_grace_s": 3, "idle_timeout_s": 7}
 LONG: dict[str, Any] = {"settle_grace_s": 5, "idle_timeout_s": 11, "interim_interval_s": 60}

@@ -11,7 +11,8 @@ import pytest
 from durabill.schemas import decode_total, partition_for
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment
+from tests.waiting import wait_until
 
 POISONED = "an-order-whose-name-is-too-long-for-a-row-of-columns"
 """So the plain rules judge it, into which the bug is put."""

@@ -19,7 +19,8 @@ import pytest
 from durabill.producers.fleet.truth_order import Policy
 from durabill.schemas import Status, decode_total
 from tests.broker.traffic_kit import traffic
-from tests.broker.worker_kit import Deployment, Worker, deployment, read_committed, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment, read_committed
+from tests.waiting import HANG_S, wait_until
 
 KILLED = -9
 TURN_S = 0.008
@@ -93,7 +94,7 @@ def flowing(deployed: Deployment) -> Iterator[None]:
             yield
         finally:
             stop.set()
-        sent.result(60)
+        sent.result(HANG_S)
 
 
 def wait_for_more(deployed: Deployment, count: int = 40) -> None:
@@ -109,7 +110,7 @@ def changed_twice(bootstrap_servers: str, folder: Path, step: str) -> None:
             wait_for_more(deployed)
             worker.kill()
             before = totals(deployed)
-            assert deployed.start(**SECOND, crash_at=step).wait(60) == KILLED
+            assert deployed.start(**SECOND, crash_at=step).wait(HANG_S) == KILLED
             assert before <= totals(deployed)
             deployed.start_and_wait(**THIRD)
             wait_for_more(deployed)

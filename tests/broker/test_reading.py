@@ -16,6 +16,7 @@ from durabill.stream_processors.kafka.reading import (
     topic_ends,
 )
 from tests.conftest import Topics
+from tests.waiting import HANG_S
 
 
 @pytest.fixture
@@ -27,25 +28,25 @@ def fill(kafka: dict[str, str], topic: str, *values: bytes, partition: int = 0) 
     producer = Producer(kafka)
     for value in values:
         producer.produce(topic, value, b"key", partition)
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 def fill_by_transaction(
     kafka: dict[str, str], topic: str, value: bytes, partition: int, *, committed: bool
 ) -> None:
     producer = Producer({**kafka, "transactional.id": uuid.uuid4().hex})
-    producer.init_transactions(30)
+    producer.init_transactions(HANG_S)
     producer.begin_transaction()
     producer.produce(topic, value, b"key", partition)
-    producer.flush(20)
+    producer.flush(HANG_S)
     end = producer.commit_transaction if committed else producer.abort_transaction
-    end(20)
+    end(HANG_S)
 
 
 def drop_before(kafka: dict[str, str], topic: str, offset: int) -> None:
     place = TopicPartition(topic, 0, offset)
     admin = AdminClient({**kafka})
-    admin.delete_records([place])[place].result(20)
+    admin.delete_records([place])[place].result(HANG_S)
 
 
 def test_what_is_committed_is_read_once_up_to_markers_at_the_end(

@@ -57,7 +57,8 @@ from tests.broker.ledger_kit import new_ledger_dsn
 from tests.broker.opening_kit import opening
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import segment, traffic
-from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
+from tests.broker.worker_kit import Deployment, deployment, read_committed
+from tests.waiting import HANG_S, wait_until
 
 
 def no_progress(phase: str, done: int, total: int) -> None:
@@ -94,7 +95,7 @@ def lose_checkpoint(deployed: Deployment) -> None:
     for key in entries_of(deployed):
         if not key.endswith(POLICY.encode()):
             producer.produce(deployed.checkpoint, None, key, int(key.partition(b"/")[0]))
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 def is_proven(deployed: Deployment) -> bool:
@@ -169,13 +170,13 @@ def test_what_the_log_does_not_give_is_refused(stopped: Deployment) -> None:
     assert partition is not None
     producer = Producer(stopped.kafka)
     producer.produce(foreign.totals_topic, encode_total(total), first.key(), partition)
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
     before = entries_of(stopped)
     with pytest.raises(AuditError, match=f"invented/{partition}/0: .*the log doesn't give"):
         rebuild_checkpoint(foreign, no_progress, engine=Engine.REFERENCE)
     assert entries_of(stopped) == before
     admin = AdminClient(stopped.kafka)
-    admin.delete_topics([foreign.totals_topic])[foreign.totals_topic].result(20)
+    admin.delete_topics([foreign.totals_topic])[foreign.totals_topic].result(HANG_S)
 
 
 def test_a_policy_that_is_recorded_meanwhile_is_not_lost(stopped: Deployment) -> None:
@@ -201,7 +202,7 @@ def test_a_worker_goes_on_from_a_rebuilt_checkpoint(stopped: Deployment) -> None
     without = msgspec.structs.replace(settings_of(stopped), dead_letters_topic=letters)
     told = rebuild_checkpoint(without, no_progress, engine=Engine.REFERENCE)
     admin = AdminClient(stopped.kafka)
-    admin.delete_topics([letters])[letters].result(20)
+    admin.delete_topics([letters])[letters].result(HANG_S)
     entries = entries_of(stopped)
     published = Counter(each.partition() for each in stopped.found_totals())
     assert any(each.totals_offset < published[each.partition] for each in told.partitions)
@@ -303,14 +304,14 @@ def test_a_topic_with_anything_else_is_refused(stopped: Deployment) -> None:
     create_totals_topic(stopped.kafka, into, partitions=2)
     producer = Producer(stopped.kafka)
     producer.produce(into, b"anything", b"SO1", 1)
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
     with pytest.raises(AuditError, match="this replay doesn't give"):
         rebuild_totals(settings_of(stopped), into, no_progress, engine=Engine.REFERENCE)
     found = read_committed(stopped.bootstrap_servers, into)
     assert [each.value() for each in found if each.partition() == 1] == [b"anything"]
     admin = AdminClient(stopped.kafka)
     for future in admin.delete_topics([into, f"{stopped.name}.totals"]).values():
-        future.result(20)
+        future.result(HANG_S)
 
 
 def test_the_commands_ask_first_and_tell_what_they_did(
@@ -355,7 +356,7 @@ def test_what_kafka_has_deleted_comes_from_the_archive(stopped: Deployment, tmp_
     ends = stopped.ends()
     cut = TopicPartition(stopped.segments, 0, ends[0] // 2)
     admin = AdminClient(stopped.kafka)
-    admin.delete_records([cut])[cut].result(20)
+    admin.delete_records([cut])[cut].result(HANG_S)
     with pytest.raises(AuditError, match="is gone, so orders that began there"):
         rebuilt(stopped, dry_run=True)
     assert "is gone" in run_what_if(settings, what_if, options, no_progress).notes[0]

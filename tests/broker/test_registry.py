@@ -22,7 +22,8 @@ from durabill.schemas import (
     partition_for,
 )
 from tests.broker.traffic_kit import Pair, now_ms, segment
-from tests.broker.worker_kit import Deployment, Worker, deployment, verdict, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment, verdict
+from tests.waiting import wait_until
 
 OURS = json.dumps(SEGMENT_SCHEMA)
 SILENT_S = 12.0

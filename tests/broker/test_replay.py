@@ -32,6 +32,7 @@ from durabill.stream_processors.settings import load_settings
 from tests.broker.test_cli import run
 from tests.broker.traffic_kit import Pair, now_ms, segment
 from tests.broker.worker_kit import read_committed, send
+from tests.waiting import HANG_S
 
 PARTITIONS = 2
 RECORDED = Policy(1_000, 36_000_000, 500_000, 0)
@@ -76,7 +77,7 @@ class Log:
         for each in range(PARTITIONS):
             history = encode_history((PolicyRecord(0, Terms(RECORDED)),))
             producer.produce(self.topics.checkpoint, history, entry_key(each, POLICY), each)
-        assert producer.flush(15) == 0
+        assert producer.flush(HANG_S) == 0
 
     def published(self, topic: str) -> list[tuple[str, int, int, dict[str, Any]]]:
         """Return (order, revision, duration, headers) of what a topic holds."""
@@ -92,9 +93,9 @@ class Log:
 
     def delete(self) -> None:
         admin = AdminClient(self.kafka)
-        mine = [each for each in admin.list_topics(timeout=15).topics if each[:15] == self.mark]
+        mine = [each for each in admin.list_topics(timeout=HANG_S).topics if each[:15] == self.mark]
         for future in admin.delete_topics(mine).values():
-            future.result(15)
+            future.result(HANG_S)
 
     @property
     def mark(self) -> str:
@@ -225,7 +226,7 @@ def test_an_outcome_that_was_cut_short_is_gone_on_with(log: Log) -> None:
     for each in copied:
         headers, partition = each.headers(), each.partition()
         producer.produce(part, each.value(), each.key(), partition, headers=headers)  # type: ignore[arg-type]
-    assert producer.flush(15) == 0
+    assert producer.flush(HANG_S) == 0
     assert publish(log, part) == 3
     assert log.published(part) == log.published(whole)
 

@@ -16,8 +16,9 @@ from confluent_kafka import Producer
 from durabill.schemas import Status, decode_total, partition_for
 from tests.broker.cluster_kit import Replicated, replicated
 from tests.broker.traffic_kit import Pair, now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment
 from tests.conftest import make_data_dir, remove_data_dir
+from tests.waiting import HANG_S, wait_until
 
 TOTALS = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(16 << 20)}
 LETTERS = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(2 << 20)}
@@ -186,11 +187,11 @@ def test_an_open_transaction_holds_back_its_partition_alone(
                 "transaction.timeout.ms": 300_000,
             }
         )
-        client.init_transactions(30)
+        client.init_transactions(HANG_S)
         client.begin_transaction()
         first, second, last = three(held)
         client.produce(made.segments, first[1], first[0], partition=2)
-        assert client.flush(30) == 0
+        assert client.flush(HANG_S) == 0
         began_s = time.monotonic()
         made.send([second, last])  # committed, but behind the open one
         for number in others:
@@ -203,7 +204,7 @@ def test_an_open_transaction_holds_back_its_partition_alone(
         waiting = waiting_s(worker)
         assert waiting.pop("2") <= time.monotonic() - began_s + 1
         assert not any(waiting.values())
-        client.commit_transaction(30)
+        client.commit_transaction(HANG_S)
         made.wait_for_truth()
         (total,) = made.truth().totals[held]
         assert total.status == Status.COMPLETE

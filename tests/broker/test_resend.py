@@ -13,6 +13,7 @@ from durabill.stream_processors.dead_letters.resend import send_back
 from durabill.stream_processors.dead_letters.review import State, review
 from tests.broker.test_dead_letters import bury
 from tests.conftest import Topics
+from tests.waiting import HANG_S
 
 Standing = dict[bytes | None, tuple[State, str]]
 """By key: where the origin stands, and its newest reason."""
@@ -39,7 +40,7 @@ class Judge:
         producer = Producer(self.kafka)
         count, open_ = 0, set(self.next)
         while open_:
-            message = consumer.poll(20)
+            message = consumer.poll(HANG_S)
             assert message is not None
             partition, offset = message.partition(), message.offset()
             assert partition is not None
@@ -61,7 +62,7 @@ class Judge:
                 partition,
                 headers=[(name, value) for name, value in headers],
             )
-        assert producer.flush(20) == 0
+        assert producer.flush(HANG_S) == 0
         consumer.close()
         return count
 
@@ -73,7 +74,7 @@ def judge(kafka: dict[str, str], topics: Topics) -> Judge:
     producer = Producer(kafka)
     for key in (b"A", b"B"):
         producer.produce(topics.segments, b"a segment", key, partition_for(key, 4))
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
     assert judge.rejects("TOO_LATE") == 2
     return judge
 

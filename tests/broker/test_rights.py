@@ -23,6 +23,7 @@ from tests.broker.acl_kit import GuardedKafka, Right, guarded_kafka, role_rights
 from tests.broker.test_cli import COMMAND, environment, eventually, start
 from tests.broker.worker_kit import deployment
 from tests.conftest import make_data_dir, remove_data_dir
+from tests.waiting import HANG_S
 
 APPLICATION = "durabill"
 TOPICS = {
@@ -128,7 +129,7 @@ def test_every_role_works_with_its_rights_and_no_others(
             env=environment(**settings),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -181,7 +182,7 @@ def lose_later(kafka: GuardedKafka, folder: Path, user: str) -> str:
             ],
         )
         worker = deployed.start(**kafka.login(user))
-        assert worker.wait(60) == 1, worker.log()
+        assert worker.wait(HANG_S) == 1, worker.log()
         return worker.log().replace(deployed.name, "NAME")
 
 
@@ -206,7 +207,7 @@ def later(
 def test_a_right_that_is_missing_later_is_named_as_well(
     later: dict[str, Future[str]], user: str, named: str
 ) -> None:
-    log = later[user].result(120)
+    log = later[user].result(HANG_S)
     assert f"Durabill needs the right {named}" in log, log
     assert "Traceback" not in log
 
@@ -325,7 +326,7 @@ def test_every_command_says_it_alike(kafka: GuardedKafka, tmp_path: Path) -> Non
             env=environment(**login, **more),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
 

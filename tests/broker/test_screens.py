@@ -22,6 +22,7 @@ from durabill import __version__
 from durabill.schemas import PARTITIONER, encode_total
 from tests.broker.test_cli import COMMAND, environment, eventually, run, start
 from tests.unit.test_schemas import TOTAL
+from tests.waiting import HANG_S
 
 AWAY = "127.0.0.1:1"
 Ran = subprocess.CompletedProcess[str]
@@ -141,7 +142,7 @@ def test_a_result_that_cannot_be_written_is_no_success(tmp_path: Path, stream: s
                 stdout=out,
                 stderr=subprocess.PIPE,
                 text=True,
-                timeout=60,
+                timeout=HANG_S,
                 check=False,
             )
         if stream != "gone":
@@ -159,7 +160,7 @@ def test_results_come_where_nobody_hears_the_words(tmp_path: Path) -> None:
             ["sh", "-c", f'exec "$@" {end}', "sh", *COMMAND, "kafka", "stop"],
             env=environment(data_dir=str(tmp_path)),
             capture_output=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
@@ -180,7 +181,7 @@ def topics(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     made = [NewTopic(each, 1, 1) for each in (totals, orders, letters)]
     for future in admin.create_topics(made).values():
-        future.result(timeout=15)
+        future.result(HANG_S)
     producer = Producer({"bootstrap.servers": bootstrap_servers, "partitioner": PARTITIONER})
     for number in NUMBERS:
         total = replace(TOTAL, service_order_number=number)
@@ -191,7 +192,7 @@ def topics(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         }
         headers["source_offset"] = str(NUMBERS.index(number)).encode()
         producer.produce(letters, b"", number.encode(), headers=headers)
-    assert producer.flush(15) == 0
+    assert producer.flush(HANG_S) == 0
     yield {
         "bootstrap_servers": bootstrap_servers,
         "totals_topic": totals,
@@ -200,7 +201,7 @@ def topics(bootstrap_servers: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         "data_dir": str(tmp_path),
     }
     for future in admin.delete_topics([totals, orders, letters]).values():
-        future.result(timeout=15)
+        future.result(HANG_S)
 
 
 def test_strange_order_numbers_are_seen_and_exact_in_json(
@@ -278,6 +279,6 @@ def test_each_process_says_what_it_is_that_it_is_ready_and_that_it_stopped(
         # What it reads from where is the ledger's third line.
         assert len(lines) == (4 if name == "ledger" else 3), lines
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    names = [name for name in admin.list_topics(timeout=15).topics if name.startswith(mark)]
+    names = [name for name in admin.list_topics(timeout=HANG_S).topics if name.startswith(mark)]
     for future in admin.delete_topics(names).values():
-        future.result(timeout=15)
+        future.result(HANG_S)

@@ -33,9 +33,10 @@ from durabill.stream_processors.audit.seal.sealer import SealStats, run_sealer
 from durabill.stream_processors.audit.seal.source import sealed_topic
 from durabill.stream_processors.audit.seal.witnesses import all_witnesses
 from durabill.stream_processors.kafka.options import quiet
-from tests.broker.ledger_kit import a_total, new_ledger_dsn, publish, wait_until
+from tests.broker.ledger_kit import a_total, new_ledger_dsn, publish
 from tests.broker.test_cli import COMMAND, environment
 from tests.seal_kit import new_keys
+from tests.waiting import HANG_S, wait_until
 
 PARTITIONS = 2
 
@@ -57,7 +58,7 @@ def plan(bootstrap_servers: str, tmp_path: Path) -> Iterator[SealPlan]:
     )
     admin = AdminClient(kafka)  # held until it has answered
     for future in admin.delete_topics(list(names.by_role.values())).values():
-        future.result(20)
+        future.result(HANG_S)
 
 
 def seal_once(plan: SealPlan) -> SealStats:
@@ -95,12 +96,12 @@ def test_all_that_is_committed_is_sealed_and_published(plan: SealPlan, postgres_
     assert seal_once(plan) == SealStats(sealed=0, checkpoints=0, logs=2, closed=0)  # empty logs
     put(plan, range(300))
     producer = Producer({**plan.kafka, "transactional.id": uuid.uuid4().hex})
-    producer.init_transactions(30)
+    producer.init_transactions(HANG_S)
     for end in (producer.abort_transaction, producer.commit_transaction):
         producer.begin_transaction()
         producer.produce(plan.totals_topic, encode_total(a_total("SO-t")), b"SO-t", 0)
-        producer.flush(20)
-        end(20)
+        producer.flush(HANG_S)
+        end(HANG_S)
     assert seal_once(plan).sealed == 301
     put(plan, range(300, 310))
     assert seal_once(plan).sealed == 10
@@ -154,13 +155,13 @@ def test_a_sealer_that_is_killed_again_and_again_seals_everything_once(
             wait_until(lambda: sum(sizes(plan).values()) > known, "something is sealed")  # noqa: B023
         finally:
             process.send_signal(signal.SIGKILL)
-            process.wait(20)
+            process.wait(HANG_S)
     ran = subprocess.run(
         [*COMMAND, "seal", "--once", "--json"],
         env=environment(**settings),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=HANG_S,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -172,7 +173,7 @@ def test_a_sealer_that_is_killed_again_and_again_seals_everything_once(
         env=environment(**settings),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=HANG_S,
         check=False,
     )
     assert (checked.returncode, json.loads(checked.stdout)["result"]) == (0, "consistent")
@@ -180,12 +181,12 @@ def test_a_sealer_that_is_killed_again_and_again_seals_everything_once(
 
 def recreate(plan: SealPlan) -> None:
     admin = AdminClient(dict(plan.kafka))
-    admin.delete_topics([plan.totals_topic])[plan.totals_topic].result(20)
+    admin.delete_topics([plan.totals_topic])[plan.totals_topic].result(HANG_S)
 
     def made() -> bool:
         new = NewTopic(plan.totals_topic, PARTITIONS, 1)
         try:
-            admin.create_topics([new])[plan.totals_topic].result(20)
+            admin.create_topics([new])[plan.totals_topic].result(HANG_S)
         except KafkaException:  # the old one is still going
             return False
         return True
@@ -217,7 +218,7 @@ def test_a_topic_that_is_recreated_closes_its_logs(plan: SealPlan, tmp_path: Pat
         wait_until(lambda: sum(sizes(plan).values()) == 80, "the new topic is sealed")
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(HANG_S)
     assert isinstance(ended[0], SealStats), ended
     assert ended[0].closed == 2
     result = check(plan, kept)
@@ -233,7 +234,7 @@ def test_records_that_are_gone_before_they_were_sealed_are_told(
     admin = AdminClient(dict(plan.kafka))
     gone = admin.delete_records([TopicPartition(plan.totals_topic, 0, 15)])
     for future in gone.values():
-        future.result(20)
+        future.result(HANG_S)
     assert seal_once(plan).sealed == 5
     assert "the records at [10, 15) are gone, unsealed" in caplog.text
     found = {each.first_offset: size for each, size in sizes(plan).items() if each.partition == 0}
@@ -246,7 +247,7 @@ def test_a_partition_that_is_new_gets_a_log(plan: SealPlan) -> None:
     seal_once(plan)
     admin = AdminClient(dict(plan.kafka))
     made = admin.create_partitions([NewPartitions(plan.totals_topic, 3)])
-    made[plan.totals_topic].result(20)
+    made[plan.totals_topic].result(HANG_S)
 
     def has_three() -> bool:
         return seal_once(plan).logs == 3
@@ -275,7 +276,7 @@ def test_a_lost_folder_is_made_again_and_has_to_come_out_the_same(
     other = replace(was, root=bytes(32), size=was.size + 1, next_offset=was.next_offset + 1)
     producer = Producer(dict(plan.kafka))
     producer.produce(plan.checkpoints_topic, other.signed(plan.keys.key), origin.encode())
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
     with pytest.raises(SealError, match="aren't those that were sealed"):
         seal_once(plan)
 
@@ -322,4 +323,4 @@ def test_a_rebuilt_topic_takes_the_place_of_the_old_one_by_signed_lines(plan: Se
     assert len(ended) == PARTITIONS
     assert ended == follow
     admin = AdminClient(dict(plan.kafka))
-    admin.delete_topics([rebuilt.totals_topic])[rebuilt.totals_topic].result(20)
+    admin.delete_topics([rebuilt.totals_topic])[rebuilt.totals_topic].result(HANG_S)

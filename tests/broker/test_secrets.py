@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psycopg
@@ -16,6 +15,7 @@ from durabill.producers.gateway.server import GatewayConfig
 from tests.broker.ledger_kit import new_ledger_dsn
 from tests.broker.test_cli import COMMAND, environment
 from tests.conftest import SECRET, Topics, readable_dsns, unreadable_dsns
+from tests.waiting import HANG_S, wait_until
 
 TAKES_A_DSN = (("ledger",), ("gateway",), ("order", "SO1"), ("totals",), ("demo",))
 
@@ -139,9 +139,7 @@ def test_processes_show_no_secret_while_their_database_is_away(
             for name in ("ledger", "gateway")
         ]
     try:
-        until = time.monotonic() + 90
-        while "PostgreSQL at" not in log.read_text() and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_until(lambda: "PostgreSQL at" in log.read_text(), "it waits for PostgreSQL")
         assert [
             line for line in command_lines("durabill.deploy.commands.cli") if "secret" in line
         ] == []
@@ -149,7 +147,7 @@ def test_processes_show_no_secret_while_their_database_is_away(
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(HANG_S)
     said = log.read_text()
     assert "PostgreSQL at me@127.0.0.1:" in said
     assert "secret" not in said

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,20 +31,21 @@ from durabill.deploy.topics import TopicsCheck, check_topics, create_topics
 from durabill.schemas.errors import AccessError, ContractError, UnreachableError
 from tests.broker.test_postgres import open_to_others
 from tests.conftest import JARS_DIR, PROJECT_DIR, Topics
+from tests.waiting import HANG_S, wait_until
 
 
 def create_topic(address: str, name: str, partitions: int = 1, **config: str) -> None:
     admin = AdminClient({"bootstrap.servers": address})
     settings = {key.replace("_", "."): value for key, value in config.items()}
-    admin.create_topics([NewTopic(name, partitions, 1, config=settings)])[name].result(timeout=30)
-    while name not in admin.list_topics(timeout=30).topics:
-        time.sleep(0.05)  # the controller has it, the broker will know in a moment
+    admin.create_topics([NewTopic(name, partitions, 1, config=settings)])[name].result(HANG_S)
+    # The controller has it, the broker will know in a moment.
+    wait_until(lambda: name in admin.list_topics(timeout=HANG_S).topics, "the broker knows it")
 
 
 def produce_one(address: str, topic: str, value: bytes, codec: str = "none") -> None:
     producer = Producer({"bootstrap.servers": address, "compression.type": codec})
     producer.produce(topic, value)
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 def consume_one(address: str, topic: str) -> bytes | None:
@@ -54,7 +54,7 @@ def consume_one(address: str, topic: str) -> bytes | None:
     )
     try:
         consumer.subscribe([topic])
-        message = consumer.poll(30)
+        message = consumer.poll(HANG_S)
         assert message is not None
         assert message.error() is None
         return message.value()
@@ -163,7 +163,7 @@ def test_a_port_that_is_none_is_refused(
 def test_death_before_ready_is_noticed_and_told_with_the_end_of_the_log(daemon: Daemon) -> None:
     daemon.spawn([sys.executable, "-c", "print('line 1\\nno such disk'); raise SystemExit(3)"])
     with pytest.raises(StackError, match=r"(?s)Sleeper ended before .*server\.log.*no such disk"):
-        daemon.wait_until_ready(lambda: False, timeout_s=30)
+        daemon.wait_until_ready(lambda: False, timeout_s=HANG_S)
 
 
 def test_kafka_that_dies_at_start_tells_why_and_leaves_nothing(data_dir: Path) -> None:
@@ -204,7 +204,7 @@ def test_interrupted_start_leaves_no_process(
 def test_process_that_ignores_the_first_signal_gets_the_next(daemon: Daemon) -> None:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', "
     daemon.spawn([sys.executable, "-c", code + "flush=True); time.sleep(60)"])
-    daemon.wait_until_ready(lambda: "deaf" in daemon.log_path.read_text(), timeout_s=30)
+    daemon.wait_until_ready(lambda: "deaf" in daemon.log_path.read_text(), timeout_s=HANG_S)
     assert daemon.stop([(signal.SIGTERM, 0.2), (signal.SIGKILL, 5.0)])
     assert daemon.pid() is None
     assert not daemon.stop([(signal.SIGTERM, 0.2)])
@@ -229,7 +229,7 @@ def test_a_child_that_another_process_stopped_is_reaped(data_dir: Path) -> None:
     home = data_dir / "home"
     home.mkdir()
     command = [sys.executable, "-W", "always", "-c", STOPPED_ELSEWHERE, str(home)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")  # no "subprocess is still running" at the end
 
 

@@ -21,7 +21,8 @@ from durabill.schemas import OrderTotal, Status, decode_total
 from tests.broker.gateway_kit import call
 from tests.broker.test_cli import start
 from tests.broker.traffic_kit import now_ms
-from tests.broker.worker_kit import Deployment, Worker, deployment, verdict, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment, verdict
+from tests.waiting import HANG_S, wait_until
 
 BODY_BYTES = 1_048_576
 PER_REQUEST = 10_300
@@ -85,7 +86,7 @@ def honest_beside(url: str) -> Iterator[list[str]]:
             yield done
         finally:
             stopped.set_result(None)
-        sent.result(60)
+        sent.result(HANG_S)
 
 
 def totals(deployed: Deployment) -> dict[str, list[tuple[OrderTotal, int, int]]]:

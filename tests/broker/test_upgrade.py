@@ -20,6 +20,7 @@ from durabill.stream_processors.worker.faust_runtime import find_segments_topic
 from tests.broker.traffic_kit import move_group, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed
 from tests.property.batches import encode_batch
+from tests.waiting import HANG_S
 
 ORDERS = 50
 NUMBERS = 10
@@ -78,7 +79,7 @@ def checkpoint_v1(deployed: Deployment, records: list[LogRecord], partition: int
         producer.produce(
             deployed.checkpoint, content, entry_key(partition, name), partition=partition
         )
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
     return next_offset
 
 

@@ -31,6 +31,7 @@ from durabill.stream_processors.settings import Settings
 from tests.broker.authority_kit import make_api_keys, segment, start, upload
 from tests.broker.gateway_kit import call, gateway
 from tests.conftest import Topics
+from tests.waiting import HANG_S
 
 Command = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -219,7 +220,7 @@ def test_what_kafka_has_deleted_is_proven_by_an_archive(
     ):
         gone = TopicPartition(topics.segments, own.par, end)
         for future in admin.delete_records([gone]).values():
-            future.result(30)
+            future.result(HANG_S)
         assert command(*receipt)[:1] == (2,)
         code, told, _ = command(*receipt, "--archive", str(root))
         assert (code, told["uploads"][0]["source"]) == (0, source)

@@ -17,7 +17,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from durabill.schemas import OrderTotal, Status, decode_total, partition_for
 from tests.broker.traffic_kit import move_group, now_ms, segment, traffic
-from tests.broker.worker_kit import Deployment, Worker, deployment, wait_until
+from tests.broker.worker_kit import Deployment, Worker, deployment
+from tests.waiting import HANG_S, wait_until
 
 TRIES = 5
 """A machine that is busy with other things may be too slow once, and not each time."""
@@ -83,7 +84,7 @@ def test_complete_in_the_middle_of_a_batch(running: Deployment) -> None:
 def test_transactions(running: Deployment) -> None:
     """What was aborted never counts; the markers that end the log don't stop its timers."""
     producer = Producer({**running.kafka, "transactional.id": running.name, "linger.ms": 5})
-    producer.init_transactions(30)
+    producer.init_transactions(HANG_S)
     partition = partition_for(b"aborted", running.partitions)
     start_ms = now_ms() - 50_000
     for number, order in enumerate(("committed", "aborted", "both", "both"), 1):
@@ -92,11 +93,11 @@ def test_transactions(running: Deployment) -> None:
             at_ms = start_ms + 100 * number + 10 * each
             key, value = segment(order, 10 * number + each, at_ms, at_ms + 10)
             producer.produce(running.segments, value, key, partition_for(key, running.partitions))
-        producer.flush(30)
+        producer.flush(HANG_S)
         if number % 2:
-            producer.commit_transaction(30)
+            producer.commit_transaction(HANG_S)
         else:
-            producer.abort_transaction(30)
+            producer.abort_transaction(HANG_S)
     ends = running.ends()
     read = [each.offset for each in running.log() if each.partition == partition]
     assert max(read, default=0) < ends[partition] - 1, "the last is a marker"
@@ -123,7 +124,7 @@ def test_poison_goes_to_the_dead_letters(running: Deployment) -> None:
     producer.produce(running.segments, None, b"tombstone", 3)
     producer.produce(running.segments, None, None, 0)
     producer.produce(running.segments, segment("nobody", 1, 1, 2)[1], None, 1)
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     running.wait_for_truth()
     sizes = {len(each.value() or b"") for each in running.found_letters()}
     assert size + 2 in sizes
@@ -185,7 +186,7 @@ def second_worker_joins_and_leaves(bootstrap_servers: str, folder: Path) -> None
                 deployed.wait_for_owners(first)
         finally:
             stop.set()
-        sent.result(30)
+        sent.result(HANG_S)
         deployed.wait_for_truth()
         # Nobody died, so nothing was repeated.
         assert len(found(deployed)) == len(set(found(deployed)))
@@ -265,7 +266,7 @@ def stopped(bootstrap_servers: str, folder: Path) -> Iterator[Deployment]:
 def refusal(deployed: Deployment) -> str:
     """Starts a worker that must refuse to go on; returns what it said."""
     worker = deployed.start()
-    assert worker.wait(60) == REFUSED
+    assert worker.wait(HANG_S) == REFUSED
     return worker.log()
 
 
@@ -296,7 +297,7 @@ def frozen_worker_is_fenced(bootstrap_servers: str, folder: Path) -> None:
         deployed.send(traffic(2, orders=10, segments=10))
         deployed.wait_for_truth()
         frozen.signal(signal.SIGCONT)
-        assert frozen.wait(60) == REFUSED
+        assert frozen.wait(HANG_S) == REFUSED
         assert "has been taken over by another worker" in frozen.log()
         deployed.workers.remove(frozen)
         deployed.send(traffic(3, orders=10, segments=10))
@@ -309,7 +310,7 @@ def deleted_checkpoint_is_refused(bootstrap_servers: str, folder: Path) -> None:
     """Offsets without the state that belongs to them."""
     with stopped(bootstrap_servers, folder) as deployed:
         admin = AdminClient(deployed.kafka)
-        admin.delete_topics([deployed.checkpoint])[deployed.checkpoint].result(20)
+        admin.delete_topics([deployed.checkpoint])[deployed.checkpoint].result(HANG_S)
         wait_until(lambda: deployed.checkpoint not in admin.list_topics().topics, "deleted")
         deployed.create_topics()
         assert "its checkpoint is empty" in refusal(deployed)
@@ -321,7 +322,7 @@ def lost_segments_are_refused(bootstrap_servers: str, folder: Path) -> None:
         deployed.send(traffic(2, orders=10, segments=10))
         place = TopicPartition(deployed.segments, 0, deployed.committed()[0] + 1)
         admin = AdminClient(deployed.kafka)
-        admin.delete_records([place])[place].result(20)
+        admin.delete_records([place])[place].result(HANG_S)
         assert "segments are lost" in refusal(deployed)
 
 
@@ -332,9 +333,9 @@ def undeliverable_totals_end_the_worker(bootstrap_servers: str, folder: Path) ->
         limit = ConfigEntry("max.message.bytes", "100", incremental_operation=AlterConfigOpType.SET)
         topic = ConfigResource("topic", deployed.totals, incremental_configs=[limit])
         admin = AdminClient(deployed.kafka)
-        admin.incremental_alter_configs([topic])[topic].result(20)
+        admin.incremental_alter_configs([topic])[topic].result(HANG_S)
         deployed.send([segment("big", 1, now_ms() - 10, now_ms(), True)])
-        assert worker.wait(60) not in (0, -signal.SIGTERM)
+        assert worker.wait(HANG_S) not in (0, -signal.SIGTERM)
         assert deployed.totals in worker.log()
         assert max(deployed.committed().values()) <= 0
 

@@ -21,7 +21,8 @@ from durabill.schemas import decode_total
 from durabill.stream_processors.worker import effect_order
 from durabill.stream_processors.worker.effect_order import Step
 from tests.broker.traffic_kit import traffic
-from tests.broker.worker_kit import Deployment, deployment, wait_until
+from tests.broker.worker_kit import Deployment, deployment
+from tests.waiting import HANG_S, wait_until
 
 STEPS = ("folded", "encoded", "published", "written", "committed", "confirmed")
 """Those of a checkpoint; `test_policy_change` has those of taking a partition over."""
@@ -46,7 +47,7 @@ def flowing(deployed: Deployment) -> Iterator[None]:
             yield
         finally:
             stop.set()
-        sent.result(60)
+        sent.result(HANG_S)
 
 
 def not_repeated(deployed: Deployment) -> tuple[int, int]:
@@ -79,8 +80,8 @@ def crash_at(bootstrap_servers: str, folder: Path, step: str) -> tuple[int, int]
         first, second = (f"{step}:{occurrence}" for occurrence in OCCURRENCES)
         worker = deployed.start(crash_at=first)
         with flowing(deployed):
-            assert worker.wait(60) == KILLED
-            assert deployed.start(crash_at=second).wait(60) == KILLED
+            assert worker.wait(HANG_S) == KILLED
+            assert deployed.start(crash_at=second).wait(HANG_S) == KILLED
             deployed.start_and_wait()
         check_totals(deployed)
         return not_repeated(deployed)

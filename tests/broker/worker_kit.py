@@ -45,10 +45,9 @@ from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.kafka.group_offsets import read_committed_offsets
 from tests.broker.opening_kit import source_of
 from tests.broker.traffic_kit import Pair
+from tests.waiting import HANG_S, wait_until
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-STOP_TIMEOUT_S = 60.0
-SETTLE_TIMEOUT_S = 90.0
 
 _ENTRY = """
 import os, sys
@@ -81,14 +80,6 @@ def _compile_kernel() -> None:
         ColumnTable(Place(0, 1), order.Policy(), WriterSchemas()).warm_up()
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
-    """Returns as soon as the condition holds; fails after `timeout_s`."""
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.05)
-
-
 def send(
     bootstrap_servers: str,
     topic: str,
@@ -114,7 +105,7 @@ def send(
             time.sleep(pause_s)
         if stop():
             break
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     assert not errors
 
 
@@ -132,12 +123,12 @@ def read_committed(bootstrap_servers: str, topic: str) -> list[Message]:
     )
     records: list[Message] = []
     try:
-        partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=HANG_S).topics[topic].partitions
         assert partitions, f"no topic {topic}"
         consumer.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in partitions])
         ended: set[int | None] = set()
         while len(ended) < len(partitions):
-            message = consumer.poll(20)
+            message = consumer.poll(HANG_S)
             assert message is not None, f"{topic} can't be read to its end"
             error = message.error()
             if error is None:
@@ -187,7 +178,7 @@ class Worker:
         """Sends a signal to this very process."""
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    def wait(self, timeout_s: float = HANG_S) -> int:
         """Waits for its end; returns the exit code, negative for a signal."""
         return self.process.wait(timeout_s)
 
@@ -208,7 +199,7 @@ class Worker:
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON of a page, the path sent as it is."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S / 2)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -319,9 +310,9 @@ class Deployment:
             worker.kill()
         names = self.topics.by_role.values()
         admin = AdminClient(self.kafka)
-        existing = set(admin.list_topics(timeout=20).topics)
+        existing = set(admin.list_topics(timeout=HANG_S).topics)
         for future in admin.delete_topics([each for each in names if each in existing]).values():
-            future.result(20)
+            future.result(HANG_S)
 
     # -- the log and what came of it ------------------------------------------------------------
 
@@ -364,7 +355,7 @@ class Deployment:
         consumer = Consumer({**self.kafka, "group.id": "unused"})
         try:
             return {
-                each: consumer.get_watermark_offsets(TopicPartition(self.segments, each), 20)[1]
+                each: consumer.get_watermark_offsets(TopicPartition(self.segments, each), HANG_S)[1]
                 for each in range(self.partitions)
             }
         finally:
@@ -393,7 +384,7 @@ class Deployment:
             *(f"not sent on: {each!r}" for each in sorted(truth.sent_on - truth.forwarded)),
         ]
 
-    def wait_for_truth(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
+    def wait_for_truth(self, timeout_s: float = HANG_S) -> None:
         """Waits until all is settled and every total and dead letter is as the oracle's."""
         until_s = time.monotonic() + timeout_s
         while differences := self.differences():

@@ -31,6 +31,7 @@ from durabill.stream_processors.kafka.options import quiet
 from durabill.stream_processors.settings import Settings
 from tests.chaos.brokers import Brokers, kill_all
 from tests.chaos.schedule import PROXIED, WORKERS_FIRST
+from tests.waiting import HANG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 JARS_DIR = ROOT / ".durabill" / "jars"
@@ -119,7 +120,7 @@ class Process:
 
     def _code(self) -> int | None:
         """Return the exit code, once the last of its threads is gone too."""
-        until_s = time.monotonic() + 10.0
+        until_s = time.monotonic() + HANG_S
         while (code := self._daemon.exit_code()) is None and time.monotonic() < until_s:
             time.sleep(0.01)
         return code
@@ -355,8 +356,5 @@ def clear_away(folder: Path, *, keep: bool) -> None:
 def _kill(pid: int | None, name: str) -> int:
     assert pid is not None, f"{name} runs"
     os.kill(pid, signal.SIGKILL)
-    until_s = time.monotonic() + 10
-    while birth_mark(pid) is not None:
-        assert time.monotonic() < until_s, f"{name} survives SIGKILL"
-        time.sleep(0.01)
+    wait_until(lambda: birth_mark(pid) is None, f"{name} has ended by SIGKILL")
     return pid

@@ -15,6 +15,7 @@ from durabill.stream_processors.settings import Settings
 from tests.chaos.audit import Auditor
 from tests.chaos.traffic import Sent
 from tests.conftest import Topics
+from tests.waiting import HANG_S
 
 Total = tuple[bytes, bytes, int]
 """Key, value and partition of a total."""
@@ -51,7 +52,7 @@ class Bench:
         """Put segments into the log."""
         for send in sends:
             self.producer.produce(self.topics.segments, send.value, send.key)
-        assert self.producer.flush(30) == 0
+        assert self.producer.flush(HANG_S) == 0
 
     def auditor(self) -> Auditor:
         """An auditor that has read the log."""
@@ -70,7 +71,7 @@ class Bench:
         """Put totals into their topic; return what the audit says of them."""
         for key, value, partition in totals:
             self.producer.produce(self.topics.totals, value, key, partition=partition)
-        assert self.producer.flush(30) == 0
+        assert self.producer.flush(HANG_S) == 0
         auditor = self.auditor()
         auditor.check_totals()
         return [each.partition(":")[0] for each in auditor.audit.violations]

@@ -10,6 +10,7 @@ import pytest
 
 from durabill.deploy.local.stack import HOST, find_free_ports
 from tests.chaos.proxy import Mode, Proxy
+from tests.waiting import HANG_S
 
 
 def echo(listener: socket.socket) -> None:
@@ -43,7 +44,7 @@ def proxy() -> Iterator[Proxy]:
 
 @contextmanager
 def connected(proxy: Proxy) -> Iterator[socket.socket]:
-    with socket.create_connection((HOST, proxy.listen_port), timeout=30) as made:
+    with socket.create_connection((HOST, proxy.listen_port), timeout=HANG_S) as made:
         yield made
 
 

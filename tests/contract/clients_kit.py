@@ -16,6 +16,7 @@ from durabill.deploy.local.jars import ensure_jars
 from durabill.deploy.local.java import find_java, java_version
 from durabill.deploy.local.stack import StackError
 from tests.conftest import JARS_DIR, PROJECT_DIR
+from tests.waiting import HANG_S
 
 SOURCES = PROJECT_DIR / "clients"
 CACHE = PROJECT_DIR / ".durabill" / "clients"
@@ -87,7 +88,8 @@ def built(sources: Path, tool_version: str, make: Callable[[Path], None]) -> Pat
 
 
 def _version(command: Sequence[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+    return ran.stdout
 
 
 def java_client() -> list[str]:

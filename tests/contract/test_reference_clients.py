@@ -16,7 +16,7 @@ import pytest
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas import Status, decode_total
 from tests.broker.gateway_kit import gateway
-from tests.broker.worker_kit import deployment, wait_until
+from tests.broker.worker_kit import deployment
 from tests.contract.clients_kit import (
     BUILDERS,
     TITLES,
@@ -29,6 +29,7 @@ from tests.contract.clients_kit import (
 from tests.unit.documents import section
 from tests.vectors import FOLDER
 from tests.vectors.records import segments_file
+from tests.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.slow  # compilers, the first time for a minute; the play takes seconds
 
@@ -79,7 +80,7 @@ def test_it_writes_the_vectors_bytes(name: str) -> None:
         [*build(name), "vectors", str(FOLDER / "segments.json")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

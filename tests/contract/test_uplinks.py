@@ -14,6 +14,7 @@ from durabill.schemas import Reason, SegmentEvent, decode_segment, partition_for
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 from tests.broker.gateway_kit import gateway, read_topic
 from tests.conftest import Topics
+from tests.waiting import HANG_S
 
 NOTHING_HERE = "127.0.0.1:1"  # a port that nobody listens on
 WINDOW_MS = 3_600_000
@@ -37,14 +38,14 @@ def make_uplink(
         url = stack.enter_context(gateway(config))
 
         def make(*, up: bool = True) -> Uplink:
-            http = HttpUplink(url if up else f"http://{NOTHING_HERE}", timeout_s=30)
+            http = HttpUplink(url if up else f"http://{NOTHING_HERE}", timeout_s=HANG_S)
             uplink: Uplink = http
             if request.param == "kafka":
                 uplink = KafkaUplink(
                     {"bootstrap.servers": bootstrap_servers if up else NOTHING_HERE},
                     topics.segments,
                     orders=http,
-                    delivery_timeout_s=30 if up else 1,
+                    delivery_timeout_s=HANG_S if up else 1,
                     correction_window_ms=WINDOW_MS,
                 )
             stack.callback(uplink.close)
@@ -171,19 +172,19 @@ def test_a_server_that_is_away_is_told_and_decides_nothing(make_uplink: MakeUpli
 
 def test_an_order_is_granted(uplink: Uplink) -> None:
     before_ms = time.time_ns() // 1_000_000
-    grant = uplink.start("SO 1/ü", timeout_s=30)
+    grant = uplink.start("SO 1/ü", timeout_s=HANG_S)
     assert (grant.service_order_number, grant.report_interval_ms) == ("SO 1/ü", REPORT_INTERVAL_MS)
     assert before_ms - 60_000 <= grant.server_timestamp_ms <= before_ms + 60_000
-    chosen = {uplink.start(timeout_s=30).service_order_number for _ in range(3)}
+    chosen = {uplink.start(timeout_s=HANG_S).service_order_number for _ in range(3)}
     assert len(chosen) == 3
-    assert before_ms - 60_000 <= uplink.server_time(timeout_s=30).sent_ms <= before_ms + 60_000
+    assert before_ms - 60_000 <= uplink.server_time(timeout_s=HANG_S).sent_ms <= before_ms + 60_000
 
 
 def test_what_was_stored_tells_the_servers_time(uplink: Uplink) -> None:
     """Here all have one clock: the time told lies between asking and answer."""
     before_ms = time.time_ns() // 1_000_000
     result = uplink.send([segment("SO1", 1), segment("SO2", 1), segment("SO3", 1)])
-    stamps = result.stamps or uplink.server_time(timeout_s=30)  # older gateways say it only so
+    stamps = result.stamps or uplink.server_time(timeout_s=HANG_S)  # older gateways say it only so
     after_ms = time.time_ns() // 1_000_000
     assert before_ms - 60_000 <= stamps.received_ms <= stamps.sent_ms <= after_ms + 60_000
     if isinstance(uplink, KafkaUplink):
@@ -192,7 +193,7 @@ def test_what_was_stored_tells_the_servers_time(uplink: Uplink) -> None:
 
 def test_an_illegal_number_is_refused(uplink: Uplink) -> None:
     with pytest.raises(UplinkRefused) as raised:
-        uplink.start("x" * 65, timeout_s=30)
+        uplink.start("x" * 65, timeout_s=HANG_S)
     assert raised.value.reason == Reason.BAD_ORDER_NUMBER
 
 

@@ -19,6 +19,7 @@ from durabill.producers.gateway.auth.key_book import KeyBook
 from durabill.producers.gateway.auth.key_changes import create, revoke
 from durabill.schemas.errors import DurabillError, SettingsError
 from durabill.stream_processors.settings import load_settings
+from tests.waiting import HANG_S
 
 NOW_MS = 1_900_000_000_000
 
@@ -189,7 +190,7 @@ def test_a_gateway_for_the_network_does_not_start_without_a_word(tmp_path: Path)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("DURABILL_")}
     environ |= {"DURABILL_BOOTSTRAP_SERVERS": "127.0.0.1:1", "DURABILL_DATA_DIR": str(tmp_path)}
     command = (sys.executable, "-m", "durabill", "gateway", "--gateway-host", "0.0.0.0")
-    ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 2, ran.stderr
     told = ("DURABILL_GATEWAY_AUTH", "durabill keys create", "jwt", "proxy")
     assert all(word in ran.stderr for word in told)

@@ -16,6 +16,7 @@ from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.uplink import NO_NOTES, Grant, SendNotes, SendResult
 from durabill.schemas import SegmentEvent
 from tests.broker.test_client import NOW_MS, Uplink, check_whole
+from tests.waiting import HANG_S
 
 
 class Slow(Uplink):
@@ -48,7 +49,7 @@ def test_service_from_start_to_end(tmp_path: Path) -> None:
             async with await client.start() as service:
                 while service.state.next_number < 4:
                     await asyncio.sleep(0.01)
-            assert await client.flush() == 0
+            assert await client.flush(HANG_S) == 0
             stats = await client.stats()
             assert (stats.pending, stats.refused) == (0, 0)
             await client.start("left")
@@ -98,7 +99,7 @@ def test_many_wait_for_their_end_at_once(tmp_path: Path) -> None:
                 *(client.start(grant=Grant(name, NOW_MS, 10_000)) for name in names)
             )
             uplink.is_up = False
-            ending = [asyncio.create_task(each.end(60)) for each in services]
+            ending = [asyncio.create_task(each.end(HANG_S)) for each in services]
             await asyncio.sleep(0.1)
             uplink.is_up = True
             assert all(receipt.acknowledged for receipt in await asyncio.gather(*ending))
@@ -122,7 +123,7 @@ def test_end_gives_up_in_time_and_start_that_is_cancelled_meters_nothing(tmp_pat
             receipt = await service.end(timeout_s=0.3)
             assert (receipt.pending > 0, receipt.acknowledged) == (True, False)
             uplink.is_up = True
-            assert await client.flush(60) == 0
+            assert await client.flush(HANG_S) == 0
             assert await client.unfinished() == []
 
     asyncio.run(run())
@@ -170,7 +171,7 @@ def test_open_that_is_cancelled_holds_no_spool(tmp_path: Path) -> None:
 
         client._make = slow
         opening = asyncio.create_task(client.open())
-        await asyncio.to_thread(began.wait, 30)
+        await asyncio.to_thread(began.wait, HANG_S)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
@@ -186,4 +187,4 @@ def test_service_that_was_let_go_cuts_nothing(tmp_path: Path) -> None:
         client.let_go(service)
         assert service.cut() is None
         assert [each.service_order_number for each in client.unfinished()] == ["SO1"]
-        assert client.resume("SO1").end().acknowledged
+        assert client.resume("SO1").end(HANG_S).acknowledged

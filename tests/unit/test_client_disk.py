@@ -16,9 +16,9 @@ from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.spool import Entry, Spool, SpoolBroken, SpoolDamaged, SpoolFull
 from durabill.producers.sdk.uplink import NO_NOTES, SendNotes, SendResult, UplinkUnavailable
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import QUICK, Uplink
 from tests.unit.test_spool import numbers, segment, state
+from tests.waiting import HANG_S, wait_until
 
 ERRORS = [SpoolBroken("no disk"), OSError("no disk"), sqlite3.OperationalError("no disk")]
 
@@ -58,7 +58,7 @@ def test_disk_that_fails_in_a_long_pause_is_told(
         is_broken.set()
         wait_until(lambda: error in told, "the disk's error is told")
         uplink.is_up = True
-        assert service.end().acknowledged  # though it fails still: a look is no condition
+        assert service.end(HANG_S).acknowledged  # though it fails still: a look is no condition
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

@@ -16,6 +16,7 @@ from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.server_clock import ServerStamps
 from durabill.producers.sdk.uplink import NO_NOTES, Grant, SendNotes, SendResult, UplinkUnavailable
 from durabill.schemas import SegmentEvent
+from tests.waiting import HANG_S
 
 ROUNDS = 7
 
@@ -98,8 +99,8 @@ def test_client_that_is_killed_again_and_again_loses_nothing(tmp_path: Path, see
     with Client(uplink, spool, on_error=lambda _: None) as client:
         for state in client.unfinished():
             assert state.service_order_number not in ended
-            client.resume(state.service_order_number).end(timeout_s=60)
-        assert client.flush(60) == 0
+            client.resume(state.service_order_number).end(timeout_s=HANG_S)
+        assert client.flush(HANG_S) == 0
     got = defaultdict[str, dict[int, tuple[int, int, int]]](dict)
     for line in log.read_text(encoding="utf-8").splitlines():
         number, *rest = line.split()

@@ -13,7 +13,7 @@ from durabill.producers.sdk.suspends import Clocks
 from durabill.producers.sdk.timekeeper import ClockStepped, MachineSlept
 from durabill.producers.sdk.uplink import NO_NOTES, ClientReport, Grant, SendNotes, SendResult
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
+from tests.waiting import HANG_S, wait_until
 
 NOW_MS = 1_770_000_000_000
 HOUR_MS = 3_600_000
@@ -82,7 +82,7 @@ def test_uploads_keep_a_bad_crystal_on_the_servers_time(tmp_path: Path) -> None:
         service = client.start()
         wait_until(lambda: service.state.reported_until_ms > NOW_MS + 1_000, "a second is reported")
         before_ms = server.now_ms()
-        receipt = service.end()
+        receipt = service.end(HANG_S)
         ended_ms = server.now_ms()
     assert receipt.acknowledged
     bound_ms = receipt.clock_bound_ms
@@ -117,7 +117,7 @@ def test_a_suspend_is_left_out_told_and_reported(tmp_path: Path) -> None:
         wait_until(lambda: service.state.reported_until_ms > NOW_MS + HOUR_MS, "it goes on")
         wait_until(lambda: client.stats().pending == 0, "it is sent")
         stats = client.stats()
-        receipt = service.end()
+        receipt = service.end(HANG_S)
     assert [MachineSlept] == [type(each) for each in told]
     assert (stats.suspends, receipt.suspends) == (1, 1)
     assert server.reports[-1].suspends == 1
@@ -140,7 +140,7 @@ def test_a_suspend_is_counted_where_it_is_to_be(tmp_path: Path) -> None:
         wait_until(lambda: service.state.next_number > 3, "it reports")
         machine.slept_ms += HOUR_MS
         wait_until(lambda: service.state.reported_until_ms > NOW_MS + HOUR_MS, "it goes on")
-        receipt = service.end()
+        receipt = service.end(HANG_S)
     assert (receipt.suspends, receipt.excluded_ms) == (1, 0)
     assert server.billed_ms() >= HOUR_MS
     assert all(one.end_ms == other.start_ms for one, other in pairwise(server.got))
@@ -153,7 +153,7 @@ def test_a_step_of_the_servers_time_is_told_and_within_the_bound(tmp_path: Path)
         wait_until(lambda: service.state.next_number > 3, "it reports")
         server.ahead_ms += HOUR_MS
         wait_until(lambda: service.state.reported_until_ms > NOW_MS + HOUR_MS, "it goes on")
-        receipt = service.end()
+        receipt = service.end(HANG_S)
     assert [ClockStepped] == [type(each) for each in told]
     assert receipt.clock_bound_ms >= HOUR_MS - 1_000
 
@@ -175,7 +175,7 @@ def test_bound_and_suspends_outlive_the_client(tmp_path: Path) -> None:
         service = client.resume("SO1", count_gap=True)
         assert service.state.clock_bound_ms >= last.clock_bound_ms + APART_US // 1_000
         assert service.state.reported_until_ms == last.reported_until_ms
-        receipt = service.end()
+        receipt = service.end(HANG_S)
     assert (receipt.suspends, receipt.excluded_ms) == (1, last.excluded_ms)
     assert server.billed_ms() >= HOUR_MS
 
@@ -190,7 +190,7 @@ def test_a_clock_that_jumps_forwards_by_hours_costs_nothing(tmp_path: Path) -> N
         jumped.append(2 * HOUR_MS * 1_000_000)
         seen = service.state.next_number
         wait_until(lambda: service.state.next_number > seen + 3, "it goes on")
-        receipt = service.end()
+        receipt = service.end(HANG_S)
         assert service.state.reported_until_ms <= server.now_ms() + 1_000
     assert [ClockStepped] == [type(each) for each in told]
     assert receipt.clock_bound_ms >= 2 * HOUR_MS - 1_000

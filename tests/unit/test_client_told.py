@@ -12,8 +12,8 @@ from durabill.producers.sdk.spool import Entry, SpoolDamaged
 from durabill.producers.sdk.teller import Teller
 from durabill.producers.sdk.timekeeper import ClockStepped
 from tests.broker.test_client import QUICK, Uplink
+from tests.waiting import HANG_S
 
-GUARD_S = 30.0
 Act = Callable[[Client, Service], object]
 
 
@@ -71,12 +71,12 @@ def test_on_error_may_use_the_client(
 
             told.service, told.client = service, client
             monkeypatch.setattr(client._spool, "append_all", damaged)
-            told.is_done.wait(GUARD_S)
+            told.is_done.wait(HANG_S)
         ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    assert told.is_done.wait(GUARD_S)
-    assert ended.wait(GUARD_S)
+    assert told.is_done.wait(HANG_S)
+    assert ended.wait(HANG_S)
     assert told.raised == []
 
 

@@ -7,11 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 from durabill.producers.conformance.features import FEATURES, NAMES
+from tests.waiting import HANG_S, wait_until
 
 COMMAND = [sys.executable, "-m", "durabill", "conformance"]
 
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "durabill", "conformance"]
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 
@@ -28,11 +28,7 @@ def test_it_serves_until_it_is_told_to_stop_and_judges_what_it_saw(tmp_path: Pat
     command = [*COMMAND, "serve", "--json", "--ready-file", str(ready), "--token-file", str(token)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            until_s = time.monotonic() + 60
-            while not ready.exists():
-                assert process.poll() is None
-                assert time.monotonic() < until_s
-                time.sleep(0.05)
+            wait_until(lambda: ready.exists() or process.poll() is not None, "it serves")
             variables = dict(line.split("=", 1) for line in ready.read_text().splitlines())
             assert variables.keys() == {
                 "BASE_URL",
@@ -43,11 +39,12 @@ def test_it_serves_until_it_is_told_to_stop_and_judges_what_it_saw(tmp_path: Pat
             }
             assert variables["TOKEN_FILE"] == str(token)
             assert token.read_text() == "conformance-token-1"
-            with urllib.request.urlopen(f"{variables['BASE_URL']}/v1/time", timeout=30) as answer:
+            url = f"{variables['BASE_URL']}/v1/time"
+            with urllib.request.urlopen(url, timeout=HANG_S) as answer:
                 said = json.load(answer)
             assert said["received_ms"] <= said["sent_ms"]
             process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=HANG_S)
         finally:
             process.kill()
     assert process.returncode == 1

@@ -9,6 +9,7 @@ import pytest
 
 from durabill.producers.gateway.damping import Damper, DampingFilter
 from durabill.producers.sdk.threads import EXIT_CODE, start_thread
+from tests.waiting import HANG_S
 
 log = logging.getLogger("tests.damping")
 
@@ -74,7 +75,9 @@ def test_by_default_it_ends_the_process_and_says_why() -> None:
         "start_thread(lambda: 1 / 0, 'divider')\n"
         "time.sleep(30)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S
+    )
     assert ran.returncode == EXIT_CODE
     assert "the thread divider died" in ran.stderr
     assert "ZeroDivisionError" in ran.stderr

@@ -8,6 +8,7 @@ from typing import Any
 from confluent_kafka import KafkaError
 
 from durabill.stream_processors.kafka.deliveries import Deliveries
+from tests.waiting import HANG_S
 
 MESSAGE: Any = SimpleNamespace(topic=lambda: "segments")
 
@@ -60,7 +61,7 @@ def test_a_report_from_another_thread_wakes_all_who_wait_for_it() -> None:
         await asyncio.sleep(0)
         thread = threading.Thread(target=report, args=(None, MESSAGE))
         thread.start()
-        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        await asyncio.wait_for(asyncio.gather(*waiting), HANG_S)
         thread.join()
 
     asyncio.run(wait())

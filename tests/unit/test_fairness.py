@@ -21,6 +21,7 @@ from durabill.stream_processors.worker.partition_writer import (
 )
 from durabill.stream_processors.worker.processor import Processor
 from tests.unit.test_steps import chunk_of
+from tests.waiting import HANG_S
 
 PARTITIONS = 2
 LONG, SHORT = 12_000, 10
@@ -173,6 +174,6 @@ def test_nobody_waits_for_room_behind_a_closed_writer() -> None:
         await asyncio.sleep(0.02)
         assert not waiting.done()
         writer.close()
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, HANG_S)
 
     asyncio.run(check())

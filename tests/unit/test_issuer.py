@@ -21,6 +21,7 @@ from durabill.producers.gateway.auth.issuer import (
 from durabill.producers.gateway.auth.issuer_keys import SET_BYTES_MAX, BadKeySet
 from tests.broker.gateway_kit import answer, serving
 from tests.unit.issuer_kit import Issuer
+from tests.waiting import HANG_S
 
 FIRST, SECOND = Issuer(kid="k1"), Issuer(kid="k2")
 
@@ -42,7 +43,7 @@ class Site:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 site.asked += 1
-                site.may_answer.wait(30)
+                site.may_answer.wait(HANG_S)
                 answer(self, site.status, site.body, "application/jwk-set+json", **site.headers)
 
             def log_message(self, format: str, *args: object) -> None:

@@ -36,6 +36,7 @@ from durabill.schemas import SegmentEvent
 from durabill.schemas.base64url import encode64
 from durabill.schemas.errors import BadRecord
 from durabill.schemas.limits import FUTURE_TOLERANCE_MS
+from tests.waiting import HANG_S
 
 NOW_MS = 1_800_000_000_000
 DAY_MS = 86_400_000
@@ -360,7 +361,7 @@ def test_a_pipe_in_its_place_holds_up_nobody(file: Path) -> None:
 
     reading = threading.Thread(target=read, daemon=True)
     reading.start()
-    reading.join(30)
+    reading.join(HANG_S)
     assert told == [f"{file} is no file of lease keys"]
 
 

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from durabill.stream_processors.ledger.servers import Server, is_refusal
+from tests.waiting import wait_until
 
 WHERE = "PostgreSQL at me@db:5432/ledger (DURABILL_LEDGER_DSN)"
 
@@ -68,9 +69,7 @@ def test_a_silence_is_told_while_it_lasts(
     time.sleep(0.7)
     assert caplog.messages == []
     with server.asked():
-        until = time.monotonic() + 60
-        while not caplog.messages and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: bool(caplog.messages), "it is told")
     assert [f"{WHERE}: no answer for 0.5 s; trying again"] == caplog.messages
 
 

@@ -16,9 +16,9 @@ from durabill.producers.sdk.uplink import (
     UplinkRefused,
 )
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, QUICK, Uplink
 from tests.unit.test_spool import state
+from tests.waiting import HANG_S, wait_until
 
 HOUR_MS = 3_600_000
 
@@ -73,6 +73,6 @@ def test_only_what_is_not_too_late_is_sent_without_a_lease(
         wait_until(lambda: any(isinstance(each, AtRisk) for each in told), "the rest is told")
         assert (client.flush(0.2), client.rejected()) == (3, [])
         uplink.has_keys = True
-        assert client.flush(60) == 0
+        assert client.flush(HANG_S) == 0
         assert client.rejected() == []
     assert sorted(each.business_data_number for each in uplink.got) == [1, 2, 3, 4, 5]

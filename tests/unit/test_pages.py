@@ -26,6 +26,7 @@ from durabill.stream_processors.worker.turns import Turns
 from durabill.stream_processors.worker.web_port import CONNECTIONS_MAX
 from tests.broker.gateway_kit import exchange
 from tests.state_kit import a_state
+from tests.waiting import HANG_S
 
 PARTITIONS = 4
 OURS = (0, 1)
@@ -87,16 +88,16 @@ def served(stand: Stand, **settings: Any) -> Iterator[int]:
     try:
         yield pages.port
     finally:
-        asyncio.run_coroutine_threadsafe(pages.stop(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(pages.stop(), loop).result(HANG_S)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(HANG_S)
         loop.close()
 
 
 def get(
     port: int, path: str, headers: dict[str, str] | None = None, method: str = "GET"
 ) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
     try:
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
@@ -344,11 +345,11 @@ def test_strangers_that_hold_connections_keep_out_nobody(port: int) -> None:
         ]
         assert get(port, "/health/live")[0] == 200
         for each in held[:20]:
-            each.settimeout(30)
+            each.settimeout(HANG_S)
             with contextlib.suppress(ConnectionError):
                 assert each.recv(1) == b""  # ended, the longest silent first
         held[-1].sendall(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        held[-1].settimeout(30)
+        held[-1].settimeout(HANG_S)
         assert held[-1].recv(12) == b"HTTP/1.1 200"
 
 
@@ -368,7 +369,7 @@ def test_who_asks_for_health_does_not_wait_for_large_orders(
     stand, number = Stand(), in_partition(0)
     stand.states = {number: a_state(number)}
     with served(stand) as port, ExitStack() as stack:
-        waiting = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+        waiting = stack.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S))
         waiting.sendall(f"GET /orders/{number} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
         assert get(port, "/health/live")[0] == 200
         assert stand.described == []

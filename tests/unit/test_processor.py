@@ -23,6 +23,7 @@ from durabill.stream_processors.worker.processor import Processor
 from durabill.stream_processors.worker.schema_lookups import Ask, no_registry
 from tests.property.batches import Entry, encode_batch
 from tests.unit.stand import StandSideOutput, World
+from tests.waiting import HANG_S
 
 AT_MS = 300_000_000
 REGISTRY = "http://127.0.0.1:9"
@@ -64,7 +65,7 @@ def orders(world: World) -> list[str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0)
 

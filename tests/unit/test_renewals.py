@@ -81,7 +81,7 @@ class Stand:
     async def learn_time(self) -> None:
         """The clock is known."""
 
-    def is_stored(self, _number: str, _tenant: str) -> None:
+    def note_stored(self, _number: str, _tenant: str) -> None:
         pass
 
     def renew(self) -> dict[str, Any]:

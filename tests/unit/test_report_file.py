@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from durabill.stream_processors.audit.report_file import check_report_path, write_report_file
+from tests.waiting import HANG_S
 
 
 def test_a_report_is_its_owners_and_replaces_the_one_before(tmp_path: Path) -> None:
@@ -59,6 +60,6 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append(path.read_text()))
     reader.start()
     write_report_file(path, "x")
-    reader.join(30)
+    reader.join(HANG_S)
     assert read == ["x"]
     assert path.is_fifo()

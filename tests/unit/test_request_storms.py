@@ -23,9 +23,9 @@ from durabill.producers.sdk.uplink import (
     UplinkRefused,
 )
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import NOW_MS, Uplink, ignore
 from tests.unit.test_spool import state
+from tests.waiting import HANG_S, wait_until
 
 ORDERS = [f"SO{each}" for each in range(50)]
 NO_TERMS = OrderTerms()
@@ -81,7 +81,7 @@ def test_server_that_fails_for_each_order_is_paused_for(
     with Client(uplink, tmp_path / "spool", backoff=quick, on_error=ignore) as client:
         wait_until(lambda: len(pauses) >= 20, "it has tried")
         uplink.is_up = True
-        assert client.flush(60) == 0
+        assert client.flush(HANG_S) == 0
     assert min(pauses) > 0
     assert uplink.requests <= len(pauses) + 1
 

@@ -16,6 +16,7 @@ from durabill.stream_processors.audit.seal.notes import PrivateKey
 from tests.broker.ledger_kit import a_total
 from tests.seal_kit import sealed
 from tests.unit.documents import blocks
+from tests.waiting import HANG_S
 
 ORIGIN = Origin("MkU3OEVBNTcwNTJENDM2Qg", "billing.totals", "5Fqx1TQbQ2WmE0g6o5iPVw", 0)
 START_MS = 1_767_225_600_000
@@ -71,7 +72,7 @@ def test_the_command_of_the_page_verifies_it(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert ran.stdout.startswith("VERIFIED\n"), ran.stderr
@@ -101,7 +102,7 @@ def test_the_example_in_python_of_the_page() -> None:
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
     assert ran.stdout == "root: proven\n", ran.stderr

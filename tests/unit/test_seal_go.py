@@ -14,6 +14,7 @@ import pytest
 from durabill.stream_processors.audit.seal.folder import log_folder
 from durabill.stream_processors.audit.seal.lookup import find_receipt
 from tests.seal_kit import ORIGIN, new_keys, sealed, values_of
+from tests.waiting import HANG_S
 
 SOURCES = Path(__file__).parents[1] / "seal_oracle"
 pytestmark = pytest.mark.slow  # Go compiles for up to a minute, the first time
@@ -43,7 +44,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(oracle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(oracle), *arguments], capture_output=True, text=True, timeout=60, check=False
+        [str(oracle), *arguments], capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 

@@ -27,6 +27,7 @@ from durabill.stream_processors.audit.seal.receipt import (
 )
 from tests.broker.ledger_kit import a_total, complete
 from tests.seal_kit import ORIGIN, new_keys, sealed, values_of
+from tests.waiting import HANG_S
 
 FIRST = a_total("SO-Ω \u202e1")
 SECOND = complete(FIRST)
@@ -188,7 +189,7 @@ def test_of_a_recreated_topic_the_newest_log_counts(tmp_path: Path) -> None:
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "durabill.deploy.commands.cli", *arguments]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 
@@ -234,7 +235,7 @@ def test_verifying_loads_neither_engine_nor_kafka_nor_postgresql(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert ran.stdout.splitlines()[-1] == "[]", ran.stderr

@@ -24,8 +24,8 @@ from durabill.producers.sdk.spool import (
 from durabill.producers.sdk.spool_receipts import KEPT_MS
 from durabill.producers.sdk.uplink import OrderTerms
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.conftest import fill_up
+from tests.waiting import wait_until
 
 WRITER = """
 import sys

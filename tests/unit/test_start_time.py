@@ -73,7 +73,7 @@ class Stand:
     async def in_use(self, _number: str) -> None:
         """Nobody knows it."""
 
-    def is_stored(self, _number: str, _tenant: str) -> None:
+    def note_stored(self, _number: str, _tenant: str) -> None:
         """Nobody asks."""
 
     async def start(self, key: str | None, number: str | None = None) -> OrderGrant:

@@ -20,6 +20,7 @@ from durabill.deploy.commands.status_report import (
 from durabill.deploy.terminal import plain
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.policies import PolicyRecord, Terms, from_here
+from tests.waiting import HANG_S
 
 A, B = "http://127.0.0.1:1001", "http://127.0.0.1:1002"
 READY = {"ready": True, "problems": []}
@@ -242,7 +243,7 @@ def dripping() -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     done.set()
-    thread.join(10)
+    thread.join(HANG_S)
     listener.close()
 
 
@@ -296,4 +297,4 @@ def test_what_is_no_worker_is_told(said: bytes) -> None:
         for found, why_not in (ask_page(url, "", "/status"), ask_workers([url], "", "SO1")):
             assert found is None
             assert why_not
-        thread.join(10)
+        thread.join(HANG_S)

@@ -81,8 +81,8 @@ def test_suspends_are_counted_and_measured() -> None:
     assert meter.look() == (3_715 * S, 3_600 * S)
     assert meter.look() == (3_715 * S, 0)
     machine.sleep(2 * S)
-    meter.look()
-    assert (meter.count, meter.suspended_us) == (2, 3_602 * S)
+    assert meter.look()[1] == 2 * S
+    assert meter.count == 2
 
 
 def test_a_thread_that_is_held_up_between_two_clocks_is_no_suspend() -> None:
@@ -100,7 +100,6 @@ def test_one_clock_alone_sees_none() -> None:
     meter = SuspendMeter(Clocks(machine.clocks().counting_ns))
     machine.sleep(S)
     assert meter.look() == (101 * S, 0)
-    assert not meter.sees_suspends
 
 
 def keeper_of(machine: Machine, policy: str = "exclude") -> tuple[Timekeeper, list[ClockNotice]]:

@@ -8,6 +8,7 @@ from durabill.schemas.order_state import listed_for, page_of
 from durabill.schemas.web import Page
 from durabill.stream_processors.worker.turns import BURST_S, LEAST_S, SHARE, Turns
 from tests.state_kit import a_state
+from tests.waiting import HANG_S
 
 
 class Clock:
@@ -65,7 +66,7 @@ def test_who_goes_while_it_waits_holds_up_nobody() -> None:
             gone = asyncio.create_task(turns.__aenter__())
             await asyncio.sleep(0)
             gone.cancel()
-        async with asyncio.timeout(30), turns:
+        async with asyncio.timeout(HANG_S), turns:
             pass
 
     asyncio.run(ask())

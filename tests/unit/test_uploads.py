@@ -82,7 +82,7 @@ class Stand:
             delivery_timeout_ms=10_000,
         )
 
-    def is_stored(self, number: str, _tenant: str) -> None:
+    def note_stored(self, number: str, _tenant: str) -> None:
         self.stored.append(number)
 
     def post(self, body: object, caller: Caller = NOBODY) -> UploadsAnswer:
@@ -395,6 +395,8 @@ def test_where_kafka_is_partly_away_the_rest_is_stored(stand: Stand) -> None:
         stand.post(body)
     assert (caught.value.status, caught.value.reason) == (503, "KAFKA_UNAVAILABLE")
     assert "retry-after" in caught.value.headers
+    with pytest.raises(ApiError, match="503 KAFKA_UNAVAILABLE"):  # nothing at all, in two uploads
+        stand.post({"uploads": [upload("SO1", [item(1)]), upload("SO1", [item(2)])]})
 
 
 @pytest.mark.parametrize("knows_broker", [True, False])

@@ -55,11 +55,6 @@ class PartitionArchiver:
         self._gaps: list[Gap] = []
         self._maker: FileMaker | None = None
 
-    @property
-    def rows_waiting(self) -> int:
-        """Return how many records the file in the making has so far."""
-        return 0 if self._maker is None else self._maker.rows
-
     def take(self, piece: Piece) -> None:
         """Take the next piece of the log; finish the files that end in it."""
         assert piece.next_offset >= self.next_offset, "pieces come in order"

@@ -112,11 +112,6 @@ class Manifest(msgspec.Struct, frozen=True):
     entries: tuple[Entry, ...]
     lines: tuple[bytes, ...]
 
-    @property
-    def last_digest(self) -> str:
-        """Return what the next entry has to carry as `previous`."""
-        return digest(self.lines[-1])
-
     def reach(self) -> dict[int, Reach]:
         """Return how far the files of each partition go, also of those without any."""
         found = {each: Reach(partition=each) for each in range(self.of.partitions)}

@@ -54,21 +54,22 @@ def coverage(settings: Settings) -> Coverage:
     """Return whether the archive of the settings covers what retention takes from the segments."""
     root = settings.archive_dir
     if not root:
-        return Coverage(False, ())
+        return Coverage(is_whole=False, words=())
     try:
         manifest = ArchiveFolder(Path(root)).manifest()
         live = live_log(settings)
         kafka = quiet(settings.librdkafka())
         bounds = read_bounds(kafka, LOOK_GROUP, live.topic, range(live.partitions))
     except (DurabillError, KafkaException) as error:
-        return Coverage(False, (f"how far the archive in {root} reaches can't be told: {error}",))
+        word = f"how far the archive in {root} reaches can't be told: {error}"
+        return Coverage(is_whole=False, words=(word,))
     for name, meaning in LOG_FIELDS.items():
         if getattr(manifest.of, name) != getattr(live, name):
             word = (
                 f"the archive in {root} (DURABILL_ARCHIVE_DIR) is of another log: its {meaning} is"
                 f" {getattr(manifest.of, name)}, here it is {getattr(live, name)}"
             )
-            return Coverage(False, (word,))
+            return Coverage(is_whole=False, words=(word,))
     return compared(root, live.topic, manifest.reach(), bounds)
 
 
@@ -92,11 +93,11 @@ def compared(
             f"neither Kafka nor the archive in {root} has {', '.join(holes[:3])}{more}: totals that"
             " rest on these offsets can no longer be proven"
         )
-        return Coverage(False, (word,))
+        return Coverage(is_whole=False, words=(word,))
     word = f"the archive in {root} has all that Kafka has deleted of {topic}"
     if behind:
         word += f", and is {behind:,} offsets behind its end"
-    return Coverage(True, (word,))
+    return Coverage(is_whole=True, words=(word,))
 
 
 def word_of_lost(settings: Settings, lost: SegmentsLost) -> str:

@@ -21,7 +21,6 @@ from durabill.stream_processors.audit.seal.errors import KeyFileError, NotVerifi
 PRIVATE = "PRIVATE+KEY+"
 _ED25519 = b"\x01"
 _KEY_BYTES = 32
-_SIGNATURE_BYTES = 64
 _SIGNATURES_MAX = 64
 _NAME = re.compile(r"[^\s+]{1,200}")
 _LINE = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})")

@@ -147,14 +147,14 @@ def _openings(settings: "Settings", partition: int, progress: Progress) -> "Iter
     """Yield the openings that a partition of the orders topic has."""
     from durabill.schemas import BadRecord, is_opening, read_opening
     from durabill.stream_processors.audit.unreported import OpenedOrder
-    from durabill.stream_processors.kafka.openings import source_offset_of
+    from durabill.stream_processors.kafka.openings import place_of
     from durabill.stream_processors.kafka.reading import read_topic
 
     kafka, topic, mine = quiet_kafka(settings), settings.orders_topic, frozenset({partition})
     for _, _, message in read_topic(kafka, topic, partitions=mine, progress=progress):
         key: Any = message.key()
         value: Any = message.value()
-        source_offset = source_offset_of(message)
+        source_offset, _ = place_of(message)
         if source_offset is None or not is_opening(value):
             continue  # not a worker's; the audit tells of it
         try:

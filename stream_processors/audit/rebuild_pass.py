@@ -21,6 +21,7 @@ from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.kafka.openings import FoundOpening, read_openings
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
+from durabill.stream_processors.kafka.results import may_be_total
 
 
 class Pass:
@@ -67,7 +68,8 @@ class Pass:
 
     def _read(self, totals: TotalsLog) -> None:
         for record in totals.read():
-            self.matcher.add_published(record)
+            if may_be_total(record.key, record.value):  # else nobody's result
+                self.matcher.add_published(record)
 
     def check(self) -> None:
         """Raise AuditError if something was published that the log doesn't give."""
@@ -143,9 +145,9 @@ class PublishedOpenings:
         topic, partition = job.settings.orders_topic, job.place.partition
         self._end = job.orders[1]
         kafka = quiet(job.settings.librdkafka())
-        found, _ = read_openings(kafka, LOOK_GROUP, topic, {partition: job.orders[0]})[partition]
+        tail = read_openings(kafka, LOOK_GROUP, topic, {partition: job.orders[0]})[partition]
         self._published: dict[int, list[FoundOpening]] = {}
-        for each in found:
+        for each in tail.found:
             if each[0] < self._end:
                 self._published.setdefault(each[1], []).append(each)
         self._justified: set[int] = set()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from durabill.stream_processors.kafka.errors import Right, patiently
-from durabill.stream_processors.kafka.openings import source_offset_of, topic_id_of
+from durabill.stream_processors.kafka.openings import place_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, assigned_consumer
 
 PATIENCE_S = 30.0
@@ -122,11 +122,9 @@ class OrdersLog(TotalsLog):
     """The same of the orders topic, whose records say where in the log they come from."""
 
     def _published(self, offset: int, message: Message) -> Published:
-        return (
-            super()
-            ._published(offset, message)
-            ._replace(source_offset=source_offset_of(message), log_id=topic_id_of(message))
-        )
+        source_offset, log_id = place_of(message)
+        found = super()._published(offset, message)
+        return found._replace(source_offset=source_offset, log_id=log_id)
 
 
 def _bytes(content: str | bytes | None) -> bytes | None:

@@ -102,6 +102,11 @@ class KafkaPartitionWriter:
         """Return what follows the last total, and the last opening, known to have been written."""
         return Ends(self._totals.position, self._orders.position)
 
+    @property
+    def strays(self) -> int:
+        """Return how many records of others in the outputs were met that are no results."""
+        return self._totals.strays + self._orders.strays
+
     def put_openings(self, openings: Sequence[Opening]) -> None:
         """Queue openings, in their order."""
         self._put_output(

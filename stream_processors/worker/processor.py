@@ -422,6 +422,7 @@ class Processor:
                     "next_offset": task.next_offset,
                     "lag": self.lag(partition),
                     "unpublished_s": round(self.writers[partition].waiting_s(), 3),
+                    "strays": task.strays + self.writers[partition].strays,
                     "checkpointed_offset": task.written_offset,
                     "orders": len(task.table),
                     "records": task.table.records_folded,

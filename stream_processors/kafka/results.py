@@ -5,6 +5,7 @@ not even the form, a segment that was sent to the wrong topic, say, is nobody's.
 """
 
 from collections.abc import Callable
+
 from confluent_kafka import Message
 
 from durabill.schemas import SEGMENT_HEADER, BadTotal, decode_total, is_opening

@@ -81,6 +81,8 @@ class PartitionTask:
     """
     openings: PublishedOpenings | None = None
     """The same for openings; None: none were."""
+    openings_passed_on: int = 0
+    """How many this process has put into the orders topic."""
     strays: int = 0
     """Records among those that are no worker's: they were passed over."""
     schemas: RecordedSchemas = field(default_factory=lambda: RecordedSchemas(OWN_SCHEMA_ONLY))

@@ -29,9 +29,9 @@ SOURCE_OFFSET = "source_offset"
 Of a record of the orders topic the offset alone: where the opening lies in the same partition."""
 
 SEGMENTS_TOPIC_ID = "segments_topic_id"
-"""Of a record of the orders topic: the segments topic's id, by which a recreated one is known.
+"""Of a record of the totals or the orders topic: the id of the segments topic that it rests on.
 
-It is not there where the broker has no topic ids."""
+By it a recreated one is known. It is not there where the broker has no topic ids."""
 
 DEAD_LETTER = (REASON, DETAIL, SOURCE_TOPIC, SOURCE_PARTITION, SOURCE_OFFSET)
 """The headers that every dead letter has, in this order, after the record's own."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 from durabill.schemas.errors import StateError
 from durabill.schemas.text import counted
 from durabill.stream_processors.audit.errors import AuditError
-from durabill.stream_processors.audit.matching import Grounds, Matcher, judge
+from durabill.stream_processors.audit.grounds import Grounds
+from durabill.stream_processors.audit.matching import Matcher, judge
 from durabill.stream_processors.audit.partition_job import print_of
 from durabill.stream_processors.audit.pool import Tell
 from durabill.stream_processors.audit.rebuild import RebuildJob, explained, whole_log
@@ -34,6 +35,7 @@ class Pass:
         self._job = job
         self._tell = tell
         self.openings = PublishedOpenings(job)
+        self._own_from: int | None = None
         self._letters_due: list[int] = []
         self._forwards: dict[int, dict[int, bytes]] = {}
         """Partition -> offset and print of each record that was sent on to it."""
@@ -43,7 +45,8 @@ class Pass:
         job, matcher = self._job, self.matcher
         partition = job.place.partition
         kafka, topic = quiet(job.settings.librdkafka()), job.settings.totals_topic
-        totals = TotalsLog(kafka, topic, partition, job.totals_first, job.totals_end)
+        bounds = job.totals_first, job.totals_end
+        totals = TotalsLog(kafka, topic, partition, *bounds, job.topic_id)
         with closing(totals):
             for part in explained(whole_log(replace(job, end_offset=end_offset)), job):
                 for step in self.replay.fold(part.chunk):
@@ -64,6 +67,7 @@ class Pass:
                 self._tell(partition, self.next_offset)
             while totals.has_more:
                 self._read(totals)
+        self._own_from = totals.own_from
         return self
 
     def _read(self, totals: TotalsLog) -> None:
@@ -84,6 +88,8 @@ class Pass:
             totals_end=job.totals_end,
             may_all_be_newer=False,
             was_given=lambda _: False,  # what is missing is for a worker to publish
+            log_id=job.topic_id,
+            own_from=self._own_from,
         )
         found = judge(self.matcher.computed, self.matcher.published, {}, grounds).findings
         if found:

@@ -60,6 +60,7 @@ _DEAD_LETTER_HEADERS = {
     headers.CUT_HEADERS: _text("how many headers were left out", pattern=_WHOLE),
     headers.CUT_BATCH: _text("of a batch that can't be read: its size and SHA-256"),
 }
+_SEGMENTS_TOPIC_ID = _text("the id of the segments topic, where it has one")
 MESSAGES: tuple[Message, ...] = (
     Message(
         "SegmentEvent",
@@ -80,7 +81,13 @@ MESSAGES: tuple[Message, ...] = (
         "none",
         CLOCK_MARK_SCHEMA,
     ),
-    Message("OrderTotal", "A revision of what an order comes to", _ORDER_KEY, TOTAL_SCHEMA),
+    Message(
+        "OrderTotal",
+        "A revision of what an order comes to",
+        _ORDER_KEY,
+        TOTAL_SCHEMA,
+        headers={headers.SEGMENTS_TOPIC_ID: _SEGMENTS_TOPIC_ID},
+    ),
     Message(
         "OpenedOrder",
         "The opening of an order as it was accepted",
@@ -88,7 +95,7 @@ MESSAGES: tuple[Message, ...] = (
         OPENING_SCHEMA,
         headers={
             headers.SOURCE_OFFSET: _text("the opening's offset", pattern=_WHOLE),
-            headers.SEGMENTS_TOPIC_ID: _text("the id of the segments topic, where it has one"),
+            headers.SEGMENTS_TOPIC_ID: _SEGMENTS_TOPIC_ID,
         },
     ),
     Message(

@@ -114,6 +114,19 @@ NEW_TOPICS = (
 )
 """What to do where the topic has other partitions, so that orders have moved."""
 
+NEW_RESULTS = {
+    "totals": (
+        "stop the workers, make the totals again with `durabill rebuild totals --into TOPIC`, say"
+        " DURABILL_TOTALS_TOPIC=TOPIC everywhere, run `durabill rebuild checkpoint`, and start them"
+    ),
+    "orders": (
+        "stop the workers, say DURABILL_ORDERS_TOPIC=TOPIC everywhere, with a new name, run"
+        " `durabill topics create` and `durabill rebuild checkpoint`, and start them: they pass"
+        " all openings on again"
+    ),
+}
+"""What to do where a results topic holds what the log doesn't give."""
+
 OWN_APPLICATION_ID = "Give each deployment a DURABILL_APPLICATION_ID of its own"
 """What to do where two of them share one."""
 

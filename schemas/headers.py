@@ -4,6 +4,11 @@ A record that is sent on, or sent back, has one header of ours after its own; a 
 five, and says before them what was cut.
 """
 
+from operator import methodcaller
+from typing import Any, Protocol
+
+from durabill.schemas.wire import Headers
+
 FORWARDED_FROM = "forwarded_from"
 """Of a record that a worker sent on: `partition/offset` of where it lay, in digits."""
 
@@ -24,9 +29,9 @@ SOURCE_OFFSET = "source_offset"
 Of a record of the orders topic the offset alone: where the opening lies in the same partition."""
 
 SEGMENTS_TOPIC_ID = "segments_topic_id"
-"""Of a record of the orders topic: the segments topic's id, by which a recreated one is known.
+"""Of a record of the totals or the orders topic: the id of the segments topic that it rests on.
 
-It is not there where the broker has no topic ids."""
+By it a recreated one is known. It is not there where the broker has no topic ids."""
 
 DEAD_LETTER = (REASON, DETAIL, SOURCE_TOPIC, SOURCE_PARTITION, SOURCE_OFFSET)
 """The headers that every dead letter has, in this order, after the record's own."""
@@ -48,3 +53,31 @@ WHAT_IF_RUN = "what_if_run"
 
 WHAT_IF_DURATION = "what_if_duration_ms"
 """Of the same: what the policy file's duration rules bill of it, in digits."""
+
+
+_headers = methodcaller("headers")
+"""A plain call is one that the interpreter makes without a look at whether it has failed."""
+
+
+class Consumed(Protocol):
+    """A message as confluent-kafka's consumer gives it."""
+
+    def headers(self) -> Any:
+        """Return its headers, None where it has none."""
+
+    def set_headers(self, headers: Any, /) -> None:
+        """Have it say that these are its headers."""
+
+
+def headers_in(message: Consumed) -> Headers:
+    """Return the headers of a consumed message; none at all where one has a name that is no UTF-8.
+
+    Kafka takes any bytes for a name. confluent-kafka fails on such a one, as if it were a bug of
+    its own, and hands out a list with a hole if it is asked again, which ends the process.
+    """
+    try:
+        found = _headers(message) or ()
+    except (SystemError, UnicodeDecodeError):
+        message.set_headers([])
+        return ()
+    return tuple((name, each.encode() if isinstance(each, str) else each) for name, each in found)

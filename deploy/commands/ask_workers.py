@@ -23,7 +23,7 @@ ANSWER_BYTES_MAX = 16 * 1024 * 1024
 _FAULTS = (OSError, ValueError, RecursionError, http.client.HTTPException)
 """What a server that is away, stuck or no worker brings about; HTTPError is one of them."""
 
-_NOT_KNOWN = "the worker does not know it: never seen, or settled long ago"
+NOT_KNOWN = "the worker does not know it: never seen, or settled long ago"
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -83,7 +83,7 @@ def ask_workers(urls: Sequence[str], token: str, number: str) -> "tuple[OrderSta
     if states:
         return max(states, key=lambda state: state.source_offset), ""
     reasons = [why for _, why in answers]
-    return None, _NOT_KNOWN if _NOT_KNOWN in reasons else "; ".join(reasons)
+    return None, NOT_KNOWN if NOT_KNOWN in reasons else "; ".join(reasons)
 
 
 def _ask(url: str, token: str, number: str) -> "tuple[OrderState | None, str]":
@@ -158,4 +158,4 @@ def _refusal(url: str, error: urllib.error.HTTPError, until_s: float) -> str:
         return f"{url}: status {error.code}"
     if error.code == 401:
         return f"{url}: it asks for its token (DURABILL_WORKER_TOKEN)"
-    return _NOT_KNOWN if reason == "UNKNOWN_ORDER" else f"{url}: {detail}"
+    return NOT_KNOWN if reason == "UNKNOWN_ORDER" else f"{url}: {detail}"

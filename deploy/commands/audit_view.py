@@ -61,8 +61,9 @@ def account_lines(result: AuditResult) -> Iterator[str]:
     told = [_counted(number, what) for number, what in apart if number]
     if not_passed_on := _sum(parts, "openings_not_yet_published"):
         told.append(f"{counted(not_passed_on, 'opening')} which workers have yet to pass on")
-    if of_others := _sum(parts, "openings_of_other_logs"):
-        told.append(f"{counted(of_others, 'opening')} of a segments topic before this one")
+    for what in ("total", "opening"):
+        if of_others := _sum(parts, f"{what}s_of_other_logs"):
+            told.append(f"{counted(of_others, what)} of a segments topic before this one")
     if told:
         yield f"told apart: {', '.join(told)}"
     for note in result.notes[:NOTES_SHOWN]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from durabill.deploy.commands.ask_workers import NOT_KNOWN, ask_workers, known_workers
 from durabill.deploy.commands.common import (
     AS_JSON,
     CONNECTION,
@@ -33,7 +34,11 @@ class Source(StrEnum):
     LEDGER = "ledger"
 
 
-@with_settings(*CONNECTION, *TOPICS, "ledger_dsn")
+ASKED_MAX = 1_000
+"""For so many orders workers are asked until when they are accepted."""
+
+
+@with_settings(*CONNECTION, *TOPICS, "ledger_dsn", "worker_urls")
 def leakage(
     settings: "Settings",
     source: Annotated[Source, typer.Option(help="Where the totals are read.")] = Source.TOPIC,
@@ -50,9 +55,9 @@ def leakage(
     whose first number isn't 1; how much was reported more than once; dead letters by reason, with
     the time that they report; orders of which there are dead letters alone; orders that
     were opened and have no total, by tenant: those whose segments are no longer accepted were never
-    reported. The orders to look at first are those where the most time may be lost. Nothing here is
-    an error: what is missing may still come. Reads the topics of totals and orders, as committed,
-    or the ledger, and the dead letters.
+    reported; workers are asked whether their leases were renewed. The orders to look at first are
+    those where the most time may be lost. Nothing here is an error: what is missing may still come.
+    Reads the topics of totals and orders, as committed, or the ledger, and the dead letters.
 
         durabill leakage --top 50 --csv look-at.csv
         durabill leakage --source ledger --json | jq '.all.may_be_missing_ms'
@@ -69,7 +74,9 @@ def leakage(
         settings = located(settings, "bootstrap_servers", role="leakage")
     else:
         settings = located(settings, "bootstrap_servers", "ledger_dsn", role="letters")
-    found = Leakage(top, Unreported(top, time.time_ns() // 10**6))
+    renewals = Renewals(settings)
+    unreported = Unreported(top, time.time_ns() // 10**6, accepted_until_ms=renewals.until_ms)
+    found = Leakage(top, unreported)
     with progress_bars(quiet=as_json) as progress:
         _add_letters(settings, found)
         if source is Source.TOPIC:
@@ -85,13 +92,46 @@ def leakage(
         write_report_file(csv, as_csv(found))
         say(f"wrote the orders to look at first to {shown(str(csv))}")
     if as_json:
-        emit({"source": where, "unreadable_totals": unreadable, **report_as_json(found)})
+        told = {"unreadable_totals": unreadable, "renewals_not_known": renewals.unknown}
+        emit({"source": where, **told, **report_as_json(found)})
         return
     print(f"Every order's latest total in {where}")
     print("\n".join(lines_of(found)))
+    if renewals.unknown:
+        words = counted(renewals.unknown, "order")
+        say(f"note: no worker could say of {words} whether its lease was renewed")
     if unreadable:
         words = counted(unreadable, "record")
         say(f"note: {words} of the topic can't be read as totals, and count as none")
+
+
+class Renewals:
+    """Asks workers until when segments of an order are accepted, by its lease as it is now."""
+
+    def __init__(self, settings: "Settings") -> None:
+        self.unknown = 0
+        """Of how many orders nobody could say."""
+        self._urls, self._token = known_workers(settings), settings.worker_token
+        self._left = ASKED_MAX if self._urls else 0
+
+    def until_ms(self, opened: "OpenedOrder") -> int:
+        """Return it of one order; as of its opening where nobody can say."""
+        if not self._left:
+            self.unknown += 1
+            return opened.accept_until_ms
+        self._left -= 1
+        state, why_not = ask_workers(self._urls, self._token, opened.number)
+        if state is None:
+            if why_not != NOT_KNOWN:
+                self.unknown, self._left = self.unknown + 1, 0  # the next wouldn't be told either
+            return opened.accept_until_ms
+        now = state.opened
+        if now is None or (now.tenant, now.server_timestamp_ms) != (
+            opened.tenant,
+            opened.server_timestamp_ms,
+        ):
+            return opened.accept_until_ms  # another life
+        return max(opened.accept_until_ms, now.accept_until_ms)
 
 
 def _add_letters(settings: "Settings", found: "Leakage") -> None:
@@ -147,14 +187,14 @@ def _openings(settings: "Settings", partition: int, progress: Progress) -> "Iter
     """Yield the openings that a partition of the orders topic has."""
     from durabill.schemas import BadRecord, is_opening, read_opening
     from durabill.stream_processors.audit.unreported import OpenedOrder
-    from durabill.stream_processors.kafka.openings import source_offset_of
+    from durabill.stream_processors.kafka.openings import place_of
     from durabill.stream_processors.kafka.reading import read_topic
 
     kafka, topic, mine = quiet_kafka(settings), settings.orders_topic, frozenset({partition})
     for _, _, message in read_topic(kafka, topic, partitions=mine, progress=progress):
         key: Any = message.key()
         value: Any = message.value()
-        source_offset = source_offset_of(message)
+        source_offset, _ = place_of(message)
         if source_offset is None or not is_opening(value):
             continue  # not a worker's; the audit tells of it
         try:

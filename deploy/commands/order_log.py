@@ -19,17 +19,14 @@ from durabill.schemas import (
     is_opening,
     partition_for,
 )
+from durabill.schemas.headers import headers_in
 from durabill.schemas.wire import Headers, RawSegment
 from durabill.stream_processors.audit.story import Basis, Story
 from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import LogRecord, Place
 from durabill.stream_processors.core.explain import Extends, IsOpening, PolicyAt, Read, explain
-from durabill.stream_processors.dead_letters.letters import (
-    DeadLetter,
-    headers_of,
-    list_dead_letters,
-)
+from durabill.stream_processors.dead_letters.letters import DeadLetter, list_dead_letters
 from durabill.stream_processors.engine.batch import Record
 from durabill.stream_processors.engine.policies import History, in_force
 from durabill.stream_processors.engine.verdicts import RecordedSchemas
@@ -61,7 +58,7 @@ class LogMessage:
     @property
     def headers(self) -> Headers:
         """Return its headers."""
-        return tuple(headers_of(self._message))
+        return headers_in(self._message)
 
     @property
     def size(self) -> int:

@@ -32,6 +32,10 @@ LEDGER_TIMEOUT_S = 10
 STATE_CHARS_MAX = 40
 """So much of a reason fits the table; below it stands in whole."""
 
+RIGHT = (
+    *("", "lag", "next offset", "orders", "to be reported", "passed on"),
+    *("unpublished", "marks", "age"),
+)
 LINE_CHARS_MAX = 250
 """A partition is one line, which a narrow terminal breaks where it likes."""
 
@@ -40,10 +44,11 @@ LINE_CHARS_MAX = 250
 def status(settings: "Settings", as_json: AS_JSON = False) -> None:
     """Show how the workers are, and each partition: its owner, lag, deadlines, policy, trouble.
 
-    Asks all workers at once: those of --worker-urls, else those that run from the data folder. A
-    policy is told as grace/idle/window/interim @ the offset that it holds from. A partition that
-    waits for a client's open transaction goes on by itself; one that is held, or stopped by a bug,
-    is a problem. The ledger is asked where there is one.
+    Asks all workers at once: those of --worker-urls, else those that run from the data folder. Of
+    opened orders it tells how many are to be reported yet, and how many the worker that runs has
+    passed on to the orders topic. A policy is told as grace/idle/window/interim @ the offset that
+    it holds from. A partition that waits for a client's open transaction goes on by itself; one
+    that is held, or stopped by a bug, is a problem. The ledger is asked where there is one.
 
     Exit code 0 if all is well; 1 if a worker isn't ready or can't be asked, a partition is held,
     stopped or without an owner, workers have different policies, or Kafka or the ledger can't be
@@ -142,7 +147,7 @@ def _table(title: str, *columns: str) -> Any:
 
     table = Table(title=title, title_justify="left", box=None)
     for name in columns:
-        right = name in ("", "lag", "next offset", "orders", "unpublished", "marks", "age")
+        right = name in RIGHT
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     return table
 
@@ -172,10 +177,13 @@ def _partition_table(report: "Report") -> Any:
     count = report.partition_count
     known = "? partitions" if count is None else counted(count, "partition")
     title = f"{known}; deadlines in UTC; policy: grace/idle/window/interim"
-    columns = ("owner", "next offset", "lag", "orders", "oldest deadline", "unpublished", "marks")
+    columns = (
+        *("owner", "next offset", "lag", "orders", "to be reported", "passed on"),
+        *("oldest deadline", "unpublished", "marks"),
+    )
     table = _table(title, "", *columns, "policy @ offset", "state")
     rows = [(each.partition, _cells(each)) for each in report.partitions]
-    rows += [(each, ("nobody", *[""] * 7, "no owner")) for each in report.unowned]
+    rows += [(each, ("nobody", *[""] * 9, "no owner")) for each in report.unowned]
     for partition, cells in sorted(rows):
         table.add_row(*(Text(cell) for cell in (str(partition), *cells)))
     return table
@@ -198,6 +206,8 @@ def _cells(owned: "Owned") -> tuple[str, ...]:
         str(task.next_offset),
         f"{task.lag:,}",
         f"{task.orders:,}",
+        f"{task.openings_waiting:,}",
+        f"{task.openings_passed_on:,}",
         deadline.partition(".")[0],
         f"{task.unpublished_s:.1f} s",
         str(task.clock_marks),
@@ -208,6 +218,8 @@ def _cells(owned: "Owned") -> tuple[str, ...]:
 
 def _show_ledger(recorded: "Recorded", where: str) -> None:
     print(f"\nThe ledger at {where}: {counted(recorded.totals, 'total')}, ", end="")
+    if recorded.orders is not None:
+        print(f"{counted(recorded.orders, 'opened order')}, ", end="")
     print(f"{recorded.disputed:,} disputed, {recorded.unreadable:,} unreadable", end="")
     if recorded.last_settled_at_ms is None or recorded.last_recorded_at_ms is None:
         print()
@@ -218,6 +230,8 @@ def _show_ledger(recorded: "Recorded", where: str) -> None:
 
 def _show_problems(report: "Report") -> None:
     print()
+    for each in report.notes:
+        print(f"note: {plain(each)}")
     for each in report.problems:
         print(f"- {plain(each)}")
     print(counted(len(report.problems), "problem") if report.problems else "All is well.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from durabill.schemas.text import counted
 from durabill.stream_processors.engine.policies import PolicyRecord, Terms, describe_history
 
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms"))
@@ -29,6 +30,14 @@ class TaskStatus(msgspec.Struct, frozen=True):
     policy: tuple[PolicyRecord, ...] = ()
     """The record in force at `next_offset`, and those that follow it."""
     oldest_deadline_ms: int | None = None
+    openings_passed_on: int = 0
+    """To the orders topic, in this process's life, as the next two."""
+    openings_repeated: int = 0
+    openings_extended: int = 0
+    openings_waiting: int = 0
+    """Orders that were opened and have no segment yet."""
+    strays: int = 0
+    """Records of the totals or the orders topic that are no worker's."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -83,7 +92,10 @@ class Owned:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole deployment. `problems` is empty if all is well; each is one line."""
+    """The whole deployment. `problems` is empty if all is well; each is one line, as a note is.
+
+    Notes are of what somebody should look at, and what stands in nobody's way.
+    """
 
     application_id: str
     answers: list[Answer]
@@ -91,6 +103,7 @@ class Report:
     partitions: list[Owned] = field(default_factory=list)
     unowned: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -98,6 +111,7 @@ class Report:
             "application_id": self.application_id,
             "ok": not self.problems,
             "problems": self.problems,
+            "notes": self.notes,
             "partition_count": self.partition_count,
             "unowned": self.unowned,
             "workers": [_worker_as_json(each) for each in self.answers],
@@ -155,7 +169,8 @@ def make_report(
         *_of_owners(owners, unowned, answers),
         *_of_policies(ours),
     ]
-    return Report(application_id, list(answers), partition_count, owned, unowned, found)
+    notes = [_strays(each) for each in owned if each.task.strays]
+    return Report(application_id, list(answers), partition_count, owned, unowned, found, notes)
 
 
 def _is_of(answer: Answer, application_id: str) -> bool:
@@ -193,6 +208,14 @@ def _held(owned: Owned) -> str:
     task = owned.task
     what = "is stopped" if task.is_broken else "is held"
     return f"partition {owned.partition} {what} at offset {task.next_offset}: {task.held}"
+
+
+def _strays(owned: Owned) -> str:
+    return (
+        f"partition {owned.partition}: of what its worker has met in the totals and orders topics,"
+        f" {counted(owned.task.strays, 'record')} no worker has written, and it was passed over."
+        " Find out who else may write there; `durabill audit` tells of each"
+    )
 
 
 def _of_owners(

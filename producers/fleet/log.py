@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from durabill.producers.fleet.publish import FleetError, Progress
 from durabill.producers.fleet.truth import LogRecord, forwarded_from
+from durabill.schemas.headers import headers_in
 
 
 class FleetLog:
@@ -105,6 +106,6 @@ def _log_record(message: Message) -> LogRecord:
     partition, offset = message.partition(), message.offset()
     assert partition is not None
     assert offset is not None
-    headers: Any = message.headers()  # its type says str or bytes, a consumer gives bytes
-    key, value, append_ms = message.key(), message.value(), message.timestamp()[1]
-    return LogRecord(partition, offset, append_ms, key, value, tuple(headers or ()))
+    key: Any = message.key()  # its type says str or bytes, a consumer gives bytes
+    value: Any = message.value()
+    return LogRecord(partition, offset, message.timestamp()[1], key, value, headers_in(message))

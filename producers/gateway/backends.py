@@ -190,6 +190,12 @@ _OWN_TOTAL_QUERY = sql.SQL(
 ).format(_FIELDS)
 
 
+_ATTRIBUTES_QUERY = sql.SQL(
+    "SELECT attributes FROM orders WHERE service_order_number = %(number)s AND tenant = %(tenant)s"
+    " AND client = %(client)s AND attributes <> '{}' ORDER BY source_offset DESC LIMIT 1"
+)
+
+
 class TotalsReader:
     """Reads totals over one connection, opened when needed and again after trouble.
 
@@ -214,19 +220,37 @@ class TotalsReader:
         """
         if "\0" in number:  # no order number, and PostgreSQL's text can't hold it
             return None
+        if tenant is None:
+            return await self._ask(_TOTAL_QUERY, {"number": number})
+        named = {"number": number, "tenant": tenant, "unopened": tenant_of(number, None)}
+        return await self._ask(_OWN_TOTAL_QUERY, named)
+
+    async def attributes(
+        self, number: str, tenant: str, client: str
+    ) -> tuple[tuple[str, str], ...]:
+        """Return those of the last opening of an order that has any, by the same client.
+
+        None are there also where there is no ledger. Raises BackendUnavailable.
+        """
+        named = {"number": number, "tenant": tenant, "client": client}
+        row = await self._ask(_ATTRIBUTES_QUERY, named)
+        return () if row is None else tuple(sorted(row["attributes"].items()))
+
+    async def _ask(
+        self, query: sql.Composed | sql.SQL, named: Mapping[str, str]
+    ) -> Mapping[str, Any] | None:
+        """Return the one row of a query; None: there is none, or no ledger."""
         try:
             async with asyncio.timeout(self._timeout_s), self._mutex:
-                return await self._ask(number, tenant)
+                return await self._row(query, named)
         except (psycopg.Error, TimeoutError) as error:
             cause = str(error).strip() or type(error).__name__
             self._damper.warning(type(error).__name__, "the ledger can't be asked: %s", cause)
             raise BackendUnavailable("the ledger can't be asked now") from error
 
-    async def _ask(self, number: str, tenant: str | None) -> Mapping[str, Any] | None:
-        query: tuple[sql.Composed, dict[str, str]] = _TOTAL_QUERY, {"number": number}
-        if tenant is not None:
-            named = {"tenant": tenant, "unopened": tenant_of(number, None)}
-            query = _OWN_TOTAL_QUERY, {"number": number, **named}
+    async def _row(
+        self, query: sql.Composed | sql.SQL, named: Mapping[str, str]
+    ) -> Mapping[str, Any] | None:
         try:
             if self._connection is None or self._connection.closed:
                 dsn = await self._find()
@@ -235,7 +259,7 @@ class TotalsReader:
                 self._connection = await psycopg.AsyncConnection.connect(
                     dsn, autocommit=True, row_factory=dict_row
                 )
-            cursor = await self._connection.execute(*query)
+            cursor = await self._connection.execute(query, named)
             return await cursor.fetchone()
         except BaseException:  # also a cancelled query: the connection's state is unknown then
             await self.close()

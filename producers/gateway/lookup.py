@@ -109,6 +109,15 @@ class Lookup:
         except BackendUnavailable:
             return None
 
+    async def attributes(
+        self, number: str, tenant: str, client: str
+    ) -> tuple[tuple[str, str], ...]:
+        """Return those that a client last opened its order with; none where no ledger can say."""
+        try:
+            return await self._ledger.attributes(number, tenant, client)
+        except BackendUnavailable:
+            return ()
+
     def _doubted(self, number: str, tenant: str | None, live: Live) -> Live:
         """Say so where the worker's word may be older than what this gateway has stored."""
         if live.unknown is not None:

@@ -241,7 +241,11 @@ class OrderDesk:
             begin_ms = max(begin_ms, oldest_ms)
         who = lease.number, lease.tenant, lease.client
         times_ms = min(begin_ms, now_ms), lease.interval_ms, until_ms
-        opened = OrderOpened(*who, lease.service, (), *times_ms)
+        attributes: tuple[tuple[str, str], ...] = ()
+        if lease.oldest_ms:  # it may have been forgotten, and its lease doesn't say them
+            async with self._authority.quotas.lookup(caller):
+                attributes = await self._lookup.attributes(*who)
+        opened = OrderOpened(*who, lease.service, attributes, *times_ms)
         await self._append(caller, opened, now_ms, is_known=True)
 
     async def _append(

@@ -70,6 +70,8 @@ class PartitionAccount:
     """Totals that the log gives and that workers have yet to publish, by their checkpoint."""
     unprovable_totals: int = 0
     """Published totals whose orders may have begun in the part of the log that is gone."""
+    totals_of_other_logs: int = 0
+    """Published totals from before the segments topic was made anew: not compared."""
     open_orders: int = 0
     openings: int = 0
     """Records of the orders topic that were compared."""
@@ -208,6 +210,7 @@ class AuditResult:
             "newer_totals": self._sum("newer_totals"),
             "not_yet_published": self._sum("not_yet_published"),
             "unprovable_totals": self._sum("unprovable_totals"),
+            "totals_of_other_logs": self._sum("totals_of_other_logs"),
             "openings": self.openings,
             "openings_proven": self.openings_proven,
             "openings_not_yet_published": self._sum("openings_not_yet_published"),

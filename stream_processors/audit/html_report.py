@@ -237,9 +237,12 @@ def _undecided(result: AuditResult) -> list[Markup]:
             f"{together('openings_not_yet_published'):,}",
             "openings that the workers have yet to pass on",
         ),
-        (
-            f"{together('openings_of_other_logs'):,}",
-            "openings of a segments topic before this one, which can't be compared",
+        *(
+            (
+                f"{together(f'{what}_of_other_logs'):,}",
+                f"{what} of a segments topic before this one, which can't be compared",
+            )
+            for what in ("totals", "openings")
         ),
         (
             f"{together('unprovable_totals'):,}",

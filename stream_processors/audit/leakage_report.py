@@ -12,6 +12,9 @@ from durabill.stream_processors.audit.leakage import Group, Leakage, Suspect
 from durabill.stream_processors.audit.unreported import Unreported
 
 HOURS_SHOWN = 24
+NAME_CHARS_MAX = 80
+"""So much of an order number the tables show. One in a dead letter has any length."""
+
 CSV_COLUMNS = (
     *("service_order_number", "partition", "revision", "status", "proven_ms"),
     *("may_be_missing_ms", "at_least_in_doubt_ms", "gap_ms", "missing_numbers"),
@@ -210,7 +213,7 @@ def _unreported(found: Unreported) -> Iterator[str]:
             ("order", "tenant", "service", "opened", "accepted until"),
             [
                 (
-                    shown(each.number),
+                    _short(each.number),
                     shown(each.tenant),
                     shown(each.service),
                     human_time(each.server_timestamp_ms),
@@ -254,13 +257,18 @@ def _suspect(each: Suspect) -> tuple[str, ...]:
         if case.upper_bound_ms is None:
             doubt = f"no bound, {doubt} at least" if case.doubt_ms else "no bound"
     return (
-        shown(each.number),
+        _short(each.number),
         "no total" if case is None else case.status,
         "" if case is None else human_ms(case.duration_ms),
         doubt,
         f"{letters.count:,}: {human_ms(letters.time_ms)}" if letters.count else "",
         ", ".join(each.reasons),
     )
+
+
+def _short(number: str) -> str:
+    text = shown(number[:NAME_CHARS_MAX])
+    return text if len(text) <= NAME_CHARS_MAX >= len(number) else f"{text[:NAME_CHARS_MAX]}…"
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

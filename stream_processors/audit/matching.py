@@ -5,8 +5,8 @@ stream has ahead of the other, and what differs. In the end `judge` says of each
 is: a finding, or not yet due to be there. Pure.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from durabill.stream_processors.audit.differences import (
     why_unreadable,
 )
 from durabill.stream_processors.audit.findings import Finding, Kind
+from durabill.stream_processors.audit.grounds import Grounds
 from durabill.stream_processors.audit.totals_log import Published
 
 
@@ -108,31 +109,6 @@ class Given(NamedTuple):
     record: Published | None
 
 
-@dataclass(frozen=True, slots=True)
-class Grounds:
-    """What a partition's leftovers are judged by.
-
-    `was_given` tells whether workers have published a total, by their checkpoint. Totals of orders
-    that may have begun before `provable_from_ms`, or that rest on records before
-    `provable_from_offset`, can't be recomputed.
-    """
-
-    topic: str
-    partition: int
-    partitions: int
-    end_offset: int
-    """Where the segments end that were folded."""
-    clock_ms: int
-    """The partition's clock there."""
-    totals_end: int
-    """Records of the totals from here on may rest on more of the log than was folded."""
-    may_all_be_newer: bool
-    """Whether this holds of all records: the segments were folded to an earlier end."""
-    was_given: Callable[[OrderTotal], bool]
-    provable_from_ms: int = 0
-    provable_from_offset: int = 0
-
-
 @dataclass(slots=True)
 class Judgement:
     """What has become of the leftovers."""
@@ -143,6 +119,8 @@ class Judgement:
     unprovable: int = 0
     proven: int = 0
     """Equal but for what the schema before could not say."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Id of a log before ours -> how many of its totals there are."""
 
 
 def judge(
@@ -168,6 +146,9 @@ def _readable(records: Iterable[Published], grounds: Grounds, result: Judgement)
     """Return the records that are totals; the others are findings."""
     totals = []
     for record in records:
+        if grounds.is_of_before(record):
+            result.others[record.log_id] += 1
+            continue
         why = why_unreadable(record.key, record.value, grounds.partition, grounds.partitions)
         if why is None:
             totals.append(Given(decode_total(record.value), record))

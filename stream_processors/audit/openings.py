@@ -13,7 +13,7 @@ record once our log has one in the partition: what says so behind it is forged.
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from durabill.schemas.text import counted, shown
@@ -22,7 +22,7 @@ from durabill.stream_processors.audit.ledger_orders import OrderRows
 from durabill.stream_processors.audit.partition_job import PartitionJob, PartitionOutcome
 from durabill.stream_processors.audit.replay import LogSource
 from durabill.stream_processors.audit.terms import RecordedTerms
-from durabill.stream_processors.audit.totals_log import OrdersLog, Published
+from durabill.stream_processors.audit.totals_log import Published, TotalsLog
 from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
@@ -64,11 +64,11 @@ class OpeningsAudit:
         self._given: dict[int, Opening] = {}
         self._published: dict[int | None, list[Published]] = {}
         self._matched: array[int] = array("q")
-        self._own_from: int | None = None
-        """Where the first record is that names our log."""
         self._counted = [0, 0]
         """How many the log has given, and how many have been read of the topic."""
-        self._log = OrdersLog(self._kafka, self._topic, job.place.partition, *job.orders)
+        self._log = TotalsLog(
+            self._kafka, self._topic, job.place.partition, *job.orders, job.log_id
+        )
         self.rows: OrderRows | None = None
         if job.ledger is not None and job.ledger.has_orders:
             order = job.scope.order or None
@@ -108,8 +108,6 @@ class OpeningsAudit:
 
     def _read(self) -> None:
         for record in self._log.read():
-            if self._own_from is None and record.log_id and record.log_id == self._job.log_id:
-                self._own_from = record.offset
             if not self._job.scope.has_record(record.key):
                 continue
             self._counted[1] += 1
@@ -169,11 +167,7 @@ class OpeningsAudit:
                 f"{self._topic}/{partition}: {counted(outcome.unprovable, 'opening')} can't be"
                 " proven: a part of the log, or of the policies, is missing"
             )
-        outcome.notes += (
-            f"{self._topic}/{partition}: {counted(count, 'opening')} of another log, of the"
-            f" segments topic with the id {shown(log_id)}: not compared"
-            for log_id, count in sorted(outcome.others.items())
-        )
+        outcome.notes += notes_of_others(f"{self._topic}/{partition}", "opening", outcome.others)
         total.findings += outcome.findings
         total.notes += outcome.notes
         if self.rows is not None:
@@ -212,10 +206,11 @@ class OpeningsAudit:
 
     def _judge_other(self, record: Published) -> None:
         """Judge a record that names another log than ours, and that ours doesn't give."""
-        if self._own_from is None or record.offset < self._own_from:
+        own_from = self._log.own_from
+        if own_from is None or record.offset < own_from:
             self.outcome.others[record.log_id] += 1
         else:
-            expected = f"no other log's behind offset {self._own_from}, where this one's begin"
+            expected = f"no other log's behind offset {own_from}, where this one's begin"
             self._find(Kind.OPENING_WITHOUT_EVIDENCE, record, expected)
 
     def _judge_given(self, published_to: int, *, is_whole: bool) -> None:
@@ -249,6 +244,15 @@ class OpeningsAudit:
             found += f" of the log {shown(record.log_id)}"
         place = f"{self._topic}/{partition}/{record.offset}"
         self.outcome.findings.append(Finding(kind, number, None, "", expected, found, place))
+
+
+def notes_of_others(where: str, what: str, others: Mapping[str, int]) -> Iterator[str]:
+    """Yield a note for each other log of which there are records in a partition."""
+    for log_id, count in sorted(others.items()):
+        yield (
+            f"{where}: {counted(count, what)} of another log, of the segments topic with the id"
+            f" {shown(log_id)}: not compared"
+        )
 
 
 def _is_same(record: Published, opening: Opening) -> bool:

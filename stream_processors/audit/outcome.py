@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from durabill.schemas.errors import ContractError
-from durabill.schemas.headers import WHAT_IF_RUN
+from durabill.schemas.headers import WHAT_IF_RUN, headers_in
 from durabill.stream_processors.engine.table import Total
 from durabill.stream_processors.kafka.appending import Appender, NewRecord
 from durabill.stream_processors.kafka.reading import read_topic
@@ -54,7 +54,7 @@ class Outcome:
         """Return what is there already; raise ContractError if another run has written it."""
         there: Counter[bytes] = Counter()
         for _, offset, message in read_topic(kafka, self._topic, partitions={self._partition}):
-            headers: Any = tuple(message.headers() or ())
+            headers = headers_in(message)
             if run_id and (WHAT_IF_RUN, run_id.encode()) not in headers:
                 raise ContractError(
                     f"{self._topic}/{self._partition} holds records of others, the first at offset"

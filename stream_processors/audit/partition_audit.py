@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection
 from contextlib import closing
 
 from durabill.schemas import BadTotal, OrderTotal, total_record
-from durabill.schemas.limits import FUTURE_TOLERANCE_MS
 from durabill.stream_processors.audit.findings import Finding, Kind, PartitionAccount
+from durabill.stream_processors.audit.grounds import grounds_of
 from durabill.stream_processors.audit.ledger_rows import LedgerRows
-from durabill.stream_processors.audit.matching import Grounds, Judgement, Matcher, judge
-from durabill.stream_processors.audit.openings import OpeningsAudit
+from durabill.stream_processors.audit.matching import Judgement, Matcher, judge
+from durabill.stream_processors.audit.openings import OpeningsAudit, notes_of_others
 from durabill.stream_processors.audit.partition_job import (
     REASONS,
     PartitionJob,
@@ -27,7 +27,6 @@ from durabill.stream_processors.engine.policies import describe_history
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
 
-NOTHING_PROVABLE_MS = 2**62
 _HOLES_TOLD_MAX = 100
 
 Tell = Callable[[int, int], None]
@@ -85,7 +84,8 @@ class PartitionAudit:
     def _totals_from(self, end_offset: int) -> TotalsLog:
         job = self._job
         partition = job.place.partition
-        return TotalsLog(self._kafka, self._topic, partition, job.totals_first, end_offset)
+        bounds = job.totals_first, end_offset
+        return TotalsLog(self._kafka, self._topic, partition, *bounds, job.log_id)
 
     # -- the two streams ----------------------------------------------------------------------
 
@@ -180,6 +180,7 @@ class PartitionAudit:
             has_holes=self._counts["unexplained"] > 0,
             clock_ms=self._replay.table.clock_ms,
             was_given=self._was_given if checkpoint is None else checkpoint.was_given,
+            own_from=self._totals.own_from,
         )
         return judge(matcher.computed, matcher.published, siblings, grounds)
 
@@ -212,6 +213,7 @@ class PartitionAudit:
             outcome.findings += rows.findings
             outcome.ledger = (rows.rows, rows.proven, rows.not_yet_recorded, rows.set_aside)
         outcome.notes += notes_of(job, source, has_worked=outcome.has_worked)
+        outcome.notes += notes_of_others(f"{self._topic}/{partition}", "total", judgement.others)
         outcome.account = PartitionAccount(
             partition,
             first_offset=source.first_offset,
@@ -220,7 +222,8 @@ class PartitionAudit:
             clock_marks=self._replay.table.clock_marks,
             dead_letters=len(outcome.rejected),
             forwarded=len(outcome.forwarded),
-            totals=matcher.published_count - judgement.newer,
+            totals=matcher.published_count - judgement.newer - judgement.others.total(),
+            totals_of_other_logs=judgement.others.total(),
             proven=matcher.proven + judgement.proven,
             newer_totals=judgement.newer + self._newer,
             not_yet_published=judgement.not_yet_published,
@@ -257,38 +260,3 @@ def rests_on(record: Published, offset: int) -> bool:
         return int(total_record(record.value)["source_offset"]) >= offset
     except BadTotal:
         return False
-
-
-def grounds_of(
-    job: PartitionJob,
-    source: LogSource,
-    *,
-    head_ms: int | None,
-    has_holes: bool,
-    clock_ms: int,
-    was_given: Callable[[OrderTotal], bool],
-) -> Grounds:
-    """Return by what leftovers are judged.
-
-    `head_ms` is when the first record was appended that is there without a hole after it.
-    """
-    provable_from_ms = 0
-    if source.first_offset > 0 or has_holes:
-        # A record arrives at most so much before its segment's end.
-        provable_from_ms = NOTHING_PROVABLE_MS
-        if head_ms is not None:
-            provable_from_ms = head_ms + FUTURE_TOLERANCE_MS + 1
-    begins = job.terms.history[0].from_offset
-    is_late = not job.terms.assumed_because and begins > source.first_offset
-    return Grounds(
-        topic=job.settings.totals_topic,
-        partition=job.place.partition,
-        partitions=job.place.partitions,
-        end_offset=source.end_offset,
-        clock_ms=clock_ms,
-        totals_end=job.totals_end,
-        may_all_be_newer=job.is_as_of,
-        was_given=was_given,
-        provable_from_ms=provable_from_ms,
-        provable_from_offset=begins if is_late else 0,
-    )

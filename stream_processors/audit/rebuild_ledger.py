@@ -18,7 +18,7 @@ from durabill.schemas.errors import AccessError
 from durabill.stream_processors.audit.errors import AuditError
 from durabill.stream_processors.audit.pool import Progress, audit_errors
 from durabill.stream_processors.dsn import connect, connect_to_write, shown_dsn
-from durabill.stream_processors.kafka.openings import source_offset_of
+from durabill.stream_processors.kafka.openings import place_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
 from durabill.stream_processors.kafka.topic_ids import find_topic_ids
@@ -180,7 +180,7 @@ def _sources(settings: Settings) -> list[_Source]:
 
 
 def _read_opened(record: RawRecord, message: Message) -> RecordedOpening | UnreadableRecord:
-    return read_opened(record, source_offset_of(message))
+    return read_opened(record, place_of(message)[0])
 
 
 def _write(store: LedgerStore, batch: Batch) -> Written:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from durabill.schemas.errors import StateError
 from durabill.schemas.text import counted
 from durabill.stream_processors.audit.errors import AuditError
-from durabill.stream_processors.audit.matching import Grounds, Matcher, judge
+from durabill.stream_processors.audit.grounds import Grounds
+from durabill.stream_processors.audit.matching import Matcher, judge
 from durabill.stream_processors.audit.partition_job import print_of
 from durabill.stream_processors.audit.pool import Tell
 from durabill.stream_processors.audit.rebuild import RebuildJob, explained, whole_log
@@ -21,6 +22,7 @@ from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.kafka.openings import FoundOpening, read_openings
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
 from durabill.stream_processors.kafka.reading import read_bounds
+from durabill.stream_processors.kafka.results import may_be_total
 
 
 class Pass:
@@ -33,6 +35,7 @@ class Pass:
         self._job = job
         self._tell = tell
         self.openings = PublishedOpenings(job)
+        self._own_from: int | None = None
         self._letters_due: list[int] = []
         self._forwards: dict[int, dict[int, bytes]] = {}
         """Partition -> offset and print of each record that was sent on to it."""
@@ -42,7 +45,8 @@ class Pass:
         job, matcher = self._job, self.matcher
         partition = job.place.partition
         kafka, topic = quiet(job.settings.librdkafka()), job.settings.totals_topic
-        totals = TotalsLog(kafka, topic, partition, job.totals_first, job.totals_end)
+        bounds = job.totals_first, job.totals_end
+        totals = TotalsLog(kafka, topic, partition, *bounds, job.topic_id)
         with closing(totals):
             for part in explained(whole_log(replace(job, end_offset=end_offset)), job):
                 for step in self.replay.fold(part.chunk):
@@ -63,11 +67,13 @@ class Pass:
                 self._tell(partition, self.next_offset)
             while totals.has_more:
                 self._read(totals)
+        self._own_from = totals.own_from
         return self
 
     def _read(self, totals: TotalsLog) -> None:
         for record in totals.read():
-            self.matcher.add_published(record)
+            if may_be_total(record.key, record.value):  # else nobody's result
+                self.matcher.add_published(record)
 
     def check(self) -> None:
         """Raise AuditError if something was published that the log doesn't give."""
@@ -82,6 +88,8 @@ class Pass:
             totals_end=job.totals_end,
             may_all_be_newer=False,
             was_given=lambda _: False,  # what is missing is for a worker to publish
+            log_id=job.topic_id,
+            own_from=self._own_from,
         )
         found = judge(self.matcher.computed, self.matcher.published, {}, grounds).findings
         if found:
@@ -143,9 +151,9 @@ class PublishedOpenings:
         topic, partition = job.settings.orders_topic, job.place.partition
         self._end = job.orders[1]
         kafka = quiet(job.settings.librdkafka())
-        found, _ = read_openings(kafka, LOOK_GROUP, topic, {partition: job.orders[0]})[partition]
+        tail = read_openings(kafka, LOOK_GROUP, topic, {partition: job.orders[0]})[partition]
         self._published: dict[int, list[FoundOpening]] = {}
-        for each in found:
+        for each in tail.found:
             if each[0] < self._end:
                 self._published.setdefault(each[1], []).append(each)
         self._justified: set[int] = set()

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from durabill.schemas import TOTAL_HEADER, framed_total
+from durabill.schemas.headers import SEGMENTS_TOPIC_ID
 from durabill.stream_processors.audit import stopped
 from durabill.stream_processors.audit.outcome import Outcome
 from durabill.stream_processors.audit.pool import Progress, Tell, audit_errors, run_jobs
@@ -76,7 +77,9 @@ def rebuild_partition(job: RebuildJob, tell: Tell) -> RebuiltTotals:
     if job.dry_run:
         return _replayed(job, tell, None)
     writer_id = stopped.writer_id(settings, partition)
-    with closing(Outcome(quiet(settings.librdkafka()), job.into, partition, writer_id)) as outcome:
+    of_log = ((SEGMENTS_TOPIC_ID, job.topic_id.encode()),) if job.topic_id else ()
+    kafka = quiet(settings.librdkafka())
+    with closing(Outcome(kafka, job.into, partition, writer_id, lambda _: of_log)) as outcome:
         rebuilt = _replayed(job, tell, outcome)
         outcome.finish()
         return replace(rebuilt, appended=outcome.appended)

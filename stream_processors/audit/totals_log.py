@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from durabill.stream_processors.kafka.errors import Right, patiently
-from durabill.stream_processors.kafka.openings import source_offset_of, topic_id_of
+from durabill.stream_processors.kafka.openings import place_of
 from durabill.stream_processors.kafka.options import LOOK_GROUP, assigned_consumer
 
 PATIENCE_S = 30.0
@@ -24,7 +24,7 @@ class Published(NamedTuple):
     source_offset: int | None = None
     """Of the orders topic: where the opening lies in the log, by the record's header."""
     log_id: str = ""
-    """Of the orders topic: the id of the segments topic that has it, "" if none is named."""
+    """The id of the segments topic that has what it rests on, "" if none is named."""
 
 
 class TotalsLog:
@@ -37,8 +37,12 @@ class TotalsLog:
         partition: int,
         first_offset: int,
         end_offset: int,
+        log_id: str = "",
     ) -> None:
         self.position = first_offset
+        self.own_from: int | None = None
+        """Where the first record is that names the log `log_id`."""
+        self._log_id = log_id
         self._end_offset = end_offset
         self._kafka = kafka
         self._topic = topic
@@ -88,7 +92,10 @@ class TotalsLog:
 
     def _published(self, offset: int, message: Message) -> Published:
         key, value = _bytes(message.key()), _bytes(message.value())
-        return Published(offset, key, value, message.timestamp()[1])
+        source_offset, log_id = place_of(message)
+        if log_id and log_id == self._log_id and self.own_from is None:
+            self.own_from = offset
+        return Published(offset, key, value, message.timestamp()[1], source_offset, log_id)
 
     def _ask(self, timeout_s: float) -> list[Message]:
         if self._consumer is None:
@@ -116,17 +123,6 @@ class TotalsLog:
         assert offset is not None, "records and ends have a place"
         following = offset if last.error() is not None else offset + 1
         self._consumer.assign([TopicPartition(self._topic, self._partition, following)])
-
-
-class OrdersLog(TotalsLog):
-    """The same of the orders topic, whose records say where in the log they come from."""
-
-    def _published(self, offset: int, message: Message) -> Published:
-        return (
-            super()
-            ._published(offset, message)
-            ._replace(source_offset=source_offset_of(message), log_id=topic_id_of(message))
-        )
 
 
 def _bytes(content: str | bytes | None) -> bytes | None:

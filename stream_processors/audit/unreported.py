@@ -4,9 +4,13 @@ A total comes at the latest when an order has been silent for the idle timeout, 
 the interim interval. So an order whose segments are no longer accepted, and that has none, was
 never reported, or all of it was refused. One that may still be reported can also be under way.
 
+Until when they are accepted is as of the opening. A renewed lease extends that, by a record of the
+segments alone; where somebody can be asked for it, `accepted_until_ms` does so.
+
 Openings and totals are fed partition by partition, the openings first; `settle` ends a partition.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import NamedTuple
@@ -45,6 +49,9 @@ class Unreported:
     orders: list[OpenedOrder] = field(default_factory=list)
     """The first ones to look at: those that nobody reports any more, the oldest first."""
 
+    accepted_until_ms: Callable[[OpenedOrder], int] = lambda opened: opened.accept_until_ms
+    """Is asked for orders that are over by their openings."""
+
     _waiting: dict[str, list[OpenedOrder]] = field(default_factory=dict)
 
     def add_opening(self, opened: OpenedOrder) -> None:
@@ -72,6 +79,8 @@ class Unreported:
 
     def count(self, opened: OpenedOrder) -> None:
         """Count an order that has no total."""
+        if self.is_over(opened):
+            opened = opened._replace(accept_until_ms=self.accepted_until_ms(opened))
         group = self.by_tenant.setdefault(opened.tenant, OpenedGroup())
         group.orders += 1
         group.never_reported += self.is_over(opened)

@@ -11,16 +11,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Any, cast
+from typing import Any
 
 from confluent_kafka import Message
 
 from durabill.schemas import headers
 from durabill.schemas.errors import DurabillError
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.kafka.options import DEAD_LETTERS_GROUP
 from durabill.stream_processors.kafka.reading import read_one, read_topic
-
-Header = tuple[str, bytes | None]
 
 ANSWER_S = 30.0
 """For so long Kafka's next word on a dead letter is waited for."""
@@ -51,7 +50,7 @@ class DeadLetter:
     source_offset: int | None
     key: bytes | None
     value: bytes | None
-    headers: tuple[Header, ...]
+    headers: Headers
 
     @property
     def is_cut(self) -> bool:
@@ -148,7 +147,7 @@ def read_records(
 
 
 def _letter(partition: int, offset: int, message: Message) -> DeadLetter:
-    ours, own = split_headers(headers_of(message))
+    ours, own = split_headers(headers.headers_in(message))
     return DeadLetter(
         partition=partition,
         offset=offset,
@@ -164,13 +163,7 @@ def _letter(partition: int, offset: int, message: Message) -> DeadLetter:
     )
 
 
-def headers_of(message: Message) -> list[Header]:
-    """Return the record's headers, contents as bytes."""
-    found = cast(list[tuple[str, str | bytes | None]], message.headers() or [])
-    return [(name, _bytes(value)) for name, value in found]
-
-
-def split_headers(found: list[Header]) -> tuple[dict[str, str], tuple[Header, ...]]:
+def split_headers(found: Headers) -> tuple[dict[str, str], Headers]:
     """Return our headers as text, and the record's own.
 
     Ours stand after the record's own, so of several with one name the last is ours and the others

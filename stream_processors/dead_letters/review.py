@@ -11,17 +11,16 @@ for 60 bytes of each, to pass over a crashed worker's repeats).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from durabill.schemas.headers import RESENT_FROM
+from durabill.schemas.headers import RESENT_FROM, headers_in
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.dead_letters.letters import (
     DeadLetter,
-    Header,
     Origins,
-    headers_of,
     read_letters,
     read_records,
 )
@@ -91,9 +90,7 @@ class _Trees:
         sent: dict[Place, Place] = {}
         records = read_records(self._kafka, self._segments_topic, since_ms)
         for partition, offset, message in records:
-            if message.headers() is None:
-                continue
-            letter = _sent_from(headers_of(message), self._topic)
+            letter = _sent_from(headers_in(message), self._topic)
             if letter is not None:
                 sent[partition, offset] = letter
         return sent
@@ -169,7 +166,7 @@ def review(
             yield Reviewed(letter, state)
 
 
-def _sent_from(headers: Sequence[Header], topic: str) -> Place | None:
+def _sent_from(headers: Headers, topic: str) -> Place | None:
     """Return the place in `topic` that a record says it was sent back from."""
     for name, value in reversed(headers):
         if name == RESENT_FROM and value is not None:

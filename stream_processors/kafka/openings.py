@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
-from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET
+from durabill.schemas.codec import MARKER, SEGMENT_HEADER
+from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET, headers_in
+from durabill.schemas.wire import Headers
 from durabill.stream_processors.kafka.reading import tail_messages
 
 OFFSET_DIGITS_MAX = 19
@@ -15,40 +17,62 @@ FoundOpening = tuple[int, int, bytes, bytes, str]
 """(offset, offset in the log, key, value, id of the segments topic); the id is "" if not known."""
 
 
+class OrdersTail(NamedTuple):
+    """What a partition of the orders topic has from some offset on, and where it ends.
+
+    `strays` are the offsets of records that are no worker's: they don't say where in the log they
+    lie, or are no Avro record.
+    """
+
+    found: list[FoundOpening]
+    strays: list[int]
+    end: int
+
+
 def read_openings(
     kafka: Mapping[str, Any], group: str, topic: str, starts: Mapping[int, int]
-) -> dict[int, tuple[list[FoundOpening], int]]:
-    """Return what each partition of the orders topic has from its start on, and where it ends.
-
-    What has no header that says where it lies in the log is not of a worker, and is passed over.
-    Raises what `read_tails` raises.
-    """
-    found: dict[int, list[FoundOpening]] = {each: [] for each in starts}
-    ends = dict.fromkeys(starts, -1)
+) -> dict[int, OrdersTail]:
+    """Return what each partition has from its start on. Raises what `read_tails` raises."""
+    tails = {each: OrdersTail([], [], -1) for each in starts}
     for partition, offset, message in tail_messages(kafka, group, topic, starts):
         if message is None:
-            ends[partition] = offset
+            tails[partition] = tails[partition]._replace(end=offset)
             continue
-        key, value, source_offset = message.key(), message.value(), source_offset_of(message)
-        if source_offset is not None and isinstance(key, bytes) and isinstance(value, bytes):
-            found[partition].append((offset, source_offset, key, value, topic_id_of(message)))
-    return {partition: (found[partition], end) for partition, end in ends.items()}
+        passed_on = opening_in(message)
+        if passed_on is None:
+            tails[partition].strays.append(offset)
+        else:
+            tails[partition].found.append((offset, *passed_on))
+    return tails
 
 
-def source_offset_of(message: Message) -> int | None:
-    """Return where in the log the opening lies that a record of the orders topic passes on."""
-    content = _only_header(message, SOURCE_OFFSET)
-    if content is None or not content.isdigit():
+def opening_in(message: Message) -> tuple[int, bytes, bytes, str] | None:
+    """Return (offset in the log, key, value, topic id) of a record; None if it is no worker's."""
+    key: Any = message.key()
+    value: Any = message.value()
+    if not isinstance(key, bytes) or not isinstance(value, bytes):
         return None
-    return int(content) if len(content) <= OFFSET_DIGITS_MAX else None
+    source_offset, topic_id = place_of(message)
+    is_worded = value.startswith(MARKER) and not value.startswith(SEGMENT_HEADER)
+    return (
+        (source_offset, key, value, topic_id) if is_worded and source_offset is not None else None
+    )
 
 
-def topic_id_of(message: Message) -> str:
-    """Return the id of the segments topic that the same lies in, "" where the record has none."""
-    return sys.intern((_only_header(message, SEGMENTS_TOPIC_ID) or b"").decode("utf-8", "replace"))
+def place_of(message: Message) -> tuple[int | None, str]:
+    """Return where in the log the opening lies that a record of the orders topic passes on.
+
+    That is its offset, None where the record doesn't say, and the id of the segments topic, ""
+    where the record has none.
+    """
+    headers = headers_in(message)
+    offset = _only(headers, SOURCE_OFFSET) or b""
+    topic_id = sys.intern((_only(headers, SEGMENTS_TOPIC_ID) or b"").decode("utf-8", "replace"))
+    is_offset = offset.isdigit() and len(offset) <= OFFSET_DIGITS_MAX
+    return (int(offset) if is_offset else None), topic_id
 
 
-def _only_header(message: Message, wanted: str) -> bytes | None:
-    headers: Any = message.headers() or ()
+def _only(headers: Headers, wanted: str) -> bytes | None:
+    """Return the content of the one header of a name; None: there is none, or are several."""
     contents = [content for name, content in headers if name == wanted]
-    return contents[0] if len(contents) == 1 and isinstance(contents[0], bytes) else None
+    return contents[0] if len(contents) == 1 else None

@@ -24,7 +24,7 @@ from confluent_kafka.admin import AdminClient
 
 from durabill.stream_processors.dsn import error_text, read_dsn, shown_dsn
 from durabill.stream_processors.kafka.errors import passes
-from durabill.stream_processors.kafka.openings import source_offset_of
+from durabill.stream_processors.kafka.openings import place_of
 from durabill.stream_processors.kafka.options import ledger_consumer, quiet
 from durabill.stream_processors.kafka.topic_ids import topic_ids
 from durabill.stream_processors.ledger.openings import RecordedOpening, read_opened
@@ -306,9 +306,7 @@ class LedgerConsumer:
             append_ms = message.timestamp()[1]
             record = RawRecord(partition, offset, append_ms, message.key(), message.value())
             is_total = topic == self.topics[0]
-            read = (
-                read_record(record) if is_total else read_opened(record, source_offset_of(message))
-            )
+            read = read_record(record) if is_total else read_opened(record, place_of(message)[0])
             match read:
                 case RecordedTotal():
                     totals.append(read)

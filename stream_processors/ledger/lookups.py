@@ -47,6 +47,8 @@ class Recorded:
     last_revision: int | None
     last_settled_at_ms: int | None
     last_recorded_at_ms: int | None
+    orders: int | None = None
+    """Openings; None: its tables are from before there were any."""
 
 
 def revisions(where: str | Connection, order_number: str) -> list[OrderTotal]:
@@ -164,8 +166,10 @@ def recorded(where: str | Connection) -> Recorded:
             "FROM (VALUES (1)) AS one LEFT JOIN LATERAL "
             "(SELECT * FROM order_totals ORDER BY settled_at DESC LIMIT 1) AS last ON true"
         ).fetchone()
+        has_orders = conn.execute("SELECT to_regclass('orders') IS NOT NULL").fetchone() == (True,)
+        orders = conn.execute("SELECT count(*) FROM orders").fetchone() if has_orders else None
     assert row is not None, "the VALUES have one row"
-    return Recorded(*row)
+    return Recorded(*row, None if orders is None else orders[0])
 
 
 @contextmanager

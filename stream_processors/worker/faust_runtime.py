@@ -14,11 +14,16 @@ from durabill.stream_processors.kafka.fencing import open_producer
 from durabill.stream_processors.kafka.group_offsets import read_group_offsets
 from durabill.stream_processors.kafka.openings import read_openings
 from durabill.stream_processors.kafka.reading import read_bounds, read_tails
+from durabill.stream_processors.kafka.results import (
+    IsResult,
+    is_order_record,
+    is_total_record,
+)
 from durabill.stream_processors.kafka.topic_ids import find_topic_ids
 from durabill.stream_processors.settings import Settings, checkpoint_topic
 from durabill.stream_processors.worker.clock import elapsed_s
 from durabill.stream_processors.worker.driver import Consumer
-from durabill.stream_processors.worker.output_topic import OutputTopic, finds_foreign
+from durabill.stream_processors.worker.output_topic import OutputTopic, looks_for_others
 from durabill.stream_processors.worker.partition_writer import KafkaPartitionWriter
 from durabill.stream_processors.worker.ports import OpeningsTail, PublishedOpening, Tail
 
@@ -140,8 +145,8 @@ class FaustRuntime:
         writer = KafkaPartitionWriter(
             producer,
             partition=partition,
-            totals=self._output(self._settings.totals_topic, partition),
-            orders=self._output(self._settings.orders_topic, partition),
+            totals=self._output(self._settings.totals_topic, partition, is_total_record),
+            orders=self._output(self._settings.orders_topic, partition, is_order_record),
             checkpoint_topic=self._settings.checkpoint_topic,
             on_fatal=self._end,
             totals_framing=self._totals_framing,
@@ -164,9 +169,9 @@ class FaustRuntime:
                 each.join(until_s - elapsed_s())
         self._on_fatal(error)
 
-    def _output(self, topic: str, partition: int) -> OutputTopic:
+    def _output(self, topic: str, partition: int, is_result: IsResult) -> OutputTopic:
         kafka, group = self._settings.librdkafka(), self._settings.application_id
-        return OutputTopic(topic, finds_foreign(kafka, group, topic, partition))
+        return OutputTopic(topic, looks_for_others(kafka, group, topic, partition, is_result))
 
     async def totals_since(self, starts: Mapping[int, int | None]) -> dict[int, Tail]:
         """Read them with another consumer."""
@@ -181,8 +186,10 @@ class FaustRuntime:
         topic = self._settings.orders_topic
         tails = await asyncio.to_thread(read_openings, kafka, group, topic, known)
         return {
-            partition: OpeningsTail([PublishedOpening(*each) for each in found], end)
-            for partition, (found, end) in tails.items()
+            partition: OpeningsTail(
+                [PublishedOpening(*each) for each in tail.found], tail.end, tail.strays
+            )
+            for partition, tail in tails.items()
         }
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:

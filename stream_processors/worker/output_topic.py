@@ -4,15 +4,21 @@ Another application id has other transactional ids, so Kafka doesn't fence it. B
 offset that our next record must get. Before a transaction is committed, its first offset in each
 output is compared with that one. If records of others lie between, they have published as well: of
 two applications at most one can publish a result, and the next to start reads what the other has
-published.
+published. A record that is no worker's is no result of another: it is passed over, and told.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, Message
 
-from durabill.stream_processors.kafka.reading import read_bounds, read_tails
+from durabill.stream_processors.kafka.reading import read_bounds, tail_messages
+from durabill.stream_processors.kafka.results import IsResult
+from durabill.stream_processors.worker.strays import tell_strays
+
+LookForOthers = Callable[[int, int], Sequence[int] | None]
+"""Is asked for [start, end) of a partition: None if others have published there, else the strays'
+offsets."""
 
 
 class OutputTopic:
@@ -21,10 +27,12 @@ class OutputTopic:
     `position` is the offset that follows the last record of ours known to have been written.
     """
 
-    def __init__(self, topic: str, find_foreign: Callable[[int, int], bool]) -> None:
+    def __init__(self, topic: str, look_for_others: LookForOthers) -> None:
         self.topic = topic
         self.position = 0
-        self._find_foreign = find_foreign
+        self.strays = 0
+        """How many records of others are no results, as far as we have met them."""
+        self._look_for_others = look_for_others
         self._expected: int | None = None
         self._first: int | None = None
 
@@ -47,8 +55,11 @@ class OutputTopic:
         if first is None:
             return False  # nothing of ours, or not delivered: the commit will raise the reason
         # Markers and our own aborted records take offsets as well, so a gap alone is no proof.
-        if expected is not None and first != expected and self._find_foreign(expected, first):
-            return True
+        if expected is not None and first != expected:
+            strays = self._look_for_others(expected, first)
+            if strays is None:
+                return True
+            self.strays += len(strays)
         self._expected = first
         return False
 
@@ -71,19 +82,33 @@ class OutputTopic:
         self._note_position(error, message)
 
 
-def finds_foreign(
-    kafka: Mapping[str, Any], group: str, topic: str, partition: int
-) -> Callable[[int, int], bool]:
-    """Return a function that tells whether others have written to [start, end) of a partition.
+def looks_for_others(
+    kafka: Mapping[str, Any],
+    group: str,
+    topic: str,
+    partition: int,
+    is_result: IsResult,
+) -> LookForOthers:
+    """Return a function that tells whether others have published to [start, end) of a partition.
 
-    It blocks. Records that are committed there count, and so does an open transaction, which hides
-    its records. That one may have begun before `start`: between our last record and its marker.
+    It blocks. Records that are committed there count if `is_result` says so, and so does an open
+    transaction, which hides its records. That one may have begun before `start`: between our last
+    record and its marker. Strays are told.
     """
 
-    def find(start: int, end: int) -> bool:
+    def find(start: int, end: int) -> list[int] | None:
         if read_bounds(kafka, group, topic, [partition])[partition][1] < start:
-            return True
-        tail = read_tails(kafka, group, topic, {partition: start})[partition]
-        return tail.end < end or any(offset < end for offset, _, _ in tail.records)
+            return None
+        strays: list[int] = []
+        for _, offset, message in tail_messages(kafka, group, topic, {partition: start}):
+            if message is None:
+                if offset < end:
+                    return None
+            elif offset < end:
+                if is_result(message):
+                    return None
+                strays.append(offset)
+        tell_strays(f"{topic}/{partition}", strays)
+        return strays
 
     return find

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from durabill.schemas import OWN_SCHEMA_ONLY, decode_total, total_revision
-from durabill.schemas.errors import StateError
+from durabill.schemas.errors import NEW_RESULTS, StateError
 from durabill.schemas.text import shown
 from durabill.stream_processors.engine.batch import Chunk
 from durabill.stream_processors.engine.blocks import Snapshot
@@ -80,6 +80,10 @@ class PartitionTask:
     """
     openings: PublishedOpenings | None = None
     """The same for openings; None: none were."""
+    openings_passed_on: int = 0
+    """How many this process has put into the orders topic."""
+    strays: int = 0
+    """Records among those that are no worker's: they were passed over."""
     schemas: RecordedSchemas = field(default_factory=lambda: RecordedSchemas(OWN_SCHEMA_ONLY))
     scanner: IdScanner | None = None
     history: History = ()
@@ -131,8 +135,9 @@ class PartitionTask:
                     f" total now than the one at offset {each[0]} of partition {self.partition}."
                     " Either it was published under a policy that is not recorded under this"
                     " application id (name the one that published it in"
-                    " DURABILL_PREVIOUS_APPLICATION_ID), or"
-                    " the log has lost records (restore them), or Durabill is wrong (report it)"
+                    " DURABILL_PREVIOUS_APPLICATION_ID), or the log has lost records (restore"
+                    f" them), or somebody else has written that one ({NEW_RESULTS['totals']}), or"
+                    " Durabill is wrong (report it). `durabill audit` tells what differs"
                 )
             known.remove(each)
             del self._published_at[each[0]]

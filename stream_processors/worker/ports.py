@@ -47,6 +47,8 @@ class OpeningsTail(NamedTuple):
 
     openings: list[PublishedOpening]
     end: int
+    strays: Sequence[int] = ()
+    """The offsets of records that are no worker's."""
 
 
 class Ends(NamedTuple):
@@ -65,6 +67,10 @@ class PartitionWriter(Protocol):
     @property
     def ends(self) -> Ends:
         """Return what follows the last total, and the last opening, known to have been written."""
+
+    @property
+    def strays(self) -> int:
+        """Return how many records of others in the outputs were met that are no results."""
 
     def starts_at(self, ends: Ends) -> None:
         """Note where the outputs ended when they were read: our first records go there."""

@@ -294,7 +294,9 @@ class Processor:
         self, task: PartitionTask, writer: PartitionWriter, effects: Effects
     ) -> None:
         if effects.openings:  # ahead of the totals of their orders
-            writer.put_openings(task.openings_not_yet_published(effects.openings))
+            openings = task.openings_not_yet_published(effects.openings)
+            task.openings_passed_on += len(openings)
+            writer.put_openings(openings)
         writer.put_totals(task.not_yet_published(effects.totals))
         if effects.dead_letters or effects.forwards:
             await self.side_output.publish(task.partition, effects)
@@ -422,10 +424,12 @@ class Processor:
                     "next_offset": task.next_offset,
                     "lag": self.lag(partition),
                     "unpublished_s": round(self.writers[partition].waiting_s(), 3),
+                    "strays": task.strays + self.writers[partition].strays,
                     "checkpointed_offset": task.written_offset,
                     "orders": len(task.table),
                     "records": task.table.records_folded,
                     "clock_marks": task.table.clock_marks,
+                    "openings_passed_on": task.openings_passed_on,
                     "openings_waiting": task.table.openings_waiting,
                     "openings_repeated": task.table.openings_repeated,
                     "openings_extended": task.table.openings_extended,

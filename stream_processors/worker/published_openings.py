@@ -4,6 +4,11 @@ An opening is published with headers that say in which log it lies, and at which
 recovery can tell by the orders topic alone what the replay will give once more, and suppresses it
 then.
 
+What isn't a worker's is passed over: a record that doesn't say where it lies, and with a checkpoint
+one in a partition where its order doesn't live. But where another opening than the log's stands in
+its place, by a record of the form of a worker's, the log may have lost records, and what rests on
+them is billed: so that stops the worker, as another total does (`PartitionTask`).
+
 The topic may also have openings of a log before ours: the segments topic was recreated, and its
 offsets have begun anew. What was published of the same bytes at the same offset counts as ours,
 whatever log it names: the topic may have been restored. Everything else of other logs is ignored,
@@ -13,12 +18,12 @@ and so is what names none, as records of workers before this header do.
 from collections.abc import Iterable
 from itertools import takewhile
 
-from durabill.schemas import partition_for
-from durabill.schemas.errors import StateError
+from durabill.schemas.errors import NEW_RESULTS, StateError
 from durabill.schemas.text import shown
 from durabill.stream_processors.engine.effects import Opening
 from durabill.stream_processors.engine.table import Place
 from durabill.stream_processors.worker.ports import PublishedOpening
+from durabill.stream_processors.worker.strays import is_misplaced
 
 
 class PublishedOpenings:
@@ -33,19 +38,21 @@ class PublishedOpenings:
         place: Place,
         next_offset: int,
         topic_id: str = "",
+        *,
+        has_checkpoint: bool = False,
     ) -> None:
         self._place = place
         self._topic_id = topic_id
+        self.strays: list[int] = []
+        """The offsets of records that belong in another partition: no worker's."""
         waiting: dict[int, tuple[PublishedOpening, ...]] = {}
         for each in found:
             is_ours = topic_id in ("", each.topic_id) or not each.topic_id
-            if is_ours and partition_for(each.key, place.partitions) != place.partition:
-                raise StateError(
-                    f"the orders topic has order {shown(each.key.decode('utf-8', 'replace'))} in"
-                    f" partition {place.partition}, where it doesn't belong: it was filled while"
-                    " the segments had another number of partitions. Use new topics for segments,"
-                    " totals and orders"
-                )
+            if is_ours and is_misplaced(
+                "orders", each.key, each.offset, place, has_checkpoint=has_checkpoint
+            ):
+                self.strays.append(each.offset)
+                continue
             if each.source_offset >= next_offset:
                 known = waiting.get(each.source_offset, ())
                 waiting[each.source_offset] = (*known, each)
@@ -95,7 +102,8 @@ class PublishedOpenings:
             raise StateError(
                 f"order {number}: the log has another opening at offset {opening.offset} than the"
                 f" one at offset {ours[0].offset} of partition {self._place.partition} of the"
-                " orders topic. Either the log has lost records (restore them), or Durabill is"
-                " wrong (report it)"
+                " orders topic. Either the log has lost records (restore them), or somebody else"
+                f" has written that one ({NEW_RESULTS['orders']}), or Durabill is wrong (report"
+                " it). `durabill audit` tells what differs"
             )
         return False

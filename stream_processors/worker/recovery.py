@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from durabill.schemas import BadTotal, WriterSchemas, decode_total, partition_for
-from durabill.schemas.errors import RESTORE_OR_START_ANEW, SegmentsLost, StateError
-from durabill.schemas.text import shown
+from durabill.schemas import BadTotal, WriterSchemas, decode_total
+from durabill.schemas.errors import RESTORE_OR_START_ANEW, SegmentsLost
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.checkpoint import (
     CheckpointMeta,
@@ -43,6 +42,7 @@ from durabill.stream_processors.worker.ports import (
     Tail,
 )
 from durabill.stream_processors.worker.published_openings import PublishedOpenings
+from durabill.stream_processors.worker.strays import is_misplaced, tell_strays
 
 log = logging.getLogger("durabill.worker")
 TableMaker = Callable[[Place, Policy, WriterSchemas], IntervalTable]
@@ -180,42 +180,62 @@ def restore_task(
     # Version 1 could leave blocks without a meta: by a crash in its very first checkpoint.
     clock_ms, next_offset = (0, first_offset) if meta is None else (meta.clock_ms, meta.next_offset)
     table.restore(blocks_in(entries, table.place.partition), clock_ms)
-    published = _published_since(table, next_offset, tail.records)
-    found = openings.openings if openings else ()
-    opened = PublishedOpenings(found, table.place, next_offset, segments_topic.topic_id)
+    has_checkpoint = meta is not None
+    published, strays = _published_since(table, next_offset, tail.records, has_checkpoint)
+    found, unplaced = (openings.openings, openings.strays) if openings else ((), ())
+    opened = PublishedOpenings(
+        found,
+        table.place,
+        next_offset,
+        segments_topic.topic_id,
+        has_checkpoint=has_checkpoint,
+    )
+    tell_strays(f"the totals, partition {table.place.partition}", strays)
+    of_others = sorted([*unplaced, *opened.strays])
+    tell_strays(f"the orders topic, partition {table.place.partition}", of_others)
     return PartitionTask(
-        table, segments_topic, next_offset, published=published, openings=opened or None
+        table,
+        segments_topic,
+        next_offset,
+        published=published,
+        openings=opened or None,
+        strays=len(strays) + len(of_others),
     )
 
 
 def _published_since(
-    table: IntervalTable, next_offset: int, totals: Sequence[tuple[int, bytes, bytes | None]]
-) -> dict[bytes, list[tuple[int, bytes]]]:
+    table: IntervalTable,
+    next_offset: int,
+    totals: Sequence[tuple[int, bytes, bytes | None]],
+    has_checkpoint: bool,
+) -> tuple[dict[bytes, list[tuple[int, bytes]]], list[int]]:
     """Return those of the totals that the table doesn't know of: a replay will repeat them.
+
+    Besides, the offsets of records that are no worker's.
 
     A revision alone doesn't tell: a forgotten order begins again with revision 1. But its records
     are younger than all that it had before. And an order that the table has forgotten altogether
     can only get a total from records that the replay, from `next_offset` on, has yet to bring.
     """
     published: dict[bytes, list[tuple[int, bytes]]] = {}
+    strays: list[int] = []
     for offset, key, value in totals:
-        if value is None:
-            continue
         try:
             total = decode_total(value)
         except BadTotal:
-            continue  # not ours; the ledger reports it
-        if partition_for(key, table.place.partitions) != table.place.partition:
-            raise StateError(
-                f"the totals topic has a total of order {shown(key.decode('utf-8', 'replace'))} in"
-                f" partition {table.place.partition}, where it doesn't belong: it was filled while"
-                " the segments had another number of partitions. Use new topics for segments,"
-                " totals and orders"
-            )
+            strays.append(offset)  # the ledger reports it too
+            continue
+        if key != total.service_order_number.encode():
+            strays.append(offset)
+            continue
+        if is_misplaced("totals", key, offset, table.place, has_checkpoint=has_checkpoint):
+            strays.append(offset)
+            continue
         known = table.age_of(key) or (next_offset, 0)
         if (total.source_offset, total.revision) > known:
+            assert value is not None, "it was decoded"
             published.setdefault(key, []).append((offset, value))
-    return published
+    return published, strays
 
 
 def _recorded(

@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 
 from durabill.deploy.topics import create_topics
 from durabill.stream_processors.kafka.fencing import open_producer
-from durabill.stream_processors.worker.output_topic import finds_foreign
+from durabill.stream_processors.worker.output_topic import looks_for_others
 from tests.broker.traffic_kit import now_ms, segment, traffic
 from tests.broker.worker_kit import Deployment, Worker, deployment
 from tests.waiting import HANG_S, wait_until
@@ -129,7 +129,7 @@ def test_what_hides_before_our_marker_is_found(bootstrap_servers: str, tmp_path:
     with deployment(bootstrap_servers, tmp_path, partitions=1) as deployed:
         name, topic = deployed.name, deployed.totals
         ours, others = (open_producer(deployed.kafka, f"{name}-{each}") for each in ("a", "b"))
-        find = finds_foreign(deployed.kafka, name, topic, 0)
+        look = looks_for_others(deployed.kafka, name, topic, 0, lambda record: True)
 
         def say(producer: Producer) -> None:
             producer.produce(topic, b"total", b"order", partition=0)
@@ -141,9 +141,9 @@ def test_what_hides_before_our_marker_is_found(bootstrap_servers: str, tmp_path:
         ours.commit_transaction()
         ours.begin_transaction()
         say(ours)
-        assert find(2, 3)
+        assert look(2, 3) is None
         others.abort_transaction()
-        assert not find(2, 3)
+        assert look(2, 3) == []
         ours.abort_transaction()
 
 

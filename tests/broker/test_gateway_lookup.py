@@ -1,5 +1,6 @@
 """GET /v1/orders/{number}: the gateway asks workers, then a real ledger."""
 
+import asyncio
 import contextlib
 import http.server
 import time
@@ -17,8 +18,11 @@ from durabill.producers.gateway.backends import TotalsReader, WorkerPool
 from durabill.producers.gateway.lookup import Lookup
 from durabill.producers.gateway.server import GatewayConfig
 from durabill.schemas.web import problem
+from durabill.stream_processors.ledger.openings import RecordedOpening, insert_openings
+from durabill.stream_processors.ledger.records import RawRecord
 from tests.broker.gateway_kit import answer, call, gateway, serving
 from tests.broker.ledger_kit import a_total, new_ledger_dsn
+from tests.broker.opening_kit import opened
 from tests.conftest import Topics
 from tests.state_kit import a_state, as_json
 from tests.waiting import HANG_S
@@ -129,6 +133,37 @@ def test_totals_come_from_the_ledger(postgres_dsn: str) -> None:
             assert (url is three) == (answer["live_unknown"] is not None)
         assert call(two, "GET", "/v1/orders/SO2")[1]["reason"] == "UNKNOWN_ORDER"
         assert call(three, "GET", "/v1/orders/SO2")[1]["reason"] == "NO_WORKER_REACHABLE"
+
+
+def test_attributes_are_those_of_the_last_opening_that_has_any(postgres_dsn: str) -> None:
+    dsn = new_ledger_dsn(postgres_dsn)
+    told: list[tuple[str, Any]] = [
+        *(("acme", (("plan", "gøld"),)), ("acme", (("plan", "new"), ("a", "")))),
+        *(("acme", ()), ("thief", (("plan", "free"),))),
+    ]
+    with psycopg.connect(dsn) as connection:
+        openings = [
+            RecordedOpening(
+                opened("SO1", tenant, attributes=attributes), RawRecord(0, at, 1, None, None), at
+            )
+            for at, (tenant, attributes) in enumerate(told)
+        ]
+        assert insert_openings(connection, "orders", openings) == (4, 0, [])
+
+    async def ask(where: str | None, *who: str) -> tuple[tuple[str, str], ...]:
+        reader = TotalsReader(lambda: where, 30)
+        try:
+            return await reader.attributes(*who)
+        finally:
+            await reader.close()
+
+    for where, who, expected in (
+        (dsn, ("SO1", "acme", "meter-7"), (("a", ""), ("plan", "new"))),
+        (dsn, ("SO1", "acme", "another"), ()),
+        (dsn, ("SO2", "acme", "meter-7"), ()),
+        (None, ("SO1", "acme", "meter-7"), ()),
+    ):
+        assert asyncio.run(ask(where, *who)) == expected
 
 
 def test_a_dead_ledger_does_not_hide_what_the_worker_knows() -> None:

@@ -64,7 +64,7 @@ def test_what_is_recorded(dsn: str, totals: list[OrderTotal], postgres_dsn: str)
     assert key in {(each.service_order_number, each.revision) for each in totals}
     assert found.last_recorded_at_ms is not None
     empty = new_ledger_dsn(postgres_dsn)
-    assert Recorded(0, 0, 0, None, None, None, None) == recorded(empty)
+    assert Recorded(0, 0, 0, None, None, None, None, orders=0) == recorded(empty)
 
 
 @pytest.mark.parametrize("status", [None, *Status])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from durabill.schemas import encode_opening
+from durabill.schemas import decode_total, encode_opening, encode_total
 from durabill.schemas.errors import AccessError
 from durabill.schemas.headers import SEGMENTS_TOPIC_ID, SOURCE_OFFSET
 from durabill.stream_processors.audit.errors import AuditError
@@ -166,16 +167,31 @@ def test_openings_of_a_log_before_are_told_and_no_findings(deployed: Deployment)
         far = (*other[:3], [(SOURCE_OFFSET, b"1000000"), *other[3][1:]])
         return [other, far, restored, *(each for each in records if each is not mine[1])]
 
-    with Copier(deployed).copy(deployed.orders, with_old) as orders:
-        settings = settings_of(deployed, orders_topic=orders)
+    def with_old_totals(records: list[Record]) -> list[Record]:
+        """One that ours doesn't give, and one that it does."""
+        assert all([name for name, _ in each[3]] == [SEGMENTS_TOPIC_ID] for each in records)
+        other = [(SEGMENTS_TOPIC_ID, b"a-log-that-is-gone")]
+        partition, key, value, _ = records[0]
+        total = encode_total(replace(decode_total(value), service_order_number="SO-old"))
+        old: list[Record] = [(partition, b"SO-old", total, [*other])]
+        return [*old, (partition, key, value, [*other]), *records[1:]]
+
+    copier = Copier(deployed)
+    with (
+        copier.copy(deployed.orders, with_old) as orders,
+        copier.copy(deployed.totals, with_old_totals) as totals,
+    ):
+        settings = settings_of(deployed, orders_topic=orders, totals_topic=totals)
         result = audited(settings)
         rebuilt = rebuild_checkpoint(settings, lambda *_: None, dry_run=True)
     assert told(result) == []
     assert (result.openings, result.openings_proven) == (ORDERS, ORDERS)
-    assert result.as_json()["openings_of_other_logs"] == 2
-    (note,) = result.notes
-    assert "2 openings of another log" in note
-    assert "a-log-that-is-gone" in note
+    counted = result.as_json()
+    assert (counted["openings_of_other_logs"], counted["totals_of_other_logs"]) == (2, 1)
+    notes = "\n".join(result.notes)
+    assert "2 openings of another log" in notes
+    assert "1 total of another log" in notes
+    assert notes.count("a-log-that-is-gone") == len(result.notes) == 2
     assert sum(each.openings for each in rebuilt.partitions) == ORDERS
     assert sum(each.unpublished for each in rebuilt.partitions) == 0
 

@@ -40,8 +40,8 @@ def test_a_writer_that_was_fenced_closes_without_a_fault(
         writer = KafkaPartitionWriter(
             producer,
             partition=0,
-            totals=OutputTopic(topics.totals, lambda start, end: False),
-            orders=OutputTopic(topics.orders, lambda start, end: False),
+            totals=OutputTopic(topics.totals, lambda start, end: []),
+            orders=OutputTopic(topics.orders, lambda start, end: []),
             checkpoint_topic=topics.checkpoint,
             on_fatal=fatal.append,
         )

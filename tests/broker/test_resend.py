@@ -8,7 +8,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from durabill.deploy.commands.cli import main
 from durabill.schemas import partition_for
-from durabill.stream_processors.dead_letters.letters import headers_of, list_dead_letters
+from durabill.schemas.headers import headers_in
+from durabill.stream_processors.dead_letters.letters import list_dead_letters
 from durabill.stream_processors.dead_letters.resend import send_back
 from durabill.stream_processors.dead_letters.review import State, review
 from tests.broker.test_dead_letters import bury
@@ -54,7 +55,7 @@ class Judge:
             count += 1
             ours = [("reason", reason), ("source_topic", self.topics.segments)]
             ours += [("source_partition", str(partition)), ("source_offset", str(offset))]
-            headers = [*headers_of(message), *((name, text.encode()) for name, text in ours)]
+            headers = [*headers_in(message), *((name, text.encode()) for name, text in ours)]
             producer.produce(
                 self.topics.dead_letters,
                 message.value(),

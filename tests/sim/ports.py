@@ -48,6 +48,7 @@ class SimPartitionWriter:
 
     def __init__(self, link: Connection, coordinator: Coordinator, epoch: int) -> None:
         self.ends = Ends(0, 0)
+        self.strays = 0
         self._link = link
         self._coordinator = coordinator
         self._epoch = epoch

@@ -26,6 +26,10 @@ class StandWriter:
     def ends(self) -> Ends:
         return Ends(len(self._world.totals), len(self._world.openings))
 
+    @property
+    def strays(self) -> int:
+        return 0
+
     def starts_at(self, ends: Ends) -> None:
         assert ends == self.ends
 

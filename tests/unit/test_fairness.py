@@ -164,8 +164,8 @@ def test_nobody_waits_for_room_behind_a_closed_writer() -> None:
         writer = KafkaPartitionWriter(
             Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}),
             partition=0,
-            totals=OutputTopic("totals", lambda start, end: False),
-            orders=OutputTopic("orders", lambda start, end: False),
+            totals=OutputTopic("totals", lambda start, end: []),
+            orders=OutputTopic("orders", lambda start, end: []),
             checkpoint_topic="checkpoint",
             on_fatal=lambda error: None,
         )

@@ -83,6 +83,6 @@ def test_what_exactness_demands_cannot_be_configured_away() -> None:
 
 
 def test_last_header_of_a_name_is_ours() -> None:
-    ours, own = split_headers([("reason", b"own"), ("x", None), ("reason", b"TOO_LATE")])
+    ours, own = split_headers((("reason", b"own"), ("x", None), ("reason", b"TOO_LATE")))
     assert ours == {"reason": "TOO_LATE"}
     assert own == (("reason", b"own"), ("x", None))

@@ -7,7 +7,8 @@ import pytest
 
 from durabill.schemas import OrderTotal, encode_total
 from durabill.stream_processors.audit.findings import Kind
-from durabill.stream_processors.audit.matching import Grounds, Judgement, Matcher, judge
+from durabill.stream_processors.audit.grounds import Grounds
+from durabill.stream_processors.audit.matching import Judgement, Matcher, judge
 from durabill.stream_processors.audit.totals_log import Published
 from tests.broker.ledger_kit import a_total, complete
 
@@ -132,3 +133,31 @@ def test_each_field_that_differs_is_a_finding_with_both_values() -> None:
 def test_a_record_that_is_no_total_is_a_finding(key: bytes | None, value: bytes | None) -> None:
     found = judged([], [Published(1, key, value)], grounds())
     assert kinds(found) == [Kind.TOTAL_WITHOUT_EVIDENCE]
+
+
+@pytest.mark.parametrize(
+    ("ours", "names", "own_from", "is_before"),
+    [
+        ("id", "before", None, True),
+        ("id", "before", 5, True),
+        ("id", "before", 3, False),
+        ("id", "id", None, False),
+        ("id", "", None, False),
+        ("", "before", None, False),
+    ],
+)
+def test_a_total_of_a_log_before_is_counted_apart(
+    ours: str, names: str, own_from: int | None, is_before: bool
+) -> None:
+    """The segments topic was made anew. Behind the first total of ours no worker names another."""
+    old = record(replace(FIRST, service_order_number="OLD"), 4)._replace(log_id=names)
+    by = replace(grounds(), log_id=ours, own_from=own_from)
+    found = judged([FIRST], [record(FIRST, 5), old], by)
+    assert found.others == ({"before": 1} if is_before else {})
+    assert kinds(found) == ([] if is_before else [Kind.TOTAL_WITHOUT_EVIDENCE])
+
+
+def test_a_total_that_was_restored_is_proven_whatever_log_it_names() -> None:
+    by = replace(grounds(), log_id="id")
+    found = judged([FIRST], [record(FIRST, 5)._replace(log_id="before")], by)
+    assert (found.findings, found.others) == ([], {})

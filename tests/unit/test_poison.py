@@ -106,6 +106,8 @@ class Ports:
     def put_totals(self, totals: Any) -> None:
         self.totals += [each.key for each in totals]
 
+    strays = 0
+
     def waiting_s(self) -> float:
         return 0.0
 

@@ -5,10 +5,17 @@ import timeit
 import msgspec
 import pytest
 
-from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment
+from durabill.schemas import OWN_SCHEMA_ONLY, SegmentEvent, encode_segment, partition_for
+from durabill.schemas.errors import StateError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.batch import Chunk
-from durabill.stream_processors.engine.checkpoint import META, SegmentsTopic, entry_key, find_meta
+from durabill.stream_processors.engine.checkpoint import (
+    META,
+    CheckpointMeta,
+    SegmentsTopic,
+    entry_key,
+    find_meta,
+)
 from durabill.stream_processors.engine.columns import ColumnTable
 from durabill.stream_processors.engine.plain import PlainTable
 from durabill.stream_processors.engine.table import IntervalTable, Place, Total
@@ -66,6 +73,26 @@ def recover(
         first_offset=0,
         tail=Tail(list(totals), len(totals)),
     )
+
+
+def test_strays_are_passed_over_where_there_is_a_checkpoint(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A total that belongs in another partition, one under another key, and what is no total."""
+    [total] = PlainTable(PLACE, POLICY, OWN_SCHEMA_ONLY).fold(whole_order(0, FIRST_MS)).totals
+    away = Place((partition_for(total.key, 64) + 1) % 64, 64)
+    strays = [total, Total(b"\xff", total.value), Total(total.key, b"no total")]
+    tail = Tail([(7 + at, *each) for at, each in enumerate(strays)], 10)
+
+    def restore(meta: CheckpointMeta | None) -> PartitionTask:
+        table = PlainTable(away, POLICY, OWN_SCHEMA_ONLY)
+        return restore_task(table, {}, SEGMENTS, meta, first_offset=0, tail=tail)
+
+    task = restore(CheckpointMeta(3, 64, 0, FIRST_MS, 0))
+    assert (task.published, task.strays) == ({}, 3)
+    assert "3 of them, the first at offset 7" in caplog.text
+    with pytest.raises(StateError, match=r"at offset 7.*durabill rebuild totals --into TOPIC"):
+        restore(None)
 
 
 @TABLES

@@ -135,6 +135,14 @@ def test_openings_of_other_partitions_are_refused() -> None:
         PublishedOpenings([published(5, each, opening("A")) for each in (1, 2)], Place(1, 64), 0)
 
 
+@pytest.mark.parametrize("topic_id", ["id", ""])
+def test_with_a_checkpoint_they_are_nobodys(topic_id: str) -> None:
+    """The partitions are as many as they were when this worker's application began."""
+    found = [published(5 + at, 7, opening("A"), topic_id) for at in (0, 1)]
+    known = PublishedOpenings(found, Place(1, 64), 0, "id", has_checkpoint=True)
+    assert (known.strays, len(known), known.start(9)) == ([5, 6], 0, 9)
+
+
 # -- a worker that dies --------------------------------------------------------------------------
 
 ENTRIES = [

@@ -84,6 +84,10 @@ class Stand:
     def note_stored(self, _number: str, _tenant: str) -> None:
         pass
 
+    async def attributes(self, *who: str) -> tuple[tuple[str, str], ...]:
+        assert who == ("SO1", "acme", "anna")
+        return (("plan", "gold"),)
+
     def renew(self) -> dict[str, Any]:
         token, _ = self.authority.leases.mint(
             "SO1", "acme", "anna", "bike", now_ms=NOW_MS, interval_ms=10_000
@@ -112,7 +116,7 @@ def test_an_order_that_is_known_is_extended_for_as_long_as_the_lease_holds(after
     assert said["lease_expires_ms"] == said["accept_until_ms"] == stand.now_ms + LEASE_MS
     (value,) = stand.values
     opened = accept_opening(b"SO1", value, stand.now_ms)
-    assert opened.service == "bike"
+    assert (opened.service, opened.attributes) == ("bike", ())
     first = Opened(NOW_MS, NOW_MS + LEASE_MS, 1, "acme", "anna")
     record: Any = SimpleNamespace(key=b"SO1", headers=(), size=100)
     admitted = admit_opening(record, opened, Known(None, first), ONLY, stand.now_ms)
@@ -132,6 +136,7 @@ def test_a_forgotten_orders_new_life_is_opened_for_all_that_may_count(after_ms: 
     record: Any = SimpleNamespace(key=b"SO1", headers=(), size=100)
     opened = accept_opening(b"SO1", value, now_ms)
     assert (opened.tenant, opened.client, opened.service) == ("acme", "anna", "bike")
+    assert opened.attributes == (("plan", "gold"),)
     assert admit_opening(record, opened, Known(None, None), ONLY, now_ms).fate is Fate.OPENS
     opening = Opened.by(opened, 7)
     lease = stand.authority.leases.check(said["lease"], "SO1", ANNA, now_ms)

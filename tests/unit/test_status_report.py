@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from durabill.deploy.commands.ask_workers import ask_page, ask_workers
+from durabill.deploy.commands.status import _show
 from durabill.deploy.commands.status_report import (
     Answer,
     Report,
@@ -53,6 +54,11 @@ def task(**more: Any) -> dict[str, Any]:
         "policy": [policy()],
         "clock_ms": 1_000,
         "oldest_deadline_ms": 2_000,
+        "openings_passed_on": 8,
+        "openings_repeated": 2,
+        "openings_extended": 1,
+        "openings_waiting": 4,
+        "strays": 0,
         **more,
     }
 
@@ -90,6 +96,24 @@ def test_all_is_well() -> None:
     del row["records"], row["clock_ms"]
     assert row == told["partitions"][1]
     assert told["workers"][0]["partitions"] == [0, 2]
+
+
+def test_what_others_wrote_among_the_results_is_a_note() -> None:
+    told = status(0, 1, 3)
+    told["partitions"]["2"] = task(strays=7)
+    found = report(read_answer(A, told, READY))
+    assert (found.problems, found.as_json()["notes"]) == ([], found.notes)
+    (note,) = found.notes
+    assert note.startswith("partition 2: ")
+    assert "7 records" in note
+
+
+def test_a_table_shows_what_was_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(report(read_answer(A, status(0, 1, 2, 3, openings_passed_on=1_234), READY)))
+    lines = capsys.readouterr().out.splitlines()
+    (names,) = (each for each in lines if "to be reported" in each)
+    assert names.index("to be reported") < names.index("passed on") < names.index("marks")
+    assert sum("1,234" in each for each in lines) == 4
 
 
 def test_a_partition_that_waits_for_a_transaction_is_no_problem() -> None:

@@ -6,10 +6,16 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from durabill.deploy.commands.ask_workers import NOT_KNOWN
+from durabill.deploy.commands.leakage import Renewals
+from durabill.schemas.order_state import Opened, OrderState
 from durabill.stream_processors.audit.leakage import Leakage
 from durabill.stream_processors.audit.leakage_report import as_json, lines_of
 from durabill.stream_processors.audit.unreported import OpenedGroup, OpenedOrder, Unreported
+from durabill.stream_processors.settings import Settings
+from tests.state_kit import a_state
 from tests.unit.test_schemas import TOTAL
 
 NOW_MS = 1_800_000_000_000
@@ -17,6 +23,9 @@ NOW_MS = 1_800_000_000_000
 
 def opened(number: str, tenant: str, offset: int, until_ms: int = NOW_MS) -> OpenedOrder:
     return OpenedOrder(number, tenant, "gpu", NOW_MS - 1_000 + offset, until_ms, offset)
+
+
+OPENED = opened("renewed", "acme", 0)
 
 
 def leakage(top: int = 9) -> Leakage:
@@ -98,3 +107,48 @@ def test_however_many_there_are_few_are_kept(count: int) -> None:
     found.cut()
     assert [each.source_offset for each in found.orders] == [*range(count)][:2]
     assert found.all_orders.orders == count
+
+
+def test_a_lease_that_was_renewed_is_not_over() -> None:
+    def until_ms(each: OpenedOrder) -> int:
+        asked.append(each.number)
+        return each.accept_until_ms + (each.number == "A") * 9
+
+    asked: list[str] = []
+    found = Unreported(9, NOW_MS, accepted_until_ms=until_ms)
+    for number, late_ms in (("A", 5), ("B", 5), ("C", -1)):
+        found.count(opened(number, "acme", 0, NOW_MS - late_ms))
+    assert asked == ["A", "B"]
+    assert found.by_tenant == {"acme": OpenedGroup(3, 1)}
+    found.cut()
+    assert [each.number for each in found.orders if found.is_over(each)] == ["B"]
+
+
+def test_a_very_long_number_fills_no_screen() -> None:
+    found = leakage()
+    found.add_letter("BAD_ORDER_NUMBER", "é\n" * 50_000, 0)
+    found.finish()
+    assert max(map(len, lines_of(found))) < 300
+
+
+def test_workers_are_asked_until_one_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(urls: list[str], token: str, number: str) -> tuple[OrderState | None, str]:
+        assert (urls, token) == (["http://a", "http://b"], "")
+        asked.append(number)
+        if number == "away":
+            return None, "http://a: timed out"
+        if number == "forgotten":
+            return None, NOT_KNOWN
+        begin_ms = OPENED.server_timestamp_ms + (number == "another life")
+        of = Opened(
+            tenant="acme", client="c", server_timestamp_ms=begin_ms, accept_until_ms=NOW_MS + 9
+        )
+        return structs.replace(a_state(number), opened=of), ""
+
+    asked: list[str] = []
+    monkeypatch.setattr("durabill.deploy.commands.leakage.ask_workers", ask)
+    renewals = Renewals(Settings(worker_urls="http://a,http://b"))
+    names = ["renewed", "another life", "forgotten", "away", "renewed"]
+    later_ms = [renewals.until_ms(OPENED._replace(number=each)) - NOW_MS for each in names]
+    assert (later_ms, renewals.unknown) == ([9, 0, 0, 0, 0], 2)
+    assert asked == names[:4]

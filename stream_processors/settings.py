@@ -8,6 +8,7 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ PREFIX = "DURABILL_"
 INTERIM_INTERVAL_MIN_S = 1
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=POLICY_TIME_MAX_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+TopicName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z")]  # as Kafka has it
 SECRETS = (
     *("sasl_password", "ssl_key_password", "schema_registry_password"),
     *("ledger_dsn", "worker_token"),
@@ -63,13 +65,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     segments_framing: Framing = "single-object"
     totals_framing: Framing = "single-object"
 
-    application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "durabill"
-    previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
-    segments_topic: str = SEGMENTS_TOPIC
-    totals_topic: str = TOTALS_TOPIC
-    orders_topic: str = ORDERS_TOPIC
-    dead_letters_topic: str = DEAD_LETTERS_TOPIC
-    seal_topic: str = SEAL_TOPIC
+    application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,100}\Z")] = "durabill"
+    previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}\Z")] = ""
+    segments_topic: TopicName = SEGMENTS_TOPIC
+    totals_topic: TopicName = TOTALS_TOPIC
+    orders_topic: TopicName = ORDERS_TOPIC
+    dead_letters_topic: TopicName = DEAD_LETTERS_TOPIC
+    seal_topic: TopicName = SEAL_TOPIC
 
     settle_grace_s: Seconds = 30
     idle_timeout_s: Seconds = 300
@@ -277,7 +279,9 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             elif flags.get(name) is None:
                 raw[name] = _content(variable, value, problems)
         elif name not in Settings.__struct_fields__:
-            problems.append(f"{variable} is no setting of Durabill")
+            known = [PREFIX + each.upper() for each in Settings.__struct_fields__]
+            near = [f"; is it {each}?" for each in get_close_matches(variable, known, 1, 0.8)]
+            problems.append("".join([f"{variable} is no setting of Durabill", *near]))
         else:
             raw[name] = value
     raw.update({name: value for name, value in flags.items() if value is not None})
@@ -322,6 +326,7 @@ def _topic_problems(settings: Settings) -> list[str]:
 
 _BOUND = re.compile(r"Expected `(?:int|float)` (<=|>=|<|>) (.+)")
 _BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
+_PATTERN = re.compile(r".*matching regex '\^\[A-Za-z0-9\._-\]\{([01]),(\d+)\}.*")
 _KINDS = {float: "a number", int: "a whole number", bool: "true or false"}
 
 
@@ -331,6 +336,8 @@ def _explain(error: msgspec.ValidationError, hint: Any) -> str:
         return f"it must be one of {', '.join(get_args(hint))}"
     if bound := _BOUND.fullmatch(str(error)):
         return f"it must be {_BOUNDS[bound[1]]} {float(bound[2]):.15g}"
+    if pattern := _PATTERN.fullmatch(str(error)):
+        return f"it must be {pattern[1]} to {pattern[2]} letters of A-Z a-z 0-9 . _ -"
     kind = _KINDS.get(getattr(hint, "__origin__", hint))
     return str(error) if kind is None else f"it must be {kind}"
 
@@ -386,8 +393,11 @@ def _unreadable(path: str) -> str | None:
 def _content(variable: str, path: str, problems: list[str]) -> str:
     """Return a file's text without the line end that editors put there."""
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        content = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         problems.append(f"{variable}={path}: the file can't be read: {why}")
         return ""
+    if not content:  # taken as it is it would mean "none": a web server that asks for no token, say
+        problems.append(f"{variable}={path}: the file is empty")
+    return content

@@ -108,7 +108,10 @@ def _ask(url: str, token: str) -> dict[str, Any]:
         hint = "; --token-file gives a key of scope admin" if error.code in (401, 403) else ""
         raise GatewayUnknown(f"the gateway at {url} answers {error.code}{hint}") from error
     except (OSError, ValueError) as error:
-        raise GatewayUnknown(f"the gateway at {url} can't be asked: {error}") from error
+        cause = getattr(error, "reason", error)  # urllib wraps the system's
+        why = getattr(cause, "strerror", None) or cause
+        hint = "Is it running there? --gateway names another"
+        raise GatewayUnknown(f"the gateway at {url} can't be asked: {why}. {hint}") from error
     except (LookupError, TypeError, RecursionError) as error:
         raise GatewayUnknown(f"what answers at {url} is no gateway of this version") from error
 

@@ -4,7 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 15.0
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
+_LINE_CHARS = 1_000
+"""Rows are uncut: a terminal wraps them."""
 _BAD = ("LOSING", "AT_RISK")
 
 
@@ -141,7 +143,8 @@ def _show(found: list[dict[str, Any]], count: int, answers: list[dict[str, Any]]
     now_ms = max(each["server_timestamp_ms"] for each in answers)
     table = Table(box=None, pad_edge=False)
     for name in ("", "client", "pending", "oldest", "refused", "clock", "suspends", "heard"):
-        table.add_column(name, justify="right" if name not in ("", "client") else "left")
+        justify: Literal["left", "right"] = "left" if name in ("", "client", "refused") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for each in found:
         who = "/".join(filter(None, (each["tenant"], each["client"], each["name"])))
         refused = ", ".join(f"{reason} {times:,}" for reason, times in each["refused"].items())
@@ -151,11 +154,12 @@ def _show(found: list[dict[str, Any]], count: int, answers: list[dict[str, Any]]
             shown(who),
             f"{each['pending']:,}",
             human_ms(each["oldest_ms"]) if each["pending"] else "",
-            shown(refused),
+            shown(refused) if refused else "",
             "" if bound is None else f"±{bound:,.0f} ms",
             f"{each['suspends']:,}",
             f"{human_ms(max(0, now_ms - each['seen_ms']))} ago",
         )
-    Console(soft_wrap=True, markup=False, highlight=False).print(table)
+    width = max(Console().width, _LINE_CHARS)
+    Console(width=width, markup=False, highlight=False).print(table)
     if count > len(found):
         print(f"... and {count - len(found):,} more", flush=True)

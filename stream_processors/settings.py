@@ -24,6 +24,7 @@ PREFIX = "DURABILL_"
 INTERIM_INTERVAL_MIN_S = 1
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=POLICY_TIME_MAX_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Named = Annotated[str, msgspec.Meta(min_length=1)]
 TopicName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z")]  # as Kafka has it
 SECRETS = (
     *("sasl_password", "ssl_key_password", "schema_registry_password"),
@@ -81,11 +82,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     stall_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
 
-    worker_host: str = "127.0.0.1"
+    worker_host: Named = "127.0.0.1"
     worker_port: Port = 0
     worker_urls: str = ""
     worker_token: str = ""
-    gateway_host: str = "127.0.0.1"
+    gateway_host: Named = "127.0.0.1"
     gateway_port: Port = 8080
     gateway_allowed_hosts: str = ""
     gateway_access_log: bool = False
@@ -119,7 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seal_key_file: str = ""
     seal_interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     archive_dir: str = ""
-    data_dir: str = ".durabill"
+    data_dir: Named = ".durabill"
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(self._shown())})"
@@ -338,6 +339,8 @@ def _explain(error: msgspec.ValidationError, hint: Any) -> str:
         return f"it must be {_BOUNDS[bound[1]]} {float(bound[2]):.15g}"
     if pattern := _PATTERN.fullmatch(str(error)):
         return f"it must be {pattern[1]} to {pattern[2]} letters of A-Z a-z 0-9 . _ -"
+    if hint == Named:
+        return "it must not be empty"
     kind = _KINDS.get(getattr(hint, "__origin__", hint))
     return str(error) if kind is None else f"it must be {kind}"
 

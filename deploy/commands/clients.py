@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from durabill.deploy.commands.common import AS_JSON, with_settings
-from durabill.deploy.terminal import emit, human_ms, shown
+from durabill.deploy.terminal import emit, human_ms, shown, why_not
 from durabill.schemas.errors import DurabillError
 
 if TYPE_CHECKING:
@@ -110,9 +110,8 @@ def _ask(url: str, token: str) -> dict[str, Any]:
         hint = "; --token-file gives a key of scope admin" if error.code in (401, 403) else ""
         raise GatewayUnknown(f"the gateway at {url} answers {error.code}{hint}") from error
     except (OSError, ValueError) as error:
-        cause = getattr(error, "reason", error)  # urllib wraps the system's
-        why = getattr(cause, "strerror", None) or cause
         hint = "Is it running there? --gateway names another"
+        why = why_not(error)
         raise GatewayUnknown(f"the gateway at {url} can't be asked: {why}. {hint}") from error
     except (LookupError, TypeError, RecursionError) as error:
         raise GatewayUnknown(f"what answers at {url} is no gateway of this version") from error

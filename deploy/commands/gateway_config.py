@@ -63,7 +63,7 @@ def warn_of_absent(settings: "Settings", ledger_dsn: str | None) -> None:
             connect(ledger_dsn, connect_timeout=_LEDGER_PATIENCE_S).close()
     except psycopg.Error as error:
         log.warning(
-            "the ledger at %s can't be asked: %s. Segments are taken all the same; what no worker"
+            "the ledger at %s can't be asked (%s). Segments are taken all the same; what no worker"
             " knows of an order is answered with 503. Is it running, and is DURABILL_LEDGER_DSN"
             " right?",
             shown_dsn(ledger_dsn or ""),

@@ -124,5 +124,5 @@ def test_what_is_not_there_at_the_start_is_told_in_the_log(
     topic, ledger = caplog.messages
     assert f"no topic {topics.segments}.no" in topic
     assert "durabill topics create" in topic
-    assert ledger.startswith("the ledger at me@127.0.0.1:1/ledger can't be asked: ")
+    assert ledger.startswith("the ledger at me@127.0.0.1:1/ledger can't be asked (")
     assert "hidden" not in ledger

@@ -73,6 +73,11 @@ def test_a_name_that_no_topic_can_have_is_told(name: str) -> None:
     assert problem.endswith("it must be 1 to 249 letters of A-Z a-z 0-9 . _ -")
 
 
+def test_what_must_have_a_value_is_told() -> None:
+    (problem,) = problems_of({"DURABILL_DATA_DIR": ""})  # files of keys would lie where one stands
+    assert problem == "DURABILL_DATA_DIR='': it must not be empty"
+
+
 def test_of_a_wrong_choice_the_right_ones_are_told() -> None:
     (problem,) = problems_of({}, security_protocol="TLS")
     allowed = "PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"

@@ -18,6 +18,7 @@ from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX, POLICY_TIME_MAX_S
 from durabill.schemas.topics import ORDERS_TOPIC, SEAL_TOPIC, Topics
+from durabill.schemas.web import host_name
 from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
@@ -295,7 +296,7 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
         try:
             good[name] = msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError as error:
-            shown = "…" if name in SECRETS or "@" in str(value) else repr(value)
+            shown = "…" if name in SECRETS else _unsecret(str(value))
             problems.append(f"{PREFIX}{name.upper()}={shown}: {_explain(error, hints[name])}")
     problems += _connection_problems({**_DEFAULTS, **good})
     if dsn := good.get("ledger_dsn"):
@@ -350,6 +351,12 @@ def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for address in filter(None, values["bootstrap_servers"].split(",")):
         if not _ADDRESS.fullmatch(address):
             yield f"{PREFIX}BOOTSTRAP_SERVERS: {address!r} is no HOST:PORT"
+    for url in _parts(values["worker_urls"]):
+        if not url.startswith(("http://", "https://")):
+            yield f"{PREFIX}WORKER_URLS: {_unsecret(url)} is no http://HOST:PORT"
+    for name in _parts(values["gateway_allowed_hosts"]):
+        if name != "*" and host_name(name) is None:
+            yield f"{PREFIX}GATEWAY_ALLOWED_HOSTS: {_unsecret(name)} is no name of a host"
     protocol = values["security_protocol"]
     is_tls = protocol.endswith("SSL")
     if protocol.startswith("SASL") and not values["sasl_username"]:
@@ -361,6 +368,15 @@ def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _registry_problems(values)
     if is_tls and values["ssl_key_location"] and not values["ssl_certificate_location"]:
         yield f"{PREFIX}SSL_KEY_LOCATION is set without {PREFIX}SSL_CERTIFICATE_LOCATION"
+
+
+def _parts(text: str) -> list[str]:
+    return [part for each in text.split(",") if (part := each.strip())]
+
+
+def _unsecret(text: str) -> str:
+    """Return a value as it may be shown: an address may hold a user and a password."""
+    return "…" if "@" in text else repr(text)
 
 
 def _registry_problems(values: Mapping[str, Any]) -> Iterator[str]:

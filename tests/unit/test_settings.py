@@ -78,6 +78,20 @@ def test_what_must_have_a_value_is_told() -> None:
     assert problem == "DURABILL_DATA_DIR='': it must not be empty"
 
 
+def test_addresses_that_are_none_are_told() -> None:
+    told = problems_of(
+        {
+            "DURABILL_WORKER_URLS": "http://a:1, b:2,me:s3cret@c",
+            "DURABILL_GATEWAY_ALLOWED_HOSTS": "billing.example, *, https://billing.example,[::1]:8080",
+        }
+    )
+    assert told == [
+        "DURABILL_WORKER_URLS: 'b:2' is no http://HOST:PORT",
+        "DURABILL_WORKER_URLS: … is no http://HOST:PORT",
+        "DURABILL_GATEWAY_ALLOWED_HOSTS: 'https://billing.example' is no name of a host",
+    ]
+
+
 def test_of_a_wrong_choice_the_right_ones_are_told() -> None:
     (problem,) = problems_of({}, security_protocol="TLS")
     allowed = "PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"

@@ -34,6 +34,7 @@ __all__ = [
     "progress_bars",
     "say",
     "shown",
+    "why_not",
 ]
 
 Progress = Callable[[str, int, int], None]
@@ -58,6 +59,12 @@ def emit(value: object) -> None:
     except UnicodeEncodeError:
         text = json.dumps(value)
     print(text, flush=True)
+
+
+def why_not(error: Exception) -> str:
+    """Return the system's own word in an error of urllib's, as in `Connection refused`."""
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or str(cause) or type(error).__name__
 
 
 def plain_lines(text: str) -> str:

@@ -145,6 +145,11 @@ def create_topics(
     return check_topics(kafka, topics, partitions=partitions)
 
 
+def has_topic(kafka: Mapping[str, Any], name: str) -> bool:
+    """Tell whether Kafka has a topic of this name. Raises UnreachableError."""
+    return name in _partition_counts(_admin(kafka), kafka, {"": name})
+
+
 def create_totals_topic(
     kafka: Mapping[str, Any], name: str, *, partitions: int, replication_factor: int | None = None
 ) -> None:

@@ -38,11 +38,12 @@ ALL = "all"
 _EXTRA_OF_COMMAND = {
     "gateway": "gateway",
     "conformance": "gateway",
+    "keys": "gateway",
     "archive": "audit",
     "kafka": "local",
     "postgres": "local",
     "demo": ALL,
-    **dict.fromkeys(("seal", "keys", "receipt", "verify", "verify-receipt"), "audit"),
+    **dict.fromkeys(("seal", "receipt", "verify", "verify-receipt"), "audit"),
 }
 
 

@@ -8,6 +8,7 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,12 +18,15 @@ from durabill.schemas import DEAD_LETTERS_TOPIC, SEGMENTS_TOPIC, TOTALS_TOPIC
 from durabill.schemas.errors import SettingsError
 from durabill.schemas.limits import GRACE_FACTOR_MAX, INTERIM_TOTALS_MAX, POLICY_TIME_MAX_S
 from durabill.schemas.topics import ORDERS_TOPIC, SEAL_TOPIC, Topics
+from durabill.schemas.web import host_name
 from durabill.stream_processors.core.order import Policy
 
 PREFIX = "DURABILL_"
 INTERIM_INTERVAL_MIN_S = 1
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=POLICY_TIME_MAX_S)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Named = Annotated[str, msgspec.Meta(min_length=1)]
+TopicName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z")]  # as Kafka has it
 SECRETS = (
     *("sasl_password", "ssl_key_password", "schema_registry_password"),
     *("ledger_dsn", "worker_token"),
@@ -63,13 +67,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     segments_framing: Framing = "single-object"
     totals_framing: Framing = "single-object"
 
-    application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "durabill"
-    previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
-    segments_topic: str = SEGMENTS_TOPIC
-    totals_topic: str = TOTALS_TOPIC
-    orders_topic: str = ORDERS_TOPIC
-    dead_letters_topic: str = DEAD_LETTERS_TOPIC
-    seal_topic: str = SEAL_TOPIC
+    application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,100}\Z")] = "durabill"
+    previous_application_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}\Z")] = ""
+    segments_topic: TopicName = SEGMENTS_TOPIC
+    totals_topic: TopicName = TOTALS_TOPIC
+    orders_topic: TopicName = ORDERS_TOPIC
+    dead_letters_topic: TopicName = DEAD_LETTERS_TOPIC
+    seal_topic: TopicName = SEAL_TOPIC
 
     settle_grace_s: Seconds = 30
     idle_timeout_s: Seconds = 300
@@ -79,11 +83,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     stall_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
 
-    worker_host: str = "127.0.0.1"
+    worker_host: Named = "127.0.0.1"
     worker_port: Port = 0
     worker_urls: str = ""
     worker_token: str = ""
-    gateway_host: str = "127.0.0.1"
+    gateway_host: Named = "127.0.0.1"
     gateway_port: Port = 8080
     gateway_allowed_hosts: str = ""
     gateway_access_log: bool = False
@@ -117,7 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seal_key_file: str = ""
     seal_interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     archive_dir: str = ""
-    data_dir: str = ".durabill"
+    data_dir: Named = ".durabill"
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(self._shown())})"
@@ -277,7 +281,9 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
             elif flags.get(name) is None:
                 raw[name] = _content(variable, value, problems)
         elif name not in Settings.__struct_fields__:
-            problems.append(f"{variable} is no setting of Durabill")
+            known = [PREFIX + each.upper() for each in Settings.__struct_fields__]
+            near = [f"; is it {each}?" for each in get_close_matches(variable, known, 1, 0.8)]
+            problems.append("".join([f"{variable} is no setting of Durabill", *near]))
         else:
             raw[name] = value
     raw.update({name: value for name, value in flags.items() if value is not None})
@@ -290,7 +296,7 @@ def load_settings(environ: Mapping[str, str], **flags: Any) -> Settings:
         try:
             good[name] = msgspec.convert(value, hints[name], strict=False)
         except msgspec.ValidationError as error:
-            shown = "…" if name in SECRETS or "@" in str(value) else repr(value)
+            shown = "…" if name in SECRETS else _unsecret(str(value))
             problems.append(f"{PREFIX}{name.upper()}={shown}: {_explain(error, hints[name])}")
     problems += _connection_problems({**_DEFAULTS, **good})
     if dsn := good.get("ledger_dsn"):
@@ -322,6 +328,7 @@ def _topic_problems(settings: Settings) -> list[str]:
 
 _BOUND = re.compile(r"Expected `(?:int|float)` (<=|>=|<|>) (.+)")
 _BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
+_PATTERN = re.compile(r".*matching regex '\^\[A-Za-z0-9\._-\]\{([01]),(\d+)\}.*")
 _KINDS = {float: "a number", int: "a whole number", bool: "true or false"}
 
 
@@ -331,6 +338,10 @@ def _explain(error: msgspec.ValidationError, hint: Any) -> str:
         return f"it must be one of {', '.join(get_args(hint))}"
     if bound := _BOUND.fullmatch(str(error)):
         return f"it must be {_BOUNDS[bound[1]]} {float(bound[2]):.15g}"
+    if pattern := _PATTERN.fullmatch(str(error)):
+        return f"it must be {pattern[1]} to {pattern[2]} letters of A-Z a-z 0-9 . _ -"
+    if hint == Named:
+        return "it must not be empty"
     kind = _KINDS.get(getattr(hint, "__origin__", hint))
     return str(error) if kind is None else f"it must be {kind}"
 
@@ -340,6 +351,12 @@ def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for address in filter(None, values["bootstrap_servers"].split(",")):
         if not _ADDRESS.fullmatch(address):
             yield f"{PREFIX}BOOTSTRAP_SERVERS: {address!r} is no HOST:PORT"
+    for url in _parts(values["worker_urls"]):
+        if not url.startswith(("http://", "https://")):
+            yield f"{PREFIX}WORKER_URLS: {_unsecret(url)} is no http://HOST:PORT"
+    for name in _parts(values["gateway_allowed_hosts"]):
+        if name != "*" and host_name(name) is None:
+            yield f"{PREFIX}GATEWAY_ALLOWED_HOSTS: {_unsecret(name)} is no name of a host"
     protocol = values["security_protocol"]
     is_tls = protocol.endswith("SSL")
     if protocol.startswith("SASL") and not values["sasl_username"]:
@@ -351,6 +368,15 @@ def _connection_problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _registry_problems(values)
     if is_tls and values["ssl_key_location"] and not values["ssl_certificate_location"]:
         yield f"{PREFIX}SSL_KEY_LOCATION is set without {PREFIX}SSL_CERTIFICATE_LOCATION"
+
+
+def _parts(text: str) -> list[str]:
+    return [part for each in text.split(",") if (part := each.strip())]
+
+
+def _unsecret(text: str) -> str:
+    """Return a value as it may be shown: an address may hold a user and a password."""
+    return "…" if "@" in text else repr(text)
 
 
 def _registry_problems(values: Mapping[str, Any]) -> Iterator[str]:
@@ -386,8 +412,11 @@ def _unreadable(path: str) -> str | None:
 def _content(variable: str, path: str, problems: list[str]) -> str:
     """Return a file's text without the line end that editors put there."""
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        content = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         problems.append(f"{variable}={path}: the file can't be read: {why}")
         return ""
+    if not content:  # taken as it is it would mean "none": a web server that asks for no token, say
+        problems.append(f"{variable}={path}: the file is empty")
+    return content

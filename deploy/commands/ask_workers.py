@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from durabill.deploy.terminal import why_not
+
 if TYPE_CHECKING:
     from durabill.schemas.order_state import OrderState
     from durabill.stream_processors.settings import Settings
@@ -120,8 +122,7 @@ def ask_page(url: str, token: str, path: str, timeout_s: float = TIMEOUT_S) -> t
             found = _read_json(error, until_s)
         return found, "" if found is not None else "it answers with nothing: it is no worker"
     except _FAULTS as error:
-        reason = getattr(error, "reason", error)
-        return None, str(reason) or type(error).__name__
+        return None, why_not(error)
 
 
 def _get(url: str, token: str, path: str, until_s: float) -> Any:

@@ -4,12 +4,12 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from durabill.deploy.commands.common import AS_JSON, with_settings
-from durabill.deploy.terminal import emit, human_ms, shown
+from durabill.deploy.terminal import emit, human_ms, shown, why_not
 from durabill.schemas.errors import DurabillError
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 15.0
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
+_LINE_CHARS = 1_000
+"""Rows are uncut: a terminal wraps them."""
 _BAD = ("LOSING", "AT_RISK")
 
 
@@ -108,7 +110,9 @@ def _ask(url: str, token: str) -> dict[str, Any]:
         hint = "; --token-file gives a key of scope admin" if error.code in (401, 403) else ""
         raise GatewayUnknown(f"the gateway at {url} answers {error.code}{hint}") from error
     except (OSError, ValueError) as error:
-        raise GatewayUnknown(f"the gateway at {url} can't be asked: {error}") from error
+        hint = "Is it running there? --gateway names another"
+        why = why_not(error)
+        raise GatewayUnknown(f"the gateway at {url} can't be asked: {why}. {hint}") from error
     except (LookupError, TypeError, RecursionError) as error:
         raise GatewayUnknown(f"what answers at {url} is no gateway of this version") from error
 
@@ -138,7 +142,8 @@ def _show(found: list[dict[str, Any]], count: int, answers: list[dict[str, Any]]
     now_ms = max(each["server_timestamp_ms"] for each in answers)
     table = Table(box=None, pad_edge=False)
     for name in ("", "client", "pending", "oldest", "refused", "clock", "suspends", "heard"):
-        table.add_column(name, justify="right" if name not in ("", "client") else "left")
+        justify: Literal["left", "right"] = "left" if name in ("", "client", "refused") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for each in found:
         who = "/".join(filter(None, (each["tenant"], each["client"], each["name"])))
         refused = ", ".join(f"{reason} {times:,}" for reason, times in each["refused"].items())
@@ -148,11 +153,12 @@ def _show(found: list[dict[str, Any]], count: int, answers: list[dict[str, Any]]
             shown(who),
             f"{each['pending']:,}",
             human_ms(each["oldest_ms"]) if each["pending"] else "",
-            shown(refused),
+            shown(refused) if refused else "",
             "" if bound is None else f"±{bound:,.0f} ms",
             f"{each['suspends']:,}",
             f"{human_ms(max(0, now_ms - each['seen_ms']))} ago",
         )
-    Console(soft_wrap=True, markup=False, highlight=False).print(table)
+    width = max(Console().width, _LINE_CHARS)
+    Console(width=width, markup=False, highlight=False).print(table)
     if count > len(found):
         print(f"... and {count - len(found):,} more", flush=True)

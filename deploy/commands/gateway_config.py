@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from durabill.stream_processors.settings import Settings
 
 log = logging.getLogger("durabill.settings")
+_LEDGER_PATIENCE_S = 2
 
 
 def check_gateway(settings: "Settings") -> None:
@@ -36,6 +37,37 @@ def check_gateway(settings: "Settings") -> None:
             " clear. Give it DURABILL_GATEWAY_TLS_CERTIFICATE and DURABILL_GATEWAY_TLS_KEY, unless"
             " a proxy in front of it has TLS",
             settings.gateway_host,
+        )
+
+
+def warn_of_absent(settings: "Settings", ledger_dsn: str | None) -> None:
+    """Say in the log what isn't there yet: the gateway starts all the same, and looks again."""
+    import psycopg
+
+    from durabill.deploy.topics import has_topic
+    from durabill.schemas.errors import UnreachableError
+    from durabill.stream_processors.dsn import connect, error_text, shown_dsn
+
+    try:
+        is_there = has_topic(settings.librdkafka(), settings.segments_topic)
+    except UnreachableError:
+        return  # it let us in a moment ago; the producer tells
+    if not is_there:
+        log.warning(
+            "Kafka has no topic %s (DURABILL_SEGMENTS_TOPIC): nothing can be started or stored, and"
+            " /readyz is 503, until it is there. `durabill topics create` makes it",
+            settings.segments_topic,
+        )
+    try:
+        if ledger_dsn:
+            connect(ledger_dsn, connect_timeout=_LEDGER_PATIENCE_S).close()
+    except psycopg.Error as error:
+        log.warning(
+            "the ledger at %s can't be asked (%s). Segments are taken all the same; what no worker"
+            " knows of an order is answered with 503. Is it running, and is DURABILL_LEDGER_DSN"
+            " right?",
+            shown_dsn(ledger_dsn or ""),
+            error_text(error),
         )
 
 
@@ -84,13 +116,10 @@ def tls_of(settings: "Settings") -> "TlsFiles | None":
     client_ca = settings.gateway_tls_client_ca
     if not (certificate or key or client_ca):
         return None
-    if not (certificate and key):
-        raise SettingsError(
-            [
-                "DURABILL_GATEWAY_TLS_CERTIFICATE and DURABILL_GATEWAY_TLS_KEY are needed both for"
-                " TLS"
-            ]
-        )
+    needed = {"DURABILL_GATEWAY_TLS_CERTIFICATE": certificate, "DURABILL_GATEWAY_TLS_KEY": key}
+    missing = [f"{name} is not set: TLS needs it" for name, value in needed.items() if not value]
+    if missing:
+        raise SettingsError(missing)
     from durabill.producers.gateway.tls import TlsFiles
 
     return TlsFiles(Path(certificate), Path(key), Path(client_ca) if client_ca else None)

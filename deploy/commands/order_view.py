@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from durabill.deploy.commands.order_log import Totals
@@ -31,6 +31,9 @@ from durabill.stream_processors.core.order import DEADLINE_OF
 
 BAR_WIDTH = 72
 GAPS_SHOWN = 10
+VERDICT_WIDTH = 12
+DAY_MS = 86_400_000
+DAYS_MAX = 99
 
 
 def show_story(story: Story, rows: int) -> None:
@@ -39,7 +42,11 @@ def show_story(story: Story, rows: int) -> None:
     console.print(Text(f"Order {shown(story.number)}, partition {story.partition}", style="bold"))
     print(*map(plain, opening_lines(story)), *policy_lines(story.basis), sep="\n")
     if story.rows:
-        console.print(_table(story, rows))
+        table = _table(story, rows)
+        needed = sum(_width(column) for column in table.columns[:-1]) + VERDICT_WIDTH
+        if console.width < needed:  # a terminal wraps lines, and a table would cut them
+            table.width = needed
+        console.print(table, crop=False)
     for note in story.notes:
         print(f"note: {note}")
     lives = story.lives[-rows:] if rows else story.lives
@@ -57,11 +64,9 @@ def show_story(story: Story, rows: int) -> None:
 def _table(story: Story, rows: int) -> Table:
     """Return the records as a table: the first and the last ones if there are more than `rows`."""
     found = story.rows
-    days = {human_time(ms)[:10] for each in found for ms in (each.append_ms, each.start_ms or 0)}
-    days.discard(human_time(0)[:10])
-    skip = 11 if len(days) == 1 else 0  # characters: one day is told once, above
-    title = f"{counted(len(found), 'record')} in the log, times in UTC"
-    table = Table(title=f"{title}, {min(days)}" if skip else title, title_justify="left", box=None)
+    first_ms = min(each.append_ms for each in found)
+    title = f"{counted(len(found), 'record')} in the log, times in UTC, {human_time(first_ms)[:10]}"
+    table = Table(title=title, title_justify="left", box=None)
     has_lives = len(story.lives) > 1
     for name in ("place", "appended", "number", "start", "length", "", "life", "verdict"):
         if name != "life" or has_lives:
@@ -75,7 +80,7 @@ def _table(story: Story, rows: int) -> Table:
 
     def add(each: Row) -> None:
         completes = each.partition == story.partition and each.offset in completed
-        cells = _cells(each, skip, completes)
+        cells = _cells(each, first_ms // DAY_MS, completes)
         if not has_lives:
             del cells[-2]
         table.add_row(*map(Text, cells))
@@ -90,13 +95,26 @@ def _table(story: Story, rows: int) -> Table:
     return table
 
 
-def _cells(each: Row, skip: int, completes: bool) -> list[str]:
+def _width(column: Column) -> int:
+    """Return how wide a column is with its padding, uncut."""
+    return max(len(str(each)) for each in (column.header, *column.cells)) + 2
+
+
+def _time(ms: int, day: int) -> str:
+    """Return a time of the day that stands above, or so many days before or after it."""
+    later = ms // DAY_MS - day
+    if abs(later) > DAYS_MAX:  # made up, as likely as not
+        return human_time(ms)
+    return human_time(ms)[11:] + (f" {later:+} d" if later else "")
+
+
+def _cells(each: Row, day: int, completes: bool) -> list[str]:
     start_ms, end_ms = each.start_ms, each.end_ms
     return [
         f"{each.partition}/{each.offset}",
-        human_time(each.append_ms)[skip:],
+        _time(each.append_ms, day),
         "" if each.number is None else str(each.number),
-        "" if start_ms is None else human_time(start_ms)[skip:],
+        "" if start_ms is None else _time(start_ms, day),
         "" if start_ms is None or end_ms is None else f"{end_ms - start_ms:,} ms",
         "end" if each.end_identifier else "",
         str(each.life or ""),

@@ -161,7 +161,11 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         durabill gateway --gateway-port 8080
         curl -X POST http://127.0.0.1:8080/v1/orders
     """
-    from durabill.deploy.commands.gateway_config import check_gateway, gateway_config
+    from durabill.deploy.commands.gateway_config import (
+        check_gateway,
+        gateway_config,
+        warn_of_absent,
+    )
     from durabill.deploy.connect import PROCESS_PATIENCE_S, enter
     from durabill.deploy.logs import set_up_logging
     from durabill.producers.gateway.server import run_gateway
@@ -184,6 +188,7 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
         workers=", ".join(known) or "none yet (DURABILL_WORKER_URLS, or one in the data folder)",
         ledger=without_password(ledger) if ledger else "none yet (DURABILL_LEDGER_DSN)",
     )
+    warn_of_absent(settings, ledger)
 
     def is_ready(url: str) -> None:
         process_log.info("gateway ready after %.1f s: it listens on %s", since_s(began_s), url)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from durabill.deploy.commands.common import AS_JSON, CONNECTION, located, with_settings
-from durabill.deploy.terminal import emit, human_time, say, shown
+from durabill.deploy.terminal import emit, human_time, say, shown, why_not
 
 if TYPE_CHECKING:
     from durabill.schemas.upload_receipt import ReceiptUpload, UploadReceipt
@@ -178,5 +178,5 @@ def _keys(where: str) -> bytes:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             content: bytes = answer.read(KEYS_BYTES_MAX)
     except (OSError, ValueError) as error:
-        raise NoReceipt(f"the keys can't be had from {parts.hostname}: {error}") from error
+        raise NoReceipt(f"the keys can't be had from {parts.hostname}: {why_not(error)}") from error
     return content

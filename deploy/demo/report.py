@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -331,7 +333,11 @@ def _rows(report: DemoReport) -> list[tuple[str, str]]:
 
 
 def _next(report: DemoReport, keep: bool, data_dir: str) -> list[str]:
-    lines = ["Where to look next:", f"  export DURABILL_DATA_DIR={shlex.quote(data_dir)}"]
+    lines = ["Where to look next:"]
+    ours = Path(sys.executable).parent
+    if Path(shutil.which("durabill") or "") != ours / "durabill":  # as after `make demo`
+        lines.append(f'  export PATH={shlex.quote(str(ours))}:"$PATH"')
+    lines.append(f"  export DURABILL_DATA_DIR={shlex.quote(data_dir)}")
     lines += [
         f"  export DURABILL_{name.upper()}_DIR={shlex.quote(f'{data_dir}/{name}.d')}"
         for name in ("seal", "archive")
@@ -355,7 +361,7 @@ def _next(report: DemoReport, keep: bool, data_dir: str) -> list[str]:
         lines += [f"  durabill verify {_path(report.receipt_path)} --key {key}"]
     stop = "durabill demo --stop" if keep else "durabill kafka stop; durabill postgres stop"
     unset = "unset DURABILL_DATA_DIR DURABILL_SEAL_DIR DURABILL_ARCHIVE_DIR"
-    return [*lines, f"  {unset}; {stop}" if keep else f"  {stop}"]
+    return [*lines, f"  {unset}; {stop}" if keep else f"  {stop}; {unset}"]
 
 
 def _path(path: str) -> str:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from durabill.producers.gateway.caller import Caller
 from durabill.schemas.limits import LONG_MAX
@@ -29,11 +30,14 @@ _Count = Annotated[int, Meta(ge=0)]
 class ClientReport(Struct, frozen=True, omit_defaults=True):
     """What a client says of itself: `client` of an upload. Fields that aren't ours are passed over.
 
-    `pending` segments wait on its disk, `oldest_ms` is for how long the oldest of them has waited.
+    `pending` segments wait on its disk, those of the upload among them; `oldest_ms` is for how long
+    the oldest of them has waited.
     """
 
     name: Annotated[str, Meta(description="the client's name among those of its tenant")] = ""
-    pending: Annotated[_Count, Meta(description="segments that wait on its disk")] = 0
+    pending: Annotated[
+        _Count, Meta(description="segments that wait on its disk, those of this request among them")
+    ] = 0
     oldest_ms: Annotated[_Count, Meta(description="for how long the oldest of them has waited")] = 0
     refused: Annotated[Mapping[str, _Count], Meta(description="reason -> segments set aside")] = {}
     clock_bound_ms: Annotated[
@@ -78,7 +82,9 @@ class ClientsAnswer(Struct, frozen=True):
     client_count: Annotated[int, Meta(description="of all; the list may be shorter")]
 
 
-class _Seen(Struct, frozen=True):
+class SeenReport(Struct, frozen=True):
+    """What a client said of itself, and when."""
+
     report: ClientReport
     seen_ms: int
 
@@ -115,20 +121,32 @@ class ClientReports:
         self._interval_ms = interval_ms
         self._max = reports_max
         self._count = 0
-        self._seen: dict[str, dict[tuple[str, str], _Seen]] = {}  # by tenant, the oldest first
+        self._seen: dict[str, dict[tuple[str, str], SeenReport]] = {}  # by tenant, the oldest first
 
-    def note(self, caller: Caller, report: ClientReport, now_ms: int) -> None:
+    def note(self, caller: Caller, report: ClientReport, now_ms: int) -> SeenReport:
         """Keep what a client says of itself."""
         own = self._seen.setdefault(caller.tenant, {})
         report = _cut(report)
         key = caller.client, report.name
         self._count -= own.pop(key, None) is not None
-        own[key] = _Seen(report, now_ms)
+        seen = own[key] = SeenReport(report, now_ms)
         self._count += 1
         if self._count > self._max:
             self._make_room(own)
+        return seen
 
-    def _make_room(self, own: dict[tuple[str, str], _Seen]) -> None:
+    def settled(self, caller: Caller, seen: SeenReport, count: int) -> None:
+        """Take in that so many of what waited when a client said this wait no longer.
+
+        Else a client that has ended well would be one that fell silent with segments on its disk.
+        """
+        own = self._seen.get(caller.tenant, {})
+        key = caller.client, seen.report.name
+        if own.get(key) is seen:  # it has said nothing newer meanwhile
+            left = max(0, seen.report.pending - count)
+            own[key] = SeenReport(replace(seen.report, pending=left), seen.seen_ms)
+
+    def _make_room(self, own: dict[tuple[str, str], SeenReport]) -> None:
         """Forget the oldest of the tenant that has more than its share."""
         share = max(1, self._max // len(self._seen))
         crowd = own if len(own) > share else max(self._seen.values(), key=len)

@@ -60,7 +60,10 @@ def read_keys(path: Path, kind: Kind) -> KeySet:
         check_keys(keys, kind)
     except (msgspec.DecodeError, ValueError) as error:
         # Not the error's own text: it may repeat a part of the file.
-        raise SigningKeyError(f"{path} is no file of {kind} keys") from error
+        raise SigningKeyError(
+            f"{path} is no file of {kind} keys, or is damaged: put a copy of the right one there,"
+            f" or name another, which durabill keys make FILE --kind {kind} makes"
+        ) from error
     return keys
 
 

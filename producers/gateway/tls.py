@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 _NO_FILES_PAUSE_S = 0.5
 _Stamp = tuple[int, int, int] | None
+_NO_PEM = "one of them is no PEM file, or the key has a password"
+_WORDS = {"KEY_VALUES_MISMATCH": "the key is not the certificate's (KEY_VALUES_MISMATCH)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +118,14 @@ def _stamp_of(path: Path) -> _Stamp:
 
 
 def _why(files: TlsFiles, error: OSError) -> str:
+    for path in files.paths:
+        try:
+            path.open("rb").close()
+        except OSError as own:  # OpenSSL doesn't say which one
+            return f"{path}: {own.strerror}"
     names = ", ".join(str(each) for each in files.paths)
-    reason = getattr(error, "reason", None) or error.strerror or str(error)
-    return f"{names}: {reason}"
+    reason = getattr(error, "reason", None) or _NO_PEM
+    return f"{names}: {_WORDS.get(reason, reason)}"
 
 
 class TlsListener:

@@ -102,6 +102,11 @@ class UploadAnswer(Struct, omit_defaults=True):
     ] = None
     errors: Sequence[SegmentVerdict] = ()
 
+    @property
+    def settled(self) -> int:
+        """How many of them its sender needs to keep no longer."""
+        return self.count - len([each for each in self.errors if not each.final])
+
 
 class UploadsAnswer(Struct, omit_defaults=True):
     """What became of each upload, in the order of the request."""

@@ -93,8 +93,8 @@ class UploadDesk:
         authority = self._authority
         asked = read_uploads(body)
         now_ms = int(came.stamp_ms)
-        if asked.client is not None:
-            authority.client_reports.note(caller, asked.client, now_ms)
+        reports = authority.client_reports
+        seen = None if asked.client is None else reports.note(caller, asked.client, now_ms)
         rules = self._rules()
         bounds = rules.bounds_ms()
         pending = [PendingUpload(each, rules, bounds) for each in asked.uploads]
@@ -108,6 +108,8 @@ class UploadDesk:
         stored = [said for each in pending if (said := each.receipt()) is not None]
         receipt = await authority.receipts.sign(caller, stored) if stored else None
         answers = [each.answer() for each in pending]
+        if seen is not None:
+            reports.settled(caller, seen, sum([each.settled for each in answers]))
         return UploadsAnswer(*authority.clock.stamps(came), uploads=answers, receipt=receipt)
 
     def _encode(self, pending: Sequence[PendingUpload], *, is_odd: bool) -> None:

@@ -5,6 +5,7 @@ Nothing is imported here but what a bare install has: whoever lacks an extra is 
 
 import sys
 
+from durabill import __version__
 from durabill.schemas.extras import missing_for
 
 
@@ -18,6 +19,9 @@ def main() -> None:
         missing = missing_for(sys.argv[1:], error.name)
         if missing is None:
             raise
+        if sys.argv[1:] == ["--version"]:  # what a bare install can tell
+            print(f"durabill {__version__}")
+            return
         print(f"error: {missing}", file=sys.stderr)
         sys.exit(missing.exit_code)
 

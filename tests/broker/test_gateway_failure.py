@@ -9,8 +9,11 @@ import threading
 import pytest
 from confluent_kafka import KafkaError
 
+from durabill.deploy.commands.gateway_config import warn_of_absent
 from durabill.producers.gateway.kafka import SegmentProducer
 from durabill.producers.gateway.server import GATEWAY, GatewayConfig, GatewayFailed, serve_gateway
+from durabill.schemas.topics import Topics
+from durabill.stream_processors.settings import load_settings
 from tests.broker.gateway_kit import call
 from tests.waiting import HANG_S, wait_until
 
@@ -108,3 +111,18 @@ def test_other_errors_of_kafka_end_nothing(caplog: pytest.LogCaptureFixture) -> 
     thread.join(HANG_S)
     assert not thread.is_alive()
     assert seen == []
+
+
+def test_what_is_not_there_at_the_start_is_told_in_the_log(
+    bootstrap_servers: str, topics: Topics, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = {"bootstrap_servers": bootstrap_servers}
+    warn_of_absent(load_settings({}, **flags, segments_topic=topics.segments), None)
+    assert caplog.messages == []
+    nowhere = "postgresql://me:hidden@127.0.0.1:1/ledger"
+    warn_of_absent(load_settings({}, **flags, segments_topic=f"{topics.segments}.no"), nowhere)
+    topic, ledger = caplog.messages
+    assert f"no topic {topics.segments}.no" in topic
+    assert "durabill topics create" in topic
+    assert ledger.startswith("the ledger at me@127.0.0.1:1/ledger can't be asked (")
+    assert "hidden" not in ledger

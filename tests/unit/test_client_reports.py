@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from durabill.deploy.commands.clients import _show
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.client_reports import (
     ClientReport,
@@ -65,6 +66,19 @@ def test_the_latest_word_of_each_client_worst_first() -> None:
     assert found[2].pending == 0
 
 
+def test_what_has_come_waits_no_longer_but_where_the_client_has_said_more_since() -> None:
+    kept = reports()
+    seen = kept.note(of("a"), ClientReport(pending=5, oldest_ms=1_000), NOW_MS)
+    kept.settled(of("a"), seen, 3)
+    (found,) = kept.clients(NOW_MS + 100_000)
+    assert (found.pending, found.oldest_ms, found.risk) == (2, 101_000, Risk.SILENT)
+    kept.settled(of("a"), seen, 1)  # a slower request's, of what was said before
+    seen = kept.note(of("a"), ClientReport(pending=1), NOW_MS)
+    kept.settled(of("a"), seen, 2)  # the client counted what was left alone
+    (found,) = kept.clients(NOW_MS + 100_000)
+    assert (found.pending, found.oldest_ms, found.risk) == (0, 0, Risk.OK)
+
+
 def test_one_tenant_cannot_push_out_anothers() -> None:
     kept = reports(reports_max=100)
     for at in range(10):
@@ -102,3 +116,15 @@ def test_fields_of_newer_clients_are_passed_over() -> None:
     content = b'{"name":"m","pending":3,"oldest_ms":4,"colour":"red"}'
     found = msgspec.json.decode(content, type=ClientReport)
     assert found == ClientReport(name="m", pending=3, oldest_ms=4)
+
+
+def test_a_narrow_terminal_gets_rows_uncut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    kept = reports()
+    kept.note(of("acme"), ClientReport(name="meter 7 in Berlin", pending=1, oldest_ms=5), NOW_MS)
+    found = msgspec.to_builtins(list(kept.clients(NOW_MS + 61_000)))
+    _show(found, 1, [{"server_timestamp_ms": NOW_MS + 61_000, "since_ms": 0}])
+    told = " ".join(capsys.readouterr().out.splitlines()[1].split())
+    assert told == "SILENT acme/c/meter 7 in Berlin 1 1 min 01.005 s 0 1 min 01.000 s ago"

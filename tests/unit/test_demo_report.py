@@ -1,8 +1,13 @@
 """What the demo counts of the ledger's totals."""
 
+import os
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
-from durabill.deploy.demo.report import DemoReport, _count
+import pytest
+
+from durabill.deploy.demo.report import DemoReport, _count, _next
 from durabill.producers.fleet.run import FleetReport
 from durabill.schemas import OrderTotal, Status
 from durabill.stream_processors.core.order import Order, Policy
@@ -38,3 +43,15 @@ def test_what_an_order_gave_while_it_ran_on_is_no_correction() -> None:
     _count(report, fleet, ledger, [])
     assert (report.orders, report.totals, report.revisions) == (4, 10, 3)
     assert report.statuses == {"COMPLETE": 2, "INCOMPLETE": 1, "ABANDONED": 0, "RUNNING": 1}
+
+
+def test_where_the_command_is_not_on_the_path_the_report_puts_it_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "durabill").touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    report = DemoReport(seed=1, truth_path="truth.jsonl", report_path="audit.html")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin")
+    assert "export PATH" not in "\n".join(_next(report, False, "d"))
+    monkeypatch.setenv("PATH", "/usr/bin")  # as after `make demo`, outside of the environment
+    assert f'  export PATH={tmp_path}:"$PATH"' in _next(report, False, "d")

@@ -96,6 +96,23 @@ def test_many_lives_and_revisions(capsys: pytest.CaptureFixture[str]) -> None:
     assert "life 5: record 0/4 completed it" in out
 
 
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_verdicts_are_shown_on_a_narrow_terminal_and_over_midnight(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    midnight_ms = 86_400_000 - NOW % 86_400_000
+    show_story(story_of((midnight_ms + 800, 1, midnight_ms - 100, midnight_ms + 50)), 24)
+    out = capsys.readouterr().out
+    assert "1 record in the log, times in UTC, 2023-11-15" in out
+    assert " 00:00:00.800 " in out
+    assert " 23:59:59.900 -1 d " in out
+    assert "150 ms  end  counted," in out
+    monkeypatch.setattr("durabill.deploy.commands.order_view.DAYS_MAX", 0)
+    show_story(story_of((midnight_ms + 800, 1, midnight_ms - 100, midnight_ms + 50)), 24)
+    assert " 00:00:00.800       1  2023-11-14 23:59:59.900 " in capsys.readouterr().out
+
+
 def test_policies() -> None:
     later = PolicyRecord(40, Terms(Policy(1_000, 2_000, 3_000, 4_000)))
     lines = policy_lines(Basis((*BASIS.history, later), "nobody knows"))

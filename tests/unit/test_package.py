@@ -187,6 +187,7 @@ def test_a_bare_install_imports_a_module_or_names_the_extra(bare: str, tmp_path:
         ("--help", "engine"),
         ("worker --settle-grace-s 1", "engine"),
         ("gateway", "gateway"),
+        ("keys create", "gateway"),
         ("kafka start", "local"),
         ("demo", "all"),
     ],
@@ -203,6 +204,11 @@ def test_the_command_of_a_bare_install_names_the_extra(
     (line,) = ran.stderr.splitlines()
     assert line.startswith("error: durabill")
     assert line.endswith(f"pip install 'durabill[{extra}]'")
+
+
+def test_the_command_of_a_bare_install_tells_its_version(bare: str, tmp_path: Path) -> None:
+    told = python("-m", "durabill", "--version", cwd=tmp_path, path=bare)
+    assert told.strip() == f"durabill {durabill.__version__}"
 
 
 def test_extras_bring_what_their_absence_is_told_of() -> None:

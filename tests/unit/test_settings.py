@@ -63,7 +63,33 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(problems) == 5
     for name in ("SETTLE_GRACE_S", "GATEWAY_PORT", "APPLICATION_ID", "SECURITY_PROTOCOL"):
         assert any(problem.startswith(PREFIX + name) for problem in problems)
-    assert "DURABILL_SETLE_GRACE_S is no setting of Durabill" in problems
+    meant = "DURABILL_SETLE_GRACE_S is no setting of Durabill; is it DURABILL_SETTLE_GRACE_S?"
+    assert meant in problems
+
+
+@pytest.mark.parametrize("name", ["a b", "", "a\n", "ü", "x" * 250])
+def test_a_name_that_no_topic_can_have_is_told(name: str) -> None:
+    (problem,) = problems_of({"DURABILL_SEGMENTS_TOPIC": name})
+    assert problem.endswith("it must be 1 to 249 letters of A-Z a-z 0-9 . _ -")
+
+
+def test_what_must_have_a_value_is_told() -> None:
+    (problem,) = problems_of({"DURABILL_DATA_DIR": ""})  # files of keys would lie where one stands
+    assert problem == "DURABILL_DATA_DIR='': it must not be empty"
+
+
+def test_addresses_that_are_none_are_told() -> None:
+    told = problems_of(
+        {
+            "DURABILL_WORKER_URLS": "http://a:1, b:2,me:s3cret@c",
+            "DURABILL_GATEWAY_ALLOWED_HOSTS": "billing.example, *, https://billing.example,[::1]:8080",
+        }
+    )
+    assert told == [
+        "DURABILL_WORKER_URLS: 'b:2' is no http://HOST:PORT",
+        "DURABILL_WORKER_URLS: … is no http://HOST:PORT",
+        "DURABILL_GATEWAY_ALLOWED_HOSTS: 'https://billing.example' is no name of a host",
+    ]
 
 
 def test_of_a_wrong_choice_the_right_ones_are_told() -> None:
@@ -123,20 +149,23 @@ def test_a_secret_may_stand_in_a_file(tmp_path: Path, end: str) -> None:
     assert settings.sasl_password == " s3 cret"
 
 
-def test_a_secrets_file_that_is_missing_or_one_too_many_is_told(tmp_path: Path) -> None:
+def test_a_secrets_file_that_is_missing_empty_or_one_too_many_is_told(tmp_path: Path) -> None:
     (tmp_path / "dsn").write_text("postgresql://db/ledger")
+    (tmp_path / "empty").write_text("\n")
     problems = problems_of(
         {
             "DURABILL_SASL_PASSWORD_FILE": str(tmp_path / "none"),
             "DURABILL_LEDGER_DSN_FILE": str(tmp_path / "dsn"),
             "DURABILL_LEDGER_DSN": "postgresql://db/other",
             "DURABILL_GATEWAY_PORT_FILE": str(tmp_path / "dsn"),
+            "DURABILL_WORKER_TOKEN_FILE": str(tmp_path / "empty"),
         }
     )
-    assert len(problems) == 3
+    assert len(problems) == 4
     assert f"DURABILL_SASL_PASSWORD_FILE={tmp_path}/none: the file can't be read" in problems[0]
     assert "DURABILL_LEDGER_DSN_FILE and DURABILL_LEDGER_DSN are both set" in problems[1]
-    assert problems[2] == "DURABILL_GATEWAY_PORT_FILE is no setting of Durabill"
+    assert problems[2].startswith("DURABILL_GATEWAY_PORT_FILE is no setting of Durabill")
+    assert problems[3] == f"DURABILL_WORKER_TOKEN_FILE={tmp_path}/empty: the file is empty"
     flag = load_settings({"DURABILL_LEDGER_DSN_FILE": str(tmp_path / "dsn")}, ledger_dsn="host=x")
     assert flag.ledger_dsn == "host=x"
 

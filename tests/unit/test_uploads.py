@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from durabill.producers.gateway.api import SEGMENTS_MAX, SegmentRequest, TimeRules, check_segments
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
+from durabill.producers.gateway.client_reports import Risk
 from durabill.producers.gateway.delivery import Delivery
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.gateway.problems import ApiError
@@ -461,7 +462,17 @@ def test_what_a_client_says_of_itself_is_kept_and_nonsense_hurts_nobody(stand: S
     for nonsense in (3, {"pending": -1}, {"name": 5}, [{}], {"refused": {"x": "y"}}):
         assert stand.post(body | {"client": nonsense}).uploads[0].stored == 1
     (seen,) = stand.authority.client_reports.clients(now_ms)
-    assert (seen.name, seen.pending) == ("m-1", 7)
+    assert (seen.name, seen.pending) == ("m-1", 6)  # one of the seven has come
+
+
+def test_a_client_whose_last_segments_have_come_has_not_fallen_silent(stand: Stand) -> None:
+    later_ms = stand.authority.clock.now_ms() + 3_600_000
+    future = item(2, NOW_MS, NOW_MS + FUTURE_TOLERANCE_MS * 2)
+    for rows, left in (([item(1), future], 1), ([item(1), item(0), item(3)], 0)):
+        body = {"uploads": [upload("SO1", rows)], "client": {"pending": len(rows), "oldest_ms": 5}}
+        assert len(stand.post(body).uploads[0].errors) == 1
+        (seen,) = stand.authority.client_reports.clients(later_ms)
+        assert (seen.pending, seen.risk) == (left, Risk.SILENT if left else Risk.OK)
 
 
 numbers = st.integers(-1, 5) | st.sampled_from((1.0, 2.0, LONG_MAX, LONG_MAX + 1))

@@ -16,6 +16,10 @@ from durabill.schemas.web import is_loopback
 
 AuthMode = Literal["none", "keys", "jwt", "keys+jwt", "proxy"]
 _SETTING = "DURABILL_GATEWAY_AUTH"
+_WHAT_IT_IS = {
+    "DURABILL_JWT_ISSUER": "the iss of the tokens that are taken",
+    "DURABILL_JWT_AUDIENCE": "what their aud must name: this gateway",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,9 @@ def _token_problems(config: AccessConfig) -> Iterator[str]:
             if value:
                 yield f"{name} is set, but {_SETTING}={config.mode} takes no tokens"
         return
-    for name in ("DURABILL_JWT_ISSUER", "DURABILL_JWT_AUDIENCE"):
+    for name, what in _WHAT_IT_IS.items():
         if not named[name]:
-            yield f"{_SETTING}={config.mode} needs {name}: a token must be of it, or made for it"
+            yield f"{_SETTING}={config.mode} needs {name}: {what}"
     if not config.tenant_claim:
         yield "DURABILL_JWT_TENANT_CLAIM is empty: it names the claim that has a caller's tenant"
     if bool(config.jwks_url) == bool(config.jwks_file):

@@ -271,8 +271,8 @@ class Client:
     def receipts(self, service_order_number: str | None = None) -> list[str]:
         """Return the server's receipts that name an order, or all that are kept, oldest first.
 
-        A receipt is a signed text: `durabill verify-receipt` proves it. They are kept while one
-        of their orders runs or waits here, and for 35 days, but in an eighth of the spool's limit.
+        A receipt is a signed text: `durabill verify-receipt` proves it. They are kept until the
+        totals of their orders are out, and 35 days more, while there is room: see docs/http.md.
         """
         return self._spool.receipts(service_order_number)
 

@@ -6,6 +6,7 @@ words. Everything else stays, and is tried again after a pause (`pace`): all of 
 server is away or busy, one order where only that one fails.
 
 Leases are renewed in time (`lease_keeper`). An order whose lease can't be renewed waits by itself.
+When there is nothing to send, the server may be asked for a total (`receipt_clerk`).
 """
 
 import logging
@@ -18,6 +19,7 @@ from dataclasses import replace
 from durabill.producers.sdk.holds import Holds
 from durabill.producers.sdk.lease_keeper import LeaseKeeper
 from durabill.producers.sdk.pace import Pace
+from durabill.producers.sdk.receipt_clerk import ReceiptClerk
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
 from durabill.producers.sdk.standing import ServerNow, Standing
@@ -75,6 +77,7 @@ class Sender:
         self._pace = Pace(backoff, dice)  # the thread's own, like the holds
         self._holds = Holds()
         self._leases = LeaseKeeper(spool, uplink, self._now)
+        self._clerk = ReceiptClerk(spool, uplink, self._now, dice)
         self._waiters = 0
         self._waiters_mutex = threading.Lock()
         self._work = threading.Event()  # the spool may hold something new
@@ -151,6 +154,7 @@ class Sender:
         batch = self._spool.oldest(REQUEST_SEGMENTS_MAX, without=held)
         if not batch:
             self._pace.drained()
+            self._clerk.look(now_s)
             held_s = self._holds.wait_s(now_s)
             self._work.wait(_IDLE_MAX_S if held_s is None else min(held_s, _IDLE_MAX_S))
             return None

@@ -9,9 +9,10 @@ that was acknowledged but could not be removed is sent again, which does no harm
 removes repeats.
 
 The size has a limit. What doesn't fit isn't stored, and SpoolFull says so; the running session
-holds the time, and cuts it as one longer segment as soon as there is room. Nothing that was
-stored is ever dropped for something newer. Receipts have an eighth of the limit; of them the
-oldest go first. Nothing has to be restarted for a full disk or a full spool to end.
+holds the time, and cuts it as one longer segment as soon as there is room. No segment that
+was stored is ever dropped for something newer. Receipts have half of the limit, and make room for
+segments down to an eighth of it (see `spool_receipts`). Nothing has to be restarted for a full disk
+or a full spool to end.
 
 What is asked often is known in memory: the services, and how much of each waits. All methods may
 be called by any thread. A file that turns out to be damaged is put aside (see `salvage`), if the
@@ -169,7 +170,7 @@ class Spool:
         self._heal_from_s = float("-inf")
         self._untold: list[SpoolDamaged] = []  # what was put aside, until the new file is open
         self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
-        self._receipts = ReceiptBox(limit_bytes // 8)
+        self._receipts = ReceiptBox(limit_bytes)
         try:
             self._begin()
         except BaseException:
@@ -258,10 +259,7 @@ class Spool:
                 f"INSERT INTO pending (id, {NAMES}, sum) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
             )
 
-        try:
-            self._file.appending(change, is_empty=not self._pending, durable=durable)
-        except SpoolFull as error:
-            raise self._explained(error) from None
+        self._append(change, durable)
         if durable:
             self._unsynced_at_s = None
         elif self._unsynced_at_s is None:
@@ -273,6 +271,15 @@ class Spool:
             order.terms = order.terms if entry.terms is None else entry.terms
             order.pending += len(entry.segments)
             self._pending += len(entry.segments)
+
+    def _append(self, change: Callable[[], None], durable: bool) -> None:
+        while True:
+            try:
+                self._file.appending(change, is_empty=not self._pending, durable=durable)
+                return
+            except SpoolFull as error:
+                if not self._receipts.give_room(self._file):
+                    raise self._explained(error) from None
 
     def sync_due_s(self) -> float | None:
         """Return in how many seconds `sync` is due, None where it isn't."""
@@ -350,7 +357,7 @@ class Spool:
         """
         self._locked(lambda: self._in_pieces(entry_ids, self._remove))
         if receipt is not None:
-            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms, self._orders))
+            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms))
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
         """Set segments that were refused for good aside, with the server's words."""
@@ -479,6 +486,30 @@ class Spool:
     def receipts(self, service_order_number: str | None = None) -> list[str]:
         """Return the server's receipts that are still kept: for one order, or all."""
         return self._locked(lambda: self._receipts.of(self._file, service_order_number))
+
+    def receipts_in_doubt(self, after_id: int, now_ms: int) -> tuple[int, set[str]] | None:
+        """Return the next row of receipts of which it were good to know whether totals are out.
+
+        With its orders; with none where one of them still runs or waits here. See `ReceiptBox`.
+        """
+
+        def look() -> tuple[int, set[str]] | None:
+            receipt_id = self._receipts.in_doubt(after_id, now_ms)
+            if receipt_id is None:
+                return None
+            orders = self._receipts.orders_in(self._file, receipt_id)
+            return receipt_id, set() if orders & self._orders.keys() else orders
+
+        return self._locked(look)
+
+    def settle_receipts(self, receipt_id: int) -> None:
+        """Note that the totals of all orders of a row of receipts are out: these may go first."""
+        self._locked(lambda: self._receipts.settle(self._file, receipt_id))
+
+    def receipts_size(self) -> tuple[int, int]:
+        """Return how many bytes receipts take, and how many were dropped for want of room."""
+        with self._mutex:
+            return self._receipts.size_bytes, self._receipts.dropped
 
     def look_after(self) -> None:
         """See to it that the file is still there: somebody may have removed it."""

@@ -43,8 +43,10 @@ from durabill.producers.sdk.spool_errors import (
     translated,
 )
 from durabill.producers.sdk.spool_file import SpoolFile
+from durabill.producers.sdk.spool_lock import SpoolLock
 from durabill.producers.sdk.spool_receipts import ReceiptBox
 from durabill.producers.sdk.spool_swap import (
+    beside,
     finish_swap,
     forget_swap,
     prepare_new,
@@ -171,11 +173,11 @@ class Spool:
         self._untold: list[SpoolDamaged] = []  # what was put aside, until the new file is open
         self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
         self._receipts = ReceiptBox(limit_bytes)
+        self._lock = SpoolLock(beside(self.path, "-lock"))
         try:
             self._begin()
         except BaseException:
-            if hasattr(self, "_file"):
-                self._file.close()
+            self._close()
             raise
 
     # -- appending -----------------------------------------------------------------------------
@@ -537,7 +539,7 @@ class Spool:
         """Close and unlock the file. Closing twice is allowed."""
         if self.is_ours():
             with self._mutex:
-                self._file.close()
+                self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -551,6 +553,11 @@ class Spool:
         self.close()
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+        self._lock.release()
 
     def _begin(self) -> None:
         self._finish_swap()

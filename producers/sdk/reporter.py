@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 
 from durabill.producers.sdk.service import Cut, Service
@@ -27,6 +28,8 @@ AT_ONCE_MAX = 1_000
 _MOMENT_MAX_MS = 250
 _WAIT_MAX_S = 1.0  # the services' clock is not the one that waits: it may be set, or jump
 _STEP_MS = 1_000
+_RETRY_S = 1.0
+_NEVER = (-(10**15), 0.0)  # so all services are due at other instants
 
 
 class Reporter:
@@ -55,7 +58,7 @@ class Reporter:
         self._reporting = threading.Lock()
         self._running: dict[str, Service] = {}
         self._heap: list[tuple[int, int, Service]] = []
-        self._heaped_at: tuple[int, float] = (0, 0.0)
+        self._heaped_at = _NEVER
         self._ids = count()
         self._is_stopping = False
 
@@ -91,18 +94,28 @@ class Reporter:
     def run(self) -> None:
         """Report until `stop`."""
         while not self._is_stopping:
-            with self._changed:
-                due = self._due()
-                if not due and not self._is_stopping:
-                    self._changed.wait(self._wait_s())
-            if self._spool.sync_due_s() == 0.0:
-                self._sync()
-            self.report(due)
-            with self._changed:
-                for service in due:
-                    if service is self._running.get(service.service_order_number):
-                        self._push(service)
-            self._tell_waiting()
+            try:
+                self._run_once()
+            except Exception as error:  # no memory, say: it may be over in a moment
+                self._heaped_at = _NEVER
+                with suppress(Exception):
+                    log.exception("metering failed, it is tried again")
+                    self._tell(error)
+                time.sleep(_RETRY_S)
+
+    def _run_once(self) -> None:
+        with self._changed:
+            due = self._due()
+            if not due and not self._is_stopping:
+                self._changed.wait(self._wait_s())
+        if self._spool.sync_due_s() == 0.0:
+            self._sync()
+        self.report(due)
+        with self._changed:
+            for service in due:
+                if service is self._running.get(service.service_order_number):
+                    self._push(service)
+        self._tell_waiting()
 
     def report(self, services: Sequence[Service]) -> None:
         """Cut and store what is due of these services."""
@@ -130,7 +143,11 @@ class Reporter:
             trouble.append(error)
         else:
             if cut is not None:
-                cuts.append(cut)
+                try:
+                    cuts.append(cut)
+                except BaseException:
+                    cut.done()
+                    raise
 
     def _keep(self, cuts: Sequence[Cut], trouble: list[Exception]) -> None:
         """Store cuts together; where there isn't room for all, as many as there is room for."""

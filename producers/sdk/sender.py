@@ -40,6 +40,7 @@ REQUEST_SEGMENTS_MAX = 1_000
 _LOOK_EVERY_S = 30.0
 _IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
 _TIME_TIMEOUT_S = 5.0
+_RETRY_S = 1.0
 _LEASE_DOUBLINGS_MAX = 3  # of the pause of an order that has no lease: each round is two requests
 
 
@@ -98,8 +99,8 @@ class Sender:
         """Hurry; and while somebody waits, don't spread what has piled up."""
         with self._waiters_mutex:
             self._waiters += 1
-        self.hurry()
         try:
+            self.hurry()
             yield
         finally:
             with self._waiters_mutex:
@@ -114,18 +115,26 @@ class Sender:
         """Send until `stop`. Nothing that goes wrong with a batch ends it."""
         while not self._stop.is_set():
             try:
-                result = self._send_oldest()
-            except Exception as error:
-                if self._stop.is_set():  # closed while a request was under way: it is sent again
-                    return
-                self._tell_failure(error)
-                result = SendResult()
-            self._tell_waiting()
-            if result is None:  # nothing to do
-                continue
-            if result.problem is not None:
-                self._tell(result.problem)
-            self._pause(result)
+                self._run_once()
+            except Exception as error:  # no memory, say: it may be over in a moment
+                with suppress(Exception):
+                    self._tell_failure(error)
+                self._stop.wait(_RETRY_S)
+
+    def _run_once(self) -> None:
+        try:
+            result = self._send_oldest()
+        except Exception as error:
+            if self._stop.is_set():  # closed while a request was under way: it is sent again
+                return
+            self._tell_failure(error)
+            result = SendResult()
+        self._tell_waiting()
+        if result is None:  # nothing to do
+            return
+        if result.problem is not None:
+            self._tell(result.problem)
+        self._pause(result)
 
     def _look(self, now_s: float) -> None:
         """Tell what gets in danger; a disk that fails meanwhile stops no sending."""

@@ -9,6 +9,7 @@ from typing import Self
 from durabill.producers.sdk.server_clock import Reading
 from durabill.producers.sdk.session import Session, SessionState
 from durabill.producers.sdk.spool import RejectedSegment
+from durabill.producers.sdk.threads import shielded
 from durabill.schemas import SegmentEvent
 
 _REPORT_RETRY_MS = 1_000  # after a full spool; the session itself holds the time meanwhile
@@ -79,10 +80,13 @@ class Service:
         Raises ClientStopped after `close`, or where the client is beyond repair.
         """
         self._owner.check_running()
+        shielded(self._end)
+        return self._owner.finish(self, timeout_s)
+
+    def _end(self) -> None:
         with self._mutex:
             if not self._session.state.ended:
                 self._keep(self._session.end, self._owner.read())
-        return self._owner.finish(self, timeout_s)
 
     def let_go(self) -> None:
         """Cut nothing any more, without an end; what is being stored is stored by then."""

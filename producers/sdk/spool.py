@@ -170,6 +170,7 @@ class Spool:
         self._hurt_by: SpoolBroken | None = None  # the file is not to be used any more
         self._is_replaced = False
         self._heal_from_s = float("-inf")
+        self._is_unsure = False  # memory may not be as the file is
         self._untold: list[SpoolDamaged] = []  # what was put aside, until the new file is open
         self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
         self._receipts = ReceiptBox(limit_bytes)
@@ -219,15 +220,27 @@ class Spool:
                 entries = [entry for each in group for entry in each.entries]
                 self._guarded(lambda: self._store(entries, durable))  # noqa: B023
             except BaseException as error:
-                for each in group:
-                    each.error = error
-                continue
+                if not self._are_stored(group):
+                    for each in group:
+                        each.error = error
+                    continue
             for each in group:
                 each.error = None
             if group is tickets:
                 break
         for each in tickets:
             each.is_done = True
+
+    def _are_stored(self, tickets: Sequence[_Ticket]) -> bool:
+        """Tell whether an error came behind the commit that it seems to have stopped."""
+        if not self._is_unsure:
+            return False
+        states = {e.state.service_order_number: e.state for each in tickets for e in each.entries}
+        with suppress(Exception):
+            self._guarded(lambda: None)
+            found = {number: self._orders.get(number, _Order()).state for number in states}
+            return found == states
+        return False
 
     def _store(self, entries: Sequence[Entry], durable: bool) -> None:
         next_id, next_service_id = self._next_id, self._next_service_id
@@ -621,6 +634,7 @@ class Spool:
         self._next_service_id = max(self._next_service_id, greatest[1] + 1)
         self._receipts.load(self._file)
         self._orders, self._pending, self._with_rejected = orders, pending, with_rejected
+        self._is_unsure = False
 
     def _check_ours(self) -> None:
         if not self.is_ours():  # before any lock: a thread of the parent's may have held it
@@ -636,14 +650,28 @@ class Spool:
         try:
             if self._hurt_by is not None:
                 raise type(self._hurt_by)(str(self._hurt_by))
-            with translated(self.path):
-                return act()
+            return self._surely(act)
         except (SpoolDamaged, SpoolUnsynced) as error:
             if self._on_damage is None:
                 raise
             self._heal(error)
+            return self._surely(act)
+
+    def _surely(self, act: Callable[[], T]) -> T:
+        """Do something; after an error learn anew what is in the file, before the next thing.
+
+        MemoryError, or a disk that fails, may come between a commit and the note of it.
+        """
+        try:
             with translated(self.path):
+                if self._is_unsure:
+                    self._load()
                 return act()
+        except SpoolFull:  # nothing was changed
+            raise
+        except BaseException:
+            self._is_unsure = True
+            raise
 
     def _heal(self, error: SpoolBroken) -> None:
         """Go on in a new file with what can be read of this one, which is put aside.

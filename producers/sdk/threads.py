@@ -1,12 +1,17 @@
-"""Threads that don't die in silence: what they did would then be done by nobody."""
+"""Threads that don't die in silence, and work that no signal interrupts."""
 
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EXIT_CODE = 70
 """What a process ends with whose thread died of an error of ours (EX_SOFTWARE)."""
@@ -40,3 +45,36 @@ def start_thread(
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def shielded(act: Callable[[], T], undo: Callable[[T], object] = lambda made: made) -> T:
+    """Return what `act` does, in a thread of its own where this is the main thread.
+
+    There signal handlers run, and raise (KeyboardInterrupt for one), at any instruction: also
+    between a commit and the note of it. So they end the waiting alone. What was made all the same
+    is undone then: nobody has it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return act()
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:
+            done.set_exception(error)
+
+    try:
+        try:
+            threading.Thread(target=run, name="durabill-shielded", daemon=True).start()
+        except RuntimeError:  # the system has no thread left, or is about to end this process
+            return act()
+        return done.result()
+    except BaseException:
+        done.add_done_callback(lambda made: _undo(made, undo))
+        raise
+
+
+def _undo(made: "Future[T]", undo: Callable[[T], object]) -> None:
+    with suppress(Exception):  # it could not be made, or goes on as if it had been left
+        undo(made.result())

@@ -158,7 +158,9 @@ class Client:
             self._teller.now,
             self._teller.tell_waiting,
         )
-        self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
+        self._owner = Owner(
+            self._check_running, self._time.read, self._store, self._spool.state, self._finish
+        )
         for damage in self._damages:
             self._damaged(damage)
         self._threads: list[threading.Thread] = []
@@ -409,8 +411,8 @@ class Client:
         try:
             run()
         except BaseException as error:
-            log.exception("the client's %s died", name)
             self._died = name, error
+            log.exception("the client's %s died", name)
             dead = self._dead()
             assert dead is not None
             self._teller.now(dead)

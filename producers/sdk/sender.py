@@ -23,6 +23,7 @@ from durabill.producers.sdk.receipt_clerk import ReceiptClerk
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
 from durabill.producers.sdk.standing import ServerNow, Standing
+from durabill.producers.sdk.threads import persistently
 from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
@@ -40,7 +41,6 @@ REQUEST_SEGMENTS_MAX = 1_000
 _LOOK_EVERY_S = 30.0
 _IDLE_MAX_S = 1.0  # after a suspend, say, the server's time is wanted though nothing is to be sent
 _TIME_TIMEOUT_S = 5.0
-_RETRY_S = 1.0
 _LEASE_DOUBLINGS_MAX = 3  # of the pause of an order that has no lease: each round is two requests
 
 
@@ -113,13 +113,7 @@ class Sender:
 
     def run(self) -> None:
         """Send until `stop`. Nothing that goes wrong with a batch ends it."""
-        while not self._stop.is_set():
-            try:
-                self._run_once()
-            except Exception as error:  # no memory, say: it may be over in a moment
-                with suppress(Exception):
-                    self._tell_failure(error)
-                self._stop.wait(_RETRY_S)
+        persistently(self._run_once, self._stop.is_set, self._tell_failure)
 
     def _run_once(self) -> None:
         try:

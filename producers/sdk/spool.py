@@ -208,6 +208,8 @@ class Spool:
                 self._commit_waiting()
         if ticket.error is not None:
             raise ticket.error
+        if not ticket.is_done:  # a thread that had it has failed: see `state`
+            raise SpoolBroken(f"{self.path}: nobody knows whether it was stored")
 
     def _commit_waiting(self) -> None:
         tickets: list[_Ticket] = []
@@ -486,6 +488,14 @@ class Spool:
         state = order.state if order else None
         return None if state is None or state.ended else state
 
+    def state(self, service_order_number: str) -> SessionState | None:
+        """Return the state of a session as it is stored; None once it has ended, and nothing waits.
+
+        Raises where that isn't known now.
+        """
+        order = self._locked(lambda: self._orders.get(service_order_number))
+        return order.state if order else None
+
     def terms(self, service_order_number: str) -> OrderTerms:
         """Return what the server has granted an order: empty where nothing is known."""
         with self._mutex:
@@ -665,6 +675,7 @@ class Spool:
         try:
             with translated(self.path):
                 if self._is_unsure:
+                    self._file.roll_back()
                     self._load()
                 return act()
         except SpoolFull:  # nothing was changed

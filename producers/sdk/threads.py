@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -13,6 +14,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_PAUSE_S = 1.0
 EXIT_CODE = 70
 """What a process ends with whose thread died of an error of ours (EX_SOFTWARE)."""
 
@@ -45,6 +47,29 @@ def start_thread(
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def persistently(
+    step: Callable[[], None], is_over: Callable[[], bool], failed: Callable[[Exception], None]
+) -> None:
+    """Call `step` until it is over; after an error, tell it and pause. No error ends it.
+
+    Where there is no memory, telling may fail as well, and so may pausing.
+    """
+    while True:
+        try:
+            while not is_over():
+                try:
+                    step()
+                except Exception as error:
+                    failed(error)
+                    time.sleep(_PAUSE_S)
+            return
+        except Exception:
+            try:
+                time.sleep(_PAUSE_S)
+            except Exception:
+                continue
 
 
 def shielded(act: Callable[[], T], undo: Callable[[T], object] = lambda made: made) -> T:

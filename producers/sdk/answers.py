@@ -8,7 +8,7 @@ segments that were sent. Everything else says nothing about a segment.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from durabill.schemas import SegmentEvent
 from durabill.schemas.web import PROBLEM
 
 _LEASE_CHARS_MAX = 4_096
+_SETTLED = "SETTLED"
 _NO_REASON = "WILL_NOT_COUNT"  # where the server doesn't say why
 T = TypeVar("T")
 
@@ -63,6 +64,16 @@ class _Stamps(msgspec.Struct):
 
 class _Time(_Stamps, kw_only=True):
     server_timestamp_ms: int
+
+
+class _Live(msgspec.Struct):
+    phase: str
+
+
+class _Order(msgspec.Struct):
+    service_order_number: str
+    live: _Live | None = None
+    total: dict[str, Any] | None = None
 
 
 class _Verdict(msgspec.Struct):
@@ -139,6 +150,14 @@ def read_time(answer: HttpAnswer) -> ServerStamps:
         return ServerStamps(received_ms, sent_ms, body.clock_id)
     except ValueError as error:
         raise NotOurs(f"no time: {error}") from error
+
+
+def read_total_is_out(answer: HttpAnswer, number: str) -> bool:
+    """Tell whether an order's total is out, and no other is to come yet; raise NotOurs."""
+    body = decoded(answer, _Order)
+    if body.service_order_number != number:
+        raise NotOurs(f"it speaks of another order than {number!r}")
+    return body.total is not None if body.live is None else body.live.phase == _SETTLED
 
 
 def read_stamps(answer: HttpAnswer) -> ServerStamps | None:

@@ -44,6 +44,7 @@ from durabill.producers.sdk.spool import (
 from durabill.producers.sdk.standing import ClientStats, Standing
 from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
 from durabill.producers.sdk.teller import Teller
+from durabill.producers.sdk.threads import shielded
 from durabill.producers.sdk.timekeeper import ABSENT_US, Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
@@ -157,7 +158,9 @@ class Client:
             self._teller.now,
             self._teller.tell_waiting,
         )
-        self._owner = Owner(self._check_running, self._time.read, self._store, self._finish)
+        self._owner = Owner(
+            self._check_running, self._time.read, self._store, self._spool.state, self._finish
+        )
         for damage in self._damages:
             self._damaged(damage)
         self._threads: list[threading.Thread] = []
@@ -192,8 +195,10 @@ class Client:
         start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
         session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
         terms = with_renewal(grant.terms, start_ms)
-        self._spool.append_all([Entry([], session.state, terms)], durable=False)
-        return self._run(session)
+        entry = Entry([], session.state, terms)
+        return shielded(
+            lambda: self._run(session, entry), lambda service: service.end(timeout_s=0.0)
+        )
 
     def unfinished(self) -> list[SessionState]:
         """Return the services that an earlier client on this spool left running."""
@@ -233,8 +238,8 @@ class Client:
             count_gap=count_gap,
             server_timestamp_ms=server_timestamp_ms,
         )
-        self._spool.append_all([Entry([], session.state)], durable=False)
-        return self._run(session)
+        entry = Entry([], session.state)
+        return shielded(lambda: self._run(session, entry), self.let_go)
 
     def let_go(self, service: Service) -> None:
         """Meter a service no longer, without an end: it is one of `unfinished()` again."""
@@ -247,34 +252,34 @@ class Client:
 
         The server has refused them for good, or has them though they will not count.
         """
-        return self._spool.rejected()
+        return shielded(self._spool.rejected)
 
     @_then_told
     def retry_rejected(self) -> int:
         """Send the refused segments once more (whatever was wrong has been mended): how many."""
-        count = self._spool.retry_rejected()
+        count = shielded(self._spool.retry_rejected)
         self._sender.wake()
         return count
 
     @_then_told
     def discard_rejected(self, service_order_number: str | None = None) -> int:
         """Drop the refused segments (of one order): they take room in the spool. Say how many."""
-        return self._spool.discard_rejected(service_order_number)
+        return shielded(lambda: self._spool.discard_rejected(service_order_number))
 
     @_then_told
     def stats(self) -> ClientStats:
         """Return how the client stands: what waits, was refused, is at risk, and so on."""
         assert self._standing is not None
-        return self._standing.stats()
+        return shielded(self._standing.stats)
 
     @_then_told
     def receipts(self, service_order_number: str | None = None) -> list[str]:
         """Return the server's receipts that name an order, or all that are kept, oldest first.
 
-        A receipt is a signed text: `durabill verify-receipt` proves it. They are kept while one
-        of their orders runs or waits here, and for 35 days, but in an eighth of the spool's limit.
+        A receipt is a signed text: `durabill verify-receipt` proves it. They are kept until the
+        totals of their orders are out, and 35 days more, while there is room: see docs/http.md.
         """
-        return self._spool.receipts(service_order_number)
+        return shielded(lambda: self._spool.receipts(service_order_number))
 
     @_then_told
     def flush(self, timeout_s: float = 30.0) -> int:
@@ -317,11 +322,13 @@ class Client:
         if not self._spool.is_ours():  # in a fork: all of it is the parent's
             self._stopping = True
             return
-        if self._dead() is None:
-            self._reporter.report(self._reporter.services())
-            self._wait_sent(None, timeout_s)
-        if not self._stopping:  # else whoever was told meanwhile has closed it
-            self._stop()
+        try:
+            if self._dead() is None:
+                shielded(lambda: self._reporter.report(self._reporter.services()))
+                self._wait_sent(None, timeout_s)
+        finally:
+            if not self._stopping:  # else whoever was told meanwhile has closed it
+                self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -404,8 +411,8 @@ class Client:
         try:
             run()
         except BaseException as error:
-            log.exception("the client's %s died", name)
             self._died = name, error
+            log.exception("the client's %s died", name)
             dead = self._dead()
             assert dead is not None
             self._teller.now(dead)
@@ -429,7 +436,8 @@ class Client:
         self._uplink.close()  # ends a request that is still under way
         self._spool.close()
 
-    def _run(self, session: Session) -> Service:
+    def _run(self, session: Session, entry: Entry) -> Service:
+        self._spool.append_all([entry], durable=False)
         service = Service(session, self._owner)
         self._reporter.add(service)
         return service
@@ -451,7 +459,7 @@ class Client:
         return EndReceipt(
             number,
             pending,
-            tuple(self._spool.rejected(number)),
+            tuple(shielded(lambda: self._spool.rejected(number))),
             state.clock_bound_ms,
             state.suspends,
             state.excluded_ms,

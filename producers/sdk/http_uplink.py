@@ -17,6 +17,7 @@ from durabill.producers.sdk.answers import (
     read_refusal,
     read_renewed,
     read_time,
+    read_total_is_out,
 )
 from durabill.producers.sdk.bounded_http import BoundedHttp
 from durabill.producers.sdk.http_segments import (
@@ -122,6 +123,15 @@ class HttpUplink:
             return read_time(answer)
         except NotOurs as error:
             raise not_ours(self._http.base_url, "/v1/time", answer, error) from error
+
+    def total_is_out(self, service_order_number: str, *, timeout_s: float | None = None) -> bool:
+        """Ask the gateway whether an order's total is out. It asks for the scope `read`."""
+        path = f"/v1/orders/{quote_order_number(service_order_number)}"
+        answer = self._asked("GET", f"{path}?limit=1", None, timeout_s)
+        try:
+            return read_total_is_out(answer, service_order_number)
+        except NotOurs as error:
+            raise not_ours(self._http.base_url, path, answer, error) from error
 
     def send(self, segments: Sequence[SegmentEvent], notes: SendNotes = NO_NOTES) -> SendResult:
         """Post segments, of all orders in one request; in several where they are too many."""

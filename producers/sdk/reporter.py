@@ -20,13 +20,14 @@ from durabill.producers.sdk.service import Cut, Service
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import Entry, Spool
 from durabill.producers.sdk.spool_errors import SpoolFull
+from durabill.producers.sdk.threads import persistently
 
 log = logging.getLogger(__name__)
 
 AT_ONCE_MAX = 1_000
 _MOMENT_MAX_MS = 250
 _WAIT_MAX_S = 1.0  # the services' clock is not the one that waits: it may be set, or jump
-_STEP_MS = 1_000
+_STEP_MS = _RETRY_MS = 1_000
 
 
 class Reporter:
@@ -56,6 +57,7 @@ class Reporter:
         self._running: dict[str, Service] = {}
         self._heap: list[tuple[int, int, Service]] = []
         self._heaped_at: tuple[int, float] = (0, 0.0)
+        self._is_whole = True  # every service is in the heap
         self._ids = count()
         self._is_stopping = False
 
@@ -90,19 +92,27 @@ class Reporter:
 
     def run(self) -> None:
         """Report until `stop`."""
-        while not self._is_stopping:
-            with self._changed:
-                due = self._due()
-                if not due and not self._is_stopping:
-                    self._changed.wait(self._wait_s())
-            if self._spool.sync_due_s() == 0.0:
-                self._sync()
-            self.report(due)
-            with self._changed:
-                for service in due:
-                    if service is self._running.get(service.service_order_number):
-                        self._push(service)
-            self._tell_waiting()
+        persistently(self._run_once, lambda: self._is_stopping, self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        log.error("metering failed, it is tried again", exc_info=error)
+        self._tell(error)
+
+    def _run_once(self) -> None:
+        with self._changed:
+            is_whole, self._is_whole = self._is_whole, False  # after an error it isn't
+            due = self._due(is_whole)
+            if not due and not self._is_stopping:
+                self._changed.wait(self._wait_s())
+        if self._spool.sync_due_s() == 0.0:
+            self._sync()
+        self.report(due)
+        with self._changed:
+            for service in due:
+                if service is self._running.get(service.service_order_number):
+                    self._push(service)
+            self._is_whole = True
+        self._tell_waiting()
 
     def report(self, services: Sequence[Service]) -> None:
         """Cut and store what is due of these services."""
@@ -116,7 +126,7 @@ class Reporter:
                     self._keep(cuts, trouble)
                 finally:  # what isn't stored by now isn't kept
                     for cut in cuts:
-                        cut.done()
+                        _done(cut, trouble)
             for error in trouble:  # whoever is told may well use the services
                 self._tell(error)
 
@@ -130,7 +140,11 @@ class Reporter:
             trouble.append(error)
         else:
             if cut is not None:
-                cuts.append(cut)
+                try:
+                    cuts.append(cut)
+                except BaseException:
+                    cut.done()
+                    raise
 
     def _keep(self, cuts: Sequence[Cut], trouble: list[Exception]) -> None:
         """Store cuts together; where there isn't room for all, as many as there is room for."""
@@ -163,10 +177,11 @@ class Reporter:
                 log.exception("what was stored could not be synced")
             self._tell(error)
 
-    def _due(self) -> list[Service]:
+    def _due(self, is_whole: bool) -> list[Service]:
         now_ms, now_s = self._now_ms(), time.monotonic()
         heaped_ms, heaped_s = self._heaped_at
-        if abs(now_ms - heaped_ms - (now_s - heaped_s) * 1000) > _STEP_MS:
+        is_set = abs(now_ms - heaped_ms - (now_s - heaped_s) * 1000) > _STEP_MS
+        if is_set or not is_whole:
             self._heap.clear()  # the clock was set: all services are due at other instants
             self._heaped_at = now_ms, now_s
             for service in list(self._running.values()):
@@ -180,7 +195,11 @@ class Reporter:
 
     def _push(self, service: Service) -> None:
         moment_ms = max(1, min(_MOMENT_MAX_MS, service.state.report_interval_ms // 40))
-        due_ms = -(-service.due_at_ms() // moment_ms) * moment_ms
+        try:
+            due_ms = -(-service.due_at_ms() // moment_ms) * moment_ms
+        except Exception as error:  # it holds up no other
+            log.error("when is order %r due?", service.service_order_number, exc_info=error)
+            due_ms = self._now_ms() + _RETRY_MS
         heapq.heappush(self._heap, (due_ms, next(self._ids), service))
 
     def _wait_s(self) -> float | None:
@@ -188,3 +207,10 @@ class Reporter:
         if self._heap:
             waits_s += [_WAIT_MAX_S, max(self._heap[0][0] - self._now_ms(), 1) / 1000]
         return min((each for each in waits_s if each is not None), default=None)
+
+
+def _done(cut: Cut, trouble: list[Exception]) -> None:
+    try:
+        cut.done()
+    except Exception as error:  # it is found out before the next cut what was stored
+        trouble.append(error)

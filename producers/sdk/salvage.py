@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from durabill.producers.sdk.private_files import open_private
+from durabill.producers.sdk.receipt_pack import unpacked
 from durabill.producers.sdk.session import SessionState
 from durabill.producers.sdk.spool_swap import real, remove
 from durabill.producers.sdk.spool_tables import (
@@ -150,10 +151,11 @@ def _read(uri: str) -> Salvaged | None:
         if is_old:
             return left
         for row in _rows(db, "receipts", "id, kept_ms, content", left):
-            if isinstance(row[1], int) and isinstance(row[2], str):
-                left.receipts.append(row)
-            else:
-                left.unread += 1
+            with suppress(ValueError, TypeError):
+                if isinstance(row[1], int) and unpacked(row[2]):
+                    left.receipts.append(row)
+                    continue
+            left.unread += 1
         terms = {row[0]: terms_of(row[1]) for row in _rows(db, "terms", "id, content", left)}
         for row in _rows(db, "services", f"id, {SERVICE_NAMES}", left):
             with suppress(Exception):  # whatever damaged values are taken for

@@ -6,6 +6,7 @@ words. Everything else stays, and is tried again after a pause (`pace`): all of 
 server is away or busy, one order where only that one fails.
 
 Leases are renewed in time (`lease_keeper`). An order whose lease can't be renewed waits by itself.
+When there is nothing to send, the server may be asked for a total (`receipt_clerk`).
 """
 
 import logging
@@ -18,9 +19,11 @@ from dataclasses import replace
 from durabill.producers.sdk.holds import Holds
 from durabill.producers.sdk.lease_keeper import LeaseKeeper
 from durabill.producers.sdk.pace import Pace
+from durabill.producers.sdk.receipt_clerk import ReceiptClerk
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
 from durabill.producers.sdk.standing import ServerNow, Standing
+from durabill.producers.sdk.threads import persistently
 from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
@@ -76,6 +79,7 @@ class Sender:
         self._pace = Pace(backoff, dice)  # the thread's own, like the holds
         self._holds = Holds()
         self._leases = LeaseKeeper(spool, uplink, self._now)
+        self._clerk = ReceiptClerk(spool, uplink, self._now, dice)
         self._waiters = 0
         self._waiters_mutex = threading.Lock()
         self._work = threading.Event()  # the spool may hold something new
@@ -96,8 +100,8 @@ class Sender:
         """Hurry; and while somebody waits, don't spread what has piled up."""
         with self._waiters_mutex:
             self._waiters += 1
-        self.hurry()
         try:
+            self.hurry()
             yield
         finally:
             with self._waiters_mutex:
@@ -110,20 +114,22 @@ class Sender:
 
     def run(self) -> None:
         """Send until `stop`. Nothing that goes wrong with a batch ends it."""
-        while not self._stop.is_set():
-            try:
-                result = self._send_oldest()
-            except Exception as error:
-                if self._stop.is_set():  # closed while a request was under way: it is sent again
-                    return
-                self._tell_failure(error)
-                result = SendResult()
-            self._tell_waiting()
-            if result is None:  # nothing to do
-                continue
-            if result.problem is not None:
-                self._tell(result.problem)
-            self._pause(result)
+        persistently(self._run_once, self._stop.is_set, self._tell_failure)
+
+    def _run_once(self) -> None:
+        try:
+            result = self._send_oldest()
+        except Exception as error:
+            if self._stop.is_set():  # closed while a request was under way: it is sent again
+                return
+            self._tell_failure(error)
+            result = SendResult()
+        self._tell_waiting()
+        if result is None:  # nothing to do
+            return
+        if result.problem is not None:
+            self._tell(result.problem)
+        self._pause(result)
 
     def _look(self, now_s: float) -> None:
         """Tell what gets in danger; a disk that fails meanwhile stops no sending."""
@@ -152,6 +158,7 @@ class Sender:
         batch = self._spool.oldest(REQUEST_SEGMENTS_MAX, without=held)
         if not batch:
             self._pace.drained()
+            self._clerk.look(now_s)
             held_s = self._holds.wait_s(now_s)
             self._work.wait(_IDLE_MAX_S if held_s is None else min(held_s, _IDLE_MAX_S))
             return None

@@ -9,6 +9,7 @@ from typing import Self
 from durabill.producers.sdk.server_clock import Reading
 from durabill.producers.sdk.session import Session, SessionState
 from durabill.producers.sdk.spool import RejectedSegment
+from durabill.producers.sdk.threads import shielded
 from durabill.schemas import SegmentEvent
 
 _REPORT_RETRY_MS = 1_000  # after a full spool; the session itself holds the time meanwhile
@@ -43,6 +44,7 @@ class Owner:
     check_running: Callable[[], None]
     read: Callable[[], Reading]
     store: Callable[[list[SegmentEvent], SessionState], None]
+    stored: Callable[[str], SessionState | None]
     finish: Callable[["Service", float], EndReceipt]
 
 
@@ -56,6 +58,7 @@ class Service:
         self._owner = owner
         self._session = session
         self._retry_at_ms: int | None = None  # set while something keeps us from reporting
+        self._before: SessionState | None = None  # while it isn't certain what was stored
         self._is_let_go = False
         self._mutex = threading.Lock()
 
@@ -79,10 +82,13 @@ class Service:
         Raises ClientStopped after `close`, or where the client is beyond repair.
         """
         self._owner.check_running()
+        shielded(self._end)
+        return self._owner.finish(self, timeout_s)
+
+    def _end(self) -> None:
         with self._mutex:
             if not self._session.state.ended:
                 self._keep(self._session.end, self._owner.read())
-        return self._owner.finish(self, timeout_s)
 
     def let_go(self) -> None:
         """Cut nothing any more, without an end; what is being stored is stored by then."""
@@ -111,47 +117,61 @@ class Service:
 
     def cut(self) -> "Cut | None":
         """Cut what is due, None where nothing is. The service is locked until `Cut.done`."""
+        cut, reading = None, None
         self._mutex.acquire()
-        before, reading, cut = self._session.state, None, None
         try:
+            self._recover()
             reading = self._owner.read()
-            is_over = before.ended or self._is_let_go
+            is_over = self._session.state.ended or self._is_let_go
             if not is_over and reading.now_ms >= self.due_at_ms():
-                segments = self._session.report(reading)
-                if segments:
-                    cut = Cut(self, reading.now_ms, before, segments, self._session.state)
+                self._before = self._session.state
+                if segments := self._session.report(reading):
+                    cut = Cut(self, reading.now_ms, segments, self._session.state)
                 else:
-                    self._retry_at_ms = None
+                    self._before = self._retry_at_ms = None
             return cut
         except BaseException:
             if reading is not None:
-                self._take_back(before, reading.now_ms)
+                self._take_back(reading.now_ms)
             raise
         finally:
             if cut is None:
                 self._mutex.release()
 
     def _done(self, cut: "Cut") -> None:
-        if cut.is_kept:
-            self._retry_at_ms = None
-        else:
-            self._take_back(cut.before, cut.now_ms)
-        self._mutex.release()
+        try:
+            if cut.is_kept:
+                self._before = self._retry_at_ms = None
+            else:
+                self._take_back(cut.now_ms)
+        finally:
+            self._mutex.release()
 
-    def _take_back(self, before: SessionState, now_ms: int) -> None:
-        # Nothing was stored: the same time is cut again, as one longer segment.
-        self._session.restore(before)
+    def _take_back(self, now_ms: int) -> None:
+        # Where nothing was stored the same time is cut again, as one longer segment.
         self._retry_at_ms = now_ms + _REPORT_RETRY_MS
+        self._recover()
+
+    def _recover(self) -> None:
+        """Go on from what is stored: a cut that failed may have been, or may not."""
+        if self._before is None:
+            return
+        state = self._session.state
+        stored = self._owner.stored(state.service_order_number)
+        if stored is not None and stored != state:
+            self._session.restore(self._before)
+        self._before = None
 
     def _keep(self, cut: Callable[[Reading], list[SegmentEvent]], reading: Reading) -> None:
-        before = self._session.state
+        self._recover()
+        self._before = self._session.state
         try:
             if segments := cut(reading):
                 self._owner.store(segments, self._session.state)
         except BaseException:
-            self._take_back(before, reading.now_ms)
+            self._take_back(reading.now_ms)
             raise
-        self._retry_at_ms = None
+        self._before = self._retry_at_ms = None
 
 
 @dataclass(eq=False, slots=True)
@@ -160,7 +180,6 @@ class Cut:
 
     service: Service
     now_ms: int
-    before: SessionState
     segments: list[SegmentEvent]
     after: SessionState
     is_kept: bool = False

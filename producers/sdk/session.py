@@ -42,6 +42,7 @@ class ProducerError(DurabillError):
     │   └── MachineSlept         the machine was suspended
     ├── SpoolError           spool.py
     │   ├── SpoolFull        the limit or the disk; nothing was stored, nothing was lost
+    │   ├── ReceiptsDropped  spool_errors.py: proofs had to go for want of room; told alone
     │   ├── SpoolBusy        another process holds the file
     │   └── SpoolBroken      the file is no spool, or its disk fails
     │       ├── SpoolDamaged     it was one: put aside, and metering goes on in a new one

@@ -9,9 +9,10 @@ that was acknowledged but could not be removed is sent again, which does no harm
 removes repeats.
 
 The size has a limit. What doesn't fit isn't stored, and SpoolFull says so; the running session
-holds the time, and cuts it as one longer segment as soon as there is room. Nothing that was
-stored is ever dropped for something newer. Receipts have an eighth of the limit; of them the
-oldest go first. Nothing has to be restarted for a full disk or a full spool to end.
+holds the time, and cuts it as one longer segment as soon as there is room. No segment that
+was stored is ever dropped for something newer. Receipts have half of the limit, and make room for
+segments down to an eighth of it (see `spool_receipts`). Nothing has to be restarted for a full disk
+or a full spool to end.
 
 What is asked often is known in memory: the services, and how much of each waits. All methods may
 be called by any thread. A file that turns out to be damaged is put aside (see `salvage`), if the
@@ -42,8 +43,10 @@ from durabill.producers.sdk.spool_errors import (
     translated,
 )
 from durabill.producers.sdk.spool_file import SpoolFile
+from durabill.producers.sdk.spool_lock import SpoolLock
 from durabill.producers.sdk.spool_receipts import ReceiptBox
 from durabill.producers.sdk.spool_swap import (
+    beside,
     finish_swap,
     forget_swap,
     prepare_new,
@@ -167,14 +170,15 @@ class Spool:
         self._hurt_by: SpoolBroken | None = None  # the file is not to be used any more
         self._is_replaced = False
         self._heal_from_s = float("-inf")
+        self._is_unsure = False  # memory may not be as the file is
         self._untold: list[SpoolDamaged] = []  # what was put aside, until the new file is open
         self._with_rejected: set[str] = set()  # orders, whose lease may be needed again
-        self._receipts = ReceiptBox(limit_bytes // 8)
+        self._receipts = ReceiptBox(limit_bytes)
+        self._lock = SpoolLock(beside(self.path, "-lock"))
         try:
             self._begin()
         except BaseException:
-            if hasattr(self, "_file"):
-                self._file.close()
+            self._close()
             raise
 
     # -- appending -----------------------------------------------------------------------------
@@ -204,6 +208,8 @@ class Spool:
                 self._commit_waiting()
         if ticket.error is not None:
             raise ticket.error
+        if not ticket.is_done:  # a thread that had it has failed: see `state`
+            raise SpoolBroken(f"{self.path}: nobody knows whether it was stored")
 
     def _commit_waiting(self) -> None:
         tickets: list[_Ticket] = []
@@ -216,15 +222,27 @@ class Spool:
                 entries = [entry for each in group for entry in each.entries]
                 self._guarded(lambda: self._store(entries, durable))  # noqa: B023
             except BaseException as error:
-                for each in group:
-                    each.error = error
-                continue
+                if not self._are_stored(group):
+                    for each in group:
+                        each.error = error
+                    continue
             for each in group:
                 each.error = None
             if group is tickets:
                 break
         for each in tickets:
             each.is_done = True
+
+    def _are_stored(self, tickets: Sequence[_Ticket]) -> bool:
+        """Tell whether an error came behind the commit that it seems to have stopped."""
+        if not self._is_unsure:
+            return False
+        states = {e.state.service_order_number: e.state for each in tickets for e in each.entries}
+        with suppress(Exception):
+            self._guarded(lambda: None)
+            found = {number: self._orders.get(number, _Order()).state for number in states}
+            return found == states
+        return False
 
     def _store(self, entries: Sequence[Entry], durable: bool) -> None:
         next_id, next_service_id = self._next_id, self._next_service_id
@@ -258,10 +276,7 @@ class Spool:
                 f"INSERT INTO pending (id, {NAMES}, sum) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
             )
 
-        try:
-            self._file.appending(change, is_empty=not self._pending, durable=durable)
-        except SpoolFull as error:
-            raise self._explained(error) from None
+        self._append(change, durable)
         if durable:
             self._unsynced_at_s = None
         elif self._unsynced_at_s is None:
@@ -273,6 +288,15 @@ class Spool:
             order.terms = order.terms if entry.terms is None else entry.terms
             order.pending += len(entry.segments)
             self._pending += len(entry.segments)
+
+    def _append(self, change: Callable[[], None], durable: bool) -> None:
+        while True:
+            try:
+                self._file.appending(change, is_empty=not self._pending, durable=durable)
+                return
+            except SpoolFull as error:
+                if not self._receipts.give_room(self._file):
+                    raise self._explained(error) from None
 
     def sync_due_s(self) -> float | None:
         """Return in how many seconds `sync` is due, None where it isn't."""
@@ -350,7 +374,7 @@ class Spool:
         """
         self._locked(lambda: self._in_pieces(entry_ids, self._remove))
         if receipt is not None:
-            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms, self._orders))
+            self._locked(lambda: self._receipts.keep(self._file, receipt, kept_ms))
 
     def reject(self, rejected: Sequence[RejectedSegment]) -> None:
         """Set segments that were refused for good aside, with the server's words."""
@@ -464,6 +488,14 @@ class Spool:
         state = order.state if order else None
         return None if state is None or state.ended else state
 
+    def state(self, service_order_number: str) -> SessionState | None:
+        """Return the state of a session as it is stored; None once it has ended, and nothing waits.
+
+        Raises where that isn't known now.
+        """
+        order = self._locked(lambda: self._orders.get(service_order_number))
+        return order.state if order else None
+
     def terms(self, service_order_number: str) -> OrderTerms:
         """Return what the server has granted an order: empty where nothing is known."""
         with self._mutex:
@@ -479,6 +511,30 @@ class Spool:
     def receipts(self, service_order_number: str | None = None) -> list[str]:
         """Return the server's receipts that are still kept: for one order, or all."""
         return self._locked(lambda: self._receipts.of(self._file, service_order_number))
+
+    def receipts_in_doubt(self, after_id: int, now_ms: int) -> tuple[int, set[str]] | None:
+        """Return the next row of receipts of which it were good to know whether totals are out.
+
+        With its orders; with none where one of them still runs or waits here. See `ReceiptBox`.
+        """
+
+        def look() -> tuple[int, set[str]] | None:
+            receipt_id = self._receipts.in_doubt(after_id, now_ms)
+            if receipt_id is None:
+                return None
+            orders = self._receipts.orders_in(self._file, receipt_id)
+            return receipt_id, set() if orders & self._orders.keys() else orders
+
+        return self._locked(look)
+
+    def settle_receipts(self, receipt_id: int) -> None:
+        """Note that the totals of all orders of a row of receipts are out: these may go first."""
+        self._locked(lambda: self._receipts.settle(self._file, receipt_id))
+
+    def receipts_size(self) -> tuple[int, int]:
+        """Return how many bytes receipts take, and how many were dropped for want of room."""
+        with self._mutex:
+            return self._receipts.size_bytes, self._receipts.dropped
 
     def look_after(self) -> None:
         """See to it that the file is still there: somebody may have removed it."""
@@ -506,7 +562,7 @@ class Spool:
         """Close and unlock the file. Closing twice is allowed."""
         if self.is_ours():
             with self._mutex:
-                self._file.close()
+                self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -520,6 +576,11 @@ class Spool:
         self.close()
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+        self._lock.release()
 
     def _begin(self) -> None:
         self._finish_swap()
@@ -583,6 +644,7 @@ class Spool:
         self._next_service_id = max(self._next_service_id, greatest[1] + 1)
         self._receipts.load(self._file)
         self._orders, self._pending, self._with_rejected = orders, pending, with_rejected
+        self._is_unsure = False
 
     def _check_ours(self) -> None:
         if not self.is_ours():  # before any lock: a thread of the parent's may have held it
@@ -598,14 +660,29 @@ class Spool:
         try:
             if self._hurt_by is not None:
                 raise type(self._hurt_by)(str(self._hurt_by))
-            with translated(self.path):
-                return act()
+            return self._surely(act)
         except (SpoolDamaged, SpoolUnsynced) as error:
             if self._on_damage is None:
                 raise
             self._heal(error)
+            return self._surely(act)
+
+    def _surely(self, act: Callable[[], T]) -> T:
+        """Do something; after an error learn anew what is in the file, before the next thing.
+
+        MemoryError, or a disk that fails, may come between a commit and the note of it.
+        """
+        try:
             with translated(self.path):
+                if self._is_unsure:
+                    self._file.roll_back()
+                    self._load()
                 return act()
+        except SpoolFull:  # nothing was changed
+            raise
+        except BaseException:
+            self._is_unsure = True
+            raise
 
     def _heal(self, error: SpoolBroken) -> None:
         """Go on in a new file with what can be read of this one, which is put aside.

@@ -21,6 +21,19 @@ class SpoolFull(SpoolError):
     """The size limit or the disk is full. Nothing of the call was stored."""
 
 
+class ReceiptsDropped(SpoolError):
+    """There was no room for receipts of orders whose total isn't known to be out: `count` so far.
+
+    Told alone, never raised: metering and sending go on.
+    """
+
+    def __init__(self, count: int, size_bytes: int) -> None:
+        room = f"receipts take {size_bytes} bytes; read them with receipts(), or give more room"
+        said = f"{count} receipts were dropped of orders whose total isn't known to be out"
+        super().__init__(f"{said}: {room}")
+        self.count = count
+
+
 class SpoolBusy(SpoolError):
     """Another process, or another Spool of this one, has the file open."""
 

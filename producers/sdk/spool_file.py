@@ -141,6 +141,7 @@ class SpoolFile:
     def commit(self, change: Callable[[], None], *, durable: bool = True) -> None:
         """Make a change, all of it or nothing."""
         durable = durable or self._unsynced_commits >= _UNSYNCED_COMMITS_MAX
+        self.roll_back()
         with self.errors():
             if self._fsync and durable != self._is_full_sync:
                 self._is_full_sync = durable
@@ -151,6 +152,12 @@ class SpoolFile:
         self.commits += 1
         self.durable_commits += durable
         self._unsynced_commits = 0 if durable else self._unsynced_commits + 1
+
+    def roll_back(self) -> None:
+        """See to it that nothing is left of a change that failed, as without memory."""
+        with self.errors():
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
 
     def sync(self) -> None:
         """Have every commit survive a power cut. (An empty one would not touch the disk.)"""

@@ -101,6 +101,11 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """Return where a file of the spool at `path` lies that has this suffix."""
+    return _beside(real(path), suffix)
+
+
 def remove(path: Path) -> None:
     """Remove a file, and its log, if they are there."""
     for suffix in ("", *SUFFIXES):

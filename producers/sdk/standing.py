@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from durabill.producers.sdk.spool import Spool
+from durabill.producers.sdk.spool_errors import ReceiptsDropped
 from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
     AtRisk,
@@ -23,6 +24,7 @@ _LOOK_EVERY_S = 30.0
 _REASONS_MAX = 50  # whatever a server says, the counts stay few
 _OTHER_REASON = "OTHER"
 _TELL_EVERY_S = 3_600.0
+_DROPPED_EVERY_S = 86_400.0
 RISK_MARGIN_MAX_MS = 6 * 3_600_000
 
 
@@ -54,6 +56,10 @@ class ClientStats:
     """what the spool takes of the disk, with its log and reserve"""
     damages: int = 0
     """how often the spool's file was found damaged and put aside"""
+    receipt_bytes: int = 0
+    """what receipts take of the spool"""
+    receipts_dropped: int = 0
+    """receipts that went for want of room, of orders whose total isn't known to be out"""
 
 
 class ServerNow:
@@ -90,6 +96,7 @@ class Standing:
         self._at_risk = 0
         self._looked_at_s = float("-inf")
         self._told_at_s: dict[str, float] = {}
+        self._dropped_told, self._dropped_at_s = 0, float("-inf")
 
     def was_refused(self, why: UplinkRefused) -> None:
         """Count a segment that was refused, or stored in vain."""
@@ -113,6 +120,7 @@ class Standing:
             self._time.read().suspends,
             self._spool.size_bytes(),
             self.damages,
+            *self._spool.receipts_size(),
         )
 
     def report(self) -> ClientReport:
@@ -132,7 +140,10 @@ class Standing:
         return 0 if end_ms is None else max(0, self._now.now_ms() - end_ms)
 
     def look(self, now_s: float) -> None:
-        """Tell which orders are in danger, now and then: an order once an hour at most."""
+        """Tell which orders are in danger, now and then: an order once an hour at most.
+
+        And once a day, if more receipts had to be dropped.
+        """
         if now_s - self._looked_at_s < _LOOK_EVERY_S:
             return
         self._looked_at_s = now_s
@@ -146,6 +157,10 @@ class Standing:
             if now_s - told_at_s >= _TELL_EVERY_S:
                 self._told_at_s[danger.service_order_number] = now_s
                 self._tell(danger)
+        size_bytes, dropped = self._spool.receipts_size()
+        if dropped > self._dropped_told and now_s - self._dropped_at_s >= _DROPPED_EVERY_S:
+            self._dropped_told, self._dropped_at_s = dropped, now_s
+            self._tell(ReceiptsDropped(dropped, size_bytes))
 
     def _dangers(self) -> list[AtRisk]:
         if not self._spool.pending():

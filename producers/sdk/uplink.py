@@ -228,6 +228,14 @@ class Renewing(Protocol):
 
 
 @runtime_checkable
+class KnowingTotals(Protocol):
+    """An uplink whose server knows whether an order's total is out."""
+
+    def total_is_out(self, service_order_number: str, *, timeout_s: float | None = None) -> bool:
+        """Tell whether it is; raises as `Uplink.start` does."""
+
+
+@runtime_checkable
 class StartingOnce(Protocol):
     """An uplink that can ask for one and the same order again."""
 

@@ -1,14 +1,18 @@
 """The reporter: what is due in one moment is one commit; ten thousand services cost no scan."""
 
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from durabill.producers.sdk import threads
 from durabill.producers.sdk.reporter import AT_ONCE_MAX, Reporter
 from durabill.producers.sdk.server_clock import Reading
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import Session
-from durabill.producers.sdk.spool import Spool, SpoolFull
+from durabill.producers.sdk.spool import Entry, Spool, SpoolFull
+from tests.broker.ledger_kit import wait_until
 
 NOW_MS = 1_770_000_000_000
 
@@ -21,7 +25,9 @@ class World:
         self.trouble: list[Exception] = []
         self.spool = Spool(path, limit_bytes=limit_bytes, fsync=False)
         self.reporter = Reporter(lambda: self.now_ms, self.spool, lambda: None, self.trouble.append)
-        self.owner = Owner(lambda: None, self.reading, self.spool.append, self.never)
+        self.owner = Owner(
+            lambda: None, self.reading, self.spool.append, self.spool.state, self.never
+        )
 
     def reading(self) -> Reading:
         return Reading(self.now_ms, self.now_ms, 0, 0, 0, 0, 0)
@@ -39,7 +45,7 @@ class World:
 
     def turn(self) -> None:
         """Do what the reporter's thread does when it wakes up."""
-        due = self.reporter._due()
+        due = self.reporter._due(is_whole=True)
         self.reporter.report(due)
         for service in due:
             self.reporter._push(service)
@@ -95,7 +101,7 @@ def test_service_that_has_ended_is_reported_no_longer(world: World) -> None:
     world.start("SO1")
     world.reporter.remove("SO1")
     world.now_ms += 60_000
-    assert world.reporter._due() == []
+    assert world.reporter._due(is_whole=True) == []
     assert (len(world.reporter), "SO1" in world.reporter) == (0, False)
 
 
@@ -137,3 +143,70 @@ def test_starts_survive_a_power_cut_soon(world: World) -> None:
     world.spool.sync()
     assert world.commits() == before + 1
     assert world.spool.sync_due_s() is None
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_no_number_is_given_twice_where_nobody_knows_what_was_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_stored: bool, is_told: bool
+) -> None:
+    """An error behind the commit; what was stored is asked for, now or once that can be told."""
+    service = world.start("SO1", 1_000)
+    store, state = world.spool.append_all, world.spool.state
+
+    def fails(entries: Sequence[Entry]) -> None:
+        if is_stored:
+            store(entries)
+        raise MemoryError
+
+    def untold(_: str) -> None:
+        raise MemoryError
+
+    world.now_ms += 1_000
+    with monkeypatch.context() as patch:
+        patch.setattr(world.spool, "append_all", fails)
+        if not is_told:
+            world.owner = service._owner = Owner(
+                lambda: None, world.reading, world.spool.append, untold, world.never
+            )
+        world.turn()
+    service._owner = Owner(lambda: None, world.reading, world.spool.append, state, world.never)
+    for _ in range(3):
+        world.now_ms += 1_000
+        world.turn()
+    segments = [each.segment for each in world.spool.oldest(99)]
+    assert [each.business_data_number for each in segments] == list(range(1, len(segments) + 1))
+    assert [each.start_ms for each in segments[1:]] == [each.end_ms for each in segments[:-1]]
+    assert segments[-1].end_ms - segments[0].start_ms == 4_000
+
+
+@pytest.mark.parametrize("part", ["_due", "_keep", "_push", "report"])
+def test_no_memory_for_a_while_ends_no_metering(
+    world: World, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    services = [world.start(f"SO{at}", 1_000) for at in range(3)]
+    act: Callable[..., object] = getattr(world.reporter, part)
+    failed: list[str] = []
+
+    def fails(*args: object) -> object:
+        if len(failed) < 2:
+            failed.append(part)
+            raise MemoryError
+        return act(*args)
+
+    monkeypatch.setattr(threads, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(world.reporter, part, fails)
+    thread = threading.Thread(target=world.reporter.run)
+    world.now_ms += 1_000
+    thread.start()
+
+    def are_metered() -> bool:
+        world.now_ms += 100
+        return all(each.state.next_number > 2 for each in services)
+
+    try:
+        wait_until(are_metered, "all are metered")
+        assert len(failed) == 2
+    finally:
+        world.reporter.stop()
+        thread.join()

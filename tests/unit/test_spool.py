@@ -1,7 +1,5 @@
 """The spool: what was appended is there after anything short of losing the disk."""
 
-import base64
-import json
 import os
 import re
 import signal
@@ -21,7 +19,6 @@ from durabill.producers.sdk.spool import (
     SpoolBusy,
     SpoolFull,
 )
-from durabill.producers.sdk.spool_receipts import KEPT_MS
 from durabill.producers.sdk.uplink import OrderTerms
 from durabill.schemas import SegmentEvent
 from tests.conftest import fill_up
@@ -401,42 +398,6 @@ def test_one_that_does_not_fit_spoils_no_other(tmp_path: Path) -> None:
             thread.join()
         assert (len(failed), spool.pending(), spool.pending("huge")) == (1, 9, 0)
         assert spool.session("huge") is None
-
-
-def test_receipts_have_their_bounds(tmp_path: Path) -> None:
-    def receipt(order: str, size: int) -> str:
-        payload = json.dumps({"uploads": [{"ord": order}], "fill": "x" * size}).encode()
-        return f"h.p.s~{base64.urlsafe_b64encode(payload).decode().rstrip('=')}~R"
-
-    day_ms = 86_400_000
-    with Spool(tmp_path / "spool", limit_bytes=128 * 1024) as spool:
-        for at in range(20):
-            spool.acknowledge([], receipt(f"SO{at}", 1_500), kept_ms=at * day_ms)
-        kept = [at for at in range(20) if spool.receipts(f"SO{at}")]
-        assert kept == list(range(kept[0], 20))  # the oldest went
-        assert sum(map(len, spool.receipts())) <= 16 * 1024
-        spool.acknowledge([], receipt("new", 10), kept_ms=50 * day_ms)
-        assert [at for at in range(20) if spool.receipts(f"SO{at}")] == list(range(15, 20))
-        spool.acknowledge([], "r" * 20_000, kept_ms=50 * day_ms)
-        spool.acknowledge([], "no.receipt", kept_ms=50 * day_ms)
-        assert len(spool.receipts("new")) == 1
-    with Spool(tmp_path / "spool", limit_bytes=128 * 1024) as spool:
-        assert len(spool.receipts()) == 7
-
-
-def test_receipts_of_an_order_that_runs_are_not_too_old(tmp_path: Path) -> None:
-    def receipt(order: str) -> str:
-        payload = json.dumps({"uploads": [{"ord": order}]}).encode()
-        return f"h.p.s~{base64.urlsafe_b64encode(payload).decode().rstrip('=')}"
-
-    with Spool(tmp_path / "spool", fsync=False) as spool:
-        spool.append([segment(1)], state(2))
-        spool.acknowledge([1], receipt("SO1"), kept_ms=0)
-        spool.acknowledge([], receipt("other"), kept_ms=2 * KEPT_MS)
-        assert len(spool.receipts("SO1")) == 1
-        spool.append([segment(2)], state(3, ended=True))
-        spool.acknowledge([2], receipt("other"), kept_ms=3 * KEPT_MS)
-        assert spool.receipts("SO1") == []
 
 
 def test_lease_stays_until_the_last_segment_is_gone(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The spool's files: who may read them, whatever the umask and whoever made them before."""
 
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -37,7 +39,7 @@ def modes(folder: Path) -> dict[str, str]:
 def test_nobody_else_reads_a_new_spool(tmp_path: Path, mask: int) -> None:
     with umask(mask), Spool(tmp_path / "spool") as spool:
         spool.append([SEGMENT], STATE)
-        assert {"spool", "spool-wal", "spool-reserve"} == set(modes(tmp_path))
+        assert {"spool", "spool-wal", "spool-reserve", "spool-lock"} == set(modes(tmp_path))
         assert {"0o600"} == set(modes(tmp_path).values())
 
 
@@ -70,7 +72,7 @@ def test_file_that_is_no_spool_keeps_its_rights(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(SpoolBroken):
         Spool(path)
-    assert modes(tmp_path) == {"notes.txt": "0o644"}
+    assert modes(tmp_path) == {"notes.txt": "0o644", "notes.txt-lock": "0o600"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -91,6 +93,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     other.write_text("mine")
     other.chmod(0o644)
     (tmp_path / "spool-reserve").symlink_to(other)
+    (tmp_path / "spool-lock").symlink_to(other)
     (tmp_path / "link").symlink_to(other)
     with Spool(tmp_path / "spool") as spool:
         spool.append([SEGMENT], STATE)
@@ -131,3 +134,61 @@ def test_second_spool_of_this_process_leaves_the_lock_of_the_first(tmp_path: Pat
             [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
         )
         assert "SpoolBusy" in ran.stderr
+
+
+TRY = "import sys; from durabill.producers.sdk.spool import Spool; Spool(sys.argv[1])"
+
+
+def test_no_other_process_has_a_spool_while_its_file_is_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the damaged file, which nobody has open then, nor the one that takes its place."""
+    path, said, replace = tmp_path / "spool", list[str](), os.replace
+    Spool(path).close()
+    path.write_bytes(b"not a spool any more" * 100)
+
+    def exchanged(source: Path, target: Path) -> None:
+        for is_done in (False, True):
+            if is_done:
+                replace(source, target)
+            if os.path.realpath(target) == os.path.realpath(path):
+                got = subprocess.run(
+                    [sys.executable, "-c", TRY, str(path)], capture_output=True, check=False
+                )
+                said.append(got.stderr.decode())
+
+    monkeypatch.setattr(os, "replace", exchanged)
+    with Spool(path, on_damage=lambda _: None) as spool:
+        spool.append([SEGMENT], STATE)
+    assert len(said) == 2
+    assert all("SpoolBusy" in each for each in said)
+    with Spool(path) as spool:
+        assert spool.pending() == 1
+
+
+def test_a_lock_that_cannot_be_had_keeps_nobody_from_metering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spool-lock").mkdir()
+    with Spool(tmp_path / "spool") as spool:
+        spool.append([SEGMENT], STATE)
+        with pytest.raises(SpoolBusy):
+            Spool(tmp_path / "spool")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    for _ in range(2):
+        with Spool(tmp_path / "other") as spool:
+            spool.append([SEGMENT], STATE)
+
+
+def test_one_spool_of_a_process_leaves_the_other_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "spool"
+    with Spool(path):
+        with pytest.raises(SpoolBusy):
+            Spool(path)
+        got = subprocess.run([sys.executable, "-c", TRY, path], capture_output=True, check=False)
+        assert b"SpoolBusy" in got.stderr
+    Spool(path).close()

@@ -76,7 +76,7 @@ def zeroed(path: Path, mark: bytes) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    return {each.name for each in folder.iterdir()} - {"spool-reserve"}
+    return {each.name for each in folder.iterdir()} - {"spool-reserve", "spool-lock"}
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from aiohttp import HttpVersion10, hdrs, web
 from durabill.producers.gateway.admission import Admission
 from durabill.producers.gateway.problems import ApiError
 from durabill.producers.gateway.web_server import SERVER_NAME, BodyFailed, Connection
-from durabill.schemas.web import PROBLEM, AllowedHosts, is_same_origin, reason_of
+from durabill.schemas.web import PROBLEM, AllowedHosts, is_same_origin, names_another, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ class Gate:
             return  # no browser asks like this, a load balancer may
         if len(hosts) != 1:
             raise ApiError(400, "BAD_HOST", "a request has one host header")
+        if names_another(request.raw_path, hosts[0]):
+            raise ApiError(400, "BAD_HOST", "the request's target names another host")
         connection = connection_of(request)
         if hosts[0] == connection.good_host:
             return

@@ -205,7 +205,9 @@ class Pages:
         if origin is not None and not is_same_origin(origin, host):
             return error_page(403, "CROSS_ORIGIN", "web pages of others may not use this server")
         if not self._token:
-            if names_another(request.raw_path, host) or not self._hosts.allows(host, _local_address(request)):
+            if names_another(request.raw_path, host) or not self._hosts.allows(
+                host, _local_address(request)
+            ):
                 return error_page(403, "HOST_NOT_ALLOWED", "this server has another name")
             return None
         given = request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")

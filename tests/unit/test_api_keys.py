@@ -118,7 +118,15 @@ def damaged() -> list[bytes]:
         {"expires": 5},  # a misspelt limit must not be none
     ]
     files: list[object] = [{**good, "keys": [{**entry, **each}]} for each in changes]
-    files += [{}, {"version": 1}, {"keys": []}, {**good, "version": 2}, {**good, "keys": [entry, entry]}, [], {"keys": None}]
+    files += [
+        {},
+        {"version": 1},
+        {"keys": []},
+        {**good, "version": 2},
+        {**good, "keys": [entry, entry]},
+        [],
+        {"keys": None},
+    ]
     texts = [json.dumps(each).encode() for each in files]
     whole = encode_file(ApiKeyFile(1, (kept,)))
     return [*texts, b"", whole[:-3], whole + whole, b"\xff" + whole, b"[" * 100_000]

@@ -89,8 +89,12 @@ def test_secrets_are_hidden_in_what_is_told() -> None:
     shown, kept = a_key()
     secret = shown.rpartition("_")[2]
     token = "eyJhbGciOiJ9.eyJpc3MiOiJ9.c2lnbmF0dXJl"
+    encoded = shown.replace("_", "%5F"), shown.replace("_", "%5f")
     for text in (shown, f"x{shown}y", f"?key={shown}&a=b", f"{shown} {shown}", f"dbk_{secret}"):
         assert secret not in without_secrets(text)
+    for text in (shown.upper(), *encoded):  # it is no key, but says what the key is
+        assert secret not in without_secrets(text).lower()
+    assert without_secrets(f"GET /{token.replace('.', '%2E')} HTTP") == "GET /… HTTP"
     assert without_secrets(f"Bearer {token}!") == "Bearer …!"
     told = f"order dbk_ of {kept.id}, eyJ and 1.2.3"
     assert without_secrets(told) == told

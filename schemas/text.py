@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 _SECRET = re.compile(
-    r"(?<=dbk_)[0-9A-Za-z]+(_[0-9A-Za-z]*)?"  # an API key
-    r"|eyJ[0-9A-Za-z_-]+\.[0-9A-Za-z_-]+\.[0-9A-Za-z_-]*"  # a JWT
+    # An API key, and a JWT; in a URL some of their characters may be percent-encoded.
+    r"(?i:(?:(?<=dbk_)|(?<=dbk%5f))[0-9a-z]+(?:(?:_|%5f)[0-9a-z]*)?)"
+    r"|eyJ[0-9A-Za-z_-]+(?:\.|%2[Ee])[0-9A-Za-z_-]+(?:\.|%2[Ee])[0-9A-Za-z_-]*"
 )
 
 

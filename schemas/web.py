@@ -92,6 +92,17 @@ def host_name(host: str) -> str | None:
     return None if found is None else found[1].strip("[]").removesuffix(".").lower()
 
 
+def names_another(target: str, host: str) -> bool:
+    """Tell whether a request's target as it was sent names another server than its `Host`.
+
+    That of a proxy's request, http://name/path, does name one, and counts more (RFC 9112, 3.2.2).
+    """
+    scheme, is_absolute, rest = target.partition("://")
+    if not is_absolute or "/" in scheme:
+        return False
+    return re.split("[/?#]", rest, maxsplit=1)[0].lower() != host.lower()
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether a server that listens on `host` can be reached from this machine alone."""
     address = _address(host)

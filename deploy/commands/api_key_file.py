@@ -29,7 +29,7 @@ def read_key_file(path: Path) -> "ApiKeyFile":
             data = file.read(FILE_BYTES_MAX + 1)
         return decode_file(data)
     except FileNotFoundError:
-        return ApiKeyFile()
+        return ApiKeyFile(1, ())
     except OSError as error:
         raise ApiKeyError(f"{path} can't be read: {error.strerror or error}") from error
     except ApiKeyError as error:

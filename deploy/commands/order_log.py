@@ -1,12 +1,10 @@
 """Reads what Kafka and the ledger hold of an order: its log, the policies, its totals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from confluent_kafka import Message
 
 from durabill.deploy.commands.common import quiet_kafka, without_password, writer_schemas
 from durabill.deploy.terminal import Progress, say, shown
@@ -19,51 +17,20 @@ from durabill.schemas import (
     is_opening,
     partition_for,
 )
-from durabill.schemas.headers import headers_in
-from durabill.schemas.wire import Headers, RawSegment
+from durabill.schemas.wire import RawSegment
+from durabill.stream_processors.audit.raw_log import FetchedLog
 from durabill.stream_processors.audit.story import Basis, Story
 from durabill.stream_processors.audit.story_rows import Row
 from durabill.stream_processors.audit.terms import RecordedTerms
 from durabill.stream_processors.core.admission import LogRecord, Place
 from durabill.stream_processors.core.explain import Extends, IsOpening, PolicyAt, Read, explain
 from durabill.stream_processors.dead_letters.letters import DeadLetter, list_dead_letters
-from durabill.stream_processors.engine.batch import Record
+from durabill.stream_processors.engine.batch import records
 from durabill.stream_processors.engine.policies import History, in_force
 from durabill.stream_processors.engine.verdicts import RecordedSchemas
 from durabill.stream_processors.kafka.options import LOOK_GROUP
 from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_topic
 from durabill.stream_processors.settings import Settings
-
-
-class LogMessage:
-    """A message of Kafka's as a record of the log. Of most no more is asked than its place."""
-
-    __slots__ = ("_message", "append_ms", "offset")
-
-    def __init__(self, offset: int, message: Message) -> None:
-        self.offset = offset
-        self.append_ms = message.timestamp()[1]
-        self._message = message
-
-    @property
-    def key(self) -> bytes | None:
-        """Return its key."""
-        return _bytes(self._message.key())
-
-    @property
-    def value(self) -> bytes | None:
-        """Return its value."""
-        return _bytes(self._message.value())
-
-    @property
-    def headers(self) -> Headers:
-        """Return its headers."""
-        return headers_in(self._message)
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of its parts."""
-        return Record(self.offset, self.append_ms, self.key, self.value, self.headers).size
 
 
 def read_story(settings: Settings, number: str, everywhere: bool, progress: Progress) -> Story:
@@ -77,12 +44,7 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
     story = Story(number, own, bases[own])
     bounds = read_bounds(kafka, LOOK_GROUP, topic, asked)
     for partition, basis in bases.items():
-        live: Iterable[LogRecord] = (
-            LogMessage(offset, message)
-            for _, offset, message in read_topic(
-                kafka, topic, partitions=frozenset({partition}), progress=progress
-            )
-        )
+        live = _live(settings, partition, bounds[partition], progress)
         archived, notes = _before(settings, partition, bounds[partition][0])
         log = chain(archived, live)
         story.notes += notes
@@ -97,6 +59,20 @@ def read_story(settings: Settings, number: str, everywhere: bool, progress: Prog
     letters = list_dead_letters(kafka, settings.dead_letters_topic)
     story.notes += compare_letters(story.rows, letters, topic, own)
     return story
+
+
+def _live(
+    settings: Settings, partition: int, bounds: tuple[int, int], progress: Progress
+) -> Iterator[LogRecord]:
+    """Yield the records of a partition that Kafka has, as the worker reads them.
+
+    A consumer's library stops for ever at a batch that unpacks to too much, which anybody may write
+    who may write at all; the worker passes it over.
+    """
+    topic = settings.segments_topic
+    for part in FetchedLog(settings, topic, partition, *bounds).parts():
+        yield from records(part.chunk, is_look=True)
+        progress(f"reading {topic}", part.chunk.next_offset - bounds[0], bounds[1] - bounds[0])
 
 
 def _before(
@@ -177,7 +153,7 @@ def compare_letters(
         place = letter.origin[1:]
         row = by_place.get(place)
         if letter.reason == Reason.BAD_BATCH:
-            # Of the rest of a batch; a consumer can't tell which records are in it.
+            # Of the rest of a batch: its records aren't told one by one.
             if place[0] == own and place[1] <= last_offset:
                 cut.append(f"{place[0]}/{place[1]}")
         elif row is not None:
@@ -191,7 +167,7 @@ def compare_letters(
         more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
         notes.append(
             f"from {', '.join(cut[:3])}{more} on the rest of a batch doesn't count (BAD_BATCH);"
-            " its records are told here as if it did"
+            " its records are not told here"
         )
     return notes
 
@@ -254,7 +230,3 @@ def totals_in_topic(settings: Settings, number: str) -> list[OrderTotal]:
             except BadTotal:
                 continue
     return list(found)
-
-
-def _bytes(content: str | bytes | None) -> bytes | None:
-    return content.encode() if isinstance(content, str) else content

@@ -80,7 +80,10 @@ class WorkerPool:
         self._find = Finder(find)
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=timeout_s), headers=headers, auto_decompress=False
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            headers=headers,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._damper = Damper(log)
 

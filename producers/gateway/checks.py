@@ -27,6 +27,7 @@ from durabill.schemas.web import (
     UNEXPECTED,
     AllowedHosts,
     is_same_origin,
+    names_another,
     reason_of,
 )
 
@@ -110,6 +111,8 @@ class Gate:
             return  # no browser asks like this, a load balancer may
         if len(hosts) != 1:
             raise ApiError(400, "BAD_HOST", "a request has one host header")
+        if names_another(request.raw_path, hosts[0]):
+            raise ApiError(400, "BAD_HOST", "the request's target names another host")
         connection = connection_of(request)
         if hosts[0] == connection.good_host:
             return

@@ -31,6 +31,7 @@ from durabill.schemas.base64url import encode64
 LEASE_CHARS_MAX = 1_280
 """Of a token. The longest that we make has fewer: all texts in it are bounded."""
 _CACHED_MAX = 20_000
+_LOGGED_MAX = 50_000
 _DIGEST = "sha256"
 _EXTENSIONS_MAX = 8
 """For how many records of the log the renewals of a lease's whole life may be, see `renewed`."""
@@ -121,6 +122,8 @@ class LeaseBook:
         self._correction_window_ms = correction_window_ms
         self.is_required = is_required
         self._cache: dict[str, Lease] = {}
+        self._logged_ms: dict[str, int] = {}
+        """Until when orders are accepted, by their latest extensions that are in the log."""
         self._heads: dict[str, Jwk] = {}
         self._secrets: dict[str, bytes] = {}
         self._take_keys()
@@ -159,21 +162,28 @@ class LeaseBook:
         correction window as of now, may not come again. The lease says so.
 
         A renewal that would move that instant by less than an eighth of a lease's life opens
-        nothing, and holds as long as the one before: so who renews every second adds eight records
-        in a lease's life. Who means harm can show his oldest lease each time. That costs what a
-        segment costs, a record under the limits of rate: a worker keeps the latest instant alone.
+        nothing, and holds until that instant: so who renews every second adds eight records in a
+        lease's life. So does who shows his oldest lease each time: what this gateway has in the log
+        of the order (`is_logged`) counts as much as what the lease says.
         """
         until_ms = now_ms + self.lease_ms
-        if until_ms - known.accept_until_ms < max(1, self.lease_ms // _EXTENSIONS_MAX):
-            lease = known._replace(
-                issued_ms=now_ms, expires_ms=max(known.expires_ms, known.accept_until_ms)
-            )
-            return self._sign(lease, now_ms), lease, False
-        lease = known._replace(issued_ms=now_ms, expires_ms=until_ms, accept_until_ms=until_ms)
-        window_ms = self._correction_window_ms
+        accepted_ms = max(known.accept_until_ms, self._logged_ms.get(known.number, 0))
+        lease, window_ms = known._replace(issued_ms=now_ms), self._correction_window_ms
         if now_ms > known.accept_until_ms and window_ms is not None:
             lease = lease._replace(oldest_ms=max(known.oldest_ms, now_ms - window_ms))
+        if until_ms - accepted_ms < max(1, self.lease_ms // _EXTENSIONS_MAX):
+            expires_ms = max(known.expires_ms, accepted_ms)
+            lease = lease._replace(expires_ms=expires_ms, accept_until_ms=accepted_ms)
+            return self._sign(lease, now_ms), lease, False
+        lease = lease._replace(expires_ms=until_ms, accept_until_ms=until_ms)
         return self._sign(lease, now_ms), lease, True
+
+    def is_logged(self, lease: Lease) -> None:
+        """Note that Kafka has the opening that a lease was to be given for."""
+        until_ms = max(lease.accept_until_ms, self._logged_ms.pop(lease.number, 0))
+        if len(self._logged_ms) >= _LOGGED_MAX:
+            del self._logged_ms[next(iter(self._logged_ms))]
+        self._logged_ms[lease.number] = until_ms
 
     def check(self, token: str | None, number: str, caller: Caller, now_ms: int) -> Lease | None:
         """Return what the lease of an upload for order `number` says; None where none is needed.

@@ -17,11 +17,13 @@ import logging
 import os
 import socket
 import ssl
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from durabill.producers.gateway.auth.watched_file import without_waiting
 from durabill.producers.gateway.web_server import (
     LISTEN_BACKLOG,
     SEND_BUFFER_BYTES,
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 _NO_FILES_PAUSE_S = 0.5
+_FILE_BYTES_MAX = 4 * 1024 * 1024
 _Stamp = tuple[int, int, int] | None
 _NO_PEM = "one of them is no PEM file, or the key has a password"
 _WORDS = {"KEY_VALUES_MISMATCH": "the key is not the certificate's (KEY_VALUES_MISMATCH)"}
@@ -58,6 +61,8 @@ class TlsFiles:
 
 def load_context(files: TlsFiles) -> ssl.SSLContext:
     """Return a server's context of these files; raise OSError (an SSLError is one)."""
+    for each in files.paths:
+        _check_file(each)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -107,6 +112,19 @@ class ServedTls:
             log.error(text, _why(self._files, error))
             return
         log.info("the TLS certificate %s has been read", self._files.certificate)
+
+
+def _check_file(path: Path) -> None:
+    """Raise OSError unless it is a file of a size that OpenSSL can be given to read.
+
+    It would wait for a pipe's writer, or read a device, for ever.
+    """
+    with open(path, "rb", opener=without_waiting) as file:
+        found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, f"{path.name} is no file")
+    if found.st_size > _FILE_BYTES_MAX:
+        raise OSError(errno.EFBIG, f"{path.name} has over {_FILE_BYTES_MAX} bytes")
 
 
 def _stamp_of(path: Path) -> _Stamp:

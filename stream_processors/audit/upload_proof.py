@@ -19,7 +19,7 @@ from durabill.schemas.order_opened import is_opening
 from durabill.schemas.upload_receipt import ReceiptUpload
 from durabill.schemas.wire import read_segment_body
 from durabill.stream_processors.kafka.options import LOOK_GROUP, quiet
-from durabill.stream_processors.kafka.reading import partition_count, read_bounds, read_range
+from durabill.stream_processors.kafka.reading import partition_count, read_bounds
 from durabill.stream_processors.settings import Settings
 
 _WAYS_MAX = 20_000
@@ -79,7 +79,7 @@ class Log:
         if last >= ends:
             raise NotThere(f"the log ends at offset {ends - 1}, before the receipt's last")
         if first >= begins:
-            return "Kafka's log", self._live(upload)
+            return "Kafka's log", self._live(upload, (begins, ends))
         if self._archive is None:
             raise CannotTell(
                 f"Kafka has deleted what was before offset {begins} of {self._topic}/{upload.par},"
@@ -89,18 +89,25 @@ class Log:
         if last < begins:
             return source, archived
         return f"{source} and Kafka's log", (
-            each for part in (archived, self._live(upload)) for each in part
+            each for part in (archived, self._live(upload, (begins, ends))) for each in part
         )
 
-    def _live(self, upload: ReceiptUpload) -> Iterator[Held]:
-        assert self._kafka is not None
-        for offset, message in read_range(self._kafka, self._topic, upload.par, upload.off):
-            key, value = message.key(), message.value()
-            yield Held(
-                offset,
-                key if isinstance(key, bytes) else None,
-                value if isinstance(value, bytes) else None,
-            )
+    def _live(self, upload: ReceiptUpload, bounds: tuple[int, int]) -> Iterator[Held]:
+        """Yield Kafka's records, as the worker reads them: what others wrote between may be bad."""
+        from durabill.stream_processors.audit.raw_log import FetchedLog
+        from durabill.stream_processors.engine.batch import records
+
+        begins, ends = bounds
+        first, last = upload.off
+        for part in FetchedLog(
+            self._settings, self._topic, upload.par, max(first, begins), ends
+        ).parts():
+            for each in records(part.chunk, is_look=True):
+                if each.offset > last:
+                    return
+                yield Held(each.offset, each.key, each.value)
+            if part.chunk.next_offset > last:
+                return
 
     def _archived(self, upload: ReceiptUpload, end: int) -> tuple[str, Iterator[Held]]:
         """Return the archive's records of [the upload's first offset, end)."""

@@ -137,17 +137,23 @@ def append_time_ms(header: BatchHeader) -> int:
     return header.max_timestamp_ms
 
 
-def records(chunk: Chunk) -> Iterator[Record]:
+def records(chunk: Chunk, *, is_look: bool = False) -> Iterator[Record]:
     """Yield the chunk's records that count from `first_offset` on; see `read_batch`.
 
-    Raises CorruptBatch and ContractError.
+    For a look at a log (`is_look`) a record without key, value and headers stands for the rest of
+    a batch that doesn't count, for the log's time goes on by it; and a log that has the clients'
+    time is read by that, and no error. Raises CorruptBatch and ContractError.
     """
     room = Room(BATCH_UNPACKED_BYTES_MAX)
     view = memoryview(chunk.data)
     for at, header in headers_in(chunk.data):
-        append_time_ms(header)
+        append_ms = header.max_timestamp_ms if is_look else append_time_ms(header)
         for each in read_batch(header, view[at + HEADER_SIZE : at + header.size], room):
-            if isinstance(each, Record) and each.offset >= chunk.first_offset:
+            if not isinstance(each, Record):
+                if not is_look:
+                    continue
+                each = Record(each.offset, append_ms, None, None, ())
+            if each.offset >= chunk.first_offset:
                 yield each
 
 
@@ -162,7 +168,7 @@ def read_batch(header: BatchHeader, packed: memoryview, room: Room) -> Iterator[
     """Yield a batch's records, up to the first that can't be read or is out of its place.
 
     From there on the batch doesn't count, and a `Rest` comes last. `packed` is all that follows
-    the header. The header must have the broker's time. `room` sets how large a batch may be.
+    the header. `room` sets how large a batch may be.
     """
     try:
         body = room.unpack(header.attributes & CODEC_MASK, packed).tobytes()
@@ -210,7 +216,7 @@ def take_record(body: bytes, at: int, header: BatchHeader, least_offset: int) ->
 
     Its offset must be `least_offset` or more, and one of the batch's.
     """
-    record, at = read_record(body, at, header.base_offset, header.max_timestamp_ms)
+    record, at = read_record(body, at, header)
     if not least_offset <= record.offset < header.next_offset:
         raise BadBatch(
             f"forged: a record has offset {record.offset}, where {least_offset} to"
@@ -219,13 +225,15 @@ def take_record(body: bytes, at: int, header: BatchHeader, least_offset: int) ->
     return record, at
 
 
-def read_record(body: bytes, at: int, base_offset: int, append_ms: int) -> tuple[Record, int]:
+def read_record(body: bytes, at: int, header: BatchHeader) -> tuple[Record, int]:
     """Return (record, position after it) of the record at `at`; raise BadBatch."""
     size, at = _varint(body, at)
     end = at + size
     if size < 0 or end > len(body):
         raise BadBatch("a record is cut short")
-    _, at = _varint(body, at + 1)  # one byte of attributes, unused; the timestamp's delta
+    delta_ms, at = _varint(body, at + 1)  # one byte of attributes, unused
+    is_brokers = header.attributes & LOG_APPEND_TIME  # else the batch isn't one that counts
+    append_ms = header.max_timestamp_ms if is_brokers else header.base_timestamp_ms + delta_ms
     offset_delta, at = _varint(body, at)
     if not 0 <= offset_delta < 2**31:
         raise BadBatch(f"a record is {offset_delta} offsets after the first")
@@ -243,7 +251,8 @@ def read_record(body: bytes, at: int, base_offset: int, append_ms: int) -> tuple
         headers.append((_text(name), content))
     if at != end:
         raise BadBatch("a record's size is wrong")
-    return Record(base_offset + offset_delta, append_ms, key, value, tuple(headers)), end
+    offset = header.base_offset + offset_delta
+    return Record(offset, append_ms, key, value, tuple(headers)), end
 
 
 def _text(name: bytes) -> str:

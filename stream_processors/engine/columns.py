@@ -187,7 +187,7 @@ class ColumnTable(IntervalTable):
         keys: set[bytes] = set()
         for position in positions:
             at = position if position >= 0 else ~position
-            record, _ = read_record(body, at, header.base_offset, header.max_timestamp_ms)
+            record, _ = read_record(body, at, header)
             yield record.offset
             self._at_hand.set(record.offset, record.key)
             effects.cost += plain_cost(record)

@@ -68,7 +68,7 @@ def _is_abort(data: bytes, at: int, header: BatchHeader) -> bool:
     """Read a control batch's only record: its key is version i16, type i16 (0 is abort)."""
     body = data[at + HEADER_SIZE : at + header.size]
     try:
-        record, _ = read_record(body, 0, header.base_offset, header.max_timestamp_ms)
+        record, _ = read_record(body, 0, header)
     except BadBatch as error:
         raise CorruptBatch(f"the marker at offset {header.base_offset}: {error}") from error
     return record.key is not None and int.from_bytes(record.key[2:4], "big") == 0

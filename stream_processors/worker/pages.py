@@ -32,6 +32,7 @@ from durabill.schemas.web import (
     AllowedHosts,
     is_loopback,
     is_same_origin,
+    names_another,
     number_in_path,
     read_page,
     reason_of,
@@ -206,7 +207,9 @@ class Pages:
         if origin is not None and not is_same_origin(origin, host):
             return error_page(*CROSS_ORIGIN)
         if not self._token:
-            if not self._hosts.allows(host, _local_address(request)):
+            if names_another(request.raw_path, host) or not self._hosts.allows(
+                host, _local_address(request)
+            ):
                 return error_page(403, "HOST_NOT_ALLOWED", "this server has another name")
             return None
         given = request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")

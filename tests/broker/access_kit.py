@@ -18,7 +18,7 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = ApiKeyFile()
+        self._file = ApiKeyFile(1, ())
 
     def add(self, tenant: str, *scopes: ScopeName, client: str = "meters") -> dict[str, str]:
         """The headers of a new key."""

@@ -29,7 +29,7 @@ class Keys(NamedTuple):
 
 def make_api_keys(path: Path, *whose: str) -> Keys:
     """A file with a key for each tenant/client; of the client `admin` with all scopes."""
-    file, shown = ApiKeyFile(), {}
+    file, shown = ApiKeyFile(1, ()), {}
     for who in whose:
         tenant, _, client = who.partition("/")
         scopes: list[ScopeName] = ["report", "read"]

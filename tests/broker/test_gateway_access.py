@@ -29,7 +29,7 @@ Headers = dict[str, str]
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     found = Keys(tmp_path_factory.mktemp("keys") / "keys.json")
-    found.write(ApiKeyFile())
+    found.write(ApiKeyFile(1, ()))
     return found
 
 
@@ -185,7 +185,7 @@ def test_guessing_is_slowed_down(tmp_path: Path) -> None:
 
 def test_a_key_that_is_made_or_revoked_is_known_without_a_restart(tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys")
-    keys.write(ApiKeyFile())
+    keys.write(ApiKeyFile(1, ()))
     with gateway(keys.config()) as url:
         new = keys.add("acme", "read")
 
@@ -193,7 +193,7 @@ def test_a_key_that_is_made_or_revoked_is_known_without_a_restart(tmp_path: Path
             return call(url, "GET", "/v1/orders/a%0Ab", None, new)[0]
 
         wait_until(lambda: status() == 422, "the key is known")
-        keys.write(ApiKeyFile())
+        keys.write(ApiKeyFile(1, ()))
         wait_until(lambda: status() == 401, "the key is gone")
 
 

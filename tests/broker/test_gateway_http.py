@@ -209,6 +209,9 @@ def test_one_host_is_named(url: str) -> None:
         )
         assert f" {status} ".encode() in answer[:14], answer
     assert exchange(url, b"GET /v1/time HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200 ")
+    for named, status in (("localhost", 200), ("evil.example", 400)):  # as a proxy's request
+        head = f"GET http://{named}/v1/time HTTP/1.1\r\nhost: localhost\r\nconnection: close"
+        assert f" {status} ".encode() in exchange(url, f"{head}\r\n\r\n".encode())[:14]
 
 
 def test_names_that_are_configured_are_taken() -> None:

@@ -222,6 +222,9 @@ def test_a_client_that_goes_in_the_middle_of_a_handshake_leaves_nothing(tmp_path
             lambda files: files[1].write_bytes(pem_of(ec.generate_private_key(ec.SECP256R1()))),
             "MISMATCH",
         ),
+        (lambda files: (files[0].unlink(), os.mkfifo(files[0])), "is no file"),
+        (lambda files: (files[1].unlink(), files[1].symlink_to("/dev/zero")), "is no file"),
+        (lambda files: os.truncate(files[0], 1 << 40), "has over"),
     ],
 )
 def test_files_of_no_use_are_told_at_the_start(

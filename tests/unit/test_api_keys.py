@@ -89,8 +89,12 @@ def test_secrets_are_hidden_in_what_is_told() -> None:
     shown, kept = a_key()
     secret = shown.rpartition("_")[2]
     token = "eyJhbGciOiJ9.eyJpc3MiOiJ9.c2lnbmF0dXJl"
+    encoded = shown.replace("_", "%5F"), shown.replace("_", "%5f")
     for text in (shown, f"x{shown}y", f"?key={shown}&a=b", f"{shown} {shown}", f"dbk_{secret}"):
         assert secret not in without_secrets(text)
+    for text in (shown.upper(), *encoded):  # it is no key, but says what the key is
+        assert secret not in without_secrets(text).lower()
+    assert without_secrets(f"GET /{token.replace('.', '%2E')} HTTP") == "GET /… HTTP"
     assert without_secrets(f"Bearer {token}!") == "Bearer …!"
     told = f"order dbk_ of {kept.id}, eyJ and 1.2.3"
     assert without_secrets(told) == told
@@ -99,7 +103,7 @@ def test_secrets_are_hidden_in_what_is_told() -> None:
 def test_a_file_says_what_was_put_in() -> None:
     file = ApiKeyFile(1, (a_key()[1], a_key("other", NOW_MS + 1)[1]))
     assert decode_file(encode_file(file)) == file
-    assert decode_file(encode_file(ApiKeyFile())) == ApiKeyFile()
+    assert decode_file(encode_file(ApiKeyFile(1, ()))) == ApiKeyFile(1, ())
 
 
 def damaged() -> list[bytes]:
@@ -118,7 +122,15 @@ def damaged() -> list[bytes]:
         {"expires": 5},  # a misspelt limit must not be none
     ]
     files: list[object] = [{**good, "keys": [{**entry, **each}]} for each in changes]
-    files += [{**good, "version": 2}, {**good, "keys": [entry, entry]}, [], {"keys": None}]
+    files += [
+        {},
+        {"version": 1},
+        {"keys": []},
+        {**good, "version": 2},
+        {**good, "keys": [entry, entry]},
+        [],
+        {"keys": None},
+    ]
     texts = [json.dumps(each).encode() for each in files]
     whole = encode_file(ApiKeyFile(1, (kept,)))
     return [*texts, b"", whole[:-3], whole + whole, b"\xff" + whole, b"[" * 100_000]
@@ -156,7 +168,7 @@ def live(file: ApiKeyFile, now_ms: int) -> list[str]:
 
 
 def test_two_keys_are_live_until_the_grace_is_over() -> None:
-    file, old = made(ApiKeyFile())
+    file, old = made(ApiKeyFile(1, ()))
     file, new = rotated(file, old.id)
     assert (new.tenant, new.client, new.scopes) == (old.tenant, old.client, old.scopes)
     assert live(file, NOW_MS + DAY_MS - 1) == [old.id, new.id]
@@ -164,7 +176,7 @@ def test_two_keys_are_live_until_the_grace_is_over() -> None:
 
 
 def test_three_keys_are_never_live() -> None:
-    file, first = made(ApiKeyFile())
+    file, first = made(ApiKeyFile(1, ()))
     file, second = rotated(file, first.id)
     with pytest.raises(ApiKeyError, match=f"key {first.id}, which .* is still live"):
         rotated(file, second.id)
@@ -176,7 +188,7 @@ def test_three_keys_are_never_live() -> None:
 
 
 def test_a_key_whose_successor_was_revoked_can_be_replaced_again() -> None:
-    file, first = made(ApiKeyFile())
+    file, first = made(ApiKeyFile(1, ()))
     file, second = rotated(file, first.id)
     file, _ = revoke(file, second.id, NOW_MS)
     file, third = rotated(file, first.id)
@@ -184,14 +196,14 @@ def test_a_key_whose_successor_was_revoked_can_be_replaced_again() -> None:
 
 
 def test_a_new_key_lasts_as_long_as_the_old_one_was_made_to() -> None:
-    file, old = made(ApiKeyFile(), NOW_MS + 10 * DAY_MS)
+    file, old = made(ApiKeyFile(1, ()), NOW_MS + 10 * DAY_MS)
     file, new = rotated(file, old.id, NOW_MS + 9 * DAY_MS + 1)
     assert new.expires_ms == NOW_MS + 19 * DAY_MS + 1
     assert file.keys[0].expires_ms == NOW_MS + 10 * DAY_MS  # no later than it would have ended
 
 
 def test_what_is_not_live_is_not_replaced() -> None:
-    file, old = made(ApiKeyFile(), NOW_MS)
+    file, old = made(ApiKeyFile(1, ()), NOW_MS)
     with pytest.raises(ApiKeyError, match="not live"):
         rotated(file, old.id)
     file, other = made(file)
@@ -205,7 +217,7 @@ def test_what_is_not_live_is_not_replaced() -> None:
 
 
 def test_a_revoked_key_stays_revoked_since_then() -> None:
-    file, key = made(ApiKeyFile())
+    file, key = made(ApiKeyFile(1, ()))
     file, _ = revoke(file, key.id, NOW_MS)
     again, told = revoke(file, key.id, NOW_MS + 5)
     assert (again, told.revoked_ms) == (file, NOW_MS)

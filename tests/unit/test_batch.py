@@ -102,6 +102,20 @@ def test_records_below_first_offset_are_passed_over() -> None:
     assert [record.offset for record in records(chunk(data, 13))] == [13, 14]
 
 
+def test_a_look_has_the_time_of_what_does_not_count_and_takes_the_clients_time() -> None:
+    cut_short = encode_batch(20, 6_000, [(20, (b"a", b"b", ()))])[:-1]
+    cut_short = cut_short[:8] + (len(cut_short) - 12).to_bytes(4, "big") + cut_short[12:]
+    assert list(records(chunk(cut_short, 20))) == []
+    assert list(records(chunk(cut_short, 20), is_look=True)) == [Record(20, 6_000, None, None, ())]
+    data = bytearray(by_aiokafka(0))
+    data[22] &= ~LOG_APPEND_TIME
+    data[27:35] = (70).to_bytes(8, "big")
+    with pytest.raises(ContractError, match="the client's time"):
+        list(records(chunk(bytes(data))))
+    found = list(records(chunk(bytes(data)), is_look=True))
+    assert {each.append_ms for each in found} == {70}
+
+
 def test_offset_gaps_are_kept() -> None:
     data = encode_batch(10, 5_000, [ENTRIES[0], ENTRIES[4]], next_offset=19)
     assert [record.offset for record in records(chunk(data))] == [10, 14]

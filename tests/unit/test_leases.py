@@ -232,6 +232,26 @@ def test_who_renews_every_second_extends_his_order_eight_times_in_a_leases_life(
     assert extended == 8
 
 
+def test_who_shows_his_oldest_lease_each_time_extends_his_order_no_more_often() -> None:
+    leases = book(None)
+    oldest, extended = mint(leases), 0
+    for now_ms in range(NOW_MS, NOW_MS + LEASE_MS + 1, LEASE_MS // 1_000):
+        token, lease, is_longer = leases.renew(oldest, "SO1", ANNA, now_ms)
+        if is_longer:
+            leases.is_logged(lease)
+        extended += is_longer
+        assert lease.expires_ms == lease.accept_until_ms >= now_ms + LEASE_MS * 7 // 8
+        assert leases.check(token, "SO1", ANNA, now_ms) == lease
+    assert extended == 8
+    # What Kafka has not acknowledged is not counted on, and of another order it says nothing.
+    fresh = book(None)
+    oldest = mint(fresh)
+    for _ in range(2):
+        assert fresh.renew(oldest, "SO1", ANNA, NOW_MS + LEASE_MS)[2]
+    fresh.is_logged(lease._replace(number="SO2"))
+    assert fresh.renew(oldest, "SO1", ANNA, NOW_MS + LEASE_MS)[2]
+
+
 @pytest.mark.parametrize(("after_ms", "is_over"), [(0, False), (1, True), (9 * DAY_MS, True)])
 def test_where_its_order_may_have_been_forgotten_what_was_billed_stays_so(
     after_ms: int, is_over: bool

@@ -109,6 +109,7 @@ def test_scopes_are_ours_alone() -> None:
         "report openid admin": {"report", "admin"},
         "": set(),
         "REPORT reports": set(),
+        "report\u00a0admin read\tadmin": set(),  # one name each: only blanks are between two
     }.items():
         caller = caller_by(ISSUER.token(scope=scope), SET)
         assert caller is not None

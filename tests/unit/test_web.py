@@ -20,6 +20,7 @@ from durabill.schemas.web import (
     host_name,
     is_loopback,
     is_same_origin,
+    names_another,
     number_in_path,
     read_page,
     reason_of,
@@ -93,6 +94,25 @@ def test_which_addresses_are_for_this_machine_alone(host: str, expected: bool) -
 )
 def test_same_origin(origin: str, host: str, expected: bool) -> None:
     assert is_same_origin(origin, host) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/v1/time", False),
+        ("*", False),
+        ("/v1/orders/http://evil.example/", False),
+        ("http://h:80/v1/time", False),
+        ("http://H:80?x", False),
+        ("HTTP://h:80", False),
+        ("http://h/v1/time", True),
+        ("http://evil.example/v1/time", True),
+        ("http://user@h:80/v1/time", True),
+        ("http://h:80@evil.example/", True),
+    ],
+)
+def test_a_target_that_names_another_than_the_host(target: str, expected: bool) -> None:
+    assert names_another(target, "h:80") is expected
 
 
 def test_every_legal_number_survives_a_path() -> None:

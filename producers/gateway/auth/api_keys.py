@@ -65,8 +65,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class ApiKeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All keys, in the sequence in which they were made."""
 
-    version: Literal[1] = 1
-    keys: tuple[ApiKey, ...] = ()
+    version: Literal[1]
+    keys: tuple[ApiKey, ...]
 
 
 def is_client(text: str) -> bool:

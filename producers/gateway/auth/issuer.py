@@ -178,7 +178,11 @@ class KeyUrl:
         if self._http is None:
             # Redirects aren't followed, and proxies of the environment aren't used: the URL is it.
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            self._http = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
+            self._http = aiohttp.ClientSession(
+                timeout=timeout,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),  # nothing that it says is kept but keys
+            )
         headers = {
             "accept": "application/jwk-set+json, application/json",
             "accept-encoding": "identity",  # nothing is unpacked

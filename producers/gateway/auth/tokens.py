@@ -152,7 +152,9 @@ def _caller(found: _Claims, claims: Mapping[str, Any], rules: TokenRules) -> Cal
     client = _short(found.client_id or found.azp or found.sub)
     if not client:
         raise BadToken("it names no client")
-    return Caller(tenant, client, ALL_SCOPES & set(found.scope.split()), f"jwt:{tenant}:{client}")
+    return Caller(
+        tenant, client, ALL_SCOPES & set(found.scope.split(" ")), f"jwt:{tenant}:{client}"
+    )
 
 
 def _short(client: str) -> str:

@@ -20,7 +20,8 @@ report covers its time.
 
 from dataclasses import dataclass, replace
 
-from durabill.producers.sdk.server_clock import APART_US, Reading
+from durabill.producers.sdk.reading import Reading
+from durabill.producers.sdk.server_clock import APART_US
 from durabill.schemas import SegmentEvent, check_order_number
 from durabill.schemas.errors import DurabillError
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS

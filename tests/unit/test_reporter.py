@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from durabill.producers.sdk.reading import Reading
 from durabill.producers.sdk.reporter import AT_ONCE_MAX, Reporter
-from durabill.producers.sdk.server_clock import Reading
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import Session
 from durabill.producers.sdk.spool import Spool, SpoolFull

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from durabill.producers.sdk.server_clock import DRIFT_PPM
+
 
 class Reading(NamedTuple):
     """The server's time at one instant, and what has happened to it. In ms.
@@ -11,7 +13,8 @@ class Reading(NamedTuple):
     was set in all. What isn't to be counted: `paused_ms` while the machine slept, `skipped_ms` of
     steps; both are 0 where all is counted. After a suspend `paused_ms` may yet change by
     `unsettled_ms`, until a server has been heard again: whoever can wait should. So it is where
-    nobody looked for long; nobody knows then whether that time has passed.
+    nobody looked for long; nobody knows then whether that time has passed. `local_ms` is off by
+    `drift_ppm` at most.
     """
 
     local_ms: int
@@ -23,3 +26,4 @@ class Reading(NamedTuple):
     skipped_ms: int = 0
     unsettled_ms: int = 0
     suspends: int = 0
+    drift_ppm: int = DRIFT_PPM

@@ -127,6 +127,7 @@ class Sender:
     def _look(self, now_s: float) -> None:
         """Tell what gets in danger; a disk that fails meanwhile stops no sending."""
         try:
+            self._time.tick_us()  # where there is no service, nobody else looks at the clock
             self._standing.look(now_s)
         except Exception as error:
             if not self._stop.is_set():

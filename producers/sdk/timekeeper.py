@@ -144,6 +144,7 @@ class Timekeeper:
                 skipped_ms=0 if counts else self._clock.skipped_us // 1_000,
                 unsettled_ms=self._unsettled_ms(),
                 suspends=self._meter.count,
+                drift_ppm=self._drift_ppm,
             )
         self._tell_all()
         return reading

@@ -142,3 +142,24 @@ def test_a_suspend_while_servers_are_away_for_long_is_measured_by_the_machine() 
     keeper.read()
     machine.hear(keeper)
     assert abs(keeper.read().paused_ms - HOUR // MS) <= SLEPT_ERROR_US // MS
+
+
+@pytest.mark.parametrize("fast_ppm", [500, -500])
+def test_a_time_that_the_caller_gave_goes_on_through_what_is_learned_of_the_days_before(
+    fast_ppm: int,
+) -> None:
+    """Found by a simulator: nobody was heard for days, and then an order began by a given time."""
+    machine = Machine()
+    keeper = Timekeeper(lambda: machine.true_us * 1_000 + machine.true_us * fast_ppm // 1_000)
+    machine.hear(keeper)
+    machine.run(4 * DAY)
+    session = Session("SO1", SERVER_MS, 60_000, keeper.read(), own_time=True)
+    machine.run(HOUR)
+    machine.hear(keeper)
+    segments = session.report(keeper.read())
+    machine.run(HOUR)
+    machine.hear(keeper)
+    segments += session.end(keeper.read())
+    billed_ms = sum(each.end_ms - each.start_ms for each in segments)
+    assert abs(billed_ms - 2 * HOUR // MS) <= 2_000  # 500 ppm of an hour
+    assert session.state.clock_bound_ms >= 2_000

@@ -4,8 +4,7 @@ The effects of a start, in this order:
   1. read and check everything; any fault refuses the start, nothing is stored
   2. find the number: a new one; with an Idempotency-Key the one that this key always gives; or the
      client's own choice, which is refused if the order's worker knows it (409)
-  3. for a number that is bound to its start, learn the broker's time where it isn't known of late,
-     by a clock mark
+  3. learn the broker's time where it isn't known of late, by a clock mark
   4. append the OrderOpened to the number's partition, and wait for Kafka's acknowledgement
   5. answer 201 with the server timestamp of step 4's record, and the lease
 
@@ -60,10 +59,6 @@ from durabill.schemas.text import plain
 
 LEASE_HEADER = "lease"
 _KEPT_MAX = 10_000
-_CLOCK_WRONG_MS = 2_000
-"""Of a server timestamp and the broker's time of its record: a start whose time is further off was
-made by a clock that had not learned the broker's yet."""
-
 
 _Starter = tuple[tuple[str, str, str | None], bytes]
 """Which start has opened an order: whose key it had, and the digest of what it asked for."""
@@ -148,15 +143,10 @@ class OrderDesk:
             known = await self._known(wanted, number)
             if known is not None:
                 return known
-            # Such an opening gets no second try under another number: its time has to be right.
-            await self._learn_time()
-            return await self._open(wanted, number)
-        for _ in range(2):
-            now_ms = authority.clock.now_ms()
-            grant = await self._open(wanted, new_order_number(now_ms, self._entropy))
-            if abs(grant.server_timestamp_ms - authority.clock.now_ms()) < _CLOCK_WRONG_MS:
-                break  # else the clock has learned better by the very acknowledgement
-        return grant
+        await self._learn_time()  # what an opening says of its time can't be set right later
+        if number is None:
+            number = new_order_number(authority.clock.now_ms(), self._entropy)
+        return await self._open(wanted, number)
 
     async def _renewed(
         self, caller: Caller, give: Callable[[int], tuple[str, Lease, bool]]

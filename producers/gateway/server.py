@@ -238,10 +238,10 @@ class Gateway:
             return json_answer(await self.lookup.order(request))
 
     async def get_time(self, _: web.Request) -> web.Response:
-        """GET /v1/time: the broker is asked first where it has never been heard."""
+        """GET /v1/time: the broker is asked first where it hasn't been heard for a minute."""
         clock = self.authority.clock
         came = clock.came()
-        if not self._clock.is_known:
+        if self._clock.error_ms() is None:
             await self._hear_broker()
         received_ms, sent_ms, clock_id = clock.stamps(came)
         return json_answer(ServerTime(int(sent_ms), received_ms, sent_ms, clock_id))
@@ -249,8 +249,9 @@ class Gateway:
     async def _hear_broker(self) -> None:
         """Learn the broker's time, within a second; where Kafka is away, the machine's has to do.
 
-        Else a gateway that was just started would tell a wrong clock's time, and gaps that a client
-        counts by it (`resume`) would be billed.
+        Else a gateway that was just started would tell a wrong clock's time, one that was idle for
+        days what its own crystal made of it, and gaps that a client counts by it (`resume`) would
+        be billed.
         """
         now_s = asyncio.get_running_loop().time()
         if self._hearing is None or (

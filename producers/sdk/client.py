@@ -29,9 +29,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
+from durabill.producers.sdk.reading import Reading
 from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.sender import Sender
-from durabill.producers.sdk.server_clock import DRIFT_PPM, Reading
+from durabill.producers.sdk.server_clock import DRIFT_PPM
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
 from durabill.producers.sdk.spool import (

@@ -22,7 +22,7 @@ from durabill.producers.sdk.pace import Pace
 from durabill.producers.sdk.receipt_clerk import ReceiptClerk
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.spool import RejectedSegment, Spool, SpooledSegment, SpoolError
-from durabill.producers.sdk.standing import ServerNow, Standing
+from durabill.producers.sdk.standing import Standing
 from durabill.producers.sdk.threads import persistently
 from durabill.producers.sdk.timekeeper import Timekeeper
 from durabill.producers.sdk.uplink import (
@@ -75,7 +75,7 @@ class Sender:
         self._services = services
         self._standing = standing
         self._time = timekeeper
-        self._now = ServerNow(timekeeper)
+        self._now = standing.now
         self._pace = Pace(backoff, dice)  # the thread's own, like the holds
         self._holds = Holds()
         self._leases = LeaseKeeper(spool, uplink, self._now)
@@ -134,6 +134,7 @@ class Sender:
     def _look(self, now_s: float) -> None:
         """Tell what gets in danger; a disk that fails meanwhile stops no sending."""
         try:
+            self._time.tick_us()  # where there is no service, nobody else looks at the clock
             self._standing.look(now_s)
         except Exception as error:
             if not self._stop.is_set():
@@ -181,9 +182,13 @@ class Sender:
             return SendResult(failed={each: OrderFailed("no lease") for each in waiting})
         leases = self._leases.shown({each.segment.service_order_number for each in batch})
         settled: set[int] = set()
-        notes = SendNotes(
-            leases, self._standing.report(), lambda part: self._settle(batch, part, settled)
-        )
+
+        def settle(part: SendResult) -> None:
+            if not self._time.is_known:  # receipts are kept by it
+                self._time.learn(asked_us, part.stamps)
+            self._settle(batch, part, settled)
+
+        notes = SendNotes(leases, self._standing.report(), settle)
         asked_us = self._time.tick_us()
         result = self._uplink.send([entry.segment for entry in batch], notes)
         self._time.learn(asked_us, result.stamps)

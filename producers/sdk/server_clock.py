@@ -13,8 +13,11 @@ Bounds of a source that don't meet say that one of the two clocks moved. By less
 stamps are taken to be so uneven, and are trusted less from then on. By more it is a step: all that
 was known is forgotten, and a new epoch begins.
 
+An answer that took more than `VAGUE_US` tells nothing to who knows better. Where nothing better is
+known, it has to do. The next good one then sets the time, and by how much is kept, as for a step.
+
 What an order was billed can be off by what was said at its start and at its end, and by what
-happened to the clock in between: the growth of `doubt_us`. See `Reading`.
+happened to the clock in between: the growth of `doubt_us`. See `reading.Reading`.
 """
 
 from dataclasses import dataclass
@@ -31,6 +34,8 @@ that is being set slowly, and 100 ppm by which a gateway's own clock may be move
 DRIFT_PPM_MAX = 100_000
 APART_US = 1_000_000
 """How far apart the clocks of two servers may be, and how uneven those of one: more is a step."""
+VAGUE_US = 60_000_000
+"""Longer than anybody waits for an answer whose machine doesn't sleep meanwhile."""
 CLOCK_ID_CHARS_MAX = 200
 _SOURCES_MAX = 8
 _UNHEARD_SAMPLES_MAX = 16
@@ -61,28 +66,6 @@ class ServerStamps:
             raise ValueError(f"sent at {self.sent_ms}, before it was received")
         if len(self.clock_id) > CLOCK_ID_CHARS_MAX:
             raise ValueError(f"a clock_id of {len(self.clock_id)} characters")
-
-
-class Reading(NamedTuple):
-    """The server's time at one instant, and what has happened to it. In ms.
-
-    `now_ms` is within `bound_ms` of every server heard lately. The time between two readings of one
-    client is off by at most both bounds and the growth of `doubt_ms`. `jumped_ms` is by how much it
-    was set in all. What isn't to be counted: `paused_ms` while the machine slept, `skipped_ms` of
-    steps; both are 0 where all is counted. After a suspend `paused_ms` may yet change by
-    `unsettled_ms`, until a server has been heard again: whoever can wait should. So it is where
-    nobody looked for long; nobody knows then whether that time has passed.
-    """
-
-    local_ms: int
-    now_ms: int
-    bound_ms: int
-    doubt_ms: int = 0
-    jumped_ms: int = 0
-    paused_ms: int = 0
-    skipped_ms: int = 0
-    unsettled_ms: int = 0
-    suspends: int = 0
 
 
 class Step(NamedTuple):
@@ -123,6 +106,9 @@ class ServerClock:
         self._links_us: dict[frozenset[str], int] = {}  # how far apart two sources are at most
         self._hull_us = (0, 0)
         self._noise_us, self._noise_since_us = 0, local_us
+        self._is_vague = False
+        self.heard_us: int | None = None
+        """When the last answer came that told something."""
         self.doubt_us = 0
         """How much what was told before is in doubt, in all: it only grows."""
         self.jumped_us = 0
@@ -151,34 +137,52 @@ class ServerClock:
             offset_us = min(offset_us, low_us + _AHEAD_MAX_US)
         return local_us + offset_us, max(offset_us - low_us, high_us - offset_us)
 
-    def learn(self, asked_us: int, answered_us: int, stamps: ServerStamps) -> Step | None:
+    def learn(
+        self, asked_us: int, answered_us: int, stamps: ServerStamps, *, unsure_us: int = 0
+    ) -> Step | None:
         """Take in an answer that was asked for and had at these local instants.
 
-        Returns the step that it showed. What can't be (a server that took longer than the whole
-        exchange) says nothing.
+        The time between them may be wrong by `unsure_us`. Returns the step that it showed. What
+        can't be (a server that took longer than the whole exchange) says nothing.
         """
         assert asked_us <= answered_us
-        sample = self._sample(asked_us, answered_us, stamps)
+        sample = self._sample(asked_us, answered_us, stamps, unsure_us)
         if sample is None:
             return None
+        is_vague = -self._gap_us(sample, sample, answered_us) > VAGUE_US
+        if self.is_known and is_vague and not self._is_vague:
+            return None
+        was_known, was_us = self.is_known, self.at(answered_us)[0]
+        step = self._learn(stamps.clock_id, sample, is_vague=is_vague)
+        if was_known and step is None and self._is_vague:
+            self.jumped_us += self.at(answered_us)[0] - was_us
+        self._is_vague, self.heard_us = is_vague, answered_us
+        return step
+
+    def _learn(self, clock_id: str, sample: _Source, *, is_vague: bool) -> Step | None:
+        answered_us = sample.heard_us
         if not self.is_known:
-            return self._step(stamps.clock_id, sample)
+            return self._step(clock_id, sample)
         self._calm(answered_us)
-        known = self._sources.get(stamps.clock_id)
+        known = self._sources.get(clock_id)
         last = next(reversed(self._sources.values()))
         gap_us = 0 if known is None else self._gap_us(known, sample, answered_us)
         if max(gap_us, self._gap_us(last, sample, answered_us)) > self._apart_us:
-            return self._step(stamps.clock_id, sample)
+            return self._step(clock_id, sample)
+        if self._is_vague and not is_vague:
+            others = self._sources.keys() - {clock_id}
+            self.doubt_us += self._apart_us if others else 0
+            self._sources, self._links_us = {}, {}
         if gap_us > 0:
             self._mistrust(gap_us, sample)
         elif known is not None:
             sample.low_us = max(sample.low_us, known.low_us)
             sample.high_us = min(sample.high_us, known.high_us)
-        self._sources.pop(stamps.clock_id, None)
+        self._sources.pop(clock_id, None)
         for each in self._sources.values():
             each.unheard += 1
-        self._sources[stamps.clock_id] = sample
-        self._link(stamps.clock_id, answered_us)
+        self._sources[clock_id] = sample
+        self._link(clock_id, answered_us)
         self._drop_unheard(answered_us)
         self._hull_us = self._hull(answered_us)
         return None
@@ -195,17 +199,19 @@ class ServerClock:
         # A clock that is slow by r shows 1 - r of the time in which the server gains r.
         return (local_us - self._birth_us) * self._drift_ppm // (1_000_000 - self._drift_ppm)
 
-    def _sample(self, asked_us: int, answered_us: int, stamps: ServerStamps) -> _Source | None:
+    def _sample(
+        self, asked_us: int, answered_us: int, stamps: ServerStamps, unsure_us: int
+    ) -> _Source | None:
         received_us, sent_us = stamps.received_ms * 1_000, stamps.sent_ms * 1_000
         low_us = floor(sent_us) - answered_us - _resolution_us(stamps.sent_ms)
         high_us = ceil(received_us) - asked_us + _resolution_us(stamps.received_ms)
         sample = _Source(
             low_us + self._grown_us(answered_us), high_us - self._grown_us(asked_us), answered_us
         )
-        if self._gap_us(sample, sample, answered_us) > 0:
+        if self._gap_us(sample, sample, answered_us) > 2 * unsure_us:
             return None
-        sample.low_us -= self._noise_us
-        sample.high_us += self._noise_us
+        sample.low_us -= self._noise_us + unsure_us
+        sample.high_us += self._noise_us + unsure_us
         return sample
 
     def _gap_us(self, one: _Source, other: _Source, local_us: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from durabill.producers.sdk.server_clock import Reading
+from durabill.producers.sdk.reading import Reading
 from durabill.producers.sdk.session import Session, SessionState
 from durabill.producers.sdk.spool import RejectedSegment
 from durabill.producers.sdk.threads import shielded

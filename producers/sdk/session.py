@@ -20,7 +20,9 @@ report covers its time.
 
 from dataclasses import dataclass, replace
 
-from durabill.producers.sdk.server_clock import APART_US, Reading
+from durabill.producers.sdk.own_time import OwnTime
+from durabill.producers.sdk.reading import Reading
+from durabill.producers.sdk.server_clock import APART_US
 from durabill.schemas import SegmentEvent, check_order_number
 from durabill.schemas.errors import DurabillError
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS
@@ -113,9 +115,7 @@ class Session:
         asked: Reading | None = None,
         own_time: bool = False,
     ) -> None:
-        self._own_time, self._ahead_ms = own_time, 0
-        if own_time:
-            self._ahead_ms = server_timestamp_ms - self._time_ms(reading)
+        self._own = OwnTime(server_timestamp_ms, reading) if own_time else None
         way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
         if asked is not None:
             way_ms += reading.doubt_ms - asked.doubt_ms + asked.unsettled_ms
@@ -168,8 +168,8 @@ class Session:
         if count_gap and gap_ms > GAP_MAX_MS:
             said = f"{gap_ms} ms since the last report, at most a year counts"
             raise ValueError(f"order {state.service_order_number!r}: {said}")
-        if session._own_time and gap_ms < 0:
-            session._ahead_ms, gap_ms = session._ahead_ms - gap_ms, 0
+        if session._own is not None and gap_ms < 0:
+            session._own, gap_ms = OwnTime(state.reported_until_ms, reading), 0
         unsure_ms = state.clock_bound_ms + (APART_US // 1_000 if count_gap else reading.bound_ms)
         unsure_ms += max(-gap_ms, 0)  # a time that was told then, or is now, was wrong by so much
         if not count_gap:
@@ -247,10 +247,10 @@ class Session:
         return segments
 
     def _time_ms(self, reading: Reading) -> int:
-        return reading.now_ms + self._ahead_ms - (reading.jumped_ms if self._own_time else 0)
+        return reading.now_ms if self._own is None else self._own.at_ms(reading)
 
     def _excluded_ms(self, reading: Reading) -> int:
-        return reading.paused_ms + (0 if self._own_time else reading.skipped_ms)
+        return reading.paused_ms + (reading.skipped_ms if self._own is None else 0)
 
     def _start_ms(self, reading: Reading) -> int:
         """Return where the next segment starts: after the last one and what isn't counted."""
@@ -265,6 +265,8 @@ class Session:
         if reading.local_ms < self._latest.local_ms:
             said = f"the clock shows {reading.local_ms} ms after {self._latest.local_ms} ms"
             raise ClockWentBackwards(said)
+        if self._own is not None:
+            self._own.look(reading)
         self._latest = reading
         return self._start_ms(reading)
 

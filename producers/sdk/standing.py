@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS
 from durabill.producers.sdk.spool import Spool
 from durabill.producers.sdk.spool_errors import ReceiptsDropped
 from durabill.producers.sdk.timekeeper import Timekeeper
@@ -65,15 +66,27 @@ class ClientStats:
 class ServerNow:
     """About what time the server has now: good enough to say that something will be too late.
 
-    Before a server was heard, this machine's own clock has to do. Nothing is billed by it.
+    Before a server was heard, this machine's own clock has to do; where that is behind what the
+    spool holds (a device without a battery starts in 1970), the time from there on. Nothing is
+    billed by it.
     """
 
-    def __init__(self, timekeeper: Timekeeper) -> None:
+    def __init__(self, timekeeper: Timekeeper, spool: Spool) -> None:
         self._time = timekeeper
+        self._spool = spool
+        self._stored_ms: int | None = None  # against the local clock
 
     def now_ms(self) -> int:
         """Return the server's time."""
-        return self._time.read().now_ms if self._time.is_known else time.time_ns() // 1_000_000
+        reading = self._time.read()
+        if self._time.is_known:
+            return reading.now_ms
+        if self._stored_ms is None:
+            spool = self._spool
+            ends_ms = [state.reported_until_ms for state in spool.sessions()]
+            ends_ms += [first_ms for _, _, first_ms in spool.waiting_since(TIMESTAMP_MAX_MS)]
+            self._stored_ms = max(ends_ms, default=0) - reading.local_ms
+        return max(time.time_ns() // 1_000_000, self._stored_ms + reading.local_ms)
 
 
 class Standing:
@@ -88,7 +101,7 @@ class Standing:
     ) -> None:
         self._spool = spool
         self._time = timekeeper
-        self._now = ServerNow(timekeeper)
+        self.now = ServerNow(timekeeper, spool)
         self._name = name
         self._tell = tell
         self.acknowledged = self.will_not_count = self.damages = 0
@@ -137,7 +150,7 @@ class Standing:
     def oldest_ms(self) -> int:
         """Return for how long the oldest segment has waited, 0 where none waits."""
         end_ms = self._spool.oldest_end_ms()
-        return 0 if end_ms is None else max(0, self._now.now_ms() - end_ms)
+        return 0 if end_ms is None else max(0, self.now.now_ms() - end_ms)
 
     def look(self, now_s: float) -> None:
         """Tell which orders are in danger, now and then: an order once an hour at most.
@@ -165,7 +178,7 @@ class Standing:
     def _dangers(self) -> list[AtRisk]:
         if not self._spool.pending():
             return []
-        now_ms = self._now.now_ms()
+        now_ms = self.now.now_ms()
         terms_of = self._spool.terms
         return [
             AtRisk(number, count, deadline_ms)

@@ -1,10 +1,12 @@
 """The time of a client: its local clocks, its machine's sleep, what servers say. Thread-safe."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from durabill.producers.sdk.server_clock import DRIFT_PPM, Reading, ServerClock, ServerStamps, Step
+from durabill.producers.sdk.reading import Reading
+from durabill.producers.sdk.server_clock import DRIFT_PPM, ServerClock, ServerStamps, Step
 from durabill.producers.sdk.session import ProducerError
 from durabill.producers.sdk.suspends import Clocks, SuspendMeter, SuspendPolicy, system_clocks
 
@@ -18,6 +20,7 @@ ASK_PAUSE_US = 30_000_000
 ABSENT_US = 60_000_000
 """Who looks every second and then sees that so much time is gone was stopped, or the clock has
 jumped. A server knows which."""
+_SHAKEN_MAX = 64
 _ROUNDED_MS = 4  # every part of a reading is cut to whole ms
 
 
@@ -88,6 +91,8 @@ class Timekeeper:
         self._clock = ServerClock(self._latest_us, drift_ppm=drift_ppm)
         self._absent_us = absent_us
         self._back_us: int | None = None  # when it came back from an absence
+        self._gone_us = self._gone_until_us = 0  # absences, by a clock that may have jumped
+        self._shaken_us = deque[int](maxlen=_SHAKEN_MAX)  # when it was found to have slept, or so
         self._sleep: _Sleep | None = None
         self._paused_us = self._slept_doubt_us = 0
         self._asked_us: int | None = None
@@ -113,7 +118,10 @@ class Timekeeper:
         with self._mutex:
             local_us = self._look()
             if stamps is not None:
-                self._note_step(self._clock.learn(asked_us, local_us, stamps))
+                unsure_us = SLEPT_ERROR_US * sum(asked_us < each for each in self._shaken_us)
+                self._note_step(self._clock.learn(asked_us, local_us, stamps, unsure_us=unsure_us))
+                if self._clock.heard_us == local_us and asked_us >= self._gone_until_us:
+                    self._gone_us = 0
                 if self._back_us is not None and asked_us >= self._back_us:
                     self._back_us = None
                 if self._sleep is not None and asked_us >= self._sleep.noticed_us:
@@ -124,7 +132,7 @@ class Timekeeper:
         """Return the server's time now, and what has happened to it."""
         with self._mutex:
             local_us = self._look()
-            now_us, bound_us = self._clock.at(local_us)
+            now_us, bound_us = self._at(local_us)
             counts = self._policy is SuspendPolicy.COUNT
             reading = Reading(
                 local_ms=local_us // 1_000,
@@ -136,6 +144,7 @@ class Timekeeper:
                 skipped_ms=0 if counts else self._clock.skipped_us // 1_000,
                 unsettled_ms=self._unsettled_ms(),
                 suspends=self._meter.count,
+                drift_ppm=self._drift_ppm,
             )
         self._tell_all()
         return reading
@@ -152,7 +161,7 @@ class Timekeeper:
             pause_us = ASK_PAUSE_US // 10 if waits else ASK_PAUSE_US
             if self._asked_us is not None and local_us < self._asked_us + pause_us:
                 return False
-            bound_us = self._clock.at(local_us)[1]
+            bound_us = self._at(local_us)[1]
             if self.is_known and not waits and bound_us < FRESH_BOUND_US:
                 return False
             self._asked_us = local_us
@@ -163,23 +172,35 @@ class Timekeeper:
         raw_us, slept_us = self._meter.look()
         if raw_us < self._raw_us:
             self._notices.append(ClockSetBack((self._raw_us - raw_us) // 1_000))
-            self._clock.loosen(SLEPT_ERROR_US)  # nobody knows how long ago the last look was
+            self._shake(self._latest_us + 1)  # nobody knows how long ago the last look was
         else:
             self._latest_us += raw_us - self._raw_us
         self._raw_us = raw_us
         if self._absent_us is not None and self._latest_us - before_us > self._absent_us:
             self._back_us = self._latest_us
+            if (gone_us := self._latest_us - before_us - slept_us) > self._absent_us:
+                self._gone_us, self._gone_until_us = self._gone_us + gone_us, self._latest_us
         if self._back_us is not None and self._latest_us - self._back_us > SETTLE_US:
             self._back_us = None
         if slept_us:
             self._notices.append(MachineSlept(slept_us // 1_000, self._policy))
             if self._policy is SuspendPolicy.EXCLUDE:
                 self._note_sleep(before_us, slept_us)
-            self._clock.loosen(SLEPT_ERROR_US)
+            self._shake(self._latest_us)
         if self._sleep is not None and self._latest_us - self._sleep.noticed_us > SETTLE_US:
             self._slept_doubt_us += self._sleep.error_us
             self._sleep = None
         return self._latest_us
+
+    def _shake(self, local_us: int) -> None:
+        """Trust what is known, and what has been asked, less: the clock may have lost a second."""
+        self._clock.loosen(SLEPT_ERROR_US)
+        self._shaken_us.append(local_us)
+
+    def _at(self, local_us: int) -> tuple[int, int]:
+        """Return the server's time and its bound; an absence that no server confirmed is in it."""
+        now_us, bound_us = self._clock.at(local_us)
+        return now_us, bound_us + (self._gone_us if self._clock.is_known else 0)
 
     def _unsettled_ms(self) -> int:
         if self._sleep is not None:
@@ -189,7 +210,7 @@ class Timekeeper:
     def _note_sleep(self, before_us: int, slept_us: int) -> None:
         error_us = SLEPT_ERROR_US + self._drifted_us(slept_us)
         ran_us = self._latest_us - before_us - slept_us
-        now_us, bound_us = self._clock.at(before_us)
+        now_us, bound_us = self._at(before_us)
         offset_us = now_us - before_us
         if (last := self._sleep) is not None:  # it slept again before a server was heard
             error_us += last.error_us
@@ -204,14 +225,16 @@ class Timekeeper:
     def _settle(self, sleep: _Sleep, local_us: int) -> None:
         """Set right how long the machine slept: by what a server says before and after it."""
         self._sleep = None
-        now_us, bound_us = self._clock.at(local_us)
+        now_us, bound_us = self._at(local_us)
         wrong_us = now_us - local_us - sleep.offset_us
-        if abs(wrong_us) > sleep.error_us + sleep.bound_us + bound_us:  # a step, which is told
+        is_step = abs(wrong_us) > sleep.error_us + sleep.bound_us + bound_us  # which is told
+        ran_us = sleep.ran_us + local_us - sleep.noticed_us
+        error_us = sleep.bound_us + bound_us + self._drifted_us(ran_us)
+        if is_step or error_us >= sleep.error_us:  # the clocks of this machine know better
             self._slept_doubt_us += sleep.error_us
             return
         self._paused_us += wrong_us
-        ran_us = sleep.ran_us + local_us - sleep.noticed_us
-        self._slept_doubt_us += sleep.bound_us + bound_us + self._drifted_us(ran_us)
+        self._slept_doubt_us += error_us
 
     def _note_step(self, step: Step | None) -> None:
         if step is not None and step.was_known:

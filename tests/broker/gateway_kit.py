@@ -113,10 +113,16 @@ def call(
 
 
 def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
-    """All records that the topic holds now, by partition and offset (no gaps: no transactions).
+    """The records of `read_log` without clock marks.
 
-    Clock marks are left out: a gateway that hasn't learned the broker's time writes one.
+    A gateway that hasn't learned the broker's time writes one.
     """
+    records = read_log(bootstrap_servers, topic)
+    return [each for each in records if not is_clock_mark(each.value())]
+
+
+def read_log(bootstrap_servers: str, topic: str) -> list[Message]:
+    """All records that the topic holds now, by partition and offset (no gaps: no transactions)."""
     kafka = {
         "bootstrap.servers": bootstrap_servers,
         "group.id": "unused",
@@ -145,7 +151,6 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
             records.append(message)
     finally:
         consumer.close()
-    records = [each for each in records if not is_clock_mark(each.value())]
     return sorted(records, key=lambda record: (record.partition(), record.offset()))
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from durabill.producers.gateway.server import GatewayConfig
-from tests.broker.gateway_kit import call, gateway, openings_of, read_topic, segments_of
+from durabill.schemas.clock_mark import is_clock_mark
+from tests.broker.gateway_kit import call, gateway, openings_of, read_log, read_topic, segments_of
 from tests.conftest import Topics
+from tests.waiting import wait_until
 
 SEGMENTS = "/v1/orders/SO1/segments"
 NEAR_MS = 30_000
@@ -99,6 +101,29 @@ def test_the_first_order_has_the_right_time_already(base: dict[str, Any], ahead_
         status, grant, _ = call(url, "POST", "/v1/orders")
         assert status == 201
         assert abs(grant["server_timestamp_ms"] - now_ms()) < NEAR_MS
+
+
+def test_a_broker_that_has_not_been_heard_for_a_minute_is_asked_first(
+    base: dict[str, Any], bootstrap_servers: str, topics: Topics
+) -> None:
+    """However little this machine's clock is wrong: it would be billed."""
+    idle_ns = 0
+
+    def marks() -> int:
+        return sum(
+            is_clock_mark(each.value()) for each in read_log(bootstrap_servers, topics.segments)
+        )
+
+    config = GatewayConfig(**base, monotonic=lambda: time.monotonic_ns() + idle_ns)
+    with gateway(config) as url:
+        assert call(url, "POST", "/v1/orders")[0] == 201
+        assert marks() == 1
+        idle_ns = 61 * 1_000_000_000
+        call(url, "GET", "/v1/time")
+        wait_until(lambda: marks() == 2, "the broker is asked")
+        idle_ns *= 2
+        assert call(url, "POST", "/v1/orders")[0] == 201
+        assert marks() == 3
 
 
 @pytest.mark.parametrize("ahead_ms", [-20_000, 0])

@@ -27,7 +27,8 @@ from tests.broker.test_bad_input import record_with
 from tests.broker.test_cli import run
 from tests.broker.test_openings import flags_of
 from tests.broker.traffic_kit import Pair, now_ms, segment
-from tests.broker.worker_kit import Deployment, deployment, read_committed, wait_until
+from tests.broker.worker_kit import Deployment, deployment, read_committed
+from tests.waiting import wait_until
 
 PARTITIONS = 2
 NO_TEXT = b"\xff\xfe"

@@ -11,8 +11,8 @@ import pytest
 from durabill.producers.sdk.client import Client
 from durabill.producers.sdk.spool_file import SpoolFile
 from durabill.schemas import SegmentEvent
-from tests.broker.ledger_kit import wait_until
 from tests.broker.test_client import QUICK, Uplink
+from tests.waiting import wait_until
 
 OWN_THREADS = {"durabill-reporter", "durabill-sender"}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from durabill.producers.sdk import threads
+from durabill.producers.sdk.reading import Reading
 from durabill.producers.sdk.reporter import AT_ONCE_MAX, Reporter
-from durabill.producers.sdk.server_clock import Reading
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import Session
 from durabill.producers.sdk.spool import Entry, Spool, SpoolFull
-from tests.broker.ledger_kit import wait_until
+from tests.waiting import wait_until
 
 NOW_MS = 1_770_000_000_000
 

@@ -131,7 +131,7 @@ def test_server_that_refuses_leases_is_not_asked_for_each(
 ) -> None:
     uplink = Taking(reason)
     with spooled(tmp_path / "spool", terms) as spool:
-        keeper = LeaseKeeper(spool, uplink, ServerNow(Timekeeper()))
+        keeper = LeaseKeeper(spool, uplink, ServerNow(Timekeeper(), spool))
         stalled, problem = keeper.renew(ORDERS)
         assert (len(uplink.renewals), problem is not None) == (asked, is_problem)
         assert len(stalled) == (asked if is_problem else 0)
@@ -142,7 +142,7 @@ def test_server_that_refuses_leases_is_not_asked_for_each(
 
 def test_one_order_whose_lease_is_refused_holds_up_no_other(tmp_path: Path) -> None:
     with spooled(tmp_path / "spool", OVER) as spool:
-        keeper = LeaseKeeper(spool, Taking("LEASE_OF_ANOTHER"), ServerNow(Timekeeper()))
+        keeper = LeaseKeeper(spool, Taking("LEASE_OF_ANOTHER"), ServerNow(Timekeeper(), spool))
         stalled, problem = keeper.renew(ORDERS[:1])
     assert (list(stalled), problem) == (ORDERS[:1], None)
 

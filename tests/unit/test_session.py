@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durabill.producers.sdk.server_clock import APART_US, Reading
+from durabill.producers.sdk.reading import Reading
+from durabill.producers.sdk.server_clock import APART_US
 from durabill.producers.sdk.session import GAP_MAX_MS, ClockWentBackwards, Session, SessionState
 from durabill.schemas import BadRecord, SegmentEvent
 from durabill.schemas.limits import SEGMENT_LENGTH_MAX_MS

@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 
 WRITER = """
 import sys
-from durabill.producers.sdk.server_clock import Reading
+from durabill.producers.sdk.reading import Reading
 from durabill.producers.sdk.session import Session
 from durabill.producers.sdk.spool import Spool
 spool = Spool(sys.argv[1])

@@ -195,7 +195,7 @@ def timekeeper() -> Timekeeper:
 
 
 def clerk(spool: Spool, totals: Totals, now_ms: Callable[[], int]) -> ReceiptClerk:
-    now = ServerNow(timekeeper())
+    now = ServerNow(timekeeper(), spool)
     now.now_ms = now_ms  # type: ignore[method-assign]
     return ReceiptClerk(spool, totals, now, lambda: 0.0)  # type: ignore[arg-type]
 

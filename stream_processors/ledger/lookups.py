@@ -169,7 +169,7 @@ def recorded(where: str | Connection) -> Recorded:
         has_orders = conn.execute("SELECT to_regclass('orders') IS NOT NULL").fetchone() == (True,)
         orders = conn.execute("SELECT count(*) FROM orders").fetchone() if has_orders else None
     assert row is not None, "the VALUES have one row"
-    return Recorded(*row, orders=None if orders is None else orders[0])
+    return Recorded(*row, *(orders or (None,)))
 
 
 @contextmanager

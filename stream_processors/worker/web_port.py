@@ -1,9 +1,11 @@
 """Connections to the worker's web server: few enough, and every error in our form.
 
 Theory: who connects is nobody yet, and every connection takes a file descriptor, which Kafka's
-clients need as well. So there is a limit. At the limit the connection goes that has been silent
-longest, of those that wait for nothing of ours: it has asked nothing, or doesn't read its answer.
-So whoever comes next is served: strangers who hold connections keep out nobody.
+clients need as well. So there is a limit. At the limit another connection goes for the new one: of
+strangers, who have not shown the worker's token, before those who have; of those that wait for
+nothing of ours, having asked nothing, or not reading their answer, before those that do; and the
+one that has been silent longest. So whoever comes next is served: strangers who hold connections,
+or ask without end, keep out nobody.
 """
 
 import asyncio
@@ -38,6 +40,8 @@ class Connection(web.RequestHandler):
     def __init__(self, owner: "Connections", *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._owner = owner
+        self.is_known = False
+        """Whether it has shown the worker's token."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it; where there are too many, the one that has been silent longest ends."""
@@ -98,6 +102,13 @@ class Connection(web.RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
 
+def let_in(request: web.BaseRequest) -> None:
+    """Note that the connection that a request came in by is no stranger's."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    connection.is_known = True
+
+
 def _unexpected() -> web.Response:
     return error_page(417, reason_of(417), "only 100-continue can be expected")
 
@@ -117,10 +128,10 @@ class Connections:
         self.forget(connection)
         self._heard[connection] = None
         if len(self._heard) > self._max:
-            first = next(iter(self._heard))
-            silent = next((each for each in self._heard if not each.has_asked), first)
-            self.forget(silent)
-            silent.cut_off()
+            *others, _ = self._heard
+            gone = min(others, key=lambda each: (each.is_known, each.has_asked))
+            self.forget(gone)
+            gone.cut_off()
 
     def forget(self, connection: Connection) -> None:
         """Note that it has ended."""

@@ -1,11 +1,11 @@
 """Connections to the worker's web server: few enough, and every error in our form.
 
 Theory: who connects is nobody yet, and every connection takes a file descriptor, which Kafka's
-clients need as well. So there is a limit. At the limit another connection goes for the new one: of
-strangers, who have not shown the worker's token, before those who have; of those that wait for
-nothing of ours, having asked nothing, or not reading their answer, before those that do; and the
-one that has been silent longest. So whoever comes next is served: strangers who hold connections,
-or ask without end, keep out nobody.
+clients need as well. So there is a limit, and at the limit another connection goes for the new one.
+It is a stranger's, as long as there is any that has not shown the worker's token. Some strangers
+wait for nothing of ours: they have asked nothing, or don't read their answers. Others ask. Of those
+that are more it is the one that has been silent longest: so whoever comes next is served, and
+strangers keep out nobody, be it that they hold connections or ask without end.
 """
 
 import asyncio
@@ -128,10 +128,16 @@ class Connections:
         self.forget(connection)
         self._heard[connection] = None
         if len(self._heard) > self._max:
-            *others, _ = self._heard
-            gone = min(others, key=lambda each: (each.is_known, each.has_asked))
+            gone = self._least_missed()
             self.forget(gone)
             gone.cut_off()
+
+    def _least_missed(self) -> Connection:
+        *others, _ = self._heard
+        strangers = [each for each in others if not each.is_known] or others
+        asking = [each for each in strangers if each.has_asked]
+        silent = [each for each in strangers if not each.has_asked]
+        return (asking if len(asking) > len(silent) else silent)[0]
 
     def forget(self, connection: Connection) -> None:
         """Note that it has ended."""

@@ -369,7 +369,7 @@ def test_who_asks_for_health_does_not_wait_for_large_orders(
 ) -> None:
     is_over = threading.Event()
 
-    turns = iter([Turns, turns_after(is_over)])
+    turns: Iterator[type[Turns]] = iter([Turns, turns_after(is_over)])
     monkeypatch.setattr("durabill.stream_processors.worker.pages.Turns", lambda: next(turns)())
     stand, number = Stand(), in_partition(0)
     stand.states = {number: a_state(number)}
@@ -388,7 +388,7 @@ def test_who_asks_for_health_does_not_wait_for_large_orders(
 def test_who_shows_the_token_does_not_wait_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     is_over = threading.Event()
 
-    turns = iter([turns_after(is_over), Turns])
+    turns: Iterator[type[Turns]] = iter([turns_after(is_over), Turns])
     monkeypatch.setattr("durabill.stream_processors.worker.pages.Turns", lambda: next(turns)())
     with served(Stand(), worker_token=TOKEN) as port, ExitStack() as stack:
         stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))

@@ -28,15 +28,13 @@ base64url. A statement that was signed alone has none. The parts' form is that o
 (RFC 9901), whose statements are salted for the same reason.
 """
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from durabill.schemas.base64url import encode64
+from durabill.schemas.base64url import decode64, encode64
 from durabill.schemas.errors import DurabillError
 from durabill.schemas.merkle import leaf_hash, node_hash
 
@@ -184,11 +182,11 @@ def read_public_keys(content: bytes) -> dict[str, bytes]:
     try:
         found = msgspec.json.decode(content, type=_PublicKeys).keys
         keys = {
-            each.kid: _decode64(each.x)
+            each.kid: decode64(each.x)
             for each in found
             if each.kid and (each.kty, each.crv) == ("OKP", "Ed25519")
         }
-    except (msgspec.DecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise NoReceipt("the keys are no JWK set, as GET /v1/receipt-keys gives it") from error
     if not keys:
         raise NoReceipt("there is no Ed25519 key among the keys")
@@ -204,10 +202,10 @@ def read_upload_receipt(text: str, keys: dict[str, bytes]) -> UploadReceipt:
     signed, _, signature = parts.token.rpartition(".")
     head_part, _, payload_part = signed.partition(".")
     try:
-        head = msgspec.json.decode(_decode64(head_part), type=_Head)
-        payload = msgspec.json.decode(_decode64(payload_part), type=_Signed)
-        root, proof = _decode64(payload.root), _decode64(signature)
-    except (msgspec.DecodeError, ValueError) as error:
+        head = msgspec.json.decode(decode64(head_part), type=_Head)
+        payload = msgspec.json.decode(decode64(payload_part), type=_Signed)
+        root, proof = decode64(payload.root), decode64(signature)
+    except (ValueError, RecursionError) as error:
         raise NoReceipt(_UNREADABLE) from error
     if (head.alg, head.typ) != ("Ed25519", "receipt+jwt"):
         raise NoReceipt(f"it is signed as {head.alg[:20]!r}, {head.typ[:20]!r}: no receipt of ours")
@@ -239,24 +237,17 @@ def _parts(text: str) -> _Parts:
         raise NoReceipt("it is no receipt of an upload: a JWS, a statement, steps, with ~ between")
     body_part, *steps = rest
     try:
-        body = _decode64(body_part)
+        body = decode64(body_part)
         statement = msgspec.json.decode(body, type=Statement)
         found = leaf_hash(body)
         for step in steps:
-            beside = _decode64(step[1:])
+            beside = decode64(step[1:])
             if len(step) != _STEP_CHARS or step[0] not in "LR":
                 raise NoReceipt(_UNREADABLE)
             found = node_hash(beside, found) if step[0] == "L" else node_hash(found, beside)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise NoReceipt(_UNREADABLE) from error
     return _Parts(token, statement, found)
 
 
 _UNREADABLE = "it is no receipt of an upload: its parts can't be read"
-
-
-def _decode64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError("no base64url") from error

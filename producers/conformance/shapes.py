@@ -156,5 +156,5 @@ def _whole(number: _Whole) -> int:
 def _decoded(body: bytes, shape: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=shape)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Bad(400, "BAD_SHAPE", str(error)) from error

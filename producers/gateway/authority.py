@@ -11,12 +11,13 @@ from durabill.producers.gateway.caller import caller_of
 from durabill.producers.gateway.checks import json_answer
 from durabill.producers.gateway.client_reports import ClientReports, ClientsAnswer, worst_first
 from durabill.producers.gateway.key_files import WatchedKeys
-from durabill.producers.gateway.key_sets import Kind, decode64
+from durabill.producers.gateway.key_sets import Kind
 from durabill.producers.gateway.leases import LeaseBook
 from durabill.producers.gateway.quotas import QuotaLimits, Quotas
 from durabill.producers.gateway.receipts import ReceiptSigner
 from durabill.producers.gateway.routes import Handler
 from durabill.producers.gateway.served_clock import ServedClock
+from durabill.schemas.base64url import decode64
 
 LEASE_MS = 7 * 86_400_000
 """A long weekend offline, and some days for somebody to notice. A worker keeps every order for as

@@ -128,7 +128,7 @@ class WorkerPool:
                 why = f"{live.unknown} (status {response.status})"
                 self._damper.warning(url, "the worker at %s: %s", url, why)
             return live
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             cause = str(error) or type(error).__name__
             self._damper.warning(url, "the worker at %s can't be asked: %s", url, cause)
             return Live(unknown=_NO_ANSWER)

@@ -58,7 +58,7 @@ def read_keys(path: Path, kind: Kind) -> KeySet:
     try:
         keys = msgspec.json.decode(content, type=KeySet)
         check_keys(keys, kind)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         # Not the error's own text: it may repeat a part of the file.
         raise SigningKeyError(
             f"{path} is no file of {kind} keys, or is damaged: put a copy of the right one there,"

@@ -6,8 +6,6 @@ signed. The newest key stands first. A file of leases has two keys at most, for 
 can check is worth nothing; a file of receipts keeps the public half of every key that ever signed.
 """
 
-import base64
-import binascii
 import os
 from collections.abc import Callable
 from enum import StrEnum
@@ -15,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from durabill.schemas.base64url import encode64
+from durabill.schemas.base64url import decode64, encode64
 from durabill.schemas.errors import DurabillError
 
 SECRET_BYTES: Final = 32
@@ -102,17 +100,6 @@ def public_keys_of(keys: KeySet) -> ReceiptKeys:
     return ReceiptKeys(
         [ReceiptKey(each.kid, each.kty, each.crv, each.alg, each.use, each.x) for each in keys.keys]
     )
-
-
-def decode64(text: str) -> bytes:
-    """Return the bytes of such a text; raise ValueError for others."""
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError("no base64url") from error
-    if encode64(data) != text:
-        raise ValueError("no base64url in the one form that it has")
-    return data
 
 
 def new_key(kind: Kind, signs_from_ms: int, entropy: Callable[[int], bytes]) -> Jwk:

@@ -24,9 +24,9 @@ import msgspec
 from durabill.producers.gateway.api import Bounds, TimeRules
 from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.key_files import WatchedKeys
-from durabill.producers.gateway.key_sets import Jwk, decode64
+from durabill.producers.gateway.key_sets import Jwk
 from durabill.producers.gateway.problems import ApiError
-from durabill.schemas.base64url import encode64
+from durabill.schemas.base64url import decode64, encode64
 
 LEASE_CHARS_MAX = 1_280
 """Of a token. The longest that we make has fewer: all texts in it are bounded."""

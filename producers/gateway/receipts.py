@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from durabill.producers.gateway.caller import Caller
 from durabill.producers.gateway.key_files import WatchedKeys
-from durabill.producers.gateway.key_sets import Jwk, ReceiptKeys, decode64, public_keys_of
+from durabill.producers.gateway.key_sets import Jwk, ReceiptKeys, public_keys_of
+from durabill.schemas.base64url import decode64
 from durabill.schemas.upload_receipt import ReceiptUpload, Statement, receipts_of
 
 _SALT_BYTES = 16

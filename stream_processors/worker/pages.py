@@ -40,7 +40,7 @@ from durabill.schemas.web import (
 from durabill.stream_processors.settings import Settings
 from durabill.stream_processors.worker.processor import Processor
 from durabill.stream_processors.worker.turns import Turns
-from durabill.stream_processors.worker.web_port import WebPort, error_page
+from durabill.stream_processors.worker.web_port import WebPort, error_page, let_in
 
 log = logging.getLogger("durabill.worker")
 
@@ -187,8 +187,12 @@ class Pages:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             try:
-                async with self._turns:
+                if self._shows_token(request):  # before all strangers that wait
+                    let_in(request)
                     refused = self._refuse(request)
+                else:
+                    async with self._turns:
+                        refused = self._refuse(request)
                 return await handler(request) if refused is None else refused
             except web.HTTPException as error:
                 page = error_page(error.status, reason_of(error.status), error.reason)
@@ -201,6 +205,11 @@ class Pages:
 
         return guard
 
+    def _shows_token(self, request: web.Request) -> bool:
+        """Tell whether there is a token, and a request has it."""
+        given = request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")
+        return bool(self._token) and hmac.compare_digest(given, b"Bearer " + self._token)
+
     def _refuse(self, request: web.Request) -> web.Response | None:
         host = request.headers.get(hdrs.HOST, "")
         origin = request.headers.get(hdrs.ORIGIN)
@@ -212,10 +221,7 @@ class Pages:
             ):
                 return error_page(403, "HOST_NOT_ALLOWED", "this server has another name")
             return None
-        given = request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")
-        if request.rel_url.raw_path == OPEN_PATH or hmac.compare_digest(
-            given, b"Bearer " + self._token
-        ):
+        if request.rel_url.raw_path == OPEN_PATH or self._shows_token(request):
             return None
         refused = error_page(
             401, "TOKEN_NEEDED", "say Authorization: Bearer, and the worker's token"

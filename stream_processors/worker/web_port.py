@@ -1,9 +1,11 @@
 """Connections to the worker's web server: few enough, and every error in our form.
 
 Theory: who connects is nobody yet, and every connection takes a file descriptor, which Kafka's
-clients need as well. So there is a limit. At the limit the connection goes that has been silent
-longest, of those that wait for nothing of ours: it has asked nothing, or doesn't read its answer.
-So whoever comes next is served: strangers who hold connections keep out nobody.
+clients need as well. So there is a limit, and at the limit another connection goes for the new one.
+It is a stranger's, as long as there is any that has not shown the worker's token. Some strangers
+wait for nothing of ours: they have asked nothing, or don't read their answers. Others ask. Of those
+that are more it is the one that has been silent longest: so whoever comes next is served, and
+strangers keep out nobody, be it that they hold connections or ask without end.
 """
 
 import asyncio
@@ -46,6 +48,8 @@ class Connection(web.RequestHandler):
     def __init__(self, owner: "Connections", *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._owner = owner
+        self.is_known = False
+        """Whether it has shown the worker's token."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it; where there are too many, the one that has been silent longest ends."""
@@ -106,6 +110,13 @@ class Connection(web.RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
 
+def let_in(request: web.BaseRequest) -> None:
+    """Note that the connection that a request came in by is no stranger's."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    connection.is_known = True
+
+
 class Connections:
     """All connections of a server: at most so many. Belongs to one event loop."""
 
@@ -121,10 +132,16 @@ class Connections:
         self.forget(connection)
         self._heard[connection] = None
         if len(self._heard) > self._max:
-            first = next(iter(self._heard))
-            silent = next((each for each in self._heard if not each.has_asked), first)
-            self.forget(silent)
-            silent.cut_off()
+            gone = self._least_missed()
+            self.forget(gone)
+            gone.cut_off()
+
+    def _least_missed(self) -> Connection:
+        *others, _ = self._heard
+        strangers = [each for each in others if not each.is_known] or others
+        asking = [each for each in strangers if each.has_asked]
+        silent = [each for each in strangers if not each.has_asked]
+        return (asking if len(asking) > len(silent) else silent)[0]
 
     def forget(self, connection: Connection) -> None:
         """Note that it has ended."""

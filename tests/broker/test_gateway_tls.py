@@ -212,9 +212,9 @@ def test_a_client_that_goes_in_the_middle_of_a_handshake_leaves_nothing(tmp_path
         assert get(url, context)[0] == 200
 
 
-def be_a_pipe(file: Path) -> None:
-    file.unlink()
-    os.mkfifo(file)
+def put_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def be_a_pipe(file: Path) -> None:
             lambda files: files[1].write_bytes(pem_of(ec.generate_private_key(ec.SECP256R1()))),
             "MISMATCH",
         ),
-        (lambda files: be_a_pipe(files[0]), "is no file"),
-        (lambda files: (files[1].unlink(), files[1].symlink_to("/dev/zero")), "is no file"),
+        (lambda files: put_pipe(files[0]), "is no file"),
+        (lambda files: files[1].unlink() or files[1].symlink_to("/dev/zero"), "is no file"),
         (lambda files: os.truncate(files[0], 1 << 40), "has over"),
     ],
 )

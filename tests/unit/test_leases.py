@@ -352,7 +352,9 @@ def test_strangers_keys_make_it_look_ten_times_a_second_at_most(
     assert 1 <= len(looked) <= 11
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"keys":[]}', b'{"keys":[{"kid":"a"}]}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"keys":[]}', b'{"keys":[{"kid":"a"}]}', b'{"x":' + b"[" * 100_000]
+)
 def test_a_file_that_is_damaged_changes_nothing(file: Path, content: bytes) -> None:
     ticks = Ticks()
     leases = book(file, ticks)

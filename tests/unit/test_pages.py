@@ -353,10 +353,8 @@ def test_strangers_that_hold_connections_keep_out_nobody(port: int) -> None:
         assert held[-1].recv(12) == b"HTTP/1.1 200"
 
 
-def test_who_asks_for_health_does_not_wait_for_large_orders(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    is_over = threading.Event()
+def turns_after(is_over: threading.Event) -> type[Turns]:
+    """Turns that nobody gets before that."""
 
     class Busy(Turns):
         async def __aenter__(self) -> None:
@@ -364,7 +362,15 @@ def test_who_asks_for_health_does_not_wait_for_large_orders(
                 await asyncio.sleep(0.01)
             await super().__aenter__()
 
-    turns = iter([Turns, Busy])
+    return Busy
+
+
+def test_who_asks_for_health_does_not_wait_for_large_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_over = threading.Event()
+
+    turns: Iterator[type[Turns]] = iter([Turns, turns_after(is_over)])
     monkeypatch.setattr("durabill.stream_processors.worker.pages.Turns", lambda: next(turns)())
     stand, number = Stand(), in_partition(0)
     stand.states = {number: a_state(number)}
@@ -378,6 +384,20 @@ def test_who_asks_for_health_does_not_wait_for_large_orders(
         assert get(port, "/health/live")[0] == 200
         is_over.set()
         assert waiting.recv(12) == b"HTTP/1.1 200"
+
+
+def test_who_shows_the_token_does_not_wait_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+
+    turns: Iterator[type[Turns]] = iter([turns_after(is_over), Turns])
+    monkeypatch.setattr("durabill.stream_processors.worker.pages.Turns", lambda: next(turns)())
+    with served(Stand(), worker_token=TOKEN) as port, ExitStack() as stack:
+        stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+        stranger.sendall(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        told = get(port, "/status", {"authorization": f"Bearer {TOKEN}"})
+        assert told[0] == 200
+        is_over.set()
+        assert stranger.recv(12) == b"HTTP/1.1 401"
 
 
 def test_a_port_in_use_is_told() -> None:

@@ -19,13 +19,12 @@ from durabill.producers.gateway.key_files import WatchedKeys, make_keys, read_ke
 from durabill.producers.gateway.key_sets import (
     HAND_OVER_MS,
     Kind,
-    decode64,
     new_keys,
     rotated,
 )
 from durabill.producers.gateway.receipts import ReceiptSigner
 from durabill.schemas import SegmentEvent, encode_segment
-from durabill.schemas.base64url import encode64
+from durabill.schemas.base64url import decode64, encode64
 from durabill.schemas.merkle import leaf_hash, node_hash
 from durabill.schemas.upload_receipt import (
     NoReceipt,
@@ -173,6 +172,16 @@ def test_public_keys_are_public_alone() -> None:
     assert set(json.loads(public(made))["keys"][0]) == {"kid", "kty", "crv", "alg", "use", "x"}
 
 
+def respelt(receipt: Sequence[str], at: int) -> str:
+    """A receipt of which one part has another letter, and the same bytes to who isn't strict."""
+    parts = [*receipt]
+    if len(parts[at].rpartition(".")[2]) % 4 == 0:  # each letter counts
+        parts[at] += "="
+    else:
+        parts[at] = parts[at][:-1] + chr(ord(parts[at][-1]) + 1)
+    return "~".join(parts)
+
+
 def test_what_was_changed_or_signed_by_others_proves_nothing() -> None:
     made, other = signer(), signer()
     statements = [made.statement(ANNA, [upload(first=at)]) for at in range(3)]
@@ -183,7 +192,9 @@ def test_what_was_changed_or_signed_by_others_proves_nothing() -> None:
     said = json.loads(decode64(body))
     said["uploads"][0]["num"] = [[1, 99]]
     forged = encode64(json.dumps(said).encode())
-    rooted = encode64(b"%s" % decode64(payload).replace(b'"root":"', b'"root":"A')[:-3] + b'"}')
+    rooted = encode64(
+        json.dumps({**json.loads(decode64(payload)), "root": encode64(bytes(32))}).encode()
+    )
     pair = encode64(b"\1" + decode64(steps[0][1:]) + decode64(steps[1][1:]))
     for parts in (
         sign(other).split("~"),
@@ -201,6 +212,7 @@ def test_what_was_changed_or_signed_by_others_proves_nothing() -> None:
         with pytest.raises(NotSigned):
             read_upload_receipt("~".join(parts), keys)
     none = encode64(b'{"alg":"none","kid":"x","typ":"receipt+jwt"}')
+    deep = encode64(b'{"x":' + b"[" * 5_000)
     for text in (
         *("", "x", "~", "a.b.c", "a.b.c~", "a.b~c", token, token[:40]),
         f"a.b.c.d~{body}",
@@ -211,6 +223,9 @@ def test_what_was_changed_or_signed_by_others_proves_nothing() -> None:
         f"{token}~{body}~X{steps[0][1:]}",
         f"{token}~{body}~{steps[0]}AAAA",
         "~".join([token, body, *(steps[:1] * 33)]),
+        f"{deep}.{payload}.{signature}~{body}",
+        f"{token}~{deep}",
+        *(respelt(receipt, at) for at in range(3)),
         f"{token}~{body}{' ' * 1_000_000}~",
     ):
         with pytest.raises(NoReceipt):

@@ -6,7 +6,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from durabill.producers.gateway.key_sets import decode64
 from durabill.schemas import (
     ClockMark,
     SegmentEvent,
@@ -14,7 +13,7 @@ from durabill.schemas import (
     encode_clock_mark,
     encode_segment,
 )
-from durabill.schemas.base64url import encode64
+from durabill.schemas.base64url import decode64, encode64
 from durabill.schemas.upload_receipt import (
     NotSigned,
     ReceiptUpload,

@@ -126,7 +126,7 @@ def _fold_long_words() -> None:
             for column in self.columns:
                 column.overflow = "fold"
 
-    rich_utils.Table = Folding  # type: ignore[attr-defined, misc]
+    rich_utils.Table = Folding  # type: ignore[attr-defined]
 
 
 def _run(arguments: list[str]) -> int:

@@ -146,8 +146,16 @@ def create_topics(
 
 
 def has_topic(kafka: Mapping[str, Any], name: str) -> bool:
-    """Tell whether Kafka has a topic of this name. Raises UnreachableError."""
-    return name in _partition_counts(_admin(kafka), kafka, {"": name})
+    """Tell whether Kafka has a topic of this name, or gets it within a second.
+
+    Raises UnreachableError.
+    """
+    admin, until_s = _admin(kafka), time.monotonic() + 1
+    while name not in _partition_counts(admin, kafka, {"": name}):
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(0.1)  # one that was just made, and that not all brokers know yet
+    return True
 
 
 def create_totals_topic(

@@ -38,11 +38,11 @@ ALL = "all"
 _EXTRA_OF_COMMAND = {
     "gateway": "gateway",
     "conformance": "gateway",
-    "keys": "gateway",
     "archive": "audit",
     "kafka": "local",
     "postgres": "local",
     "demo": ALL,
+    "keys": "gateway",
     **dict.fromkeys(("seal", "receipt", "verify", "verify-receipt"), "audit"),
 }
 

@@ -40,7 +40,7 @@ Until = Annotated[str, typer.Option("--to", help="Only totals settled before.")]
 AsOf = Annotated[
     str,
     typer.Option(
-        help="Replay no further than this: a time, or PARTITION:OFFSET[,PARTITION:OFFSET]."
+        help="Replay no further than this: a time, or PARTITION:OFFSET, several with commas."
     ),
 ]
 EngineName = Annotated[
@@ -238,7 +238,7 @@ def _instant(flag: str, text: str) -> int | None:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        more = ", or PARTITION:OFFSET[,PARTITION:OFFSET]" if flag == "--as-of" else ""
+        more = ", or PARTITION:OFFSET, several with commas" if flag == "--as-of" else ""
         raise typer.BadParameter(f"{flag} takes {_TIME}{more}") from None
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return round(at.timestamp() * 1000)

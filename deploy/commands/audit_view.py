@@ -38,6 +38,8 @@ def verdict_line(result: AuditResult) -> str:
     rows = "" if ledger is None else f", {ledger.proven:,} of {counted(ledger.rows, 'ledger row')}"
     if result.openings:
         rows += f", {result.openings_proven:,} of {counted(result.openings, 'opening')}"
+    if result.is_proven and not result.totals:
+        return f"there is no total to prove, and nothing differs: {totals}{rows}"
     if result.is_proven:
         return f"proven: {totals}{rows}"
     findings = counted(len(result.findings), "finding")

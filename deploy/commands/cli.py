@@ -5,7 +5,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -115,10 +115,26 @@ def main() -> None:
     sys.exit(code)
 
 
+def _fold_long_words() -> None:
+    """Have the help show a long flag on two lines in a narrow terminal; typer would cut it."""
+    from rich.table import Table
+    from typer import rich_utils
+
+    class Folding(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(*cells, **options)
+            for column in self.columns:
+                column.overflow = "fold"
+
+    rich_utils.Table = Folding  # type: ignore[attr-defined]
+
+
 def _run(arguments: list[str]) -> int:
     """Run a command and return its exit code; a bug of ours is raised."""
     try:
         check_arguments(arguments)
+        if "--help" in arguments:
+            _fold_long_words()
         code = app(arguments, prog_name="durabill", standalone_mode=False)
     except KeyboardInterrupt:
         return 130

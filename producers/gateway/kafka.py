@@ -212,7 +212,11 @@ class SegmentProducer:
             self._damper.warning("metadata", "Kafka does not answer: %s", error)
             return f"Kafka does not answer ({error_name(error)})"
         problem = metadata.topics[self._topic].error
-        return None if problem is None else f"topic {self._topic}: {error_name(problem)}"
+        if problem is None:
+            return None
+        told = f"topic {self._topic}: {error_name(problem)}"
+        self._damper.warning("topic", "nothing can be stored: %s", told)
+        return told
 
     def _tick(self) -> None:
         try:

@@ -21,7 +21,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
-from durabill.deploy.commands.cli import app
+from durabill.deploy.commands.cli import _run, app
 from durabill.schemas import PARTITIONER, SegmentEvent, encode_segment
 from tests.unit.documents import python_block
 from tests.waiting import HANG_S
@@ -209,6 +209,16 @@ def test_help_of_the_very_command() -> None:
     ran = run("--help")
     assert ran.returncode == 0, ran.stderr
     assert "durabill demo" in ran.stdout
+
+
+def test_help_cuts_no_flag_and_no_word_on_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [_run([each, "--help"]) for each in ("gateway", "audit")] == [0, 0]
+    told = capsys.readouterr().out.replace("…_FILE", "")
+    assert "--schema-registry-certificate-" in told
+    assert "…" not in told
 
 
 def test_all_wrong_settings_are_told_at_once_with_exit_code_2() -> None:

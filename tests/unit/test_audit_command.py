@@ -22,10 +22,18 @@ from durabill.stream_processors.audit.scope import TotalsScope
 from tests.broker.ledger_kit import a_total
 
 
-def result(*findings: Finding) -> AuditResult:
+def result(*findings: Finding, totals: int = 3) -> AuditResult:
     parts = tuple(
         PartitionAccount(
-            each, 0, 10, data=8, control=2, clock_marks=1, totals=3, proven=3, open_orders=1
+            each,
+            0,
+            10,
+            data=8,
+            control=2,
+            clock_marks=1,
+            totals=totals,
+            proven=totals,
+            open_orders=1,
         )
         for each in range(2)
     )
@@ -64,6 +72,8 @@ def test_a_scope_takes_what_was_settled_in_it_and_what_nobody_can_read() -> None
 
 def test_the_verdict_says_of_how_much() -> None:
     assert verdict_line(result()) == "proven: 6 of 6 totals, 6 of 6 ledger rows"
+    nothing = verdict_line(result(totals=0))  # as for a month before the first order
+    assert nothing.startswith("there is no total to prove, and nothing differs: 0 of 0 totals")
     differs = result(Finding(Kind.MISSING_TOTAL, "SO1", 1))
     assert verdict_line(differs).startswith("differs: 1 finding; proven are 6 of 6 totals")
     assert any("2 orders which are still open" in line for line in account_lines(result()))

@@ -379,13 +379,12 @@ def test_a_pipe_in_its_place_holds_up_nobody(file: Path) -> None:
     def read() -> None:
         with pytest.raises(SigningKeyError) as refused:
             read_keys(file, Kind.LEASE)
-        told.append(str(refused.value))
+        told.append(str(refused.value).partition(", or ")[0])
 
     reading = threading.Thread(target=read, daemon=True)
     reading.start()
     reading.join(HANG_S)
-    (line,) = told
-    assert line.startswith(f"{file} is no file of lease keys")
+    assert told == [f"{file} is no file of lease keys"]
 
 
 def test_a_file_that_others_can_read_is_refused(file: Path) -> None:

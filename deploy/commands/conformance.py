@@ -40,7 +40,7 @@ def serve(
     ] = None,
     orders: Orders = 3,
     segments: Segments = 40,
-    interval_ms: IntervalMs = 50,
+    interval_ms: IntervalMs = 100,
     seed: Seed = 0,
     features: Features = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -167,7 +167,7 @@ FEATURES: tuple[Feature, ...] = (
         "many_orders", "One request has segments of several orders", judge.many_orders, (), False
     ),
     Feature("report", "Uploads say how the client stands", judge.report, (), False),
-    Feature("ends", "The client ends by itself, with exit code 0", judge.ends_itself, (), False),
+    Feature("ends", "The client ends by itself, with exit code 0", judge.ends_itself),
 )
 NAMES = tuple(each.name for each in FEATURES)
 

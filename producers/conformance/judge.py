@@ -19,6 +19,8 @@ EARLY_S = 0.05
 """So much earlier than the wish still keeps to it: timers of clients are no better."""
 TIME_TOLERANCE_MS = 1_000
 """So far a client's idea of the server's time may be off."""
+STEP_TOLERANCE_MS = 60_000
+"""So far a client's idea of a step may be off: it may learn of it late."""
 
 
 def form(log: Log) -> Finding:
@@ -154,7 +156,7 @@ def gapless(log: Log) -> Finding:
 
 
 def _is_step(log: Log, apart_ms: int) -> bool:
-    return bool(log.step_ms) and abs(apart_ms - log.step_ms) < TIME_TOLERANCE_MS
+    return bool(log.step_ms) and abs(apart_ms - log.step_ms) < STEP_TOLERANCE_MS
 
 
 def no_loss(log: Log) -> Finding:

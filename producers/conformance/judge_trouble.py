@@ -12,6 +12,8 @@ JITTER_MIN_S = 0.01
 PAUSE_MIN_S = 0.02
 """No client that waits does so for less; a request and its answer take a tenth of it."""
 LONGER = 1.5
+TOKEN_TRIES, TOKEN_TRIES_S = 5, 0.5
+"""Nobody who waits longer each time tries a token so often in so short a time."""
 _JITTER_WAITS = 3
 
 
@@ -160,7 +162,7 @@ def token_renewed(log: Log) -> Finding:
         if each.status != HTTPStatus.UNAUTHORIZED:
             continue
         tries = [*tries, each] if not tries or tries[-1].token == each.token else [each]
-        if len(tries) > 2 and each.came_s - tries[-3].came_s < PAUSE_MIN_S:
+        if len(tries) >= TOKEN_TRIES and each.came_s - tries[-TOKEN_TRIES].came_s < TOKEN_TRIES_S:
             return "it went on at once with a token that wasn't taken"
     return "" if log.with_fault("unauthorized") else None
 

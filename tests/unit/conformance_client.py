@@ -91,7 +91,7 @@ class ModelClient:
         token = self._first_token if "old_token" in self._flaws else self._token
         if "hammers_401" in self._flaws and self._token != self._first_token:
             self._tries_401 += 1
-            token = self._first_token if self._tries_401 < 5 else token
+            token = self._first_token if self._tries_401 < 8 else token
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named |= {"content-type": "application/json", "authorization": f"bearer {token}"}
         exchange, answer = self._player.answer("POST", path, named, json.dumps(body).encode())
@@ -136,14 +136,15 @@ class ModelClient:
             if "changes_start" in self._flaws:
                 body = {"attributes": {"try": str(self._now_s)}}
             _, answer = self.ask("/v1/orders", body, idempotency_key=key)
-            if answer is not None and answer.status == 201 and answer.cut is Cut.NEVER:
+            status = 0 if answer is None else answer.status
+            if answer is not None and status == 201 and answer.cut is Cut.NEVER:
                 grant = json.loads(answer.body)
                 self._orders[grant["service_order_number"]] = {**grant, "at_s": self._now_s}
                 self._cut[grant["service_order_number"]] = 0
                 return
-            if answer is not None and answer.status in (400, 422):
-                if b'"reason"' in answer.body or "trusts_start" in self._flaws:
-                    return  # it is final
+            is_ours = answer is not None and b'"reason"' in answer.body
+            if status in (400, 422) and (is_ours or "trusts_start" in self._flaws):
+                return  # it is final
             self._pause(answer)
 
     def _measure(self) -> None:

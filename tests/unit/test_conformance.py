@@ -6,6 +6,7 @@ No time passes and nothing is sent: `ModelClient` has a clock of its own.
 import json
 import re
 from email.utils import parsedate_to_datetime
+from itertools import groupby
 from random import Random
 from typing import Any
 
@@ -22,9 +23,17 @@ from durabill.producers.conformance.features import (
     faults_for,
     judged,
 )
-from durabill.producers.conformance.script import START_FAULTS, UPLOAD_FAULTS, Script
+from durabill.producers.conformance.script import (
+    DOWN_REQUESTS,
+    RENEWAL_FAULTS,
+    START_FAULTS,
+    UPLOAD_FAULTS,
+    Script,
+)
 from durabill.producers.gateway.openapi import openapi
 from tests.unit.conformance_client import ModelClient
+
+ALL_FAULTS = {*START_FAULTS, *RENEWAL_FAULTS, *UPLOAD_FAULTS}
 
 
 def verdicts(matrix: Matrix) -> dict[str, Verdict]:
@@ -38,7 +47,7 @@ def test_a_client_by_the_book_passes(seed: int) -> None:
     matrix = client.run()
     assert [row for row in matrix.rows if row.verdict is not Verdict.PASS] == []
     assert matrix.conforms
-    assert {each.fault for each in client.log.exchanges} == {"", *START_FAULTS, *UPLOAD_FAULTS}
+    assert {each.fault for each in client.log.exchanges} == {"", *ALL_FAULTS}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -177,7 +186,10 @@ def test_a_gap_as_long_as_the_step_goes_along_with_it() -> None:
         assert verdicts(judged(log, ["gapless"])) == {"gapless": verdict}
 
 
-FOREIGN = {"login", "strange", "proxy_json", "proxy_page", "too_large", "redirect", "cut"}
+FOREIGN = {
+    *("login", "strange", "as_text", "nulls", "proxy_json", "proxy_page", "too_large", "redirect"),
+    *("redirect_get", "cut", "down", "start_login", "start_proxy", "renewal_login"),
+}
 """What answers of others are, or of nobody."""
 
 
@@ -212,17 +224,20 @@ def test_what_was_not_seen_is_no_pass() -> None:
 def test_the_script_is_the_same_for_a_seed_and_has_all() -> None:
     def told(seed: int) -> list[str]:
         script = Script(Random(seed), faults_for(NAMES))
-        return [script.for_upload(9, is_fresh=True) for _ in range(2 * len(UPLOAD_FAULTS) + 1)]
+        count = 2 * len(UPLOAD_FAULTS) + DOWN_REQUESTS
+        return [script.for_upload(9, is_fresh=True) for _ in range(count)]
 
     assert told(3) == told(3)
     assert told(3) != told(4)
-    assert sorted(filter(None, told(3))) == sorted(UPLOAD_FAULTS)
-    assert told(3)[::2] == [""] * (len(UPLOAD_FAULTS) + 1)
+    in_turn = [fault for fault, _ in groupby(told(3))]  # one that comes several times is down
+    assert sorted(filter(None, in_turn)) == sorted(UPLOAD_FAULTS)
+    assert in_turn[::2] == [""] * (len(UPLOAD_FAULTS) + 1)
+    assert told(3).count("down") == DOWN_REQUESTS
 
 
 def test_trouble_is_only_what_shows_a_feature_that_is_asked_for() -> None:
     assert faults_for(["halved", "numbers"]) == {"too_large"}
-    assert faults_for(NAMES) == {*START_FAULTS, *UPLOAD_FAULTS}
+    assert faults_for(NAMES) == ALL_FAULTS
 
 
 def test_the_date_of_a_wish_is_whole_seconds_and_no_earlier_than_the_seconds() -> None:

@@ -122,12 +122,12 @@ class Log:
     """
 
     orders_wanted: int
-    wanted_ms: int = 0
     exchanges: list[Exchange] = field(default_factory=list)
     orders: dict[str, Opened] = field(default_factory=dict)
     step_ms: int = 0
     stepped_s: float | None = None
     exit_code: int | None = None
+    wanted_ms: int = 0
 
     @property
     def uploads(self) -> list[Exchange]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from signal import SIGKILL
 
-from durabill.producers.conformance.exchange import Log, Sent
+from durabill.producers.conformance.exchange import Exchange, Log, Opened, Sent
 
 Finding = str | None
 Judge = Callable[[Log], Finding]
@@ -80,12 +80,18 @@ def times(log: Log) -> Finding:
             if segment.start_ms < opened.server_timestamp_ms:
                 return f"{said}: starts before the order's server timestamp"
             passed_ms = (each.came_s - opened.opened_s) * 1000
-            latest_ms = opened.server_timestamp_ms + passed_ms + TIME_TOLERANCE_MS
-            if log.stepped_s is not None and each.came_s > log.stepped_s > opened.opened_s:
-                latest_ms += max(log.step_ms, 0)
+            latest_ms = passed_ms + TIME_TOLERANCE_MS + _base_ms(log, each, segment, opened)
             if segment.end_ms > latest_ms:
                 return f"{said}: ends {segment.end_ms - latest_ms:.0f} ms too late to have been"
     return _overlap(log) or _too_much(log)
+
+
+def _base_ms(log: Log, each: Exchange, segment: Sent, opened: Opened) -> int:
+    """Return when the order began, on the scale that the segment is on: that may have stepped."""
+    stepped_ms = opened.server_timestamp_ms + log.step_ms
+    has_stepped = log.stepped_s is not None and each.came_s > log.stepped_s > opened.opened_s
+    is_on_it = has_stepped and segment.start_ms > stepped_ms - TIME_TOLERANCE_MS
+    return stepped_ms if is_on_it else opened.server_timestamp_ms
 
 
 def _overlap(log: Log) -> str:

@@ -43,7 +43,7 @@ UPLOAD_FAULTS = {
     "proxy_json": "422 with a proxy's JSON; nothing is stored",
     "proxy_page": "502 with a proxy's page and an odd Retry-After; nothing is stored",
     "redirect": "307 to another path of this server; nothing is stored",
-    "redirect_get": "302, which makes a GET of what follows it; nothing is stored",
+    "redirect_get": "303, which makes a GET of what follows it; nothing is stored",
     "refused": "the first segment is refused for good",
     "lease_over": "a lease is no longer valid: it has to be renewed",
     "step": "the server's clock steps by an hour, and gets another clock id",

@@ -141,7 +141,7 @@ class Stage:
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
-        self.log = Log(scenario.orders, scenario.segments * scenario.interval_ms)
+        self.log = Log(scenario.orders, wanted_ms=scenario.segments * scenario.interval_ms)
         self._player = Player(
             self.log,
             Script(Random(scenario.seed), faults_for(scenario.features)),

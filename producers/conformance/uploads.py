@@ -133,7 +133,7 @@ class Uploads:
             case "redirect":
                 return page(307, "Moved", location=ELSEWHERE)
         assert exchange.fault == "redirect_get"
-        return page(302, "Found", location=ELSEWHERE)
+        return page(303, "See Other", location=ELSEWHERE)
 
     def _paced(self, exchange: Exchange, request: Request) -> Answer:
         """Take what may be taken now: all, once all trouble has come."""

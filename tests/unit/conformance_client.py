@@ -54,7 +54,7 @@ class ModelClient:
         self._failures = 0
         self._said_too_late = 0
         self._tries_401 = self._starts = 0
-        self.log = Log(orders, segments * INTERVAL_MS, exit_code=0)
+        self.log = Log(orders, exit_code=0, wanted_ms=segments * INTERVAL_MS)
         self.answers: list[tuple[str, Exchange, Answer]] = []
         self._player = Player(
             self.log,
@@ -150,6 +150,7 @@ class ModelClient:
     def _measure(self) -> None:
         for order, grant in self._orders.items():
             elapsed_ms = (self._now_s - grant["at_s"]) * 1000
+            elapsed_ms *= 2 if "twice_as_fast" in self._flaws else 1
             while self._cut[order] < min(self._segments, int(elapsed_ms // INTERVAL_MS)):
                 self._cut[order] += 1
                 self._cut_one(order, self._cut[order], grant["server_timestamp_ms"])
@@ -195,7 +196,7 @@ class ModelClient:
         status = 0 if answer is None else answer.status
         if answer is not None and (
             ("follows" in self._flaws and status == 307)
-            or ("follows_get" in self._flaws and status == 302)
+            or ("follows_get" in self._flaws and status == 303)
         ):
             self.ask(answer.headers["location"], {})
         is_too_much = answer is not None and answer.status == 413 and len(batch) > 1

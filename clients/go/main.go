@@ -65,7 +65,10 @@ var client = http.Client{
 // post reads JSON into answer. It returns the status, 0 without a whole answer, and the server's wish to wait.
 func post(path string, body, answer any, header, value string) (int, time.Duration) {
 	content, _ := json.Marshal(body)
-	request, _ := http.NewRequest("POST", os.Getenv("BASE_URL")+path, bytes.NewReader(content))
+	request, err := http.NewRequest("POST", os.Getenv("BASE_URL")+path, bytes.NewReader(content))
+	if err != nil {
+		log.Fatal(err)
+	}
 	request.GetBody = nil // else Go sends a request again by itself, without a pause
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set(header, value)

@@ -11,6 +11,7 @@ from durabill.producers.conformance.script import DOWN_REQUESTS
 JITTER_MIN_S = 0.01
 PAUSE_MIN_S = 0.02
 """No client that waits does so for less; a request and its answer take a tenth of it."""
+HASTY_MAX = 1
 LONGER = 1.5
 TOKEN_TRIES, TOKEN_TRIES_S = 5, 0.5
 """Nobody who waits longer each time tries a token so often in so short a time."""
@@ -60,16 +61,20 @@ def redirect(*faults: str) -> Judge:
 
 
 def pauses(*faults: str) -> Judge:
-    """Return the judge of this: after each of these faults the client doesn't come at once.
+    """Return the judge of this: after these faults the client doesn't come at once.
 
-    It is measured from the request on, so a busy machine makes nobody look hasty.
+    It is measured from the request on, so a busy machine makes nobody look hasty. One try at once
+    is nobody's habit: a service may just have ended, and its user waits for the last segment.
     """
 
     def judge(log: Log) -> Finding:
+        hasty = []
         for each in log.with_fault(*faults):
             again = log.again(each)
             if again is not None and again.came_s - each.came_s < PAUSE_MIN_S:
-                return f"after `{each.fault}` it was sent again at once"
+                hasty.append(each.fault)
+        if len(hasty) > HASTY_MAX:
+            return f"after `{hasty[0]}` and `{hasty[1]}` it was sent again at once"
         return _not_yet_again(log) or _if_all_seen(log, faults)
 
     return judge

@@ -57,8 +57,8 @@ def _takes_bytes(schema: Any, named: dict[str, bool | None]) -> bool:
             _takes_bytes(values, named)
             return True
         case {"type": "fixed", "name": name, "size": size}:
-            named[name] = size > 0
-            return size > 0
+            named[name] = is_sure = bool(size > 0)
+            return is_sure
         case {"fields": fields, "name": name}:
             named[name] = None
             sure = [_takes_bytes(each["type"], named) for each in fields]  # all: each may be wrong

@@ -32,14 +32,14 @@ class Feature:
 
 
 _STRANGE = ("strange", "mixed", "short", "as_text", "nulls")
+_ERRORS = ("proxy_json", "proxy_page", "firewall", "failed")
 _NO_WISH = (
     "cut",
     "lost",
     "truncated",
     "login",
     *_STRANGE,
-    "proxy_json",
-    "proxy_page",
+    *_ERRORS,
     "start_lost",
     "start_login",
     "start_proxy",
@@ -107,9 +107,9 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "proxy_error",
-        "An error of a proxy refuses nothing for good",
-        judge_trouble.sent_again("proxy_json", "proxy_page"),
-        ("proxy_json", "proxy_page"),
+        "An error of a proxy or firewall, or a 500, refuses nothing for good",
+        judge_trouble.sent_again(*_ERRORS),
+        _ERRORS,
     ),
     Feature(
         "redirect",

@@ -63,15 +63,19 @@ def redirect(*faults: str) -> Judge:
 def pauses(*faults: str) -> Judge:
     """Return the judge of this: after these faults the client doesn't come at once.
 
-    It is measured from the request on, so a busy machine makes nobody look hasty. One try at once
-    is nobody's habit: a service may just have ended, and its user waits for the last segment.
+    It is measured from the request on, so a busy machine makes nobody look hasty. A part of what
+    had an error may come at once: it may be about the others. One try at once is nobody's habit:
+    a service may just have ended, and its user waits for the last segment.
     """
 
     def judge(log: Log) -> Finding:
         hasty = []
         for each in log.with_fault(*faults):
             again = log.again(each)
-            if again is not None and again.came_s - each.came_s < PAUSE_MIN_S:
+            if again is None or again.came_s - each.came_s >= PAUSE_MIN_S:
+                continue
+            is_part = len(again.segments) < len(each.segments)
+            if not (is_part and (each.status or 0) >= HTTPStatus.BAD_REQUEST):
                 hasty.append(each.fault)
         if len(hasty) > HASTY_MAX:
             return f"after `{hasty[0]}` and `{hasty[1]}` it was sent again at once"

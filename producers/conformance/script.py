@@ -42,6 +42,8 @@ UPLOAD_FAULTS = {
     "nulls": "200 with null in place of each verdict; nothing is stored",
     "proxy_json": "422 with a proxy's JSON; nothing is stored",
     "proxy_page": "502 with a proxy's page and an odd Retry-After; nothing is stored",
+    "firewall": "403 with a firewall's page; nothing is stored",
+    "failed": "500 of the gateway's own; nothing is stored",
     "redirect": "307 to another path of this server; nothing is stored",
     "redirect_get": "303, which makes a GET of what follows it; nothing is stored",
     "refused": "the first segment is refused for good",

@@ -130,6 +130,10 @@ class Uploads:
                 return proxy_json()
             case "proxy_page":
                 return page(502, "502 Bad Gateway", retry_after="soon")
+            case "firewall":
+                return page(403, "Request blocked")
+            case "failed":
+                return problem(500, "INTERNAL", "it is not your fault")
             case "redirect":
                 return page(307, "Moved", location=ELSEWHERE)
         assert exchange.fault == "redirect_get"

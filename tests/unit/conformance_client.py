@@ -33,7 +33,7 @@ class ModelClient:
         *,
         seed: int = 0,
         orders: int = 2,
-        segments: int = 30,
+        segments: int = 40,
         is_single: bool = False,
         is_short: bool = False,
         batch_max: int = 500,
@@ -281,6 +281,8 @@ class ModelClient:
         if answer.status == 200 and "trusts_200" in self._flaws:
             return everything
         if answer.status == 422 and "trusts_errors" in self._flaws:
+            return everything
+        if answer.status in (403, 500) and f"drops_{answer.status}" in self._flaws:
             return everything
         if "json" not in answer.content_type and not (
             "trusts_text" in self._flaws and "plain" in answer.content_type

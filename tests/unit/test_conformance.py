@@ -124,6 +124,8 @@ FLAWS = {
     "trusts_200": "login_page",
     "trusts_short": "strange_200",
     "trusts_errors": "proxy_error",
+    "drops_403": "proxy_error",
+    "drops_500": "proxy_error",
     "follows": "redirect",
     "hasty": "retry_after",
     "no_dates": "retry_after_date",

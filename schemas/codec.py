@@ -19,6 +19,7 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 from durabill.schemas.errors import BadRecord, Reason
 from durabill.schemas.records import SegmentEvent
 from durabill.schemas.wire import RawSegment, read_segment_body
+from durabill.schemas.writer_bounds import check_bounded, check_canonical
 
 MARKER = b"\xc3\x01"
 HEADER_SIZE = 10
@@ -167,8 +168,10 @@ def resolvable(schema: Mapping[str, Any]) -> Any:
     """
     if not isinstance(schema, Mapping) or schema.get("type") != "record":
         raise ValueError("a writer schema of segments must be an Avro record")
+    check_bounded(schema)
     try:
         canonical = _canonical(schema)
+        check_canonical(canonical)
         writer = _with_raw_order_number(canonical)
     except (fastavro.schema.SchemaParseException, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no valid Avro schema: {error!r}") from error

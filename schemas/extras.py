@@ -38,6 +38,7 @@ ALL = "all"
 _EXTRA_OF_COMMAND = {
     "gateway": "gateway",
     "conformance": "gateway",
+    "openapi": "gateway",
     "archive": "audit",
     "kafka": "local",
     "postgres": "local",

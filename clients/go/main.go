@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-// Service is one that runs; what isn't marked "-" is as the gateway grants it.
+// Service is one that runs; what has a tag is as the gateway grants it.
 type Service struct {
 	Order      string    `json:"service_order_number"`
 	BaseMs     int64     `json:"server_timestamp_ms"`
@@ -80,12 +80,10 @@ func post(path string, body, answer any, header, value string) (int, time.Durati
 		return 0, 0
 	}
 	defer response.Body.Close()
-	if content, err = io.ReadAll(io.LimitReader(response.Body, 1<<20)); err != nil {
-		return 0, 0
-	}
+	content, err = io.ReadAll(response.Body)
 	isJSON := strings.HasPrefix(response.Header.Get("Content-Type"), "application/json")
-	if response.StatusCode < 300 && (!isJSON || json.Unmarshal(content, answer) != nil) {
-		return 0, 0 // a login page, say
+	if err != nil || response.StatusCode < 300 && (!isJSON || json.Unmarshal(content, answer) != nil) {
+		return 0, 0 // it breaks off, or is a login page
 	}
 	return response.StatusCode, wishOf(response.Header)
 }
@@ -99,12 +97,12 @@ func wishOf(headers http.Header) time.Duration {
 	if err != nil || odd != nil {
 		return 0
 	}
-	return max(until.Sub(now), 0)
+	return until.Sub(now)
 }
 
 // pause waits for the server's wish, else longer and longer, with a jitter on top.
 func pause(failures int, wish time.Duration) {
-	least := max(wish, min(100*time.Millisecond<<min(failures, 9), 30*time.Second)/2)
+	least := max(wish, min(50*time.Millisecond<<min(failures, 9), 15*time.Second))
 	time.Sleep(least + random.N(least))
 }
 
@@ -129,6 +127,16 @@ func (s *Service) measure(count int64) {
 	}
 }
 
+// isAbout says whether it is a gateway's verdict of what was sent.
+func (said Upload) isAbout(sent Upload) bool {
+	for _, wrong := range said.Errors {
+		if wrong.Index < 0 || wrong.Index >= len(sent.Segments) {
+			return false
+		}
+	}
+	return said.Order == sent.Order && said.Count == len(sent.Segments)
+}
+
 // settle keeps what is to be sent again; it returns how much that is.
 func (s *Service) settle(said Upload) int {
 	var kept []Segment
@@ -144,47 +152,35 @@ func (s *Service) settle(said Upload) int {
 	}
 	s.waiting = append(kept, s.waiting[said.Count:]...)
 	if isOver {
-		var renewed Service
-		path := "/v1/orders/" + url.PathEscape(s.Order) + "/lease"
-		if status, _ := post(path, struct{}{}, &renewed, "Lease", s.Lease); status == 200 && renewed.Lease != "" {
-			s.Lease = renewed.Lease
-		}
+		s.renew()
 	}
 	return len(kept)
 }
 
-// isAnswer says whether it is a gateway's answer to what was sent.
-func isAnswer(said, sent []Upload) bool {
-	if len(said) != len(sent) {
-		return false
+func (s *Service) renew() {
+	var renewed Service
+	status, wish := post("/v1/orders/"+url.PathEscape(s.Order)+"/lease", struct{}{}, &renewed, "Lease", s.Lease)
+	if status == 200 && renewed.Lease != "" {
+		s.Lease = renewed.Lease
+	} else {
+		pause(0, wish)
 	}
-	for at, each := range said {
-		if each.Order != sent[at].Order || each.Count != len(sent[at].Segments) {
-			return false
-		}
-		for _, wrong := range each.Errors {
-			if wrong.Index < 0 || wrong.Index >= each.Count {
-				return false
-			}
-		}
-	}
-	return true
 }
 
 func overHTTP(orderCount, segmentCount int64) {
-	services := map[string]*Service{}
+	var services []*Service
 	for range orderCount {
-		service := start()
-		services[service.Order] = service
+		services = append(services, start())
 	}
 	for limit, failures := 500, 0; ; {
-		sent, count, pending, isRunning := []Upload{}, 0, 0, false
+		sent, senders, count, pending, isRunning := []Upload{}, []*Service{}, 0, 0, false
 		for _, each := range services {
 			each.measure(segmentCount)
 			isRunning = isRunning || each.cut < segmentCount
 			pending += len(each.waiting)
 			if some := min(len(each.waiting), limit-count); some > 0 {
 				sent = append(sent, Upload{Order: each.Order, Lease: each.Lease, Segments: each.waiting[:some]})
+				senders = append(senders, each)
 				count += some
 			}
 		}
@@ -197,15 +193,19 @@ func overHTTP(orderCount, segmentCount int64) {
 		var said Uploads
 		report := map[string]any{"name": "go", "pending": pending}
 		status, wish := post("/v1/segments", Uploads{sent, report}, &said, "Accept", "application/json")
+		isAnswer := status == 200 && len(said.Uploads) == len(sent)
+		for at := 0; isAnswer && at < len(sent); at++ {
+			isAnswer = said.Uploads[at].isAbout(sent[at])
+		}
 		if status == 413 && count > 1 { // whoever says so
 			limit = count / 2
-		} else if status != 200 || !isAnswer(said.Uploads, sent) { // it says nothing about a segment
+		} else if !isAnswer { // it says nothing about a segment
 			pause(failures, wish)
 			failures++
 		} else {
 			kept := 0
-			for _, each := range said.Uploads {
-				kept += services[each.Order].settle(each)
+			for at, each := range senders {
+				kept += each.settle(said.Uploads[at])
 			}
 			limit, failures = min(500, limit*2), failures+1
 			if kept < count {

@@ -10,21 +10,12 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.net.URI;
 import java.net.URLEncoder;
-import java.net.http.HttpClient;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse;
+import java.net.http.*;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.time.Duration;
-import java.time.ZonedDateTime;
+import java.nio.file.*;
+import java.time.*;
 import java.time.format.DateTimeFormatter;
-import java.time.format.DateTimeParseException;
-import java.util.ArrayList;
-import java.util.LinkedHashMap;
-import java.util.List;
-import java.util.Map;
-import java.util.UUID;
+import java.util.*;
 import java.util.concurrent.ThreadLocalRandom;
 
 public final class Client {
@@ -34,44 +25,41 @@ public final class Client {
     /** Without an answer, or with one that breaks off, status is 0. What isn't JSON has no fields. */
     record Answer(int status, JsonNode body, long wishMs) {}
 
+    record Upload(Service service, List<Segment> segments) {}
+
     static final ObjectMapper JSON = new ObjectMapper();
     static final Answer NONE = new Answer(0, JSON.createObjectNode(), 0);
-    static final HttpClient HTTP = HttpClient.newBuilder().connectTimeout(Duration.ofSeconds(10)).build();
+    static final HttpClient HTTP = HttpClient.newHttpClient(); // it follows no redirects
 
-    static Answer post(String path, Object body, String... header) throws InterruptedException {
+    static Answer post(String path, Object body, String... headers) throws InterruptedException {
         try {
-            HttpRequest.Builder request = HttpRequest.newBuilder(URI.create(System.getenv("BASE_URL") + path))
-                    .timeout(Duration.ofSeconds(15))
-                    .header("Content-Type", "application/json")
-                    .headers(header)
+            var request = HttpRequest.newBuilder(URI.create(System.getenv("BASE_URL") + path))
+                    .timeout(Duration.ofSeconds(15)).headers(headers).header("Content-Type", "application/json")
                     .POST(HttpRequest.BodyPublishers.ofByteArray(JSON.writeValueAsBytes(body)));
             if (System.getenv("TOKEN_FILE") != null) { // at each request: it may be renewed
                 String token = Files.readString(Path.of(System.getenv("TOKEN_FILE"))).strip();
                 request.header("Authorization", "Bearer " + token);
             }
-            HttpResponse<byte[]> said = HTTP.send(request.build(), HttpResponse.BodyHandlers.ofByteArray());
+            var said = HTTP.send(request.build(), HttpResponse.BodyHandlers.ofByteArray());
             boolean isJson = said.headers().firstValue("Content-Type").orElse("").startsWith("application/json");
-            return new Answer(said.statusCode(), isJson ? JSON.readTree(said.body()) : NONE.body, wishOf(said));
+            return new Answer(said.statusCode(), isJson ? JSON.readTree(said.body()) : NONE.body, wishOf(said.headers()));
         } catch (IOException error) {
             return NONE;
         }
     }
 
-    static long wishOf(HttpResponse<?> said) {
-        String wish = said.headers().firstValue("Retry-After").orElse("");
-        if (wish.matches("\\d{1,9}")) {
-            return Long.parseLong(wish) * 1000;
-        }
+    static long wishOf(HttpHeaders headers) {
+        String wish = headers.firstValue("Retry-After").orElse("");
+        if (wish.matches("\\d{1,9}")) return Long.parseLong(wish) * 1000;
         try { // by the server's clock: ours may be wrong
-            ZonedDateTime now = dateOf(said.headers().firstValue("Date").orElse(""));
-            return Math.max(Duration.between(now, dateOf(wish)).toMillis(), 0);
-        } catch (DateTimeParseException error) {
+            return Duration.between(dateIn(headers, "Date"), dateIn(headers, "Retry-After")).toMillis();
+        } catch (DateTimeException error) {
             return 0;
         }
     }
 
-    static ZonedDateTime dateOf(String text) {
-        return ZonedDateTime.parse(text, DateTimeFormatter.RFC_1123_DATE_TIME);
+    static ZonedDateTime dateIn(HttpHeaders headers, String name) {
+        return ZonedDateTime.parse(headers.firstValue(name).orElse(""), DateTimeFormatter.RFC_1123_DATE_TIME);
     }
 
     /** Waits for the server's wish, else longer and longer, with a jitter on top. */
@@ -83,30 +71,28 @@ public final class Client {
     /** A service that runs. Its time is the server's at the start, and the monotonic clock since. */
     static final class Service {
         final String order;
-        final long baseMs, intervalMs, anchorNs = System.nanoTime();
+        final long baseMs, intervalMs, anchorNs;
+        final List<Segment> waiting = new ArrayList<>();
         String lease;
+        boolean isLeaseOver;
         long cut;
 
-        Service(JsonNode grant) {
-            order = grant.get("service_order_number").asText();
-            baseMs = grant.path("server_timestamp_ms").asLong();
-            intervalMs = grant.path("report_interval_ms").asLong();
-            lease = grant.path("lease").asText();
-        }
-
-        static Service start() throws InterruptedException {
+        Service() throws InterruptedException {
             String key = UUID.randomUUID().toString(); // the same for every try: no second order is opened
-            for (int failures = 0; ; failures++) {
-                Answer said = post("/v1/orders", Map.of(), "Idempotency-Key", key);
-                if (said.status == 201 && said.body.has("service_order_number")) {
-                    return new Service(said.body);
-                }
-                pause(failures, said.wishMs);
+            Answer said = NONE;
+            for (int failures = 0; said.status != 201 || !said.body.has("lease"); failures++) {
+                if (failures > 0) pause(failures, said.wishMs);
+                said = post("/v1/orders", Map.of(), "Idempotency-Key", key);
             }
+            anchorNs = System.nanoTime();
+            order = said.body.path("service_order_number").asText();
+            baseMs = said.body.path("server_timestamp_ms").asLong();
+            intervalMs = said.body.path("report_interval_ms").asLong();
+            lease = said.body.path("lease").asText();
         }
 
         /** Cuts the segments that are due, each from where the one before ended. */
-        void measure(long count, List<Segment> waiting) {
+        void measure(long count) {
             long passedMs = (System.nanoTime() - anchorNs) / 1_000_000;
             for (; cut < count && passedMs >= (cut + 1) * intervalMs; cut++) {
                 long at = baseMs + cut * intervalMs;
@@ -115,109 +101,88 @@ public final class Client {
         }
 
         void renew() throws InterruptedException {
-            String path = "/v1/orders/" + URLEncoder.encode(order, StandardCharsets.UTF_8).replace("+", "%20") + "/lease";
-            Answer said = post(path, Map.of(), "Lease", lease);
-            if (said.status == 200 && said.body.has("lease")) {
-                lease = said.body.get("lease").asText();
-            }
+            String number = URLEncoder.encode(order, StandardCharsets.UTF_8).replace("+", "%20");
+            Answer said = post("/v1/orders/" + number + "/lease", Map.of(), "Lease", lease);
+            isLeaseOver = said.status != 200 || !said.body.has("lease");
+            if (isLeaseOver) pause(0, said.wishMs);
+            else lease = said.body.get("lease").asText();
+        }
+
+        Object uploadOf(List<Segment> some) {
+            var values = some.stream().map(each -> List.of(each.number, each.startMs, each.endMs, each.isLast)).toList();
+            return Map.of("service_order_number", order, "lease", lease, "segments", values);
         }
     }
 
-    static Map<String, Object> body(Map<Service, List<Segment>> sent, int pending) {
-        List<Object> uploads = new ArrayList<>();
-        sent.forEach((service, segments) -> uploads.add(Map.of(
-                "service_order_number", service.order,
-                "lease", service.lease,
-                "segments", segments.stream()
-                        .map(each -> List.of(each.number, each.startMs, each.endMs, each.isLast))
-                        .toList())));
-        return Map.of("uploads", uploads, "client", Map.of("name", "java", "pending", pending));
-    }
-
-    /** Adds what is to be sent again to kept, and services whose lease is over to over; false for no gateway's answer. */
-    static boolean judge(Answer said, Map<Service, List<Segment>> sent, List<Segment> kept, List<Service> over) {
-        if (said.status != 200 || said.body.path("uploads").size() != sent.size()) {
-            return false;
-        }
-        int at = 0;
-        for (var upload : sent.entrySet()) {
-            JsonNode verdict = said.body.get("uploads").get(at++);
-            boolean isAbout = verdict.path("service_order_number").asText().equals(upload.getKey().order);
-            if (!isAbout || verdict.path("count").asInt(-1) != upload.getValue().size()) {
-                return false;
-            }
+    /** Returns what is to be sent again; null for no gateway's answer, which says nothing about a segment. */
+    static List<Segment> judge(Answer said, List<Upload> sent) {
+        JsonNode verdicts = said.body.path("uploads");
+        if (said.status != 200 || verdicts.size() != sent.size()) return null;
+        List<Segment> again = new ArrayList<>();
+        for (int at = 0; at < sent.size(); at++) {
+            JsonNode verdict = verdicts.path(at);
+            Service service = sent.get(at).service;
+            List<Segment> segments = sent.get(at).segments;
+            boolean isAbout = verdict.path("service_order_number").asText().equals(service.order);
+            if (!isAbout || verdict.path("count").asInt(-1) != segments.size()) return null;
             for (JsonNode error : verdict.path("errors")) {
                 int index = error.path("index").asInt(-1);
-                if (index < 0 || index >= upload.getValue().size()) {
-                    return false;
-                }
+                if (index < 0 || index >= segments.size()) return null;
                 boolean isLease = error.path("reason").asText().startsWith("LEASE_");
-                if (isLease && !over.contains(upload.getKey())) {
-                    over.add(upload.getKey());
-                }
-                if (isLease || !error.path("final").asBoolean()) {
-                    kept.add(upload.getValue().get(index));
-                } else {
-                    System.err.println(upload.getValue().get(index) + " was refused: " + error.path("reason").asText());
-                }
+                service.isLeaseOver |= isLease;
+                if (isLease || !error.path("final").asBoolean()) again.add(segments.get(index));
+                else System.err.println(segments.get(index) + " was refused: " + error.path("reason").asText());
             }
         }
-        return true;
+        return again;
     }
 
-    static void overHttp(int orderCount, long segmentCount) throws InterruptedException {
-        Map<String, Service> services = new LinkedHashMap<>();
-        while (services.size() < orderCount) {
-            Service service = Service.start();
-            services.put(service.order, service);
-        }
-        List<Segment> waiting = new ArrayList<>();
+    static void overHttp(long orderCount, long segmentCount) throws InterruptedException {
+        List<Service> services = new ArrayList<>();
+        while (services.size() < orderCount) services.add(new Service());
         for (int limit = 500, failures = 0; ; ) {
-            services.values().forEach(each -> each.measure(segmentCount, waiting));
-            if (waiting.isEmpty() && services.values().stream().allMatch(each -> each.cut == segmentCount)) {
-                return;
-            } else if (waiting.isEmpty()) {
+            List<Upload> sent = new ArrayList<>();
+            int count = 0, pending = 0;
+            for (Service each : services) {
+                each.measure(segmentCount);
+                if (each.isLeaseOver) each.renew();
+                pending += each.waiting.size();
+                int some = Math.min(each.waiting.size(), limit - count);
+                if (some > 0) sent.add(new Upload(each, List.copyOf(each.waiting.subList(0, some))));
+                count += some;
+            }
+            if (count == 0) {
+                if (services.stream().allMatch(each -> each.cut == segmentCount)) return;
                 Thread.sleep(10);
                 continue;
             }
-            List<Segment> batch = waiting.subList(0, Math.min(limit, waiting.size()));
-            Map<Service, List<Segment>> sent = new LinkedHashMap<>();
-            for (Segment each : batch) {
-                sent.computeIfAbsent(services.get(each.order), order -> new ArrayList<>()).add(each);
-            }
-            List<Segment> kept = new ArrayList<>();
-            List<Service> over = new ArrayList<>();
-            Answer said = post("/v1/segments", body(sent, waiting.size()), "Accept", "application/json");
-            if (said.status == 413 && batch.size() > 1) {
-                limit = batch.size() / 2; // whoever says so
-            } else if (!judge(said, sent, kept, over)) {
-                pause(failures++, said.wishMs); // it says nothing about a segment
+            var uploads = sent.stream().map(each -> each.service.uploadOf(each.segments)).toList();
+            var body = Map.of("uploads", uploads, "client", Map.of("name", "java", "pending", pending));
+            Answer said = post("/v1/segments", body, "Accept", "application/json");
+            List<Segment> again = judge(said, sent);
+            if (said.status == 413 && count > 1) {
+                limit = count / 2; // whoever says so
+            } else if (again == null) {
+                pause(failures++, said.wishMs);
             } else {
-                failures = kept.size() < batch.size() ? 0 : failures + 1;
+                for (Upload each : sent) each.service.waiting.subList(0, each.segments.size()).retainAll(again);
+                failures = again.size() < count ? 0 : failures + 1;
                 limit = Math.min(500, limit * 2);
-                batch.clear(); // out of what waits
-                waiting.addAll(0, kept);
-                for (Service each : over) {
-                    each.renew();
-                }
-                if (!kept.isEmpty()) {
-                    pause(failures, 0);
-                }
+                if (!again.isEmpty()) pause(failures, 0);
             }
         }
     }
 
+    static long number(String variable) {
+        return Long.parseLong(System.getenv(variable));
+    }
+
     public static void main(String[] arguments) throws Exception {
-        String mode = arguments.length == 0 ? "" : arguments[0];
-        if (mode.equals("http")) {
-            overHttp(Integer.parseInt(System.getenv("ORDERS")), Long.parseLong(System.getenv("SEGMENTS")));
-        } else if (mode.equals("kafka")) {
-            Kafka.write(Integer.parseInt(System.getenv("ORDERS")), Integer.parseInt(System.getenv("SEGMENTS")),
-                    Long.parseLong(System.getenv("INTERVAL_MS")));
-        } else if (mode.equals("vectors") && arguments.length == 2) {
-            Kafka.vectors(Path.of(arguments[1]));
-        } else {
-            throw new IllegalArgumentException("usage: Client http | kafka | vectors FILE");
+        switch (arguments.length == 0 ? "" : arguments[0]) {
+            case "http" -> overHttp(number("ORDERS"), number("SEGMENTS"));
+            case "kafka" -> Kafka.write(number("ORDERS"), number("SEGMENTS"), number("INTERVAL_MS"));
+            case "vectors" -> Kafka.vectors(Path.of(arguments[1]));
+            default -> throw new IllegalArgumentException("usage: Client http | kafka | vectors FILE");
         }
     }
 }

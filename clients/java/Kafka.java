@@ -64,17 +64,17 @@ final class Kafka {
         return h ^ h >>> 15;
     }
 
-    static void write(int orderCount, int segmentCount, long intervalMs) throws Exception {
+    static void write(long orderCount, long segmentCount, long intervalMs) throws Exception {
         Properties settings = new Properties();
         settings.put("bootstrap.servers", System.getenv("BOOTSTRAP_SERVERS"));
         settings.put("acks", "all"); // the default partitioner is what the contract asks for: murmur2
         ByteArraySerializer bytes = new ByteArraySerializer();
         long beganMs = System.currentTimeMillis() - segmentCount * intervalMs;
         try (KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(settings, bytes, bytes)) {
-            for (int at = 0; at < orderCount; at++) {
+            for (long at = 0; at < orderCount; at++) {
                 String order = "JAVA-" + UUID.randomUUID();
                 var sent = new ArrayList<Future<?>>();
-                for (int number = 1; number <= segmentCount; number++) {
+                for (long number = 1; number <= segmentCount; number++) {
                     long startMs = beganMs + (number - 1) * intervalMs;
                     Client.Segment each = new Client.Segment(order, number, startMs, startMs + intervalMs, number == segmentCount);
                     byte[] key = order.getBytes(StandardCharsets.UTF_8);

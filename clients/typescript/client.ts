@@ -69,15 +69,15 @@ function measure(service: Service, count: number): Segment[] {
 
 // Returns what is to be sent again, and the orders whose lease is over; null for what is no gateway's answer.
 function judged({ status, body }: Answer, sent: Segment[][]): { kept: Segment[]; over: Set<string> } | null {
-  if (status !== 200 || body?.uploads?.length !== sent.length) return null;
+  if (status !== 200 || !Array.isArray(body?.uploads) || body.uploads.length !== sent.length) return null;
   const [kept, over]: [Segment[], Set<string>] = [[], new Set()];
   for (const [at, segments] of sent.entries()) {
-    const { service_order_number, count, errors = [] } = body.uploads[at];
+    const { service_order_number, count, errors = [] } = body.uploads[at] ?? {};
     if (service_order_number !== segments[0]!.order || count !== segments.length) return null;
     for (const { index, reason, final } of errors) {
       const segment = segments[index];
       if (!segment) return null;
-      const isLease = reason.startsWith("LEASE_");
+      const isLease = String(reason).startsWith("LEASE_");
       if (isLease) over.add(segment.order);
       if (isLease || !final) kept.push(segment);
       else console.error(`${segment.order}/${segment.number} was refused: ${reason}`);
@@ -88,8 +88,9 @@ function judged({ status, body }: Answer, sent: Segment[][]): { kept: Segment[];
 
 async function renew(service: Service): Promise<void> {
   const path = `/v1/orders/${encodeURIComponent(service.order)}/lease`;
-  const { status, body } = await post(path, {}, { lease: service.lease ?? "" });
+  const { status, body, wishMs } = await post(path, {}, { lease: service.lease ?? "" });
   if (status === 200 && body?.lease) service.lease = body.lease;
+  else await pause(0, wishMs);
 }
 
 function body(sent: Segment[][], services: Map<string, Service>, pending: number): unknown {

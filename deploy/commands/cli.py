@@ -23,6 +23,7 @@ from durabill.deploy.commands.fleet import fleet, totals
 from durabill.deploy.commands.framing import schemas_app
 from durabill.deploy.commands.keys import keys_app
 from durabill.deploy.commands.leakage import leakage
+from durabill.deploy.commands.openapi import openapi
 from durabill.deploy.commands.order import order
 from durabill.deploy.commands.rebuild import rebuild_app
 from durabill.deploy.commands.receipt import receipt, verify
@@ -86,6 +87,7 @@ app.command(rich_help_panel=_PROVE)(audit)
 app.command(rich_help_panel=_PROVE)(replay)
 app.add_typer(rebuild_app, name="rebuild", rich_help_panel=_PROVE)
 app.command(rich_help_panel=_PROVE)(asyncapi)
+app.command(rich_help_panel=_PROVE)(openapi)
 app.add_typer(conformance_app, name="conformance", rich_help_panel=_PROVE)
 app.add_typer(kafka_app, name="kafka", rich_help_panel=_STACK)
 app.add_typer(postgres_app, name="postgres", rich_help_panel=_STACK)

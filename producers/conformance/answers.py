@@ -54,3 +54,13 @@ def page(status: int, title: str, **headers: str) -> Answer:
     text = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(status, text.encode(), "text/html", named)
+
+
+def login_page() -> Answer:
+    """Return what a captive portal says to everything."""
+    return page(200, "Please log in")
+
+
+def proxy_json() -> Answer:
+    """Return an error in JSON that is no gateway's: it has no reason."""
+    return of_json({"error": "Unprocessable Entity", "code": 422}, 422)

@@ -12,7 +12,10 @@ STEP_MS = 3_600_000
 
 
 class PlayedClock:
-    """`monotonic_s` measures waits, `wall_ms` is what the server takes for the time."""
+    """`monotonic_s` measures waits, `wall_ms` is what the server takes for the time.
+
+    It is `wall_ms` that the Date of each answer tells.
+    """
 
     def __init__(
         self, log: Log, *, monotonic_s: Callable[[], float], wall_ms: Callable[[], float]

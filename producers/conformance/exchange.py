@@ -48,7 +48,8 @@ class Exchange:
     `told` is in the order of `segments`. `not_before_s` is when the client may come again, where
     the answer said so. `fault` is what the script did, "" where it did nothing. `wrong` says how
     the request broke the contract, "" where it didn't. `limit` is how many segments a request may
-    have, where there were too many.
+    have, where there were too many. `foreign_lease` are orders for which a lease was shown that
+    wasn't theirs.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class Exchange:
     idempotency_key: str = ""
     orders: frozenset[str] = frozenset()
     without_lease: frozenset[str] = frozenset()
+    foreign_lease: frozenset[str] = frozenset()
     not_before_s: float | None = None
     limit: int | None = None
     report: bool = False
@@ -94,20 +96,38 @@ class Opened:
     server_timestamp_ms: int
     opened_s: float
     wanted_key: str
-    lease: str
-    leases_given: int = 1
-    is_lease_over: bool = False
+    leases: list[str] = field(default_factory=list)
+    leases_over: int = 0
+
+    def new_lease(self) -> str:
+        """Give one more lease, which holds besides those before."""
+        self.leases.append(f"lease-of-{self.order}-{len(self.leases) + 1}")
+        return self.leases[-1]
+
+    def lease_problem(self, shown: str | None) -> str:
+        """Return why a lease isn't taken, as a gateway's reason; "" where it is."""
+        if not shown:
+            return "LEASE_MISSING"
+        if shown in self.leases:
+            return "LEASE_EXPIRED" if self.leases.index(shown) < self.leases_over else ""
+        return "LEASE_OF_ANOTHER" if shown.startswith("lease-of-") else "LEASE_INVALID"
 
 
 @dataclass(slots=True)
 class Log:
-    """All that happened, in the order in which requests came."""
+    """All that happened, in the order in which requests came.
+
+    Each of `orders_wanted` is to run for `wanted_ms`. `exit_code` is the client's, None where it
+    was not started here; a signal's is negative.
+    """
 
     orders_wanted: int
     exchanges: list[Exchange] = field(default_factory=list)
     orders: dict[str, Opened] = field(default_factory=dict)
     step_ms: int = 0
     stepped_s: float | None = None
+    exit_code: int | None = None
+    wanted_ms: int = 0
 
     @property
     def uploads(self) -> list[Exchange]:
@@ -124,6 +144,16 @@ class Log:
         at = self.exchanges.index(after)
         later = (each for each in self.exchanges[at + 1 :] if each.kind is Kind.UPLOAD)
         return next((each for each in later if wanted & each.keys), None)
+
+    def again(self, after: Exchange) -> Exchange | None:
+        """Return the next request for the same: segments, an order's start, or its lease."""
+        if after.kind is Kind.UPLOAD:
+            return self.next_with(after, after.keys)
+        later = (each for each in self.later(after) if each.kind is after.kind)
+        if after.kind is Kind.LEASE:
+            return next((each for each in later if each.orders == after.orders), None)
+        key = after.idempotency_key
+        return next((each for each in later if not key or each.idempotency_key == key), None)
 
     def later(self, after: Exchange) -> list[Exchange]:
         """Return what came after one."""

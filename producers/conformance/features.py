@@ -31,25 +31,39 @@ class Feature:
     is_required: bool = True
 
 
-_NO_WISH = ("cut", "login", "strange", "proxy_json", "proxy_page")
+_STRANGE = ("strange", "mixed", "short", "as_text", "nulls")
+_ERRORS = ("proxy_json", "proxy_page", "firewall", "failed")
+_NO_WISH = (
+    "cut",
+    "lost",
+    "truncated",
+    "login",
+    *_STRANGE,
+    *_ERRORS,
+    "start_lost",
+    "start_login",
+    "start_proxy",
+)
 
 FEATURES: tuple[Feature, ...] = (
     Feature("form", "Requests have the contract's form", judge.form),
     Feature(
         "start_again",
-        "A start whose answer was lost is repeated with the same Idempotency-Key",
+        "A start without a gateway's answer is repeated with the same Idempotency-Key",
         judge.start_again,
-        ("start_lost",),
+        ("start_lost", "start_login", "start_proxy"),
     ),
     Feature("numbers", "Segments are numbered 1, 2, 3 … without holes", judge.numbers),
-    Feature("end", "The last segment alone has the end identifier", judge.end),
+    Feature("end", "The last segment alone has the end identifier, when it is time", judge.end),
     Feature(
         "times",
         "Times begin with the order, don't overlap, and stay within the server's clock",
         judge.times,
     ),
     Feature(
-        "gapless", "A segment starts where the one before ended", judge.gapless, is_required=False
+        "gapless",
+        "A segment starts where the one before ended, the first with the order",
+        judge.gapless,
     ),
     Feature(
         "clock_step",
@@ -73,7 +87,12 @@ FEATURES: tuple[Feature, ...] = (
         judge_trouble.sent_again("truncated"),
         ("truncated",),
     ),
-    Feature("slow", "A slow answer is waited for", judge_trouble.waits_for_slow, ("slow",)),
+    Feature(
+        "slow",
+        "An answer is waited for, also a slow one, before the same is sent again",
+        judge_trouble.waits_for_slow,
+        ("slow",),
+    ),
     Feature(
         "login_page",
         "A login page with 200 is no acknowledgement",
@@ -83,21 +102,26 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "strange_200",
         "A 200 of another form, or about other or fewer segments, is no acknowledgement",
-        judge_trouble.sent_again("strange", "mixed", "short"),
-        ("strange", "mixed", "short"),
+        judge_trouble.sent_again(*_STRANGE),
+        _STRANGE,
     ),
     Feature(
         "proxy_error",
-        "An error of a proxy refuses nothing for good",
-        judge_trouble.sent_again("proxy_json", "proxy_page"),
-        ("proxy_json", "proxy_page"),
+        "An error of a proxy or firewall, or a 500, refuses nothing for good",
+        judge_trouble.sent_again(*_ERRORS),
+        _ERRORS,
     ),
-    Feature("redirect", "Redirects aren't followed", judge_trouble.redirect, ("redirect",)),
+    Feature(
+        "redirect",
+        "Redirects aren't followed",
+        judge_trouble.redirect("redirect", "redirect_get"),
+        ("redirect", "redirect_get"),
+    ),
     Feature(
         "retry_after",
         "Retry-After in seconds is kept to",
-        judge_trouble.waits("start_busy", "busy", "busy_again", "limited"),
-        ("start_busy", "busy", "busy_again", "limited"),
+        judge_trouble.waits("start_busy", "busy", "limited", "renewal_busy"),
+        ("start_busy", "busy", "limited", "lease_over", "renewal_busy"),
     ),
     Feature(
         "retry_after_date",
@@ -111,11 +135,12 @@ FEATURES: tuple[Feature, ...] = (
         judge_trouble.pauses(*_NO_WISH),
         _NO_WISH,
     ),
+    Feature("backoff", "Pauses get longer while nothing works", judge_trouble.backoff, ("down",)),
     Feature(
         "jitter",
         "Waits have a jitter on top of the server's wish",
         judge_trouble.jitter,
-        ("busy", "busy_again", "busy_date", "limited"),
+        ("busy", "busy_date", "limited"),
     ),
     Feature(
         "token_renewed",
@@ -130,12 +155,12 @@ FEATURES: tuple[Feature, ...] = (
         judge_trouble.refused_by_itself,
         ("refused",),
     ),
-    Feature("lease", "Every upload shows its order's lease", judge.lease),
+    Feature("lease", "Every upload and every renewal shows its order's lease", judge.lease),
     Feature(
         "lease_renewed",
         "A lease that is over is renewed",
         judge_trouble.lease_renewed,
-        ("lease_over",),
+        ("lease_over", "renewal_login"),
     ),
     Feature("batches", "What waits goes in one request", judge.batches, is_required=False),
     Feature(
@@ -145,6 +170,7 @@ FEATURES: tuple[Feature, ...] = (
         is_required=False,
     ),
     Feature("report", "Uploads say how the client stands", judge.report, is_required=False),
+    Feature("ends", "The client ends by itself, with exit code 0", judge.ends_itself),
 )
 NAMES = tuple(each.name for each in FEATURES)
 

@@ -6,10 +6,11 @@ first thing that was wrong, for people. What is judged by the script's trouble s
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from signal import SIGKILL
 
-from durabill.producers.conformance.exchange import Kind, Log, Sent
+from durabill.producers.conformance.exchange import Exchange, Log, Opened, Sent
 
 Finding = str | None
 Judge = Callable[[Log], Finding]
@@ -18,6 +19,8 @@ EARLY_S = 0.05
 """So much earlier than the wish still keeps to it: timers of clients are no better."""
 TIME_TOLERANCE_MS = 1_000
 """So far a client's idea of the server's time may be off."""
+STEP_TOLERANCE_MS = 60_000
+"""So far a client's idea of a step may be off: it may learn of it late."""
 
 
 def form(log: Log) -> Finding:
@@ -28,17 +31,15 @@ def form(log: Log) -> Finding:
 
 
 def start_again(log: Log) -> Finding:
-    """After a lost answer the same order is asked for."""
-    lost = log.with_fault("start_lost")
-    if not lost:
-        return None
+    """After a lost answer, or somebody else's, the same order is asked for."""
+    faults = {"start_lost", "start_login", "start_proxy"}
+    lost = log.with_fault(*faults)
     for each in lost:
         if not each.idempotency_key:
             return "a start without an Idempotency-Key"
-        starts = [later for later in log.later(each) if later.kind is Kind.START]
-        if all(later.idempotency_key != each.idempotency_key for later in starts):
-            return "it was not asked for again with the same Idempotency-Key"
-    return ""
+        if log.again(each) is None:
+            return f"after `{each.fault}` it wasn't asked for again with the same Idempotency-Key"
+    return "" if {each.fault for each in lost} == faults else None
 
 
 def numbers(log: Log) -> Finding:
@@ -53,7 +54,7 @@ def numbers(log: Log) -> Finding:
 
 
 def end(log: Log) -> Finding:
-    """Each order has one segment with the end identifier, and it is the last one."""
+    """Each order has one segment with the end identifier: the last one, when it is time."""
     orders = _by_order(log)
     for order, segments in orders.items():
         ends = {each.number for each in segments if each.is_last}
@@ -61,6 +62,8 @@ def end(log: Log) -> Finding:
         if ends != {last}:
             on = ", ".join(map(str, sorted(ends))) or "no segment"
             return f"order {order}: the end identifier is on {on}, and the last number is {last}"
+        if (ran_ms := _sum_ms(segments)) < log.wanted_ms - TIME_TOLERANCE_MS:
+            return f"order {order}: it ends after {ran_ms} ms, {log.wanted_ms} expected"
     return "" if orders else None
 
 
@@ -77,12 +80,18 @@ def times(log: Log) -> Finding:
             if segment.start_ms < opened.server_timestamp_ms:
                 return f"{said}: starts before the order's server timestamp"
             passed_ms = (each.came_s - opened.opened_s) * 1000
-            latest_ms = opened.server_timestamp_ms + passed_ms + TIME_TOLERANCE_MS
-            if log.stepped_s is not None and each.came_s > log.stepped_s > opened.opened_s:
-                latest_ms += max(log.step_ms, 0)
+            latest_ms = passed_ms + TIME_TOLERANCE_MS + _base_ms(log, each, segment, opened)
             if segment.end_ms > latest_ms:
                 return f"{said}: ends {segment.end_ms - latest_ms:.0f} ms too late to have been"
     return _overlap(log) or _too_much(log)
+
+
+def _base_ms(log: Log, each: Exchange, segment: Sent, opened: Opened) -> int:
+    """Return when the order began, on the scale that the segment is on: that may have stepped."""
+    stepped_ms = opened.server_timestamp_ms + log.step_ms
+    has_stepped = log.stepped_s is not None and each.came_s > log.stepped_s > opened.opened_s
+    is_on_it = has_stepped and segment.start_ms > stepped_ms - TIME_TOLERANCE_MS
+    return stepped_ms if is_on_it else opened.server_timestamp_ms
 
 
 def _overlap(log: Log) -> str:
@@ -115,8 +124,7 @@ def _too_much(log: Log) -> str:
         opened = log.orders.get(order)
         if opened is None:
             continue
-        unique = {each.key: each for each in segments}
-        sum_ms = sum(each.end_ms - each.start_ms for each in unique.values())
+        sum_ms = _sum_ms(segments)
         last_s = max(each.came_s for each in log.uploads if order in each.orders)
         passed_ms = (last_s - opened.opened_s) * 1000 + TIME_TOLERANCE_MS
         if sum_ms > passed_ms:
@@ -124,19 +132,37 @@ def _too_much(log: Log) -> str:
     return ""
 
 
+def _sum_ms(segments: Iterable[Sent]) -> int:
+    return sum(
+        each.end_ms - each.start_ms for each in {each.key: each for each in segments}.values()
+    )
+
+
 def gapless(log: Log) -> Finding:
-    """Each segment starts where the one before ended, or goes along with a step of the clock."""
+    """Each segment starts where the one before ended, or goes along with a step of the clock.
+
+    The first one starts with the order.
+    """
     orders = _by_order(log)
     for order, segments in orders.items():
         at = {each.number: each for each in segments}
+        opened = log.orders.get(order)
+        if opened is not None and 1 in at:
+            late_ms = at[1].start_ms - opened.server_timestamp_ms
+            if late_ms and not _is_step(log, late_ms):
+                return f"order {order}: number 1 starts {late_ms} ms after the order"
         for number, each in at.items():
             before = at.get(number - 1)
             if before is not None and before.end_ms != each.start_ms:
                 apart_ms = each.start_ms - before.end_ms
-                if log.step_ms and abs(apart_ms - log.step_ms) < TIME_TOLERANCE_MS:
+                if _is_step(log, apart_ms):
                     continue
                 return f"order {order}: number {number} starts {apart_ms} ms after {number - 1}"
     return "" if orders else None
+
+
+def _is_step(log: Log, apart_ms: int) -> bool:
+    return bool(log.step_ms) and abs(apart_ms - log.step_ms) < STEP_TOLERANCE_MS
 
 
 def no_loss(log: Log) -> Finding:
@@ -180,11 +206,24 @@ def settled(log: Log) -> Finding:
 
 
 def lease(log: Log) -> Finding:
-    """Every upload has the lease of each of its orders."""
+    """Every upload has a lease of each of its orders, and every renewal has."""
     if not any(each.orders for each in log.uploads):
         return None
-    without = (order for each in log.uploads for order in sorted(each.without_lease))
-    return next((f"order {order}: its lease wasn't shown" for order in without), "")
+    for each in log.exchanges:
+        for order in sorted(each.without_lease):
+            return f"order {order}: its lease wasn't shown"
+        for order in sorted(each.foreign_lease):
+            return f"order {order}: a lease was shown that was never given for it"
+    return ""
+
+
+def ends_itself(log: Log) -> Finding:
+    """The client that was started here has ended by itself, and well."""
+    if log.exit_code is None:
+        return None
+    if log.exit_code < 0:
+        return "it had to be ended" if log.exit_code == -SIGKILL else f"signal {-log.exit_code}"
+    return f"its exit code is {log.exit_code}" if log.exit_code else ""
 
 
 def batches(log: Log) -> Finding:

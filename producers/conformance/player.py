@@ -3,14 +3,24 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from durabill.producers.conformance.answers import ELSEWHERE, Answer, Cut, of_json, problem
+from durabill.producers.conformance.answers import (
+    ELSEWHERE,
+    Answer,
+    Cut,
+    login_page,
+    of_json,
+    problem,
+    proxy_json,
+)
 from durabill.producers.conformance.clock import WISH_S, PlayedClock
 from durabill.producers.conformance.exchange import Exchange, Kind, Log, Opened
 from durabill.producers.conformance.script import Script
 from durabill.producers.conformance.shapes import (
     Bad,
+    Start,
     bearer_of,
     check_head,
+    check_key,
     one_order,
     order_in,
     read_single,
@@ -59,6 +69,7 @@ class Player:
             unauthorized=self._change_token,
         )
         self._on_token = on_token
+        self._wanted = dict[str, Start]()  # Idempotency-Key -> what was asked for first
         self._tokens = 0
         self._next_token()
 
@@ -98,7 +109,8 @@ class Player:
             exchange.kind = Kind.START
             if body.strip():
                 check_head(headers)
-            return self._start(exchange, read_start(body).service_order_number)
+            check_key(headers.get("idempotency-key"))
+            return self._start(exchange, read_start(body))
         if known is not None and known[1] == "lease":
             exchange.kind = Kind.LEASE
             return self._renew(exchange, known[0], headers.get("lease"))
@@ -146,25 +158,38 @@ class Player:
 
     # -- orders
 
-    def _start(self, exchange: Exchange, wanted: str | None) -> Answer:
+    def _start(self, exchange: Exchange, wanted: Start) -> Answer:
+        self._check_same(exchange.idempotency_key, wanted)
         fault = exchange.fault = self._script.for_start()
-        if fault == "start_busy":
-            return self._clock.busy(exchange)
-        key = exchange.idempotency_key
-        known = [each for each in self._log.orders.values() if key and each.wanted_key == key]
-        if known:
-            opened = known[0]
-        else:
-            order = wanted or f"CONFORMANCE-{len(self._log.orders) + 1}"
+        match fault:
+            case "start_busy":
+                return self._clock.busy(exchange)
+            case "start_login":
+                return login_page()
+            case "start_proxy":
+                return proxy_json()
+        opened = self._opened_by(exchange.idempotency_key)
+        if opened is None:
+            order = wanted.service_order_number or f"CONFORMANCE-{len(self._log.orders) + 1}"
             if order in self._log.orders:
                 return problem(409, "ORDER_IN_USE", "this order number is in use")
             now_ms = int(self._clock.now_ms())
-            opened = Opened(order, now_ms, exchange.came_s, key, f"lease-of-{order}-1")
+            opened = Opened(order, now_ms, exchange.came_s, exchange.idempotency_key)
+            opened.new_lease()
             self._log.orders[order] = opened
         answer = of_json(self._grant(opened, exchange), 201)
         if fault == "start_lost":
             return Answer(answer.status, answer.body, cut=Cut.BEFORE)
         return answer
+
+    def _opened_by(self, key: str) -> Opened | None:
+        known = (each for each in self._log.orders.values() if key and each.wanted_key == key)
+        return next(known, None)
+
+    def _check_same(self, key: str, wanted: Start) -> None:
+        """Raise Bad where a key comes with another body, whatever became of the first try."""
+        if key and self._wanted.setdefault(key, wanted) != wanted:
+            raise Bad(422, "IDEMPOTENCY_KEY_REUSED", "the same Idempotency-Key with another body")
 
     def _grant(self, opened: Opened, exchange: Exchange) -> dict[str, object]:
         until_ms = opened.server_timestamp_ms + LEASE_MS
@@ -174,7 +199,7 @@ class Player:
             "report_interval_ms": self._rules.interval_ms,
             "accept_until_ms": until_ms,
             "correction_window_ms": LEASE_MS,
-            "lease": opened.lease,
+            "lease": opened.leases[-1],
             "lease_expires_ms": until_ms,
             **self._clock.stamps(exchange),
         }
@@ -183,9 +208,16 @@ class Player:
         opened = self._log.orders.get(order)
         if opened is None:
             return problem(404, "UNKNOWN_ORDER", "there is no such order")
-        if self._rules.has_leases and not shown:
-            raise Bad(401, "LEASE_MISSING", "the lease that is to be renewed has to be shown")
-        opened.leases_given += 1
-        opened.lease = f"lease-of-{order}-{opened.leases_given}"
-        opened.is_lease_over = False
+        exchange.orders = frozenset([order])
+        reason = opened.lease_problem(shown) if self._rules.has_leases else ""
+        if reason and reason != "LEASE_EXPIRED":  # one that is over can be renewed
+            exchange.foreign_lease = exchange.orders
+            raise Bad(401, reason, "the order's lease that is to be renewed has to be shown")
+        exchange.fault = self._script.for_renewal()
+        match exchange.fault:
+            case "renewal_busy":
+                return self._clock.busy(exchange)
+            case "renewal_login":
+                return login_page()
+        opened.new_lease()
         return of_json(self._grant(opened, exchange))

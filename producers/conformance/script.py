@@ -7,16 +7,29 @@ makes progress, and still has something to send until all trouble has come.
 from collections.abc import Collection
 from random import Random
 
-START_FAULTS = ("start_lost", "start_busy")
-"""What may become of the start of an order: made, but the answer is lost; come again later."""
+START_FAULTS = {
+    "start_lost": "made, but the connection is cut before the answer",
+    "start_busy": "503 with Retry-After in seconds",
+    "start_login": "200 with a login page",
+    "start_proxy": "422 with a proxy's JSON",
+}
+"""What may become of the start of an order."""
+
+RENEWAL_FAULTS = {
+    "renewal_busy": "503 with Retry-After in seconds",
+    "renewal_login": "200 with a login page",
+}
+"""What may become of the renewal of a lease."""
+
+DOWN_REQUESTS = 4
 
 UPLOAD_FAULTS = {
     "busy": "503 with Retry-After in seconds; nothing is stored",
-    "busy_again": "the same once more",
     "busy_date": "503 with Retry-After as a date; nothing is stored",
     "limited": "429 with Retry-After and RateLimit; nothing is stored",
     "lost": "stored, but the connection is cut before the answer",
     "cut": "the connection is cut; nothing is stored",
+    "down": f"the connection is cut, {DOWN_REQUESTS} times in a row; nothing is stored",
     "truncated": "stored, but the answer breaks off in its middle",
     "slow": "stored, and answered after a second",
     "unauthorized": "401, and from then on only the next token will do",
@@ -25,9 +38,14 @@ UPLOAD_FAULTS = {
     "strange": "200 with JSON of somebody else; nothing is stored",
     "mixed": "200 in the contract's form, but about another order; nothing is stored",
     "short": "200 in the contract's form, but about fewer segments; nothing is stored",
+    "as_text": "200 in the contract's form, but as plain text; nothing is stored",
+    "nulls": "200 with null in place of each verdict; nothing is stored",
     "proxy_json": "422 with a proxy's JSON; nothing is stored",
-    "proxy_page": "502 with a proxy's page; nothing is stored",
+    "proxy_page": "502 with a proxy's page and an odd Retry-After; nothing is stored",
+    "firewall": "403 with a firewall's page; nothing is stored",
+    "failed": "500 of the gateway's own; nothing is stored",
     "redirect": "307 to another path of this server; nothing is stored",
+    "redirect_get": "303, which makes a GET of what follows it; nothing is stored",
     "refused": "the first segment is refused for good",
     "lease_over": "a lease is no longer valid: it has to be renewed",
     "step": "the server's clock steps by an hour, and gets another clock id",
@@ -46,10 +64,16 @@ class Script:
 
     def __init__(self, dice: Random, faults: Collection[str]) -> None:
         self._starts = [each for each in START_FAULTS if each in faults]
-        self._uploads = [each for each in UPLOAD_FAULTS if each in faults]
-        dice.shuffle(self._starts)
-        dice.shuffle(self._uploads)
-        self._uploads.sort(key=lambda each: each != _FIRST)
+        self._renewals = [each for each in RENEWAL_FAULTS if each in faults]
+        uploads = [each for each in UPLOAD_FAULTS if each in faults]
+        for each in (self._starts, self._renewals, uploads):
+            dice.shuffle(each)
+        uploads.sort(key=lambda each: each != _FIRST)
+        self._uploads = [
+            each
+            for fault in uploads
+            for each in [fault] * (DOWN_REQUESTS if fault == "down" else 1)
+        ]
         self._is_quiet = True  # the next upload goes well
         self._segments_max = 0
 
@@ -61,6 +85,10 @@ class Script:
     def for_start(self) -> str:
         """Return what becomes of the start of an order, "" for nothing."""
         return self._starts.pop(0) if self._starts else ""
+
+    def for_renewal(self) -> str:
+        """Return what becomes of the renewal of a lease, "" for nothing."""
+        return self._renewals.pop(0) if self._renewals else ""
 
     def for_upload(self, segments: int, *, is_fresh: bool) -> str:
         """Return what becomes of an upload of so many segments, "" for nothing.
@@ -80,7 +108,7 @@ class Script:
         if not fitting:
             return ""
         self._uploads.remove(fitting[0])
-        self._is_quiet = True
+        self._is_quiet = fitting[0] != "down" or "down" not in self._uploads
         return fitting[0]
 
     def _has_only_singles(self) -> bool:

@@ -11,6 +11,7 @@ from durabill.producers.conformance.exchange import Sent
 from durabill.schemas import BadRecord, SegmentEvent
 
 SEGMENTS_MAX = 1_000
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _ONE_ORDER = re.compile(r"/v1/orders/([^/]+)/(segments|lease)")
 
 
@@ -98,6 +99,12 @@ def check_head(headers: Mapping[str, str]) -> None:
         raise Bad(415, "CONTENT_TYPE", f"content-type {kind!r}, application/json expected")
     if headers.get("content-encoding", "identity") != "identity":
         raise Bad(415, "CONTENT_ENCODING", "a body with a content encoding")
+
+
+def check_key(key: str | None) -> None:
+    """Raise Bad for an Idempotency-Key that a gateway doesn't take."""
+    if key is not None and not _KEY.fullmatch(key):
+        raise Bad(400, "BAD_IDEMPOTENCY_KEY", "it has 1 to 255 visible ASCII characters")
 
 
 def read_start(body: bytes) -> Start:

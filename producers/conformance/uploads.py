@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from durabill.producers.conformance.answers import ELSEWHERE, Answer, Cut, of_json, page, problem
+from durabill.producers.conformance.answers import (
+    ELSEWHERE,
+    Answer,
+    Cut,
+    login_page,
+    of_json,
+    page,
+    problem,
+    proxy_json,
+)
 from durabill.producers.conformance.clock import PlayedClock
 from durabill.producers.conformance.exchange import Exchange, Kind, Log, Told
 from durabill.producers.conformance.script import Script
@@ -11,6 +20,8 @@ from durabill.producers.conformance.shapes import Bad, Request
 from durabill.producers.conformance.verdicts import (
     about_another,
     about_fewer,
+    about_nothing,
+    as_text,
     refused_single,
     told_of_all,
 )
@@ -20,6 +31,7 @@ PACED_SEGMENTS = 2
 SINGLE_SEGMENTS = 4
 """So many segments an upload for a single order may have until then."""
 SLOW_S = 1.0
+FOREIGN = ("LEASE_OF_ANOTHER", "LEASE_INVALID")
 
 _TOO_LARGE = "413 Request Entity Too Large"
 
@@ -55,6 +67,11 @@ class Uploads:
         if unknown:
             raise Bad(422, "NOT_OPENED", f"order {min(unknown)} was never opened")
         exchange.without_lease = frozenset(each.order for each in request.uploads if not each.lease)
+        exchange.foreign_lease = frozenset(
+            each.order
+            for each in request.uploads
+            if self._log.orders[each.order].lease_problem(each.lease) in FOREIGN
+        )
         exchange.tell(Told.NOTHING)
         count = len(exchange.segments)
         if self._limit is not None:
@@ -67,9 +84,9 @@ class Uploads:
 
     def _troubled(self, exchange: Exchange, request: Request) -> Answer:
         match exchange.fault:
-            case "busy" | "busy_again" | "busy_date" | "limited":
+            case "busy" | "busy_date" | "limited":
                 return self._clock.busy(exchange)
-            case "cut":
+            case "cut" | "down":
                 return Answer(503, cut=Cut.BEFORE)
             case "lost" | "truncated" as fault:
                 answer = self._paced(exchange, request)
@@ -85,7 +102,8 @@ class Uploads:
             case "refused":
                 return self._refuse_one(exchange, request)
             case "lease_over":
-                self._log.orders[request.uploads[0].order].is_lease_over = True
+                opened = self._log.orders[request.uploads[0].order]
+                opened.leases_over = len(opened.leases)
             case "step":
                 self._clock.step()
             case "":
@@ -97,19 +115,29 @@ class Uploads:
     def _of_somebody_else(self, exchange: Exchange, request: Request) -> Answer:
         match exchange.fault:
             case "login":
-                return page(200, "Please log in")
+                return login_page()
             case "strange":
                 return of_json({"status": "ok"})
             case "mixed":
                 return about_another(exchange, request, self._clock.stamps(exchange))
             case "short":
                 return about_fewer(exchange, request, self._clock.stamps(exchange))
+            case "as_text":
+                return as_text(exchange, request, self._clock.stamps(exchange))
+            case "nulls":
+                return about_nothing(request)
             case "proxy_json":
-                return of_json({"error": "Unprocessable Entity", "code": 422}, 422)
+                return proxy_json()
             case "proxy_page":
-                return page(502, "502 Bad Gateway")
-        assert exchange.fault == "redirect"
-        return page(307, "Moved", location=ELSEWHERE)
+                return page(502, "502 Bad Gateway", retry_after="soon")
+            case "firewall":
+                return page(403, "Request blocked")
+            case "failed":
+                return problem(500, "INTERNAL", "it is not your fault")
+            case "redirect":
+                return page(307, "Moved", location=ELSEWHERE)
+        assert exchange.fault == "redirect_get"
+        return page(303, "See Other", location=ELSEWHERE)
 
     def _paced(self, exchange: Exchange, request: Request) -> Answer:
         """Take what may be taken now: all, once all trouble has come."""
@@ -140,12 +168,7 @@ class Uploads:
         return told_of_all(exchange, request, exchange.told, self._clock.stamps(exchange))
 
     def _lease_problem(self, order: str, shown: str | None) -> str:
-        opened = self._log.orders[order]
-        if not self._has_leases:
-            return ""
-        if not shown:
-            return "LEASE_MISSING"
-        return "LEASE_EXPIRED" if shown != opened.lease or opened.is_lease_over else ""
+        return self._log.orders[order].lease_problem(shown) if self._has_leases else ""
 
     def _refuse_one(self, exchange: Exchange, request: Request) -> Answer:
         """Refuse the first segment that isn't stored."""

@@ -1,6 +1,7 @@
 """What an answer says of the segments of an upload, in the form of its route. Pure."""
 
 import json
+from dataclasses import replace
 
 from durabill.producers.conformance.answers import Answer, of_json, problem
 from durabill.producers.conformance.exchange import Exchange, Told
@@ -72,6 +73,21 @@ def about_fewer(exchange: Exchange, request: Request, stamps: Stamps) -> Answer:
         body["uploads"][-1]["count"] -= 1
         body["uploads"][-1]["stored"] -= 1
     return of_json(body)
+
+
+def as_text(exchange: Exchange, request: Request, stamps: Stamps) -> Answer:
+    """Say that all is well, but as text: no gateway does."""
+    told = [Told.STORED] * len(exchange.segments)
+    said = told_of_all(exchange, request, told, stamps)
+    return replace(said, content_type="text/plain")
+
+
+def about_nothing(request: Request) -> Answer:
+    """Have null wherever a verdict is expected, as many as were sent."""
+    if not request.is_single:
+        return of_json({"uploads": [None] * len(request.uploads)})
+    nulls = [None] * len(request.uploads[0].segments)
+    return of_json({"accepted": len(nulls), "receipts": nulls, "segments": nulls})
 
 
 def about_another(exchange: Exchange, request: Request, stamps: Stamps) -> Answer:

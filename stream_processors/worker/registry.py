@@ -9,7 +9,9 @@ record.
 import json
 import ssl
 import time
+from base64 import b64encode
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import urllib3
 
@@ -70,9 +72,9 @@ class Registry:
         self._base = parsed._replace(auth=None).url.rstrip("/")
         self._patience_s = patience_s
         self._headers = {"Accept": f"{_JSON}, application/json"}
-        given = f"{username}:{password}" if username else parsed.auth
+        given = f"{username}:{password}" if username else unquote(parsed.auth or "")
         if given:
-            self._headers |= urllib3.make_headers(basic_auth=given)
+            self._headers["authorization"] = f"Basic {b64encode(given.encode()).decode()}"
         self._http = urllib3.PoolManager(num_pools=1, maxsize=2, retries=False, ssl_context=tls)
 
     @property

@@ -21,7 +21,7 @@ from tests.waiting import HANG_S
 SOURCES = PROJECT_DIR / "clients"
 CACHE = PROJECT_DIR / ".durabill" / "clients"
 BUILD_TIMEOUT_S = 180
-PLAY_TIMEOUT_S = 110
+PLAY_TIMEOUT_S = 240
 
 
 class CannotBuild(Exception):
@@ -158,7 +158,7 @@ def played(name: str) -> Outcome:
     seed = str(sorted([*BUILDERS, "sdk"]).index(name))
     play = [sys.executable, "-m", "durabill", "conformance", "serve", "--json", "--seed", seed]
     ran = subprocess.run(
-        [*play, "--timeout-s", "90", "--", *command],
+        [*play, "--timeout-s", "200", "--", *command],
         capture_output=True,
         text=True,
         timeout=PLAY_TIMEOUT_S,

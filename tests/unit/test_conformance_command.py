@@ -50,7 +50,7 @@ def test_it_serves_until_it_is_told_to_stop_and_judges_what_it_saw(tmp_path: Pat
     assert process.returncode == 1
     told = json.loads(out)
     assert not told["conforms"]
-    assert [each["name"] for each in told["features"]] == list(NAMES)
+    assert [each["name"] for each in told["features"]] == [each for each in NAMES if each != "ends"]
     assert {each["name"]: each["verdict"] for each in told["features"]}["no_loss"] == "fail"
 
 
@@ -61,6 +61,12 @@ def test_a_client_that_does_nothing_is_told_so() -> None:
     assert lines[0].startswith("not seen  numbers")
     assert lines[1].startswith("fail      no_loss")
     assert lines[-1] == "The client does not conform."
+
+
+def test_a_client_that_does_not_end_well_is_told_so() -> None:
+    ran = run("serve", "--features", "ends", "--", sys.executable, "-c", "raise SystemExit(3)")
+    assert ran.returncode == 1
+    assert "its exit code is 3" in ran.stdout
 
 
 def test_what_cannot_be_done_is_said_in_a_line() -> None:

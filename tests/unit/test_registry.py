@@ -159,6 +159,19 @@ def test_user_and_password_of_the_settings_win_over_those_in_the_url() -> None:
         assert b"uthorization: Basic " + b64encode(b"who:s3:cret") in there.asked[0]
 
 
+@pytest.mark.parametrize(
+    ("in_url", "username", "password"),
+    [("", "jürgen", "пароль"), ("who%40here:s%2F%D0%BF@", "", "")],
+    ids=["settings", "url"],
+)
+def test_user_and_password_of_any_letters(in_url: str, username: str, password: str) -> None:
+    with server(as_json("200 OK", {"schema": SCHEMA})) as there:
+        url = f"http://{in_url}127.0.0.1:{there.port}"
+        assert Registry(url, username=username, password=password).ask(42) == SCHEMA
+        given = f"{username}:{password}" if username else "who@here:s/п"
+        assert b"uthorization: Basic " + b64encode(given.encode()) in there.asked[0]
+
+
 def test_a_registry_that_lets_nobody_in_is_told_without_the_password() -> None:
     with server(as_json("401 Unauthorized", {"error_code": 401})) as there:
         registry = Registry(f"http://127.0.0.1:{there.port}", username="who", password="s3cret")

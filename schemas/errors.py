@@ -114,6 +114,9 @@ NEW_TOPICS = (
 )
 """What to do where the topic has other partitions, so that orders have moved."""
 
+REBUILD = "Stop the workers, make it anew by `durabill rebuild checkpoint`, and start them"
+"""What to do where a checkpoint was damaged, or somebody else has written into it."""
+
 NEW_RESULTS = {
     "totals": (
         "stop the workers, make the totals again with `durabill rebuild totals --into TOPIC`, say"

@@ -211,7 +211,8 @@ class ForeignTotals(DurabillError):
         super().__init__(
             f"another application id publishes to {topic}/{partition} while this worker does: two"
             " at once would bill twice. Nothing was published twice. Stop the workers of one of"
-            " them; the other goes on where that one ended"
+            " them; the other goes on where that one ended. If there is no other, somebody else"
+            " writes there: find out who has the right to, and run `durabill audit`"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from durabill.deploy.commands.fleet import in_topic
 from durabill.deploy.commands.order_log import read_story
 from durabill.schemas import decode_total
 from durabill.schemas.errors import BadTotal
@@ -128,5 +129,7 @@ def test_nobody_stops_and_nothing_is_lost(
     assert sum("NOT_AVRO" in each.verdict for each in story.rows) == 2 * PARTITIONS
     rebuilt = rebuild_checkpoint(settings_of(deployed), lambda *_: None, dry_run=True)
     assert sum(each.unpublished for each in rebuilt.partitions) == 0
+    listed = [each.service_order_number for each in in_topic(settings_of(deployed))]
+    assert sorted(listed) == names
     leakage = run("leakage", "--json", **flags_of(deployed, tmp_path))
     assert json.loads(leakage.stdout)["opened_without_total"]["opened_orders"] == len(names)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -176,7 +176,7 @@ def recorded(where: str | Connection) -> Recorded:
         has_orders = conn.execute("SELECT to_regclass('orders') IS NOT NULL").fetchone() == (True,)
         orders = conn.execute("SELECT count(*) FROM orders").fetchone() if has_orders else None
     assert row is not None, "the VALUES have one row"
-    return replace(Recorded(*row), orders=None if orders is None else orders[0])
+    return Recorded(*row, *(orders or (None,)))
 
 
 def forget_offsets(where: str | Connection, topic: str, partition: int | None = None) -> int:

@@ -114,6 +114,9 @@ NEW_TOPICS = (
 )
 """What to do where the topic has other partitions, so that orders have moved."""
 
+REBUILD = "Stop the workers, make it anew by `durabill rebuild checkpoint`, and start them"
+"""What to do where a checkpoint was damaged, or somebody else has written into it."""
+
 NEW_RESULTS = {
     "totals": (
         "stop the workers, make the totals again with `durabill rebuild totals --into TOPIC`, say"
@@ -208,7 +211,8 @@ class ForeignTotals(DurabillError):
         super().__init__(
             f"another application id publishes to {topic}/{partition} while this worker does: two"
             " at once would bill twice. Nothing was published twice. Stop the workers of one of"
-            " them; the other goes on where that one ended"
+            " them; the other goes on where that one ended. If there is no other, somebody else"
+            " writes there: find out who has the right to, and run `durabill audit`"
         )
 
 

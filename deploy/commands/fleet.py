@@ -239,17 +239,24 @@ def _latest(
 
 
 def in_topic(settings: "Settings") -> "Iterator[OrderTotal]":
-    """Yield every total in the totals topic; raises BadTotal for a record that is none."""
+    """Yield every total in the totals topic; what is none is told in the end."""
     from durabill.schemas import BadTotal, decode_total
     from durabill.stream_processors.kafka.reading import read_topic
 
-    topic = settings.totals_topic
-    for partition, offset, message in read_topic(quiet_kafka(settings), topic):
+    strays = 0
+    for _, _, message in read_topic(quiet_kafka(settings), settings.totals_topic):
         value = message.value()
         try:
-            yield decode_total(value if isinstance(value, bytes) else None)
-        except BadTotal as error:
-            raise BadTotal(f"{topic} {partition}/{offset} is no total: {error}") from error
+            total = decode_total(value if isinstance(value, bytes) else None)
+        except BadTotal:
+            strays += 1
+        else:
+            yield total
+    if strays:
+        say(
+            f"note: {counted(strays, 'record')} of the topic can't be read as totals, and count as"
+            " none; `durabill audit` tells of each"
+        )
 
 
 def _check(settings: "Settings", truth: Path, as_json: bool) -> None:

@@ -97,8 +97,12 @@ def leakage(
         return
     print(f"Every order's latest total in {where}")
     print("\n".join(lines_of(found)))
-    if renewals.unknown:
-        words = counted(renewals.unknown, "order")
+    _note(unreadable, renewals.unknown)
+
+
+def _note(unreadable: int, unknown: int) -> None:
+    if unknown:
+        words = counted(unknown, "order")
         say(f"note: no worker could say of {words} whether its lease was renewed")
     if unreadable:
         words = counted(unreadable, "record")

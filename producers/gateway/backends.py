@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import aiohttp
@@ -17,6 +17,7 @@ from yarl import URL
 
 from durabill.producers.gateway.damping import Damper
 from durabill.producers.gateway.kafka import BackendUnavailable
+from durabill.producers.gateway.tenant_turns import TenantTurns
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import OrderTotal
 from durabill.schemas.order_state import OrderState
@@ -209,24 +210,27 @@ class TotalsReader:
         self._find = Finder(find)
         self._timeout_s = timeout_s
         self._connection: psycopg.AsyncConnection[DictRow] | None = None
-        self._mutex = asyncio.Lock()
+        self._turns = TenantTurns()
         self._damper = Damper(log)
 
     async def is_known(self) -> bool:
         """Tell whether there is a ledger to ask."""
         return bool(await self._find())
 
-    async def total(self, number: str, tenant: str | None = None) -> Mapping[str, Any] | None:
+    async def total(
+        self, number: str, tenant: str | None = None, *, whose: Hashable = None
+    ) -> Mapping[str, Any] | None:
         """Return the latest total of an order, fields as in OrderTotal; None if there is none.
 
-        With a `tenant` there is none for another's order. Raises BackendUnavailable.
+        With a `tenant` there is none for another's order. `whose` the question is decides when its
+        turn comes. Raises BackendUnavailable.
         """
         if "\0" in number:  # no order number, and PostgreSQL's text can't hold it
             return None
         if tenant is None:
-            return await self._ask(_TOTAL_QUERY, {"number": number})
+            return await self._ask(_TOTAL_QUERY, {"number": number}, whose)
         named = {"number": number, "tenant": tenant, "unopened": tenant_of(number, None)}
-        return await self._ask(_OWN_TOTAL_QUERY, named)
+        return await self._ask(_OWN_TOTAL_QUERY, named, whose)
 
     async def attributes(
         self, number: str, tenant: str, client: str
@@ -236,15 +240,15 @@ class TotalsReader:
         None are there also where there is no ledger. Raises BackendUnavailable.
         """
         named = {"number": number, "tenant": tenant, "client": client}
-        row = await self._ask(_ATTRIBUTES_QUERY, named)
+        row = await self._ask(_ATTRIBUTES_QUERY, named, (tenant, None))
         return () if row is None else tuple(sorted(row["attributes"].items()))
 
     async def _ask(
-        self, query: sql.Composed | sql.SQL, named: Mapping[str, str]
+        self, query: sql.Composed | sql.SQL, named: Mapping[str, str], whose: Hashable
     ) -> Mapping[str, Any] | None:
         """Return the one row of a query; None: there is none, or no ledger."""
         try:
-            async with asyncio.timeout(self._timeout_s), self._mutex:
+            async with asyncio.timeout(self._timeout_s), self._turns.turn(whose):
                 return await self._row(query, named)
         except (psycopg.Error, TimeoutError) as error:
             cause = str(error).strip() or type(error).__name__

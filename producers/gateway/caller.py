@@ -40,6 +40,11 @@ class Caller:
         """Whether anything has shown who it is."""
         return self.key_id != ""
 
+    @property
+    def counted_as(self) -> tuple[str, str | None]:
+        """Whom limits count it for: its tenant; where nothing has shown who it is, its address."""
+        return self.tenant, None if self.is_known else self.client
+
 
 _CALLER = web.RequestKey("durabill.caller", Caller)
 

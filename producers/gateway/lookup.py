@@ -17,7 +17,7 @@ from aiohttp import web
 
 from durabill.producers.gateway.api import OrderAnswer
 from durabill.producers.gateway.backends import NONE_KNOWN, Live, TotalsReader, WorkerPool
-from durabill.producers.gateway.caller import caller_of
+from durabill.producers.gateway.caller import Caller, caller_of
 from durabill.producers.gateway.kafka import BackendUnavailable
 from durabill.producers.gateway.problems import ApiError, refusal, try_later
 from durabill.schemas import BadRecord
@@ -80,19 +80,20 @@ class Lookup:
             page = read_page(request.query)
         except ValueError as error:
             raise ApiError(422, "BAD_PAGE", str(error)) from error
-        tenant = caller_of(request).sees_only
+        caller = caller_of(request)
+        tenant = caller.sees_only
         live = self._doubted(number, tenant, await self._workers.live(number, page, tenant))
         answer = OrderAnswer(number, live.state, live.unknown)
         is_open = live.state is not None and live.state.phase is not Phase.SETTLED
         ledger_is_known = await self._ledger.is_known()
         if ledger_is_known and not is_open:
-            await self._add_total(answer, page, tenant)
+            await self._add_total(answer, page, caller)
         if answer.live is None and answer.total is None:
             raise _unknown(live, answer.total_unavailable, ledger_is_known)
         return answer
 
-    async def in_use(self, number: str) -> InUse | None:
-        """Return whose a number is, None for a free one.
+    async def in_use(self, number: str, caller: Caller) -> InUse | None:
+        """Return whose a number is, None for a free one, for a caller that wants it.
 
         Its worker is asked; where no worker can say, the ledger. Where nobody can, nobody is kept
         from starting: the log decides who was first.
@@ -105,7 +106,8 @@ class Lookup:
         if live.unknown is None or not await self._ledger.is_known():
             return None
         try:
-            return None if await self._ledger.total(number) is None else InUse()
+            total = await self._ledger.total(number, whose=caller.counted_as)
+            return None if total is None else InUse()
         except BackendUnavailable:
             return None
 
@@ -136,9 +138,10 @@ class Lookup:
         stored_s, owner = found or (float("-inf"), "")
         return tenant in (None, owner) and self._clock_s() - stored_s < _STORED_KEPT_S
 
-    async def _add_total(self, answer: OrderAnswer, page: Page, tenant: str | None) -> None:
+    async def _add_total(self, answer: OrderAnswer, page: Page, caller: Caller) -> None:
+        number, whose = answer.service_order_number, caller.counted_as
         try:
-            total = await self._ledger.total(answer.service_order_number, tenant)
+            total = await self._ledger.total(number, caller.sees_only, whose=whose)
             answer.total = None if total is None else cut_page(total, page)
         except BackendUnavailable as error:
             answer.total_unavailable = str(error)

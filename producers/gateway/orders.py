@@ -173,7 +173,7 @@ class OrderDesk:
         Raises ApiError(409 ORDER_IN_USE).
         """
         async with self._authority.quotas.lookup(wanted.caller):
-            in_use = await self._lookup.in_use(number)
+            in_use = await self._lookup.in_use(number, wanted.caller)
         if in_use is None:
             return None
         opened = in_use.opened

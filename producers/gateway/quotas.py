@@ -59,10 +59,6 @@ _Who = tuple[str, str | None]
 """Whom something is counted for: a tenant (without a client), or a client of it."""
 
 
-def _tenant(caller: Caller) -> _Who:
-    return caller.tenant, None if caller.is_known else caller.client
-
-
 _ALL: _Who = "", None
 """Everybody together."""
 
@@ -126,7 +122,7 @@ class Quotas:
 
     def request(self, caller: Caller) -> AbstractContextManager[None]:
         """Count a request while it is worked on; raise ApiError(429 QUOTA_REQUESTS)."""
-        who, limit = _tenant(caller), self.limits.tenant_requests_max
+        who, limit = caller.counted_as, self.limits.tenant_requests_max
         if self._requests[who] >= limit:
             detail = f"{limit} requests of this tenant may be under way at once"
             raise _over("QUOTA_REQUESTS", detail)
@@ -139,7 +135,7 @@ class Quotas:
         More of them wait for each other, so one tenant's reading doesn't hold up another's. Raises
         ApiError(429 QUOTA_REQUESTS) where that takes too long: who waits holds a connection.
         """
-        who = _tenant(caller)
+        who = caller.counted_as
         own = self._lookups.setdefault(who, _Lookups())
         own.count += 1
         try:
@@ -165,7 +161,7 @@ class Quotas:
         """
         self._check(caller, count)
         # A tenant and its client are one and the same without authentication.
-        units = {_ALL, _tenant(caller), (caller.tenant, caller.client)}
+        units = {_ALL, caller.counted_as, (caller.tenant, caller.client)}
         return _Counted(self._segments, units, count)
 
     def _check(self, caller: Caller, count: int) -> None:
@@ -175,7 +171,7 @@ class Quotas:
             raise _too_many(limits.client_segments_max, "client")
         free = max(0, limits.in_flight_segments_max - segments[_ALL])
         share = min(limits.tenant_segments_max, free)
-        own = segments[_tenant(caller)]
+        own = segments[caller.counted_as]
         if own and own + count > share:
             raise _too_many(max(share, 1), "tenant")
         if count > free:
@@ -200,7 +196,7 @@ class Quotas:
     def _orders_for(self, caller: Caller, numbers: Set[str], now_ms: int) -> OpenOrders:
         """Return a tenant's orders, where there is room for these."""
         self._sweep(now_ms)
-        who = _tenant(caller)
+        who = caller.counted_as
         orders = self._orders.get(who)
         if orders is None:
             orders = self._orders[who] = OpenOrders()
@@ -216,13 +212,13 @@ class Quotas:
 
     def ended(self, caller: Caller, number: str, now_ms: int) -> None:
         """Note that an order's end is stored. Whether it counts is for its worker to say."""
-        orders = self._orders.get(_tenant(caller))
+        orders = self._orders.get(caller.counted_as)
         if orders is not None:
             orders.end(number, now_ms)
 
     def not_opened(self, caller: Caller, number: str) -> None:
         """Note that an order's opening isn't stored."""
-        orders = self._orders.get(_tenant(caller))
+        orders = self._orders.get(caller.counted_as)
         if orders is not None:
             orders.discard(number)
 

@@ -83,9 +83,8 @@ class PartitionAudit:
 
     def _totals_from(self, end_offset: int) -> TotalsLog:
         job = self._job
-        partition = job.place.partition
-        bounds = job.totals_first, end_offset
-        return TotalsLog(self._kafka, self._topic, partition, *bounds, job.log_id)
+        bounds = job.place.partition, job.totals_first, end_offset
+        return TotalsLog(self._kafka, self._topic, *bounds, job.log_id)
 
     # -- the two streams ----------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import cramjam
 import msgspec
 
-from durabill.schemas.errors import START_ANEW, StateError
+from durabill.schemas.errors import REBUILD, START_ANEW, StateError
 from durabill.stream_processors.core.intervals import IntervalSet
 from durabill.stream_processors.core.opening import Opened
 from durabill.stream_processors.core.order import SETTLEMENTS_MAX, Order, Phase
@@ -218,7 +218,7 @@ def decode_block(block: bytes) -> BlockContent:
             waiting = _waiting_decoder.decode(bytes(cramjam.zstd.decompress(block[1:])))
             return BlockContent(version, b"", b"", b"", [], waiting=waiting)
     except (cramjam.DecompressionError, msgspec.DecodeError) as error:
-        raise StateError(f"a checkpoint block is damaged: {error}") from error
+        raise StateError(f"a checkpoint block is damaged: {error}. {REBUILD}") from error
     raise StateError(
         f"a checkpoint block has format version {version}, this worker reads up to"
         f" {OPENINGS_VERSION}: run the version of Durabill that wrote it, or {START_ANEW}"

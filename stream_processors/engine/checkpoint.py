@@ -24,6 +24,7 @@ from durabill.schemas.errors import (
     BEGIN_ANEW,
     NEW_TOPICS,
     OWN_APPLICATION_ID,
+    REBUILD,
     START_ANEW,
     StateError,
 )
@@ -181,7 +182,7 @@ def _decode_meta(raw: bytes, partition: int, committed_offset: int | None) -> Ch
             old = msgspec.convert(fields, CheckpointMetaV1)
             return _from_v1(old, partition, committed_offset)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise StateError(f"the meta of a checkpoint is damaged: {error}") from error
+        raise StateError(f"the meta of a checkpoint is damaged: {error}. {REBUILD}") from error
     raise StateError(f"the meta of a checkpoint has version {version}, not {META_VERSION}")
 
 

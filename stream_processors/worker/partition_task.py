@@ -81,7 +81,7 @@ class PartitionTask:
     openings: PublishedOpenings | None = None
     """The same for openings; None: none were."""
     openings_passed_on: int = 0
-    """How many this process has put into the orders topic."""
+    """How many this process has passed on to the orders topic."""
     strays: int = 0
     """Records among those that are no worker's: they were passed over."""
     schemas: RecordedSchemas = field(default_factory=lambda: RecordedSchemas(OWN_SCHEMA_ONLY))
@@ -151,7 +151,9 @@ class PartitionTask:
 
         Raises StateError where it published another one in its place.
         """
-        return openings if self.openings is None else self.openings.not_among(openings)
+        new = openings if self.openings is None else self.openings.not_among(openings)
+        self.openings_passed_on += len(new)
+        return new
 
     def use(self, terms: Terms) -> None:
         """Judge what is folded from now on by these terms."""

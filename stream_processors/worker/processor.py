@@ -294,9 +294,7 @@ class Processor:
         self, task: PartitionTask, writer: PartitionWriter, effects: Effects
     ) -> None:
         if effects.openings:  # ahead of the totals of their orders
-            openings = task.openings_not_yet_published(effects.openings)
-            task.openings_passed_on += len(openings)
-            writer.put_openings(openings)
+            writer.put_openings(task.openings_not_yet_published(effects.openings))
         writer.put_totals(task.not_yet_published(effects.totals))
         if effects.dead_letters or effects.forwards:
             await self.side_output.publish(task.partition, effects)

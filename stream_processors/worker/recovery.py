@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from durabill.schemas import BadTotal, WriterSchemas, decode_total
-from durabill.schemas.errors import RESTORE_OR_START_ANEW, SegmentsLost
+from durabill.schemas.errors import REBUILD, RESTORE_OR_START_ANEW, SegmentsLost, StateError
 from durabill.stream_processors.core.order import Policy
 from durabill.stream_processors.engine.checkpoint import (
     CheckpointMeta,
@@ -179,7 +179,13 @@ def restore_task(
     """
     # Version 1 could leave blocks without a meta: by a crash in its very first checkpoint.
     clock_ms, next_offset = (0, first_offset) if meta is None else (meta.clock_ms, meta.next_offset)
-    table.restore(blocks_in(entries, table.place.partition), clock_ms)
+    try:
+        table.restore(blocks_in(entries, table.place.partition), clock_ms)
+    except (ValueError, IndexError) as error:  # its columns don't fit together
+        partition = table.place.partition
+        raise StateError(
+            f"the checkpoint of partition {partition} is damaged: {error}. {REBUILD}"
+        ) from error
     has_checkpoint = meta is not None
     published, strays = _published_since(table, next_offset, tail.records, has_checkpoint)
     found, unplaced = (openings.openings, openings.strays) if openings else ((), ())

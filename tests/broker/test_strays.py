@@ -4,13 +4,15 @@ Workers alone should have the right to write there. Who has it all the same is t
 neither an opening nor a total.
 """
 
-import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from durabill.deploy.commands.fleet import in_topic
+from durabill.deploy.commands.leakage import _openings
 from durabill.deploy.commands.order_log import read_story
 from durabill.schemas import decode_total
 from durabill.schemas.errors import BadTotal
@@ -24,8 +26,6 @@ from tests.broker.audit_kit import Record, audited, settings_of, write
 from tests.broker.ledger_kit import RunningLedger, new_ledger_dsn, running_ledger
 from tests.broker.opening_kit import opening
 from tests.broker.test_bad_input import record_with
-from tests.broker.test_cli import run
-from tests.broker.test_openings import flags_of
 from tests.broker.traffic_kit import Pair, now_ms, segment
 from tests.broker.worker_kit import Deployment, deployment, read_committed
 from tests.waiting import wait_until
@@ -34,12 +34,9 @@ PARTITIONS = 2
 NO_TEXT = b"\xff\xfe"
 
 
-@pytest.fixture(scope="module")
-def deployed(
-    bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
-    folder = tmp_path_factory.mktemp("strays")
-    with deployment(bootstrap_servers, folder, partitions=PARTITIONS) as made:
+@pytest.fixture
+def deployed(bootstrap_servers: str, tmp_path: Path) -> Iterator[Deployment]:
+    with deployment(bootstrap_servers, tmp_path, partitions=PARTITIONS) as made:
         yield made
 
 
@@ -85,9 +82,7 @@ def settled(deployed: Deployment) -> set[str]:
     return found
 
 
-def test_nobody_stops_and_nothing_is_lost(
-    deployed: Deployment, postgres_dsn: str, tmp_path: Path
-) -> None:
+def test_nobody_stops_and_nothing_is_lost(deployed: Deployment, postgres_dsn: str) -> None:
     dsn = new_ledger_dsn(postgres_dsn)
     ledger = RunningLedger(
         *(deployed.kafka, deployed.totals, dsn, f"{deployed.name}-ledger", 100),
@@ -129,5 +124,7 @@ def test_nobody_stops_and_nothing_is_lost(
     assert sum("NOT_AVRO" in each.verdict for each in story.rows) == 2 * PARTITIONS
     rebuilt = rebuild_checkpoint(settings_of(deployed), lambda *_: None, dry_run=True)
     assert sum(each.unpublished for each in rebuilt.partitions) == 0
-    leakage = run("leakage", "--json", **flags_of(deployed, tmp_path))
-    assert json.loads(leakage.stdout)["opened_without_total"]["opened_orders"] == len(names)
+    listed = [each.service_order_number for each in in_topic(settings_of(deployed))]
+    assert sorted(listed) == names
+    opened = [_openings(settings_of(deployed), each, lambda *_: None) for each in range(PARTITIONS)]
+    assert sorted(each.number for each in chain(*opened)) == names

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import cramjam
 import msgspec
 import pytest
 
@@ -116,6 +117,20 @@ def totals_of(*orders: str, offset: int = 1) -> list[Total]:
     """The totals of these orders, each of one segment from this offset on."""
     table = ColumnTable(PLACE, Policy(), WriterSchemas())
     return table.fold(chunk(offset, *map(ended, orders))).totals
+
+
+MISFIT = bytes(cramjam.zstd.compress(msgspec.msgpack.encode([b"\0" * 9, b"\0" * 7, b"", []])))
+
+
+@pytest.mark.parametrize("block", [b"\x02junk", b"\x06junk", b"\x02" + MISFIT, b"\x04" + MISFIT])
+def test_what_somebody_has_written_into_a_checkpoint_is_refused(block: bytes) -> None:
+    entries = {entry_key(0, "0"): block, entry_key(7, "0"): b"junk", b"no key of ours": b"junk"}
+    fresh = ColumnTable(PLACE, Policy(), WriterSchemas())
+    with pytest.raises(StateError, match=r"is damaged.*`durabill rebuild checkpoint`"):
+        restore_task(fresh, entries, LONE, None, first_offset=0, tail=Tail([], 0))
+    del entries[entry_key(0, "0")]
+    fresh = ColumnTable(PLACE, Policy(), WriterSchemas())
+    assert not restore_task(fresh, entries, LONE, None, first_offset=0, tail=Tail([], 0)).published
 
 
 def test_a_replay_suppresses_what_was_published() -> None:

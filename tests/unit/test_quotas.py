@@ -2,11 +2,13 @@
 
 import asyncio
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from durabill.producers.gateway.backends import TotalsReader
 from durabill.producers.gateway.caller import ALL_SCOPES, Caller
 from durabill.producers.gateway.open_orders import ENDED_KEPT_MS, UNOPENED_KEPT_MS
 from durabill.producers.gateway.problems import ApiError
@@ -15,6 +17,7 @@ from durabill.producers.gateway.quotas import (
     QuotaLimits,
     Quotas,
 )
+from durabill.producers.gateway.tenant_turns import TenantTurns
 
 ROOM = 1_000
 
@@ -261,3 +264,46 @@ def test_who_reads_too_much_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not counts._lookups
 
     asyncio.run(read())
+
+
+def test_a_slow_ledger_answers_one_tenant_after_the_other() -> None:
+    """Of many questions of one tenant that wait one stands before everybody else's."""
+    served: list[str] = []
+
+    async def ask(reader: TotalsReader, tenant: str) -> None:
+        await reader.total(tenant, whose=of(tenant).counted_as)
+
+    async def read() -> None:
+        reader = TotalsReader(lambda: None, timeout_s=60)
+
+        async def row(_query: Any, named: dict[str, str]) -> None:
+            await asyncio.sleep(0)
+            served.append(named["number"])
+
+        reader._row = row  # type: ignore[assignment, method-assign]
+        names = [*["greedy"] * LOOKUPS_AT_ONCE, "good-1", *["greedy"] * 9, "good-2", "good-1"]
+        await asyncio.gather(*(ask(reader, each) for each in names))
+        assert not len(reader._turns)
+
+    asyncio.run(read())
+    assert served[:4] == ["greedy", "good-1", "good-2", "greedy"]
+    assert len(served) == LOOKUPS_AT_ONCE + 12
+
+
+def test_who_gives_up_in_the_row_holds_up_nobody() -> None:
+    async def wait() -> None:
+        turns = TenantTurns()
+        async with turns.turn("slow"):
+            waiting = [asyncio.create_task(have(turns, each)) for each in ("a", "a", "b")]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+            waiting[2].cancel()
+            await asyncio.sleep(0)
+        await waiting[1]
+        assert not len(turns)
+
+    async def have(turns: TenantTurns, whose: str) -> None:
+        async with turns.turn(whose):
+            pass
+
+    asyncio.run(wait())

@@ -62,7 +62,7 @@ class Stand:
             entropy=os.urandom,
         )
 
-    async def in_use(self, _number: str) -> InUse | None:
+    async def in_use(self, _number: str, _caller: Caller) -> InUse | None:
         until_ms = self.now_ms + LEASE_MS
         opened = OpenedState(
             tenant="acme", client="anna", server_timestamp_ms=self.now_ms, accept_until_ms=until_ms

@@ -70,7 +70,7 @@ class Stand:
             entropy=os.urandom,
         )
 
-    async def in_use(self, _number: str) -> None:
+    async def in_use(self, _number: str, _caller: Caller) -> None:
         """Nobody knows it."""
 
     def note_stored(self, _number: str, _tenant: str) -> None:

@@ -117,7 +117,7 @@ class Session:
         self._own = OwnTime(server_timestamp_ms, reading) if own_time else None
         way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
         if asked is not None:
-            way_ms += reading.doubt_ms - asked.doubt_ms + asked.unsettled_ms
+            way_ms += reading.doubt_since(asked) + asked.unsettled_ms
         self._begin(
             SessionState(
                 service_order_number,
@@ -178,8 +178,8 @@ class Session:
         return session
 
     def _begin(self, state: SessionState, reading: Reading, unsure_ms: int) -> None:
-        self._state, self._latest = state, reading
-        self._unsure_ms = unsure_ms + reading.unsettled_ms - reading.doubt_ms  # before this reading
+        self._state, self._first, self._latest = state, reading, reading
+        self._unsure_ms = unsure_ms + reading.unsettled_ms  # before this reading
         self._excluded_before_ms = self._excluded_ms(reading) - state.excluded_ms
         self._slept_before = reading.suspends - state.suspends
 
@@ -215,7 +215,7 @@ class Session:
         """Return how far the time billed may be off if the session ended at `reading`."""
         # What was cut by a worse estimate stands, though it may lie ahead by now.
         ahead_ms = max(self._state.reported_until_ms - self._time_ms(reading), 0)
-        unsure_ms = self._unsure_ms + reading.doubt_ms + reading.unsettled_ms
+        unsure_ms = self._unsure_ms + reading.doubt_since(self._first) + reading.unsettled_ms
         return unsure_ms + reading.bound_ms + ahead_ms
 
     def report(self, reading: Reading) -> list[SegmentEvent]:

@@ -8,7 +8,7 @@ from durabill.producers.sdk.suspends import Clocks
 from durabill.producers.sdk.timekeeper import SLEPT_ERROR_US, Timekeeper
 
 MS, S = 1_000, 1_000_000
-HOUR, DAY = 3_600 * S, 86_400 * S
+MINUTE, HOUR, DAY = 60 * S, 3_600 * S, 86_400 * S
 SERVER_MS = 1_770_000_000_000
 
 
@@ -142,6 +142,21 @@ def test_a_suspend_while_servers_are_away_for_long_is_measured_by_the_machine() 
     keeper.read()
     machine.hear(keeper)
     assert abs(keeper.read().paused_ms - HOUR // MS) <= SLEPT_ERROR_US // MS
+
+
+def test_servers_that_come_and_go_put_no_more_in_doubt_than_any_two_can_be_apart() -> None:
+    """Else a bill by the hundredth process of a gateway would be as good as none."""
+    machine = Machine()
+    keeper = Timekeeper(lambda: machine.true_us * 1_000)
+    machine.hear(keeper, "0")
+    session = Session("SO1", SERVER_MS + machine.true_us // MS, 60_000, keeper.read())
+    for each in range(1, 300):
+        asked_us = keeper.tick_us()
+        machine.run(S)
+        keeper.learn(asked_us, machine.now(str(each)))
+        machine.run(MINUTE)
+        session.report(keeper.read())
+    assert session.state.clock_bound_ms < 4_000
 
 
 @pytest.mark.parametrize("fast_ppm", [500, -500])

@@ -99,7 +99,8 @@ class Session:
 
     `reading` is the client's time when the server's answer had arrived; all later ones are of the
     same clock. `asked` is what it was before the server was asked, if it was: what happened to the
-    clock meanwhile is in doubt, too. `own_time` is for a server's time that the caller gave: it is
+    clock meanwhile is in doubt, too. `unsure_ms` is how far the clock of the server's timestamp may
+    be from those that were heard. `own_time` is for a server's time that the caller gave: it is
     taken to be that of `reading`, and steps of the client's time don't move it. Raises BadRecord or
     ValueError as `SessionState` does.
     """
@@ -112,10 +113,11 @@ class Session:
         reading: Reading,
         *,
         asked: Reading | None = None,
+        unsure_ms: int = 0,
         own_time: bool = False,
     ) -> None:
         self._own = OwnTime(server_timestamp_ms, reading) if own_time else None
-        way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
+        way_ms = abs(self._time_ms(reading) - server_timestamp_ms) + unsure_ms
         if asked is not None:
             way_ms += reading.doubt_since(asked) + asked.unsettled_ms
         self._begin(
@@ -159,14 +161,13 @@ class Session:
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
         own_time = server_timestamp_ms is not None
-        begun_ms = reading.now_ms if server_timestamp_ms is None else server_timestamp_ms
-        number, interval_ms = state.service_order_number, state.report_interval_ms
-        session = cls(number, begun_ms, interval_ms, reading, own_time=own_time)
-        at_ms = session._time_ms(reading)
+        at_ms = server_timestamp_ms if server_timestamp_ms is not None else reading.now_ms
+        number = state.service_order_number
+        session = cls(number, at_ms, state.report_interval_ms, reading, own_time=own_time)
         gap_ms = at_ms - state.reported_until_ms
         if count_gap and gap_ms > GAP_MAX_MS:
             said = f"{gap_ms} ms since the last report, at most a year counts"
-            raise ValueError(f"order {state.service_order_number!r}: {said}")
+            raise ValueError(f"order {number!r}: {said}")
         if session._own is not None and gap_ms < 0:
             session._own, gap_ms = OwnTime(state.reported_until_ms, reading), 0
         unsure_ms = state.clock_bound_ms + (APART_US // 1_000 if count_gap else reading.bound_ms)

@@ -377,6 +377,8 @@ class Client:
         def ask(left_s: float) -> None:
             asked_us = self._time.tick_us()
             self._time.learn(asked_us, self._uplink.server_time(timeout_s=left_s))
+            if not self._time.is_known:
+                raise UplinkUnavailable("the server said a time that can't be")
 
         self._patiently(ask, until_s)
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from math import ceil, floor, isfinite
 from typing import NamedTuple
 
-from durabill.schemas.limits import FUTURE_TOLERANCE_MS
+from durabill.schemas.limits import ARRIVES_FROM_MS, ARRIVES_UNTIL_MS, FUTURE_TOLERANCE_MS
 
 TIMESTAMP_MAX_MS = 253_402_300_799_999
 """The end of the year 9999: a server whose time is later has no idea of the time."""
@@ -155,9 +155,11 @@ class ServerClock:
         """Take in an answer that was asked for and had at these local instants.
 
         The time between them may be wrong by `unsure_us`. Returns the step that it showed. What
-        can't be (a server that took longer than the whole exchange) says nothing.
+        can't be (a server that took longer than the exchange, or is in 1970) says nothing.
         """
         assert asked_us <= answered_us
+        if not ARRIVES_FROM_MS <= stamps.received_ms <= stamps.sent_ms <= ARRIVES_UNTIL_MS:
+            return None
         sample = self._sample(asked_us, answered_us, stamps, unsure_us)
         if sample is None:
             return None

@@ -117,6 +117,18 @@ def test_a_start_asks_for_the_time_only_where_its_answer_does_not_say_it(
         assert unsure_ms <= service.state.clock_bound_ms <= unsure_ms + 3 * taken_ms + 50
 
 
+def test_no_order_goes_on_by_a_time_that_can_not_be(tmp_path: Path) -> None:
+    server = Server()
+    with Client(server, tmp_path / "spool", on_error=lambda _: None) as client:
+        client.start()
+    server.ahead_ms = -NOW_MS
+    with Client(server, tmp_path / "spool", on_error=lambda _: None) as client:
+        with pytest.raises(UplinkUnavailable, match="can't be"):
+            client.resume("SO1", timeout_s=0)
+        server.ahead_ms = 0
+        assert client.resume("SO1").state.clock_bound_ms < HOUR_MS
+
+
 class Losing(Server):
     """The answer to its first start is lost; the second one says the same."""
 

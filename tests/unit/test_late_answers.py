@@ -94,6 +94,19 @@ def test_of_late_answers_alone_the_time_is_known_within_its_bound_and_never_too_
     assert clock.jumped_us != jumped_us  # what the caller's own times don't follow
 
 
+@pytest.mark.parametrize("year_ms", [0, 4_200_000_000_000])
+def test_a_server_that_does_not_know_the_year_says_nothing(year_ms: int) -> None:
+    """One whose machine has lost its clock, and whose Kafka is away, tells of 1970."""
+    clock = ServerClock(0)
+    insane = ServerStamps(year_ms, year_ms, "b")
+    assert clock.learn(0, MS, insane) is None
+    assert not clock.is_known
+    clock.learn(0, MS, stamps_at(0))
+    before = clock.at(S), clock.doubt_us
+    assert clock.learn(0, MS, insane) is None
+    assert (clock.at(S), clock.doubt_us) == before
+
+
 def test_an_answer_that_spans_a_suspend_is_as_unsure_as_the_clock_after_it() -> None:
     """Some machines' clocks know whole seconds after a suspend."""
     machine = Machine()

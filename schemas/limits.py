@@ -16,6 +16,9 @@ APPLICATION_ID_BYTES_MAX = 100
 FUTURE_TOLERANCE_MS = 60_000
 """How far a segment's end may lie after its arrival; also what forgetting waits for on top."""
 
+ARRIVES_FROM_MS = 1_577_836_800_000
+"""2020: a clock that shows an earlier time doesn't know the year."""
+
 ARRIVES_UNTIL_MS = 4_102_444_800_000
 """2100: until then a record may arrive. What ends later, and the tolerance after, never counts."""
 

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from durabill.producers.gateway.problems import ApiError, ItemError, refusal
 from durabill.schemas import BadRecord, Reason, SegmentEvent, check_order_number
 from durabill.schemas.limits import (
+    ARRIVES_FROM_MS,
     ARRIVES_UNTIL_MS,
     ATTRIBUTES_MAX,
     FUTURE_TOLERANCE_MS,
@@ -20,12 +21,6 @@ from durabill.schemas.order_state import OrderState
 from durabill.schemas.text import plain
 from durabill.schemas.units import refused_time, unit_hint
 
-ARRIVES_FROM_MS = 1_577_836_800_000
-"""2020: between it and ARRIVES_UNTIL_MS a record arrives, whatever this machine's clock says. The
-rules about lateness and the future speak of the broker's append time. While the gateway hasn't
-learned of late what that is, it refuses beforehand only what can't count at any of these times
-(seconds and microseconds, say); all else goes to Kafka, whose acknowledgement judges it, and
-teaches the time."""
 SEGMENTS_MAX = 1_000
 DETAIL_CHARS_MAX = 200
 ERRORS_MAX = 20
@@ -279,7 +274,13 @@ class TimeRules:
 
     @classmethod
     def at_any_time(cls, correction_window_ms: int | None, now_ms: int) -> "TimeRules":
-        """Return the rules while nobody knows what time it is; `now_ms` is for the texts."""
+        """Return the rules while nobody knows what time it is; `now_ms` is for the texts.
+
+        The rules about lateness and the future speak of the broker's append time. While that isn't
+        known of late, only what can't count at any time is refused beforehand (seconds and
+        microseconds, say); all else goes to Kafka, whose acknowledgement judges it, and teaches
+        the time.
+        """
         early_ms, late_ms = ARRIVES_UNTIL_MS - now_ms, now_ms - ARRIVES_FROM_MS
         return cls(correction_window_ms, now_ms, early_ms, late_ms)
 

@@ -32,7 +32,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 from durabill.producers.sdk.reading import Reading
 from durabill.producers.sdk.reporter import Reporter
 from durabill.producers.sdk.sender import Sender
-from durabill.producers.sdk.server_clock import DRIFT_PPM
+from durabill.producers.sdk.server_clock import APART_US, DRIFT_PPM
 from durabill.producers.sdk.service import EndReceipt, Owner, Service
 from durabill.producers.sdk.session import ProducerError, Session, SessionState
 from durabill.producers.sdk.spool import (
@@ -186,15 +186,24 @@ class Client:
         self._check_running()
         if service_order_number is not None:
             check_order_number(service_order_number)
-        asked, own_time = None, grant is not None
+        asked, unsure_ms, own_time = None, 0, grant is not None
         if grant is None:
-            asked, grant = self._granted(service_order_number, time.monotonic() + timeout_s)
+            until_s = time.monotonic() + timeout_s
+            asked, unsure_ms, grant = self._granted(service_order_number, until_s)
         reading = self._time.read()
         number = grant.service_order_number
         if self._spool.session(number) is not None:
             raise ValueError(f"order {number!r} is in use here already, resume it")
         start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
-        session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
+        session = Session(
+            number,
+            start_ms,
+            interval_ms,
+            reading,
+            asked=asked,
+            unsure_ms=unsure_ms,
+            own_time=own_time,
+        )
         terms = with_renewal(grant.terms, start_ms)
         entry = Entry([], session.state, terms)
         return shielded(
@@ -344,14 +353,18 @@ class Client:
 
     def _granted(
         self, service_order_number: str | None, until_s: float
-    ) -> tuple[Reading | None, Grant]:
-        """Return the server's grant, and the time before it was asked, where that was known."""
+    ) -> tuple[Reading | None, int, Grant]:
+        """Return the time before the server was asked, where that was known, and its grant.
+
+        Between them: how far the clock of its timestamp may be from that of its answer, in ms.
+        """
         if self._time.is_known and self._time.read().unsettled_ms:  # who knows how late it is
             self._ask_time(until_s)
-        uplink, key = self._uplink, uuid.uuid4().hex
+        uplink, key, tries = self._uplink, uuid.uuid4().hex, 0
 
         def ask(left_s: float) -> Grant:
-            asked_us = self._time.tick_us()
+            nonlocal tries
+            asked_us, tries = self._time.tick_us(), tries + 1
             if isinstance(uplink, StartingOnce):  # a try whose answer was lost opens no second one
                 grant = uplink.start_once(key, service_order_number, timeout_s=left_s)
             else:
@@ -363,12 +376,16 @@ class Client:
         grant = self._patiently(ask, until_s)
         if not self._time.is_known:  # an older gateway, whose grant hasn't the answer's own time
             self._ask_time(until_s)
-        return asked, grant
+        # An earlier try may have started it, at another gateway.
+        unsure_us = APART_US if tries > 1 or grant.stamps is None else 0
+        return asked, unsure_us // 1_000, grant
 
     def _ask_time(self, until_s: float) -> None:
         def ask(left_s: float) -> None:
             asked_us = self._time.tick_us()
             self._time.learn(asked_us, self._uplink.server_time(timeout_s=left_s))
+            if not self._time.is_known:
+                raise UplinkUnavailable("the server said a time that can't be")
 
         self._patiently(ask, until_s)
 

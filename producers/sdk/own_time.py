@@ -26,7 +26,7 @@ class OwnTime:
         """Go by the local clock up to `reading` where that is better."""
         first, rate = self._first, reading.drift_ppm / (1_000_000 - reading.drift_ppm)
         passed_ms = reading.local_ms - first.local_ms
-        unsure_ms = reading.bound_ms + ceil(passed_ms * rate) + reading.doubt_ms - first.doubt_ms
+        unsure_ms = reading.bound_ms + ceil(passed_ms * rate) + reading.doubt_since(first)
         if unsure_ms < self._unsure_ms:
             self._unsure_ms = unsure_ms
             self._ahead_ms += self._given_ms + passed_ms - self.at_ms(reading)

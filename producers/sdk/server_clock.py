@@ -17,14 +17,15 @@ An answer that took more than `VAGUE_US` tells nothing to who knows better. Wher
 known, it has to do. The next good one then sets the time, and by how much is kept, as for a step.
 
 What an order was billed can be off by what was said at its start and at its end, and by what
-happened to the clock in between: the growth of `doubt_us`. See `reading.Reading`.
+happened to the clock in between: the growth of `doubt_us`, and that of `swapped_us`, which is not
+more than any two servers can be apart, however many came and went. See `reading.Reading`.
 """
 
 from dataclasses import dataclass
 from math import ceil, floor, isfinite
 from typing import NamedTuple
 
-from durabill.schemas.limits import FUTURE_TOLERANCE_MS
+from durabill.schemas.limits import ARRIVES_FROM_MS, ARRIVES_UNTIL_MS, FUTURE_TOLERANCE_MS
 
 TIMESTAMP_MAX_MS = 253_402_300_799_999
 """The end of the year 9999: a server whose time is later has no idea of the time."""
@@ -87,6 +88,15 @@ class _Source:
     heard_us: int
     unheard: int = 0  # samples of others since
 
+    def gap_us(self, other: "_Source", grown_us: int) -> int:
+        """Return by how much two intervals miss each other, at most 0 where they meet."""
+        low_us, high_us = max(self.low_us, other.low_us), min(self.high_us, other.high_us)
+        return low_us - high_us - 2 * grown_us
+
+    def far_us(self, other: "_Source", grown_us: int) -> int:
+        """Return how far apart the two can be at most."""
+        return max(self.high_us - other.low_us, other.high_us - self.low_us) + 2 * grown_us
+
 
 class ServerClock:
     """The server's time, from the birth of the clock at `local_us` on. For one thread at a time.
@@ -111,6 +121,8 @@ class ServerClock:
         """When the last answer came that told something."""
         self.doubt_us = 0
         """How much what was told before is in doubt, in all: it only grows."""
+        self.swapped_us, self.swap_max_us = 0, apart_us
+        """The same of servers that are heard no more, and by how far any two can be apart."""
         self.jumped_us = 0
         """The sum of all steps, forwards and backwards."""
         self.skipped_us = 0
@@ -143,13 +155,15 @@ class ServerClock:
         """Take in an answer that was asked for and had at these local instants.
 
         The time between them may be wrong by `unsure_us`. Returns the step that it showed. What
-        can't be (a server that took longer than the whole exchange) says nothing.
+        can't be (a server that took longer than the exchange, or is in 1970) says nothing.
         """
         assert asked_us <= answered_us
+        if not ARRIVES_FROM_MS <= stamps.received_ms <= stamps.sent_ms <= ARRIVES_UNTIL_MS:
+            return None
         sample = self._sample(asked_us, answered_us, stamps, unsure_us)
         if sample is None:
             return None
-        is_vague = -self._gap_us(sample, sample, answered_us) > VAGUE_US
+        is_vague = -sample.gap_us(sample, self._grown_us(answered_us)) > VAGUE_US
         if self.is_known and is_vague and not self._is_vague:
             return None
         was_known, was_us = self.is_known, self.at(answered_us)[0]
@@ -164,10 +178,10 @@ class ServerClock:
         if not self.is_known:
             return self._step(clock_id, sample)
         self._calm(answered_us)
-        known = self._sources.get(clock_id)
+        known, grown_us = self._sources.get(clock_id), self._grown_us(answered_us)
         last = next(reversed(self._sources.values()))
-        gap_us = 0 if known is None else self._gap_us(known, sample, answered_us)
-        if max(gap_us, self._gap_us(last, sample, answered_us)) > self._apart_us:
+        gap_us = 0 if known is None else known.gap_us(sample, grown_us)
+        if max(gap_us, last.gap_us(sample, grown_us)) > self._apart_us:
             return self._step(clock_id, sample)
         if self._is_vague and not is_vague:
             others = self._sources.keys() - {clock_id}
@@ -208,21 +222,11 @@ class ServerClock:
         sample = _Source(
             low_us + self._grown_us(answered_us), high_us - self._grown_us(asked_us), answered_us
         )
-        if self._gap_us(sample, sample, answered_us) > 2 * unsure_us:
+        if sample.gap_us(sample, self._grown_us(answered_us)) > 2 * unsure_us:
             return None
         sample.low_us -= self._noise_us + unsure_us
         sample.high_us += self._noise_us + unsure_us
         return sample
-
-    def _gap_us(self, one: _Source, other: _Source, local_us: int) -> int:
-        """Return by how much two intervals miss each other, at most 0 where they meet."""
-        low_us, high_us = max(one.low_us, other.low_us), min(one.high_us, other.high_us)
-        return low_us - high_us - 2 * self._grown_us(local_us)
-
-    def _far_us(self, one: _Source, other: _Source, local_us: int) -> int:
-        """Return how far apart the two can be at most."""
-        ways_us = (one.high_us - other.low_us, other.high_us - one.low_us)
-        return max(ways_us) + 2 * self._grown_us(local_us)
 
     def _step(self, clock_id: str, sample: _Source) -> Step:
         local_us, was_known = sample.heard_us, self.is_known
@@ -253,17 +257,17 @@ class ServerClock:
             self._noise_since_us = local_us
 
     def _link(self, clock_id: str, local_us: int) -> None:
-        heard = self._sources[clock_id]
+        heard, grown_us = self._sources[clock_id], self._grown_us(local_us)
         for other_id, other in self._sources.items():
             if other_id == clock_id:
                 continue
             pair = frozenset((clock_id, other_id))
-            near_us = max(self._gap_us(heard, other, local_us), 0)
-            far_us = self._far_us(heard, other, local_us)
+            near_us = max(heard.gap_us(other, grown_us), 0)
+            far_us = heard.far_us(other, grown_us)
             known_us = self._links_us.get(pair)
             if known_us is None:
                 known_us = far_us
-                if self._grown_us(local_us) - self._grown_us(other.heard_us) > _COMPARED_US:
+                if grown_us - self._grown_us(other.heard_us) > _COMPARED_US:
                     known_us = min(far_us, self._apart_us)  # an assumption, by now
             self.doubt_us += max(near_us - known_us, 0)  # they move away from each other
             self._links_us[pair] = max(min(known_us, far_us), near_us)
@@ -278,7 +282,8 @@ class ServerClock:
                     self._links_us.pop(frozenset((clock_id, other)), self._apart_us)
                     for other in self._sources
                 ]
-                self.doubt_us += min(links_us)  # an order may have started by it
+                self.swapped_us += min(links_us)  # an order may have started by it
+                self.swap_max_us = max(self.swap_max_us, *links_us)
 
     def _hull(self, local_us: int) -> tuple[int, int]:
         heard_id, heard = next(reversed(self._sources.items()))

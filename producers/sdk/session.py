@@ -100,7 +100,8 @@ class Session:
 
     `reading` is the client's time when the server's answer had arrived; all later ones are of the
     same clock. `asked` is what it was before the server was asked, if it was: what happened to the
-    clock meanwhile is in doubt, too. `own_time` is for a server's time that the caller gave: it is
+    clock meanwhile is in doubt, too. `unsure_ms` is how far the clock of the server's timestamp may
+    be from those that were heard. `own_time` is for a server's time that the caller gave: it is
     taken to be that of `reading`, and steps of the client's time don't move it. Raises BadRecord or
     ValueError as `SessionState` does.
     """
@@ -113,12 +114,13 @@ class Session:
         reading: Reading,
         *,
         asked: Reading | None = None,
+        unsure_ms: int = 0,
         own_time: bool = False,
     ) -> None:
         self._own = OwnTime(server_timestamp_ms, reading) if own_time else None
-        way_ms = abs(self._time_ms(reading) - server_timestamp_ms)
+        way_ms = abs(self._time_ms(reading) - server_timestamp_ms) + unsure_ms
         if asked is not None:
-            way_ms += reading.doubt_ms - asked.doubt_ms + asked.unsettled_ms
+            way_ms += reading.doubt_since(asked) + asked.unsettled_ms
         self._begin(
             SessionState(
                 service_order_number,
@@ -160,14 +162,13 @@ class Session:
         if state.ended:
             raise ValueError(f"order {state.service_order_number!r} has ended")
         own_time = server_timestamp_ms is not None
-        begun_ms = reading.now_ms if server_timestamp_ms is None else server_timestamp_ms
-        number, interval_ms = state.service_order_number, state.report_interval_ms
-        session = cls(number, begun_ms, interval_ms, reading, own_time=own_time)
-        at_ms = session._time_ms(reading)
+        at_ms = server_timestamp_ms if server_timestamp_ms is not None else reading.now_ms
+        number = state.service_order_number
+        session = cls(number, at_ms, state.report_interval_ms, reading, own_time=own_time)
         gap_ms = at_ms - state.reported_until_ms
         if count_gap and gap_ms > GAP_MAX_MS:
             said = f"{gap_ms} ms since the last report, at most a year counts"
-            raise ValueError(f"order {state.service_order_number!r}: {said}")
+            raise ValueError(f"order {number!r}: {said}")
         if session._own is not None and gap_ms < 0:
             session._own, gap_ms = OwnTime(state.reported_until_ms, reading), 0
         unsure_ms = state.clock_bound_ms + (APART_US // 1_000 if count_gap else reading.bound_ms)
@@ -179,8 +180,8 @@ class Session:
         return session
 
     def _begin(self, state: SessionState, reading: Reading, unsure_ms: int) -> None:
-        self._state, self._latest = state, reading
-        self._unsure_ms = unsure_ms + reading.unsettled_ms - reading.doubt_ms  # before this reading
+        self._state, self._first, self._latest = state, reading, reading
+        self._unsure_ms = unsure_ms + reading.unsettled_ms  # before this reading
         self._excluded_before_ms = self._excluded_ms(reading) - state.excluded_ms
         self._slept_before = reading.suspends - state.suspends
 
@@ -216,7 +217,7 @@ class Session:
         """Return how far the time billed may be off if the session ended at `reading`."""
         # What was cut by a worse estimate stands, though it may lie ahead by now.
         ahead_ms = max(self._state.reported_until_ms - self._time_ms(reading), 0)
-        unsure_ms = self._unsure_ms + reading.doubt_ms + reading.unsettled_ms
+        unsure_ms = self._unsure_ms + reading.doubt_since(self._first) + reading.unsettled_ms
         return unsure_ms + reading.bound_ms + ahead_ms
 
     def report(self, reading: Reading) -> list[SegmentEvent]:

@@ -145,6 +145,8 @@ class Timekeeper:
                 unsettled_ms=self._unsettled_ms(),
                 suspends=self._meter.count,
                 drift_ppm=self._drift_ppm,
+                swapped_ms=self._clock.swapped_us // 1_000,
+                swap_max_ms=self._clock.swap_max_us // 1_000,
             )
         self._tell_all()
         return reading

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from durabill.producers.gateway.api import ARRIVES_FROM_MS
 from durabill.producers.gateway.server import GatewayConfig, serve_gateway
 from durabill.producers.gateway.starts import new_order_number
 from durabill.producers.gateway.web_server import Limits
 from durabill.producers.sdk.http_uplink import quote_order_number
 from durabill.schemas import SegmentEvent, partition_for
-from durabill.schemas.limits import ARRIVES_UNTIL_MS
+from durabill.schemas.limits import ARRIVES_FROM_MS, ARRIVES_UNTIL_MS
 from tests.broker.gateway_kit import call, gateway, openings_of, read_topic, segments_of
 from tests.conftest import Topics
 from tests.waiting import HANG_S

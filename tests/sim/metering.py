@@ -276,6 +276,7 @@ class Meter:
 
 NIGHTS = tuple(Span(day * DAY + 14 * HOUR, day * DAY + 22 * HOUR) for day in range(5))
 TWO = (Gateway("a"), Gateway("b", 300 * MS))
+MANY = tuple(Gateway(f"{each}", 5 * MS * (each % 2)) for each in range(32))
 MONTH = 30 * DAY
 COUNT = SuspendPolicy.COUNT
 
@@ -291,6 +292,7 @@ SCENARIOS = (
     Scenario("half of the answers are lost", DAY, 30 * S, lost=0.5),
     Scenario("two gateways, 300 ms apart, by chance", DAY, 30 * S, gateways=TWO),
     Scenario("two gateways, 300 ms apart, the one goes", DAY, gateways=TWO, switches=(9 * HOUR,)),
+    Scenario("32 gateways, 5 ms apart, by chance", DAY, 30 * S, gateways=MANY),
     Scenario(
         "offline for three days, 500 ppm fast",
         5 * DAY,

@@ -8,7 +8,7 @@ from durabill.producers.sdk.suspends import Clocks
 from durabill.producers.sdk.timekeeper import SLEPT_ERROR_US, Timekeeper
 
 MS, S = 1_000, 1_000_000
-HOUR, DAY = 3_600 * S, 86_400 * S
+MINUTE, HOUR, DAY = 60 * S, 3_600 * S, 86_400 * S
 SERVER_MS = 1_770_000_000_000
 
 
@@ -94,6 +94,19 @@ def test_of_late_answers_alone_the_time_is_known_within_its_bound_and_never_too_
     assert clock.jumped_us != jumped_us  # what the caller's own times don't follow
 
 
+@pytest.mark.parametrize("year_ms", [0, 4_200_000_000_000])
+def test_a_server_that_does_not_know_the_year_says_nothing(year_ms: int) -> None:
+    """One whose machine has lost its clock, and whose Kafka is away, tells of 1970."""
+    clock = ServerClock(0)
+    insane = ServerStamps(year_ms, year_ms, "b")
+    assert clock.learn(0, MS, insane) is None
+    assert not clock.is_known
+    clock.learn(0, MS, stamps_at(0))
+    before = clock.at(S), clock.doubt_us
+    assert clock.learn(0, MS, insane) is None
+    assert (clock.at(S), clock.doubt_us) == before
+
+
 def test_an_answer_that_spans_a_suspend_is_as_unsure_as_the_clock_after_it() -> None:
     """Some machines' clocks know whole seconds after a suspend."""
     machine = Machine()
@@ -142,6 +155,21 @@ def test_a_suspend_while_servers_are_away_for_long_is_measured_by_the_machine() 
     keeper.read()
     machine.hear(keeper)
     assert abs(keeper.read().paused_ms - HOUR // MS) <= SLEPT_ERROR_US // MS
+
+
+def test_servers_that_come_and_go_put_no_more_in_doubt_than_any_two_can_be_apart() -> None:
+    """Else a bill by the hundredth process of a gateway would be as good as none."""
+    machine = Machine()
+    keeper = Timekeeper(lambda: machine.true_us * 1_000)
+    machine.hear(keeper, "0")
+    session = Session("SO1", SERVER_MS + machine.true_us // MS, 60_000, keeper.read())
+    for each in range(1, 300):
+        asked_us = keeper.tick_us()
+        machine.run(S)
+        keeper.learn(asked_us, machine.now(str(each)))
+        machine.run(MINUTE)
+        session.report(keeper.read())
+    assert session.state.clock_bound_ms < 4_000
 
 
 @pytest.mark.parametrize("fast_ppm", [500, -500])

@@ -48,9 +48,7 @@ FEATURES: tuple[Feature, ...] = (
         "Times begin with the order, don't overlap, and stay within the server's clock",
         judge.times,
     ),
-    Feature(
-        "gapless", "A segment starts where the one before ended", judge.gapless, is_required=False
-    ),
+    Feature("gapless", "A segment starts where the one before ended", judge.gapless, (), False),
     Feature(
         "clock_step",
         "A step of the server's clock adds no time to an order",
@@ -137,14 +135,11 @@ FEATURES: tuple[Feature, ...] = (
         judge_trouble.lease_renewed,
         ("lease_over",),
     ),
-    Feature("batches", "What waits goes in one request", judge.batches, is_required=False),
+    Feature("batches", "What waits goes in one request", judge.batches, (), False),
     Feature(
-        "many_orders",
-        "One request has segments of several orders",
-        judge.many_orders,
-        is_required=False,
+        "many_orders", "One request has segments of several orders", judge.many_orders, (), False
     ),
-    Feature("report", "Uploads say how the client stands", judge.report, is_required=False),
+    Feature("report", "Uploads say how the client stands", judge.report, (), False),
 )
 NAMES = tuple(each.name for each in FEATURES)
 

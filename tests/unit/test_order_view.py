@@ -51,7 +51,7 @@ def story_of(*records: tuple[int, int, int, int]) -> Story:
         ([(0, 15), (39, 40)], "█▒·▒"),
     ],
 )
-def test_a_bar_shows_how_full_each_part_is(pieces: list[tuple[int, int]], bar: str) -> None:
+def test_a_bar(pieces: list[tuple[int, int]], bar: str) -> None:
     assert bar == draw(IntervalSet(pieces), 0, 40, 4)
     assert draw(IntervalSet([(5, 6)]), 5, 6, 2, "#+.") == "##"
 
@@ -62,7 +62,7 @@ def test_one_and_many() -> None:
     assert human_doubts(0, 2) == ", 2 numbers after the end"
 
 
-def test_an_order_of_one_record_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_record(capsys: pytest.CaptureFixture[str]) -> None:
     show_story(story_of((10, 1, 0, 5)), 24)
     out = capsys.readouterr().out
     assert "1 record in the log" in out
@@ -96,7 +96,7 @@ def test_many_lives_and_revisions(capsys: pytest.CaptureFixture[str]) -> None:
     assert "life 5: record 0/4 completed it" in out
 
 
-def test_each_policy_is_shown_with_its_offset() -> None:
+def test_policies() -> None:
     later = PolicyRecord(40, Terms(Policy(1_000, 2_000, 3_000, 4_000)))
     lines = policy_lines(Basis((*BASIS.history, later), "nobody knows"))
     assert lines == [

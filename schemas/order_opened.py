@@ -9,7 +9,6 @@ segment: what is longer than its limit, or follows the record, makes it none.
 """
 
 import re
-import unicodedata
 from typing import NamedTuple
 
 from durabill.schemas.codec import HEADER_SIZE, MARKER, load_schema, schema_fingerprint
@@ -26,6 +25,7 @@ from durabill.schemas.limits import (
     TENANT_BYTES_MAX,
 )
 from durabill.schemas.records import check_order_number
+from durabill.schemas.text import wrong_in
 from durabill.schemas.wire import read_long, zigzag
 
 OPENING_SCHEMA = load_schema("order_opened.avsc")
@@ -185,15 +185,8 @@ def check_span(opened: OrderOpened) -> None:
 
 
 def _check_text(name: str, text: str, bytes_max: int) -> None:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise BadRecord(Reason.NOT_AVRO, f"the {name} holds a lone surrogate") from error
-    if size > bytes_max:
-        detail = f"the {name} has {size} UTF-8 bytes, {bytes_max} are allowed"
-        raise BadRecord(Reason.NOT_AVRO, detail)
-    if not text.isprintable() and any(unicodedata.category(char) == "Cc" for char in text):
-        raise BadRecord(Reason.NOT_AVRO, f"the {name} holds a control character")
+    if wrong := wrong_in(text, bytes_max):
+        raise BadRecord(Reason.NOT_AVRO, f"the {name} {wrong}")
 
 
 def _text(text: str) -> bytes:

@@ -40,6 +40,22 @@ def plain(text: str) -> str:
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
+def wrong_in(text: str, bytes_max: int) -> str:
+    """Return what is wrong with a text of the contract, in words that follow its name; or "".
+
+    Wrong are a lone surrogate, more UTF-8 bytes than are allowed, and controls (category Cc).
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "holds a lone surrogate"
+    if size > bytes_max:
+        return f"has {size} UTF-8 bytes, {bytes_max} are allowed"
+    if not text.isprintable() and any(unicodedata.category(char) == "Cc" for char in text):
+        return "holds a control character"
+    return ""
+
+
 def without_secrets(text: str) -> str:
     """Return a text without API keys and tokens, which people put where they don't belong."""
     return _SECRET.sub("…", text)

@@ -29,6 +29,7 @@ from durabill.deploy.local.postgres import LocalPostgres
 from durabill.deploy.local.stack import StackError
 from durabill.deploy.topics import create_topics
 from durabill.schemas.topics import Topics as TopicNames
+from tests.waiting import HANG_S
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 JARS_DIR = PROJECT_DIR / ".durabill" / "jars"
@@ -152,7 +153,7 @@ def topics(bootstrap_servers: str) -> Iterator[Topics]:
     for future in admin.delete_topics(list(made.by_role.values())).values():
         # A test may have deleted one itself, or stopped the broker.
         with contextlib.suppress(Exception):
-            future.result(timeout=10)
+            future.result(HANG_S)
 
 
 @pytest.fixture

@@ -190,14 +190,14 @@ def gateway(settings: "Settings", as_json: AS_JSON = False) -> None:
     )
     warn_of_absent(settings, ledger)
 
-    def is_ready(url: str) -> None:
+    def on_ready(url: str) -> None:
         process_log.info("gateway ready after %.1f s: it listens on %s", since_s(began_s), url)
         if as_json:
             emit({"started": "gateway", "url": url, "pid": os.getpid()})
 
     try:
         with stopping("gateway"):
-            run_gateway(config, is_ready)
+            run_gateway(config, on_ready)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # somebody has taken it since we looked
             check_address("gateway", settings.gateway_host, settings.gateway_port)
@@ -235,7 +235,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
-    def is_ready() -> None:
+    def on_ready() -> None:
         process_log.info("ledger ready after %.1f s", since_s(began_s))
         if as_json:
             emit({"started": "ledger", "topic": topic, "ledger": where, "pid": os.getpid()})
@@ -249,7 +249,7 @@ def ledger(settings: "Settings", as_json: AS_JSON = False) -> None:
             stop=stop,
             orders_topic=settings.orders_topic,
             prepare=prepare,
-            on_ready=is_ready,
+            on_ready=on_ready,
         )
 
 

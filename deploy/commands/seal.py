@@ -85,13 +85,13 @@ def seal(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
-    def is_ready() -> None:
+    def on_ready() -> None:
         process_log.info("sealer ready after %.1f s", since_s(began_s))
         if as_json and not once:
             emit({"started": "seal", **what, "pid": os.getpid()})
 
     with progress_bars(quiet=as_json or not once) as progress, stopping("sealer"):
-        stats = run_sealer(plan, stop=stop, once=once, on_ready=is_ready, progress=progress)
+        stats = run_sealer(plan, stop=stop, once=once, on_ready=on_ready, progress=progress)
     if once:
         text = f"{counted(stats.sealed, 'total')} sealed, {counted(stats.logs, 'log')}"
         answer(asdict(stats), f"{text} in {plan.folder}", as_json)

@@ -19,6 +19,7 @@ from durabill.schemas.limits import (
     ORDER_NUMBER_BYTES_MAX,
     SERVICE_BYTES_MAX,
 )
+from durabill.schemas.text import wrong_in
 
 IDEMPOTENCY_HEADER: Final = "idempotency-key"
 KEY_CHARS_MAX: Final = 255
@@ -109,30 +110,18 @@ def checked(caller: Caller, asked: OrderRequest, key: str | None) -> Start:
     if number is not None:
         check_number(number)
     service, attributes = asked.service or "", asked.attributes or {}
-    if problem := _wrong_text(service, SERVICE_BYTES_MAX):
+    if problem := wrong_in(service, SERVICE_BYTES_MAX):
         raise ApiError(422, "BAD_SERVICE", f"service {problem}")
     if len(attributes) > ATTRIBUTES_MAX:
         detail = f"{len(attributes)} attributes; an order has at most {ATTRIBUTES_MAX}"
         raise ApiError(422, "BAD_ATTRIBUTES", detail)
     for name, content in attributes.items():
-        problem = "is empty" if not name else _wrong_text(name, ATTRIBUTE_KEY_BYTES_MAX)
+        problem = "is empty" if not name else wrong_in(name, ATTRIBUTE_KEY_BYTES_MAX)
         if problem:
             raise ApiError(422, "BAD_ATTRIBUTES", f"the name of an attribute {problem}")
-        if problem := _wrong_text(content, ATTRIBUTE_VALUE_BYTES_MAX):
+        if problem := wrong_in(content, ATTRIBUTE_VALUE_BYTES_MAX):
             raise ApiError(422, "BAD_ATTRIBUTES", f"attribute {name!r} {problem}")
     return Start(caller, number, service, tuple(sorted(attributes.items())), key)
-
-
-def _wrong_text(text: str, bytes_max: int) -> str:
-    """Return what is wrong with a text of an opening, "" for a good one."""
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        return "holds a lone surrogate"
-    if size > bytes_max:
-        return f"has {size} UTF-8 bytes, {bytes_max} are allowed"
-    has_control = any(char < " " or "\x7f" <= char <= "\x9f" for char in text)
-    return "holds a control character" if has_control else ""
 
 
 def grant_of(token: str, lease: Lease, correction_window_ms: int | None) -> OrderGrant:

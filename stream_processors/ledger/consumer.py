@@ -149,7 +149,7 @@ class LedgerConsumer:
         self._started = False
         self._missing = ""
         """The topic of which Kafka said last that it isn't there."""
-        self._born = time.monotonic()
+        self._born_s = time.monotonic()
 
     def run(self) -> None:
         """Run until `stop` is set; then leave the group, and PostgreSQL."""
@@ -205,9 +205,9 @@ class LedgerConsumer:
         self._next = {}
         self._doubt = True
         self._consumer.unassign()
-        until = time.monotonic() + self._backoff_s
+        until_s = time.monotonic() + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, self.backoff_max_s)
-        while not self.stop.is_set() and (left_s := until - time.monotonic()) > 0:
+        while not self.stop.is_set() and (left_s := until_s - time.monotonic()) > 0:
             message = self._consumer.poll(min(left_s, _POLL_S))
             if message is not None and (error := message.error()) is not None:
                 self._broker.failed(error)
@@ -380,7 +380,7 @@ class LedgerConsumer:
     def _judge(self, error: KafkaError) -> None:
         """Return if `error` passes, else raise LedgerError: an unknown one may cost a record."""
         if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            if time.monotonic() < self._born + _TOPIC_SPREADS_S:
+            if time.monotonic() < self._born_s + _TOPIC_SPREADS_S:
                 return
             raise LedgerError(
                 f"topic {self._missing or self.topics[0]} does not exist: create it, then start"

@@ -163,7 +163,7 @@ class KafkaPartitionWriter:
             self._waiters.append((self._put, waiter))
         await waiter
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return once little enough is queued: this holds the stream back where brokers are slow.
 
         A closed writer holds nobody back, though its queue stays full.

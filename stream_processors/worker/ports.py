@@ -87,7 +87,7 @@ class PartitionWriter(Protocol):
     async def flushed(self) -> None:
         """Return once everything put so far is committed; raise WriterClosed if it can't be."""
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return once little enough is queued: this holds the stream back where brokers are slow.
 
         A closed writer holds nobody back, though its queue stays full.

@@ -239,7 +239,7 @@ class Processor:
                         break
                     task.next_offset = step.next_offset
                     await self._publish(task, writer, step.effects)
-                await writer.has_room()
+                await writer.wait_for_room()
                 await asyncio.sleep(0)  # let others run
                 yield
         # The next record begins here or later, so deadlines follow the terms in force here.

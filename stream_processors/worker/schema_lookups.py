@@ -60,8 +60,8 @@ class SchemaLookups:
         found: dict[int, str | None] = dict.fromkeys(wanted[ASKED_AT_ONCE_MAX:])
         doubtful = []
         for each in wanted[:ASKED_AT_ONCE_MAX]:
-            now_s = self._clock_s()
-            if now_s < self._unknown.get(each, now_s) + UNKNOWN_FOR_S and each in self._unknown:
+            asked_s = self._unknown.get(each)
+            if asked_s is not None and self._clock_s() < asked_s + UNKNOWN_FOR_S:
                 found[each] = None
                 continue
             found[each] = await self._insist(each, tell)

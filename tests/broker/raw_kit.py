@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from typing import Any
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
@@ -10,6 +11,7 @@ from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
 from tests.property.batches import CODECS, compress
+from tests.waiting import HANG_S
 
 REFUSED = 87
 """Kafka's INVALID_RECORD."""
@@ -26,49 +28,43 @@ def batch(records: list[bytes], codec: str = "none") -> bytes:
 def fetch(bootstrap_servers: str, topic: str, partition: int) -> bytes:
     """Returns the first record batches of a partition, some megabytes, as they lie in the log."""
 
-    async def run() -> bytes:
-        client = AIOKafkaClient(bootstrap_servers=bootstrap_servers)
-        await client.bootstrap()
-        try:
-            client.add_topic(topic)
-            await client.force_metadata_update()
-            node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
-            size = 4 << 20
-            topics = [(topic, [(partition, 0, size)])]
-            request = FetchRequest(
-                max_wait_time=500,
-                min_bytes=1,
-                max_bytes=size,
-                isolation_level=0,
-                topics=topics,
-            )
-            answer = await client.send(node, request)
-            ((_, (found,)),) = answer.topics
-            return bytes(found[-1])
-        finally:
-            await client.close()
-
-    return asyncio.run(run())
+    size = 4 << 20
+    request = FetchRequest(
+        max_wait_time=500,
+        min_bytes=1,
+        max_bytes=size,
+        isolation_level=0,
+        topics=[(topic, [(partition, 0, size)])],
+    )
+    answer = asyncio.run(_asked(bootstrap_servers, topic, partition, request))
+    ((_, (found,)),) = answer.topics
+    return bytes(found[-1])
 
 
 def append(bootstrap_servers: str, topic: str, partition: int, data: bytes) -> int:
     """Has the broker append a batch; returns its error code, 0 for none."""
 
-    async def run() -> int:
-        client = AIOKafkaClient(bootstrap_servers=bootstrap_servers)
-        await client.bootstrap()
-        try:
-            client.add_topic(topic)
-            await client.force_metadata_update()
-            node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
-            topics = [(topic, [(partition, data)])]
-            request = ProduceRequest(
-                required_acks=-1, timeout=10_000, topics=topics, transactional_id=None
-            )
-            answer = await client.send(node, request)
-            ((_, ((_, code, *_),)),) = answer.topics
-            return int(code)
-        finally:
-            await client.close()
+    request = ProduceRequest(
+        required_acks=-1,
+        timeout=int(HANG_S * 1_000),
+        topics=[(topic, [(partition, data)])],
+        transactional_id=None,
+    )
+    answer = asyncio.run(_asked(bootstrap_servers, topic, partition, request))
+    ((_, ((_, code, *_),)),) = answer.topics
+    return int(code)
 
-    return asyncio.run(run())
+
+async def _asked(bootstrap_servers: str, topic: str, partition: int, request: Any) -> Any:
+    """What the partition's leader answers to a request of the protocol."""
+    client = AIOKafkaClient(
+        bootstrap_servers=bootstrap_servers, request_timeout_ms=int(HANG_S * 1_000)
+    )
+    await client.bootstrap()
+    try:
+        client.add_topic(topic)
+        await client.force_metadata_update()
+        node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
+        return await client.send(node, request)
+    finally:
+        await client.close()

@@ -306,7 +306,7 @@ def test_start_takes_no_longer_than_it_may_and_close_ends_a_request(tmp_path: Pa
             started_s = time.monotonic()
             with pytest.raises(UplinkUnavailable, match="no whole answer"):
                 client.start(timeout_s=0.3)
-            assert 0.3 <= time.monotonic() - started_s < 20
+            assert 0.3 <= time.monotonic() - started_s < HANG_S / 2
             assert client.start(grant=Grant("SO1", NOW_MS, 10_000)).end(0.2).pending == 1
             client.close(timeout_s=0)
             wait_until(lambda: not any(t.is_alive() for t in client._threads), "it is over")

@@ -118,7 +118,7 @@ def test_several_poison_orders_block_nobody(tmp_path: Path) -> None:
             client.close(timeout_s=0)
 
 
-def test_holds() -> None:
+def test_held_orders_come_back_one_at_a_time() -> None:
     holds = Holds()
     assert (holds.held(0), holds.wait_s(0)) == ([], None)
     assert [holds.failed("a"), holds.failed("a"), holds.failed("b")] == [1, 2, 1]

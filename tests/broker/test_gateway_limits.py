@@ -21,7 +21,7 @@ from tests.waiting import HANG_S, wait_until
 NOTHING_HERE = {"bootstrap.servers": "127.0.0.1:1"}  # a port that nobody listens on
 HEAD = b"POST /v1/orders HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 BODY_TO_COME = HEAD + b"content-length: 1000\r\n\r\n"
-NEVER_S = 40.0
+NEVER_S = 60.0
 """For so long a connection is watched that should have ended after one second or two."""
 
 LINE = b"GET /v1/time HTTP/1.1\r\n"
@@ -37,7 +37,9 @@ def limited(**limits: float) -> Iterator[str]:
 
 def connect(url: str, source: str = "127.0.0.1") -> socket.socket:
     parts = urlsplit(url)
-    return socket.create_connection((parts.hostname, parts.port), 10, source_address=(source, 0))
+    return socket.create_connection(
+        (parts.hostname, parts.port), HANG_S, source_address=(source, 0)
+    )
 
 
 def ended_after_s(connection: socket.socket, drip: bytes = b"") -> tuple[float, bytes]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -23,6 +24,7 @@ from tests.broker.gateway_kit import call, gateway, openings_of, read_topic, seg
 from tests.broker.test_gateway_lookup import worker
 from tests.conftest import Topics
 from tests.state_kit import a_state, as_json
+from tests.waiting import wait_until
 
 DAY_MS = 86_400_000
 NOW_MS = time.time_ns() // 1_000_000
@@ -398,17 +400,23 @@ def test_a_tenants_open_orders_are_bounded(closed: GatewayConfig, keys: Keys) ->
 
 def test_the_time_comes_with_its_scale(url: str) -> None:
     start(url)  # from now on it has the broker's time
+    # A busy broker acknowledges late. Where it is quicker the next time, the scale may step.
+    wait_until(lambda: is_one_scale(url, {"idempotency-key": uuid4().hex}), "the scale is one")
+
+
+def is_one_scale(url: str, key: dict[str, str]) -> bool:
+    """Whether the answers of all routes have one clock id; their times are right then."""
     _, first, _ = call(url, "GET", "/v1/time")
     _, second, _ = call(url, "GET", "/v1/time")
-    assert first["received_ms"] <= first["sent_ms"] <= second["received_ms"]
-    assert first["clock_id"] == second["clock_id"]
-    grant, again = (call(url, "POST", "/v1/orders", None, KEY)[1] for _ in range(2))
+    grant, again = (call(url, "POST", "/v1/orders", None, key)[1] for _ in range(2))
     assert grant["server_timestamp_ms"] == again["server_timestamp_ms"]
     path = path_of(grant["service_order_number"], "/lease")
     _, renewed, _ = call(url, "POST", path, None, {"lease": grant["lease"]})
     _, answer = upload(url, grant, segment(1, grant["server_timestamp_ms"]))
-    told = [second, grant, again, renewed, answer]
-    assert {each["clock_id"] for each in told} == {first["clock_id"]}
+    told = [first, second, grant, again, renewed, answer]
+    if len({each["clock_id"] for each in told}) > 1:
+        return False
     stamps = [each[name] for each in told for name in ("received_ms", "sent_ms")]
     assert stamps == sorted(stamps)  # a repeat gets the old timestamp, and the time of its answer
     assert len(json.dumps(answer["sent_ms"]).partition(".")[2]) <= 3
+    return True

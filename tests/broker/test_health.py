@@ -126,5 +126,5 @@ def outcomes(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_health(outcomes: dict[str, Future[None]], case: str) -> None:
+def test_health_says_whether_a_worker_moves(outcomes: dict[str, Future[None]], case: str) -> None:
     outcomes[case].result(200)

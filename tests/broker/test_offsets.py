@@ -186,5 +186,7 @@ def outcomes(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_stops(outcomes: dict[str, Future[None]], case: str) -> None:
+def test_a_worker_that_could_skip_records_stops(
+    outcomes: dict[str, Future[None]], case: str
+) -> None:
     outcomes[case].result(250)

@@ -136,7 +136,7 @@ def is_shown(worker: Worker, number: str, found: list[tuple[int, Any]]) -> bool:
     return found[-1][0] == 200
 
 
-def test_pages(running: Deployment) -> None:
+def test_the_pages_show_orders_and_lag(running: Deployment) -> None:
     (worker,) = running.workers
     start_ms = now_ms() - 5_000
     for name in (f"page-{each}" for each in range(TRIES)):
@@ -366,5 +366,5 @@ def outcomes(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_on_its_own(outcomes: dict[str, Future[None]], case: str) -> None:
+def test_a_case_with_a_deployment_of_its_own(outcomes: dict[str, Future[None]], case: str) -> None:
     outcomes[case].result(250)

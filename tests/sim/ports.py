@@ -89,7 +89,7 @@ class SimPartitionWriter:
             self._waiters.append((self._put, waiter))
             await waiter
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return once little enough is queued."""
         while len(self._runs) > ROOM_RUNS:
             await self._link.broker.sleep(PAUSE_S * 10)

@@ -52,7 +52,7 @@ class StandWriter:
     async def flushed(self) -> None:
         """All of it is."""
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """It always has."""
 
     def waiting_s(self) -> float:

@@ -118,7 +118,7 @@ def test_the_fields_of_a_total_in_their_order() -> None:
         (batch.BATCH_UNPACKED_BYTES_MAX, "unpacks to more than {} bytes"),
     ],
 )
-def test_the_limits(limit: int, shown: str) -> None:
+def test_the_contract_names_each_limit(limit: int, shown: str) -> None:
     plain = CONTRACT.replace("\N{MINUS SIGN}", "-").replace("\N{MULTIPLICATION SIGN}", "x")
     assert shown.replace("{}", f"{limit:,}") in " ".join(plain.split())
 

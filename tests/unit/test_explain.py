@@ -262,7 +262,7 @@ def test_what_is_due_by_the_policy_before_is_given_before_the_change() -> None:
     ]
 
 
-def test_fragments() -> None:
+def test_one_piece_too_many_is_explained_as_too_fragmented() -> None:
     log = [segment(at, 10 * at, 2 * at + 1) for at in range(3)]
     found = list(explain("SO1", log, PLACE, lambda _: POLICY, OWN_SCHEMA_ONLY.read, pieces_max=2))
     assert brief(found)[2] == (2, 1, Reason.TOO_FRAGMENTED)

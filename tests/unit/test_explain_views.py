@@ -103,7 +103,7 @@ def test_of_a_strangers_header_no_more_is_kept_than_a_place_has() -> None:
 # -- text -------------------------------------------------------------------------------------
 
 
-def test_text() -> None:
+def test_the_text_tells_the_whole_story() -> None:
     story = five()
     first, _ = story.given.values()
     key = next(iter(story.given))

@@ -56,7 +56,7 @@ class Writer:
     def put_totals(self, totals: list[Total]) -> None:
         self.totals += totals
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         await asyncio.sleep(0)
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ def test_nobody_waits_for_room_behind_a_closed_writer() -> None:
             on_fatal=lambda error: None,
         )
         writer._backlog_bytes = BACKLOG_BYTES_MAX + 1
-        waiting = asyncio.create_task(writer.has_room())
+        waiting = asyncio.create_task(writer.wait_for_room())
         await asyncio.sleep(0.02)
         assert not waiting.done()
         writer.close()

@@ -52,7 +52,7 @@ def produced(delivery: Delivery, reports: Reports) -> list[str]:
 
 @pytest.mark.parametrize("wants_each", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_all_stored(count: int, wants_each: bool) -> None:
+def test_a_delivery_is_stored_once_all_its_reports_are_good(count: int, wants_each: bool) -> None:
     delivery, reports = Delivery(b"k", [b"v"] * count, wants_each=wants_each), Reports()
     done = produced(delivery, reports)
     offsets = [10 + 3 * at for at in range(count)]  # others' records lie between

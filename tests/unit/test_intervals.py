@@ -18,7 +18,7 @@ def members(pieces: list[tuple[int, int]]) -> set[int]:
     return {integer for start, end in pieces for integer in range(start, end)}
 
 
-def test_empty_set() -> None:
+def test_the_empty_set_has_nothing() -> None:
     empty = IntervalSet()
     assert (list(empty), len(empty), empty.measure) == ([], 0, 0)
     assert empty.missing(3, 5) == [(3, 5)]

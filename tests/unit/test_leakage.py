@@ -52,7 +52,7 @@ def example() -> Leakage:
     return found
 
 
-def test_text() -> None:
+def test_the_text_names_each_kind_of_loss() -> None:
     text = "\n".join(lines_of(example()))
     for line in (
         "              orders          proven  may be missing  no bound  of these in doubt"

@@ -79,7 +79,7 @@ def test_a_page_allows_nothing_from_elsewhere() -> None:
     assert [each for each, _ in names.attributes if each in ("src", "href")] == []
 
 
-def test_a_table() -> None:
+def test_a_table_escapes_its_cells() -> None:
     found = ElementTree.fromstring(table(("a", "b"), [("x", 1), (None, "<")], right=(1,)))
     assert [cell.text for cell in found.iter("th")] == ["a", "b"]
     assert [cell.text for cell in found.iter("td")] == ["x", "1", None, "<"]

@@ -93,7 +93,7 @@ def test_settings_of_the_topics() -> None:
     }
 
 
-def test_exit_codes() -> None:
+def test_the_page_names_every_exit_code() -> None:
     told = {int(row[0]): row[2] for row in rows_of(section(PAGE, "## Exit codes"))}
     assert errors.DurabillError.exit_code == 1
     assert errors.SettingsError.exit_code == 2

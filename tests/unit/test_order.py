@@ -302,7 +302,7 @@ def test_no_cell_of_the_table_is_absent() -> None:
     ("name", "state"),
     [cell for cell, then in CELLS.items() if not then.startswith("impossible")],
 )
-def test_legal_move(name: str, state: str) -> None:
+def test_each_move_in_each_state_is_as_the_table_says(name: str, state: str) -> None:
     move = MOVES[name]
     order = order_in(state, move)
     totals = make(move, order)

@@ -111,7 +111,7 @@ class Ports:
     def waiting_s(self) -> float:
         return 0.0
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return at once, as the rest does."""
 
     async def flushed(self) -> None:

@@ -46,7 +46,7 @@ def test_a_newer_program_has_been_here() -> None:
 @pytest.mark.parametrize(
     ("offset", "terms"), [(0, OLD), (9, OLD), (10, NEW), (29, NEW), (30, NEWEST), (10**9, NEWEST)]
 )
-def test_what_holds(offset: int, terms: Terms) -> None:
+def test_the_terms_in_force_at_an_offset(offset: int, terms: Terms) -> None:
     assert terms == in_force(HISTORY, offset)
 
 

@@ -21,7 +21,9 @@ from durabill.schemas.tenants import is_tenant, tenant_of
         ("acme", None, "default"),
     ],
 )
-def test_owner(number: str, opened_by: str | None, owner: str) -> None:
+def test_whose_an_order_is_by_number_and_opening(
+    number: str, opened_by: str | None, owner: str
+) -> None:
     assert tenant_of(number, opened_by) == owner
 
 

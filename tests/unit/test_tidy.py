@@ -347,6 +347,23 @@ def actual_first(name: str, tree: ast.Module, text: str) -> Iterator[tuple[int, 
                 yield node.lineno, "what is expected stands on the right"
 
 
+WAITS = {"flush", "result", "join", "wait", "poll"}
+SHORT_S = range(2, 60)
+"""Less is meant to pass, mostly in vain; so much only bounds a hang, and is too short for that."""
+
+
+def short_waits(name: str, tree: ast.Module, text: str) -> Iterator[tuple[int, str]]:
+    """Say where a wait that bounds a hang is over before a busy machine has done its work."""
+    if name.startswith(("tests.bench", "tests.chaos", "tests.sim")):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            bounds = [*node.args[:1], *(each.value for each in node.keywords)]
+            numbers = [each.value for each in bounds if isinstance(each, ast.Constant)]
+            if node.func.attr in WAITS and any(each in SHORT_S for each in numbers):
+                yield node.lineno, "a wait that bounds a hang is tests.waiting.HANG_S long"
+
+
 PACKAGE_RULES: tuple[Rule, ...] = (
     full_names,
     import_direction,
@@ -360,7 +377,15 @@ PACKAGE_RULES: tuple[Rule, ...] = (
     asserts_kept,
     crashes,
 )
-TEST_RULES: tuple[Rule, ...] = (full_names, sizes, leftovers, swallowed, crashes, actual_first)
+TEST_RULES: tuple[Rule, ...] = (
+    full_names,
+    sizes,
+    leftovers,
+    swallowed,
+    crashes,
+    actual_first,
+    short_waits,
+)
 
 
 def violations(folder: Path, rule: Rule) -> list[str]:
@@ -445,6 +470,8 @@ def test_pure_modules_are_there() -> None:
         (crashes, "durabill.deploy.x", "admin.list_consumer_group_offsets([])"),
         (actual_first, "tests.x", "assert expected == f()"),
         (crashes, "durabill.deploy.x", "admin.describe_consumer_groups([])"),
+        (short_waits, "tests.x", "assert producer.flush(30) == 0"),
+        (short_waits, "tests.x", "future.result(timeout=5)"),
     ],
 )
 def test_each_rule_finds_its_violation(rule: Rule, name: str, code: str) -> None:

@@ -167,7 +167,7 @@ HISTORIES: dict[str, tuple[list[Row], list[tuple[int, str, int, int]]]] = {
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_history(name: str) -> None:
+def test_the_oracle_gives_the_totals_of_a_history(name: str) -> None:
     rows, expected = HISTORIES[name]
     assert brief(rows) == expected
 

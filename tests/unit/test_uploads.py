@@ -281,7 +281,7 @@ def test_what_cant_be_told_apart_is_refused_as_a_whole(
     assert stand.kafka.values == []
 
 
-def test_sizes(stand: Stand) -> None:
+def test_a_request_has_a_thousand_segments_and_uploads_at_most(stand: Stand) -> None:
     row = [1, NOW_MS - 9, NOW_MS, False]
     most = stand.post({"uploads": [upload("SO1", [row] * 999), upload("SO2", [row])]})
     assert [each.stored for each in most.uploads] == [999, 1]

@@ -62,6 +62,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 CLIENT_NAME_CHARS_MAX = 64
+GRANT_OFF_MAX_MS = 86_400_000
+"""A start that is repeated has the server's time of the first try, maybe by another clock."""
 
 
 class ClientStopped(ProducerError):
@@ -190,7 +192,7 @@ class Client:
             asked, grant = self._granted(service_order_number, time.monotonic() + timeout_s)
         reading = self._time.read()
         number = grant.service_order_number
-        if self._spool.session(number) is not None:
+        if self._spool.knows(number):
             raise ValueError(f"order {number!r} is in use here already, resume it")
         start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
         session = Session(number, start_ms, interval_ms, reading, asked=asked, own_time=own_time)
@@ -355,6 +357,9 @@ class Client:
                 grant = uplink.start_once(key, service_order_number, timeout_s=left_s)
             else:
                 grant = uplink.start(service_order_number, timeout_s=left_s)
+            if abs(grant.off_ms) > GRANT_OFF_MAX_MS:  # decades would be billed, or nothing
+                said = f"a go {grant.off_ms:.0f} ms after the server's own time"
+                raise UplinkUnavailable(f"{grant.service_order_number!r}: {said}")
             self._time.learn(asked_us, grant.stamps)
             return grant
 

@@ -122,7 +122,7 @@ class Client:
         client_name: str = "",
     ) -> None:
         check_client_name(client_name)
-        self._uplink = uplink
+        self._uplink, self._dice = uplink, dice
         self._teller = Teller(on_error)
         self._backoff = Backoff() if backoff is None else backoff
         self._time = Timekeeper(
@@ -132,7 +132,6 @@ class Client:
             absent_us=ABSENT_US,
             tell=self._teller.later,
         )
-        self._dice = dice
         self._changed = threading.Condition()  # something was sent or refused, or has died
         self._listeners: set[Callable[[], None]] = set()
         self._stopping = False

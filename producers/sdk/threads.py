@@ -56,20 +56,22 @@ def persistently(
 
     Where there is no memory, telling may fail as well, and so may pausing.
     """
+    is_hurt = False
     while True:
         try:
+            if is_hurt:
+                time.sleep(_PAUSE_S)
             while not is_over():
                 try:
+                    is_hurt = False
                     step()
                 except Exception as error:
+                    is_hurt = True
                     failed(error)
                     time.sleep(_PAUSE_S)
             return
         except Exception:
-            try:
-                time.sleep(_PAUSE_S)
-            except Exception:
-                continue
+            is_hurt = True
 
 
 def shielded(act: Callable[[], T], undo: Callable[[T], object] = lambda made: made) -> T:

@@ -31,7 +31,14 @@ from typing import Any
 
 from durabill.producers.sdk.private_files import create_private, make_private
 from durabill.producers.sdk.reserve import Reserve
-from durabill.producers.sdk.spool_errors import SpoolBroken, SpoolBusy, SpoolFull, translated
+from durabill.producers.sdk.spool_errors import (
+    SpoolBroken,
+    SpoolBusy,
+    SpoolDamaged,
+    SpoolFull,
+    translated,
+)
+from durabill.producers.sdk.spool_log import lost_commits
 from durabill.producers.sdk.spool_tables import (
     FORMAT,
     PAGE_BYTES,
@@ -100,6 +107,7 @@ class SpoolFile:
             if version not in (0, 1, FORMAT):
                 wrong = f"format {version}, this version knows {FORMAT}"
                 raise SpoolBroken(f"{self.path}: {wrong}")
+            _check_log(self._beside("-wal"), self._page_bytes)  # while nothing was written yet
         _tighten(map(self._beside, ("", *SUFFIXES)))
         if version == 0:
             self.commit(lambda: make_tables(self.db))
@@ -250,6 +258,11 @@ class SpoolFile:
             raise SpoolBusy(f"{self.path}: this process is a fork of the one that has it open")
         with translated(self.path):
             yield
+
+
+def _check_log(path: Path, page_bytes: int) -> None:
+    if path.exists() and lost_commits(path.read_bytes(), page_bytes):
+        raise SpoolDamaged(f"{path}: the log is damaged, what was stored behind that is lost")
 
 
 def _size_bytes(paths: Iterable[Path]) -> int:

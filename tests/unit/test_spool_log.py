@@ -35,9 +35,7 @@ def test_a_torn_end_holds_no_commit(killed: Path) -> None:
     assert len(content) > 30 * STEP
     for length in range(0, len(content), 997):
         assert not lost_commits(content[:length], PAGE_BYTES)
-        at = max(
-            32, length // STEP * STEP + 32 - STEP
-        )  # a frame's head may be there before its page
+        at = max(32, length // STEP * STEP + 32 - STEP)  # its head is there before its page
         torn = content[: at + 24] + bytes(STEP - 24) + bytes(len(content) - at - STEP)
         assert not lost_commits(torn, PAGE_BYTES)
     assert not lost_commits(content, PAGE_BYTES)

@@ -27,6 +27,7 @@ from durabill.producers.sdk.uplink import UplinkUnavailable
 ANSWER_BYTES_MAX = 1024 * 1024
 """How much of an answer is read, headers included; over it the call fails."""
 _TIMEOUT_MAX_S = 86_400.0
+_INTERIM_MAX = 100
 _IDLE_CONNECTIONS_MAX = 4
 _IDLE_MAX_S = 60.0  # a gateway closes idle connections after 75 s: don't meet it in the act
 _SEND_BYTES = 64 * 1024  # at once: the time is looked at after each
@@ -46,6 +47,7 @@ class _Wire:
     until_s: float
     bytes_read: int = 0
     used_s: float = field(default_factory=time.monotonic)
+    reader: io.BufferedReader | None = None  # of the call that is under way
 
     def arm(self) -> None:
         """Have the next wait end when the call has to."""
@@ -59,8 +61,13 @@ class _Wire:
             view = view[self.sock.send(view[:_SEND_BYTES]) :]
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return a reader that keeps the deadline, and counts. For http.client."""
-        return io.BufferedReader(_Reader(self))
+        """Return a reader that keeps the deadline, and counts. For http.client.
+
+        All responses of a call are read by one: what follows an interim one may be in its buffer.
+        """
+        if self.reader is None:
+            self.reader = io.BufferedReader(_Reader(self))
+        return self.reader
 
     def close(self) -> None:
         """Close the connection, once its readers are closed as well. For http.client."""
@@ -202,9 +209,10 @@ class BoundedHttp:
             # A server may answer before it has read all, 413 for one, and close.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, self._path + path, body, dict(headers))
-            with connection.getresponse() as response:
+            with _response(wire, method) as response:
                 content = _whole_body(response)
-                is_reusable = response.isclosed() and not response.will_close
+                is_over = response.isclosed() and not response.will_close
+                is_reusable = is_over and response.status >= 200
             return _answer(response, content)
         finally:
             self._give_back(wire, is_reusable=is_reusable)
@@ -227,6 +235,9 @@ class BoundedHttp:
 
     def _give_back(self, wire: _Wire, *, is_reusable: bool) -> None:
         wire.used_s = time.monotonic()
+        if wire.reader is not None:  # it would keep the socket open
+            wire.reader.close()
+            wire.reader = None
         with self._mutex:
             self._busy.discard(wire)
             if is_reusable and len(self._idle) < _IDLE_CONNECTIONS_MAX:
@@ -278,7 +289,10 @@ class _Resolver:
             return _getaddrinfo(self._host, self._port, socket.AI_NUMERICHOST)
         with self._mutex:
             if self._running is None or self._running.is_over.is_set():
-                self._running = _LookUp(self._host, self._port)
+                try:
+                    self._running = _LookUp(self._host, self._port)
+                except RuntimeError as error:  # the system has no thread left
+                    raise OSError(f"{self._host} can't be looked up: {error}") from error
             running = self._running
         if not running.is_over.wait(_left_s(until_s)):
             raise TimeoutError
@@ -305,6 +319,17 @@ class _LookUp:
 
 def _getaddrinfo(host: str, port: int, flags: int = 0) -> list[_AddressInfo]:
     return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))
+
+
+def _response(wire: _Wire, method: str) -> http.client.HTTPResponse:
+    """Return the final response, past interim ones: http.client takes all but 100 for final."""
+    for _ in range(_INTERIM_MAX):
+        response = http.client.HTTPResponse(cast(Any, wire), method=method)
+        response.begin()
+        if response.status >= 200 or response.status == http.client.SWITCHING_PROTOCOLS:
+            return response
+        response.fp = cast(Any, None)  # it would close the reader
+    raise http.client.HTTPException(f"more than {_INTERIM_MAX} interim responses")
 
 
 def _whole_body(response: http.client.HTTPResponse) -> bytes:

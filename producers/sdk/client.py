@@ -45,7 +45,7 @@ from durabill.producers.sdk.spool import (
 from durabill.producers.sdk.standing import ClientStats, Standing
 from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
 from durabill.producers.sdk.teller import Teller
-from durabill.producers.sdk.threads import shielded
+from durabill.producers.sdk.threads import Shield
 from durabill.producers.sdk.timekeeper import ABSENT_US, Timekeeper
 from durabill.producers.sdk.uplink import (
     Backoff,
@@ -63,6 +63,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 CLIENT_NAME_CHARS_MAX = 64
+GRANT_OFF_MAX_MS = 86_400_000
+"""A start that is repeated has the server's time of the first try, maybe by another clock."""
 
 
 class ClientStopped(ProducerError):
@@ -121,8 +123,8 @@ class Client:
         client_name: str = "",
     ) -> None:
         check_client_name(client_name)
-        self._uplink = uplink
-        self._teller = Teller(on_error)
+        self._uplink, self._dice = uplink, dice
+        self._teller, self._shield = Teller(on_error), Shield()
         self._backoff = Backoff() if backoff is None else backoff
         self._time = Timekeeper(
             clock,
@@ -131,7 +133,6 @@ class Client:
             absent_us=ABSENT_US,
             tell=self._teller.later,
         )
-        self._dice = dice
         self._changed = threading.Condition()  # something was sent or refused, or has died
         self._listeners: set[Callable[[], None]] = set()
         self._stopping = False
@@ -159,9 +160,7 @@ class Client:
             self._teller.now,
             self._teller.tell_waiting,
         )
-        self._owner = Owner(
-            self._check_running, self._time.read, self._store, self._spool.state, self._finish
-        )
+        self._owner = self._as_owner()
         for damage in self._damages:
             self._damaged(damage)
         self._threads: list[threading.Thread] = []
@@ -192,7 +191,7 @@ class Client:
             asked, unsure_ms, grant = self._granted(service_order_number, until_s)
         reading = self._time.read()
         number = grant.service_order_number
-        if self._spool.session(number) is not None:
+        if self._spool.knows(number):
             raise ValueError(f"order {number!r} is in use here already, resume it")
         start_ms, interval_ms = grant.server_timestamp_ms, grant.report_interval_ms
         session = Session(
@@ -206,7 +205,7 @@ class Client:
         )
         terms = with_renewal(grant.terms, start_ms)
         entry = Entry([], session.state, terms)
-        return shielded(
+        return self._shield.run(
             lambda: self._run(session, entry), lambda service: service.end(timeout_s=0.0)
         )
 
@@ -249,7 +248,7 @@ class Client:
             server_timestamp_ms=server_timestamp_ms,
         )
         entry = Entry([], session.state)
-        return shielded(lambda: self._run(session, entry), self.let_go)
+        return self._shield.run(lambda: self._run(session, entry), self.let_go)
 
     def let_go(self, service: Service) -> None:
         """Meter a service no longer, without an end: it is one of `unfinished()` again."""
@@ -262,25 +261,25 @@ class Client:
 
         The server has refused them for good, or has them though they will not count.
         """
-        return shielded(self._spool.rejected)
+        return self._shield.run(self._spool.rejected)
 
     @_then_told
     def retry_rejected(self) -> int:
         """Send the refused segments once more (whatever was wrong has been mended): how many."""
-        count = shielded(self._spool.retry_rejected)
+        count = self._shield.run(self._spool.retry_rejected)
         self._sender.wake()
         return count
 
     @_then_told
     def discard_rejected(self, service_order_number: str | None = None) -> int:
         """Drop the refused segments (of one order): they take room in the spool. Say how many."""
-        return shielded(lambda: self._spool.discard_rejected(service_order_number))
+        return self._shield.run(lambda: self._spool.discard_rejected(service_order_number))
 
     @_then_told
     def stats(self) -> ClientStats:
         """Return how the client stands: what waits, was refused, is at risk, and so on."""
         assert self._standing is not None
-        return shielded(self._standing.stats)
+        return self._shield.run(self._standing.stats)
 
     @_then_told
     def receipts(self, service_order_number: str | None = None) -> list[str]:
@@ -289,7 +288,7 @@ class Client:
         A receipt is a signed text: `durabill verify-receipt` proves it. They are kept until the
         totals of their orders are out, and 35 days more, while there is room: see docs/http.md.
         """
-        return shielded(lambda: self._spool.receipts(service_order_number))
+        return self._shield.run(lambda: self._spool.receipts(service_order_number))
 
     @_then_told
     def flush(self, timeout_s: float = 30.0) -> int:
@@ -334,7 +333,7 @@ class Client:
             return
         try:
             if self._dead() is None:
-                shielded(lambda: self._reporter.report(self._reporter.services()))
+                self._shield.run(lambda: self._reporter.report(self._reporter.services()))
                 self._wait_sent(None, timeout_s)
         finally:
             if not self._stopping:  # else whoever was told meanwhile has closed it
@@ -369,6 +368,9 @@ class Client:
                 grant = uplink.start_once(key, service_order_number, timeout_s=left_s)
             else:
                 grant = uplink.start(service_order_number, timeout_s=left_s)
+            if abs(grant.off_ms) > GRANT_OFF_MAX_MS:  # decades would be billed, or nothing
+                said = f"a go {grant.off_ms:.0f} ms after the server's own time"
+                raise UplinkUnavailable(f"{grant.service_order_number!r}: {said}")
             self._time.learn(asked_us, grant.stamps)
             return grant
 
@@ -451,6 +453,7 @@ class Client:
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(timeout=1.0)
+        self._shield.stop()
         self._uplink.close()  # ends a request that is still under way
         self._spool.close()
 
@@ -459,6 +462,16 @@ class Client:
         service = Service(session, self._owner)
         self._reporter.add(service)
         return service
+
+    def _as_owner(self) -> Owner:
+        return Owner(
+            self._check_running,
+            self._time.read,
+            self._store,
+            self._spool.state,
+            self._finish,
+            self._shield.run,
+        )
 
     def _store(self, segments: list[SegmentEvent], state: SessionState) -> None:
         self._spool.append(segments, state)
@@ -477,7 +490,7 @@ class Client:
         return EndReceipt(
             number,
             pending,
-            tuple(shielded(lambda: self._spool.rejected(number))),
+            tuple(self._shield.run(lambda: self._spool.rejected(number))),
             state.clock_bound_ms,
             state.suspends,
             state.excluded_ms,

@@ -9,7 +9,6 @@ from typing import Self
 from durabill.producers.sdk.reading import Reading
 from durabill.producers.sdk.session import Session, SessionState
 from durabill.producers.sdk.spool import RejectedSegment
-from durabill.producers.sdk.threads import shielded
 from durabill.schemas import SegmentEvent
 
 _REPORT_RETRY_MS = 1_000  # after a full spool; the session itself holds the time meanwhile
@@ -46,6 +45,7 @@ class Owner:
     store: Callable[[list[SegmentEvent], SessionState], None]
     stored: Callable[[str], SessionState | None]
     finish: Callable[["Service", float], EndReceipt]
+    shielded: Callable[[Callable[[], None]], None] = lambda act: act()
 
 
 class Service:
@@ -82,7 +82,7 @@ class Service:
         Raises ClientStopped after `close`, or where the client is beyond repair.
         """
         self._owner.check_running()
-        shielded(self._end)
+        self._owner.shielded(self._end)
         return self._owner.finish(self, timeout_s)
 
     def _end(self) -> None:

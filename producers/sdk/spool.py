@@ -488,6 +488,12 @@ class Spool:
         state = order.state if order else None
         return None if state is None or state.ended else state
 
+    def knows(self, service_order_number: str) -> bool:
+        """Tell whether an order runs here, or has segments here that wait or were refused."""
+        with self._mutex:
+            is_rejected = service_order_number in self._with_rejected
+            return is_rejected or service_order_number in self._orders
+
     def state(self, service_order_number: str) -> SessionState | None:
         """Return the state of a session as it is stored; None once it has ended, and nothing waits.
 

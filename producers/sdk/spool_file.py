@@ -31,7 +31,14 @@ from typing import Any
 
 from durabill.producers.sdk.private_files import create_private, make_private
 from durabill.producers.sdk.reserve import Reserve
-from durabill.producers.sdk.spool_errors import SpoolBroken, SpoolBusy, SpoolFull, translated
+from durabill.producers.sdk.spool_errors import (
+    SpoolBroken,
+    SpoolBusy,
+    SpoolDamaged,
+    SpoolFull,
+    translated,
+)
+from durabill.producers.sdk.spool_log import lost_commits
 from durabill.producers.sdk.spool_tables import (
     FORMAT,
     PAGE_BYTES,
@@ -100,6 +107,7 @@ class SpoolFile:
             if version not in (0, 1, FORMAT):
                 wrong = f"format {version}, this version knows {FORMAT}"
                 raise SpoolBroken(f"{self.path}: {wrong}")
+            _check_log(self._beside("-wal"), self._page_bytes)  # while nothing was written yet
         _tighten(map(self._beside, ("", *SUFFIXES)))
         if version == 0:
             self.commit(lambda: make_tables(self.db))
@@ -123,11 +131,7 @@ class SpoolFile:
 
     def size_bytes(self) -> int:
         """Return how much of the disk the spool has, with log and reserve."""
-        size_bytes = 0
-        for suffix in ("", "-wal", "-reserve"):
-            with suppress(OSError):
-                size_bytes += self._beside(suffix).stat().st_size
-        return size_bytes
+        return _size_bytes(self._beside(each) for each in ("", "-wal", "-reserve"))
 
     def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""
@@ -138,7 +142,7 @@ class SpoolFile:
         """Return the number that a query gives."""
         return int(self.db.execute(query).fetchone()[0])
 
-    def commit(self, change: Callable[[], None], *, durable: bool = True) -> None:
+    def commit(self, change: Callable[[], object], *, durable: bool = True) -> None:
         """Make a change, all of it or nothing."""
         durable = durable or self._unsynced_commits >= _UNSYNCED_COMMITS_MAX
         self.roll_back()
@@ -161,10 +165,7 @@ class SpoolFile:
 
     def sync(self) -> None:
         """Have every commit survive a power cut. (An empty one would not touch the disk.)"""
-        self.commit(lambda: self._run(f"PRAGMA user_version={FORMAT}"))
-
-    def _run(self, query: str) -> None:
-        self.db.execute(query)
+        self.commit(lambda: self.db.execute(f"PRAGMA user_version={FORMAT}"))
 
     def appending(
         self, change: Callable[[], None], *, is_empty: bool, durable: bool = True
@@ -257,6 +258,19 @@ class SpoolFile:
             raise SpoolBusy(f"{self.path}: this process is a fork of the one that has it open")
         with translated(self.path):
             yield
+
+
+def _check_log(path: Path, page_bytes: int) -> None:
+    if path.exists() and lost_commits(path.read_bytes(), page_bytes):
+        raise SpoolDamaged(f"{path}: the log is damaged, what was stored behind that is lost")
+
+
+def _size_bytes(paths: Iterable[Path]) -> int:
+    size_bytes = 0
+    for path in paths:
+        with suppress(OSError):
+            size_bytes += path.stat().st_size
+    return size_bytes
 
 
 def _tighten(paths: Iterable[Path]) -> None:

@@ -141,6 +141,11 @@ class Grant:
     terms: OrderTerms = OrderTerms()
     stamps: ServerStamps | None = None
 
+    @property
+    def off_ms(self) -> float:
+        """How far the go lies from when the server says that it answered; 0 where it doesn't."""
+        return 0.0 if self.stamps is None else self.server_timestamp_ms - self.stamps.sent_ms
+
     def __post_init__(self) -> None:
         check_order_number(self.service_order_number)
         check_timestamp(self.server_timestamp_ms)

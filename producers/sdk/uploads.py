@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from durabill.producers.sdk.answers import HttpAnswer, NotOurs, decoded
-from durabill.producers.sdk.server_clock import ServerStamps
+from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
 from durabill.producers.sdk.uplink import (
     ClientReport,
     OrderFailed,
@@ -129,8 +129,9 @@ def read_uploaded(
     result = SendResult(stamps=stamps)
     for group, upload in zip(groups, body.uploads, strict=True):
         _read_upload(segments, group, upload, result)
-        if upload.accept_until_ms is not None:
-            result.accept_until_ms[group.number] = upload.accept_until_ms
+        until_ms = upload.accept_until_ms
+        if until_ms is not None and 0 <= until_ms <= TIMESTAMP_MAX_MS:
+            result.accept_until_ms[group.number] = until_ms
     result.receipt = body.receipt
     return result
 

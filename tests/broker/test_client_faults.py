@@ -44,15 +44,23 @@ class Clock:
         return time.monotonic_ns()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("of the clock"), SystemExit("of the clock")])
-def test_thread_that_dies_is_told_at_once_and_by_every_call(
-    tmp_path: Path, error: BaseException
-) -> None:
+def test_error_in_the_reporter_is_told_and_metering_goes_on(tmp_path: Path) -> None:
+    clock, trouble, uplink = Clock(), list[Exception](), Uplink()
+    with Client(uplink, tmp_path / "spool", clock=clock, on_error=trouble.append) as client:
+        service = client.start()
+        clock.raises = RuntimeError("of the clock")
+        wait_until(lambda: clock.raises in trouble, "told")
+        clock.raises, seen = None, service.state.next_number
+        wait_until(lambda: service.state.next_number > seen, "it goes on")
+        assert service.end().acknowledged
+
+
+def test_thread_that_dies_is_told_at_once_and_by_every_call(tmp_path: Path) -> None:
     clock, trouble, uplink = Clock(), list[Exception](), Uplink()
     client = Client(uplink, tmp_path / "spool", clock=clock, on_error=trouble.append)
     service = client.start()
     uplink.is_up = False
-    clock.raises = error
+    clock.raises = SystemExit("of the clock")
     wait_until(lambda: any(isinstance(each, ClientStopped) for each in trouble), "told")
     for call in (client.start, client.flush, service.end, lambda: client.resume("SO1")):
         with pytest.raises(ClientStopped, match=r"reporter died of .*of the clock"):

@@ -262,6 +262,46 @@ def test_answer_that_is_cut_off_or_no_http_is_none(said: bytes) -> None:
         http_.call("GET", "/", None)
 
 
+@pytest.mark.parametrize("interim", [100, 102, 103, 199])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_interim_responses_are_passed_over(interim: int, at_once: bool) -> None:
+    """Also by calls after it, on the same connection: http.client takes 103 for the answer."""
+
+    def script(sock: socket.socket) -> None:
+        for at in range(2):
+            sock.recv(65_536)
+            before = b"HTTP/1.1 %d Soon\r\nlink: x\r\n\r\n" % interim * 3
+            answer = OK + b"content-length: 1\r\n\r\n%d" % at
+            for piece in [before + answer] if at_once else [before, answer]:
+                sock.sendall(piece)
+
+    with scripted(script) as served, caller(served.url, LONG_S) as http_:
+        for at in range(2):
+            answer = http_.call("GET", "/v1/time", None)
+            assert (answer.status, answer.body) == (200, b"%d" % at)
+
+
+def test_a_switch_of_protocols_is_no_answer_and_ends_the_connection() -> None:
+    def script(sock: socket.socket) -> None:
+        sock.recv(65_536)
+        sock.sendall(b"HTTP/1.1 101 Switch\r\nupgrade: x\r\n\r\n")
+        silence(sock)
+
+    with scripted(script) as served, caller(served.url, LONG_S) as http_:
+        assert http_.call("GET", "/v1/time", None).status == 101
+        assert http_._idle == []
+
+
+def test_endless_interim_responses_are_no_answer() -> None:
+    soon = b"HTTP/1.1 102 Soon\r\n\r\n"
+    with (
+        scripted(flood(b"", soon)) as served,
+        caller(served.url, LONG_S) as http_,
+        pytest.raises(UplinkUnavailable, match="interim responses"),
+    ):
+        http_.call("GET", "/v1/time", None)
+
+
 class Whole(http.server.BaseHTTPRequestHandler):
     """Answers every request the same way, and keeps its connections."""
 

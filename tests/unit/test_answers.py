@@ -13,6 +13,7 @@ from durabill.producers.sdk.answers import (
     read_refused,
     read_stored,
     read_time,
+    read_total_is_out,
 )
 from durabill.producers.sdk.bounded_http import retry_after_s
 from durabill.producers.sdk.server_clock import TIMESTAMP_MAX_MS, ServerStamps
@@ -90,6 +91,32 @@ def test_grant_for_another_order_than_wanted() -> None:
     assert read_grant(json_answer(GRANT), "SO1").service_order_number == "SO1"
     with pytest.raises(NotOurs, match="a grant for 'SO1', not for 'SO2'"):
         read_grant(json_answer(GRANT), "SO2")
+
+
+@pytest.mark.parametrize(
+    ("said", "is_out"),
+    [
+        ({"live": {"phase": "SETTLED", "lag": 0}, "total": None}, True),
+        ({"live": {"phase": "SETTLED"}, "live_unknown": "behind", "total": {}}, True),
+        ({"live": None, "live_unknown": "no worker", "total": {"status": "COMPLETE"}}, True),
+        ({"live": {"phase": "REOPENED"}, "total": {"status": "COMPLETE"}}, False),
+        ({"live": {"phase": "ENDED"}}, False),
+        ({"live": None, "total": None}, False),
+        ({}, False),
+    ],
+)
+def test_whether_a_total_is_out(said: dict[str, object], is_out: bool) -> None:
+    answer = json_answer({"service_order_number": "SO1", **said})
+    assert read_total_is_out(answer, "SO1") is is_out
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{}, {"service_order_number": "SO2"}, {"service_order_number": "SO1", "total": 1}, [1]],
+)
+def test_what_says_nothing_of_a_total(said: object) -> None:
+    with pytest.raises(NotOurs):
+        read_total_is_out(json_answer(said), "SO1")
 
 
 @pytest.mark.parametrize(

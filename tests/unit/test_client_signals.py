@@ -30,7 +30,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 
     armed, commit = list[bool](), SpoolFile.commit
 
-    def then_signal(self: SpoolFile, change: Callable[[], None], *, durable: bool = True) -> None:
+    def then_signal(self: SpoolFile, change: Callable[[], object], *, durable: bool = True) -> None:
         commit(self, change, durable=durable)
         if armed and threading.current_thread().name not in OWN_THREADS:
             armed.clear()

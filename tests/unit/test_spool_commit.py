@@ -26,7 +26,7 @@ def test_an_error_at_a_commit(
 ) -> None:
     commit = SpoolFile.commit
 
-    def fail(self: SpoolFile, change: Callable[[], None], *, durable: bool = True) -> None:
+    def fail(self: SpoolFile, change: Callable[[], object], *, durable: bool = True) -> None:
         if is_behind:
             commit(self, change, durable=durable)
         raise error

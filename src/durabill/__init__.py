@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SpoolFull,
         SpoolUnsynced,
     )
+    from durabill.producers.sdk.spool_errors import ReceiptsDropped
     from durabill.producers.sdk.standing import ClientStats
     from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
     from durabill.producers.sdk.timekeeper import (
@@ -79,6 +80,7 @@ __all__ = [
     "MachineSlept",
     "OrderFailed",
     "ProducerError",
+    "ReceiptsDropped",
     "RejectedSegment",
     "ServerStamps",
     "Service",
@@ -113,6 +115,7 @@ _MODULES = {
         "SpoolFull",
         "SpoolUnsynced",
     ),
+    "producers.sdk.spool_errors": ("ReceiptsDropped",),
     "producers.sdk.standing": ("ClientStats",),
     "producers.sdk.server_clock": ("ServerStamps",),
     "producers.sdk.suspends": ("Clocks", "SuspendPolicy"),

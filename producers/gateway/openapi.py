@@ -43,7 +43,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "the same key gives the same order again; a new one for each start",
-        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+        "schema": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": KEY_CHARS_MAX,
+            "pattern": "^[!-~]+$",
+        },
     },
 }
 _BEARER = {

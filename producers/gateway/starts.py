@@ -95,7 +95,7 @@ def key_of(request: web.Request) -> str | None:
 
 
 def _is_visible(text: str) -> bool:
-    return text.isascii() and text.isprintable()
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def checked(caller: Caller, asked: OrderRequest, key: str | None) -> Start:

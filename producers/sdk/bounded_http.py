@@ -143,6 +143,8 @@ class BoundedHttp:
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
             self._tls = ssl.create_default_context(cafile=ca_file)
+        elif ca_file is not None:
+            raise ValueError(f"{base_url!r}: certificates need https")
         self.is_plain = self._tls is None and self._host not in _LOOPBACK
         """Whether what is sent can be read on its way."""
         self._timeout_s = _checked(timeout_s)

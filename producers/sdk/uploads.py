@@ -119,7 +119,7 @@ def read_uploaded(
     body = decoded(answer, _Answer)
     said = [each.service_order_number for each in body.uploads]
     if said != [group.number for group in groups]:
-        raise NotOurs(f"it speaks of {len(said)} uploads, not of the {len(groups)} sent")
+        raise NotOurs(f"it speaks of other orders ({len(said)}) than the {len(groups)} sent")
     try:
         stamps = ServerStamps(body.received_ms, body.sent_ms, body.clock_id)
     except ValueError as error:

@@ -553,6 +553,8 @@ def test_key_that_goes_unencrypted_is_told(caplog: pytest.LogCaptureFixture) -> 
 def test_certificates_come_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         HttpUplink("https://gateway.test", ca_file=tmp_path / "ca.pem")
+    with pytest.raises(ValueError, match="certificates need https"):
+        HttpUplink("http://gateway.test", ca_file=tmp_path / "ca.pem")
 
 
 def test_start_that_is_repeated_opens_one_order(tmp_path: Path) -> None:

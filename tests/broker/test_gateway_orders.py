@@ -308,7 +308,7 @@ def test_a_start_that_failed_is_not_remembered(bootstrap_servers: str, topics: T
             assert (status, answer["reason"]) == (503, "KAFKA_UNAVAILABLE")
 
 
-@pytest.mark.parametrize("key", ["", " ", '""', "x" * 256, "a\tb", "ü"])
+@pytest.mark.parametrize("key", ["", " ", '""', "x" * 256, "a\tb", "a b", "ü"])
 def test_keys_that_are_none(url: str, key: str) -> None:
     headers = {"idempotency-key": key.encode().decode("latin-1")}
     status, answer, _ = call(url, "POST", "/v1/orders", None, headers)

@@ -18,10 +18,10 @@ is never read. Time in which the machine was suspended isn't counted unless the 
 """
 
 import logging
+import os
 import random
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
@@ -359,7 +359,7 @@ class Client:
         """
         if self._time.is_known and self._time.read().unsettled_ms:  # who knows how late it is
             self._ask_time(until_s)
-        uplink, key, tries = self._uplink, uuid.uuid4().hex, 0
+        uplink, key, tries = self._uplink, os.urandom(16).hex(), 0
 
         def ask(left_s: float) -> Grant:
             nonlocal tries

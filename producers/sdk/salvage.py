@@ -8,7 +8,6 @@ the file was made by an older version.
 """
 
 import os
-import shutil
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -113,6 +112,8 @@ def read_what_is_left(path: Path) -> Salvaged:
 
 
 def _copy(real_path: Path, copy: Path) -> None:
+    import shutil  # late: with the packers that it loads, half a megabyte that hardly anybody needs
+
     remove(copy)  # an old log would be taken for this one's
     for suffix in ("", "-wal"):
         if os.path.exists(f"{real_path}{suffix}"):

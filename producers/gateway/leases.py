@@ -164,7 +164,7 @@ class LeaseBook:
         A renewal that would move that instant by less than an eighth of a lease's life opens
         nothing, and holds until that instant: so who renews every second adds eight records in a
         lease's life. So does who shows his oldest lease each time: what this gateway has in the log
-        of the order (`is_logged`) counts as much as what the lease says.
+        of the order (`note_logged`) counts as much as what the lease says.
         """
         until_ms = now_ms + self.lease_ms
         accepted_ms = max(known.accept_until_ms, self._logged_ms.get(known.number, 0))
@@ -178,7 +178,7 @@ class LeaseBook:
         lease = lease._replace(expires_ms=until_ms, accept_until_ms=until_ms)
         return self._sign(lease, now_ms), lease, True
 
-    def is_logged(self, lease: Lease) -> None:
+    def note_logged(self, lease: Lease) -> None:
         """Note that Kafka has the opening that a lease was to be given for."""
         until_ms = max(lease.accept_until_ms, self._logged_ms.pop(lease.number, 0))
         if len(self._logged_ms) >= _LOGGED_MAX:

@@ -158,7 +158,7 @@ class OrderDesk:
             token, lease, is_longer = give(self._authority.clock.now_ms())
         if is_longer:
             await self._open_again(caller, lease)
-            self._authority.leases.is_logged(lease)
+            self._authority.leases.note_logged(lease)
         return token, lease
 
     async def _learn_time(self) -> None:

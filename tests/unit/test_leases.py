@@ -238,7 +238,7 @@ def test_who_shows_his_oldest_lease_each_time_extends_his_order_no_more_often() 
     for now_ms in range(NOW_MS, NOW_MS + LEASE_MS + 1, LEASE_MS // 1_000):
         token, lease, is_longer = leases.renew(oldest, "SO1", ANNA, now_ms)
         if is_longer:
-            leases.is_logged(lease)
+            leases.note_logged(lease)
         extended += is_longer
         assert lease.expires_ms == lease.accept_until_ms >= now_ms + LEASE_MS * 7 // 8
         assert leases.check(token, "SO1", ANNA, now_ms) == lease
@@ -248,7 +248,7 @@ def test_who_shows_his_oldest_lease_each_time_extends_his_order_no_more_often() 
     oldest = mint(fresh)
     for _ in range(2):
         assert fresh.renew(oldest, "SO1", ANNA, NOW_MS + LEASE_MS)[2]
-    fresh.is_logged(lease._replace(number="SO2"))
+    fresh.note_logged(lease._replace(number="SO2"))
     assert fresh.renew(oldest, "SO1", ANNA, NOW_MS + LEASE_MS)[2]
 
 

@@ -122,9 +122,9 @@ def _check_file(path: Path) -> None:
     with open(path, "rb", opener=without_waiting) as file:
         found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, f"{path.name} is no file")
+        raise OSError(errno.EINVAL, "it is no file")
     if found.st_size > _FILE_BYTES_MAX:
-        raise OSError(errno.EFBIG, f"{path.name} has over {_FILE_BYTES_MAX} bytes")
+        raise OSError(errno.EFBIG, f"it has over {_FILE_BYTES_MAX} bytes")
 
 
 def _stamp_of(path: Path) -> _Stamp:
@@ -138,7 +138,7 @@ def _stamp_of(path: Path) -> _Stamp:
 def _why(files: TlsFiles, error: OSError) -> str:
     for path in files.paths:
         try:
-            path.open("rb").close()
+            _check_file(path)
         except OSError as own:  # OpenSSL doesn't say which one
             return f"{path}: {own.strerror}"
     names = ", ".join(str(each) for each in files.paths)

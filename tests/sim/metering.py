@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from durabill.producers.sdk.server_clock import ServerStamps
+from durabill.producers.sdk.server_clock import VAGUE_US, ServerStamps
 from durabill.producers.sdk.session import Session
 from durabill.producers.sdk.suspends import Clocks, SuspendPolicy
 from durabill.producers.sdk.timekeeper import ClockNotice, Timekeeper
@@ -249,8 +249,9 @@ class Meter:
             self._learn(gateway, asked_us, stamps)
 
     def _learn(self, gateway: Gateway, asked_us: int, stamps: ServerStamps | None) -> None:
+        is_vague = self._keeper.tick_us() - asked_us > VAGUE_US - 3 * S  # it slept meanwhile
         self._keeper.learn(asked_us, stamps)
-        if stamps is not None:
+        if stamps is not None and not is_vague:
             self._heard[gateway.clock_id] = gateway, self._world.true_us
 
     def _upload(self, segments: list[SegmentEvent]) -> None:

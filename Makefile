@@ -43,7 +43,7 @@ $(KERNEL): $(STAMP) $(wildcard stream_processors/engine/kernel/*.py)
 	@touch $@
 
 # Without what starts servers, and without tests marked slow.
-check: lint $(KERNEL) ## the inner loop, under two minutes: lint, unit and property tests, 20 s of simulation
+check: lint $(KERNEL) ## the inner loop, about three minutes: lint, unit and property tests, 20 s of simulation
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/unit tests/property $(ARGS)
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.sim --seconds 20
 

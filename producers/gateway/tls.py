@@ -115,16 +115,16 @@ class ServedTls:
 
 
 def _check_file(path: Path) -> None:
-    """Raise OSError unless it is a file of a size that OpenSSL can be given to read.
+    """Raise OSError, which names it, unless it is a file of a size that OpenSSL can be given.
 
     It would wait for a pipe's writer, or read a device, for ever.
     """
     with open(path, "rb", opener=without_waiting) as file:
         found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     if found.st_size > _FILE_BYTES_MAX:
-        raise OSError(errno.EFBIG, f"it has over {_FILE_BYTES_MAX} bytes")
+        raise OSError(errno.EFBIG, f"it has over {_FILE_BYTES_MAX} bytes", str(path))
 
 
 def _stamp_of(path: Path) -> _Stamp:
@@ -136,11 +136,9 @@ def _stamp_of(path: Path) -> _Stamp:
 
 
 def _why(files: TlsFiles, error: OSError) -> str:
-    for path in files.paths:
-        try:
-            _check_file(path)
-        except OSError as own:  # OpenSSL doesn't say which one
-            return f"{path}: {own.strerror}"
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    # OpenSSL doesn't say which one it is.
     names = ", ".join(str(each) for each in files.paths)
     reason = getattr(error, "reason", None) or _NO_PEM
     return f"{names}: {_WORDS.get(reason, reason)}"

@@ -23,7 +23,9 @@ def tell_strays(where: str, offsets: Sequence[int]) -> None:
             "%s: records that are no worker's, %d of them, the first at offset %d. They are passed"
             " over, and nothing is published twice. Workers alone may have the right to write"
             " there: find out who else has it. `durabill audit` tells of each",
-            *(where, len(offsets), offsets[0]),
+            where,
+            len(offsets),
+            offsets[0],
         )
 
 
